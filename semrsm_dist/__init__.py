@@ -1,0 +1,1 @@
+"""Semantic representational similarity matrices of vision models, at any scale."""

@@ -1,0 +1,177 @@
+"""Which pairs of images are solved together: panels, tiles, and blocks of tiles.
+
+A *panel* is a run of consecutive images, the chunk of the feature store. A *tile* is the pairs of a row
+panel and a column panel, the chunk of the result store and the unit of resuming. A *block* is the tiles
+one task solves, so that panels are loaded once for many tiles.
+
+Everything here is a pure function. The invariants, which the tests check: the tiles of a layout cover every
+pair exactly once (of the upper triangle, with its diagonal, in a symmetric layout), and the blocks
+of a plan hold every wanted tile exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from semrsm_dist.errors import ConfigError
+
+LARGEST_TILE = 256
+"""Sides beyond this make a tile's result so late that progress and resuming grow coarse."""
+
+FEWEST_PANELS = 12
+"""A matrix has at least this many panels a side, if it has that many images: enough tiles to share out."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tile:
+    """The pairs of row panel `row` and column panel `column` of one layer."""
+
+    layer: str
+    row: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.row}.{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an N x M matrix is cut into tiles.
+
+    Parameters
+    ----------
+    n_rows, n_columns
+        Number of images that the rows and the columns stand for.
+    side
+        Images of a panel; the last panel may have fewer.
+    symmetric
+        Rows and columns are the same images: only tiles with `row <= column` are solved.
+    """
+
+    n_rows: int
+    n_columns: int
+    side: int
+    symmetric: bool
+
+    @property
+    def row_panels(self) -> int:
+        """Number of row panels."""
+        return -(-self.n_rows // self.side)
+
+    @property
+    def column_panels(self) -> int:
+        """Number of column panels."""
+        return -(-self.n_columns // self.side)
+
+    def rows(self, panel: int) -> slice:
+        """Return the image indices of a row panel."""
+        return slice(panel * self.side, min((panel + 1) * self.side, self.n_rows))
+
+    def columns(self, panel: int) -> slice:
+        """Return the image indices of a column panel."""
+        return slice(panel * self.side, min((panel + 1) * self.side, self.n_columns))
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Yield every tile to solve as (row panel, column panel), row by row."""
+        for row in range(self.row_panels):
+            for column in range(row if self.symmetric else 0, self.column_panels):
+                yield row, column
+
+    def n_pairs(self, row: int, column: int) -> int:
+        """Return the number of pairs that a tile solves; the diagonal of a matrix needs no solving."""
+        height = self.rows(row).stop - self.rows(row).start
+        width = self.columns(column).stop - self.columns(column).start
+        return height * (height - 1) // 2 if self.symmetric and row == column else height * width
+
+    @property
+    def total_pairs(self) -> int:
+        """Return the number of pairs that the whole matrix solves."""
+        if self.symmetric:
+            return self.n_rows * (self.n_rows - 1) // 2
+        return self.n_rows * self.n_columns
+
+
+def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
+    """Choose the images of a panel: a power of two that fits the memory and leaves enough tiles.
+
+    Parameters
+    ----------
+    n_images
+        Images on the longer side of the matrix.
+    image_bytes
+        Memory that one image of a loaded panel takes, in bytes.
+    budget
+        Memory that one worker may use for panels, in bytes. Two panels must fit: a row and a column.
+
+    Returns
+    -------
+    int
+        Between 1 and `LARGEST_TILE`.
+
+    Raises
+    ------
+    ConfigError
+        If not even two single images fit.
+    """
+    if 2 * image_bytes > budget:
+        raise ConfigError(
+            f"matching.worker_memory leaves {budget} bytes for features, but a pair of images takes {2 * image_bytes}; "
+            f"no pair can be matched: raise matching.worker_memory to at least {2 * image_bytes // 2**20 + 64} MiB, or "
+            "choose a layer with fewer tokens or channels"
+        )
+    side = 1
+    while side < LARGEST_TILE and 4 * side * image_bytes <= budget and 2 * side * FEWEST_PANELS <= n_images:
+        side *= 2
+    return side
+
+
+def plan_blocks(layout: Layout, wanted: Collection[tuple[int, int]], block_side: int) -> list[list[tuple[int, int]]]:
+    """Group tiles into square blocks of up to `block_side` x `block_side` tiles.
+
+    Parameters
+    ----------
+    layout
+        The layout that the tiles belong to.
+    wanted
+        The tiles still to solve: a subset of `layout.tiles()`.
+    block_side
+        Row panels that a task holds in memory at once.
+
+    Returns
+    -------
+    list of list
+        Every wanted tile in exactly one block. Within a block the tiles are ordered by column, so that
+        a worker that holds the block's row panels loads each column panel once.
+    """
+    known = set(layout.tiles())
+    strangers = set(wanted) - known
+    if strangers:
+        raise ValueError(f"tiles {sorted(strangers)[:3]} are not part of the layout")
+
+    def block(tile: tuple[int, int]) -> tuple[int, int]:
+        return tile[0] // block_side, tile[1] // block_side
+
+    ordered = sorted(wanted, key=block)
+    return [sorted(tiles, key=lambda tile: (tile[1], tile[0])) for _, tiles in groupby(ordered, key=block)]
+
+
+def split_tail(blocks: Sequence[list[tuple[int, int]]], workers: int) -> list[list[tuple[int, int]]]:
+    """Break the smallest blocks into single tiles, so that all workers end at about the same time.
+
+    Parameters
+    ----------
+    blocks
+        The blocks of one plan, in the order in which they will run, largest first.
+    workers
+        Number of workers that share them. About as many blocks are broken up as there are workers.
+
+    Returns
+    -------
+    list of list
+        The same tiles: large blocks first, single tiles at the end.
+    """
+    head = len(blocks) - min(workers, len(blocks))
+    tail = [[tile] for block in blocks[head:] for tile in block]
+    return [*blocks[:head], *tail]

@@ -1,0 +1,151 @@
+"""The engine that needs no cluster: threads in this process, over kernels that release the GIL."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+
+from semrsm_dist.engine.machine import available_cpus, available_gpus, available_memory, limit_threads
+from semrsm_dist.engine.protocol import Crash, Event, Finished, Progress, Resources, Task, Worker, run_worker
+from semrsm_dist.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Runs workers as threads of this process.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Threads; default the CPUs that the container allows.
+
+    Raises
+    ------
+    ConfigError
+        If `workers` is below 1.
+    """
+
+    name = "local"
+
+    def __init__(self, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(
+                f"workers={workers}: at least one worker is needed, or leave it out for all CPUs"
+            )
+        self._slots = workers or available_cpus()
+        self._memory = available_memory()
+        self._gpus = available_gpus()
+
+    @property
+    def slots(self) -> int:
+        """CPU slots for workers."""
+        return self._slots
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this machine."""
+        return self._gpus
+
+    def start_tasks(self, worker: Worker, resources: Resources) -> LocalPool:
+        """Return a pool with as many threads as the CPUs and the memory allow; all call the same `worker`."""
+        threads = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
+        if resources.memory:
+            threads = min(threads, self._memory // resources.memory)
+        return LocalPool(lambda: worker, max(1, threads), resources)
+
+    def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
+        """Return a pool of `count` threads, each with the worker that `factory` made inside it."""
+        return LocalPool(factory, max(1, count), resources)
+
+    def describe(self) -> dict[str, object]:
+        """Return what the container allows: one node, its CPU slots, GPUs and memory in bytes."""
+        return {
+            "engine": self.name,
+            "nodes": 1,
+            "cpus": self._slots,
+            "gpus": self._gpus,
+            "memory": self._memory,
+        }
+
+    def close(self) -> None:
+        """Nothing outlives the pools."""
+
+
+class LocalPool:
+    """A bounded set of threads, one worker each; see `semrsm_dist.engine.protocol.Pool`."""
+
+    def __init__(self, factory: Callable[[], Worker], count: int, resources: Resources) -> None:
+        self._factory = factory
+        self._cpus = resources.cpus
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._limits = limit_threads(resources.cpus)
+        # Daemon threads, so that a driver which dies without closing its pool exits; close() joins them.
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"semrsm-worker-{k}", daemon=True) for k in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def capacity(self) -> int:
+        """Return one running and one waiting task per thread."""
+        return 2 * len(self._threads)
+
+    def submit(self, task: Task) -> None:
+        """Queue a task for the next free thread."""
+        self._tasks.put(task)
+
+    def collect(self, timeout: float) -> list[Event]:
+        """Return receipts as they were yielded and the tasks that ended; raise what a factory raised."""
+        events: list[Event] = []
+        try:
+            item = self._events.get(timeout=timeout) if timeout > 0 else self._events.get_nowait()
+            while True:
+                if isinstance(item, BaseException):
+                    raise item
+                events.append(item)
+                item = self._events.get_nowait()
+        except queue.Empty:
+            return events
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Join all threads, after the queued tasks or with `cancel` after the unit each is at."""
+        if cancel:
+            self._cancelled.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._limits.restore_original_limits()
+
+    def _serve(self) -> None:
+        try:
+            limit_threads(self._cpus)
+            worker = self._factory()
+            limit_threads(self._cpus)  # again: the factory may have loaded libraries
+        except BaseException as error:  # noqa: BLE001 - raised again in the driver by collect()
+            self._events.put(error)
+            return
+        while (task := self._tasks.get()) is not None:
+            if self._cancelled.is_set():
+                return
+            try:
+                self._run(worker, task)
+            except BaseException:  # noqa: BLE001 - SystemExit and the like must not lose the task
+                self._events.put(Finished(task, error=traceback.format_exc()))
+
+    def _run(self, worker: Worker, task: Task) -> None:
+        error = None
+        for item in run_worker(worker, task.units):
+            if isinstance(item, Crash):
+                error = item.error
+            else:
+                self._events.put(Progress(task, item))
+            if self._cancelled.is_set():
+                return  # leaving the loop closes the worker's generator
+        self._events.put(Finished(task, error=error))

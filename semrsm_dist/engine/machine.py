@@ -1,0 +1,85 @@
+"""What this machine, or the container around this process, has to offer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from threadpoolctl import threadpool_limits
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+
+
+def available_cpus() -> int:
+    """Return the CPUs this process may use: its affinity, cut to the container's quota, at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroup_folders("cpu"):
+        quota = _cpu_quota(folder)
+        if quota is not None:
+            count = min(count, max(1, int(quota)))
+    return max(1, count)
+
+
+def available_memory() -> int:
+    """Return the bytes of memory this process may use: the machine's total, cut to the container's limit."""
+    limit = int(psutil.virtual_memory().total)
+    for folder in _cgroup_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name)
+            if text.isdigit():  # "max" and a missing file both mean no limit here
+                limit = min(limit, int(text))
+    return limit
+
+
+def available_gpus() -> int:
+    """Return the NVIDIA GPUs this process may use, without loading a GPU library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = sum(1 for path in Path("/dev").glob("nvidia*") if path.name[len("nvidia") :].isdigit())
+    if visible is None:
+        return devices
+    names = [name.strip() for name in visible.split(",")]
+    return min(devices, sum(1 for name in names if name and name != "-1"))
+
+
+def limit_threads(cpus: float) -> threadpool_limits:
+    """Cap the threads of BLAS and OpenMP at `cpus` (at least 1) and return the handle that restores them.
+
+    OpenMP keeps its limit per thread, so this is called in each worker's own thread; libraries loaded later are
+    not covered, so it is called again after a model has been loaded.
+    """
+    return threadpool_limits(limits=max(1, int(cpus)))
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield the folders whose limits bind this process, its own and all above it (cgroup v2, then v1)."""
+    for line in _read(CGROUP_OF_PROCESS).splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            root = CGROUP_ROOT
+        elif controller in controllers.split(","):
+            root = CGROUP_ROOT / controller
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        yield folder
+        # Inside a container the path is often the host's and absent here: the limits are then at the root.
+        yield from (parent for parent in folder.parents if parent.is_relative_to(root))
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 mean no quota
+        return int(quota) / int(period)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

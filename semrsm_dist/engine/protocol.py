@@ -1,0 +1,182 @@
+"""What an engine is: the words that the scheduler, the pipeline and both engines share.
+
+A *unit* is the smallest piece of work that is recorded (one tile, one batch of images). A *task* is a batch
+of units handed to one worker call. The worker writes its results to the store itself and says so with one
+small *receipt* per unit: only receipts travel back to the driver.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker needs while it runs.
+
+    Parameters
+    ----------
+    cpus : float
+        CPU slots; also the number of threads that BLAS and OpenMP may use inside the worker.
+    gpus : float
+        GPUs.
+    memory : int, optional
+        Bytes of memory; None asks for no particular amount.
+    """
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.cpus:g} CPU"]
+        if self.gpus:
+            words.append(f"{self.gpus:g} GPU")
+        if self.memory:
+            words.append(f"{self.memory / 2**30:.1f} GiB memory")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker says of one finished or failed unit; small and picklable.
+
+    Parameters
+    ----------
+    unit : Hashable
+        The unit it speaks of.
+    error : str, optional
+        None when the unit's result is in the store, otherwise what went wrong.
+    counts : Mapping[str, float]
+        Whatever adds up over units: pairs, seconds, bytes.
+    fatal : bool
+        The cause would fail every other unit too (disk full, read-only store): the run stops at once.
+    """
+
+    unit: Hashable
+    error: str | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch of units for one worker call; `cost` only orders tasks, in whatever measure the planner has."""
+
+    units: tuple[Hashable, ...]
+    cost: float = 1.0
+
+
+Worker: TypeAlias = Callable[[tuple[Hashable, ...]], Iterator[Receipt]]
+"""A picklable callable that yields a receipt per unit as it finishes.
+
+It may be called for a unit again after a fault, so its writes must be idempotent; the local engine calls one
+worker from several threads at once.
+"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A worker has yielded a receipt."""
+
+    task: Task
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task has ended.
+
+    Parameters
+    ----------
+    task : Task
+        The task.
+    error : str, optional
+        Why the task died as a whole, None when it ran to its end (its units may still have failed).
+    system : bool
+        True when not the worker's code but its process or node was lost.
+    """
+
+    task: Task
+    error: str | None = None
+    system: bool = False
+
+
+Event: TypeAlias = Progress | Finished
+
+
+class Pool(Protocol):
+    """Workers of one kind, running.
+
+    If workers cannot be had at all (the factory of stateful workers raises, all of them are dead), `collect`
+    raises the cause.
+    """
+
+    def capacity(self) -> int:
+        """Return how many tasks may be in flight now; it can change from call to call."""
+        ...
+
+    def submit(self, task: Task) -> None:
+        """Hand over a task; returns at once."""
+        ...
+
+    def collect(self, timeout: float) -> list[Event]:
+        """Return what has happened since the last call, waiting up to `timeout` seconds for a first event."""
+        ...
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Release the workers: after their tasks, or with `cancel` as soon as they can be stopped."""
+        ...
+
+
+class Engine(Protocol):
+    """Where workers run."""
+
+    name: str
+
+    @property
+    def slots(self) -> int:
+        """CPU slots for workers."""
+        ...
+
+    @property
+    def gpus(self) -> int:
+        """GPUs for workers."""
+        ...
+
+    def start_tasks(self, worker: Worker, resources: Resources) -> Pool:
+        """Return a pool that runs a stateless worker."""
+        ...
+
+    def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> Pool:
+        """Return a pool of `count` stateful workers; `factory` is called where each of them lives."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Return nodes, CPUs, GPUs and memory (bytes), for a summary."""
+        ...
+
+    def close(self) -> None:
+        """Give back whatever the engine has started."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The traceback of an exception that escaped a worker."""
+
+    error: str
+
+
+def run_worker(worker: Worker, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
+    """Yield the worker's receipts and, if an exception escapes it, a `Crash` as the last item.
+
+    Both engines call workers through here, so that a failing worker reads the same on both.
+    """
+    try:
+        yield from worker(units)
+    except Exception:  # noqa: BLE001 - whatever a worker raises is recorded against its units
+        yield Crash(traceback.format_exc())

@@ -173,7 +173,9 @@ class RunConfig(_Section):
         if isinstance(self.queries, FeaturesData) and isinstance(self.data, FeaturesData):
             missing = set(self.queries.layers) ^ set(self.data.layers)
             if missing:
-                raise ValueError(f"data and queries must name the same layers; only one has {sorted(missing)}")
+                raise ValueError(
+                    f"data and queries must name the same layers; only one has {sorted(missing)}"
+                )
         if ready and self.model is not None:
             raise ValueError("ready-made features need no model; remove the section model")
         if not ready and self.model is None:
@@ -227,7 +229,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_config(
-    document: Mapping[str, Any], *, origin: str = "configuration", lines: Mapping[tuple[str, ...], int] | None = None
+    document: Mapping[str, Any],
+    *,
+    origin: str = "configuration",
+    lines: Mapping[tuple[str, ...], int] | None = None,
 ) -> RunConfig:
     """Validate a configuration given as nested mappings.
 
@@ -259,7 +264,11 @@ def numbers_of(section: BaseModel) -> dict[str, Any]:
 def _is_marked(metadata: Sequence[object], annotation: object) -> bool:
     if any(isinstance(mark, Numbers) for mark in metadata):
         return True
-    return any(isinstance(mark, Numbers) for part in get_args(annotation) for mark in getattr(part, "__metadata__", ()))
+    return any(
+        isinstance(mark, Numbers)
+        for part in get_args(annotation)
+        for mark in getattr(part, "__metadata__", ())
+    )
 
 
 def _read_scientific(value: Any) -> Any:

@@ -34,18 +34,21 @@ def guess_pair_seconds(matcher: str, n_tokens: int, n_channels: int) -> float:
         S and C.
     """
     product = 2.0 * n_tokens * n_tokens * n_channels / 60e9
+    square = float(n_tokens) * n_tokens
     matching = {
-        "auction": 3e-9 * n_tokens**1.9,
-        "hungarian": 6e-10 * n_tokens**2.9,
-        "batch-optimal": 6e-10 * n_tokens * min(n_tokens, 512) ** 1.9,
-        "topk-greedy": 4e-8 * n_tokens**2,
-        "greedy": 4e-8 * n_tokens**2,
+        "auction": 3e-9 * math.pow(n_tokens, 1.9),
+        "hungarian": 6e-10 * math.pow(n_tokens, 2.9),
+        "batch-optimal": 6e-10 * n_tokens * math.pow(min(n_tokens, 512), 1.9),
+        "topk-greedy": 4e-8 * square,
+        "greedy": 4e-8 * square,
         "identity": 1e-9 * n_tokens * n_channels,
-    }.get(matcher, 1e-8 * n_tokens**2)
+    }.get(matcher, 1e-8 * square)
     return product + matching + 2e-6
 
 
-def choose_block_side(pair_seconds: float, side: int, target_seconds: float, panel_bytes: int, budget: int) -> int:
+def choose_block_side(
+    pair_seconds: float, side: int, target_seconds: float, panel_bytes: int, budget: int
+) -> int:
     """Choose how many panels a side a task's block spans.
 
     Parameters

@@ -67,11 +67,11 @@ class Layout:
 
     def rows(self, panel: int) -> slice:
         """Return the image indices of a row panel."""
-        return slice(panel * self.side, min((panel + 1) * self.side, self.n_rows))
+        return slice(panel * self.side, panel * self.side + self._height(panel))
 
     def columns(self, panel: int) -> slice:
         """Return the image indices of a column panel."""
-        return slice(panel * self.side, min((panel + 1) * self.side, self.n_columns))
+        return slice(panel * self.side, panel * self.side + self._width(panel))
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield every tile to solve as (row panel, column panel), row by row."""
@@ -81,9 +81,10 @@ class Layout:
 
     def n_pairs(self, row: int, column: int) -> int:
         """Return the number of pairs that a tile solves; the diagonal of a matrix needs no solving."""
-        height = self.rows(row).stop - self.rows(row).start
-        width = self.columns(column).stop - self.columns(column).start
-        return height * (height - 1) // 2 if self.symmetric and row == column else height * width
+        height = self._height(row)
+        return (
+            height * (height - 1) // 2 if self.symmetric and row == column else height * self._width(column)
+        )
 
     @property
     def total_pairs(self) -> int:
@@ -91,6 +92,12 @@ class Layout:
         if self.symmetric:
             return self.n_rows * (self.n_rows - 1) // 2
         return self.n_rows * self.n_columns
+
+    def _height(self, row: int) -> int:
+        return min(self.side, self.n_rows - row * self.side)
+
+    def _width(self, column: int) -> int:
+        return min(self.side, self.n_columns - column * self.side)
 
 
 def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
@@ -117,9 +124,9 @@ def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
     """
     if 2 * image_bytes > budget:
         raise ConfigError(
-            f"matching.worker_memory leaves {budget} bytes for features, but a pair of images takes {2 * image_bytes}; "
-            f"no pair can be matched: raise matching.worker_memory to at least {2 * image_bytes // 2**20 + 64} MiB, or "
-            "choose a layer with fewer tokens or channels"
+            f"matching.worker_memory leaves {budget} bytes for features, but a pair of images takes "
+            f"{2 * image_bytes}; no pair can be matched: raise matching.worker_memory to at least "
+            f"{2 * image_bytes // 2**20 + 64} MiB, or choose a layer with fewer tokens or channels"
         )
     side = 1
     while side < LARGEST_TILE and 4 * side * image_bytes <= budget and 2 * side * FEWEST_PANELS <= n_images:
@@ -127,7 +134,9 @@ def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
     return side
 
 
-def plan_blocks(layout: Layout, wanted: Collection[tuple[int, int]], block_side: int) -> list[list[tuple[int, int]]]:
+def plan_blocks(
+    layout: Layout, wanted: Collection[tuple[int, int]], block_side: int
+) -> list[list[tuple[int, int]]]:
     """Group tiles into square blocks of up to `block_side` x `block_side` tiles.
 
     Parameters

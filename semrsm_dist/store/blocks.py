@@ -1,0 +1,93 @@
+"""The solved tiles of a layer: what a run computes, and what a resume counts.
+
+One chunk holds the three numbers of every pair of a tile: the matched inner product, the inner product position by
+position, and the certified gap. They are written together, so that a tile is there or is not.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from semrsm_dist.store import chunks
+
+QUANTITIES = ("matched", "identity", "gap")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStore:
+    """The solved tiles of one layer.
+
+    Parameters
+    ----------
+    root
+        The run's group of blocks.
+    layer
+        Name of the layer.
+    """
+
+    root: Path
+    layer: str
+
+    def create(self, n_rows: int, n_columns: int, side: int) -> None:
+        """Make the array, or check that the one that is there fits."""
+        chunks.create_array(
+            self.root,
+            self.layer,
+            shape=(len(QUANTITIES), n_rows, n_columns),
+            chunks=(len(QUANTITIES), side, side),
+            dtype="float64",
+            dimension_names=("quantity", "image_i", "image_j"),
+            attributes={"quantities": list(QUANTITIES)},
+        )
+
+    def open(self) -> zarr.Array[Any]:
+        """Open the array, for many reads or writes."""
+        return chunks.open_array(self.root, self.layer)
+
+    def write(
+        self,
+        tile: tuple[int, int],
+        matched: NDArray[np.float64],
+        identity: NDArray[np.float64],
+        gap: NDArray[np.float64],
+    ) -> None:
+        """Write one tile: three (R, K) arrays.
+
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        chunks.write_chunk(self.open(), (0, *tile), np.stack([matched, identity, gap]))
+
+    def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
+        """Return (3, R, K): matched, identity and gap of one tile.
+
+        Raises
+        ------
+        StorageError
+            If it is damaged.
+        """
+        return chunks.read_chunk(self.open(), (0, *tile))
+
+    def present(self) -> set[tuple[int, int]]:
+        """Return the tiles that are there, without reading them."""
+        return {(index[1], index[2]) for index in chunks.list_chunks(self.root, self.layer)}
+
+    def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
+        """Delete the tiles that cannot be decoded, and return them."""
+        array = self.open()
+        tiles = sorted(self.present())
+        with ThreadPoolExecutor(threads) as pool:
+            intact = list(pool.map(lambda tile: chunks.is_decodable(array, (0, *tile)), tiles))
+        damaged = [tile for tile, ok in zip(tiles, intact, strict=True) if not ok]
+        for tile in damaged:
+            chunks.delete_chunk(self.root, self.layer, (0, *tile))
+        return damaged

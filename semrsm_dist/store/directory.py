@@ -1,0 +1,244 @@
+"""The run directory: what lies where, who may write, and the record that a resume is checked against.
+
+<run>/
+  run.json            the record: fingerprint, layers and their sizes, configuration, versions
+  images.parquet      the manifest (queries.parquet in a rectangular run)
+  features.zarr/      <side>/<layer>/: features, squared norms, pooled vectors
+  blocks.zarr/        <layer>: solved tiles, the truth that a resume counts
+  rsm.zarr/           <layer>/: the final matrices, for xarray
+  events.jsonl        what happened when, for people
+  summary.json        the last summary
+  figures/            pictures of the matrices
+  lock                held by the driver at work
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+
+FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Storage errors that no retry mends."""
+
+
+class RunDirectory:
+    """Paths and small files of one run.
+
+    Parameters
+    ----------
+    path
+        The run directory. On a cluster it must be on a file system that all nodes share.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def features(self) -> Path:
+        """The Zarr group of features."""
+        return self.path / "features.zarr"
+
+    @property
+    def blocks(self) -> Path:
+        """The Zarr group of solved tiles."""
+        return self.path / "blocks.zarr"
+
+    @property
+    def matrices(self) -> Path:
+        """The Zarr group of final matrices."""
+        return self.path / "rsm.zarr"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    def manifest(self, side: str) -> Path:
+        """Return the path of the manifest of `images` or `queries`."""
+        return self.path / f"{side}.parquet"
+
+    def create(self) -> None:
+        """Make the directory.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: the run directory cannot be made ({error.strerror}); nothing was computed: choose a "
+                "directory that can be written to with run: or --set run=..."
+            ) from error
+
+    def read_record(self) -> dict[str, Any] | None:
+        """Return the record of the run that the directory holds, or None for a new one.
+
+        Raises
+        ------
+        ConfigError
+            If the directory holds something else than a run: it is left untouched.
+        StorageError
+            If the record cannot be read.
+        """
+        path = self.path / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._refuse_foreign_files()
+            return None
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
+                "restore the file, or start a new run directory"
+            ) from error
+        if not isinstance(record, dict):
+            raise StorageError(
+                f"{path}: not the record of a run; restore the file, or start a new run directory"
+            )
+        return record
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace the record in one step, durable against a crash."""
+        write_atomically(self.path / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Keep the summary beside the results."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the last summary, or None."""
+        try:
+            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{self.path / 'summary.json'}: cannot be read ({error}); delete it"
+            ) from error
+        return summary if isinstance(summary, dict) else None
+
+    def append_event(self, event: str, **facts: object) -> None:
+        """Add a line to the ledger. The ledger is for people; nothing is decided by it."""
+        line = json.dumps({"time": time.time(), "event": event, **facts})
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as ledger:
+            ledger.write(line + "\n")
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """Yield the ledger's events, oldest first; a line that a kill cut short is passed over."""
+        try:
+            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for one driver.
+
+        The lock is the operating system's (`flock`), so the end of the process releases it, however it ends.
+
+        Raises
+        ------
+        ResumeError
+            If another driver holds it.
+        StorageError
+            If the directory cannot be written to or its file system has no locks.
+        """
+        path = self.path / "lock"
+        try:
+            handle = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"{path}: the run directory cannot be written to ({error.strerror}); nothing was computed: make it "
+                "writable, or choose another with run: or --set run=..."
+            ) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise ResumeError(
+                    f"{self.path}: another driver is at work on this run ({owner}); two would do the work twice: wait "
+                    "for it (semrsm status), or stop it first"
+                ) from error
+            except OSError as error:
+                raise StorageError(
+                    f"{path}: the file system has no locks ({error.strerror}), so two drivers could not be kept apart: "
+                    "put the run on a file system with flock, such as a local disk or NFS version 4"
+                ) from error
+            handle.seek(0)
+            handle.truncate()
+            handle.write(
+                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+            handle.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Tell whether a driver is at work on the run."""
+        try:
+            with (self.path / "lock").open("r", encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _refuse_foreign_files(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path}: run: must name a directory, this is a file; choose another path")
+        ours = {"lock", "events.jsonl", "images.parquet", "queries.parquet"}
+        try:
+            strangers = sorted(
+                entry.name for entry in self.path.iterdir() if entry.name.split(".tmp")[0] not in ours
+            )
+        except OSError as error:
+            raise StorageError(f"{self.path}: the run directory cannot be read ({error.strerror})") from error
+        if strangers:
+            raise ConfigError(
+                f"{self.path}: not empty and not a run (found {', '.join(strangers[:3])}); nothing was touched: choose "
+                "an empty or new directory"
+            )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file so that a reader or a crash sees the old or the new content, never a part.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); what was computed so far is kept: make room or make it "
+            "writable, then start the same command"
+        ) from error

@@ -1,0 +1,137 @@
+"""The feature store: per layer the concept vectors of all images, and what is cheap to keep beside them.
+
+A panel of images is one chunk. Beside the features stand the squared norms (float64) and the pooled vectors (mean
+over the tokens). The features are written last, so a panel whose feature chunk is present is complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import StorageError
+from semrsm_dist.store import chunks
+
+FEATURES = "features"
+SQUARED_NORM = "squared_norm"
+POOLED = "pooled"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """The features of one side (`images` or `queries`) in one layer.
+
+    Parameters
+    ----------
+    root
+        The run's feature group.
+    side, layer
+        Which of its sub-groups.
+    """
+
+    root: Path
+    side: str
+    layer: str
+
+    @property
+    def group(self) -> Path:
+        """Directory of the layer's group."""
+        return self.root / self.side / self.layer
+
+    def create(self, n_images: int, n_tokens: int, n_channels: int, panel: int, dtype: str) -> None:
+        """Make the arrays, or check that those that are there fit.
+
+        Parameters
+        ----------
+        n_images, n_tokens, n_channels
+            N, S and C.
+        panel
+            Images of a chunk.
+        dtype
+            `float32` or `float16`.
+        """
+        chunks.create_array(
+            self.group,
+            SQUARED_NORM,
+            shape=(n_images,),
+            chunks=(panel,),
+            dtype="float64",
+            dimension_names=("image",),
+        )
+        chunks.create_array(
+            self.group,
+            POOLED,
+            shape=(n_images, n_channels),
+            chunks=(panel, n_channels),
+            dtype="float32",
+            dimension_names=("image", "channel"),
+        )
+        chunks.create_array(
+            self.group,
+            FEATURES,
+            shape=(n_images, n_tokens, n_channels),
+            chunks=(panel, n_tokens, n_channels),
+            dtype=dtype,
+            dimension_names=("image", "token", "channel"),
+        )
+
+    def write_panel(self, index: int, z: NDArray[np.floating[Any]]) -> None:
+        """Write a panel with its norms and pooled vectors.
+
+        Parameters
+        ----------
+        index
+            Number of the panel.
+        z
+            (T, S, C) finite features. Norms are those of the values as stored, after rounding to the store's type.
+
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        features = chunks.open_array(self.group, FEATURES)
+        stored = np.ascontiguousarray(z, dtype=features.dtype)
+        wide = stored.astype(np.float64)
+        chunks.write_chunk(
+            chunks.open_array(self.group, SQUARED_NORM), (index,), np.einsum("tsc,tsc->t", wide, wide)
+        )
+        pooled = wide.mean(axis=1).astype(np.float32)
+        chunks.write_chunk(chunks.open_array(self.group, POOLED), (index, 0), pooled)
+        chunks.write_chunk(features, (index, 0, 0), stored)
+
+    def present(self) -> set[int]:
+        """Return the numbers of the panels that are complete."""
+        return {index[0] for index in chunks.list_chunks(self.group, FEATURES)}
+
+    def read(self, images: slice) -> NDArray[np.floating[Any]]:
+        """Return (T, S, C) features of consecutive images, in the stored type.
+
+        Raises
+        ------
+        StorageError
+            If they are missing or damaged.
+        """
+        array = chunks.open_array(self.group, FEATURES)
+        _, n_tokens, n_channels = array.shape
+        z = chunks.read_region(array, (images, slice(0, n_tokens), slice(0, n_channels)))
+        if np.isnan(z[:, 0, 0]).any():
+            raise StorageError(
+                f"{self.group}: features of images {images.start} to {images.stop - 1} are missing; pairs with them "
+                "cannot be matched: start the same command, which extracts them again"
+            )
+        return z
+
+    def read_squared_norms(self) -> NDArray[np.float64]:
+        """Return (N,) squared norms."""
+        array = chunks.open_array(self.group, SQUARED_NORM)
+        return chunks.read_region(array, (slice(0, array.shape[0]),))
+
+    def read_pooled(self) -> NDArray[np.float32]:
+        """Return (N, C) mean concept vectors."""
+        array = chunks.open_array(self.group, POOLED)
+        return chunks.read_region(array, tuple(slice(0, length) for length in array.shape))

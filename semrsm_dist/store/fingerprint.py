@@ -1,0 +1,71 @@
+"""What a run's numbers depend on, and the comparison that guards a resume.
+
+A fingerprint is a flat mapping from a field's dotted name to a JSON value. Only what alters the entries of
+a matrix belongs in it: the images' content, the weights, the preprocessing, the matcher and its
+parameters. Workers, memory, retries and batch sizes do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from semrsm_dist.errors import ResumeError
+
+Fingerprint = dict[str, Any]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Fingerprint:
+    """Flatten nested mappings to dotted names, with values as JSON would give them back.
+
+    >>> flatten({"model": {"name": "vit", "size": (96, 96)}})
+    {'model.name': 'vit', 'model.size': [96, 96]}
+    """
+    flat: Fingerprint = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = json.loads(json.dumps(value))
+    return flat
+
+
+def differences(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (field, recorded value, requested value) where two fingerprints differ, sorted by field."""
+    fields = sorted(recorded.keys() | requested.keys())
+    absent = object()
+    rows = [(name, recorded.get(name, absent), requested.get(name, absent)) for name in fields]
+    return [
+        (name, "(absent)" if old is absent else old, "(absent)" if new is absent else new)
+        for name, old, new in rows
+        if old != new
+    ]
+
+
+def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run: object) -> None:
+    """Refuse to continue a run whose numbers would change.
+
+    Raises
+    ------
+    ResumeError
+        With one line per field that differs, and the way out.
+    """
+    changed = differences(recorded, requested)
+    if not changed:
+        return
+    width = max(len(name) for name, _, _ in changed)
+    lines = [f"  {name:<{width}}  {_short(old)} -> {_short(new)}" for name, old, new in changed]
+    raise ResumeError(
+        f"{run}: the run holds results of another configuration; continuing would mix two different matrices, so "
+        "nothing was changed. Recorded -> requested:\n"
+        + "\n".join(lines)
+        + "\nGo back to the recorded values to continue, or give the new configuration a directory of its own "
+        "(--set run=...)."
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."

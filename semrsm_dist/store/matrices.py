@@ -1,0 +1,113 @@
+"""The final matrices of a layer: an xarray data set in a Zarr group.
+
+Dimensions are `image_i` (rows) and `image_j` (columns), with the image ids as coordinates and labels beside them. A
+symmetric matrix is stored whole, so that every reader gets rows as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import IncompleteError
+from semrsm_dist.store import chunks
+
+DIMENSIONS = ("image_i", "image_j")
+COMPLETE = "complete"
+
+
+class MatrixStore:
+    """The final matrices of one layer.
+
+    Parameters
+    ----------
+    root
+        The run's group of matrices.
+    layer
+        Name of the layer.
+    """
+
+    def __init__(self, root: Path, layer: str) -> None:
+        self.root = root
+        self.layer = layer
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    @property
+    def group(self) -> Path:
+        """Directory of the layer's group."""
+        return self.root / self.layer
+
+    def read_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the layer's group; empty if there is none."""
+        try:
+            return dict(zarr.open_group(self.group, mode="r", use_consolidated=False).attrs)
+        except FileNotFoundError:
+            return {}
+
+    def begin(self, attributes: Mapping[str, Any]) -> None:
+        """Open the group for writing; until `finish` it counts as incomplete."""
+        group = zarr.open_group(self.group, mode="a", use_consolidated=False)
+        group.attrs.put({**attributes, COMPLETE: False})
+
+    def add_matrix(self, name: str, shape: tuple[int, int], side: int, attributes: dict[str, Any]) -> None:
+        """Make one matrix, or reopen it."""
+        array = chunks.create_array(
+            self.group,
+            name,
+            shape=shape,
+            chunks=(side, side),
+            dtype="float64",
+            dimension_names=DIMENSIONS,
+            attributes=attributes,
+        )
+        array.attrs.put(attributes)
+        self._arrays[name] = array
+
+    def write(self, name: str, tile: tuple[int, int], values: NDArray[np.float64]) -> None:
+        """Write one chunk of a matrix of this session's `add_matrix`."""
+        chunks.write_chunk(self._arrays[name], tile, np.ascontiguousarray(values))
+
+    def write_coordinate(
+        self, name: str, dimension: str, values: Sequence[str] | NDArray[np.float64]
+    ) -> None:
+        """Write a coordinate of one dimension: text or numbers, replacing what is there."""
+        group = zarr.open_group(self.group, mode="a", use_consolidated=False)
+        text = not isinstance(values, np.ndarray)
+        array = group.create_array(
+            name,
+            shape=(len(values),),
+            dtype="str" if text else "float64",
+            dimension_names=(dimension,),
+            overwrite=True,
+        )
+        array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
+
+    def finish(self) -> None:
+        """Mark the layer complete and gather its metadata, so that it opens in one read."""
+        zarr.open_group(self.group, mode="a", use_consolidated=False).attrs[COMPLETE] = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+            zarr.consolidate_metadata(self.group)
+
+    def open(self) -> xr.Dataset:
+        """Open the layer lazily.
+
+        Raises
+        ------
+        IncompleteError
+            If it has not been assembled.
+        """
+        if not self.read_attributes().get(COMPLETE, False):
+            raise IncompleteError(
+                f"{self.group}: the matrices of layer {self.layer!r} are not assembled yet; start the run's command "
+                "again to finish it (semrsm status tells how far it is)"
+            )
+        dataset: xr.Dataset = xr.open_zarr(self.group, chunks=None)
+        return dataset

@@ -1,0 +1,156 @@
+"""The engine that spreads workers over a Ray cluster; Ray is imported here and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ray
+
+from semrsm_dist.engine.machine import available_cpus
+from semrsm_dist.engine.protocol import Resources, Worker
+from semrsm_dist.engine.ray_pools import ActorPool, TaskPool
+from semrsm_dist.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Workers write their results themselves and send back receipts, so the object store holds next to nothing.
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class RayEngine:
+    """Runs workers as Ray tasks and actors.
+
+    Parameters
+    ----------
+    address : str, optional
+        A running cluster (``host:port`` or ``"auto"``). None joins the cluster that the variable ``RAY_ADDRESS``
+        names, as it does inside a submitted job, and without that variable starts a Ray of its own on this
+        machine, which ends with the engine. A Ray that this process has already joined is used as it is.
+    workers : int, optional
+        At most this many CPU slots; default all that the cluster has or gets.
+
+    Raises
+    ------
+    ConfigError
+        If `workers` is below 1 or the cluster cannot be reached.
+    """
+
+    name = "ray"
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(
+                f"workers={workers}: at least one worker is needed, or leave it out for all CPUs"
+            )
+        self._workers = workers
+        self._joined = not ray.is_initialized()
+        if not self._joined:
+            return
+        if address is None and os.environ.get("RAY_ADDRESS"):
+            address = "auto"
+        with _signal_handlers_kept():
+            if address is None:
+                _start(workers or available_cpus())
+            else:
+                _join(address)
+
+    @property
+    def slots(self) -> int:
+        """CPU slots for workers: those of the cluster's living nodes, at most `workers`."""
+        return self._cap(self.fitting(Resources(cpus=1)))
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the cluster's living nodes."""
+        return int(sum(node.get("GPU", 0) for node in _living_nodes()))
+
+    def start_tasks(self, worker: Worker, resources: Resources) -> TaskPool:
+        """Return a pool that runs the worker in Ray tasks."""
+        return TaskPool(worker, resources, self.fitting, self._workers)
+
+    def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> ActorPool:
+        """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it."""
+        return ActorPool(factory, max(1, count), resources, self.fitting)
+
+    def describe(self) -> dict[str, object]:
+        """Return the cluster's living nodes and what they offer to workers (memory in bytes)."""
+        nodes = [node for node in _living_nodes() if node.get("CPU", 0) > 0]
+        return {
+            "engine": self.name,
+            "address": ray.get_runtime_context().gcs_address,
+            "nodes": len(nodes),
+            "cpus": self.slots,
+            "gpus": self.gpus,
+            "memory": int(sum(node.get("memory", 0) for node in nodes)),
+        }
+
+    def close(self) -> None:
+        """Leave the cluster, and end it if this engine started it; a Ray found running is left alone."""
+        if self._joined:
+            self._joined = False
+            ray.shutdown()
+
+    def fitting(self, resources: Resources) -> int:
+        """Return how many workers with these needs the living nodes could hold if they were idle."""
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
+        return sum(
+            int(min(node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0))
+            for node in _living_nodes()
+        )
+
+    def _cap(self, slots: int) -> int:
+        return slots if self._workers is None else min(slots, self._workers)
+
+
+def _living_nodes() -> list[Mapping[str, float]]:
+    """Return the resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _start(cpus: int) -> None:
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **_quiet(),
+    )
+
+
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"address={address!r}: Ray Client connections are not supported. Submit the run as a job instead "
+            "(ray job submit), or give the host:port of the cluster's head from one of its nodes"
+        )
+    try:
+        ray.init(address=address, **_quiet())
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot join the Ray cluster at address={address!r}: {error}. Check that it runs (ray status), or "
+            "leave the address out to start Ray on this machine"
+        ) from error
+
+
+def _quiet() -> dict[str, Any]:
+    """Keep Ray's chatter, and what workers print, off the driver's stderr; it is in Ray's log files."""
+    return {"log_to_driver": False, "logging_level": logging.WARNING}
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo the SIGTERM handler that ``ray.init`` installs: what SIGTERM does is the program's to say."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,347 @@
+"""Pools of Ray tasks and Ray actors.
+
+Each call streams its receipts back one by one, so progress is per unit and what was finished before a fault
+stays finished. Ray retries nothing by itself (``max_retries=0``, which also bounds the retries after the
+out-of-memory killer, endless by default): the scheduler alone counts attempts, unit by unit. Receipts are
+small, travel inline and survive the loss of the node that made them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayError, RayTaskError
+
+from semrsm_dist.engine.machine import limit_threads
+from semrsm_dist.engine.protocol import (
+    Crash,
+    Event,
+    Finished,
+    Progress,
+    Receipt,
+    Resources,
+    Task,
+    Worker,
+    run_worker,
+)
+from semrsm_dist.errors import SemrsmError, WorkError
+
+log = logging.getLogger(__name__)
+
+STALL_SECONDS = 60.0
+FIT_SECONDS = 2.0  # how old the driver's idea of the cluster's size may be
+ACTOR_RESTARTS = 3
+CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
+
+Fitting = Callable[[Resources], int]
+
+
+@dataclass(frozen=True)
+class _Payload:
+    """What a worker process needs: shipped once per pool, unpacked once per process."""
+
+    token: str
+    pickled: bytes
+    cpus: float
+    environment: dict[str, str]
+
+
+def _pack(thing: object, resources: Resources) -> ray.ObjectRef:
+    # Pickled apart from the payload, so that the variables are set before any module is imported for it.
+    environment = {name: text for name, text in os.environ.items() if name.startswith(CARRIED_VARIABLES)}
+    return ray.put(_Payload(uuid.uuid4().hex, cloudpickle.dumps(thing), resources.cpus, environment))
+
+
+def _unpack(payload: _Payload) -> Any:
+    os.environ.update(payload.environment)
+    thing = cloudpickle.loads(payload.pickled)
+    limit_threads(payload.cpus)  # after the imports: libraries not yet loaded cannot be limited
+    return thing
+
+
+_unpacked: dict[str, Worker] = {}  # in a worker process: the worker of the pool it served last
+
+
+@ray.remote(num_returns="streaming", max_retries=0)
+def _run_task(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
+    if payload.token not in _unpacked:
+        _unpacked.clear()
+        _unpacked[payload.token] = _unpack(payload)
+    yield from run_worker(_unpacked[payload.token], units)
+
+
+@ray.remote
+class _Actor:
+    """Holds one worker; a restarted actor makes it again."""
+
+    def __init__(self, payload: _Payload) -> None:
+        self._payload = payload
+        self._worker: Worker | None = None
+
+    def start(self) -> None:
+        """Call the factory: here and not in ``__init__``, whose exceptions Ray answers with restarts."""
+        if self._worker is None:
+            self._worker = _unpack(self._payload)()
+            limit_threads(self._payload.cpus)  # again: the factory may have loaded libraries
+
+    def run(self, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
+        self.start()
+        if self._worker is not None:
+            yield from run_worker(self._worker, units)
+
+
+class _Watch:
+    """Warns once a minute when nothing comes back because no node fits a worker."""
+
+    def __init__(self, resources: Resources, fitting: Fitting) -> None:
+        self._resources = resources
+        self._fitting = fitting
+        self._quiet_since = time.monotonic()
+        self._fit = 0
+        self._fit_until = 0.0
+
+    def fit(self) -> int:
+        """Return how many workers the cluster could hold, as of a moment ago."""
+        if time.monotonic() > self._fit_until:
+            self._fit = self._fitting(self._resources)
+            self._fit_until = time.monotonic() + FIT_SECONDS
+        return self._fit
+
+    def alive(self) -> None:
+        """Take note that work is coming back."""
+        self._quiet_since = time.monotonic()
+
+    def check(self, *, starved: bool = False) -> None:
+        """Warn if it has been quiet for long and nothing fits, or no worker could be placed (`starved`)."""
+        if time.monotonic() - self._quiet_since < STALL_SECONDS:
+            return
+        self.alive()
+        fit = self.fit()
+        if fit > 0 and not starved:
+            return  # long tasks
+        have = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU", "memory")}
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
+        log.warning(
+            "still waiting for room for a worker of %s: the cluster has %s, of which free %s, and could hold %d. "
+            "Add nodes, ask for less, or wait if the cluster is growing",
+            self._resources,
+            have or "nothing",
+            free or "nothing",
+            fit,
+        )
+
+
+class TaskPool:
+    """Stateless workers as Ray tasks; see `semrsm_dist.engine.protocol.Pool`."""
+
+    def __init__(self, worker: Worker, resources: Resources, fitting: Fitting, workers: int | None) -> None:
+        self._workers = workers
+        self._payload = _pack(worker, resources)
+        self._function = _run_task.options(**_options(resources))
+        self._calls: dict[ray.ObjectRefGenerator, Task] = {}
+        self._watch = _Watch(resources, fitting)
+
+    def capacity(self) -> int:
+        """Return two tasks per slot of the cluster as it is now, and at least two, so that it can grow from none.
+
+        Where `workers` keeps the pool below the cluster's size, only so many: Ray would run them all at once.
+        """
+        fit = self._watch.fit()
+        if self._workers is not None and self._workers < fit:
+            return self._workers
+        return max(2, 2 * fit)
+
+    def submit(self, task: Task) -> None:
+        """Hand the task to Ray."""
+        self._calls[self._function.remote(self._payload, task.units)] = task
+
+    def collect(self, timeout: float) -> list[Event]:
+        """Return the receipts that have arrived and the tasks that ended."""
+        events: list[Event] = []
+        for call in _ready(list(self._calls), timeout):
+            news = _read(call, self._calls[call])
+            events += news
+            if news and isinstance(news[-1], Finished):
+                del self._calls[call]
+        if events or not self._calls:
+            self._watch.alive()
+        else:
+            self._watch.check()
+        return events
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for the tasks in flight, or with `cancel` kill them."""
+        for call in self._calls:
+            if cancel:
+                ray.cancel(call, force=True)
+            else:
+                ray.wait([call.completed()], fetch_local=False)
+        self._calls.clear()
+
+
+@dataclass(eq=False)
+class _Member:
+    """One place for an actor: the actor, its pending start, and its calls, the running one first."""
+
+    actor: Any
+    starting: ray.ObjectRef | None
+    calls: deque[tuple[ray.ObjectRefGenerator, Task]] = field(default_factory=deque)
+
+
+class ActorPool:
+    """Stateful workers as Ray actors; see `semrsm_dist.engine.protocol.Pool`.
+
+    Ray restarts a lost actor up to three times; after that a new one takes its place. A call that was waiting
+    behind the one that was lost is given to another actor and counts no attempt.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Worker], count: int, resources: Resources, fitting: Fitting
+    ) -> None:
+        self._payload = _pack(factory, resources)
+        self._options = {**_options(resources), "max_restarts": ACTOR_RESTARTS, "max_task_retries": 0}
+        self._watch = _Watch(resources, fitting)
+        self._waiting: deque[Task] = deque()
+        self._failed_starts = 0  # in a row
+        self._members = [_Member(None, None) for _ in range(count)]
+        for member in self._members:
+            self._start(member, anew=True)
+
+    def capacity(self) -> int:
+        """Return two tasks per actor that is ready: one running and one queued."""
+        return 2 * sum(member.starting is None for member in self._members)
+
+    def submit(self, task: Task) -> None:
+        """Give the task to the least busy actor."""
+        self._waiting.append(task)
+        self._assign()
+
+    def collect(self, timeout: float) -> list[Event]:
+        """Return receipts and ended tasks; raise what the factory raised."""
+        by_call = {member.calls[0][0]: member for member in self._members if member.calls}
+        by_start = {member.starting: member for member in self._members if member.starting is not None}
+        events: list[Event] = []
+        for ready in _ready([*by_call, *by_start], timeout):
+            if ready in by_start:
+                self._finish_start(by_start[ready], ready)
+            else:
+                events += self._advance(by_call[ready])
+        self._assign()
+        if events:
+            self._watch.alive()
+        else:
+            self._watch.check(starved=self.capacity() == 0)
+        return events
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the actors, after the calls in flight or with `cancel` at once."""
+        for member in self._members:
+            for call, _ in () if cancel else member.calls:
+                ray.wait([call.completed()], fetch_local=False)
+            ray.kill(member.actor)
+        self._members.clear()
+
+    def _start(self, member: _Member, *, anew: bool) -> None:
+        if anew:
+            member.actor = _Actor.options(**self._options).remote(self._payload)
+        # Without end: while Ray restarts the actor it waits, and once the actor is dead for good it fails.
+        member.starting = member.actor.start.options(max_task_retries=-1).remote()
+
+    def _finish_start(self, member: _Member, ref: ray.ObjectRef) -> None:
+        try:
+            ray.get(ref)
+        except RayTaskError as error:
+            _raise_cause(error)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts > ACTOR_RESTARTS * len(self._members):
+                raise WorkError(
+                    f"the workers die before they are ready: {_one_line(error)}. Nothing can be computed; look "
+                    "at the memory of the nodes and at Ray's logs"
+                ) from error
+            self._start(member, anew=True)
+        else:
+            self._failed_starts = 0
+            member.starting = None
+
+    def _advance(self, member: _Member) -> list[Event]:
+        call, task = member.calls[0]
+        events = _read(call, task)
+        last = events[-1] if events else None
+        if isinstance(last, Finished):
+            member.calls.popleft()
+            if last.system:  # the actor is gone, and with it the calls that had not begun
+                self._waiting.extendleft(waiting for _, waiting in reversed(member.calls))
+                member.calls.clear()
+                self._start(member, anew=False)
+        return events
+
+    def _assign(self) -> None:
+        while self._waiting:
+            ready = [m for m in self._members if m.starting is None and len(m.calls) < 2]
+            if not ready:
+                return
+            member = min(ready, key=lambda m: len(m.calls))
+            task = self._waiting.popleft()
+            call = member.actor.run.options(num_returns="streaming").remote(task.units)
+            member.calls.append((call, task))
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory:
+        options["memory"] = resources.memory
+    return options
+
+
+def _ready(waitables: list[Any], timeout: float) -> list[Any]:
+    """Return all that have news, waiting up to `timeout` seconds for the first of them."""
+    if not waitables:
+        time.sleep(timeout)
+        return []
+    if not ray.wait(waitables, timeout=timeout, fetch_local=False)[0]:
+        return []
+    ready, _ = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)
+    return list(ready)
+
+
+def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
+    """Return what a call with news has to say; its end is always the last event."""
+    events: list[Event] = []
+    while True:
+        try:
+            item = ray.get(next(call))
+        except StopIteration:
+            return [*events, Finished(task)]
+        except RayTaskError as error:  # not the worker, which run_worker guards: it could not even be loaded
+            _raise_cause(error)
+        except RayError as error:
+            return [*events, Finished(task, error=_one_line(error), system=True)]
+        if isinstance(item, Crash):
+            return [*events, Finished(task, error=item.error)]
+        events.append(Progress(task, item))
+        if not call.next_ready():
+            return events
+
+
+def _raise_cause(error: RayTaskError) -> NoReturn:
+    """Raise in the driver what a worker met before it could work, in its own type."""
+    cause = error.cause
+    if isinstance(cause, SemrsmError):
+        raise cause from None
+    if isinstance(cause, Exception):
+        raise cause from error
+    raise error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

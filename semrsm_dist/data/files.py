@@ -1,0 +1,124 @@
+"""Images that are files: on a local disk, or in anything that pyarrow's file systems reach."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+from pyarrow import fs
+
+from semrsm_dist.data.decode import decode_with_mode
+from semrsm_dist.data.records import ImageRecord, LoadedImage, UnreadableImageError
+from semrsm_dist.errors import InputError, StorageError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+# What one image's absence or permissions explain; any other OSError is the storage failing, and worth a retry.
+_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class FileImages:
+    """The reading half of an `ImageSet` whose records name files in `uri`."""
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
+        return decode_with_mode(self._content(record), _name(record))[0]
+
+    def load(self, record: ImageRecord) -> LoadedImage:
+        """Return the decoded RGB image together with the hash of the file, both from one read."""
+        data = self._content(record)
+        image, mode = decode_with_mode(data, _name(record))
+        return LoadedImage(image, mode, hashlib.sha256(data).hexdigest(), len(data))
+
+    def digest(self, record: ImageRecord) -> str:
+        """Return the SHA-256 of the file's bytes."""
+        return hashlib.sha256(self._content(record)).hexdigest()
+
+    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+        """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
+        system, path = locate(record.uri)
+        try:
+            info = system.get_file_info(path)
+        except _ABOUT_THE_FILE:
+            return None
+        except OSError as error:
+            raise _storage_failure(record, error) from error
+        if info.type != fs.FileType.File or info.mtime_ns is None:
+            return None
+        return int(info.size), int(info.mtime_ns)
+
+    def _content(self, record: ImageRecord) -> bytes:
+        try:
+            system, path = locate(record.uri)
+            with system.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except _ABOUT_THE_FILE as error:
+            raise UnreadableImageError(_name(record), _why(error)) from error
+        except OSError as error:
+            raise _storage_failure(record, error) from error
+
+
+def is_uri(location: str) -> bool:
+    """Return whether a location is written as ``scheme://...`` rather than as a plain path."""
+    return _SCHEME.match(location) is not None
+
+
+def locate(location: str) -> tuple[fs.FileSystem, str]:
+    """Return pyarrow's file system for a path or URI, and the path within it.
+
+    Raises
+    ------
+    InputError
+        If the URI names a file system that pyarrow does not know.
+    """
+    if not is_uri(location):
+        return _local(), str(Path(location).absolute())
+    parts = urlsplit(location)
+    if parts.scheme == "file":
+        return _local(), unquote(parts.path)
+    # The path is joined by hand: pyarrow's URI parser refuses spaces and other characters that keys may hold.
+    query = f"?{parts.query}" if parts.query else ""
+    system, root = _remote(f"{parts.scheme}://{parts.netloc}/{query}")
+    return system, root.rstrip("/") + parts.path
+
+
+@lru_cache(maxsize=1)
+def _local() -> fs.FileSystem:
+    return fs.LocalFileSystem()
+
+
+@lru_cache(maxsize=16)
+def _remote(root: str) -> tuple[fs.FileSystem, str]:
+    try:
+        system, path = fs.FileSystem.from_uri(root)
+    except (ValueError, NotImplementedError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise InputError(
+            f"the location {root!r} cannot be opened: {error}. Give a path, or a URI of a file system that pyarrow "
+            f"knows (file://, s3://, gs://, abfs://, hdfs://)"
+        ) from error
+    return system, path
+
+
+def _name(record: ImageRecord) -> str:
+    return record.image_id if record.uri.endswith(record.image_id) else f"{record.image_id} ({record.uri})"
+
+
+def _why(error: OSError) -> str:
+    reasons = {
+        FileNotFoundError: "there is no such file",
+        PermissionError: "reading it is not permitted",
+        IsADirectoryError: "it is a folder",
+        NotADirectoryError: "a part of its path is no folder",
+    }
+    return reasons[type(error)]
+
+
+def _storage_failure(record: ImageRecord, error: OSError) -> StorageError:
+    return StorageError(
+        f"the storage failed while reading image {_name(record)!r}: {error}. This says nothing about the image; "
+        f"check the disk or the network and repeat"
+    )

@@ -1,0 +1,116 @@
+"""A folder of images, one sub-folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pyarrow import fs
+
+from semrsm_dist.data.files import FileImages, is_uri, locate
+from semrsm_dist.data.records import ImageRecord
+from semrsm_dist.errors import InputError
+
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True)
+class FolderImages(FileImages):
+    """All images below a folder, sorted by their path.
+
+    The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
+    directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
+    are taken by their extension (`EXTENSIONS`, in either case); names that start with a dot are passed
+    over. Symbolic links are followed.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or the URI of one (``s3://bucket/prefix``).
+
+    Raises
+    ------
+    InputError
+        From `records`, if there is no such folder or no image in it.
+    """
+
+    path: str | Path
+
+    def records(self) -> list[ImageRecord]:
+        """Return the images, sorted by image id."""
+        root = self._root()
+        listed = _list_remote(root) if is_uri(root) else _list_local(Path(root))
+        images = sorted(name for name in listed if _is_image(name))
+        if not images:
+            raise InputError(
+                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(EXTENSIONS))} "
+                f"(either case). Give the folder that holds the images or the class folders"
+            )
+        return [self._record(root, name) for name in images]
+
+    def describe(self) -> dict[str, object]:
+        """Return the kind and the absolute location."""
+        return {"kind": "folder", "path": self._root()}
+
+    def _root(self) -> str:
+        location = str(self.path)
+        if is_uri(location):
+            return location.rstrip("/")
+        return str(Path(location).expanduser().absolute())
+
+    def _record(self, root: str, name: str) -> ImageRecord:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"the file name {name!r} in {root!r} is not valid Unicode, so no table can hold it. Rename the file"
+            ) from None
+        parts = PurePosixPath(name).parts
+        return ImageRecord(name, f"{root}/{name}", (parts[0],) if len(parts) > 1 else ())
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+
+
+def _list_local(root: Path) -> Iterator[str]:
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"the image folder {str(root)!r} {what}; give the path of a folder of images")
+    ancestors = {root.resolve()}
+
+    def walk(folder: Path, ancestors: set[Path]) -> Iterator[str]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except PermissionError as error:
+            raise InputError(
+                f"the folder {str(folder)!r} cannot be listed: permission denied. Its images would be missing; grant "
+                f"access or move it away"
+            ) from error
+        for entry in entries:
+            if not entry.is_dir():
+                yield Path(entry.path).relative_to(root).as_posix()
+            elif (
+                target := Path(entry.path).resolve()
+            ) not in ancestors:  # a link to a parent would never end
+                yield from walk(Path(entry.path), ancestors | {target})
+
+    yield from walk(root, ancestors)
+
+
+def _list_remote(root: str) -> Iterator[str]:
+    system, path = locate(root)
+    try:
+        found = system.get_file_info(fs.FileSelector(path, recursive=True))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"the image folder {root!r} does not exist; give the URI of a folder of images"
+        ) from error
+    for info in found:
+        if info.type == fs.FileType.File:
+            yield str(info.path).removeprefix(path).lstrip("/")

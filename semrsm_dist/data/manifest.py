@@ -1,0 +1,291 @@
+"""The table of a run's images: what each is, what it is made of, and whether it can be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from semrsm_dist.data.records import ImageRecord, ImageSet, UnreadableImageError, check_unique_ids
+from semrsm_dist.errors import InputError, StorageError
+
+OK, UNREADABLE = "ok", "unreadable"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("n_bytes", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mode", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One image of a run: its record and what reading it has shown.
+
+    Attributes
+    ----------
+    image_id, uri, labels, group
+        As in `ImageRecord`.
+    sha256 : str or None
+        Hash of the content; None for unreadable images and for features without images.
+    n_bytes, mtime_ns : int or None
+        Size of the content and modification time of the file, where there is one.
+    width, height : int or None
+        In pixels.
+    mode : str or None
+        Pillow's mode before the conversion to RGB.
+    status : str
+        ``"ok"`` or ``"unreadable"``.
+    error : str or None
+        What is wrong with an unreadable image.
+    """
+
+    image_id: str
+    uri: str = ""
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    sha256: str | None = None
+    n_bytes: int | None = None
+    mtime_ns: int | None = None
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+    status: str = OK
+    error: str | None = None
+
+    @property
+    def record(self) -> ImageRecord:
+        """The image as its image set knows it."""
+        return ImageRecord(self.image_id, self.uri, self.labels, self.group)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a run in their order; ids are unique.
+
+    Parameters
+    ----------
+    rows : tuple of ManifestRow
+        In the order of the images; joined from the slices that `scan` returned.
+    """
+
+    rows: tuple[ManifestRow, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        check_unique_ids((row.image_id for row in self.rows), "the manifest")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def from_ids(
+        cls,
+        image_ids: Sequence[str],
+        labels: Sequence[Sequence[str]] | None = None,
+        groups: Sequence[str | None] | None = None,
+    ) -> Manifest:
+        """Return the manifest of ready-made features, of which there are ids but no images.
+
+        Raises
+        ------
+        InputError
+            If ids repeat, or labels or groups are not as many as the ids.
+        """
+        for name, values in (("labels", labels), ("groups", groups)):
+            if values is not None and len(values) != len(image_ids):
+                raise InputError(
+                    f"there are {len(image_ids)} image ids but {len(values)} {name}; give one for each id"
+                )
+        return cls(
+            tuple(
+                ManifestRow(
+                    image_id=str(image_id),
+                    labels=tuple(labels[i]) if labels is not None else (),
+                    group=groups[i] if groups is not None else None,
+                )
+                for i, image_id in enumerate(image_ids)
+            )
+        )
+
+    # --- what the stages ask for -----------------------------------------------------------------------
+
+    @property
+    def readable(self) -> list[ImageRecord]:
+        """The readable images, in order: the rows and columns of the matrices."""
+        return [row.record for row in self._readable_rows]
+
+    @property
+    def unreadable(self) -> list[ManifestRow]:
+        """The rows of images that cannot be read, with the reason in `error`."""
+        return [row for row in self.rows if row.status != OK]
+
+    def image_ids(self) -> list[str]:
+        """Return the ids of the readable images, in order."""
+        return [row.image_id for row in self._readable_rows]
+
+    def labels(self) -> list[tuple[str, ...]]:
+        """Return the labels of each readable image, in order."""
+        return [row.labels for row in self._readable_rows]
+
+    def groups(self) -> list[str | None]:
+        """Return the group of each readable image, in order."""
+        return [row.group for row in self._readable_rows]
+
+    def digest(self) -> str:
+        """Return one SHA-256 over the ids and content hashes of the readable images, in order.
+
+        It changes with every change of pixels, order or names, and with nothing else: labels, paths and
+        times do not enter.
+        """
+        digest = hashlib.sha256()
+        for row in self._readable_rows:
+            digest.update(json.dumps([row.image_id, row.sha256]).encode() + b"\n")
+        return digest.hexdigest()
+
+    def restrict(self, image_ids: Iterable[str]) -> Manifest:
+        """Return the rows of these ids that are here, so that a worker is sent only what it scans."""
+        return Manifest(tuple(row for name in image_ids if (row := self._by_id.get(name)) is not None))
+
+    def get(self, image_id: str) -> ManifestRow | None:
+        """Return the row of an image, or None."""
+        return self._by_id.get(image_id)
+
+    @cached_property
+    def _readable_rows(self) -> list[ManifestRow]:
+        return [row for row in self.rows if row.status == OK]
+
+    @cached_property
+    def _by_id(self) -> dict[str, ManifestRow]:
+        return {row.image_id: row for row in self.rows}
+
+    # --- Parquet ---------------------------------------------------------------------------------------
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the table, whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        table = pa.Table.from_pylist(
+            [{"index": index, **asdict(row)} for index, row in enumerate(self.rows)], schema=SCHEMA
+        )
+        try:
+            try:
+                pyarrow.parquet.write_table(table, partial, compression="zstd")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the manifest {str(path)!r} cannot be written: {error}. Nothing was changed; free space or "
+                f"grant access, then repeat"
+            ) from error
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> Manifest:
+        """Read what `to_parquet` wrote.
+
+        Raises
+        ------
+        StorageError
+            If the file is missing, damaged, or no manifest.
+        """
+        try:
+            table = pyarrow.parquet.read_table(Path(path))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"the manifest {str(path)!r} cannot be read: {error}. Remove it to have the images scanned again"
+            ) from error
+        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        if missing:
+            raise StorageError(
+                f"{str(path)!r} is no manifest: it lacks the column(s) {', '.join(missing)}. Remove it to have "
+                f"the images scanned again"
+            )
+        rows = table.sort_by("index").select(SCHEMA.names[1:]).to_pylist()
+        return cls(tuple(ManifestRow(**{**row, "labels": tuple(row["labels"])}) for row in rows))
+
+
+# --- scanning --------------------------------------------------------------------------------------------
+
+
+def scan(
+    image_set: ImageSet,
+    records: Iterable[ImageRecord],
+    *,
+    previous: Manifest | None = None,
+    on_row: Callable[[ManifestRow], object] | None = None,
+) -> list[ManifestRow]:
+    """Open, fully decode and hash images, each in one read; unreadable ones become rows that say why.
+
+    A function of its arguments and the files alone: slices of the records can be scanned by many workers
+    and the rows joined in order.
+
+    Parameters
+    ----------
+    image_set : ImageSet
+        Where the records come from.
+    records : iterable of ImageRecord
+        All of them, or a slice.
+    previous : Manifest, optional
+        An earlier scan. A readable image whose location, size and modification time are the same as there is
+        not read again; labels and groups are taken from the record all the same.
+    on_row : callable, optional
+        Called with each row as it is ready, for showing progress.
+
+    Raises
+    ------
+    StorageError
+        If the storage fails, which says nothing about the images.
+    """
+    rows = []
+    for record in records:
+        row = _scan_one(image_set, record, previous.get(record.image_id) if previous is not None else None)
+        if on_row is not None:
+            on_row(row)
+        rows.append(row)
+    return rows
+
+
+def _scan_one(image_set: ImageSet, record: ImageRecord, known: ManifestRow | None) -> ManifestRow:
+    stamp = image_set.stamp(record)
+    n_bytes, mtime_ns = stamp if stamp is not None else (None, None)
+    if (
+        known is not None
+        and (known.status, known.uri) == (OK, record.uri)
+        and (known.n_bytes, known.mtime_ns) == stamp
+    ):
+        return replace(known, labels=record.labels, group=record.group)
+    row = ManifestRow(record.image_id, record.uri, record.labels, record.group, None, n_bytes, mtime_ns)
+    try:
+        loaded = image_set.load(record)
+    except UnreadableImageError as error:
+        return replace(row, status=UNREADABLE, error=error.cause)
+    width, height = loaded.image.size
+    return replace(
+        row, sha256=loaded.sha256, n_bytes=loaded.n_bytes, width=width, height=height, mode=loaded.mode
+    )

@@ -1,0 +1,110 @@
+"""What a source of images offers: records, pixels and content hashes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from semrsm_dist.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image of a data set, before anything of it has been read.
+
+    Attributes
+    ----------
+    image_id : str
+        Unique within the data set; names the image in results and messages.
+    uri : str
+        Where it is: an absolute path, or a URI that its image set understands.
+    labels : tuple of str
+        What it shows; empty if unknown.
+    group : str or None
+        Images of one group are near-duplicates (frames of one video); retrieval can exclude them.
+    """
+
+    image_id: str
+    uri: str
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A decoded image with what one read of its content tells.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        RGB, decoded.
+    mode : str
+        Pillow's mode before the conversion to RGB, such as ``"L"``, ``"CMYK"`` or ``"I;16"``.
+    sha256 : str
+        Hash of the content, in hexadecimal digits.
+    n_bytes : int
+        Size of the content that was hashed.
+    """
+
+    image: Image.Image
+    mode: str
+    sha256: str
+    n_bytes: int
+
+
+class UnreadableImageError(InputError):
+    """One image cannot be opened or decoded; `name` is the image, `cause` what is wrong with it."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(name, cause)  # both as args, so that the error survives pickling between processes
+        self.name = name
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"image {self.name!r} cannot be read: {self.cause}. It has no features until it is replaced or "
+            f"removed; a run can also be told to skip unreadable images"
+        )
+
+
+class ImageSet(Protocol):
+    """A source of images: cheap to construct and picklable, as it travels to the workers."""
+
+    def records(self) -> list[ImageRecord]:
+        """Return all images in a fixed order with unique ids; raise `InputError` if there are none."""
+        ...
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
+        ...
+
+    def load(self, record: ImageRecord) -> LoadedImage:
+        """Return the decoded RGB image together with the hash of the same read."""
+        ...
+
+    def digest(self, record: ImageRecord) -> str:
+        """Return the SHA-256 (hexadecimal) of what the image is made of."""
+        ...
+
+    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+        """Return (size in bytes, modification time in ns) without reading, or None if there is no such thing."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the source, in JSON types, for the record of a run."""
+        ...
+
+
+def check_unique_ids(image_ids: Iterable[str], source: str) -> None:
+    """Raise `InputError` naming the ids that occur more than once in `source`."""
+    repeated = [name for name, count in Counter(image_ids).items() if count > 1]
+    if repeated:
+        shown = ", ".join(repr(name) for name in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
+        raise InputError(
+            f"{source}: {len(repeated)} image_id(s) occur more than once ({shown}); rows of the result could not "
+            f"be told apart. Give every image an id of its own"
+        )

@@ -1,0 +1,178 @@
+"""A table of images: Parquet or CSV with the columns image_id, uri, labels and, optionally, group."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from semrsm_dist.data.files import FileImages, is_uri, locate
+from semrsm_dist.data.records import ImageRecord, check_unique_ids
+from semrsm_dist.errors import InputError, did_you_mean
+
+LABEL_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class TableImages(FileImages):
+    """Images listed in a Parquet (``.parquet``, ``.pq``) or CSV (``.csv``) file, in the order of its rows.
+
+    Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
+    being relative to the table's folder; `labels`, a list column, or text with ``|`` between the labels, empty
+    for none; and, optionally, `group`. Further columns are ignored.
+
+    Parameters
+    ----------
+    path : str or Path
+        The table, or its URI.
+
+    Raises
+    ------
+    InputError
+        From `records`, if the table cannot be read, lacks a column, is empty, or repeats an id.
+    """
+
+    path: str | Path
+
+    def records(self) -> list[ImageRecord]:
+        """Return the listed images in the order of the table."""
+        return read_records(self.path)
+
+    def describe(self) -> dict[str, object]:
+        """Return the kind and the absolute location of the table."""
+        return {"kind": "table", "path": _absolute(self.path)}
+
+
+def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecord]:
+    """Read a table of images, or with ``needs_uri=False`` a table of labels for ready-made features.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, lacks a column, has no rows, or has an empty or repeated id.
+    """
+    location = _absolute(path)
+    table = _read_table(location)
+    _check_columns(table, location, needs_uri)
+    if not table.num_rows:
+        raise InputError(
+            f"{location}: the table has no rows, so there is nothing to do; list at least one image"
+        )
+    ids = _texts(table, "image_id", location)
+    uris = _texts(table, "uri", location) if "uri" in table.column_names else [None] * table.num_rows
+    groups = _texts(table, "group", location) if "group" in table.column_names else [None] * table.num_rows
+    _check_filled(ids, "image_id", location)
+    if needs_uri:
+        _check_filled(uris, "uri", location)
+    check_unique_ids((name for name in ids if name), location)
+    folder = posixpath.dirname(location)
+    return [
+        ImageRecord(image_id or "", _resolve(uri, folder), labels, group or None)
+        for image_id, uri, labels, group in zip(ids, uris, _labels(table, location), groups, strict=True)
+    ]
+
+
+def labels_for(image_ids: Sequence[str], path: str | Path) -> tuple[list[tuple[str, ...]], list[str | None]]:
+    """Return the labels and groups that a table gives for these ids, in their order.
+
+    Raises
+    ------
+    InputError
+        If an id is not in the table, or the table is unusable.
+    """
+    known = {record.image_id: record for record in read_records(path, needs_uri=False)}
+    missing = [name for name in image_ids if name not in known]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(image_ids)} image ids have no row in the table of labels, such as "
+            f"{missing[0]!r}{did_you_mean(missing[0], known)}. Add the rows (labels may be empty)"
+        )
+    found = [known[name] for name in image_ids]
+    return [record.labels for record in found], [record.group for record in found]
+
+
+def _absolute(path: str | Path) -> str:
+    location = str(path)
+    return location if is_uri(location) else str(Path(location).expanduser().absolute())
+
+
+def _resolve(uri: str | None, folder: str) -> str:
+    if not uri or is_uri(uri) or uri.startswith("/"):
+        return uri or ""
+    return f"{folder}/{uri}"
+
+
+def _read_table(location: str) -> pa.Table:
+    readers = {".parquet": _read_parquet, ".pq": _read_parquet, ".csv": _read_csv}
+    suffix = posixpath.splitext(location)[1].lower()
+    if suffix not in readers:
+        raise InputError(
+            f"{location}: a table of images ends in .parquet, .pq or .csv, not in {suffix or 'nothing'!r}; convert or "
+            f"rename it, or name a folder as such"
+        )
+    system, path = locate(location)
+    try:
+        with system.open_input_file(path) as file:
+            return readers[suffix](file)
+    except FileNotFoundError as error:
+        raise InputError(f"the table of images {location!r} does not exist; check the path") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{location}: the table cannot be read: {error}") from error
+
+
+def _read_parquet(file: pa.NativeFile) -> pa.Table:
+    return pyarrow.parquet.read_table(file)
+
+
+def _read_csv(file: pa.NativeFile) -> pa.Table:
+    # All as text: an id such as 007 must not become a number, nor a label "null" a missing value.
+    names = ("image_id", "uri", "labels", "group")
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+    )
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(file, convert_options=convert, parse_options=parse)
+
+
+def _check_columns(table: pa.Table, location: str, needs_uri: bool) -> None:
+    needed = ["image_id", "uri", "labels"] if needs_uri else ["image_id", "labels"]
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        near = did_you_mean(missing[0], table.column_names)
+        raise InputError(
+            f"{location}: the table lacks the column(s) {', '.join(missing)}; it has "
+            f"{', '.join(table.column_names) or 'none'}{near}. Needed: {', '.join(needed)} (labels may be left empty)"
+        )
+
+
+def _texts(table: pa.Table, name: str, location: str) -> list[str | None]:
+    column = table.column(name)
+    try:
+        return [None if value is None else str(value) for value in column.cast(pa.string()).to_pylist()]
+    except pa.ArrowException as error:
+        raise InputError(f"{location}: the column {name} must hold text, not {column.type}") from error
+
+
+def _check_filled(values: Sequence[str | None], name: str, location: str) -> None:
+    empty = [row for row, value in enumerate(values) if not value]
+    if empty:
+        raise InputError(
+            f"{location}: {len(empty)} row(s) have no {name}, the first being row {empty[0]} (counted from 0, "
+            f"without the header). Fill it in or remove the row"
+        )
+
+
+def _labels(table: pa.Table, location: str) -> list[tuple[str, ...]]:
+    column = table.column("labels")
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows = [[] if row is None else row for row in column.to_pylist()]
+        return [tuple(str(label) for label in row if label is not None) for row in rows]
+    texts = _texts(table, "labels", location)
+    return [
+        tuple(part.strip() for part in (text or "").split(LABEL_SEPARATOR) if part.strip()) for text in texts
+    ]

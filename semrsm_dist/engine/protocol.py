@@ -54,12 +54,15 @@ class Receipt:
         Whatever adds up over units: pairs, seconds, bytes.
     fatal : bool
         The cause would fail every other unit too (disk full, read-only store): the run stops at once.
+    value : object
+        A small result that goes to the driver instead of the store; far below 100 KB, so that Ray sends it inline.
     """
 
     unit: Hashable
     error: str | None = None
     counts: Mapping[str, float] = field(default_factory=dict)
     fatal: bool = False
+    value: object = None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 
 from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.engine.protocol import Resources, Worker
 from semrsm_dist.engine.ray_pools import ActorPool, TaskPool
 from semrsm_dist.errors import ConfigError
 
-log = logging.getLogger(__name__)
+ray_log = logging.getLogger(f"{__name__}.messages")
 
 # Workers write their results themselves and send back receipts, so the object store holds next to nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -55,6 +56,7 @@ class RayEngine:
         if address is None and os.environ.get("RAY_ADDRESS"):
             address = "auto"
         with _signal_handlers_kept():
+            _redirect_messages()
             if address is None:
                 _start(workers or available_cpus())
             else:
@@ -100,7 +102,9 @@ class RayEngine:
         """Return how many workers with these needs the living nodes could hold if they were idle."""
         wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
         return sum(
-            int(min(node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0))
+            int(
+                min((node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0), default=1)
+            )
             for node in _living_nodes()
         )
 
@@ -110,7 +114,8 @@ class RayEngine:
 
 def _living_nodes() -> list[Mapping[str, float]]:
     """Return the resources of each living node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def _start(cpus: int) -> None:
@@ -141,6 +146,20 @@ def _join(address: str) -> None:
 def _quiet() -> dict[str, Any]:
     """Keep Ray's chatter, and what workers print, off the driver's stderr; it is in Ray's log files."""
     return {"log_to_driver": False, "logging_level": logging.WARNING}
+
+
+def _redirect_messages() -> None:
+    """Send Ray's messages to logging.
+
+    Ray prints them on stdout, where results go, even with ``log_to_driver=False``, and has no setting for that.
+    """
+
+    def to_log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            ray_log.debug("(%s) %s", data["pid"], line)
+
+    if hasattr(ray_worker, "print_to_stdstream"):
+        ray_worker.print_to_stdstream = to_log
 
 
 @contextlib.contextmanager

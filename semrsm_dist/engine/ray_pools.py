@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 STALL_SECONDS = 60.0
 FIT_SECONDS = 2.0  # how old the driver's idea of the cluster's size may be
-ACTOR_RESTARTS = 3
+START_ATTEMPTS = 3  # per actor, before the pool gives up
 CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
 
 Fitting = Callable[[Resources], int]
@@ -55,10 +55,11 @@ class _Payload:
     environment: dict[str, str]
 
 
-def _pack(thing: object, resources: Resources) -> ray.ObjectRef:
+def _pack(thing: object, resources: Resources) -> ray.ObjectRef[_Payload]:
     # Pickled apart from the payload, so that the variables are set before any module is imported for it.
     environment = {name: text for name, text in os.environ.items() if name.startswith(CARRIED_VARIABLES)}
-    return ray.put(_Payload(uuid.uuid4().hex, cloudpickle.dumps(thing), resources.cpus, environment))
+    pickled: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
+    return ray.put(_Payload(uuid.uuid4().hex, pickled, resources.cpus, environment))
 
 
 def _unpack(payload: _Payload) -> Any:
@@ -79,24 +80,19 @@ def _run_task(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receip
     yield from run_worker(_unpacked[payload.token], units)
 
 
-@ray.remote
-class _Actor:
-    """Holds one worker; a restarted actor makes it again."""
+class _Holder:
+    """The actor: holds one worker."""
 
-    def __init__(self, payload: _Payload) -> None:
-        self._payload = payload
-        self._worker: Worker | None = None
-
-    def start(self) -> None:
-        """Call the factory: here and not in ``__init__``, whose exceptions Ray answers with restarts."""
-        if self._worker is None:
-            self._worker = _unpack(self._payload)()
-            limit_threads(self._payload.cpus)  # again: the factory may have loaded libraries
+    def start(self, payload: _Payload) -> None:
+        """Call the factory: here and not in ``__init__``, so that Ray knows what it raised from a lost actor."""
+        self._worker: Worker = _unpack(payload)()
+        limit_threads(payload.cpus)  # again: the factory may have loaded libraries
 
     def run(self, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
-        self.start()
-        if self._worker is not None:
-            yield from run_worker(self._worker, units)
+        yield from run_worker(self._worker, units)
+
+
+_new_actor: Any = ray.remote(_Holder)
 
 
 class _Watch:
@@ -128,14 +124,14 @@ class _Watch:
         fit = self.fit()
         if fit > 0 and not starved:
             return  # long tasks
-        have = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU", "memory")}
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
+        have = _shown(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        free = _shown(ray.available_resources())  # type: ignore[no-untyped-call]
         log.warning(
             "still waiting for room for a worker of %s: the cluster has %s, of which free %s, and could hold %d. "
             "Add nodes, ask for less, or wait if the cluster is growing",
             self._resources,
-            have or "nothing",
-            free or "nothing",
+            have,
+            free,
             fit,
         )
 
@@ -190,31 +186,32 @@ class TaskPool:
 
 @dataclass(eq=False)
 class _Member:
-    """One place for an actor: the actor, its pending start, and its calls, the running one first."""
+    """One place for an actor: the actor, its start while that is pending, its calls, the running one first."""
 
-    actor: Any
-    starting: ray.ObjectRef | None
+    actor: Any = None
+    starting: ray.ObjectRef[None] | None = None
     calls: deque[tuple[ray.ObjectRefGenerator, Task]] = field(default_factory=deque)
 
 
 class ActorPool:
     """Stateful workers as Ray actors; see `semrsm_dist.engine.protocol.Pool`.
 
-    Ray restarts a lost actor up to three times; after that a new one takes its place. A call that was waiting
-    behind the one that was lost is given to another actor and counts no attempt.
+    A lost actor is replaced by a new one, wherever the cluster has room: Ray's own restarts would begin a call
+    again behind the scheduler's back. A call that was queued behind the lost one had not begun; another actor
+    gets it, and it counts no attempt.
     """
 
     def __init__(
         self, factory: Callable[[], Worker], count: int, resources: Resources, fitting: Fitting
     ) -> None:
         self._payload = _pack(factory, resources)
-        self._options = {**_options(resources), "max_restarts": ACTOR_RESTARTS, "max_task_retries": 0}
+        self._options = {**_options(resources), "max_restarts": 0, "max_task_retries": 0}
         self._watch = _Watch(resources, fitting)
         self._waiting: deque[Task] = deque()
         self._failed_starts = 0  # in a row
-        self._members = [_Member(None, None) for _ in range(count)]
+        self._members = [_Member() for _ in range(count)]
         for member in self._members:
-            self._start(member, anew=True)
+            self._start(member)
 
     def capacity(self) -> int:
         """Return two tasks per actor that is ready: one running and one queued."""
@@ -250,25 +247,25 @@ class ActorPool:
             ray.kill(member.actor)
         self._members.clear()
 
-    def _start(self, member: _Member, *, anew: bool) -> None:
-        if anew:
-            member.actor = _Actor.options(**self._options).remote(self._payload)
-        # Without end: while Ray restarts the actor it waits, and once the actor is dead for good it fails.
-        member.starting = member.actor.start.options(max_task_retries=-1).remote()
+    def _start(self, member: _Member) -> None:
+        if member.actor is not None:
+            ray.kill(member.actor)  # it may only have been out of reach, and would keep its GPU
+        member.actor = _new_actor.options(**self._options).remote()
+        member.starting = member.actor.start.remote(self._payload)
 
-    def _finish_start(self, member: _Member, ref: ray.ObjectRef) -> None:
+    def _finish_start(self, member: _Member, ref: ray.ObjectRef[None]) -> None:
         try:
             ray.get(ref)
         except RayTaskError as error:
             _raise_cause(error)
         except RayError as error:
             self._failed_starts += 1
-            if self._failed_starts > ACTOR_RESTARTS * len(self._members):
+            if self._failed_starts > START_ATTEMPTS * len(self._members):
                 raise WorkError(
                     f"the workers die before they are ready: {_one_line(error)}. Nothing can be computed; look "
                     "at the memory of the nodes and at Ray's logs"
                 ) from error
-            self._start(member, anew=True)
+            self._start(member)
         else:
             self._failed_starts = 0
             member.starting = None
@@ -282,7 +279,7 @@ class ActorPool:
             if last.system:  # the actor is gone, and with it the calls that had not begun
                 self._waiting.extendleft(waiting for _, waiting in reversed(member.calls))
                 member.calls.clear()
-                self._start(member, anew=False)
+                self._start(member)
         return events
 
     def _assign(self) -> None:
@@ -294,6 +291,11 @@ class ActorPool:
             task = self._waiting.popleft()
             call = member.actor.run.options(num_returns="streaming").remote(task.units)
             member.calls.append((call, task))
+
+
+def _shown(amounts: Mapping[str, float]) -> str:
+    shown = Resources(amounts.get("CPU", 0), amounts.get("GPU", 0), int(amounts.get("memory", 0)))
+    return str(shown)
 
 
 def _options(resources: Resources) -> dict[str, Any]:

@@ -1,0 +1,292 @@
+"""One suite over both engines, each as stateless tasks and as stateful actors: same faults, same outcome."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+
+import pytest
+import ray
+from threadpoolctl import threadpool_info
+
+from semrsm_dist.engine import Finished, Receipt, Resources, Task, make_engine, run_tasks
+from semrsm_dist.errors import ConfigError, StorageError
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def engine(request):
+    engine = make_engine(request.param, workers=2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["tasks", "actors"])
+def start(request, engine):
+    """Start a pool for a worker on the engine, and close it in the end."""
+    pools = []
+
+    def start(worker):
+        if request.param == "tasks":
+            pools.append(engine.start_tasks(worker, Resources()))
+        else:
+            pools.append(engine.start_actors(lambda: worker, 2, Resources()))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close(cancel=True)
+
+
+class Recorder:
+    """A worker that leaves one file per unit it begins, and does what `behave` says for some of them."""
+
+    def __init__(self, folder, behave=lambda unit, times: None):
+        self.folder = folder
+        self.behave = behave
+
+    def __call__(self, units):
+        for unit in units:
+            (self.folder / f"{unit}-{uuid.uuid4().hex}").touch()
+            begin = time.time()
+            receipt = self.behave(unit, self.begun()[unit])
+            yield receipt or Receipt(unit, counts={"begin": begin, "end": time.time()})
+
+    def begun(self):
+        return Counter(int(path.name.split("-")[0]) for path in self.folder.iterdir())
+
+
+def batches(n_units, size):
+    return [Task(tuple(range(i, min(i + size, n_units)))) for i in range(0, n_units, size)]
+
+
+def ok_units(receipts):
+    return [receipt.unit for receipt in receipts if receipt.error is None]
+
+
+def test_runs_every_unit_once(start, tmp_path):
+    worker = Recorder(tmp_path)
+    receipts = []
+    assert run_tasks(start(worker), batches(23, 4), on_receipt=receipts.append) == []
+    assert sorted(ok_units(receipts)) == list(range(23))
+    assert worker.begun() == dict.fromkeys(range(23), 1)
+
+
+def test_no_tasks_is_no_work(start, tmp_path):
+    assert run_tasks(start(Recorder(tmp_path)), [], on_receipt=pytest.fail) == []
+
+
+def test_a_raising_unit_is_set_aside_and_the_rest_finishes(start, tmp_path):
+    def behave(unit, times):
+        if unit == 5:
+            raise RuntimeError("five is broken")
+
+    worker = Recorder(tmp_path, behave)
+    receipts = []
+    failures = run_tasks(start(worker), batches(12, 4), on_receipt=receipts.append)
+    assert [(f.unit, f.attempts) for f in failures] == [(5, 3)]
+    assert "five is broken" in failures[0].error
+    assert "behave" in failures[0].error  # the traceback says where
+    assert sorted(ok_units(receipts)) == [u for u in range(12) if u != 5]
+    assert worker.begun() == {u: 3 if u == 5 else 1 for u in range(12)}
+
+
+def test_a_unit_that_fails_once_is_done_at_the_second_try(start, tmp_path):
+    def behave(unit, times):
+        return Receipt(unit, error="not yet") if unit == 2 and times == 1 else None
+
+    worker = Recorder(tmp_path, behave)
+    receipts = []
+    assert run_tasks(start(worker), batches(6, 3), on_receipt=receipts.append) == []
+    assert sorted(ok_units(receipts)) == list(range(6))
+    assert [r.unit for r in receipts if r.error] == [2]
+    assert worker.begun()[2] == 2
+
+
+def test_a_worker_that_skips_a_unit_is_found_out(start):
+    def skips_three(units):
+        yield from (Receipt(unit) for unit in units if unit != 3)
+
+    failures = run_tasks(start(skips_three), batches(5, 5), attempts=2, on_receipt=lambda receipt: None)
+    assert [(f.unit, f.attempts) for f in failures] == [(3, 2)]
+    assert "without a receipt" in failures[0].error
+
+
+def test_receipts_arrive_while_the_task_still_runs(start, tmp_path):
+    seen = tmp_path / "seen"
+
+    def waits_for_the_driver(units):
+        yield Receipt(units[0])
+        deadline = time.monotonic() + 20
+        while not seen.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield Receipt(units[1], error=None if seen.exists() else "the first receipt did not get through")
+
+    failures = run_tasks(
+        start(waits_for_the_driver), [Task((0, 1))], attempts=1, on_receipt=lambda receipt: seen.touch()
+    )
+    assert failures == []
+
+
+def test_tasks_in_flight_are_bounded_and_in_order(start, tmp_path):
+    pool = start(Recorder(tmp_path, lambda unit, times: time.sleep(0.02)))
+    submitted, finished, most = [], [], 0
+    submit, collect = pool.submit, pool.collect
+
+    def watched_submit(task):
+        nonlocal most
+        submitted.append(task)
+        most = max(most, len(submitted) - len(finished))
+        assert most <= pool.capacity()
+        submit(task)
+
+    def watched_collect(timeout):
+        events = collect(timeout)
+        finished.extend(event for event in events if isinstance(event, Finished))
+        return events
+
+    pool.submit, pool.collect = watched_submit, watched_collect
+    tasks = batches(24, 2)
+    receipts = []
+    assert run_tasks(pool, iter(tasks), on_receipt=receipts.append) == []
+    assert submitted == tasks
+    assert 2 <= most <= 4
+    spans = [(r.counts["begin"], r.counts["end"]) for r in receipts]
+    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= 2  # two workers, not more
+
+
+def test_a_full_disk_stops_the_run_at_once(start, tmp_path):
+    def behave(unit, times):
+        time.sleep(0.01)
+        return Receipt(unit, error="[Errno 28] No space left on device", fatal=True)
+
+    worker = Recorder(tmp_path, behave)
+    with pytest.raises(StorageError, match=r"No space left on device"):
+        run_tasks(start(worker), batches(400, 2), on_receipt=lambda receipt: None)
+    assert worker.begun().total() < 40
+
+
+def test_an_interrupt_stops_the_workers_quickly(start, tmp_path):
+    worker = Recorder(tmp_path, lambda unit, times: time.sleep(0.1))
+    pool = start(worker)
+    first = threading.Event()
+    threading.Thread(target=lambda: first.wait(30) and os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(pool, batches(400, 100), on_receipt=lambda receipt: first.set())
+    stopping = worker.begun().total()
+    assert stopping < 40
+    time.sleep(1.0)
+    assert worker.begun().total() <= stopping + 2  # Ray kills its processes a moment later
+
+
+def test_a_stop_event_ends_the_run_and_keeps_what_is_done(start, tmp_path):
+    stop = threading.Event()
+    receipts = []
+
+    def on_receipt(receipt):
+        receipts.append(receipt)
+        if len(receipts) == 5:
+            stop.set()
+
+    pool = start(Recorder(tmp_path, lambda unit, times: time.sleep(0.02)))
+    assert run_tasks(pool, batches(400, 2), on_receipt=on_receipt, stop=stop) == []
+    assert 5 <= len(ok_units(receipts)) < 40
+
+
+def test_workers_use_one_thread_each(start):
+    def counts_threads(units):
+        import numpy  # noqa: F401, PLC0415 - in Ray's process too
+
+        most = max(library["num_threads"] for library in threadpool_info())
+        yield from (Receipt(unit, counts={"threads": most}) for unit in units)
+
+    receipts = []
+    run_tasks(start(counts_threads), batches(8, 1), on_receipt=receipts.append)
+    assert {receipt.counts["threads"] for receipt in receipts} == {1}
+
+
+def test_actors_make_their_worker_once(engine, tmp_path):
+    def factory():
+        (tmp_path / uuid.uuid4().hex).touch()
+        served = []
+
+        def worker(units):
+            served.extend(units)
+            time.sleep(0.05)
+            yield from (Receipt(unit, counts={"served": len(served)}) for unit in units)
+
+        return worker
+
+    pool = engine.start_actors(factory, 2, Resources())
+    receipts = []
+    assert run_tasks(pool, batches(20, 1), on_receipt=receipts.append) == []
+    pool.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert max(receipt.counts["served"] for receipt in receipts) > 5  # state is kept from call to call
+
+
+@pytest.mark.parametrize("error", [ConfigError("no weights for resnet18"), KeyError("not ours")])
+def test_a_factory_that_raises_reaches_the_caller_at_once(engine, error):
+    def factory():
+        raise error
+
+    pool = engine.start_actors(factory, 2, Resources())
+    with pytest.raises(type(error), match=str(error.args[0])):
+        run_tasks(pool, batches(4, 1), on_receipt=lambda receipt: None)
+
+
+def test_close_waits_for_what_was_submitted(engine, tmp_path):
+    worker = Recorder(tmp_path, lambda unit, times: time.sleep(0.1))
+    for pool in (
+        engine.start_tasks(worker, Resources()),
+        engine.start_actors(lambda: worker, 1, Resources()),
+    ):
+        while pool.capacity() == 0:
+            pool.collect(0.1)
+        pool.submit(Task((0, 1)))
+        pool.close()
+        pool.close(cancel=True)  # closing again does no harm
+    assert worker.begun() == {0: 2, 1: 2}
+
+
+def test_the_engine_describes_itself(engine):
+    about = engine.describe()
+    assert (about["engine"], about["nodes"], about["cpus"], engine.slots) == (engine.name, 1, 2, 2)
+    assert about["memory"] > 2**28
+    assert about["gpus"] == engine.gpus
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_no_workers_are_refused(name):
+    with pytest.raises(ConfigError, match="at least one"):
+        make_engine(name, workers=0)
+
+
+def test_an_unknown_engine_is_refused_with_the_near_name():
+    with pytest.raises(ConfigError, match="did you mean 'local'"):
+        make_engine("locl")
+    with pytest.raises(ConfigError, match="needs engine 'ray'"):
+        make_engine("local", address="auto")
+
+
+def test_local_threads_end_with_their_pool_and_the_limits_are_lifted(tmp_path):
+    import numpy  # noqa: F401, PLC0415
+
+    before = [(library["filepath"], library["num_threads"]) for library in threadpool_info()]
+    engine = make_engine("local", workers=3)
+    pool = engine.start_tasks(Recorder(tmp_path), Resources())
+    run_tasks(pool, batches(6, 1), on_receipt=lambda receipt: None)
+    pool.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("semrsm-worker")]
+    assert [(library["filepath"], library["num_threads"]) for library in threadpool_info()] == before
+
+
+def test_local_memory_bounds_the_threads(tmp_path):
+    engine = make_engine("local", workers=4)
+    pool = engine.start_tasks(Recorder(tmp_path), Resources(memory=int(engine.describe()["memory"] / 2.5)))
+    assert pool.capacity() == 4  # two threads, two tasks each
+    pool.close()

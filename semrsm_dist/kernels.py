@@ -1,0 +1,174 @@
+"""Kernels from matched inner products and squared norms.
+
+A permutation keeps norms, so with m = <Z_i, P Z_j> and n = ||Z||^2 the aligned pair has
+
+    linear  m
+    cosine  m / sqrt(n_i n_j)
+    rbf     exp(-d2 / (2 sigma^2)),  d2 = n_i + n_j - 2 m
+
+and one matching gives every kernel, with any sigma. All of them grow with m: a certified interval of m
+is mapped end by end (`kernel_gap`). Everything is float64, because d2 cancels. NaN in `matched` (pairs
+that are not solved) stays NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+
+Matrix = NDArray[np.float64]
+
+_ROUNDING = 1e-12
+"""Squared distances below this share of the squared norms are what cancellation leaves of zero."""
+
+
+def linear(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
+    """Return the inner products themselves, (n, m) float64."""
+    return _checked(matched, n_i, n_j)[0].copy()
+
+
+def cosine(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
+    """Return ``m / sqrt(n_i n_j)``, (n, m) float64 in [-1, 1].
+
+    NaN where a representation is zero: it has no direction.
+    """
+    values, rows, columns = _checked(matched, n_i, n_j)
+    norms = np.sqrt(rows)[:, None] * np.sqrt(columns)[None, :]
+    result = np.full(values.shape, np.nan)
+    np.divide(values, norms, out=result, where=norms > 0)
+    return np.clip(result, -1.0, 1.0, out=result)
+
+
+def squared_distances(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
+    """Return ``n_i + n_j - 2 m``, (n, m) float64, never negative.
+
+    What rounding leaves of a zero distance is set to zero.
+    """
+    values, rows, columns = _checked(matched, n_i, n_j)
+    sums = rows[:, None] + columns[None, :]
+    distances = sums - 2.0 * values
+    distances[distances <= _ROUNDING * sums] = 0.0
+    return distances
+
+
+def median_sigma(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> float:
+    """Return ``sqrt(median of the non-zero squared distances)``, the paper's choice of sigma.
+
+    All entries of the matrix count, except those that are zero or NaN. The diagonal of a symmetric matrix
+    (equal norms on both sides and ``matched`` equal to its transpose) never counts: it compares images with
+    themselves. Where no entry is left, all images coincide, any sigma gives the same kernel, and
+    1 is returned.
+    """
+    values, rows, columns = _checked(matched, n_i, n_j)
+    distances = squared_distances(values, rows, columns)
+    if np.array_equal(rows, columns) and np.array_equal(values, values.T, equal_nan=True):
+        np.fill_diagonal(distances, 0.0)
+    counted = distances[distances > 0.0]  # also leaves out NaN
+    return math.sqrt(float(np.median(counted))) if counted.size else 1.0
+
+
+def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None = None) -> Matrix:
+    """Return ``exp(-d2 / (2 sigma^2))``, (n, m) float64 in [0, 1].
+
+    Parameters
+    ----------
+    matched : array_like, (n, m)
+        Matched inner products.
+    n_i, n_j : array_like, (n,), (m,)
+        Squared norms.
+    sigma : float, optional
+        Width, positive. By default `median_sigma` of this matrix; give it when a matrix is derived block by
+        block.
+
+    Raises
+    ------
+    ConfigError
+        `sigma` is not a positive number.
+    """
+    if sigma is None:
+        sigma = median_sigma(matched, n_i, n_j)
+    elif not 0.0 < sigma < math.inf:
+        raise ConfigError(f"sigma of the kernel 'rbf' must be a positive number, found {sigma!r}")
+    return np.exp(-0.5 * squared_distances(matched, n_i, n_j) / sigma / sigma)
+
+
+KERNELS: Mapping[str, Callable[..., Matrix]] = MappingProxyType(
+    {"linear": linear, "cosine": cosine, "rbf": rbf}
+)
+"""Every kernel by its name in configurations."""
+
+
+def require_kernel(kernel: str) -> None:
+    """Raise ConfigError unless `kernel` is the name of one."""
+    if kernel not in KERNELS:
+        raise ConfigError(
+            f"unknown kernel {kernel!r}: known are {', '.join(KERNELS)}{did_you_mean(kernel, KERNELS)}"
+        )
+
+
+def derive(
+    kernel: str, matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None = None
+) -> Matrix:
+    """Return a kernel's similarities from matched inner products.
+
+    Parameters
+    ----------
+    kernel : str
+        ``linear``, ``cosine`` or ``rbf``.
+    matched : array_like, (n, m)
+        Matched inner products, of a whole matrix or, with `sigma` given for ``rbf``, of a block.
+    n_i, n_j : array_like, (n,), (m,)
+        Squared norms of the representations of rows and columns.
+    sigma : float, optional
+        Width of ``rbf``; the other kernels do not use it.
+
+    Returns
+    -------
+    ndarray of float64, (n, m)
+
+    Raises
+    ------
+    ConfigError
+        Unknown kernel, or a sigma that is not positive.
+    InputError
+        Shapes that do not go together.
+    """
+    require_kernel(kernel)
+    return rbf(matched, n_i, n_j, sigma) if kernel == "rbf" else KERNELS[kernel](matched, n_i, n_j)
+
+
+def kernel_gap(
+    kernel: str,
+    matched: ArrayLike,
+    upper_bound: ArrayLike,
+    n_i: ArrayLike,
+    n_j: ArrayLike,
+    sigma: float | None = None,
+) -> Matrix:
+    """Return by how much each similarity may lie below that of the best permutation, (n, m) float64.
+
+    Kernels grow with the matched inner product, so the bound maps to a bound. For ``rbf``, sigma is that
+    of `matched` unless given, and taken as exact.
+    """
+    require_kernel(kernel)
+    if kernel == "rbf" and sigma is None:
+        sigma = median_sigma(matched, n_i, n_j)
+    return derive(kernel, upper_bound, n_i, n_j, sigma) - derive(kernel, matched, n_i, n_j, sigma)
+
+
+def _checked(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> tuple[Matrix, Matrix, Matrix]:
+    values = np.asarray(matched, dtype=np.float64)
+    rows = np.asarray(n_i, dtype=np.float64)
+    columns = np.asarray(n_j, dtype=np.float64)
+    if rows.ndim != 1 or columns.ndim != 1 or values.shape != (rows.size, columns.size):
+        raise InputError(
+            "expected matched inner products (n, m) with squared norms (n,) and (m,), found "
+            f"{values.shape}, {rows.shape} and {columns.shape}"
+        )
+    return values, rows, columns

@@ -1,0 +1,26 @@
+"""The matcher `identity`: no matching, position by position (the spatio-semantic similarity)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from semrsm_dist.matching.bounds import inner_product, norm_bound
+from semrsm_dist.matching.matcher import Matcher, PairMatch
+from semrsm_dist.matching.panel import Panel
+
+
+class Identity(Matcher):
+    """Leave every token in its place. The bound comes from norms alone."""
+
+    name: ClassVar[str] = "identity"
+
+    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
+        """Return the memory that matching one pair takes beside the panels, in bytes."""
+        return 8 * n_tokens
+
+    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        value = inner_product(rows.raw[r], columns.raw[c])
+        bound = max(value, norm_bound(rows, r, columns, c))
+        return value, bound, np.arange(rows.n_tokens)

@@ -1,0 +1,272 @@
+"""Vector instructions for numba: what plain loops do not compile to.
+
+Each function here emits LLVM instructions on vectors of 16 lanes. LLVM lowers them to whatever the
+machine has (AVX-512, AVX2, NEON), so nothing is built at installation. The arrays are
+one-dimensional and contiguous; positions in them are element offsets. All loads accept unaligned
+addresses, aligned ones are faster. The order of all operations is fixed: equal inputs give equal
+bits, wherever in an array they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import core, extending
+
+# numba's own annotations describe the calls in its compiled code, not those made here.
+cgutils: Any = core.cgutils
+types: Any = core.types
+intrinsic: Any = extending.intrinsic
+
+LANES = 16
+"""Rows of affinities are padded to a multiple of this many columns."""
+
+_FLOAT = ir.FloatType()
+_DOUBLE = ir.DoubleType()
+_INT32 = ir.IntType(32)
+_MAXIMUM = 2**31 - 1
+# Infinities must keep their meaning (padded columns cost +inf), NaN never occurs.
+_FAST = ("nnan", "nsz")
+
+_HAS_AVX512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
+PRODUCT_ROWS = 8 if _HAS_AVX512 else 4
+"""Rows of one block of the product; with its vectors, what the registers hold."""
+PRODUCT_VECTORS = 3 if _HAS_AVX512 else 1
+
+
+def _vector(element: ir.Type, count: int = LANES) -> ir.VectorType:
+    return ir.VectorType(element, count)
+
+
+def _suffix(kind: ir.VectorType) -> str:
+    return f"v{kind.count}{ {'float': 'f32', 'double': 'f64', 'i32': 'i32'}[str(kind.element)] }"
+
+
+def _call(
+    builder: Any, name: str, result: ir.Type, arguments: Sequence[Any], fast: Sequence[str] = ()
+) -> Any:
+    """Call an LLVM intrinsic by its full name."""
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=fast)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _load(builder: Any, pointer: Any, offset: Any, kind: ir.Type, align: int) -> Any:
+    """Load `kind` (a scalar or a vector) at an element offset."""
+    at = builder.gep(pointer, [offset])
+    if isinstance(kind, ir.VectorType):
+        at = builder.bitcast(at, kind.as_pointer())
+    return builder.load(at, align=align)
+
+
+def _splat(builder: Any, scalar: Any, count: int = LANES) -> Any:
+    kind = _vector(scalar.type, count)
+    single = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, _INT32(0))
+    zeros = ir.Constant(_vector(_INT32, count), [0] * count)
+    return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def _variable(builder: Any, value: Any) -> Any:
+    slot = cgutils.alloca_once(builder, value.type)
+    builder.store(value, slot)
+    return slot
+
+
+def _select_max(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b, flags=_FAST), a, b)
+
+
+def _select_min(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", a, b, flags=_FAST), a, b)
+
+
+class _BestTwo:
+    """The largest, the second largest and the place of the largest, kept for each lane apart."""
+
+    def __init__(self, builder: Any, first_column: int) -> None:
+        self.builder = builder
+        lowest = ir.Constant(_vector(_FLOAT), [float("-inf")] * LANES)
+        columns = ir.Constant(_vector(_INT32), list(range(first_column, first_column + LANES)))
+        self.best = _variable(builder, lowest)
+        self.second = _variable(builder, lowest)
+        self.index = _variable(builder, columns)
+        self.current = _variable(builder, columns)
+
+    def take(self, value: Any, step: int) -> None:
+        """Account for one vector of values; the next one lies `step` columns on."""
+        builder = self.builder
+        best = builder.load(self.best)
+        current = builder.load(self.current)
+        second = _select_max(builder, builder.load(self.second), _select_min(builder, value, best))
+        greater = builder.fcmp_ordered(">", value, best, flags=_FAST)
+        builder.store(second, self.second)
+        builder.store(builder.select(greater, value, best), self.best)
+        builder.store(builder.select(greater, current, builder.load(self.index)), self.index)
+        builder.store(builder.add(current, ir.Constant(_vector(_INT32), [step] * LANES)), self.current)
+
+    def reduce(self) -> tuple[Any, Any, Any]:
+        """Return best, second and the lowest index that holds the best, over all lanes."""
+        builder = self.builder
+        best, index = builder.load(self.best), builder.load(self.index)
+        top = _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [best], _FAST)
+        ties = builder.fcmp_ordered("==", best, _splat(builder, top), flags=_FAST)
+        never = ir.Constant(_vector(_INT32), [_MAXIMUM] * LANES)
+        candidates = builder.select(ties, index, never)
+        place = _call(builder, "llvm.vector.reduce.smin.v16i32", _INT32, [candidates])
+        winner = builder.icmp_signed("==", index, _splat(builder, place))
+        rest = builder.select(winner, builder.load(self.second), best)
+        return top, _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [rest], _FAST), place
+
+
+@intrinsic
+def best_two(typingctx: Any, affinity: Any, offset: Any, prices: Any, n_blocks: Any) -> Any:
+    """Return best, second best and the column of the best of ``affinity[offset + j] - prices[j]``.
+
+    Over ``16 * n_blocks`` columns of float32; of equal bests the lowest column.
+    """
+    signature = types.Tuple((types.float32, types.float32, types.int64))(
+        affinity, types.int64, prices, types.int64
+    )
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        row = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+        price = _pointer(context, builder, sig.args[2], arguments[2])
+        lanes = _BestTwo(builder, 0)
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            value = builder.fsub(
+                _load(builder, row, at, _vector(_FLOAT), 4), _load(builder, price, at, _vector(_FLOAT), 4)
+            )
+            lanes.take(value, LANES)
+        best, second, place = lanes.reduce()
+        items = (best, second, builder.sext(place, ir.IntType(64)))
+        return context.make_tuple(builder, sig.return_type, items)
+
+    return signature, codegen
+
+
+@intrinsic
+def row_max(typingctx: Any, affinity: Any, offset: Any, prices: Any, n_blocks: Any) -> Any:
+    """Return the largest ``affinity[offset + j] - prices[j]`` of ``16 * n_blocks`` columns (float32)."""
+    signature = types.float32(affinity, types.int64, prices, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        row = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+        price = _pointer(context, builder, sig.args[2], arguments[2])
+        best = _variable(builder, ir.Constant(_vector(_FLOAT), [float("-inf")] * LANES))
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            value = builder.fsub(
+                _load(builder, row, at, _vector(_FLOAT), 4), _load(builder, price, at, _vector(_FLOAT), 4)
+            )
+            builder.store(_select_max(builder, value, builder.load(best)), best)
+        return _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [builder.load(best)], _FAST)
+
+    return signature, codegen
+
+
+@intrinsic
+def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) -> Any:
+    """Return the inner product of `n` elements of two float32 or float64 arrays, summed in float64."""
+    signature = types.float64(a, types.int64, b, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointers, kinds = [], []
+        for position in (0, 2):
+            start = _pointer(context, builder, sig.args[position], arguments[position])
+            pointers.append(builder.gep(start, [arguments[position + 1]]))
+            kinds.append(_FLOAT if sig.args[position].dtype == types.float32 else _DOUBLE)
+        wide = _vector(_DOUBLE)
+
+        def product(at: Any, total: Any, vectors: bool) -> Any:
+            target = wide if vectors else _DOUBLE
+            factors = []
+            for pointer, kind in zip(pointers, kinds, strict=True):
+                value = _load(
+                    builder, pointer, at, _vector(kind) if vectors else kind, 4 if kind is _FLOAT else 8
+                )
+                factors.append(builder.fpext(value, target) if kind is _FLOAT else value)
+            name = "llvm.fmuladd." + ("v16f64" if vectors else "f64")
+            return _call(builder, name, target, [*factors, total])
+
+        lanes = ir.Constant(arguments[4].type, LANES)
+        whole = builder.sdiv(arguments[4], lanes)
+        sums = _variable(builder, ir.Constant(wide, [0.0] * LANES))
+        with cgutils.for_range(builder, whole) as loop:
+            builder.store(product(builder.mul(loop.index, lanes), builder.load(sums), True), sums)
+        zero = ir.Constant(_DOUBLE, 0.0)
+        # Without the flag "reassoc" this reduction adds in sequence; halving by hand is faster and fixed too.
+        total = builder.load(sums)
+        for width in (8, 4, 2, 1):
+            low = ir.Constant(_vector(_INT32, width), list(range(width)))
+            high = ir.Constant(_vector(_INT32, width), list(range(width, 2 * width)))
+            total = builder.fadd(
+                builder.shuffle_vector(total, total, low), builder.shuffle_vector(total, total, high)
+            )
+        tail = _variable(builder, zero)
+        with cgutils.for_range_slice(
+            builder, builder.mul(whole, lanes), arguments[4], ir.Constant(arguments[4].type, 1)
+        ) as (index, _):
+            builder.store(product(index, builder.load(tail), False), tail)
+        return builder.fadd(builder.extract_element(total, _INT32(0)), builder.load(tail))
+
+    return signature, codegen
+
+
+def _make_multiply(n_vectors: int) -> Any:
+    """Return the intrinsic that multiplies PRODUCT_ROWS packed rows by ``16 * n_vectors`` packed columns."""
+
+    @intrinsic
+    def multiply(
+        typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, b_step: Any, n: Any,
+        out: Any, out_offset: Any, out_step: Any, add: Any,
+    ) -> Any:  # fmt: skip
+        integer = types.int64
+        signature = types.void(a, integer, b, integer, integer, integer, out, integer, integer, types.boolean)
+
+        def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            element = _FLOAT if sig.args[0].dtype == types.float32 else _DOUBLE
+            align = 4 if element is _FLOAT else 8
+            kind = _vector(element)
+            a_start = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+            b_start = _pointer(context, builder, sig.args[2], arguments[2])
+            columns = []
+            for v in range(n_vectors):
+                shift = builder.mul(arguments[4], ir.Constant(arguments[4].type, v))
+                columns.append(builder.gep(b_start, [builder.add(arguments[3], shift)]))
+            zero = ir.Constant(kind, [0.0] * LANES)
+            sums = [[_variable(builder, zero) for _ in range(n_vectors)] for _ in range(PRODUCT_ROWS)]
+            with cgutils.for_range(builder, arguments[5]) as loop:
+                at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+                loaded = [_load(builder, column, at, kind, align) for column in columns]
+                for r in range(PRODUCT_ROWS):
+                    place = builder.add(at, ir.Constant(at.type, r))
+                    factor = _splat(builder, _load(builder, a_start, place, element, align))
+                    for v in range(n_vectors):
+                        name = f"llvm.fmuladd.{_suffix(kind)}"
+                        value = _call(builder, name, kind, [factor, loaded[v], builder.load(sums[r][v])])
+                        builder.store(value, sums[r][v])
+            out_start = _pointer(context, builder, sig.args[6], arguments[6])
+            for r in range(PRODUCT_ROWS):
+                row = builder.add(arguments[7], builder.mul(arguments[8], ir.Constant(arguments[8].type, r)))
+                for v in range(n_vectors):
+                    at = builder.gep(out_start, [builder.add(row, ir.Constant(row.type, LANES * v))])
+                    at = builder.bitcast(at, kind.as_pointer())
+                    before = builder.select(arguments[9], builder.load(at, align=align), zero)
+                    builder.store(builder.fadd(before, builder.load(sums[r][v])), at, align=align)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return multiply
+
+
+multiply_one = _make_multiply(1)
+multiply_two = _make_multiply(2)
+multiply_three = _make_multiply(3)

@@ -1,0 +1,170 @@
+"""What every matcher can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.matching.bounds import inner_product
+from semrsm_dist.matching.panel import Panel, check_same_shape, prepare_panel
+from semrsm_dist.matching.result import Match, TileResult
+
+PairMatch = tuple[float, float, NDArray[np.intp]]
+"""Value, upper bound and permutation."""
+
+
+class Matcher(ABC):
+    """A way to match the tokens of two images so that their inner product is large.
+
+    The numbers a matcher returns depend on the two images, its version and its parameters, not
+    on tiles, panels or threads. Matchers keep no state between calls: one may serve many threads.
+
+    Attributes
+    ----------
+    name : str
+        The name in the registry and in configurations.
+    version : int
+        Goes up whenever the numbers change.
+    certified : bool
+        Whether the gap between bound and value is guaranteed to be small.
+    parameters : dict
+        What alters the numbers.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    certified: ClassVar[bool] = False
+
+    @property
+    def parameters(self) -> dict[str, int | float]:
+        """What alters the numbers, by name."""
+        return {}
+
+    def prepare(self, z: ArrayLike) -> Panel:
+        """Return representations (T, S, C) in the form that solving wants.
+
+        Raises
+        ------
+        InputError
+            Another shape or type, or a value that is not finite (the message names the image).
+        """
+        return prepare_panel(z)
+
+    def solve_tile(
+        self,
+        rows: Panel,
+        columns: Panel,
+        *,
+        triangular: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> TileResult:
+        """Match each image of `rows` (R) with each of `columns` (K).
+
+        Parameters
+        ----------
+        rows, columns : Panel
+            From `prepare` of a matcher of the same class.
+        triangular : bool
+            `rows` is `columns`: only pairs r < k are matched, the result is mirrored, and the
+            diagonal holds the squared norms.
+        cancelled : callable, optional
+            Asked once a row of the tile.
+
+        Returns
+        -------
+        TileResult
+            Arrays (R, K).
+
+        Raises
+        ------
+        InputError
+            The panels differ in tokens or channels.
+        concurrent.futures.CancelledError
+            `cancelled` returned True.
+        """
+        check_same_shape(rows, columns)
+        if triangular and rows.n_images != columns.n_images:
+            raise InputError(
+                f"a triangular tile matches a panel with itself, found {rows.n_images} and "
+                f"{columns.n_images} images: pass the same panel twice"
+            )
+        shape = (rows.n_images, columns.n_images)
+        tile = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
+        seconds = np.zeros(2)
+        for r in range(rows.n_images):
+            if cancelled is not None and cancelled():
+                raise CancelledError
+            first = r + 1 if triangular else 0
+            seconds += self._solve_row(rows, r, columns, first, tile)
+        if triangular:
+            _mirror(tile, rows.squared_norms)
+        return TileResult(tile.matched, tile.upper_bound, tile.identity, float(seconds[0]), float(seconds[1]))
+
+    def match(self, z_i: ArrayLike, z_j: ArrayLike) -> Match:
+        """Match two representations (S, C).
+
+        Raises
+        ------
+        InputError
+            As `prepare`, or shapes that differ.
+        """
+        pair = []
+        for name, z in (("z_i", z_i), ("z_j", z_j)):
+            array = np.asarray(z)
+            if array.ndim != 2:
+                raise InputError(f"expected {name} of shape (tokens, channels), found {array.shape}")
+            pair.append(self.prepare(array[None]))
+        check_same_shape(*pair)
+        value, upper_bound, permutation = self._match_pair(pair[0], 0, pair[1], 0)
+        return Match(value, upper_bound, permutation, self.name)
+
+    def compile(self) -> None:
+        """Compile what is compiled at first use, so that it can be a stage of its own."""
+        z = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+        for dtype in (np.float32, np.float64):
+            panel = self.prepare(z.astype(dtype))
+            self.solve_tile(panel, panel)
+
+    def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
+        """Return the memory of a prepared panel of float32 representations, in bytes."""
+        return n_images * (4 * n_tokens * n_channels + 8 * (n_channels + n_tokens + 1))
+
+    @abstractmethod
+    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
+        """Return the memory that matching one pair takes beside the panels, in bytes."""
+
+    @abstractmethod
+    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`."""
+
+    def _solve_row(
+        self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
+    ) -> tuple[float, float]:
+        """Fill row r of `tile` from column `first`; return seconds of products and of matching."""
+        for c in range(first, columns.n_images):
+            value, upper_bound, _ = self._match_pair(rows, r, columns, c)
+            tile.matched[r, c] = value
+            tile.upper_bound[r, c] = upper_bound
+            tile.identity[r, c] = inner_product(rows.raw[r], columns.raw[c])
+        return 0.0, 0.0
+
+
+def check_count(matcher: str, name: str, value: object) -> int:
+    """Return a parameter that counts tokens, or raise ConfigError unless it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ConfigError(f"{name} of matcher {matcher!r} must be a positive whole number, found {value!r}")
+    return int(value)
+
+
+def _mirror(tile: TileResult, squared_norms: NDArray[np.float64]) -> None:
+    """Fill the lower triangle and the diagonal of a tile whose upper triangle is solved."""
+    lower = np.tril_indices(squared_norms.size, -1)
+    for values in (tile.matched, tile.upper_bound, tile.identity):
+        values[lower] = values.T[lower]
+        np.fill_diagonal(values, squared_norms)

@@ -1,0 +1,51 @@
+"""The matchers by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.batch_optimal import BatchOptimal
+from semrsm_dist.matching.greedy import Greedy
+from semrsm_dist.matching.hungarian import Hungarian
+from semrsm_dist.matching.identity import Identity
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.topk_greedy import TopKGreedy
+
+MATCHERS: Mapping[str, type[Matcher]] = MappingProxyType(
+    {kind.name: kind for kind in (Auction, Hungarian, BatchOptimal, TopKGreedy, Greedy, Identity)}
+)
+"""Every matcher by its name in configurations."""
+
+
+def make_matcher(name: str, **parameters: float) -> Matcher:
+    """Return the matcher `name` with its parameters.
+
+    Parameters
+    ----------
+    name : str
+        A key of `MATCHERS`.
+    **parameters
+        ``tolerance`` of `auction`, ``window`` of `batch-optimal`, ``k`` of `topk-greedy`.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, a parameter this matcher does not take, or a value it cannot use.
+    """
+    if name not in MATCHERS:
+        raise ConfigError(
+            f"unknown matcher {name!r}: known are {', '.join(MATCHERS)}{did_you_mean(name, MATCHERS)}"
+        )
+    kind = MATCHERS[name]
+    known = [p for p in inspect.signature(kind).parameters if p not in ("args", "kwargs")]
+    for parameter in parameters:
+        if parameter not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no parameters"
+            raise ConfigError(
+                f"matcher {name!r} has no parameter {parameter!r}: it {takes}{did_you_mean(parameter, known)}"
+            )
+    return kind(**parameters)

@@ -1,0 +1,56 @@
+"""What a matcher returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The match of one pair of representations z_i and z_j, each (S, C).
+
+    Attributes
+    ----------
+    value : float
+        ``<Z_i, P Z_j>`` of the permutation below, in float64.
+    upper_bound : float
+        No permutation has a value above this.
+    permutation : ndarray of intp, (S,)
+        Row s of z_i goes with row ``permutation[s]`` of z_j.
+    matcher : str
+        Name of the matcher that found it.
+    """
+
+    value: float
+    upper_bound: float
+    permutation: NDArray[np.intp]
+    matcher: str
+
+    @property
+    def gap(self) -> float:
+        """How far `value` may lie below the optimum: ``upper_bound - value``, never negative."""
+        return self.upper_bound - self.value
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """The matches of R images with K images; arrays are (R, K) float64.
+
+    Attributes
+    ----------
+    matched, upper_bound : ndarray
+        As `Match.value` and `Match.upper_bound`, pair by pair.
+    identity : ndarray
+        ``<Z_i, Z_j>`` position by position: the value without any matching.
+    products, solving : float
+        Seconds spent in affinity products and in matching; 0 where the matcher cannot tell.
+    """
+
+    matched: NDArray[np.float64]
+    upper_bound: NDArray[np.float64]
+    identity: NDArray[np.float64]
+    products: float = 0.0
+    solving: float = 0.0

@@ -1,0 +1,175 @@
+"""Matching and similarity matrices of arrays in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.kernels import derive, require_kernel
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.panel import Panel, check_same_shape
+from semrsm_dist.matching.registry import make_matcher
+from semrsm_dist.matching.result import Match
+
+KINDS = ("semantic", "spatio-semantic")
+
+_TILE = 64
+
+
+def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters: float) -> Match:
+    """Match the tokens of two representations so that their inner product is large.
+
+    Parameters
+    ----------
+    z_i, z_j : array_like, (S, C)
+        Representations of float16, float32 or float64.
+    matcher : str
+        Name in `semrsm_dist.matching.registry.MATCHERS`.
+    **parameters
+        Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
+
+    Returns
+    -------
+    Match
+        Value, upper bound and permutation: row s of z_i goes with row ``permutation[s]`` of z_j.
+
+    Raises
+    ------
+    ConfigError
+        Unknown matcher or parameter.
+    InputError
+        Shapes that differ or are not (S, C), NaN or infinite values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z = np.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> found = match(z, z[::-1])
+    >>> found.permutation.tolist(), found.value
+    ([1, 0], 5.0)
+    """
+    return make_matcher(matcher, **parameters).match(z_i, z_j)
+
+
+def similarity_matrix(
+    z: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    kernel: str = "cosine",
+    matcher: str = "auction",
+    sigma: float | None = None,
+    kind: Literal["semantic", "spatio-semantic"] = "semantic",
+    workers: int | None = None,
+    **parameters: float,
+) -> NDArray[np.float64]:
+    """Return the similarities of all images, or of all images of `z` with all of `y`.
+
+    Parameters
+    ----------
+    z : array_like, (N, S, C)
+        Representations of N images.
+    y : array_like, (M, S, C), optional
+        Without it, the symmetric matrix of z with itself.
+    kernel : str
+        ``linear``, ``cosine`` or ``rbf``, see `semrsm_dist.kernels`.
+    matcher : str
+        Name in `semrsm_dist.matching.registry.MATCHERS`.
+    sigma : float, optional
+        Width of the RBF kernel; by default the median rule of `semrsm_dist.kernels.median_sigma`.
+    kind : str
+        ``semantic`` matches tokens, ``spatio-semantic`` compares position by position.
+    workers : int, optional
+        Threads; by default one for each core this process may use. No influence on the numbers.
+    **parameters
+        Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
+
+    Returns
+    -------
+    ndarray of float64, (N, N) or (N, M)
+        With ``cosine``, NaN where a representation is zero.
+
+    Raises
+    ------
+    ConfigError
+        Unknown kernel, kind, matcher or parameter.
+    InputError
+        Shapes that differ or are not (N, S, C), NaN or infinite values.
+
+    References
+    ----------
+    Wald et al., Decoupling Semantic Similarity from Spatial Alignment for Neural Networks,
+    NeurIPS 2024, arXiv:2410.23107.
+    """
+    require_kernel(kernel)
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind {kind!r}: known are {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    if sigma is not None and kernel != "rbf":
+        raise ConfigError(
+            f"sigma is the width of the kernel 'rbf': it means nothing to {kernel!r}, leave it out"
+        )
+    chosen = make_matcher(matcher, **parameters)
+    if kind == "spatio-semantic":
+        chosen = make_matcher("identity")
+    rows = _prepare(chosen, z, "z")
+    columns = rows if y is None else _prepare(chosen, y, "y")
+    check_same_shape(rows, columns)
+    matched = _match_all(chosen, rows, columns, y is None, workers or _available_cores())
+    return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
+
+
+def _prepare(matcher: Matcher, z: ArrayLike, name: str) -> Panel:
+    try:
+        return matcher.prepare(z)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _match_all(
+    matcher: Matcher, rows: Panel, columns: Panel, symmetric: bool, workers: int
+) -> NDArray[np.float64]:
+    """Return the matched inner products (N, M), tile by tile in threads."""
+    matched = np.empty((rows.n_images, columns.n_images))
+    stop = threading.Event()
+
+    def solve(r: slice, c: slice) -> None:
+        diagonal = symmetric and r == c
+        tile = matcher.solve_tile(rows.part(r), columns.part(c), triangular=diagonal, cancelled=stop.is_set)
+        matched[r, c] = tile.matched
+        if symmetric and not diagonal:
+            matched[c, r] = tile.matched.T
+
+    # The threads share the cores: a BLAS that starts its own would only get in their way.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        tiles = [pool.submit(solve, r, c) for r, c in _tiles(matched.shape, symmetric, workers)]
+        try:
+            for tile in tiles:
+                tile.result()
+        except BaseException:  # also an interrupt: the threads must not go on alone
+            stop.set()
+            for tile in tiles:
+                tile.cancel()
+            raise
+    return matched
+
+
+def _tiles(shape: tuple[int, int], symmetric: bool, workers: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the tiles that cover a matrix, or the upper triangle of a symmetric one."""
+    # At least four tiles a worker and side, so that all workers end at about the same time.
+    side = max(1, min(_TILE, -(-max(shape) // (4 * workers))))
+    for r in range(0, shape[0], side):
+        for c in range(r if symmetric else 0, shape[1], side):
+            yield slice(r, min(r + side, shape[0])), slice(c, min(c + side, shape[1]))
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -18,7 +18,7 @@ from semrsm_dist.errors import InputError, StorageError
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 # What one image's absence or permissions explain; any other OSError is the storage failing, and worth a retry.
-_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
 
 
 class FileImages:
@@ -52,13 +52,15 @@ class FileImages:
         return int(info.size), int(info.mtime_ns)
 
     def _content(self, record: ImageRecord) -> bytes:
+        system, path = locate(record.uri)
         try:
-            system, path = locate(record.uri)
             with system.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read())
         except _ABOUT_THE_FILE as error:
             raise UnreadableImageError(_name(record), _why(error)) from error
         except OSError as error:
+            if system.get_file_info(path).type == fs.FileType.Directory:
+                raise UnreadableImageError(_name(record), "it is a folder") from error
             raise _storage_failure(record, error) from error
 
 
@@ -111,7 +113,6 @@ def _why(error: OSError) -> str:
     reasons = {
         FileNotFoundError: "there is no such file",
         PermissionError: "reading it is not permitted",
-        IsADirectoryError: "it is a folder",
         NotADirectoryError: "a part of its path is no folder",
     }
     return reasons[type(error)]

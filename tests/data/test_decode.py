@@ -1,0 +1,218 @@
+"""Every mode becomes 8-bit RGB, and what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from semrsm_dist.data.decode import decode, decode_with_mode, scale_to_8_bits
+from semrsm_dist.data.records import UnreadableImageError
+from semrsm_dist.errors import InputError
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = decode(data, "it")
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def grey_of(data: bytes) -> np.ndarray:
+    pixels = pixels_of(data)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "GIF", "PPM"])
+def test_8_bit_grey_is_kept(file_format):
+    assert (grey_of(encoded(Image.fromarray(RAMP), file_format)) == RAMP).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled(file_format):
+    values = (RAMP.astype(np.uint16) * 257)[::-1].copy()
+    image = Image.fromarray(values)
+    assert image.mode == "I;16"
+    assert (grey_of(encoded(image, file_format)) == RAMP[::-1]).all()
+
+
+def test_16_bit_big_endian_tiff_is_scaled():
+    image = Image.frombytes("I;16B", (16, 16), (RAMP.astype(">u2") * 257).tobytes())
+    assert (grey_of(encoded(image, "TIFF")) == RAMP).all()
+
+
+def test_dark_16_bit_images_are_not_stretched():
+    """The white of 16 bits is fixed, so that images stay comparable."""
+    assert grey_of(encoded(Image.fromarray(np.full((4, 4), 2570, np.uint16)), "PNG")).max() == 10
+
+
+@pytest.mark.parametrize("offset", [0, -(2**30)])
+def test_32_bit_integers_are_stretched(offset):
+    values = RAMP.astype(np.int32) * 4_000_000 + offset
+    assert (grey_of(encoded(Image.fromarray(values), "TIFF")) == RAMP).all()
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1 / 255, 0), (1, 0), (100, 0), (1e-3, -0.2), (1e30, 0)])
+def test_floats_are_scaled_and_not_clipped(factor, offset):
+    values = (RAMP.astype(float) * factor + offset).astype(np.float32)
+    assert np.abs(grey_of(encoded(Image.fromarray(values), "TIFF")).astype(int) - RAMP).max() <= 1
+
+
+def test_float_pixels_that_are_not_finite_are_refused():
+    values = np.ones((4, 4), np.float32)
+    values[1, 2] = np.nan
+    with pytest.raises(UnreadableImageError, match="NaN or infinite"):
+        decode(encoded(Image.fromarray(values), "TIFF"), "it")
+
+
+def test_constant_images_do_not_divide_by_zero():
+    assert (scale_to_8_bits(np.full((2, 2), 70_000)) == 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20)
+    | st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20)
+)
+def test_scaling_keeps_the_order(values):
+    grey = scale_to_8_bits(np.array(values)).astype(int)
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(grey[order]) >= 0).all()
+
+
+def test_bilevel_images_become_black_and_white():
+    image = Image.fromarray(RAMP > 100)
+    assert image.mode == "1"
+    assert (grey_of(encoded(image, "PNG")) == np.where(RAMP > 100, 255, 0)).all()
+
+
+def test_cmyk_jpeg():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    data = encoded(image, "JPEG", quality=95)
+    assert decode_with_mode(data, "it")[1] == "CMYK"
+    red, green, blue = pixels_of(data)[8, 8].astype(int)
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize("transparency", [3, b"\x00\x80" + b"\xff" * 14])
+def test_palette_with_transparency(transparency):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 42)
+    assert (pixels_of(encoded(image, "PNG", transparency=transparency)) == [200, 100, 50]).all()
+
+
+def test_transparency_is_dropped_as_torchvision_does():
+    assert (pixels_of(encoded(Image.new("RGBA", (3, 3), (9, 8, 7, 0)), "PNG")) == [9, 8, 7]).all()
+    assert (pixels_of(encoded(Image.new("LA", (3, 3), (9, 0)), "PNG")) == 9).all()
+    assert (pixels_of(encoded(Image.new("L", (3, 3), 9), "PNG", transparency=9)) == 9).all()
+    assert (
+        pixels_of(encoded(Image.new("RGB", (3, 3), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == [1, 2, 3]
+    ).all()
+
+
+def test_exif_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif)
+    assert decode(data, "it").size == (20, 10)
+
+
+def test_first_frame_of_several_is_taken():
+    frames = [Image.new("L", (4, 4), value) for value in (11, 222)]
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert (grey_of(data) == 11).all()
+
+
+def noise(size: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+def test_truncated_files_are_refused(file_format, share):
+    data = encoded(noise(), file_format)
+    with pytest.raises(UnreadableImageError, match=r"'holiday\.x'"):
+        decode(data[: int(len(data) * share)], "holiday.x")
+
+
+def test_png_with_a_flipped_bit_is_refused():
+    data = bytearray(encoded(noise(), "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(UnreadableImageError):
+        decode(bytes(data), "it")
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty"),
+        (b"this is no picture\n", "no known image format"),
+        (b"\x89PNG\r\n\x1a\n", "SyntaxError|OSError|format|Error"),
+        (b"\xff\xd8\xff", "Error|format"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_the_cause(data, cause):
+    with pytest.raises(UnreadableImageError, match=cause) as caught:
+        decode(data, "notes.png")
+    assert isinstance(caught.value, InputError)
+    assert caught.value.name == "notes.png"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), st.data())
+def test_damaged_bytes_decode_or_are_refused_but_never_crash(junk, file_format, data):
+    content = encoded(noise(8), file_format)
+    at = data.draw(st.integers(0, len(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(UnreadableImageError):
+            assert decode(content[:at] + junk + content[at + len(junk) :], "it").mode == "RGB"
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [1, None])
+def test_a_decompression_bomb_is_refused(limit, monkeypatch):
+    """Whether or not somebody has switched Pillow's own check off."""
+    if limit is None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(UnreadableImageError, match=r"exceeds limit|unpack"):
+        decode(png_claiming(30_000, 30_000), "it")
+
+
+def test_the_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(UnreadableImageError("a/b.png", "it is empty")))
+    assert (error.name, error.cause) == ("a/b.png", "it is empty")
+    assert "'a/b.png' cannot be read: it is empty" in str(error)

@@ -1,0 +1,223 @@
+"""Scenes of digits: reproducible, labelled by what they show, within the controls that were asked for."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from semrsm_dist.data.digits import DigitScenes, Placement, Scene, digit_sources
+from semrsm_dist.data.records import ImageRecord
+from semrsm_dist.errors import ConfigError, InputError
+
+
+def covered_share(a: Placement, b: Placement) -> float:
+    """Share of the smaller box that the other covers, counted pixel by pixel."""
+    side = max(a.top + a.size, a.left + a.size, b.top + b.size, b.left + b.size)
+    masks = np.zeros((2, side, side), dtype=bool)
+    for mask, p in zip(masks, (a, b), strict=True):
+        mask[p.top : p.top + p.size, p.left : p.left + p.size] = True
+    return float((masks[0] & masks[1]).sum() / min(a.size, b.size) ** 2)
+
+
+def test_splits_are_stratified_and_share_no_digit():
+    classes = load_digits().target
+    training, evaluation = digit_sources("training"), digit_sources("evaluation")
+    assert set(np.concatenate(training)).isdisjoint(np.concatenate(evaluation))
+    assert sorted(np.concatenate(training + evaluation)) == list(range(1797))
+    for digit in range(10):
+        assert set(classes[training[digit]]) == set(classes[evaluation[digit]]) == {digit}
+        assert 0.29 < len(evaluation[digit]) / (classes == digit).sum() < 0.31
+
+
+@pytest.mark.parametrize("split", ["training", "evaluation"])
+def test_scenes_use_only_digits_of_their_split(split):
+    scenes = DigitScenes(100, split=split)
+    used = {p.source for k in range(100) for p in scenes.scene(k).placements}
+    assert used <= set(np.concatenate(digit_sources(split)))
+
+
+def test_labels_are_the_digits_placed_according_to_scikit_learn():
+    classes = load_digits().target
+    scenes = DigitScenes(60)
+    for index, record in enumerate(scenes.records()):
+        placements = scenes.scene(index).placements
+        assert record.labels == tuple(sorted({str(classes[p.source]) for p in placements}))
+        assert all(classes[p.source] == p.digit for p in placements)
+        assert len(record.labels) == len(placements)
+
+
+def test_every_number_of_digits_and_every_digit_occurs():
+    records = DigitScenes(300, digits=(1, 4)).records()
+    counts = np.bincount([len(r.labels) for r in records])
+    assert counts[0] == 0
+    assert len(counts) == 5
+    assert counts[1:].min() > 40
+    assert {label for r in records for label in r.labels} == set("0123456789")
+
+
+def test_same_scenes_whatever_the_number_of_images_and_the_order_of_reading():
+    few, many = DigitScenes(5), DigitScenes(50)
+    assert few.records() == many.records()[:5]
+    record = many.records()[3]
+    first = many.read(record).tobytes()
+    assert many.digest(many.records()[4]) != many.digest(record)
+    assert few.read(record).tobytes() == first
+    assert pickle.loads(pickle.dumps(few)).read(record).tobytes() == first
+    assert few.load(record).sha256 == few.digest(record)
+
+
+def test_seed_and_split_change_the_scenes():
+    base = DigitScenes(3)
+    others = [replace(base, seed=1), replace(base, split="training"), replace(base, canvas=97)]
+    digests = {s.digest(s.records()[0]) for s in [base, *others]}
+    assert len(digests) == 4
+
+
+def test_pixels_of_the_default_scenes_are_pinned():
+    """The shipped weights and published figures belong to these scenes; Pillow's resampling may differ by 1."""
+    pixels = DigitScenes().render(DigitScenes().scene(0)).astype(float)
+    assert DigitScenes().scene(0).labels == ("0", "1", "4", "7")
+    assert pixels.mean() == pytest.approx(45.703, abs=0.05)
+
+
+def test_image_is_rgb_with_equal_channels():
+    scenes = DigitScenes(1, canvas=64, digits=(1, 2))
+    image = scenes.read(scenes.records()[0])
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    channels = np.asarray(image)
+    assert (channels == channels[..., :1]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**40),
+    index=st.integers(0, 10**6),
+    low=st.floats(0.5, 5),
+    span=st.floats(1, 2),
+    n_digits=st.integers(1, 12),
+    overlap=st.floats(0, 1),
+    canvas=st.integers(32, 128),
+)
+def test_controls_are_honoured_or_refused(seed, index, low, span, n_digits, overlap, canvas):
+    scale = (low, low * span)
+    try:
+        scenes = DigitScenes(1, (1, n_digits), canvas, scale, overlap, seed=seed)
+    except ConfigError as error:
+        assert str(n_digits) in str(error)
+        assert str(canvas) in str(error)
+        return
+    scene = scenes.scene(index)
+    assert 1 <= len(scene.placements) <= n_digits
+    for p in scene.placements:
+        assert round(8 * scale[0]) <= p.size <= round(8 * scale[1])
+        assert 0 <= p.top <= canvas - p.size
+        assert 0 <= p.left <= canvas - p.size
+    for a, b in combinations(scene.placements, 2):
+        assert covered_share(a, b) <= overlap + 1e-9
+    assert scenes.render(scene).shape == (canvas, canvas)
+
+
+def test_the_tightest_possible_layout_is_found():
+    scenes = DigitScenes(20, digits=(9, 9), canvas=96, scale=(4, 4), overlap=0)
+    for index in range(20):
+        corners = {(p.top, p.left) for p in scenes.scene(index).placements}
+        assert corners == {(top, left) for top in (0, 32, 64) for left in (0, 32, 64)}
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.3, 0.5, 0.8])
+def test_crowded_scenes_of_mixed_sizes_keep_to_the_overlap(overlap):
+    probe = DigitScenes(1, (1, 1), 60, (1.1, 3.3), overlap)
+    capacity = len(probe._slots())
+    scenes = replace(probe, digits=(capacity, capacity))
+    for index in range(10):
+        placements = scenes.scene(index).placements
+        assert len(placements) == capacity
+        assert max(covered_share(a, b) for a, b in combinations(placements, 2)) <= overlap + 1e-9
+
+
+def test_more_than_ten_digits_repeat_classes_evenly():
+    scene = DigitScenes(1, (15, 15), 96, (1.5, 2), 0.5).scene(0)
+    counts = np.bincount([p.digit for p in scene.placements], minlength=10)
+    assert counts.sum() == 15
+    assert set(counts) == {1, 2}
+
+
+def test_digits_are_drawn_by_maximal_brightness():
+    scenes = DigitScenes(1, canvas=32, digits=(1, 2), overlap=1)
+    one, two = Placement(3, 3, 2, 2, 24), Placement(4, 4, 6, 6, 24)
+    alone = [scenes.render(Scene(0, (p,))) for p in (one, two)]
+    both = scenes.render(Scene(0, (one, two)))
+    assert (both == np.maximum(*alone)).all()
+
+
+def test_a_digit_can_be_moved_with_everything_else_kept():
+    scenes = DigitScenes(1, digits=(1, 1))
+    scene = scenes.scene(0)
+    (p,) = scene.placements
+    moved = replace(p, top=(p.top + 40) % (96 - p.size))
+    empty = scenes.render(replace(scene, placements=()))
+    stroke = scenes.render(scene)[p.top : p.top + p.size, p.left : p.left + p.size]
+    after = scenes.render(replace(scene, placements=(moved,)))
+    box = after[moved.top : moved.top + p.size, p.left : p.left + p.size]
+    strong = stroke > 100
+    assert strong.any()
+    assert (box[strong] == stroke[strong]).all()
+    outside = np.ones_like(after, dtype=bool)
+    outside[moved.top : moved.top + p.size, p.left : p.left + p.size] = False
+    assert (after[outside] == empty[outside]).all()
+
+
+@pytest.mark.parametrize(("top", "left"), [(-10, 5), (5, -10), (80, 80), (-200, 0), (0, 200)])
+def test_what_leaves_the_canvas_is_cut_off(top, left):
+    scenes = DigitScenes(1)
+    image = scenes.render(Scene(0, (Placement(8, 8, top, left, 24),)))
+    inside = max(0, min(top + 24, 96) - max(top, 0)) * max(0, min(left + 24, 96) - max(left, 0))
+    changed = (image != scenes.render(Scene(0, ()))).sum()
+    assert changed <= inside
+    assert (changed > 0) == (inside > 0)
+
+
+@pytest.mark.parametrize(
+    ("controls", "words"),
+    [
+        ({"digits": (10, 10), "scale": (4, 4), "overlap": 0.0}, ["10 digits", "32 px", "96 px", "only 9"]),
+        ({"scale": (2, 13)}, ["104 px", "only 0", "smaller scale"]),
+        ({"split": "eval"}, ["did you mean 'evaluation'"]),
+        ({"n_images": 0}, ["n_images is 0"]),
+        ({"digits": (3, 2)}, ["digits is (3, 2)"]),
+        ({"digits": (0, 2)}, ["digits is (0, 2)"]),
+        ({"digits": (1, 2, 3)}, ["digits is (1, 2, 3)"]),
+        ({"scale": (0, 2)}, ["scale is (0, 2)"]),
+        ({"scale": (2, float("inf"))}, ["scale"]),
+        ({"scale": (float("nan"), 2)}, ["scale"]),
+        ({"overlap": 1.5}, ["overlap is 1.5"]),
+        ({"canvas": 4}, ["canvas is 4"]),
+        ({"seed": -1}, ["seed is -1"]),
+    ],
+)
+def test_impossible_requests_are_refused_with_the_numbers(controls, words):
+    with pytest.raises(ConfigError) as caught:
+        DigitScenes(**controls)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("image_id", ["training-000000", "evaluation-000007", "cat.png", "evaluation-x"])
+def test_records_of_another_set_are_refused(image_id):
+    with pytest.raises(InputError, match="not one of these 5 evaluation scenes"):
+        DigitScenes(5).read(ImageRecord(image_id, ""))
+
+
+def test_description_is_plain_and_rebuilds_the_set():
+    scenes = DigitScenes(7, digits=[2, 3], scale=[2, 3], overlap=0.2, seed=5)
+    description = scenes.describe()
+    assert description.pop("kind") == "digits"
+    assert DigitScenes(**description) == scenes
+    assert hash(scenes) == hash(DigitScenes(**description))

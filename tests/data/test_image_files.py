@@ -1,0 +1,305 @@
+"""Folders and tables of images, written here file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from pyarrow.fs import FileInfo, FileType
+
+from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.records import ImageRecord, UnreadableImageError
+from semrsm_dist.data.table import TableImages, labels_for, read_records
+from semrsm_dist.errors import InputError, StorageError
+
+
+def write_image(path: Path, value: int = 100, size: tuple[int, int] = (6, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+    return path
+
+
+# --- folders -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "my photos"
+    for name in ("dog/b.png", "dog/deep/er/a.JPG", "cat/ü ñ 猫.png", "cat/z%20#?.png", "alone.webp"):
+        write_image(root / name)
+    for other in ("dog/notes.txt", "dog/.hidden.png", ".cache/x.png", "README"):
+        (root / other).parent.mkdir(exist_ok=True)
+        (root / other).write_bytes(b"x")
+    return root
+
+
+def test_folder_lists_images_sorted_with_their_top_level_class(folder):
+    records = FolderImages(folder).records()
+    assert [(r.image_id, r.labels) for r in records] == [
+        ("alone.webp", ()),
+        ("cat/z%20#?.png", ("cat",)),
+        ("cat/ü ñ 猫.png", ("cat",)),
+        ("dog/b.png", ("dog",)),
+        ("dog/deep/er/a.JPG", ("dog",)),
+    ]
+
+
+def test_folder_images_can_be_read_by_a_pickled_copy_elsewhere(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    images = FolderImages("my photos")
+    records = images.records()
+    copy = pickle.loads(pickle.dumps(images))
+    monkeypatch.chdir("/")
+    for record in records:
+        content = (folder / record.image_id).read_bytes()
+        assert copy.read(record).size == (6, 4)
+        assert copy.digest(record) == copy.load(record).sha256 == hashlib.sha256(content).hexdigest()
+        assert copy.stamp(record) == (len(content), (folder / record.image_id).stat().st_mtime_ns)
+
+
+def test_folder_as_file_uri(folder):
+    uri = folder.as_uri()
+    images = FolderImages(uri)
+    assert [r.image_id for r in images.records()] == [r.image_id for r in FolderImages(folder).records()]
+
+
+def test_links_are_followed_and_circles_end(folder, tmp_path):
+    write_image(tmp_path / "elsewhere" / "e.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "dog" / "circle").symlink_to(folder)
+    names = [r.image_id for r in FolderImages(folder).records()]
+    assert "linked/e.png" in names
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("content", [[], ["notes.txt"]])
+def test_folder_without_images(tmp_path, content):
+    for name in content:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(InputError, match=r"no images in .*\.jpeg"):
+        FolderImages(tmp_path).records()
+
+
+def test_folder_that_is_missing_or_a_file(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        FolderImages(tmp_path / "nowhere").records()
+    with pytest.raises(InputError, match="is a file"):
+        FolderImages(write_image(tmp_path / "a.png")).records()
+    with pytest.raises(InputError, match="does not exist"):
+        FolderImages((tmp_path / "nowhere").as_uri()).records()
+
+
+def test_a_name_that_no_table_can_hold_is_refused(folder):
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/dog/\xff.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    with pytest.raises(InputError, match="not valid Unicode"):
+        FolderImages(folder).records()
+
+
+def test_a_file_that_vanished_is_unreadable_and_has_no_stamp(folder):
+    images = FolderImages(folder)
+    record = images.records()[3]
+    (folder / record.image_id).unlink()
+    assert images.stamp(record) is None
+    with pytest.raises(UnreadableImageError, match=r"'dog/b\.png'.*no such file"):
+        images.read(record)
+
+
+def test_a_folder_named_like_an_image_is_unreadable(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UnreadableImageError, match="it is a folder"):
+        FolderImages(tmp_path).read(ImageRecord("a.png", str(tmp_path / "a.png")))
+
+
+def test_a_failing_disk_is_not_blamed_on_the_image(folder, monkeypatch):
+    class BrokenDisk:
+        def open_input_stream(self, path, compression):
+            raise OSError(5, "Input/output error")
+
+        def get_file_info(self, path):
+            return FileInfo(path, FileType.File)
+
+    monkeypatch.setattr("semrsm_dist.data.files.locate", lambda uri: (BrokenDisk(), uri))
+    with pytest.raises(StorageError, match="Input/output error"):
+        FolderImages(folder).read(ImageRecord("a.png", "/a.png"))
+
+
+# --- tables --------------------------------------------------------------------------------------------
+
+ROWS = {
+    "image_id": ["001", "b", "ü"],
+    "uri": ["images/a.png", "images/b c.png", "images/ü.png"],
+    "labels": [["cup", "hand"], [], ["cup"]],
+    "group": ["video 1", None, "video 2"],
+}
+
+
+@pytest.fixture
+def table_folder(tmp_path: Path) -> Path:
+    for value, uri in enumerate(ROWS["uri"]):
+        write_image(tmp_path / uri, value)
+    return tmp_path
+
+
+def write_table(folder: Path, kind: str, rows: dict[str, list[object]] = ROWS) -> Path:
+    path = folder / f"images.{kind}"
+    if kind == "csv":
+        texts = {**rows}
+        if "labels" in texts:
+            texts["labels"] = ["|".join(labels) for labels in rows["labels"]]
+        pd.DataFrame(texts).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "pq"])
+def test_table_gives_records_in_its_order(table_folder, kind, monkeypatch):
+    images = TableImages(write_table(table_folder, kind))
+    records = images.records()
+    assert [r.image_id for r in records] == ROWS["image_id"]
+    assert [r.labels for r in records] == [("cup", "hand"), (), ("cup",)]
+    assert [r.group for r in records] == ["video 1", None, "video 2"]
+    monkeypatch.chdir("/")
+    for value, record in enumerate(records):
+        assert np.asarray(pickle.loads(pickle.dumps(images)).read(record))[0, 0, 0] == value
+
+
+def test_uris_may_be_relative_absolute_or_with_a_scheme(table_folder):
+    target = table_folder / "images" / "b c.png"
+    (table_folder / "sub").mkdir()
+    rows = {
+        "image_id": list("abcd"),
+        "uri": ["../images/b c.png", str(target), target.as_uri(), f"file://{target}"],
+        "labels": [[]] * 4,
+    }
+    images = TableImages(write_table(table_folder / "sub", "csv", rows))
+    assert {images.digest(r) for r in images.records()} == {hashlib.sha256(target.read_bytes()).hexdigest()}
+
+
+def test_uris_of_other_file_systems_reach_pyarrow(table_folder):
+    """Pyarrow's in-memory file system stands for a bucket: same code, no network."""
+    rows = {"image_id": ["a"], "uri": ["mock:///bucket/no such key.png"], "labels": [[]]}
+    images = TableImages(write_table(table_folder, "csv", rows))
+    (record,) = images.records()
+    with pytest.raises(UnreadableImageError, match=r"a \(mock:///bucket/no such key\.png\).*no such file"):
+        images.read(record)
+
+
+def test_unknown_scheme_is_refused(table_folder):
+    rows = {"image_id": ["a"], "uri": ["ftp://host/a.png"], "labels": [[]]}
+    images = TableImages(write_table(table_folder, "csv", rows))
+    with pytest.raises(InputError, match=r"ftp://host/.*s3://"):
+        images.read(images.records()[0])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([[1, 2], []]),
+        pa.array([["1", "2"], None]),
+        pa.array([["1", "2"], []], pa.large_list(pa.string())),
+        pa.array(["1 | 2", None]),
+        pa.array(["1|2|", ""]).dictionary_encode(),
+        pa.array([["1", None, "2"], [None]]),
+    ],
+)
+def test_labels_of_every_column_type(tmp_path, labels):
+    table = pa.table({"image_id": [7, 8], "uri": ["a", "b"], "labels": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    records = TableImages(tmp_path / "t.parquet").records()
+    assert [(r.image_id, r.labels) for r in records] == [("7", ("1", "2")), ("8", ())]
+
+
+def test_csv_is_text_whatever_it_looks_like(tmp_path):
+    path = tmp_path / "t.CSV"
+    path.write_bytes(
+        '\ufeffuri,labels,image_id,extra\r\n"a,b.png",null|NA,007,1\r\nc.png,3,1e5,2\r\n'.encode()
+    )
+    first, second = TableImages(path).records()
+    assert (first.image_id, first.labels, first.uri) == ("007", ("null", "NA"), f"{tmp_path}/a,b.png")
+    assert (second.image_id, second.labels, second.group) == ("1e5", ("3",), None)
+
+
+def test_repeated_ids_are_named(table_folder):
+    rows = {**ROWS, "image_id": ["x", "y", "x"]}
+    with pytest.raises(InputError, match=r"1 image_id\(s\) occur more than once \('x'\)"):
+        TableImages(write_table(table_folder, "csv", rows)).records()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("missing", ["image_id", "uri", "labels"])
+def test_missing_columns_are_named(table_folder, kind, missing):
+    rows = {name: values for name, values in ROWS.items() if name != missing}
+    with pytest.raises(InputError, match=rf"lacks the column\(s\) {missing}; it has"):
+        TableImages(write_table(table_folder, kind, rows)).records()
+
+
+def test_a_misspelt_column_is_suggested(tmp_path):
+    (tmp_path / "t.csv").write_text("image_id,uri,label\na,a.png,cat\n")
+    with pytest.raises(InputError, match="did you mean 'label'"):
+        TableImages(tmp_path / "t.csv").records()
+
+
+@pytest.mark.parametrize("column", ["image_id", "uri"])
+def test_rows_with_an_empty_cell_are_refused(tmp_path, column):
+    cells = {"image_id": "b", "uri": "b.png", "labels": ""} | {column: ""}
+    (tmp_path / "t.csv").write_text("image_id,uri,labels\na,a.png,\n" + ",".join(cells.values()) + "\n")
+    with pytest.raises(InputError, match=f"1 row\\(s\\) have no {column}, the first being row 1"):
+        TableImages(tmp_path / "t.csv").records()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b"", "cannot be read"),
+        ("t.csv", b"image_id,uri,labels\n", "no rows"),
+        ("t.csv", b"image_id,uri,labels\na,b\n", "cannot be read"),
+        ("t.csv", b"image_id,uri,labels\n\xff\xfe,a,b\n", "cannot be read"),
+        ("t.parquet", b"not parquet", "cannot be read"),
+        ("t.xlsx", b"", r"not in '\.xlsx'"),
+        ("t", b"", "not in 'nothing'"),
+    ],
+)
+def test_unusable_tables_are_refused_by_name(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        TableImages(tmp_path / name).records()
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_missing_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        TableImages(tmp_path / "t.csv").records()
+
+
+def test_ids_that_are_no_text_are_refused(tmp_path):
+    table = pa.table({"image_id": [["a"]], "uri": ["a"], "labels": [["a"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="image_id must hold text"):
+        TableImages(tmp_path / "t.parquet").records()
+
+
+def test_labels_of_ready_made_features_need_no_uri(tmp_path):
+    (tmp_path / "t.csv").write_text("image_id,labels,group\na,x|y,g\nb,,\nc,z,g\n")
+    assert [r.uri for r in read_records(tmp_path / "t.csv", needs_uri=False)] == ["", "", ""]
+    assert labels_for(["c", "a"], tmp_path / "t.csv") == ([("z",), ("x", "y")], ["g", "g"])
+    with pytest.raises(InputError, match=r"1 of 2 image ids have no row.*'d'"):
+        labels_for(["a", "d"], tmp_path / "t.csv")
+
+
+def test_descriptions_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert FolderImages("x").describe() == {"kind": "folder", "path": str(tmp_path / "x")}
+    assert TableImages("x.csv").describe() == {"kind": "table", "path": str(tmp_path / "x.csv")}
+    assert FolderImages("s3://bucket/x/").describe() == {"kind": "folder", "path": "s3://bucket/x"}

@@ -1,0 +1,208 @@
+"""From images to representations: preprocessing, batches, precision and checks. What a worker holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
+from semrsm_dist.features.layers import LayerInfo, LayerReader, resolve_layers
+from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model
+
+_logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class NonFiniteFeaturesError(InputError):
+    """The network returned NaN or infinity for some images.
+
+    Attributes
+    ----------
+    layer
+        The first layer in which they appear.
+    indices
+        Positions of these images among those given to the extractor.
+    """
+
+    def __init__(self, layer: str, indices: Sequence[int], precision: str) -> None:
+        self.layer = layer
+        self.indices = tuple(indices)
+        self.precision = precision
+        shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        remedy = (
+            "look at these images and at the model's weights"
+            if precision == "float32"
+            else f"{precision} may be too narrow for this model: set precision: float32"
+        )
+        super().__init__(
+            f"layer {layer!r} is NaN or infinite for {len(self.indices)} image(s) of the batch, at position(s) "
+            f"{shown}, so no similarity is defined for them; {remedy}"
+        )
+
+    def __reduce__(self) -> tuple[type[NonFiniteFeaturesError], tuple[str, tuple[int, ...], str]]:
+        return type(self), (self.layer, self.indices, self.precision)  # so that it crosses process borders
+
+
+def resolve_precision(precision: str, n_gpus: float) -> str:
+    """Return the precision to compute in: "auto" is float16 on a GPU and float32 without one.
+
+    Raises
+    ------
+    ConfigError
+        The precision is unknown.
+    """
+    if precision == "auto":
+        return "float16" if n_gpus > 0 else "float32"
+    if precision not in _PRECISIONS:
+        known = ["auto", *_PRECISIONS]
+        hint = did_you_mean(precision, known)
+        raise ConfigError(f"unknown precision {precision!r}{hint or ';'} choose one of {', '.join(known)}")
+    return precision
+
+
+class Extractor:
+    """A model with the layers to read, on its device.
+
+    On a GPU the network runs under autocast in the given precision; products stay in full float32, never
+    TF32, where float32 is asked for. On a CPU it runs in one thread: with every core held by a worker
+    that is fastest, and the rounding does not depend on the machine's number of cores.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    layers
+        Names and globs of layers, see `resolve_layers`.
+    precision
+        "float32", "float16", "bfloat16", or "auto".
+    device
+        "cpu", "cuda", or "auto": a GPU if there is one.
+    batch_size
+        Images per forward pass. Halved, and kept so, when the GPU's memory does not suffice.
+
+    Attributes
+    ----------
+    model
+        The loaded model, with its description for the run's record.
+    layers
+        The layers that are read, in network order.
+    batch_size
+        Images per forward pass at present.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `load_model` and `resolve_layers`; or the device does not exist.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: Sequence[str],
+        *,
+        precision: str = "auto",
+        device: str = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        self.device = _resolve_device(device)
+        self.precision = resolve_precision(precision, int(self.device.type == "cuda"))
+        self.batch_size = batch_size
+        _use_one_thread()
+        self.model: LoadedModel = load_model(spec)
+        self.layers: list[LayerInfo] = resolve_layers(self.model, layers)
+        self._read = LayerReader(self.model, self.layers)
+        self.model.module.to(self.device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = False  # the same algorithm, so the same numbers, every time
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = self.precision != "float32"
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, NDArray[np.float32]]:
+        """Return layer -> (B, S, C) in float32, one row per image in the order given.
+
+        Raises
+        ------
+        NonFiniteFeaturesError
+            Some image gives NaN or infinity.
+        WorkError
+            The GPU's memory does not suffice for a single image.
+        """
+        _use_one_thread()
+        parts: list[dict[str, NDArray[np.float32]]] = []
+        done = 0
+        while done < len(images):
+            batch = self._preprocess(images[done : done + self.batch_size])
+            part = self._forward_or_halve(batch)
+            if part is not None:
+                parts.append(part)
+                done += len(batch)
+        result = {layer.name: self._joined(parts, layer) for layer in self.layers}
+        for name, z in result.items():
+            bad = [index for index, image in enumerate(z) if not np.isfinite(image).all()]
+            if bad:
+                raise NonFiniteFeaturesError(name, bad, self.precision)
+        return result
+
+    def _preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        tensors = [self.model.transform(i if i.mode == "RGB" else i.convert("RGB")) for i in images]
+        return torch.stack(tensors)
+
+    def _forward_or_halve(self, batch: Tensor) -> dict[str, NDArray[np.float32]] | None:
+        """Return the layers of a batch; or None after halving the batch size for lack of GPU memory."""
+        try:
+            return self._forward(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                height, width = self.model.input_size
+                raise WorkError(
+                    f"the GPU has not enough free memory for one image of {height} x {width} through "
+                    f"{self.model.spec.name!r} in {self.precision}; choose a smaller input_size, precision: "
+                    "float16, or a GPU with more memory or fewer other users"
+                ) from error
+        # Outside the handler, whose traceback still holds the tensors of the failed pass.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.batch_size = len(batch) // 2
+        _logger.warning("GPU memory exhausted: going on with batches of %d images", self.batch_size)
+        return None
+
+    def _forward(self, batch: Tensor) -> dict[str, NDArray[np.float32]]:
+        with torch.inference_mode(), self._autocast():
+            features = self._read(batch.to(self.device))
+        return {name: z.float().cpu().numpy() for name, z in features.items()}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+
+    @staticmethod
+    def _joined(parts: list[dict[str, NDArray[np.float32]]], layer: LayerInfo) -> NDArray[np.float32]:
+        if not parts:
+            return np.empty((0, layer.n_tokens, layer.n_channels), np.float32)
+        return np.concatenate([part[layer.name] for part in parts])
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"unknown device {device!r}; choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU here; use device: auto or cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def _use_one_thread() -> None:
+    # The setting belongs to the calling thread in part (OpenMP), so every thread that extracts sets it.
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

@@ -1,0 +1,168 @@
+"""From the layers of a network to representations: which there are, how they lie in memory, reading them.
+
+A representation is (S, C): one vector of C channels per position of the image, in row-major order. Networks
+hand out their layers as (B, C, H, W), as (B, H, W, C) or as tokens (B, T, C) with class and register tokens in
+front. What an axis means is never guessed from its size alone: the stages come from timm's own
+`forward_intermediates`, and any other module is read only if its axes follow the image as positions do.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.features.probing import (
+    LayerInfo,
+    Survey,
+    describe_stages,
+    forward_features,
+    forward_stages,
+    hooks,
+    stage_names,
+    survey_modules,
+    to_positions,
+)
+
+__all__ = ["LayerInfo", "LayerReader", "describe_layers", "resolve_layers"]
+
+
+def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerInfo]:
+    """List the layers of a model, in network order, by passing a blank image through it.
+
+    Parameters
+    ----------
+    model
+        The model, at its input size.
+    modules
+        Also list the modules between the stages, as far as they can be read.
+
+    Returns
+    -------
+    The stages first, then the modules in the order in which they run.
+    """
+    stages = describe_stages(model)
+    if not modules:
+        return stages
+    names = {stage.name for stage in stages}
+    return stages + [layer for layer in survey_modules(model, stages).readable if layer.name not in names]
+
+
+def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
+    """Turn names and globs into layers, in network order and without duplicates.
+
+    A pattern is tried on the stages; only one that matches no stage is tried on all modules. A glob takes
+    the modules that can be read; a plain name of one that cannot is an error that says why.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches nothing, or the named module has no vector per position.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ConfigError(f"no layers were asked for; choose some from: semrsm layers {model.spec.name}")
+    stages = describe_stages(model)
+    names = [stage.name for stage in stages]
+    chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    rest = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    if not rest:
+        return [stage for stage in stages if stage.name in chosen]
+    survey = survey_modules(model, stages)
+    readable = [layer.name for layer in survey.readable]
+    for pattern in rest:
+        matches = fnmatch.filter(readable, pattern)
+        if not matches:
+            raise _no_such_layer(model, pattern, names, survey)
+        chosen.update(matches)
+    picked = [stage for stage in stages if stage.name in chosen]
+    picked += [layer for layer in survey.readable if layer.name in chosen.difference(names)]
+    # Where a stage is also a module, the order in which modules finish orders both.
+    order = {name: position for position, name in enumerate(survey.order)}
+    if all(layer.name in order for layer in picked):
+        picked.sort(key=lambda layer: order[layer.name])
+    return picked
+
+
+def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: Survey) -> ConfigError:
+    see = f"see all with: semrsm layers {model.spec.name}"
+    matched = fnmatch.filter(survey.refused, pattern)
+    if matched == [pattern]:
+        return ConfigError(
+            f"layer {pattern!r} of {model.spec.name!r} cannot be used: it {survey.refused[pattern]}; {see}"
+        )
+    if matched:
+        return ConfigError(
+            f"none of the {len(matched)} layers {pattern!r} of {model.spec.name!r} can be used; "
+            f"{matched[0]!r} {survey.refused[matched[0]]}; {see}"
+        )
+    hint = did_you_mean(pattern, {*stages, *(layer.name for layer in survey.readable)}) or "."
+    listed = f" Its stages are {', '.join(stages)};" if stages else ""
+    return ConfigError(f"model {model.spec.name!r} has no layer {pattern!r}{hint}{listed} {see}")
+
+
+class LayerReader:
+    """Read several layers of a model in one forward pass.
+
+    Modules that run only after the part that timm's `forward_intermediates` covers (such as the last
+    convolution of an EfficientNet) cost a second pass when they are read together with stages.
+
+    Parameters
+    ----------
+    model
+        The model; moving its module to another device is left to the caller.
+    layers
+        From `describe_layers` or `resolve_layers` of the same model.
+    """
+
+    def __init__(self, model: LoadedModel, layers: Sequence[LayerInfo]) -> None:
+        self._module = model.module
+        self._layers = tuple(layers)
+        self._hooked = [layer for layer in layers if layer.layout != "intermediate"]
+        wanted = {layer.name for layer in layers if layer.layout == "intermediate"}
+        self._indices = {i: name for i, name in enumerate(stage_names(model.module)) if name in wanted}
+
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        """Return layer -> (B, S, C) for preprocessed images (B, 3, H, W), on the device of the batch.
+
+        The tensors are copies: nothing the network does later changes them.
+        """
+        found: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            if self._indices:
+                with self._reading(self._hooked, found):
+                    maps = forward_stages(
+                        self._module, batch, list(self._indices), to_the_end=bool(self._hooked)
+                    )
+                for name, stage in zip(self._indices.values(), maps, strict=True):
+                    found[name] = to_positions(stage, "intermediate")
+            late = [layer for layer in self._hooked if layer.name not in found]
+            if late:
+                with self._reading(late, found):
+                    forward_features(self._module, batch)
+        return {layer.name: _checked(found, layer, len(batch)) for layer in self._layers}
+
+    def _reading(self, layers: Sequence[LayerInfo], found: dict[str, Tensor]) -> AbstractContextManager[None]:
+        def read(layer: LayerInfo, output: object) -> None:
+            if isinstance(output, Tensor):
+                # Copied at once: an activation in place may overwrite the output right after this.
+                found[layer.name] = to_positions(output, layer.layout, layer.n_prefix)
+
+        return hooks(self._module, {layer.name: partial(read, layer) for layer in layers})
+
+
+def _checked(found: dict[str, Tensor], layer: LayerInfo, n_images: int) -> Tensor:
+    z = found.get(layer.name)
+    if z is None or z.shape != (n_images, layer.n_tokens, layer.n_channels):
+        got = "nothing" if z is None else str(tuple(z.shape))
+        raise ConfigError(
+            f"layer {layer.name!r} gave {got} instead of ({n_images}, {layer.n_tokens}, {layer.n_channels}); "
+            "the images do not have the size for which the layers were described"
+        )
+    return z

@@ -1,0 +1,273 @@
+"""A vision model ready to read representations from: architecture, weights, preprocessing, identity.
+
+Any architecture of timm. The weights are always those asked for: downloaded under an explicit tag,
+shipped with the package, from a local file, or random when the configuration says "random".
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import nn
+
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.features import checkpoints, registry
+from semrsm_dist.features.registry import ModelRow, list_models
+
+__all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
+
+Size = tuple[int, int]
+_BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, before anything is loaded. Small and picklable.
+
+    Attributes
+    ----------
+    name
+        timm's ``arch.tag``, or ``arch`` where no pretrained weights are asked for.
+    weights
+        "pretrained" (timm's download), "random", "digits" (shipped with the package), or the path of a file.
+    input_size
+        Height and width in pixels, one number for a square; None takes the model's own.
+    seed
+        For random weights.
+    """
+
+    name: str
+    weights: str = "pretrained"
+    input_size: int | tuple[int, int] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode on the CPU, with its preprocessing and its identity.
+
+    Attributes
+    ----------
+    module
+        The timm model; no gradients.
+    spec
+        What was asked for.
+    data_config
+        timm's resolved preprocessing: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode.
+    transform
+        PIL image -> float32 tensor (3, H, W).
+    weights_sha256
+        Hash of the weights, the same for the same numbers from any file format.
+    n_prefix_tokens
+        Tokens without a position (class token, registers) before the patch tokens.
+    classes
+        Names of the classifier's outputs, where known.
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    data_config: dict[str, Any]
+    transform: Callable[[Image.Image], torch.Tensor]
+    weights_sha256: str
+    n_prefix_tokens: int
+    classes: tuple[str, ...] | None
+
+    @property
+    def architecture(self) -> str:
+        """The name without the tag."""
+        return self.spec.name.partition(".")[0]
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width of the model's input, in pixels."""
+        _, height, width = self.data_config["input_size"]
+        return int(height), int(width)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of the classifier's outputs; 0 if there is no classifier."""
+        return int(getattr(self.module, "num_classes", 0) or 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return, ready for JSON, everything about the model that a run has to remember."""
+        return {
+            "name": self.spec.name,
+            "architecture": self.architecture,
+            "weights": self.spec.weights,
+            "seed": self.spec.seed if self.spec.weights == "random" else None,
+            "weights_sha256": self.weights_sha256,
+            "n_prefix_tokens": self.n_prefix_tokens,
+            "n_classes": self.n_classes,
+            "classes": list(self.classes) if self.classes else None,
+            "data_config": _plain(self.data_config),
+            "pretrained_cfg": _plain(getattr(self.module, "pretrained_cfg", {})),
+            "timm": importlib.metadata.version("timm"),
+            "torch": str(torch.__version__),
+        }
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Build a model with the weights asked for, or say why that is impossible.
+
+    Raises
+    ------
+    ConfigError
+        The name, its tag or the input size cannot be; the message lists what can.
+    InputError
+        The weights cannot be downloaded or do not belong to this architecture.
+    """
+    arch, tag = registry.split_name(spec.name)
+    size = _checked_size(spec.input_size)
+    extra: dict[str, Any] = {}
+    classes: tuple[str, ...] | None = None
+    if spec.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            module = _create(spec.name, size)
+    elif spec.weights == "pretrained":
+        module = _create_pretrained(spec.name, size)
+    elif spec.weights == "digits":
+        if tag:
+            raise ConfigError(
+                f"model {spec.name!r} names the weights {tag!r} but weights: digits asks for others; write {arch!r}"
+            )
+        meta = registry.read_shipped_metadata(arch)
+        size = size or meta["input_size"]
+        kwargs = {**(meta.get("model_kwargs") or {}), "num_classes": int(meta["num_classes"])}
+        module = _create(arch, size, **kwargs)
+        checkpoints.load_shipped(module, arch)
+        extra = {
+            "crop_pct": 1.0,
+            **{key: meta[key] for key in ("mean", "std", "interpolation") if key in meta},
+        }
+        classes = tuple(str(name) for name in meta.get("classes") or ()) or None
+    else:
+        path = _weights_path(spec.weights)
+        module = _create(spec.name, size)
+        checkpoints.load_file(module, path)
+    return _finished(module, spec, size, extra, classes)
+
+
+def _finished(
+    module: nn.Module,
+    spec: ModelSpec,
+    size: Size | None,
+    extra: dict[str, Any],
+    classes: tuple[str, ...] | None,
+) -> LoadedModel:
+    module = module.eval().requires_grad_(False)
+    cfg = module.pretrained_cfg
+    own = cfg.get("input_size", (3, 224, 224)) if isinstance(cfg, dict) else (3, 224, 224)
+    if own[0] != 3:
+        raise ConfigError(f"model {spec.name!r} takes {own[0]} input channels; only RGB models can be used")
+    wanted = size or (int(own[1]), int(own[2]))
+    resolve: Any = resolve_data_config
+    config = resolve({"input_size": (3, *wanted), **extra}, model=module)
+    if wanted != tuple(own[-2:]):
+        _try_size(module, spec.name, wanted)
+    labels = cfg.get("label_names") if isinstance(cfg, dict) else None
+    if classes is None and labels and len(labels) == getattr(module, "num_classes", 0):
+        classes = tuple(str(name) for name in labels)
+    return LoadedModel(
+        module=module,
+        spec=spec,
+        data_config=config,
+        transform=create_transform(**config, is_training=False),
+        weights_sha256=checkpoints.hash_state(module),
+        n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0) or 0),
+        classes=classes,
+    )
+
+
+def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    cfg = registry.pretrained_cfg(name)
+    own = tuple(cfg.get("input_size", (3, 224, 224))[-2:])
+    if size is not None and size != own and cfg.get("fixed_input_size", False):
+        # Position embeddings and windows are made for one size; other models take any and know no img_size.
+        kwargs["img_size"] = size
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except _BUILD_ERRORS as error:
+        if "img_size" not in kwargs:
+            raise
+        raise _size_error(name, size or own, error) from error
+    return module
+
+
+def _create_pretrained(name: str, size: Size | None) -> nn.Module:
+    registry.require_tag(name)
+    checkpoints.check_download(name)
+    try:
+        return _create(name, size, pretrained=True)
+    except OSError as error:  # of the network, the cache or the disk
+        raise checkpoints.download_error(name, error) from error
+
+
+def _checked_size(size: int | Size | None) -> Size | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ConfigError(
+            f"input_size must be one or two positive whole numbers (height, width), not {size!r}"
+        )
+    return pair[0], pair[1]
+
+
+def _try_size(module: nn.Module, name: str, size: Size) -> None:
+    """Find out now, with one blank image, whether the network can work at this size."""
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and len(patch) == 2 and any(s % p for s, p in zip(size, patch, strict=True)):
+        raise ConfigError(
+            f"input_size {size[0]} x {size[1]} is no multiple of the {patch[0]} x {patch[1]} patches of {name!r}, "
+            f"so pixels would be cut off; the nearest is {' x '.join(_nearest(size, patch))}"
+        )
+    forward: Any = getattr(module, "forward_features", module)
+    try:
+        with torch.inference_mode():
+            forward(torch.zeros(1, 3, *size))
+    except _BUILD_ERRORS as error:
+        raise _size_error(name, size, error) from error
+
+
+def _nearest(size: Size, patch: Size) -> list[str]:
+    return [str(max(1, round(side / step)) * step) for side, step in zip(size, patch, strict=True)]
+
+
+def _size_error(name: str, size: tuple[int, ...], error: Exception) -> ConfigError:
+    own = registry.pretrained_cfg(name).get("input_size", (3, 224, 224))
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConfigError(
+        f"model {name!r} cannot work at input_size {' x '.join(map(str, size))} ({reason}); "
+        f"leave input_size out for its own {own[-2]} x {own[-1]}, or try a multiple of 32"
+    )
+
+
+def _weights_path(weights: str) -> Path:
+    path = Path(os.path.expandvars(weights)).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"weights {weights!r} is a folder; give the file with the weights in it")
+    raise InputError(
+        f"weights {weights!r}: there is no such file, and it is none of the words pretrained, random, digits"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Reduce to what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if key != "state_dict"}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,266 @@
+"""What a network's modules hand out, found out by passing blank images through it.
+
+Whether a module's output holds one vector per position cannot be told from its size alone: attention maps,
+windows and channels-last tensors can all look like feature maps. Two facts decide: the grids of timm's own
+stages, and which axes grow with the image: rows when it becomes twice as high, columns when twice as wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from semrsm_dist.features.models import LoadedModel
+
+Grid = tuple[int, int]
+Layout = Literal["intermediate", "nchw", "nhwc", "tokens"]
+_Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
+_FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer that can be read.
+
+    Attributes
+    ----------
+    name
+        Name of the stage or module in the network.
+    n_tokens
+        S, the number of positions, without prefix tokens.
+    n_channels
+        C.
+    grid
+        (H, W) with H * W = S.
+    kind
+        "stage" for timm's own feature stages, "module" for any other module of the network.
+    layout
+        How the network hands the layer out: "intermediate" through timm's `forward_intermediates`,
+        otherwise the axes of the module's output.
+    n_prefix
+        Tokens in front of the positions, to be dropped ("tokens" only).
+    """
+
+    name: str
+    n_tokens: int
+    n_channels: int
+    grid: Grid | None
+    kind: Literal["stage", "module"]
+    layout: Layout = "intermediate"
+    n_prefix: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The modules of a network: which can be read, why others cannot, and the order in which they finish."""
+
+    readable: list[LayerInfo]
+    refused: dict[str, str]
+    order: list[str]
+
+
+def to_positions(output: Tensor, layout: Layout, n_prefix: int = 0) -> Tensor:
+    """Copy a layer's output into (B, S, C), positions in row-major order, prefix tokens dropped."""
+    if layout == "tokens":
+        z = output[:, n_prefix:]
+    elif layout == "nhwc":
+        z = output.flatten(1, 2)
+    else:
+        z = output.flatten(2).transpose(1, 2)
+    return z.clone(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def hooks(module: nn.Module, readers: Mapping[str, Callable[[object], None]]) -> Iterator[None]:
+    """Call `readers[name]` with the output of submodule `name` while the block lasts."""
+    handles = []
+    try:
+        for name, read in readers.items():
+            submodule = module.get_submodule(name)
+            handles.append(submodule.register_forward_hook(lambda _m, _i, output, read=read: read(output)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def forward_features(module: nn.Module, batch: Tensor) -> None:
+    """Run the trunk of the network: everything before pooling and classifier."""
+    run: Any = getattr(module, "forward_features", module)
+    run(batch)
+
+
+def forward_stages(
+    module: nn.Module, batch: Tensor, indices: Sequence[int], *, to_the_end: bool = False
+) -> list[Tensor]:
+    """Return the stages with these indices as (B, C, H, W), prefix tokens removed by the model's own rule."""
+    run: Any = module.forward_intermediates
+    result = run(
+        batch,
+        indices=list(indices),
+        stop_early=not to_the_end,
+        output_fmt="NCHW",
+        intermediates_only=not to_the_end,
+    )
+    return list(result[1] if to_the_end else result)
+
+
+def stage_names(module: nn.Module) -> list[str]:
+    """Return the names of timm's feature stages; a name that occurs again gets the suffix ``#2``, ``#3``."""
+    info = getattr(module, "feature_info", None) or []
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for entry in getattr(info, "info", info):
+        name = str(entry["module"])
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
+
+
+def describe_stages(model: LoadedModel) -> list[LayerInfo]:
+    """Return timm's feature stages of the model, measured on a blank image."""
+    names = stage_names(model.module)
+    if not names:
+        return []
+    if not hasattr(model.module, "forward_intermediates"):
+        modules = {layer.name: layer for layer in survey_modules(model, []).readable}
+        return [replace(modules[name], kind="stage") for name in names if name in modules]
+    with torch.inference_mode():
+        maps = forward_stages(model.module, _blank(model.input_size), range(len(names)))
+    return [
+        LayerInfo(
+            name, stage.shape[2] * stage.shape[3], stage.shape[1], (stage.shape[2], stage.shape[3]), "stage"
+        )
+        for name, stage in zip(names, maps, strict=True)
+    ]
+
+
+def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
+    """Find out for every module of the trunk whether it can be read, and how.
+
+    Parameters
+    ----------
+    model
+        The model, at its input size.
+    stages
+        Its stages: their grids are the ones that tokens may lie on.
+    """
+    height, width = model.input_size
+    outputs = _probe(model.module, (height, width))
+    try:
+        tall = _probe(model.module, (2 * height, width))
+        wide = _probe(model.module, (height, 2 * width))
+    except _FORWARD_ERRORS:
+        tall = wide = {}  # made for one size only: the grids have to decide
+    grids = {stage.grid for stage in stages if stage.grid} or _patch_grid(model)
+    readable: list[LayerInfo] = []
+    refused: dict[str, str] = {}
+    for name, shapes in outputs.items():
+        layer = _read_shapes(name, shapes, (tall.get(name), wide.get(name)), grids, model)
+        if isinstance(layer, LayerInfo):
+            readable.append(layer)
+        else:
+            refused[name] = layer
+    for name, _ in model.module.named_modules():
+        if name and name not in outputs:
+            refused[name] = "does not run before the classifier, or inside a fused operation"
+    return Survey(readable, refused, list(outputs))
+
+
+def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
+    """Return module -> shapes of its outputs, a call each, in the order in which modules finish."""
+    outputs: dict[str, list[_Shape]] = {}
+
+    def note(name: str, output: object) -> None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        outputs.setdefault(name, []).append(shape)
+
+    names = [name for name, _ in module.named_modules() if name]
+    with torch.inference_mode(), hooks(module, {name: partial(note, name) for name in names}):
+        forward_features(module, _blank(size))
+    return outputs
+
+
+def _blank(size: Grid) -> Tensor:
+    return torch.zeros(1, 3, *size)
+
+
+def _patch_grid(model: LoadedModel) -> set[Grid]:
+    patch = getattr(getattr(model.module, "patch_embed", None), "patch_size", None)
+    if not isinstance(patch, tuple) or len(patch) != 2:
+        return set()
+    return {(model.input_size[0] // patch[0], model.input_size[1] // patch[1])}
+
+
+def _read_shapes(
+    name: str,
+    shapes: Sequence[_Shape],
+    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
+    grids: set[Grid],
+    model: LoadedModel,
+) -> LayerInfo | str:
+    """Return how to read a module from the shapes it gave, or why it cannot be read."""
+    if len(shapes) > 1:
+        return f"runs {len(shapes)} times in one pass, so its name does not say which output is meant"
+    shape = shapes[0]
+    if isinstance(shape, str):
+        return f"returns a {shape}, not a tensor"
+    said = f"has the output shape {shape} for one image"
+    if shape[0] != 1:
+        return f"{said}: the first axis is not the image (windows?)"
+    if len(shape) == 3:
+        return _read_tokens(name, shape, grids, model.n_prefix_tokens) or (
+            f"{said}: {shape[1]} tokens lie on none of the grids {sorted(grids)}, with or without "
+            f"{model.n_prefix_tokens} prefix tokens"
+        )
+    if len(shape) == 4:
+        return _read_map(name, shape, stretched, grids, model) or (
+            f"{said}: its axes are not channels, rows and columns of the image"
+        )
+    return f"{said}: neither tokens (batch, tokens, channels) nor a feature map"
+
+
+def _read_tokens(name: str, shape: tuple[int, ...], grids: set[Grid], n_prefix: int) -> LayerInfo | None:
+    # Without a prefix first: some networks add the class token only near their end.
+    for dropped in dict.fromkeys((0, n_prefix)):
+        for grid in grids:
+            if shape[1] - dropped == grid[0] * grid[1]:
+                return LayerInfo(name, grid[0] * grid[1], shape[2], grid, "module", "tokens", dropped)
+    return None
+
+
+def _read_map(
+    name: str,
+    shape: tuple[int, ...],
+    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
+    grids: set[Grid],
+    model: LoadedModel,
+) -> LayerInfo | None:
+    _, a, b, c = shape
+    tall, wide = stretched
+    layouts: list[Layout]
+    if tall and wide:
+        grown = (_grown_axes(shape, tall[0]), _grown_axes(shape, wide[0]))
+        layouts = ["nchw"] if grown == ([2], [3]) else ["nhwc"] if grown == ([1], [2]) else []
+    else:
+        layouts = ["nchw"] if (b, c) in grids else []
+        layouts += ["nhwc"] if (a, b) in grids else []
+        if len(layouts) == 2:  # as many channels as rows and columns
+            layouts = ["nhwc"] if getattr(model.module, "output_fmt", None) == "NHWC" else []
+    if layouts == ["nchw"]:
+        return LayerInfo(name, b * c, a, (b, c), "module", "nchw")
+    if layouts == ["nhwc"]:
+        return LayerInfo(name, a * b, c, (a, b), "module", "nhwc")
+    return None
+
+
+def _grown_axes(shape: tuple[int, ...], other: _Shape) -> list[int]:
+    if isinstance(other, str) or len(other) != len(shape):
+        return []
+    return [axis for axis, (before, after) in enumerate(zip(shape, other, strict=True)) if after > before]

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 
 from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.engine.protocol import Resources, Worker
@@ -22,6 +24,7 @@ ray_log = logging.getLogger(f"{__name__}.messages")
 
 # Workers write their results themselves and send back receipts, so the object store holds next to nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
+KNOCK_SECONDS = 10.0
 
 
 class RayEngine:
@@ -129,18 +132,27 @@ def _start(cpus: int) -> None:
 
 
 def _join(address: str) -> None:
-    if address.startswith("ray://"):
+    place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if "://" in place:
         raise ConfigError(
-            f"address={address!r}: Ray Client connections are not supported. Submit the run as a job instead "
-            "(ray job submit), or give the host:port of the cluster's head from one of its nodes"
+            f"address={place!r} is for Ray Client or for the dashboard; a run joins the cluster itself. Give the "
+            "host:port of its head (6379 by default) from one of its nodes, or submit the run with ray job submit"
         )
     try:
+        _knock(place)
         ray.init(address=address, **_quiet())
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"cannot join the Ray cluster at address={address!r}: {error}. Check that it runs (ray status), or "
-            "leave the address out to start Ray on this machine"
+            f"cannot join the Ray cluster at address={place!r}: {error}. Check that it runs (ray status), or "
+            "leave the address out and unset RAY_ADDRESS to start Ray on this machine"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at a ``host:port``: Ray itself would try for five minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _quiet() -> dict[str, Any]:

@@ -1,0 +1,254 @@
+"""What only Ray can suffer: lost processes, lost nodes, clusters that are too small or not there."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from semrsm_dist.engine import Receipt, Resources, Task, make_engine, ray_pools, run_tasks
+from semrsm_dist.errors import ConfigError, StorageError
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+QUICK_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without work and one node of two CPUs; tests add what they lose."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS}
+    )
+    cluster.add_node(num_cpus=2)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(cluster):
+    engine = make_engine("ray", address=cluster.address)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["tasks", "actors"])
+def start(request, engine):
+    pools = []
+
+    def start(worker, resources=Resources(), count=2):  # noqa: B008 - frozen
+        if request.param == "tasks":
+            pools.append(engine.start_tasks(worker, resources))
+        else:
+            pools.append(engine.start_actors(lambda: worker, count, resources))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close(cancel=True)
+
+
+class Fatal:
+    """A worker that ends its own process at some units, each at most `times` times; leaves a file per try."""
+
+    def __init__(self, folder, units, times=1, seconds=0.0):
+        self.folder = folder
+        self.units = units
+        self.times = times
+        self.seconds = seconds
+
+    def __call__(self, units):
+        for unit in units:
+            (self.folder / f"{unit}-{os.getpid()}-{uuid.uuid4().hex}").touch()
+            if unit in self.units and self.begun()[unit] <= self.times:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(self.seconds)
+            yield Receipt(unit)
+
+    def begun(self):
+        return Counter(int(path.name.split("-")[0]) for path in self.folder.iterdir())
+
+
+def batches(n_units, size):
+    return [Task(tuple(range(i, min(i + size, n_units)))) for i in range(0, n_units, size)]
+
+
+def test_a_process_lost_once_costs_only_what_was_not_receipted(start, tmp_path):
+    worker = Fatal(tmp_path, {5})
+    receipts = []
+    assert run_tasks(start(worker), batches(12, 4), on_receipt=receipts.append) == []
+    assert sorted(receipt.unit for receipt in receipts) == list(range(12))
+    assert worker.begun() == {unit: 2 if unit == 5 else 1 for unit in range(12)}
+
+
+def test_a_unit_that_always_kills_its_process_is_set_aside(start, tmp_path):
+    worker = Fatal(tmp_path, {5, 6, 11}, times=99)
+    receipts = []
+    failures = run_tasks(start(worker), batches(12, 4), on_receipt=receipts.append)
+    assert sorted((failure.unit, failure.attempts) for failure in failures) == [(5, 3), (6, 3), (11, 3)]
+    assert all("died" in failure.error for failure in failures)
+    assert sorted(receipt.unit for receipt in receipts) == [u for u in range(12) if u not in (5, 6, 11)]
+    assert worker.begun()[5] == 3
+
+
+def test_a_killed_actor_is_replaced_and_its_queued_call_loses_nothing(engine, tmp_path):
+    made = tmp_path / "made"
+    done = tmp_path / "done"
+    made.mkdir()
+    done.mkdir()
+
+    def factory():
+        (made / str(os.getpid())).touch()
+        return Fatal(done, set(), seconds=0.05)
+
+    receipts = []
+
+    def on_receipt(receipt):
+        receipts.append(receipt)
+        if len(receipts) == 3:
+            os.kill(int(next(made.iterdir()).name), signal.SIGKILL)
+
+    pool = engine.start_actors(factory, 1, Resources())
+    try:
+        assert run_tasks(pool, batches(10, 2), attempts=2, on_receipt=on_receipt) == []
+    finally:
+        pool.close()
+    assert sorted(receipt.unit for receipt in receipts) == list(range(10))
+    assert len(list(made.iterdir())) == 2
+    assert Fatal(done, set()).begun().total() <= 11  # at most the unit that was under way is done again
+
+
+def test_actors_that_die_before_they_are_ready_end_the_run(engine):
+    def factory():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pool = engine.start_actors(factory, 1, Resources())
+    with pytest.raises(Exception, match="die before they are ready"):
+        run_tasks(pool, batches(2, 1), on_receipt=lambda receipt: None)
+
+
+def test_a_lost_node_loses_no_unit(cluster, engine, start, tmp_path):
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    worker = Fatal(tmp_path, set(), seconds=0.05)
+    receipts = []
+
+    def on_receipt(receipt):
+        receipts.append(receipt)
+        if len(receipts) == 20:
+            # Not in this thread: the driver goes on while the node disappears.
+            threading.Thread(target=cluster.remove_node, args=(node, False)).start()
+
+    pool = start(worker, count=4)
+    assert run_tasks(pool, batches(120, 6), on_receipt=on_receipt) == []
+    assert sorted(receipt.unit for receipt in receipts) == list(range(120))
+    assert worker.begun().total() <= 120 + 8  # what was finished on the lost node is not done again
+    assert engine.slots == 2
+
+
+def test_capacity_follows_the_cluster(cluster, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pools, "FIT_SECONDS", 0.0)
+    pool = engine.start_tasks(Fatal(tmp_path, set()), Resources())
+    assert (engine.slots, pool.capacity()) == (2, 4)
+    node = cluster.add_node(num_cpus=3)
+    cluster.wait_for_nodes()
+    assert (engine.slots, pool.capacity()) == (5, 10)
+    assert engine.start_tasks(Fatal(tmp_path, set()), Resources(cpus=2)).capacity() == 4  # one on each node
+    cluster.remove_node(node)
+    pool.close()
+
+
+def test_a_request_that_fits_nowhere_is_named(start, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.6)
+    stop = threading.Event()
+    caplog.set_level(logging.WARNING)
+
+    def on_idle():
+        if any("still waiting for room" in message for message in caplog.messages):
+            stop.set()
+
+    pool = start(Fatal(tmp_path, set()), Resources(cpus=64), count=1)
+    run_tasks(pool, batches(2, 1), on_receipt=pytest.fail, on_idle=on_idle, stop=stop)
+    assert "64 CPU" in caplog.text
+    assert "the cluster has 2 CPU" in caplog.text
+
+
+def test_errors_of_the_package_keep_their_type_and_message(engine):
+    def factory():
+        raise StorageError("the feature store is gone")
+
+    with pytest.raises(StorageError, match="the feature store is gone"):
+        run_tasks(engine.start_actors(factory, 1, Resources()), batches(1, 1), on_receipt=pytest.fail)
+
+
+def test_a_worker_that_cannot_be_loaded_is_said_at_once(engine):
+    class Unloadable:
+        def __reduce__(self):
+            return __import__, ("no_such_module_anywhere",)
+
+    with pytest.raises(ImportError, match="no_such_module_anywhere"):
+        run_tasks(engine.start_tasks(Unloadable(), Resources()), batches(3, 1), on_receipt=pytest.fail)
+
+
+def test_the_driver_hands_its_variables_to_the_workers(engine, monkeypatch):
+    monkeypatch.setenv("SEMRSM_TEST", "carried")
+
+    def reports(units):
+        yield from (Receipt(unit, error=os.environ.get("SEMRSM_TEST", "missing")) for unit in units)
+
+    pool = engine.start_tasks(reports, Resources())
+    failures = run_tasks(pool, batches(1, 1), attempts=1, on_receipt=lambda receipt: None)
+    assert [failure.error for failure in failures] == ["carried"]
+
+
+def test_a_ray_that_was_joined_before_is_used_and_left_alone(engine):
+    second = make_engine("ray", workers=1)
+    assert second.describe()["address"] == engine.describe()["address"]
+    assert second.slots == 1
+    assert second.start_tasks(Receipt, Resources()).capacity() == 1  # Ray itself would run two
+    second.close()
+    assert ray.is_initialized()
+
+
+def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, engine, monkeypatch):
+    engine.close()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    handler = signal.getsignal(signal.SIGTERM)
+    job = make_engine("ray")
+    try:
+        assert job.describe()["address"] == cluster.address
+        assert job.slots == 2
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        job.close()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://somewhere:10001", "Ray Client"),
+        ("http://127.0.0.1:8265", "ray job submit"),
+        ("127.0.0.1:1", "cannot join"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_refused_at_once(address, says, monkeypatch):
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=says):
+        make_engine("ray", address=address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=says):
+        make_engine("ray")
+    assert time.monotonic() - began < 5

@@ -1,0 +1,254 @@
+"""Ready-made features: what an array of representations must look like, and reading it panel by panel.
+
+Two shapes are understood, (N, S, C) and (N, C, H, W); the second becomes (N, H * W, C) in row-major order of
+the positions. Numbers are taken as float16, float32 or float64, and as 8- and 16-bit integers, which
+float32 holds exactly; wider integers, booleans, complex numbers and Python objects are refused, because
+they could not be kept exactly or are no features. float64 is handed out as it is: whoever stores it in
+fewer bits decides about the rounding. No torch here, and no Zarr: see `semrsm_dist.store.feature_source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+
+LAYOUTS = ("auto", "nsc", "nchw")
+_DIGEST_BYTES = 64 * 2**20
+_EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
+_FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
+
+
+class FeatureArray(Protocol):
+    """Representations of N images in a file, read a panel at a time."""
+
+    @property
+    def n_images(self) -> int:
+        """N."""
+
+    @property
+    def n_tokens(self) -> int:
+        """S."""
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of what `read` returns: float16, float32 or float64."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return images start..stop-1 as a contiguous (T, S, C) array of its own; nothing else is loaded."""
+
+    def signature(self) -> str:
+        """Return something cheap that changes when the file does (sizes and times), for caching the digest."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return path, format, shape and type, ready for JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayShape:
+    """How an array on disk is to be read as (N, S, C).
+
+    Attributes
+    ----------
+    n_images, n_tokens, n_channels
+        N, S, C.
+    channels_first
+        The array is (N, C, H, W).
+    dtype
+        Type to hand out.
+    """
+
+    n_images: int
+    n_tokens: int
+    n_channels: int
+    channels_first: bool
+    dtype: np.dtype[Any]
+
+    def arrange(self, panel: NDArray[Any]) -> NDArray[Any]:
+        """Bring a panel as it lies on disk into a contiguous (T, S, C) copy of type `dtype`."""
+        if self.channels_first:
+            panel = panel.reshape(len(panel), self.n_channels, self.n_tokens).transpose(0, 2, 1)
+        return np.array(panel, dtype=self.dtype, order="C", copy=True, subok=False)
+
+
+def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> ArrayShape:
+    """Decide how an array is to be read, or refuse it.
+
+    Parameters
+    ----------
+    where
+        Name of the array in messages.
+    shape, dtype
+        Of the array on disk.
+    layout
+        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to tell by the number of axes.
+
+    Raises
+    ------
+    ConfigError
+        The layout is unknown.
+    InputError
+        The array is not of this layout, is empty, or does not hold real numbers.
+    """
+    if layout not in LAYOUTS:
+        hint = did_you_mean(layout, LAYOUTS) or ";"
+        raise ConfigError(f"unknown layout {layout!r}{hint} choose one of {', '.join(LAYOUTS)}")
+    found = f"{where}: holds an array of shape {shape} and type {dtype}"
+    wanted = {"nsc": (3,), "nchw": (4,), "auto": (3, 4)}[layout]
+    if len(shape) not in wanted:
+        names = {3: "(images, positions, channels)", 4: "(images, channels, height, width)"}
+        one_vector = (
+            len(shape) == 2 and "; with one vector per image there is nothing to match: reshape to (N, 1, C)"
+        )
+        raise InputError(f"{found}, but needed is {' or '.join(names[n] for n in wanted)}{one_vector or ''}")
+    if 0 in shape:
+        raise InputError(f"{found}: it is empty, so there is nothing to compare; check how it was written")
+    channels_first = len(shape) == 4
+    n_tokens, n_channels = (math.prod(shape[2:]), shape[1]) if channels_first else (shape[1], shape[2])
+    return ArrayShape(shape[0], n_tokens, n_channels, channels_first, _read_type(found, dtype))
+
+
+def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    native = dtype.newbyteorder("=")
+    if native in _FLOATS:
+        return native
+    if native in _EXACT_INTEGERS:
+        return np.dtype(np.float32)
+    raise InputError(
+        f"{found}, which is not taken for features; store real numbers as float32 or float16, for instance with "
+        "array.astype('float32')"
+    )
+
+
+def digest_features(source: FeatureArray) -> str:
+    """Return the SHA-256 of an array's shape, type and numbers, reading it once in bounded panels."""
+    n, s, c = source.n_images, source.n_tokens, source.n_channels
+    digest = hashlib.sha256(f"{n} {s} {c} {source.dtype}\n".encode())
+    step = max(1, _DIGEST_BYTES // (s * c * source.dtype.itemsize))
+    for start in range(0, n, step):
+        digest.update(source.read(start, min(start + step, n)).data)
+    return digest.hexdigest()
+
+
+def check_range(where: str, start: int, stop: int, n_images: int) -> None:
+    """Refuse a panel that is not inside the array, which slicing would shorten without a word."""
+    if not 0 <= start <= stop <= n_images:
+        raise InputError(f"{where}: images {start} to {stop} were asked for, but there are {n_images}")
+
+
+class NpyFeatures:
+    """Features in a `.npy` file; each panel is mapped alone, so memory does not grow with the file.
+
+    Parameters
+    ----------
+    path
+        The file. It may be larger than memory.
+    layout
+        See `interpret`.
+
+    Raises
+    ------
+    InputError
+        The file does not exist, is damaged or shortened, or does not hold features.
+    """
+
+    def __init__(self, path: str | Path, layout: str = "auto") -> None:
+        self.path = Path(path)
+        mapped = _map_npy(self.path)
+        self._disk_shape: tuple[int, ...] = mapped.shape
+        self._disk_dtype = mapped.dtype
+        self._offset = int(mapped.offset)
+        self._fortran = not mapped.flags.c_contiguous
+        self._shape = interpret(str(path), mapped.shape, mapped.dtype, layout)
+
+    @property
+    def n_images(self) -> int:
+        """N."""
+        return self._shape.n_images
+
+    @property
+    def n_tokens(self) -> int:
+        """S."""
+        return self._shape.n_tokens
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return self._shape.n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of what `read` returns."""
+        return self._shape.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return images start..stop-1 as a contiguous (T, S, C) array of its own."""
+        check_range(str(self.path), start, stop, self.n_images)
+        if start == stop:
+            return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
+        try:
+            return self._shape.arrange(self._panel(start, stop))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error}); was it changed during the run?"
+            ) from error
+
+    def _panel(self, start: int, stop: int) -> NDArray[Any]:
+        if self._fortran:  # an image is spread over the whole file
+            whole = np.memmap(
+                self.path, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
+            )
+            return whole[start:stop]
+        image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
+        shape = (stop - start, *self._disk_shape[1:])
+        return np.memmap(self.path, self._disk_dtype, "r", self._offset + start * image_bytes, shape=shape)
+
+    def signature(self) -> str:
+        """Return size and time of the file."""
+        stat = self.path.stat()
+        return f"npy {stat.st_size} {stat.st_mtime_ns}"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of shape, type and numbers."""
+        return digest_features(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Return path, format, shape and type."""
+        return {
+            "path": str(self.path),
+            "format": "npy",
+            "shape": list(self._disk_shape),
+            "stored_dtype": str(self._disk_dtype),
+            "layout": "nchw" if self._shape.channels_first else "nsc",
+        }
+
+
+def _map_npy(path: Path) -> np.memmap[Any, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        reason = "Python objects are not loaded" if "pickle" in str(error) else error
+        raise InputError(
+            f"{path}: not a .npy file of numbers, or not complete ({reason}); write it with numpy.save"
+        ) from error
+    if not isinstance(mapped, np.memmap):
+        if hasattr(mapped, "close"):
+            mapped.close()
+        raise InputError(f"{path}: an archive of several arrays; save one array with numpy.save")
+    return mapped

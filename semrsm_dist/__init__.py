@@ -1,1 +1,43 @@
-"""Semantic representational similarity matrices of vision models, at any scale."""
+"""Semantic representational similarity matrices of vision models, at any scale.
+
+>>> import semrsm_dist as srs
+>>> m = srs.match(z_i, z_j)                              # two images, (S, C) each  # doctest: +SKIP
+>>> K = srs.similarity_matrix(z, kernel="cosine")        # (N, S, C) -> (N, N), in memory  # doctest: +SKIP
+>>> run = srs.open_run("runs/digits")                    # what `semrsm run` computed  # doctest: +SKIP
+>>> run.similarity("layer3", kernel="cosine", kind="semantic")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semrsm_dist.config import RunConfig as RunConfig
+    from semrsm_dist.config import load_config as load_config
+    from semrsm_dist.matching.similarity import match as match
+    from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
+    from semrsm_dist.pipeline import run as run
+    from semrsm_dist.results import Run as Run
+    from semrsm_dist.results import open_run as open_run
+
+_HOMES = {
+    "RunConfig": "semrsm_dist.config",
+    "load_config": "semrsm_dist.config",
+    "match": "semrsm_dist.matching.similarity",
+    "similarity_matrix": "semrsm_dist.matching.similarity",
+    "run": "semrsm_dist.pipeline",
+    "Run": "semrsm_dist.results",
+    "open_run": "semrsm_dist.results",
+}
+
+__all__ = ["Run", "RunConfig", "load_config", "match", "open_run", "run", "similarity_matrix"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -52,8 +52,8 @@ class DigitScenesData(_Section):
     n_images: Annotated[Count, Numbers()] = 400
     digits: Digits = (1, 4)
     canvas: Annotated[Count, Numbers()] = 96
-    scale: Annotated[tuple[float, float], Numbers()] | None = None
-    overlap: Annotated[float, Field(ge=0, le=1), Numbers()] | None = None
+    scale: Annotated[tuple[float, float], Numbers()] = (2.5, 4.0)
+    overlap: Annotated[float, Field(ge=0, le=1), Numbers()] = 0.1
     split: Annotated[Literal["evaluation", "training"], Numbers()] = "evaluation"
     seed: Annotated[int, Field(ge=0), Numbers()] = 0
 

@@ -1,0 +1,1 @@
+"""What a similarity matrix is worth: one experiment a file."""

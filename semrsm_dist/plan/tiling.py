@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from semrsm_dist.errors import ConfigError
 
@@ -100,8 +101,10 @@ class Layout:
         return min(self.side, self.n_columns - column * self.side)
 
 
-def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
-    """Choose the images of a panel: a power of two that fits the memory and leaves enough tiles.
+def choose_side(
+    n_images: int, image_bytes: int, budget: int, *, pair_seconds: float, task_seconds: float
+) -> int:
+    """Choose the images of a panel: a power of two that fits memory and time and leaves enough tiles.
 
     Parameters
     ----------
@@ -111,6 +114,8 @@ def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
         Memory that one image of a loaded panel takes, in bytes.
     budget
         Memory that one worker may use for panels, in bytes. Two panels must fit: a row and a column.
+    pair_seconds, task_seconds
+        Estimated seconds of one pair, and the longest that one tile should take.
 
     Returns
     -------
@@ -129,7 +134,16 @@ def choose_side(n_images: int, image_bytes: int, budget: int) -> int:
             f"{2 * image_bytes // 2**20 + 64} MiB, or choose a layer with fewer tokens or channels"
         )
     side = 1
-    while side < LARGEST_TILE and 4 * side * image_bytes <= budget and 2 * side * FEWEST_PANELS <= n_images:
+
+    def fits(side: int) -> bool:
+        return (
+            side <= LARGEST_TILE
+            and 2 * side * image_bytes <= budget
+            and side * FEWEST_PANELS <= n_images
+            and side * side * pair_seconds <= task_seconds
+        )
+
+    while fits(2 * side):
         side *= 2
     return side
 
@@ -166,20 +180,23 @@ def plan_blocks(
     return [sorted(tiles, key=lambda tile: (tile[1], tile[0])) for _, tiles in groupby(ordered, key=block)]
 
 
-def split_tail(blocks: Sequence[list[tuple[int, int]]], workers: int) -> list[list[tuple[int, int]]]:
+Item = TypeVar("Item")
+
+
+def split_tail(blocks: Sequence[list[Item]], workers: int) -> list[list[Item]]:
     """Break the smallest blocks into single tiles, so that all workers end at about the same time.
 
     Parameters
     ----------
     blocks
-        The blocks of one plan, in the order in which they will run, largest first.
+        Lists of tiles in the order in which they will run, largest first.
     workers
-        Number of workers that share them. About as many blocks are broken up as there are workers.
+        Number of workers that share them. As many blocks are broken up as there are workers.
 
     Returns
     -------
     list of list
-        The same tiles: large blocks first, single tiles at the end.
+        The same tiles in the same order: whole blocks first, single tiles at the end.
     """
     head = len(blocks) - min(workers, len(blocks))
     tail = [[tile] for block in blocks[head:] for tile in block]

@@ -1,15 +1,16 @@
 """The run directory: what lies where, who may write, and the record that a resume is checked against.
 
-<run>/
-  run.json            the record: fingerprint, layers and their sizes, configuration, versions
-  images.parquet      the manifest (queries.parquet in a rectangular run)
-  features.zarr/      <side>/<layer>/: features, squared norms, pooled vectors
-  blocks.zarr/        <layer>: solved tiles, the truth that a resume counts
-  rsm.zarr/           <layer>/: the final matrices, for xarray
-  events.jsonl        what happened when, for people
-  summary.json        the last summary
-  figures/            pictures of the matrices
-  lock                held by the driver at work
+Layout::
+
+    run.json         the record: fingerprint, layers and their sizes, configuration, versions
+    images.parquet   the manifest (queries.parquet in a rectangular run)
+    features.zarr/   <side>/<layer>/: features, squared norms, pooled vectors
+    blocks.zarr/     <layer>: solved tiles, the truth that a resume counts
+    rsm.zarr/        <layer>/: the final matrices, for xarray
+    events.jsonl     what happened when, for people
+    summary.json     the last summary
+    figures/         pictures of the matrices
+    lock             held by the driver at work
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ class FeatureStore:
         features = chunks.open_array(self.group, FEATURES)
         stored = np.ascontiguousarray(z, dtype=features.dtype)
         wide = stored.astype(np.float64)
-        chunks.write_chunk(
-            chunks.open_array(self.group, SQUARED_NORM), (index,), np.einsum("tsc,tsc->t", wide, wide)
-        )
+        norms = np.array([np.einsum("sc,sc->", image, image) for image in wide])
+        chunks.write_chunk(chunks.open_array(self.group, SQUARED_NORM), (index,), norms)
         pooled = wide.mean(axis=1).astype(np.float32)
         chunks.write_chunk(chunks.open_array(self.group, POOLED), (index, 0), pooled)
         chunks.write_chunk(features, (index, 0, 0), stored)
@@ -107,6 +106,19 @@ class FeatureStore:
     def present(self) -> set[int]:
         """Return the numbers of the panels that are complete."""
         return {index[0] for index in chunks.list_chunks(self.group, FEATURES)}
+
+    def is_complete(self) -> bool:
+        """Tell whether all panels are there."""
+        array = chunks.open_array(self.group, FEATURES)
+        return len(self.present()) == -(-array.shape[0] // array.chunks[0])
+
+    def has_panel(self, index: int) -> bool:
+        """Tell whether one panel is complete."""
+        return self.group.joinpath(FEATURES, "c", str(index), "0", "0").is_file()
+
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type that features are stored in."""
+        return np.dtype(chunks.open_array(self.group, FEATURES).dtype)
 
     def read(self, images: slice) -> NDArray[np.floating[Any]]:
         """Return (T, S, C) features of consecutive images, in the stored type.

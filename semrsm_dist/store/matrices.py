@@ -51,6 +51,10 @@ class MatrixStore:
         except FileNotFoundError:
             return {}
 
+    def is_complete(self) -> bool:
+        """Tell whether the layer has been assembled."""
+        return bool(self.read_attributes().get(COMPLETE, False))
+
     def begin(self, attributes: Mapping[str, Any]) -> None:
         """Open the group for writing; until `finish` it counts as incomplete."""
         group = zarr.open_group(self.group, mode="a", use_consolidated=False)
@@ -104,7 +108,7 @@ class MatrixStore:
         IncompleteError
             If it has not been assembled.
         """
-        if not self.read_attributes().get(COMPLETE, False):
+        if not self.is_complete():
             raise IncompleteError(
                 f"{self.group}: the matrices of layer {self.layer!r} are not assembled yet; start the run's command "
                 "again to finish it (semrsm status tells how far it is)"

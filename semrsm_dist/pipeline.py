@@ -1,0 +1,258 @@
+"""A run from beginning to end: the stages in order, and what each hands to the next."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from semrsm_dist.config import FeaturesData, RunConfig
+from semrsm_dist.engine import Engine, Failure, Resources, make_engine
+from semrsm_dist.errors import WorkError
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.registry import make_matcher
+from semrsm_dist.plan.cost import guess_pair_seconds
+from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.stages.assembly import assemble_layer
+from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.identity import Identity, compare, identify, model_spec
+from semrsm_dist.stages.images import make_image_set, require_enough
+from semrsm_dist.stages.importing import import_features
+from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
+from semrsm_dist.stages.session import Session
+from semrsm_dist.stages.sizing import choose_sizes, panel_budget, require_disk
+from semrsm_dist.stages.summary import summarise
+from semrsm_dist.store.blocks import BlockStore
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.fingerprint import require_same
+from semrsm_dist.store.matrices import MatrixStore
+
+Record = dict[str, Any]
+
+
+def run(
+    config: RunConfig,
+    *,
+    engine: Engine | None = None,
+    reporter: Reporter | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Compute a run, or what is missing of it.
+
+    Parameters
+    ----------
+    config
+        What to compute and where. The run directory decides whether this begins or continues a run.
+    engine
+        Where the work runs; None makes the configured one and closes it at the end.
+    reporter
+        Where progress is told; None tells nothing.
+    stop
+        Set from another thread, it ends the session early; everything finished is kept.
+
+    Returns
+    -------
+    dict
+        The summary: layers, pairs, times, what was found and what was computed, retrieval scores.
+
+    Raises
+    ------
+    ResumeError
+        If the directory holds a run of another configuration, or another driver is at work on it.
+    InputError, ConfigError
+        If images, features, model, layers or matcher cannot be used.
+    StorageError
+        If the store cannot be written to.
+    WorkError
+        If some of the work failed; what succeeded is kept.
+    KeyboardInterrupt
+        If it was interrupted or `stop` was set; what was finished is kept.
+    """
+    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    directory = RunDirectory(config.run.absolute())
+    directory.create()
+    with directory.locked():
+        record = directory.read_record()
+        own_engine = engine is None
+        engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
+        session = Session(config, directory, engine, reporter or SilentReporter(), stop or threading.Event())
+        try:
+            return _run_session(session, matcher, record)
+        except KeyboardInterrupt:
+            directory.append_event("interrupted")
+            raise
+        finally:
+            if own_engine:
+                engine.close()
+
+
+def _run_session(session: Session, matcher: Matcher, record: Record | None) -> dict[str, Any]:
+    started = time.perf_counter()
+    identity = identify(session, matcher, record)
+    if record is not None:
+        require_same(*compare(identity, record), run=session.directory.path)
+    require_enough("queries" in identity.manifests, identity.counts())
+    record = _make_record(session, matcher, identity, record)
+    _keep(session, identity, record)
+    layouts = {layer: _layout(record, layer) for layer in identity.layers}
+    _fill_features(session, identity, record)
+    failures = _match(session, matcher, identity, record, layouts)
+    failed_layers = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
+    fingerprint = identity.facts
+    for layer, layout in layouts.items():
+        if layer not in failed_layers:
+            assemble_layer(
+                session,
+                layer,
+                layout,
+                manifests=identity.manifests,
+                row_side=identity.row_side,
+                fingerprint=fingerprint | identity.layer_facts.get(layer, {}),
+            )
+    if failures:
+        raise _tiles_failed(failures)
+    summary = summarise(session, identity, layouts, total_seconds=time.perf_counter() - started)
+    session.directory.write_summary(summary)
+    session.directory.append_event("finished", seconds=summary["seconds"]["total"])
+    return summary
+
+
+def _make_record(session: Session, matcher: Matcher, identity: Identity, record: Record | None) -> Record:
+    """Return the record of the run as it is after this session's questions; sizes once chosen are kept."""
+    known = record["layers"] if record else {}
+    sizes = choose_sizes(session.config, matcher, identity, known, workers=session.engine.slots)
+    layers = {
+        layer: {**sizes.layers[layer], "facts": identity.layer_facts.get(layer, {})} for layer in identity.layers
+    }
+    if record is None:
+        require_disk(session, identity, {layer: entry["side"] for layer, entry in layers.items()})
+    return {
+        "fingerprint": identity.facts,
+        "layers": {**known, **layers},
+        "panel": record["panel"] if record else sizes.panel,
+        "row_side": identity.row_side,
+        "counts": identity.counts(),
+        "cached": {**(record or {}).get("cached", {}), **identity.cached},
+        "config": session.config.model_dump(mode="json"),
+        "versions": _versions(),
+    }
+
+
+def _keep(session: Session, identity: Identity, record: Record) -> None:
+    for side, manifest in identity.manifests.items():
+        manifest.to_parquet(session.directory.manifest(side))
+    session.directory.write_record(record)
+    session.directory.append_event("started", engine=session.engine.describe(), versions=record["versions"])
+
+
+def _layout(record: Record, layer: str) -> Layout:
+    counts, row_side = record["counts"], record["row_side"]
+    return Layout(counts[row_side], counts["images"], record["layers"][layer]["side"], row_side == "images")
+
+
+def _fill_features(session: Session, identity: Identity, record: Record) -> None:
+    config, panel = session.config, record["panel"]
+    for side, manifest in identity.manifests.items():
+        records = manifest.readable
+        for layer, sizes in identity.layers.items():
+            FeatureStore(session.directory.features, side, layer).create(
+                len(records), sizes["n_tokens"], sizes["n_channels"], panel, config.features.dtype
+            )
+        data = config.data if side == "images" else config.queries
+        if isinstance(data, FeaturesData):
+            sources = {layer: path.absolute() for layer, path in data.layers.items()}
+            import_features(
+                session, side, sources, data.layout, image_ids=manifest.image_ids(), panel=panel
+            )
+        elif data is not None and config.model is not None:
+            layers = list(identity.layers)
+            if all(FeatureStore(session.directory.features, side, layer).is_complete() for layer in layers):
+                session.counts["extraction"]["found"] += -(-len(records) // panel)
+                continue
+            extract_features(
+                session,
+                side,
+                make_image_set(data),
+                records,
+                spec=model_spec(config.model),
+                weights_sha256=record["cached"]["model"]["facts"]["weights_sha256"],
+                layers=layers,
+                precision=record["cached"]["model"]["precision"],
+                panel=panel,
+            )
+
+
+def _match(
+    session: Session, matcher: Matcher, identity: Identity, record: Record, layouts: Mapping[str, Layout]
+) -> list[Failure]:
+    config = session.config.matching
+    budget = panel_budget(session.config, matcher, record["layers"])
+    work: list[LayerWork] = []
+    found_pairs = 0
+    for layer, layout in layouts.items():
+        store = BlockStore(session.directory.blocks, layer)
+        store.create(layout.n_rows, layout.n_columns, layout.side)
+        damaged = _remove_damaged(session, store)
+        if damaged:
+            session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
+        present = store.present()
+        wanted = [tile for tile in layout.tiles() if tile not in present]
+        found_pairs += layout.total_pairs - sum(layout.n_pairs(*tile) for tile in wanted)
+        session.counts["matching"]["found"] += len(present)
+        session.counts["matching"]["computed"] += len(wanted)
+        sizes = record["layers"][layer]
+        work.append(
+            LayerWork(
+                layer,
+                layout,
+                wanted,
+                guess_pair_seconds(matcher.name, sizes["n_tokens"], sizes["n_channels"]),
+                matcher.panel_bytes(layout.side, sizes["n_tokens"], sizes["n_channels"]),
+            )
+        )
+    if not any(item.wanted for item in work):
+        return []
+    with session.timed("compile"):
+        matcher.compile()
+    worker = MatchingWorker(
+        session.directory.path, identity.row_side, dict(layouts), matcher.name, dict(matcher.parameters)
+    )
+    tasks = plan_tasks(
+        work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget
+    )
+    return session.work(
+        "matching",
+        lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
+        tasks,
+        total=sum(layout.total_pairs for layout in layouts.values()),
+        done=found_pairs,
+        unit="pairs",
+        amount=lambda receipt: int(receipt.counts["pairs"]),
+    )
+
+
+def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]]:
+    """Read what an unfinished session left, once: a crash of the machine can leave unreadable chunks."""
+    if MatrixStore(session.directory.matrices, store.layer).is_complete():
+        return []
+    with session.timed("check"):
+        return store.remove_damaged()
+
+
+def _tiles_failed(failures: list[Failure]) -> WorkError:
+    shown = "\n".join(f"  {failure.unit}: {failure.error.strip().splitlines()[-1]}" for failure in failures[:10])
+    more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
+    return WorkError(
+        f"{len(failures)} tiles failed and were set aside; all others are kept, but the matrices of their layers are not "
+        f"complete:\n{shown}{more}\nThe same command tries them again (full errors in events.jsonl)"
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("semrsm-dist", "numpy", "scipy", "numba", "zarr", "torch", "timm", "ray")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

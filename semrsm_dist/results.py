@@ -1,0 +1,159 @@
+"""Reading a run: its layers, similarities and certificates, as xarray objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
+from semrsm_dist.kernels import KERNELS, derive
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.stages.assembly import KINDS, median_sigma_of_blocks
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.matrices import MatrixStore
+
+
+class Run:
+    """A run on disk.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run at `path`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.directory = RunDirectory(path)
+        record = self.directory.read_record()
+        if record is None:
+            raise ConfigError(f"{path}: there is no run here (no run.json); check the path, or start the run")
+        self.record: dict[str, Any] = record
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory.path)!r}, layers={self.layers})"
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in the network's order."""
+        return list(self.record["layers"])
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether rows and columns are the same images."""
+        return bool(self.record["row_side"] == "images")
+
+    def manifest(self, side: str = "images") -> Manifest:
+        """Return the manifest of `images` or, in a rectangular run, `queries`."""
+        return Manifest.from_parquet(self.directory.manifest(side))
+
+    def layout(self, layer: str) -> Layout:
+        """Return how a layer's matrix is cut into tiles."""
+        sizes = self.record["layers"][self._known(layer)]
+        counts = self.record["counts"]
+        return Layout(counts[self.record["row_side"]], counts["images"], sizes["side"], self.is_symmetric)
+
+    def dataset(self, layer: str) -> xr.Dataset:
+        """Open all matrices of a layer lazily.
+
+        Raises
+        ------
+        ConfigError
+            If the layer is unknown.
+        IncompleteError
+            If it has not been assembled yet.
+        """
+        return MatrixStore(self.directory.matrices, self._known(layer)).open()
+
+    def similarity(
+        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
+    ) -> xr.DataArray:
+        """Return a similarity matrix.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`.
+        kernel
+            `linear`, `cosine` or `rbf`. Kernels that were not materialised are derived from the inner products.
+        kind
+            `semantic` (after matching) or `spatio-semantic` (position by position).
+        sigma
+            Width of the RBF kernel; by default the square root of the median non-zero squared distance.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (image_i, image_j), float64; NaN where a representation of norm zero leaves cosine undefined.
+
+        Raises
+        ------
+        ConfigError
+            If layer, kernel or kind is unknown.
+        IncompleteError
+            If the layer has not been assembled yet.
+        """
+        if kind not in KINDS:
+            raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}")
+        if kernel not in KERNELS:
+            raise ConfigError(
+                f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"
+            )
+        if sigma is not None and kernel != "rbf":
+            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
+        dataset = self.dataset(layer)
+        name = f"{kind}_{kernel}"
+        if name in dataset and (sigma is None or dataset[name].attrs["sigma"] == sigma):
+            return dataset[name]
+        quantity = KINDS[kind]
+        if kernel == "rbf" and sigma is None:
+            sigma = median_sigma_of_blocks(self.directory, layer, self.layout(layer), quantity)
+        inner = dataset[quantity]
+        values = derive(
+            kernel,
+            inner.values,
+            dataset["squared_norm_i"].values,
+            dataset["squared_norm_j"].values,
+            sigma=sigma,
+        )
+        attributes = {"kernel": kernel, "from": quantity} | ({} if sigma is None else {"sigma": sigma})
+        return xr.DataArray(values, coords=inner.coords, dims=inner.dims, name=name, attrs=attributes)
+
+    def gap(self, layer: str) -> xr.DataArray:
+        """Return the certified error: the best possible inner product is at most `matched + gap`."""
+        return self.dataset(layer)["gap"]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary that the last session wrote.
+
+        Raises
+        ------
+        IncompleteError
+            If no session has finished yet.
+        """
+        summary = self.directory.read_summary()
+        if summary is None:
+            raise IncompleteError(
+                f"{self.directory.path}: no session of this run has finished; start its command again"
+            )
+        return summary
+
+    def _known(self, layer: str) -> str:
+        if layer not in self.record["layers"]:
+            raise ConfigError(
+                f"{self.directory.path}: no layer {layer!r}"
+                f"{did_you_mean(layer, self.layers) or f'; there are {self.layers}'}"
+            )
+        return layer
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run for reading; see `Run`."""
+    return Run(path)

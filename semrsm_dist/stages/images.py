@@ -1,0 +1,158 @@
+"""The images of a run: list them, read each once, refuse or skip what cannot be read, keep the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from semrsm_dist.config import DigitScenesData, FeaturesData, FolderData, TableData
+from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.manifest import Manifest, ManifestRow, scan
+from semrsm_dist.data.records import ImageRecord, ImageSet
+from semrsm_dist.data.table import TableImages, read_records
+from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.stages.faults import failure_receipt
+from semrsm_dist.stages.session import Session, slices
+
+SCAN_BATCH = 64
+SHOWN = 10
+
+ImageData = DigitScenesData | FolderData | TableData
+
+
+def make_image_set(data: ImageData) -> ImageSet:
+    """Return the image set that a section of the configuration describes."""
+    if isinstance(data, DigitScenesData):
+        return DigitScenes(**data.model_dump(exclude={"source"}))
+    if isinstance(data, FolderData):
+        return FolderImages(data.path)
+    return TableImages(data.path)
+
+
+@dataclass(frozen=True)
+class ScanWorker:
+    """Reads, decodes and hashes slices of the images; the rows travel back as the receipts' values."""
+
+    image_set: ImageSet
+    records: tuple[ImageRecord, ...]
+    previous: Manifest | None
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Scan slices (start, stop) of the records."""
+        for unit in units:
+            start, stop = cast("tuple[int, int]", unit)
+            try:
+                rows = scan(self.image_set, self.records[start:stop], previous=self.previous)
+                yield Receipt(unit, counts={"images": stop - start}, value=rows)
+            except StorageError as error:
+                yield failure_receipt(unit, error)
+
+
+def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
+    """Return the manifest of one side, scanning what is new or changed since an earlier session.
+
+    Parameters
+    ----------
+    session
+        The session.
+    side
+        `images` or `queries`.
+    data
+        Where the images come from.
+
+    Raises
+    ------
+    InputError
+        If there are too few images, or some are unreadable and the configuration does not say to skip them.
+    """
+    image_set = make_image_set(data)
+    with session.timed("scan"):
+        records = tuple(image_set.records())
+        previous = _previous(session, side)
+    rows: dict[int, list[ManifestRow]] = {}
+    units = slices(len(records), SCAN_BATCH)
+    failures = session.work(
+        "scan",
+        lambda: session.engine.start_tasks(ScanWorker(image_set, records, previous), Resources(cpus=1)),
+        [Task(units=(unit,)) for unit in units],
+        total=len(records),
+        done=0,
+        unit="images",
+        amount=lambda receipt: len(cast("list[Any]", receipt.value)),
+        on_value=lambda receipt: rows.__setitem__(
+            cast("tuple[int, int]", receipt.unit)[0], cast("list[ManifestRow]", receipt.value)
+        ),
+    )
+    if failures:
+        raise StorageError(
+            f"{len(failures)} batches of images could not be scanned; nothing was computed. First cause: "
+            f"{failures[0].error}"
+        )
+    manifest = Manifest(tuple(row for start, _ in units for row in rows[start]))
+    _check_readable(session, side, manifest)
+    return manifest
+
+
+def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
+    """Return the manifest of ready-made features: ids from the table where there is one, else the index.
+
+    Raises
+    ------
+    InputError
+        If the table does not have one row for each image.
+    """
+    if data.table is None:
+        return Manifest.from_ids([str(index) for index in range(n_images)])
+    records = read_records(data.table, needs_uri=False)
+    if len(records) != n_images:
+        raise InputError(
+            f"{data.table}: {len(records)} rows, but the features of {side} hold {n_images} images; give one row for each "
+            "image, in the order of the features"
+        )
+    return Manifest.from_ids(
+        [record.image_id for record in records],
+        [record.labels for record in records],
+        [record.group for record in records],
+    )
+
+
+def require_enough(rectangular: bool, counts: dict[str, int]) -> None:
+    """Refuse a matrix without pairs.
+
+    Raises
+    ------
+    InputError
+        If a symmetric run has fewer than two images or a side of a rectangular run has none.
+    """
+    least = 1 if rectangular else 2
+    for side, count in counts.items():
+        if count < least:
+            raise InputError(
+                f"{side}: {count} usable image{'' if count == 1 else 's'}, but a similarity matrix needs at least "
+                f"{least}; add images, or check the path and the file types"
+            )
+
+
+def _previous(session: Session, side: str) -> Manifest | None:
+    path = session.directory.manifest(side)
+    return Manifest.from_parquet(path) if path.exists() else None
+
+
+def _check_readable(session: Session, side: str, manifest: Manifest) -> None:
+    bad = manifest.unreadable
+    if not bad:
+        return
+    shown = "\n".join(f"  {row.image_id}: {row.error}" for row in bad[:SHOWN])
+    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    if session.config.unreadable == "refuse":
+        raise InputError(
+            f"{side}: {len(bad)} of {len(manifest)} images cannot be read, so nothing was computed:\n{shown}{more}\n"
+            "Mend or remove them, or go on without them with unreadable: skip"
+        )
+    session.warn(
+        f"{side}: {len(bad)} of {len(manifest)} images cannot be read and are left out (listed in "
+        f"{session.directory.manifest(side).name}):\n{shown}{more}"
+    )

@@ -1,0 +1,137 @@
+"""How large panels and tiles are: from the sizes of the features, the memory of a worker and the time of a task."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from semrsm_dist.config import RunConfig
+from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.plan.cost import feature_bytes, guess_pair_seconds, result_bytes
+from semrsm_dist.plan.tiling import Layout, choose_side
+from semrsm_dist.stages.identity import Identity, storage_itemsize
+from semrsm_dist.stages.session import Session
+
+LARGEST_PANEL = 32
+"""Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes."""
+
+PROCESS_BYTES = 8 * 1024**2
+"""What a worker needs beside panels and workspace: one tile of results and its buffers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a run.
+
+    Attributes
+    ----------
+    layers
+        For each layer: n_tokens, n_channels, and the side of its tiles.
+    panel
+        Images of a feature chunk.
+    """
+
+    layers: dict[str, dict[str, int]]
+    panel: int
+
+
+def choose_sizes(
+    config: RunConfig, matcher: Matcher, identity: Identity, known: Mapping[str, Any], *, workers: int
+) -> Sizes:
+    """Choose panels and tiles for a run; layers that an earlier session has sized keep their tiles.
+
+    Parameters
+    ----------
+    config, matcher, identity
+        The run.
+    known
+        The layers in the run's record.
+    workers
+        Number of workers that share the tiles.
+
+    Raises
+    ------
+    ConfigError
+        If no pair of images fits into a worker's memory, or another tile than the run's is asked for.
+    """
+    longest = max(identity.counts().values())
+    layers = {}
+    for layer, sizes in identity.layers.items():
+        asked = config.matching.tile
+        if layer in known:
+            side = known[layer]["side"]
+            if asked is not None and asked != side:
+                raise ConfigError(
+                    f"matching.tile: {asked}: layer {layer!r} of this run is cut into tiles of {side}, which cannot change "
+                    "once it has begun: remove the key, or start a new run directory"
+                )
+        elif asked is not None:
+            side = asked
+        else:
+            side = _side(config, matcher, sizes["n_tokens"], sizes["n_channels"], longest, workers)
+        layers[layer] = {"n_tokens": sizes["n_tokens"], "n_channels": sizes["n_channels"], "side": side}
+    return Sizes(layers, min(LARGEST_PANEL, *(sizes["side"] for sizes in layers.values())))
+
+
+def panel_budget(config: RunConfig, matcher: Matcher, layers: Mapping[str, Mapping[str, int]]) -> int:
+    """Return the memory that one worker has for prepared panels in the largest of the layers, in bytes."""
+    itemsize = storage_itemsize(config.features)
+    return min(
+        int(config.matching.worker_memory)
+        - PROCESS_BYTES
+        - matcher.workspace_bytes(sizes["n_tokens"], sizes["n_channels"])
+        - _loading_bytes(sizes["n_tokens"], sizes["n_channels"], sizes["side"], itemsize)
+        for sizes in layers.values()
+    )
+
+
+def require_disk(session: Session, identity: Identity, sides: Mapping[str, int]) -> None:
+    """Refuse to begin a run that the disk cannot hold.
+
+    Raises
+    ------
+    StorageError
+        If the uncompressed results and features are larger than the free space.
+    """
+    config, counts = session.config, identity.counts()
+    needed = 0
+    for layer, sizes in identity.layers.items():
+        layout = Layout(
+            counts[identity.row_side], counts["images"], sides[layer], identity.row_side == "images"
+        )
+        needed += result_bytes(
+            layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
+        ) + sum(
+            feature_bytes(count, sizes["n_tokens"], sizes["n_channels"], storage_itemsize(config.features))
+            for count in counts.values()
+        )
+    free = shutil.disk_usage(session.directory.path).free
+    if needed > free:
+        raise StorageError(
+            f"{session.directory.path}: the run takes up to {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free; "
+            "nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"
+        )
+
+
+def _side(
+    config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int, n_images: int, workers: int
+) -> int:
+    itemsize = storage_itemsize(config.features)
+    prepared = matcher.panel_bytes(1, n_tokens, n_channels)
+    # Two prepared panels and one being loaded: counted as two of half as much again.
+    image_bytes = prepared + _loading_bytes(n_tokens, n_channels, 1, itemsize) // 2
+    budget = (
+        int(config.matching.worker_memory) - PROCESS_BYTES - matcher.workspace_bytes(n_tokens, n_channels)
+    )
+    pair_seconds = guess_pair_seconds(matcher.name, n_tokens, n_channels)
+    total_seconds = pair_seconds * n_images * n_images / 2
+    task_seconds = min(config.matching.task_seconds, max(total_seconds / (8 * workers), 0.05))
+    return choose_side(n_images, image_bytes, budget, pair_seconds=pair_seconds, task_seconds=task_seconds)
+
+
+def _loading_bytes(n_tokens: int, n_channels: int, n_images: int, itemsize: int) -> int:
+    """Return the memory of a panel between the disk and its preparation: as stored, and one wider copy."""
+    return n_images * n_tokens * n_channels * (itemsize + 8)

@@ -1,0 +1,84 @@
+"""The cluster that `ray up` would start, checked by Ray's own code without a cloud."""
+
+import copy
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return prepare_config(yaml.safe_load(CLUSTER.read_text()))
+
+
+def launched(config, demands):
+    """Return the nodes that Ray's autoscaler would add for these demands."""
+    nodes, unfulfilled = get_nodes_for(
+        config["available_node_types"],
+        {config["head_node_type"]: 1},
+        config["head_node_type"],
+        config["max_workers"],
+        demands,
+        utilization_scorer=functools.partial(
+            _default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({})
+        ),
+    )
+    return dict(nodes), unfulfilled
+
+
+def test_it_passes_rays_validation(config):
+    validate_config(config)
+    broken = copy.deepcopy(config)
+    broken["available_nodes"] = {}
+    with pytest.raises(Exception, match="available_nodes"):
+        validate_config(broken)  # the validation does look
+
+
+def test_the_head_takes_no_work(config):
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"]["CPU"] == 0
+    assert head["max_workers"] == 0
+    assert any("--num-cpus=0" in command for command in config["head_start_ray_commands"])
+
+
+def test_matching_gets_cpu_nodes_and_extraction_gets_gpus(config):
+    assert launched(config, [{"CPU": 1}] * 64) == ({"cpu": 2}, [])
+    assert launched(config, [{"CPU": 1, "GPU": 1}] * 3) == ({"gpu": 3}, [])
+
+
+def test_idle_workers_cost_nothing(config):
+    workers = {k: v for k, v in config["available_node_types"].items() if k != config["head_node_type"]}
+    assert all(group["min_workers"] == 0 for group in workers.values())
+    assert all(
+        group["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot" for group in workers.values()
+    )
+    assert 0 < config["idle_timeout_minutes"] <= 10
+
+
+def test_every_node_asks_for_the_token(config):
+    token = "/home/ubuntu/.ray/auth_token"
+    assert token in config["file_mounts"]
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        started = [command for command in commands if "ray start" in command]
+        assert len(started) == 1
+        assert "RAY_AUTH_MODE=token" in started[0]
+
+
+def test_a_forgotten_placeholder_stops_the_setup_with_a_reason(config):
+    mount = next(command for command in config["head_setup_commands"] if "nfs4" in command)
+    assert mount in config["worker_setup_commands"]  # every node has the run folder
+    ran = subprocess.run(["bash", "-c", mount], capture_output=True, text=True, check=False, timeout=10)
+    assert ran.returncode == 1
+    assert "fs-REPLACE_ME" in ran.stderr
+    checked = subprocess.run(
+        ["bash", "-n", "-c", mount.replace("REPLACE_ME", "0123")], check=False, timeout=10
+    )
+    assert checked.returncode == 0

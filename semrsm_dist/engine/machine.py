@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 from threadpoolctl import threadpool_limits
 
+DEVICES = Path("/dev")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 
@@ -37,7 +38,7 @@ def available_memory() -> int:
 def available_gpus() -> int:
     """Return the NVIDIA GPUs this process may use, without loading a GPU library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = sum(1 for path in Path("/dev").glob("nvidia*") if path.name[len("nvidia") :].isdigit())
+    devices = sum(1 for path in DEVICES.glob("nvidia*") if path.name[len("nvidia") :].isdigit())
     if visible is None:
         return devices
     names = [name.strip() for name in visible.split(",")]

@@ -25,6 +25,8 @@ ray_log = logging.getLogger(f"{__name__}.messages")
 # Workers write their results themselves and send back receipts, so the object store holds next to nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
 KNOCK_SECONDS = 10.0
+# Custom resources by which an autoscaling cluster says how large it may grow (see cluster.yaml): Ray does not tell.
+GROWTH = {"CPU": "semrsm_max_cpus", "GPU": "semrsm_max_gpus"}
 
 
 class RayEngine:
@@ -67,13 +69,14 @@ class RayEngine:
 
     @property
     def slots(self) -> int:
-        """CPU slots for workers: those of the cluster's living nodes, at most `workers`."""
-        return self._cap(self.fitting(Resources(cpus=1)))
+        """CPU slots for workers: what the cluster has or may grow to, at most `workers`, at least 1."""
+        slots = max(1, self._largest("CPU"))
+        return slots if self._workers is None else min(slots, self._workers)
 
     @property
     def gpus(self) -> int:
-        """GPUs of the cluster's living nodes."""
-        return int(sum(node.get("GPU", 0) for node in _living_nodes()))
+        """GPUs that the cluster has or may grow to."""
+        return self._largest("GPU")
 
     def start_tasks(self, worker: Worker, resources: Resources) -> TaskPool:
         """Return a pool that runs the worker in Ray tasks."""
@@ -111,8 +114,9 @@ class RayEngine:
             for node in _living_nodes()
         )
 
-    def _cap(self, slots: int) -> int:
-        return slots if self._workers is None else min(slots, self._workers)
+    def _largest(self, kind: str) -> int:
+        nodes = _living_nodes()
+        return max(sum(int(node.get(name, 0)) for node in nodes) for name in (kind, GROWTH[kind]))
 
 
 def _living_nodes() -> list[Mapping[str, float]]:

@@ -11,6 +11,8 @@ from ray.autoscaler._private.node_provider_availability_tracker import NodeAvail
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from semrsm_dist.engine.ray_engine import GROWTH
+
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 
 
@@ -52,6 +54,13 @@ def test_the_head_takes_no_work(config):
 def test_matching_gets_cpu_nodes_and_extraction_gets_gpus(config):
     assert launched(config, [{"CPU": 1}] * 64) == ({"cpu": 2}, [])
     assert launched(config, [{"CPU": 1, "GPU": 1}] * 3) == ({"gpu": 3}, [])
+
+
+def test_the_head_tells_how_far_the_groups_can_grow(config):
+    groups = config["available_node_types"]
+    head = groups[config["head_node_type"]]["resources"]
+    assert head[GROWTH["CPU"]] == groups["cpu"]["resources"]["CPU"] * groups["cpu"]["max_workers"]
+    assert head[GROWTH["GPU"]] == groups["gpu"]["resources"]["GPU"] * groups["gpu"]["max_workers"]
 
 
 def test_idle_workers_cost_nothing(config):

@@ -170,6 +170,15 @@ def test_capacity_follows_the_cluster(cluster, engine, tmp_path, monkeypatch):
     pool.close()
 
 
+def test_room_to_grow_counts_before_it_is_there(cluster, engine):
+    assert engine.gpus == 0
+    node = cluster.add_node(num_cpus=0, resources={"semrsm_max_cpus": 64, "semrsm_max_gpus": 3})
+    cluster.wait_for_nodes()
+    assert (engine.slots, engine.gpus) == (64, 3)
+    assert engine.fitting(Resources(gpus=1)) == 0
+    cluster.remove_node(node)
+
+
 def test_a_request_that_fits_nowhere_is_named(start, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.6)
     stop = threading.Event()

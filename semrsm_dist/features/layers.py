@@ -110,8 +110,8 @@ def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: 
 class LayerReader:
     """Read several layers of a model in one forward pass.
 
-    Modules that run only after the part that timm's `forward_intermediates` covers (such as the last
-    convolution of an EfficientNet) cost a second pass when they are read together with stages.
+    Modules that timm's `forward_intermediates` passes by (such as containers whose parts it runs one by one)
+    cost a second pass when they are read together with stages.
 
     Parameters
     ----------

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from semrsm_dist.features.registry import ModelRow, list_models
 __all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
 
 Size = tuple[int, int]
+_BUILDING = threading.Lock()
 _BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError, IndexError)
 
 
@@ -128,42 +131,52 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     arch, tag = registry.split_name(spec.name)
     size = _checked_size(spec.input_size)
-    extra: dict[str, Any] = {}
-    classes: tuple[str, ...] | None = None
-    if spec.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
+    with _generator_seeded(spec.seed):
+        if spec.weights == "digits":
+            return _load_shipped(spec, arch, tag, size)
+        if spec.weights == "random":
             module = _create(spec.name, size)
-    elif spec.weights == "pretrained":
-        module = _create_pretrained(spec.name, size)
-    elif spec.weights == "digits":
-        if tag:
-            raise ConfigError(
-                f"model {spec.name!r} names the weights {tag!r} but weights: digits asks for others; write {arch!r}"
-            )
-        meta = registry.read_shipped_metadata(arch)
-        size = size or meta["input_size"]
-        kwargs = {**(meta.get("model_kwargs") or {}), "num_classes": int(meta["num_classes"])}
-        module = _create(arch, size, **kwargs)
-        checkpoints.load_shipped(module, arch)
-        extra = {
-            "crop_pct": 1.0,
-            **{key: meta[key] for key in ("mean", "std", "interpolation") if key in meta},
-        }
-        classes = tuple(str(name) for name in meta.get("classes") or ()) or None
-    else:
-        path = _weights_path(spec.weights)
-        module = _create(spec.name, size)
-        checkpoints.load_file(module, path)
-    return _finished(module, spec, size, extra, classes)
+        elif spec.weights == "pretrained":
+            module = _create_pretrained(spec.name, size)
+        else:
+            path = _weights_path(spec.weights)
+            module = _create(spec.name, size)
+            checkpoints.load_file(module, path)
+    return _finished(module, spec, size)
+
+
+@contextmanager
+def _generator_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator for this block and restore it after; one thread at a time.
+
+    The generator is one for the whole process: two models built at once would draw from each other's numbers.
+    """
+    with _BUILDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _load_shipped(spec: ModelSpec, arch: str, tag: str, size: Size | None) -> LoadedModel:
+    if tag:
+        raise ConfigError(
+            f"model {spec.name!r} names the weights {tag!r} but weights: digits asks for others; write {arch!r}"
+        )
+    meta = registry.read_shipped_metadata(arch)
+    size = size or meta["input_size"]
+    kwargs = {**(meta.get("model_kwargs") or {}), "num_classes": int(meta["num_classes"])}
+    module = _create(arch, size, **kwargs)
+    checkpoints.load_shipped(module, arch)
+    config: dict[str, Any] = {"crop_pct": 1.0}
+    config |= {key: meta[key] for key in ("mean", "std", "interpolation") if key in meta}
+    return _finished(module, spec, size, config, tuple(str(name) for name in meta.get("classes") or ()))
 
 
 def _finished(
     module: nn.Module,
     spec: ModelSpec,
     size: Size | None,
-    extra: dict[str, Any],
-    classes: tuple[str, ...] | None,
+    preprocessing: dict[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
 ) -> LoadedModel:
     module = module.eval().requires_grad_(False)
     cfg = module.pretrained_cfg
@@ -172,11 +185,11 @@ def _finished(
         raise ConfigError(f"model {spec.name!r} takes {own[0]} input channels; only RGB models can be used")
     wanted = size or (int(own[1]), int(own[2]))
     resolve: Any = resolve_data_config
-    config = resolve({"input_size": (3, *wanted), **extra}, model=module)
+    config = resolve({"input_size": (3, *wanted), **(preprocessing or {})}, model=module)
     if wanted != tuple(own[-2:]):
         _try_size(module, spec.name, wanted)
     labels = cfg.get("label_names") if isinstance(cfg, dict) else None
-    if classes is None and labels and len(labels) == getattr(module, "num_classes", 0):
+    if not classes and labels and len(labels) == getattr(module, "num_classes", 0):
         classes = tuple(str(name) for name in labels)
     return LoadedModel(
         module=module,
@@ -185,7 +198,7 @@ def _finished(
         transform=create_transform(**config, is_training=False),
         weights_sha256=checkpoints.hash_state(module),
         n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0) or 0),
-        classes=classes,
+        classes=classes or None,
     )
 
 
@@ -226,8 +239,8 @@ def _checked_size(size: int | Size | None) -> Size | None:
 
 def _try_size(module: nn.Module, name: str, size: Size) -> None:
     """Find out now, with one blank image, whether the network can work at this size."""
-    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and len(patch) == 2 and any(s % p for s, p in zip(size, patch, strict=True)):
+    patch = _patch_size(module)
+    if patch and any(side % step for side, step in zip(size, patch, strict=True)):
         raise ConfigError(
             f"input_size {size[0]} x {size[1]} is no multiple of the {patch[0]} x {patch[1]} patches of {name!r}, "
             f"so pixels would be cut off; the nearest is {' x '.join(_nearest(size, patch))}"
@@ -238,6 +251,16 @@ def _try_size(module: nn.Module, name: str, size: Size) -> None:
             forward(torch.zeros(1, 3, *size))
     except _BUILD_ERRORS as error:
         raise _size_error(name, size, error) from error
+
+
+def _patch_size(module: nn.Module) -> Size | None:
+    """Return the side lengths of patches that neither overlap nor are padded, if the network has such."""
+    embed = getattr(module, "patch_embed", None)
+    conv = getattr(embed, "proj", None)
+    if not isinstance(conv, nn.Conv2d) or getattr(embed, "dynamic_img_pad", False):
+        return None
+    height, width = conv.kernel_size
+    return (height, width) if tuple(conv.stride) == (height, width) and conv.padding in (0, (0, 0)) else None
 
 
 def _nearest(size: Size, patch: Size) -> list[str]:

@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(name, command, text)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file")
         sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the file, by dotted key"
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="replace a value of the file, by dotted key",
         )
         if name != "validate":
             sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
@@ -82,11 +86,15 @@ def _parser() -> argparse.ArgumentParser:
 
     models = add("models", _models, "models by name, with the weights there are")
     models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
-    models.add_argument("--weights", choices=("digits", "pretrained", "random"), help="only models with these weights")
+    models.add_argument(
+        "--weights", choices=("digits", "pretrained", "random"), help="only models with these weights"
+    )
 
     layers = add("layers", _layers, "the layers of a model, with their tokens (S) and channels (C)")
     layers.add_argument("model", metavar="MODEL")
-    layers.add_argument("--modules", action="store_true", help="every module that can be read, not only the stages")
+    layers.add_argument(
+        "--modules", action="store_true", help="every module that can be read, not only the stages"
+    )
     layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image")
 
     export = add("export", _export, "write similarity matrices in another format")

@@ -3,8 +3,8 @@
 A configuration is a YAML file. Unknown keys, wrong types and impossible values are refused with the file,
 the line, the key, the value and the remedy. Fields fall into two groups:
 
-* those marked `Numbers` alter the entries of the matrix: a run directory refuses to continue when one of
-  them differs from the run it holds;
+* those marked `Numbers` alter the entries of the matrix: what they resolve to (pixels, weights, parameters) is
+  the run's fingerprint, and a run directory refuses to continue when it differs;
 * all others (engine, workers, memory, retries, kernels, evaluation) may change from one start to the next.
 """
 
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
@@ -77,7 +77,7 @@ class FeaturesData(_Section):
 
     source: Literal["features"]
     layers: Annotated[dict[str, Path], Field(min_length=1)]
-    layout: Annotated[Literal["auto", "nsc", "nchw"], Numbers()] = "auto"
+    layout: Literal["auto", "nsc", "nchw"] = "auto"
     table: Path | None = None
 
 
@@ -249,26 +249,12 @@ def parse_config(
 
 
 def numbers_of(section: BaseModel) -> dict[str, Any]:
-    """Return the fields of a section, and of those below it, that are marked `Numbers`."""
-    found: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            nested = numbers_of(value)
-            found |= {f"{name}.{key}": item for key, item in nested.items()}
-        elif _is_marked(field.metadata, field.annotation):
-            found[name] = value
-    return found
-
-
-def _is_marked(metadata: Sequence[object], annotation: object) -> bool:
-    if any(isinstance(mark, Numbers) for mark in metadata):
-        return True
-    return any(
-        isinstance(mark, Numbers)
-        for part in get_args(annotation)
-        for mark in getattr(part, "__metadata__", ())
-    )
+    """Return the fields of a section that are marked `Numbers`, by name."""
+    return {
+        name: getattr(section, name)
+        for name, field in type(section).model_fields.items()
+        if any(isinstance(mark, Numbers) for mark in field.metadata)
+    }
 
 
 def _read_scientific(value: Any) -> Any:

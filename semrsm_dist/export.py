@@ -37,8 +37,8 @@ def export_npy(
     Returns
     -------
     list of Path
-        The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64, then `image_i.txt` and `image_j.txt` with one id a
-        line.
+        The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64, then `image_i.txt` and `image_j.txt`
+        with one id a line.
 
     Raises
     ------
@@ -59,7 +59,10 @@ def export_npy(
                 target[start : start + ROWS_AT_ONCE] = matrix[start : start + ROWS_AT_ONCE].values
             target.flush()
             written.append(path)
-        for dimension, side in (("image_i", "images" if run.is_symmetric else "queries"), ("image_j", "images")):
+        for dimension, side in (
+            ("image_i", "images" if run.is_symmetric else "queries"),
+            ("image_j", "images"),
+        ):
             path = folder / f"{dimension}.txt"
             path.write_text("".join(f"{name}\n" for name in run.manifest(side).image_ids()), encoding="utf-8")
             written.append(path)

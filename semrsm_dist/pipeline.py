@@ -17,8 +17,9 @@ from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import guess_pair_seconds
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.progress import Reporter, SilentReporter
-from semrsm_dist.stages.assembly import assemble_layer
+from semrsm_dist.stages.assembly import assemble_layers
 from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.faults import list_failures
 from semrsm_dist.stages.identity import Identity, compare, identify, model_spec
 from semrsm_dist.stages.images import make_image_set, require_enough
 from semrsm_dist.stages.importing import import_features
@@ -103,17 +104,13 @@ def _run_session(session: Session, matcher: Matcher, record: Record | None) -> d
     _fill_features(session, identity, record)
     failures = _match(session, matcher, identity, record, layouts)
     failed_layers = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
-    fingerprint = identity.facts
-    for layer, layout in layouts.items():
-        if layer not in failed_layers:
-            assemble_layer(
-                session,
-                layer,
-                layout,
-                manifests=identity.manifests,
-                row_side=identity.row_side,
-                fingerprint=fingerprint | identity.layer_facts.get(layer, {}),
-            )
+    assemble_layers(
+        session,
+        {layer: layout for layer, layout in layouts.items() if layer not in failed_layers},
+        manifests=identity.manifests,
+        row_side=identity.row_side,
+        fingerprints={layer: identity.facts | identity.layer_facts.get(layer, {}) for layer in layouts},
+    )
     if failures:
         raise _tiles_failed(failures)
     summary = summarise(session, identity, layouts, total_seconds=time.perf_counter() - started)
@@ -127,10 +124,11 @@ def _make_record(session: Session, matcher: Matcher, identity: Identity, record:
     known = record["layers"] if record else {}
     sizes = choose_sizes(session.config, matcher, identity, known, workers=session.engine.slots)
     layers = {
-        layer: {**sizes.layers[layer], "facts": identity.layer_facts.get(layer, {})} for layer in identity.layers
+        layer: {**sizes.layers[layer], "facts": identity.layer_facts.get(layer, {})}
+        for layer in identity.layers
     }
     if record is None:
-        require_disk(session, identity, {layer: entry["side"] for layer, entry in layers.items()})
+        require_disk(session, identity, {layer: sizes.layers[layer]["side"] for layer in layers})
     return {
         "fingerprint": identity.facts,
         "layers": {**known, **layers},
@@ -166,9 +164,7 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
             sources = {layer: path.absolute() for layer, path in data.layers.items()}
-            import_features(
-                session, side, sources, data.layout, image_ids=manifest.image_ids(), panel=panel
-            )
+            import_features(session, side, sources, data.layout, image_ids=manifest.image_ids(), panel=panel)
         elif data is not None and config.model is not None:
             layers = list(identity.layers)
             if all(FeatureStore(session.directory.features, side, layer).is_complete() for layer in layers):
@@ -222,9 +218,7 @@ def _match(
     worker = MatchingWorker(
         session.directory.path, identity.row_side, dict(layouts), matcher.name, dict(matcher.parameters)
     )
-    tasks = plan_tasks(
-        work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget
-    )
+    tasks = plan_tasks(work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget)
     return session.work(
         "matching",
         lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
@@ -245,11 +239,9 @@ def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]
 
 
 def _tiles_failed(failures: list[Failure]) -> WorkError:
-    shown = "\n".join(f"  {failure.unit}: {failure.error.strip().splitlines()[-1]}" for failure in failures[:10])
-    more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
     return WorkError(
-        f"{len(failures)} tiles failed and were set aside; all others are kept, but the matrices of their layers are not "
-        f"complete:\n{shown}{more}\nThe same command tries them again (full errors in events.jsonl)"
+        f"{len(failures)} tiles failed and were set aside; all others are kept, but the matrices of their layers are "
+        f"not complete:\n{list_failures(failures)}\nThe same command tries them again (full errors in events.jsonl)"
     )
 
 

@@ -28,7 +28,9 @@ class Stage(Protocol):
 class Reporter(Protocol):
     """Where a run tells its progress."""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> contextlib.AbstractContextManager[Stage]:
+    def stage(
+        self, name: str, total: int, unit: str, done: int = 0
+    ) -> contextlib.AbstractContextManager[Stage]:
         """Open a stage of `total` units, `done` of which an earlier session finished."""
         ...
 
@@ -129,9 +131,12 @@ class _Lines:
         rate = (self._done - self._before) / elapsed
         left = (self._total - self._done) / rate if rate > 0 else float("nan")
         share = 100 * self._done / self._total if self._total else 100.0
-        ending = f"{format_seconds(left)} left" if self._done < self._total else f"took {format_seconds(elapsed)}"
+        ending = (
+            f"{format_seconds(left)} left" if self._done < self._total else f"took {format_seconds(elapsed)}"
+        )
         self._stream.write(
-            f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), {rate:.1f} {self._unit}/s, {ending}\n"
+            f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
+            f"{rate:.1f} {self._unit}/s, {ending}\n"
         )
         self._stream.flush()
 

@@ -101,7 +101,9 @@ class Run:
             If the layer has not been assembled yet.
         """
         if kind not in KINDS:
-            raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}")
+            raise ConfigError(
+                f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
+            )
         if kernel not in KERNELS:
             raise ConfigError(
                 f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"

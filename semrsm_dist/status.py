@@ -93,7 +93,9 @@ def format_status(status: dict[str, Any]) -> str:
             f"  {status['pairs_per_second']:.0f} pairs/s, {format_seconds(status['seconds_left'])} left"
         )
     for failure in status["failed"]:
-        lines.append(f"  failed: {failure['stage']} {failure['unit']}: {failure['error'].strip().splitlines()[-1]}")
+        lines.append(
+            f"  failed: {failure['stage']} {failure['unit']}: {failure['error'].strip().splitlines()[-1]}"
+        )
     if not status["complete"] and not status["working"]:
         lines.append("  the run's command goes on from here")
     return "\n".join(lines)

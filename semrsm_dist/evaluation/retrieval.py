@@ -1,4 +1,4 @@
-"""Retrieval on multi-label images: do the most similar images show the same things?"""
+"""Retrieval on multi-label images: how far the most similar images show the same things."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
     return 2.0 * len(query & hit) / (len(query) + len(hit))
 
 
-def retrieval_f1(  # noqa: PLR0913 - all after the first by keyword
+def retrieval_f1(
     read_rows: RowReader,
     labels: Labels,
     *,
@@ -113,7 +113,12 @@ def cosine_rows(queries: NDArray[np.floating], database: NDArray[np.floating]) -
         return np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)
 
     left, right = unit(queries), unit(database)
-    return lambda rows: left[rows] @ right.T
+
+    def read(rows: slice) -> NDArray[np.float64]:
+        block: NDArray[np.float64] = left[rows] @ right.T
+        return block
+
+    return read
 
 
 def _best(similarities: NDArray[np.float64], k: int) -> NDArray[np.intp]:

@@ -43,6 +43,7 @@ class _Workspace(NamedTuple):
     columns: NDArray[np.int32]
     owners: NDArray[np.int32]
     waiting: NDArray[np.int32]
+    lowered: NDArray[np.float32]
     permutation: NDArray[np.intp]
 
 
@@ -124,6 +125,7 @@ def _workspace(n_tokens: int) -> _Workspace:
         np.empty(width, np.int32),
         np.empty(width, np.int32),
         np.empty(width, np.int32),
+        empty_aligned((width,), np.float32),
         np.empty(n_tokens, np.intp),
     )
 
@@ -186,7 +188,7 @@ def _solve_pair(
         target = EXACT_START * size
     multiply_packed(rows.packed[r], columns.packed[c], n_channels, n_tokens, work.affinity)
     finished, dual = run_auction(
-        work.affinity, n_tokens, size, target, work.prices, work.columns, work.owners, work.waiting
+        work.affinity, n_tokens, size, target, work.prices, work.columns, work.owners, work.waiting, work.lowered
     )
     if finished and certifiable:
         for s in range(n_tokens):

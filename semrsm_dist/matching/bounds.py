@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, dot, row_max
+from semrsm_dist.matching.lanes import LANES, dot, raise_maxima, row_max
 from semrsm_dist.matching.panel import Panel
 
 _FLOAT32_UNIT = 2.0**-24
@@ -21,31 +21,43 @@ def float64_rounding(n_tokens: int, n_channels: int) -> float:
 
 
 @compiled
-def dual_value(affinity: NDArray[np.float32], n_tokens: int, prices: NDArray[np.float32]) -> float:
-    """Return an upper bound on the value of every assignment of a float32 affinity matrix.
+def tighten_prices(
+    affinity: NDArray[np.float32],
+    n_tokens: int,
+    prices: NDArray[np.float32],
+    lowered: NDArray[np.float32],
+) -> float:
+    """Lower the prices as far as they prove the same, and return the upper bound that they prove.
 
-    ``sum_j p_j + sum_i max_j (A_ij - p_j)`` holds for any prices p (weak duality of the assignment
-    problem). Rounded subtraction keeps the order, so a row's exact maximum exceeds the rounded one by half
-    a unit in the last place at most, which is added.
+    With ``u_i = max_j (A_ij - p_j)``, any prices q with ``A_ij <= u_i + q_j`` prove that no assignment is
+    worth more than ``sum_i u_i + sum_j q_j`` (weak duality of the assignment problem). The smallest are
+    ``q_j = max_i (A_ij - u_i)``. An auction overshoots its prices by up to eps a column, so that q proves a
+    gap two to six times smaller than p does. Rounded subtraction keeps the order: the exact maximum
+    exceeds the rounded one by half a unit in the last place at most, which is added.
 
     Parameters
     ----------
     affinity : (padded(S) ** 2,)
         Flat, rows of padded(S) columns.
     prices : (padded(S),)
-        Finite for the S columns, +inf beyond them.
+        Finite for the S columns, +inf beyond them. Overwritten by q.
+    lowered : (padded(S),)
+        Workspace.
     """
     step = prices.size
+    lowered[:] = -np.inf
     total = 0.0
     size = 0.0
-    for j in range(n_tokens):
-        total += prices[j]
-        size += abs(prices[j])
-    rounded = 0.0
     for i in range(n_tokens):
-        best = np.float64(row_max(affinity, i * step, prices, step // LANES))
-        total += best
-        rounded += abs(best)
+        best = row_max(affinity, i * step, prices, step // LANES)
+        raise_maxima(affinity, i * step, best, lowered, step // LANES)
+        total += np.float64(best)
+        size += abs(np.float64(best))
+    prices[:n_tokens] = lowered[:n_tokens]
+    rounded = 0.0
+    for j in range(n_tokens):
+        total += np.float64(prices[j])
+        rounded += abs(np.float64(prices[j]))
     return total + rounded * _FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
 

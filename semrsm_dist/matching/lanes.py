@@ -172,6 +172,27 @@ def row_max(typingctx: Any, affinity: Any, offset: Any, prices: Any, n_blocks: A
 
 
 @intrinsic
+def raise_maxima(typingctx: Any, affinity: Any, offset: Any, shift: Any, maxima: Any, n_blocks: Any) -> Any:
+    """Set ``maxima[j]`` to the larger of itself and ``affinity[offset + j] - shift`` (float32)."""
+    signature = types.void(affinity, types.int64, types.float32, maxima, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        row = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+        shift = _splat(builder, arguments[2])
+        maxima = _pointer(context, builder, sig.args[3], arguments[3])
+        kind = _vector(_FLOAT)
+        with cgutils.for_range(builder, arguments[4]) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            value = builder.fsub(_load(builder, row, at, kind, 4), shift)
+            target = builder.bitcast(builder.gep(maxima, [at]), kind.as_pointer())
+            larger = _select_max(builder, value, builder.load(target, align=4))
+            builder.store(larger, target, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) -> Any:
     """Return the inner product of `n` elements of two float32 or float64 arrays, summed in float64."""
     signature = types.float64(a, types.int64, b, types.int64, types.int64)

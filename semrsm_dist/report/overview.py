@@ -76,13 +76,17 @@ def _order(run: Run, side: str) -> NDArray[np.intp]:
     return order
 
 
-def _pick(matrix: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
+def _pick(
+    matrix: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]
+) -> NDArray[np.float64]:
     return matrix[np.ix_(rows, columns)]
 
 
 def _range(blocks: list[NDArray[np.float64]], symmetric: bool) -> tuple[float, float]:
     """Return the colour range that the two matrices of a layer share, without the diagonal's ones."""
-    values = np.concatenate([block[~np.eye(len(block), dtype=bool)] if symmetric else block.ravel() for block in blocks])
+    values = np.concatenate(
+        [block[~np.eye(len(block), dtype=bool)] if symmetric else block.ravel() for block in blocks]
+    )
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0
@@ -99,7 +103,9 @@ def _draw_retrieval(axes: Any, scores: list[dict[str, Any]], layers: list[str]) 
             for layer in layers
         ]
         heights = [float("nan") if value is None else value for value in f1]
-        bars = axes.bar(np.arange(len(layers)) + (position - 1) * width, heights, width, color=colour, label=method)
+        bars = axes.bar(
+            np.arange(len(layers)) + (position - 1) * width, heights, width, color=colour, label=method
+        )
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set_xticks(np.arange(len(layers)), layers)
     axes.set_ylim(0, 1.05)

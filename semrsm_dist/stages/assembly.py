@@ -21,12 +21,13 @@ from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import WorkError
 from semrsm_dist.kernels import derive, squared_distances
 from semrsm_dist.median import streaming_median
-from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.stages.faults import failure_receipt
+from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.stages.faults import failure_receipt, list_failures
 from semrsm_dist.stages.session import Session
 from semrsm_dist.store.blocks import QUANTITIES, BlockStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.fingerprint import Fingerprint
 from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore
 
 CHUNK = 512
@@ -35,183 +36,216 @@ CHUNK = 512
 KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 """The two similarities of a pair and the stored inner product each comes from."""
 
+DESCRIPTIONS = {
+    "matched": "inner product after the best permutation found",
+    "identity": "inner product position by position",
+    "gap": "certified: the best permutation's inner product is at most matched + gap",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMatrix:
+    """A matrix to derive: kernel `kernel` of the stored inner products `quantity`, under the name `name`."""
+
+    name: str
+    quantity: str
+    kernel: str
+    sigma: float | None
+
 
 @dataclass(frozen=True)
-class AssemblyWorker:
-    """Writes chunks of one layer's final matrices.
+class LayerAssembly:
+    """How one layer is assembled.
 
     Parameters
     ----------
-    run, layer
-        The run directory and the layer.
     layout
         The layout of the layer's tiles.
-    merge
-        Tiles a side that one chunk of a final matrix is made of.
     norms_i, norms_j
         Squared norms of the rows' and the columns' images.
     kernels
-        For each matrix to derive: its name, the stored quantity, the kernel, and sigma or None.
+        The matrices to derive.
     """
 
-    run: Path
-    layer: str
     layout: Layout
-    merge: int
     norms_i: NDArray[np.float64]
     norms_j: NDArray[np.float64]
-    kernels: Sequence[tuple[str, str, str, float | None]]
+    kernels: tuple[KernelMatrix, ...]
+
+    @property
+    def merge(self) -> int:
+        """Tiles a side that one chunk of a final matrix is made of."""
+        return max(1, CHUNK // self.layout.side)
+
+    @property
+    def chunks(self) -> Layout:
+        """How the final matrices are cut into chunks."""
+        layout = self.layout
+        return Layout(layout.n_rows, layout.n_columns, self.merge * layout.side, layout.symmetric)
+
+
+@dataclass(frozen=True)
+class AssemblyWorker:
+    """Writes chunks of final matrices; in a symmetric run each with its mirror image."""
+
+    run: Path
+    layers: Mapping[str, LayerAssembly]
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Assemble chunks (row, column) of the final matrices; in a symmetric run also the mirrored ones."""
-        matrices = MatrixStore(RunDirectory(self.run).matrices, self.layer)
-        for unit in units:
+        """Assemble chunks of the final matrices."""
+        for chunk in cast("tuple[Tile, ...]", units):
             try:
-                yield Receipt(unit, counts=self._assemble(cast("tuple[int, int]", unit), matrices))
+                self._assemble(chunk)
+                yield Receipt(chunk, counts={"chunks": 1})
             except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
-                yield failure_receipt(unit, error)
+                yield failure_receipt(chunk, error)
 
-    def _assemble(self, chunk: tuple[int, int], matrices: MatrixStore) -> dict[str, float]:
-        rows = self._span(chunk[0], self.layout.n_rows)
-        columns = self._span(chunk[1], self.layout.n_columns)
-        values = dict(zip(QUANTITIES, self._read(chunk, rows, columns), strict=True))
-        norms_i, norms_j = self.norms_i[rows], self.norms_j[columns]
-        for name, quantity, kernel, sigma in self.kernels:
-            values[name] = derive(kernel, values[quantity], norms_i, norms_j, sigma=sigma)
+    def _assemble(self, chunk: Tile) -> None:
+        layer = self.layers[chunk.layer]
+        values = dict(zip(QUANTITIES, self._read(chunk), strict=True))
+        norms_i = layer.norms_i[layer.chunks.rows(chunk.row)]
+        norms_j = layer.norms_j[layer.chunks.columns(chunk.column)]
+        for matrix in layer.kernels:
+            values[matrix.name] = derive(
+                matrix.kernel, values[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma
+            )
+        matrices = MatrixStore(RunDirectory(self.run).matrices, chunk.layer)
         for name, block in values.items():
-            matrices.write(name, chunk, block)
-            if self.layout.symmetric and chunk[0] != chunk[1]:
-                matrices.write(name, (chunk[1], chunk[0]), block.T)
-        return {"chunks": 1}
+            matrices.write(name, (chunk.row, chunk.column), block)
+            if layer.layout.symmetric and chunk.row != chunk.column:
+                matrices.write(name, (chunk.column, chunk.row), block.T)
 
-    def _read(self, chunk: tuple[int, int], rows: slice, columns: slice) -> NDArray[np.float64]:
+    def _read(self, chunk: Tile) -> NDArray[np.float64]:
         """Return (3, R, K): the tiles of a chunk, with those below the diagonal mirrored."""
-        store = BlockStore(RunDirectory(self.run).blocks, self.layer)
+        layer = self.layers[chunk.layer]
+        layout, merge = layer.layout, layer.merge
+        rows, columns = layer.chunks.rows(chunk.row), layer.chunks.columns(chunk.column)
+        store = BlockStore(RunDirectory(self.run).blocks, chunk.layer)
         block = np.full((len(QUANTITIES), rows.stop - rows.start, columns.stop - columns.start), np.nan)
-        for row in range(chunk[0] * self.merge, min((chunk[0] + 1) * self.merge, self.layout.row_panels)):
-            for column in range(chunk[1] * self.merge, min((chunk[1] + 1) * self.merge, self.layout.column_panels)):
-                mirrored = self.layout.symmetric and column < row
-                tile = store.read((column, row) if mirrored else (row, column))
-                r, c = self.layout.rows(row), self.layout.columns(column)
-                block[:, r.start - rows.start : r.stop - rows.start, c.start - columns.start : c.stop - columns.start] = (
-                    tile.transpose(0, 2, 1) if mirrored else tile
-                )
+        for row in range(chunk.row * merge, min((chunk.row + 1) * merge, layout.row_panels)):
+            for column in range(chunk.column * merge, min((chunk.column + 1) * merge, layout.column_panels)):
+                r, c = layout.rows(row), layout.columns(column)
+                target = block[
+                    :,
+                    r.start - rows.start : r.stop - rows.start,
+                    c.start - columns.start : c.stop - columns.start,
+                ]
+                if layout.symmetric and column < row:
+                    target[:] = store.read((column, row)).transpose(0, 2, 1)
+                else:
+                    target[:] = store.read((row, column))
         return block
 
-    def _span(self, index: int, length: int) -> slice:
-        size = self.merge * self.layout.side
-        return slice(index * size, min((index + 1) * size, length))
 
-
-def assemble_layer(  # noqa: PLR0913 - the stage's whole contract
+def assemble_layers(
     session: Session,
-    layer: str,
-    layout: Layout,
+    layouts: Mapping[str, Layout],
     *,
     manifests: Mapping[str, Manifest],
     row_side: str,
-    fingerprint: Mapping[str, Any],
+    fingerprints: Mapping[str, Fingerprint],
 ) -> None:
-    """Write the final matrices of one layer, unless they are there for these kernels.
+    """Write the final matrices of layers all of whose tiles are there, unless they exist for these kernels.
 
     Parameters
     ----------
     session
         The session.
-    layer, layout
-        The layer, all of whose tiles are there.
+    layouts
+        The layers and the layouts of their tiles.
     manifests, row_side
         The manifests by side, and the side of the rows.
-    fingerprint
-        What the numbers depend on; kept with the matrices.
+    fingerprints
+        For each layer what its numbers depend on; kept with the matrices.
 
     Raises
     ------
     WorkError
         If chunks could not be written.
     """
-    store = MatrixStore(session.directory.matrices, layer)
     recipe = {"kernels": [kernel.model_dump() for kernel in session.config.kernels]}
-    attributes = store.read_attributes()
-    if store.is_complete() and attributes.get("recipe") == recipe:
-        session.counts["assembly"]["found"] += 1
+    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layouts}
+    missing = [
+        layer
+        for layer, store in stores.items()
+        if not (store.is_complete() and store.read_attributes().get("recipe") == recipe)
+    ]
+    session.counts["assembly"]["found"] += len(layouts) - len(missing)
+    session.counts["assembly"]["computed"] += len(missing)
+    if not missing:
         return
-    session.counts["assembly"]["computed"] += 1
-    features = session.directory.features
     with session.timed("assembly"):
-        norms_i = FeatureStore(features, row_side, layer).read_squared_norms()
-        norms_j = FeatureStore(features, "images", layer).read_squared_norms()
-        kernels = [
-            (f"{kind}_{kernel.name}", quantity, kernel.name, _sigma(session, layer, layout, kernel, quantity))
-            for kernel in session.config.kernels
-            for kind, quantity in KINDS.items()
-        ]
-        merge = max(1, CHUNK // layout.side)
-        worker = AssemblyWorker(
-            session.directory.path, layer, layout, merge, norms_i, norms_j, tuple(kernels)
-        )
-        _prepare(store, worker, recipe, fingerprint)
-        _write_coordinates(store, manifests, row_side, norms_i, norms_j)
-    chunks = Layout(layout.n_rows, layout.n_columns, merge * layout.side, layout.symmetric)
-    tiles = list(chunks.tiles())
+        assemblies = {layer: _plan_layer(session, layer, layouts[layer], row_side) for layer in missing}
+        for layer, assembly in assemblies.items():
+            attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprints[layer]}
+            _make_arrays(stores[layer], assembly, attributes)
+            _write_coordinates(stores[layer], assembly, manifests, row_side)
+    chunks = [Tile(layer, *chunk) for layer in missing for chunk in assemblies[layer].chunks.tiles()]
+    worker = AssemblyWorker(session.directory.path, assemblies)
     failures = session.work(
         "assembly",
         lambda: session.engine.start_tasks(
             worker, Resources(cpus=1, memory=int(session.config.matching.worker_memory))
         ),
-        [Task(units=(tile,)) for tile in tiles],
-        total=len(tiles),
+        [Task(units=(chunk,)) for chunk in chunks],
+        total=len(chunks),
         done=0,
         unit="chunks",
         amount=lambda receipt: 1,
     )
     if failures:
         raise WorkError(
-            f"{len(failures)} of {len(tiles)} chunks of layer {layer!r} could not be assembled; the solved tiles are kept "
-            f"and the same command tries again. First cause: {failures[0].error}"
+            f"{len(failures)} of {len(chunks)} chunks of the final matrices could not be assembled; the solved tiles "
+            f"are kept and the same command tries again:\n{list_failures(failures)}"
         )
-    store.finish()
+    for layer in missing:
+        stores[layer].finish()
 
 
-def _prepare(
-    store: MatrixStore, worker: AssemblyWorker, recipe: Mapping[str, Any], fingerprint: Mapping[str, Any]
-) -> None:
-    layout = worker.layout
-    store.begin({"layer": worker.layer, "recipe": recipe, "fingerprint": dict(fingerprint)})
-    shape, side = (layout.n_rows, layout.n_columns), worker.merge * layout.side
-    descriptions = {
-        "matched": "inner product after the best permutation found",
-        "identity": "inner product position by position",
-        "gap": "certified: the best permutation's inner product is at most matched + gap",
-    }
-    for name in QUANTITIES:
-        store.add_matrix(name, shape, side, {"description": descriptions[name]})
-    for name, quantity, kernel, sigma in worker.kernels:
-        attributes: dict[str, Any] = {"kernel": kernel, "from": quantity}
-        if sigma is not None:
-            attributes["sigma"] = sigma
-        store.add_matrix(name, shape, side, attributes)
+def median_sigma_of_blocks(directory: RunDirectory, layer: str, layout: Layout, quantity: str) -> float:
+    """Return sqrt(median of the non-zero squared distances) over all pairs, reading one tile at a time.
+
+    A symmetric matrix enters with each pair of different images once. Where all images coincide any width gives the
+    same kernel, and 1 is returned.
+    """
+    store = BlockStore(directory.blocks, layer)
+    norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
+    norms_i = (
+        norms_j
+        if layout.symmetric
+        else FeatureStore(directory.features, "queries", layer).read_squared_norms()
+    )
+    position = QUANTITIES.index(quantity)
+
+    def distances() -> Iterator[NDArray[np.float64]]:
+        for row, column in layout.tiles():
+            inner = store.read((row, column))[position]
+            squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])
+            on_diagonal = layout.symmetric and row == column
+            yield squared[np.triu(squared > 0, k=1) if on_diagonal else squared > 0]
+
+    median = streaming_median(distances)
+    return 1.0 if math.isnan(median) else math.sqrt(median)
 
 
-def _write_coordinates(
-    store: MatrixStore,
-    manifests: Mapping[str, Manifest],
-    row_side: str,
-    norms_i: NDArray[np.float64],
-    norms_j: NDArray[np.float64],
-) -> None:
-    for dimension, side, norms in zip(DIMENSIONS, (row_side, "images"), (norms_i, norms_j), strict=True):
-        manifest = manifests[side]
-        suffix = dimension[-2:]
-        store.write_coordinate(dimension, dimension, manifest.image_ids())
-        store.write_coordinate(f"labels{suffix}", dimension, ["|".join(labels) for labels in manifest.labels()])
-        store.write_coordinate(f"group{suffix}", dimension, [group or "" for group in manifest.groups()])
-        store.write_coordinate(f"squared_norm{suffix}", dimension, norms)
+def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> LayerAssembly:
+    features = session.directory.features
+    kernels = [
+        KernelMatrix(
+            f"{kind}_{kernel.name}", quantity, kernel.name, _sigma(session, layer, layout, kernel, quantity)
+        )
+        for kernel in session.config.kernels
+        for kind, quantity in KINDS.items()
+    ]
+    return LayerAssembly(
+        layout,
+        FeatureStore(features, row_side, layer).read_squared_norms(),
+        FeatureStore(features, "images", layer).read_squared_norms(),
+        tuple(kernels),
+    )
 
 
-def _sigma(
-    session: Session, layer: str, layout: Layout, kernel: KernelConfig, quantity: str
-) -> float | None:
+def _sigma(session: Session, layer: str, layout: Layout, kernel: KernelConfig, quantity: str) -> float | None:
     if kernel.name != "rbf":
         return None
     if kernel.sigma is not None:
@@ -219,24 +253,31 @@ def _sigma(
     return median_sigma_of_blocks(session.directory, layer, layout, quantity)
 
 
-def median_sigma_of_blocks(directory: RunDirectory, layer: str, layout: Layout, quantity: str) -> float:
-    """Return sqrt(median of the non-zero squared distances) over all pairs, reading one tile at a time.
+def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mapping[str, Any]) -> None:
+    store.begin(attributes)
+    shape, side = (assembly.layout.n_rows, assembly.layout.n_columns), assembly.chunks.side
+    for name in QUANTITIES:
+        store.add_matrix(name, shape, side, {"description": DESCRIPTIONS[name]})
+    for matrix in assembly.kernels:
+        facts = {"kernel": matrix.kernel, "from": matrix.quantity}
+        store.add_matrix(
+            matrix.name, shape, side, facts if matrix.sigma is None else {**facts, "sigma": matrix.sigma}
+        )
 
-    A symmetric matrix enters with each pair of different images once.
-    """
-    store = BlockStore(directory.blocks, layer)
-    features = directory.features
-    norms_j = FeatureStore(features, "images", layer).read_squared_norms()
-    norms_i = norms_j if layout.symmetric else FeatureStore(features, "queries", layer).read_squared_norms()
-    position = QUANTITIES.index(quantity)
 
-    def distances() -> Iterator[NDArray[np.float64]]:
-        for row, column in layout.tiles():
-            inner = store.read((row, column))[position]
-            rows, columns = layout.rows(row), layout.columns(column)
-            upper = layout.symmetric and row == column
-            squared = squared_distances(inner, norms_i[rows], norms_j[columns])
-            yield squared[np.triu(squared > 0, k=1) if upper else squared > 0]
-
-    median = streaming_median(distances)
-    return math.sqrt(median) if median == median else 1.0  # noqa: PLR0124 - NaN: all images coincide
+def _write_coordinates(
+    store: MatrixStore, assembly: LayerAssembly, manifests: Mapping[str, Manifest], row_side: str
+) -> None:
+    sides: Sequence[tuple[str, str, NDArray[np.float64]]] = (
+        (DIMENSIONS[0], row_side, assembly.norms_i),
+        (DIMENSIONS[1], "images", assembly.norms_j),
+    )
+    for dimension, side, norms in sides:
+        manifest = manifests[side]
+        suffix = dimension.removeprefix("image")
+        store.write_coordinate(dimension, dimension, manifest.image_ids())
+        store.write_coordinate(
+            f"labels{suffix}", dimension, ["|".join(labels) for labels in manifest.labels()]
+        )
+        store.write_coordinate(f"group{suffix}", dimension, [group or "" for group in manifest.groups()])
+        store.write_coordinate(f"squared_norm{suffix}", dimension, norms)

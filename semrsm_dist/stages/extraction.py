@@ -15,7 +15,7 @@ from PIL import Image
 from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.engine.protocol import Receipt, Resources, Task, Worker
 from semrsm_dist.errors import InputError, ResumeError, WorkError
-from semrsm_dist.stages.faults import failure_receipt
+from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
@@ -76,8 +76,9 @@ class ExtractorFactory:
         found = extractor.model.weights_sha256
         if found != self.weights_sha256:
             raise ResumeError(
-                f"the weights of {self.spec.name!r} found on {socket.gethostname()} have the hash {found[:12]}..., the run's "
-                f"have {self.weights_sha256[:12]}...; mixing them would spoil the matrix: give all nodes the same weights file"
+                f"the weights of {self.spec.name!r} found on {socket.gethostname()} have the hash {found[:12]}..., "
+                f"the run's have {self.weights_sha256[:12]}...; mixing them would spoil the matrix: give all nodes "
+                "the same weights file"
             )
         return _ExtractionWorker(self, extractor)
 
@@ -121,7 +122,9 @@ class _ExtractionWorker:
             return Receipt(panel, counts={"images": 0}, value=refused)
         missing = {layer: store for layer, store in self._stores.items() if not store.has_panel(panel)}
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
-            stored = {layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()}
+            stored = {
+                layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
+            }
         refused = [
             (layer, records[index].image_id)
             for layer, z in stored.items()
@@ -134,7 +137,7 @@ class _ExtractionWorker:
         return Receipt(panel, counts={"images": len(records)})
 
 
-def extract_features(  # noqa: PLR0913 - the stage's whole contract
+def extract_features(
     session: Session,
     side: str,
     image_set: ImageSet,
@@ -195,8 +198,8 @@ def extract_features(  # noqa: PLR0913 - the stage's whole contract
     _raise_if_refused(refused)
     if failures:
         raise WorkError(
-            f"{len(failures)} of {len(spans)} panels of {side} could not be extracted; the others are kept and the same "
-            f"command tries again. First cause: {failures[0].error}"
+            f"{len(failures)} of {len(spans)} panels of {side} could not be extracted; the others are kept and the "
+            f"same command tries again. First cause: {first_cause(failures)}"
         )
 
 
@@ -208,6 +211,6 @@ def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:
     more = f" and {len(images) - 5} more" if len(images) > 5 else ""
     raise InputError(
         f"features of {', '.join(repr(image) for image in images[:5])}{more} in layer {', '.join(layers)} are NaN or "
-        "infinite; no similarity can be computed from them, the features of all other images are kept: if half precision "
-        "overflowed, use model.precision: float32 and features.dtype: float32, else leave these images out"
+        "infinite; no similarity can be computed from them, the features of all other images are kept: if half "
+        "precision overflowed, use model.precision: float32 and features.dtype: float32, else leave these images out"
     )

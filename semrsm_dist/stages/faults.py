@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
 from semrsm_dist.store.directory import FATAL_ERRNOS
+
+
+def first_cause(failures: Sequence[Failure]) -> str:
+    """Return the gist of the first failure: its message, or the last line of its traceback."""
+    return _gist(failures[0].error)
+
+
+def list_failures(failures: Sequence[Failure], shown: int = 10) -> str:
+    """Return one line a failed unit, for a message."""
+    lines = [f"  {failure.unit}: {_gist(failure.error)}" for failure in failures[:shown]]
+    if len(failures) > shown:
+        lines.append(f"  and {len(failures) - shown} more")
+    return "\n".join(lines)
+
+
+def _gist(error: str) -> str:
+    return error.strip().splitlines()[-1] if error.startswith("Traceback") else error.strip()
 
 
 def failure_receipt(unit: Hashable, error: Exception) -> Receipt:

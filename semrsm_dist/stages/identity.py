@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig
+from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, numbers_of
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.matching.matcher import Matcher
@@ -94,7 +94,11 @@ def identify(session: Session, matcher: Matcher, record: Record | None) -> Ident
         {
             "format": FORMAT,
             **{
-                side: {"count": len(manifest.readable), "sha256": manifest.digest()}
+                side: {
+                    **numbers_of(sides[side]),
+                    "count": len(manifest.readable),
+                    "sha256": manifest.digest(),
+                }
                 for side, manifest in identity.manifests.items()
             },
             "features": {"dtype": config.features.dtype},
@@ -171,7 +175,9 @@ def _weights_file(config: ModelConfig) -> Path | None:
     if config.weights in ("pretrained", "random"):
         return None
     if config.weights == "digits":
-        shipped = resources.files("semrsm_dist.features").joinpath("weights", f"{config.name}.digits.safetensors")
+        shipped = resources.files("semrsm_dist.features").joinpath(
+            "weights", f"{config.name}.digits.safetensors"
+        )
         path = Path(str(shipped))
     else:
         path = Path(config.weights).expanduser()

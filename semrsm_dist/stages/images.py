@@ -14,7 +14,7 @@ from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.data.table import TableImages, read_records
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, StorageError
-from semrsm_dist.stages.faults import failure_receipt
+from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 
 SCAN_BATCH = 64
@@ -89,7 +89,7 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
     if failures:
         raise StorageError(
             f"{len(failures)} batches of images could not be scanned; nothing was computed. First cause: "
-            f"{failures[0].error}"
+            f"{first_cause(failures)}"
         )
     manifest = Manifest(tuple(row for start, _ in units for row in rows[start]))
     _check_readable(session, side, manifest)
@@ -109,8 +109,8 @@ def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifes
     records = read_records(data.table, needs_uri=False)
     if len(records) != n_images:
         raise InputError(
-            f"{data.table}: {len(records)} rows, but the features of {side} hold {n_images} images; give one row for each "
-            "image, in the order of the features"
+            f"{data.table}: {len(records)} rows, but the features of {side} hold {n_images} images; give one row for "
+            "each image, in the order of the features"
         )
     return Manifest.from_ids(
         [record.image_id for record in records],

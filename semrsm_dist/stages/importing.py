@@ -15,7 +15,7 @@ import numpy as np
 
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, WorkError
-from semrsm_dist.stages.faults import failure_receipt
+from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
@@ -74,7 +74,13 @@ class ImportWorker:
 
 
 def import_features(
-    session: Session, side: str, sources: Mapping[str, Path], layout: str, *, image_ids: Sequence[str], panel: int
+    session: Session,
+    side: str,
+    sources: Mapping[str, Path],
+    layout: str,
+    *,
+    image_ids: Sequence[str],
+    panel: int,
 ) -> None:
     """Copy what is missing of one side's ready-made features.
 
@@ -116,7 +122,7 @@ def import_features(
     if failures:
         raise WorkError(
             f"{len(failures)} of {len(everything)} panels of {side} could not be imported; the others are kept and the "
-            f"same command tries again. First cause: {failures[0].error}"
+            f"same command tries again. First cause: {first_cause(failures)}"
         )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import cast
 
 from semrsm_dist.engine.protocol import Receipt, Task
-from semrsm_dist.matching.matcher import Matcher, Panel
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.panel import Panel
 from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import choose_block_side
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
@@ -65,7 +66,9 @@ class MatchingWorker:
         result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
         solved = time.perf_counter()
         store = BlockStore(RunDirectory(self.run).blocks, tile.layer)
-        store.write((tile.row, tile.column), result.matched, result.identity, result.upper_bound - result.matched)
+        store.write(
+            (tile.row, tile.column), result.matched, result.identity, result.upper_bound - result.matched
+        )
         return {
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,
@@ -143,7 +146,8 @@ def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float
 
     def seconds(tiles: Sequence[Tile]) -> float:
         return sum(
-            works[tile.layer].pair_seconds * works[tile.layer].layout.n_pairs(tile.row, tile.column) for tile in tiles
+            works[tile.layer].pair_seconds * works[tile.layer].layout.n_pairs(tile.row, tile.column)
+            for tile in tiles
         )
 
     total = sum(seconds([Tile(work.layer, *tile) for tile in work.wanted]) for work in layers)

@@ -40,7 +40,9 @@ class Session:
     reporter: Reporter
     stop: threading.Event = field(default_factory=threading.Event)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    counts: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    counts: dict[str, dict[str, float]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(float))
+    )
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
@@ -57,7 +59,7 @@ class Session:
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
-    def work(  # noqa: PLR0913 - one call a stage, all by keyword
+    def work(
         self,
         stage: str,
         start_pool: Callable[[], Pool],

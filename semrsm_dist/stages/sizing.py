@@ -65,8 +65,8 @@ def choose_sizes(
             side = known[layer]["side"]
             if asked is not None and asked != side:
                 raise ConfigError(
-                    f"matching.tile: {asked}: layer {layer!r} of this run is cut into tiles of {side}, which cannot change "
-                    "once it has begun: remove the key, or start a new run directory"
+                    f"matching.tile: {asked}: layer {layer!r} of this run is cut into tiles of {side}, which cannot "
+                    "change once it has begun: remove the key, or start a new run directory"
                 )
         elif asked is not None:
             side = asked
@@ -111,8 +111,8 @@ def require_disk(session: Session, identity: Identity, sides: Mapping[str, int])
     free = shutil.disk_usage(session.directory.path).free
     if needed > free:
         raise StorageError(
-            f"{session.directory.path}: the run takes up to {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free; "
-            "nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"
+            f"{session.directory.path}: the run takes up to {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are "
+            "free; nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"
         )
 
 

@@ -47,7 +47,7 @@ def summarise(
     seconds = {stage: session.seconds[stage] for stage in STAGES if stage in session.seconds}
     pairs = matching["pairs"]
     rate = pairs / seconds["matching"] if pairs else None
-    return _plain(
+    summary: dict[str, Any] = _plain(
         {
             "run": str(session.directory.path),
             "images": identity.counts(),
@@ -70,6 +70,7 @@ def summarise(
             "warnings": session.warnings,
         }
     )
+    return summary
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
@@ -82,7 +83,9 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append("everything was there already; nothing was computed")
     lines += ["", _layer_table(summary), ""]
     seconds = summary["seconds"]
-    stages = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in seconds.items() if stage != "total")
+    stages = ", ".join(
+        f"{stage} {format_seconds(value)}" for stage, value in seconds.items() if stage != "total"
+    )
     lines.append(f"time: {format_seconds(seconds['total'])} ({stages})")
     if summary["pairs_per_second"]:
         lines.append(
@@ -98,7 +101,9 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 
 def _layer_table(summary: Mapping[str, Any]) -> str:
-    rows = [("layer", "S", "C", "pairs", "certified cosine gap: mean", "max", "undefined")]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "S", "C", "pairs", "certified cosine gap: mean", "max", "undefined")
+    ]
     for layer, facts in summary["layers"].items():
         rows.append(
             (
@@ -129,7 +134,9 @@ def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
                 ),
             )
         )
-    title = f"retrieval of images with the same labels ({head['n_queries']} queries, kernel {head['kernel']}):"
+    title = (
+        f"retrieval of images with the same labels ({head['n_queries']} queries, kernel {head['kernel']}):"
+    )
     return f"{title}\n{_table(rows)}"
 
 

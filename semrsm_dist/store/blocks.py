@@ -84,7 +84,10 @@ class BlockStore:
     def arrival_times(self) -> dict[tuple[int, int], float]:
         """Return when each tile that is there was written, in seconds since the epoch."""
         root = self.root / self.layer / "c" / "0"
-        return {(row, column): root.joinpath(str(row), str(column)).stat().st_mtime for row, column in self.present()}
+        return {
+            (row, column): root.joinpath(str(row), str(column)).stat().st_mtime
+            for row, column in self.present()
+        }
 
     def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
         """Delete the tiles that cannot be decoded, and return them."""

@@ -63,19 +63,14 @@ class MatrixStore:
     def add_matrix(self, name: str, shape: tuple[int, int], side: int, attributes: dict[str, Any]) -> None:
         """Make one matrix, or reopen it."""
         array = chunks.create_array(
-            self.group,
-            name,
-            shape=shape,
-            chunks=(side, side),
-            dtype="float64",
-            dimension_names=DIMENSIONS,
-            attributes=attributes,
+            self.group, name, shape=shape, chunks=(side, side), dtype="float64", dimension_names=DIMENSIONS
         )
         array.attrs.put(attributes)
-        self._arrays[name] = array
 
     def write(self, name: str, tile: tuple[int, int], values: NDArray[np.float64]) -> None:
-        """Write one chunk of a matrix of this session's `add_matrix`."""
+        """Write one chunk of a matrix that `add_matrix` made, here or in another process."""
+        if name not in self._arrays:
+            self._arrays[name] = chunks.open_array(self.group, name)
         chunks.write_chunk(self._arrays[name], tile, np.ascontiguousarray(values))
 
     def write_coordinate(

@@ -188,7 +188,15 @@ def _solve_pair(
         target = EXACT_START * size
     multiply_packed(rows.packed[r], columns.packed[c], n_channels, n_tokens, work.affinity)
     finished, dual = run_auction(
-        work.affinity, n_tokens, size, target, work.prices, work.columns, work.owners, work.waiting, work.lowered
+        work.affinity,
+        n_tokens,
+        size,
+        target,
+        work.prices,
+        work.columns,
+        work.owners,
+        work.waiting,
+        work.lowered,
     )
     if finished and certifiable:
         for s in range(n_tokens):

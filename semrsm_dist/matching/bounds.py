@@ -94,4 +94,5 @@ def matched_value(
 @compiled
 def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     """Return the inner product of two contiguous arrays of equal shape, summed in float64."""
-    return dot(a.ravel(), 0, b.ravel(), 0, a.size)
+    value: float = dot(a.ravel(), 0, b.ravel(), 0, a.size)
+    return value

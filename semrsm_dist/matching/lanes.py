@@ -9,7 +9,7 @@ bits, wherever in an array they lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -19,7 +19,7 @@ from numba import core, extending
 # numba's own annotations describe the calls in its compiled code, not those made here.
 cgutils: Any = core.cgutils
 types: Any = core.types
-intrinsic: Any = extending.intrinsic
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 
 LANES = 16
 """Rows of affinities are padded to a multiple of this many columns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,13 +105,15 @@ def retrieval_f1(
     return RetrievalScore(k=k, f1=mean, n_queries=len(scores), n_left_out=len(queries) - len(scores))
 
 
-def cosine_rows(queries: NDArray[np.floating], database: NDArray[np.floating]) -> RowReader:
+def cosine_rows(queries: NDArray[np.floating[Any]], database: NDArray[np.floating[Any]]) -> RowReader:
     """Return a row reader of the cosine similarity between (N, C) and (M, C) vectors, such as pooled features."""
 
-    def unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         wide = vectors.astype(np.float64)
         norms = np.linalg.norm(wide, axis=1, keepdims=True)
-        return np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)
+        result = np.full_like(wide, np.nan)
+        np.divide(wide, norms, out=result, where=norms > 0)
+        return result
 
     left, right = unit(queries), unit(database)
 

@@ -21,6 +21,7 @@ from semrsm_dist.features.models import LoadedModel
 Grid = tuple[int, int]
 Layout = Literal["intermediate", "nchw", "nhwc", "tokens"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
+_PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
 _FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError)
 
 
@@ -37,7 +38,8 @@ class LayerInfo:
     n_channels
         C.
     grid
-        (H, W) with H * W = S.
+        (H, W) with H * W = S. The positions are in row-major order, except in modules (not stages) of networks
+        that reorder their tokens inside, such as Hiera: there the order is the network's, the same for all images.
     kind
         "stage" for timm's own feature stages, "module" for any other module of the network.
     layout
@@ -183,12 +185,12 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
 
     names = [name for name, _ in module.named_modules() if name]
     with torch.inference_mode(), hooks(module, {name: partial(note, name) for name in names}):
-        forward_features(module, _blank(size))
+        forward_features(module, _blank(size, _PROBE_IMAGES))
     return outputs
 
 
-def _blank(size: Grid) -> Tensor:
-    return torch.zeros(1, 3, *size)
+def _blank(size: Grid, n_images: int = 1) -> Tensor:
+    return torch.zeros(n_images, 3, *size)
 
 
 def _patch_grid(model: LoadedModel) -> set[Grid]:
@@ -211,19 +213,19 @@ def _read_shapes(
     shape = shapes[0]
     if isinstance(shape, str):
         return f"returns a {shape}, not a tensor"
-    said = f"has the output shape {shape} for one image"
-    if shape[0] != 1:
-        return f"{said}: the first axis is not the image (windows?)"
+    said = f"has the output shape {shape} for {_PROBE_IMAGES} images"
+    if len(shape) not in (3, 4):
+        return f"{said}: neither tokens (batch, tokens, channels) nor a feature map"
+    if shape[0] != _PROBE_IMAGES:
+        return f"{said}: the first axis is not the image (windows, or the same for all images?)"
     if len(shape) == 3:
         return _read_tokens(name, shape, grids, model.n_prefix_tokens) or (
             f"{said}: {shape[1]} tokens lie on none of the grids {sorted(grids)}, with or without "
             f"{model.n_prefix_tokens} prefix tokens"
         )
-    if len(shape) == 4:
-        return _read_map(name, shape, stretched, grids, model) or (
-            f"{said}: its axes are not channels, rows and columns of the image"
-        )
-    return f"{said}: neither tokens (batch, tokens, channels) nor a feature map"
+    return _read_map(name, shape, stretched, grids, model) or (
+        f"{said}: its axes are not channels, rows and columns of the image"
+    )
 
 
 def _read_tokens(name: str, shape: tuple[int, ...], grids: set[Grid], n_prefix: int) -> LayerInfo | None:

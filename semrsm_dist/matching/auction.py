@@ -22,6 +22,9 @@ EXACT_START = 2e-4
 """Gap, relative to the centred norms, at which the exact finish takes over: less costs more bids."""
 
 
+Matrix = NDArray[np.float64]
+
+
 class _Images(NamedTuple):
     """The arrays of a `PackedPanel`, in a form that compiled code takes."""
 
@@ -94,22 +97,35 @@ class Auction(Matcher):
 
     def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         work = _workspace(rows.n_tokens)
-        rounding = rounding_of_product(rows.n_channels)
-        value, upper_bound, _ = _solve_pair(
-            _images(rows), r, _images(columns), c, self.tolerance, rounding, work
-        )
-        return value, upper_bound, work.permutation
+        solved = np.empty((3, rows.n_images, columns.n_images))
+        self._solve(rows, r, columns, range(c, c + 1), work, (solved[0], solved[1], solved[2]))
+        return float(solved[0, r, c]), float(solved[1, r, c]), work.permutation
 
     def _solve_row(
         self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
     ) -> tuple[float, float]:
-        rounding = rounding_of_product(rows.n_channels)
-        work = _workspace(rows.n_tokens)
-        _solve_pairs(
-            _images(rows), r, _images(columns), first, self.tolerance, rounding, work,
-            tile.matched, tile.upper_bound, tile.identity,
-        )  # fmt: skip
+        out = (tile.matched, tile.upper_bound, tile.identity)
+        self._solve(rows, r, columns, range(first, columns.n_images), _workspace(rows.n_tokens), out)
         return 0.0, 0.0
+
+    def _solve(
+        self,
+        rows: Panel,
+        r: int,
+        columns: Panel,
+        span: range,
+        work: _Workspace,
+        out: tuple[Matrix, Matrix, Matrix],
+    ) -> None:
+        """Match image r of `rows` with a span of `columns`, finishing exactly where the auction cannot."""
+        rounding = rounding_of_product(rows.n_channels)
+        images, others = _images(rows), _images(columns)
+        c = span.start
+        while c < span.stop:
+            c = _solve_until_open(images, r, others, c, span.stop, self.tolerance, rounding, work, *out)
+            if c < span.stop:
+                _finish_exactly(images, r, others, c, work, *out)
+                c += 1
 
 
 def _images(panel: Panel) -> _Images:
@@ -131,49 +147,87 @@ def _workspace(n_tokens: int) -> _Workspace:
 
 
 @compiled
-def _solve_pairs(
+def _solve_until_open(
     rows: _Images,
     r: int,
     columns: _Images,
-    first: int,
+    start: int,
+    stop: int,
     tolerance: float,
     rounding: float,
     work: _Workspace,
-    matched: NDArray[np.float64],
-    upper_bound: NDArray[np.float64],
-    identity: NDArray[np.float64],
-) -> None:
-    """Match image r of `rows` with the images of `columns` from `first` on."""
-    for c in range(first, columns.raw.shape[0]):
-        result = _solve_pair(rows, r, columns, c, tolerance, rounding, work)
-        matched[r, c], upper_bound[r, c], identity[r, c] = result
+    matched: Matrix,
+    upper_bound: Matrix,
+    identity: Matrix,
+) -> int:
+    """Match image r of `rows` with images of `columns` from `start` on.
+
+    Returns the first image whose pair needs the exact finish (its prices are in `work`), or `stop`.
+    The finish is not called from here because its code would double the time to compile.
+    """
+    for c in range(start, stop):
+        identity[r, c] = inner_product(rows.raw[r], columns.raw[c])
+        bound = _auction_pair(rows, r, columns, c, tolerance, rounding, identity[r, c], work)
+        if not bound < np.inf:
+            return c
+        _conclude(rows, r, columns, c, bound, work, matched, upper_bound, identity)
+    return stop
 
 
 @compiled
-def _solve_pair(
-    rows: _Images, r: int, columns: _Images, c: int, tolerance: float, rounding: float, work: _Workspace
-) -> tuple[float, float, float]:
-    """Match one pair; return value, upper bound and identity value, and write the permutation to `work`.
+def _conclude(
+    rows: _Images,
+    r: int,
+    columns: _Images,
+    c: int,
+    bound: float,
+    work: _Workspace,
+    matched: Matrix,
+    upper_bound: Matrix,
+    identity: Matrix,
+) -> None:
+    """Write the value of the permutation found, from the representations as given, and its bound."""
+    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    if value < identity[r, c]:  # never worse than no matching at all
+        value = identity[r, c]
+        _set_identity(work)
+    matched[r, c] = value
+    upper_bound[r, c] = max(bound, value)
+
+
+@compiled
+def _set_identity(work: _Workspace) -> None:
+    for s in range(work.permutation.size):
+        work.permutation[s] = s
+
+
+@compiled
+def _auction_pair(
+    rows: _Images,
+    r: int,
+    columns: _Images,
+    c: int,
+    tolerance: float,
+    rounding: float,
+    identity: float,
+    work: _Workspace,
+) -> float:
+    """Write a permutation within the tolerance to `work` and return its upper bound; infinity if none was found.
 
     Affinities are those of the centred, scaled representations: a value is
     ``common + scale * (sum of its affinities)``. The product's float32 errors move such a sum by at most
-    `slack`. The value returned is computed from the representations as given.
+    `slack`, float64 rounding moves the result by at most `margin`.
     """
-    z_i, z_j = rows.raw[r], columns.raw[c]
-    n_tokens, n_channels = z_i.shape
-    for s in range(n_tokens):
-        work.permutation[s] = s
-    identity = inner_product(z_i, z_j)
+    n_tokens, n_channels = rows.raw.shape[1:]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     allowed = tolerance * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
-    if n_tokens == 1 or norms == 0.0:
-        return identity, identity, identity
     common = n_tokens * inner_product(rows.means[r], columns.means[c])
     # Images almost without variation, or almost equal: norms alone may decide (see bounds.norm_bound).
     bound = common + inner_product(rows.token_norms[r], columns.token_norms[c]) + margin
-    if bound - identity <= allowed:
-        return identity, max(bound, identity), identity
+    if n_tokens == 1 or bound - identity <= allowed:
+        _set_identity(work)
+        return identity if n_tokens == 1 else bound
     scale = rows.scales[r] * columns.scales[c]
     size = rows.centred_norms[r] * columns.centred_norms[c]
     slack = (
@@ -181,7 +235,7 @@ def _solve_pair(
         + rows.rounding_norms[r] * (columns.centred_norms[c] + columns.rounding_norms[c])
         + columns.rounding_norms[c] * rows.centred_norms[r]
     )
-    # Both the value found and the bound may be off by the slack, and margin by float64 rounding.
+    # Both the value found and the bound may be off by the slack and the margin.
     target = (allowed - 2.0 * margin) / scale - 2.0 * slack
     certifiable = target > 2.0 * slack
     if not certifiable:
@@ -198,43 +252,41 @@ def _solve_pair(
         work.waiting,
         work.lowered,
     )
-    if finished and certifiable:
-        for s in range(n_tokens):
-            work.permutation[s] = work.columns[s]
-        bound = min(bound, common + scale * (dual + slack) + margin)
-    else:
-        exact = _finish_exactly(
-            z_i, rows.means[r], z_j, columns.means[c], rows.scales[r], columns.scales[c], work
-        )
-        bound = min(bound, common + scale * exact + margin)
-    value = matched_value(z_i, z_j, work.permutation)
-    if value < identity:  # never worse than no matching at all
-        value = identity
-        for s in range(n_tokens):
-            work.permutation[s] = s
-    return value, max(bound, value), identity
+    if not (finished and certifiable):
+        return np.inf
+    for s in range(n_tokens):
+        work.permutation[s] = work.columns[s]
+    return min(bound, common + scale * (dual + slack) + margin)
 
 
 @compiled
 def _finish_exactly(
-    z_i: NDArray[np.floating[Any]],
-    mean_i: NDArray[np.float64],
-    z_j: NDArray[np.floating[Any]],
-    mean_j: NDArray[np.float64],
-    scale_i: float,
-    scale_j: float,
+    rows: _Images,
+    r: int,
+    columns: _Images,
+    c: int,
     work: _Workspace,
-) -> float:
-    """Write the optimal permutation to `work`, starting at its prices; return its bound in scaled units."""
-    n_tokens, n_channels = z_i.shape
+    matched: Matrix,
+    upper_bound: Matrix,
+    identity: Matrix,
+) -> None:
+    """Match one pair to the optimum in float64, from the prices in `work`."""
+    n_tokens, n_channels = rows.raw.shape[1:]
     width = work.prices.size
     packed_i = np.empty(width * n_channels)
     packed_j = np.empty(width * n_channels)
-    affinity = np.empty(width * width)
-    pack(z_i, mean_i, scale_i, packed_i)
-    pack(z_j, mean_j, scale_j, packed_j)
-    multiply_packed(packed_i, packed_j, n_channels, n_tokens, affinity)
-    prices = work.prices[:n_tokens].astype(np.float64)
-    columns, bound = assign_exactly(affinity.reshape(width, width)[:n_tokens], prices)
-    work.permutation[:] = columns
-    return bound
+    affinity = np.empty((width, width))
+    pack(rows.raw[r], rows.means[r], rows.scales[r], packed_i)
+    pack(columns.raw[c], columns.means[c], columns.scales[c], packed_j)
+    multiply_packed(packed_i, packed_j, n_channels, n_tokens, affinity.ravel())
+    prices = np.empty(n_tokens)
+    for j in range(n_tokens):
+        prices[j] = work.prices[j]
+    best, dual = assign_exactly(affinity, n_tokens, prices)
+    for s in range(n_tokens):
+        work.permutation[s] = best[s]
+    scale = rows.scales[r] * columns.scales[c]
+    norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
+    common = n_tokens * inner_product(rows.means[r], columns.means[c])
+    bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
+    _conclude(rows, r, columns, c, bound, work, matched, upper_bound, identity)

@@ -21,14 +21,16 @@ FREE = -1
 
 @compiled
 def assign_exactly(
-    affinity: NDArray[np.float64], prices: NDArray[np.float64]
+    affinity: NDArray[np.float64], n: int, prices: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], float]:
     """Return the assignment of largest value of each row to a column of its own, and an upper bound.
 
     Parameters
     ----------
-    affinity : (n, at least m), n <= m
-        Finite; only its first m columns count.
+    affinity : (at least n, at least m), n <= m
+        Finite; only its first n rows and m columns count.
+    n : int
+        Number of rows to assign.
     prices : (m,)
         Where to start, any finite values for n = m, zeros for n < m. Overwritten by optimal prices.
 
@@ -40,7 +42,7 @@ def assign_exactly(
         ``sum_j p_j + sum_i max_j (A_ij - p_j)`` over assigned columns: equal to the optimum but for
         float64 rounding.
     """
-    n, m = affinity.shape[0], prices.size
+    m = prices.size
     columns = np.full(n, FREE, np.intp)
     owners = np.full(m, FREE, np.intp)
     for i in range(n):

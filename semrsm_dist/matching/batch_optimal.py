@@ -49,7 +49,7 @@ class BatchOptimal(Matcher):
         for start in range(0, rows.n_tokens, self.window):
             window_i, window_j = order_i[start : start + self.window], order_j[start : start + self.window]
             affinity = affinity_float64(z_i[window_i], z_j[window_j])
-            places, _ = assign_exactly(affinity, np.zeros(window_i.size))
+            places, _ = assign_exactly(affinity, window_i.size, np.zeros(window_i.size))
             permutation[window_i] = window_j[places]
         value = matched_value(z_i, z_j, permutation)
         return value, max(value, norm_bound(rows, r, columns, c)), permutation

@@ -45,7 +45,8 @@ def tighten_prices(
         Workspace.
     """
     step = prices.size
-    lowered[:] = -np.inf
+    for j in range(step):
+        lowered[j] = -np.inf
     total = 0.0
     size = 0.0
     for i in range(n_tokens):
@@ -53,9 +54,9 @@ def tighten_prices(
         raise_maxima(affinity, i * step, best, lowered, step // LANES)
         total += np.float64(best)
         size += abs(np.float64(best))
-    prices[:n_tokens] = lowered[:n_tokens]
     rounded = 0.0
     for j in range(n_tokens):
+        prices[j] = lowered[j]
         total += np.float64(prices[j])
         rounded += abs(np.float64(prices[j]))
     return total + rounded * _FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52

@@ -33,7 +33,7 @@ _FAST = ("nnan", "nsz")
 
 _HAS_AVX512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
 PRODUCT_ROWS = 8 if _HAS_AVX512 else 4
-"""Rows of one block of the product; with its vectors, what the registers hold."""
+"""Rows of one block of the product in float32, half as many in float64: what the registers hold."""
 PRODUCT_VECTORS = 3 if _HAS_AVX512 else 1
 
 
@@ -241,7 +241,7 @@ def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) ->
 
 
 def _make_multiply(n_vectors: int) -> Any:
-    """Return the intrinsic that multiplies PRODUCT_ROWS packed rows by ``16 * n_vectors`` packed columns."""
+    """Return the intrinsic that multiplies a block of packed rows by ``16 * n_vectors`` packed columns."""
 
     @intrinsic
     def multiply(
@@ -254,6 +254,7 @@ def _make_multiply(n_vectors: int) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
             element = _FLOAT if sig.args[0].dtype == types.float32 else _DOUBLE
             align = 4 if element is _FLOAT else 8
+            n_rows = PRODUCT_ROWS if element is _FLOAT else PRODUCT_ROWS // 2
             kind = _vector(element)
             a_start = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
             b_start = _pointer(context, builder, sig.args[2], arguments[2])
@@ -262,11 +263,11 @@ def _make_multiply(n_vectors: int) -> Any:
                 shift = builder.mul(arguments[4], ir.Constant(arguments[4].type, v))
                 columns.append(builder.gep(b_start, [builder.add(arguments[3], shift)]))
             zero = ir.Constant(kind, [0.0] * LANES)
-            sums = [[_variable(builder, zero) for _ in range(n_vectors)] for _ in range(PRODUCT_ROWS)]
+            sums = [[_variable(builder, zero) for _ in range(n_vectors)] for _ in range(n_rows)]
             with cgutils.for_range(builder, arguments[5]) as loop:
                 at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
                 loaded = [_load(builder, column, at, kind, align) for column in columns]
-                for r in range(PRODUCT_ROWS):
+                for r in range(n_rows):
                     place = builder.add(at, ir.Constant(at.type, r))
                     factor = _splat(builder, _load(builder, a_start, place, element, align))
                     for v in range(n_vectors):
@@ -274,7 +275,7 @@ def _make_multiply(n_vectors: int) -> Any:
                         value = _call(builder, name, kind, [factor, loaded[v], builder.load(sums[r][v])])
                         builder.store(value, sums[r][v])
             out_start = _pointer(context, builder, sig.args[6], arguments[6])
-            for r in range(PRODUCT_ROWS):
+            for r in range(n_rows):
                 row = builder.add(arguments[7], builder.mul(arguments[8], ir.Constant(arguments[8].type, r)))
                 for v in range(n_vectors):
                     at = builder.gep(out_start, [builder.add(row, ir.Constant(row.type, LANES * v))])

@@ -74,6 +74,7 @@ def multiply_packed(
     """
     n_blocks = b.size // (n_channels * LANES)
     step = n_blocks * LANES
+    block_rows = PRODUCT_ROWS * 4 // a.itemsize
     for first in range(0, n_channels, CHANNEL_BLOCK):
         n = min(CHANNEL_BLOCK, n_channels - first)
         add = first > 0
@@ -81,7 +82,7 @@ def multiply_packed(
             width = min(PRODUCT_VECTORS, n_blocks - block)
             b_at = (block * n_channels + first) * LANES
             b_step = n_channels * LANES
-            for row in range(0, n_rows, PRODUCT_ROWS):
+            for row in range(0, n_rows, block_rows):
                 a_at = (row // LANES * n_channels + first) * LANES + row % LANES
                 out_at = row * step + block * LANES
                 if width == 3:

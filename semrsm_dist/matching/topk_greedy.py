@@ -48,7 +48,7 @@ class TopKGreedy(Matcher):
         squares = np.einsum("sc,sc->s", z_i, z_i, dtype=np.float64)
         largest = np.sort(np.argsort(-squares, kind="stable")[: self.k])
         permutation = np.full(rows.n_tokens, FREE, np.intp)
-        permutation[largest] = assign_exactly(affinity[largest], np.zeros(rows.n_tokens))[0]
+        permutation[largest] = assign_exactly(affinity[largest], largest.size, np.zeros(rows.n_tokens))[0]
         assign_greedily(affinity, permutation)
         value = matched_value(z_i, z_j, permutation)
         return value, max(value, greedy_bound(affinity, rows, r, columns, c)), permutation

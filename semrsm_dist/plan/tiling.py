@@ -21,6 +21,9 @@ from semrsm_dist.errors import ConfigError
 LARGEST_TILE = 256
 """Sides beyond this make a tile's result so late that progress and resuming grow coarse."""
 
+SMALLEST_TILE = 16
+"""Sides below this are left to tiles that would take too long or too much memory otherwise."""
+
 FEWEST_PANELS = 12
 """A matrix has at least this many panels a side, if it has that many images: enough tiles to share out."""
 
@@ -139,7 +142,7 @@ def choose_side(
         return (
             side <= LARGEST_TILE
             and 2 * side * image_bytes <= budget
-            and side * FEWEST_PANELS <= n_images
+            and side <= max(n_images // FEWEST_PANELS, SMALLEST_TILE)
             and side * side * pair_seconds <= task_seconds
         )
 

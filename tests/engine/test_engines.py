@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import ray
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from semrsm_dist.engine import Finished, Receipt, Resources, Task, make_engine, run_tasks
 from semrsm_dist.errors import ConfigError, StorageError
@@ -273,16 +273,28 @@ def test_an_unknown_engine_is_refused_with_the_near_name():
         make_engine("local", address="auto")
 
 
-def test_local_threads_end_with_their_pool_and_the_limits_are_lifted(tmp_path):
-    import numpy  # noqa: F401, PLC0415
+def library_threads():
+    return [(library["user_api"], library["num_threads"]) for library in threadpool_info()]
 
-    before = [(library["filepath"], library["num_threads"]) for library in threadpool_info()]
-    engine = make_engine("local", workers=3)
-    pool = engine.start_tasks(Recorder(tmp_path), Resources())
-    run_tasks(pool, batches(6, 1), on_receipt=lambda receipt: None)
-    pool.close()
+
+def test_local_threads_end_with_their_pool_and_the_limits_are_lifted():
+    import sklearn.utils  # noqa: F401, PLC0415 - brings OpenMP, whose limit holds per thread
+
+    def worker(units):
+        yield from (Receipt(unit, value=library_threads()) for unit in units)
+
+    with threadpool_limits(3):
+        before = library_threads()
+        pool = make_engine("local", workers=3).start_tasks(worker, Resources())
+        receipts = []
+        run_tasks(pool, batches(6, 1), on_receipt=receipts.append)
+        pool.close()
+        after = library_threads()
+    assert {api for api, _ in before} == {"blas", "openmp"}
+    assert all(dict(receipt.value) == {"blas": 1, "openmp": 1} for receipt in receipts)
+    assert after == before
+    assert {threads for _, threads in after} == {3}
     assert not [t for t in threading.enumerate() if t.name.startswith("semrsm-worker")]
-    assert [(library["filepath"], library["num_threads"]) for library in threadpool_info()] == before
 
 
 def test_local_memory_bounds_the_threads(tmp_path):

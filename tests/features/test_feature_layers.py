@@ -180,6 +180,12 @@ def test_what_has_no_vector_per_position_is_refused_by_name(name, layer, reason)
     assert reason in str(caught.value)
 
 
+def test_what_is_the_same_for_all_images_is_refused():
+    model = load("xcit_nano_12_p16_224", 64)
+    with pytest.raises(ConfigError, match="the first axis is not the image"):
+        resolve_layers(model, ["pos_embed.token_projection"])
+
+
 def test_a_module_that_runs_twice_is_refused():
     model = load("test_resnet", 64)
     model.module.layer2[0].act1 = model.module.layer1[0].act1

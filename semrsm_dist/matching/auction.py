@@ -82,6 +82,10 @@ class Auction(Matcher):
         """Return representations (T, S, C) centred, scaled and packed; see `Matcher.prepare`."""
         return prepare_packed_panel(z)
 
+    def compile(self) -> None:
+        """Compile the auction and the exact finish; see `Matcher.compile`."""
+        super(Auction, Auction(tolerance=0.0)).compile()  # every pair bids, then needs the finish
+
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""
         packed = n_images * (4 * padded(n_tokens) * n_channels + 24)

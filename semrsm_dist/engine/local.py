@@ -125,9 +125,8 @@ class LocalPool:
 
     def _serve(self) -> None:
         try:
-            limit_threads(self._cpus)
             worker = self._factory()
-            limit_threads(self._cpus)  # again: the factory may have loaded libraries
+            limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries
         except BaseException as error:  # noqa: BLE001 - raised again in the driver by collect()
             self._events.put(error)
             return

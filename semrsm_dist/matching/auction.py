@@ -260,7 +260,7 @@ def _auction_pair(
         return np.inf
     for s in range(n_tokens):
         work.permutation[s] = work.columns[s]
-    return min(bound, common + scale * (dual + slack) + margin)
+    return float(min(bound, common + scale * (dual + slack) + margin))
 
 
 @compiled

@@ -115,6 +115,8 @@ def similarity_matrix(
         raise ConfigError(
             f"sigma is the width of the kernel 'rbf': it means nothing to {kernel!r}, leave it out"
         )
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
     chosen = make_matcher(matcher, **parameters)
     if kind == "spatio-semantic":
         chosen = make_matcher("identity")

@@ -1,0 +1,66 @@
+"""The product and the sums under everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semrsm_dist.matching.bounds import inner_product
+from semrsm_dist.matching.panel import empty_aligned
+from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
+
+dtypes = st.sampled_from((np.float32, np.float64))
+
+
+def affinity(z_i, z_j, dtype):
+    n_tokens, n_channels = z_i.shape
+    width = padded(n_tokens)
+    packed = []
+    for z in (z_i, z_j):
+        out = empty_aligned((width * n_channels,), dtype)
+        pack(z, np.zeros(n_channels), 1.0, out)
+        packed.append(out)
+    product = np.full(width * width, np.nan, dtype)
+    multiply_packed(packed[0], packed[1], n_channels, n_tokens, product)
+    return product.reshape(width, width)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=dtypes,
+    n_tokens=st.integers(1, 70),
+    n_channels=st.sampled_from((1, 2, 31, 127, 128, 129, 300)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_stay_within_the_rounding_bound(dtype, n_tokens, n_channels, seed):
+    z_i, z_j = np.random.default_rng(seed).normal(size=(2, n_tokens, n_channels)).astype(dtype)
+    found = affinity(z_i, z_j, dtype)
+    exact = z_i.astype(np.longdouble) @ z_j.astype(np.longdouble).T
+    lengths = np.outer(np.linalg.norm(z_i, axis=1), np.linalg.norm(z_j, axis=1))
+    unit = 1.0 if dtype is np.float32 else 2.0**-29
+    error = np.abs(found[:n_tokens, :n_tokens] - exact)
+    assert (error <= rounding_of_product(n_channels) * unit * lengths).all()
+    assert (found[:n_tokens, n_tokens:] == 0.0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(dtype=dtypes, n_tokens=st.integers(2, 50), seed=st.integers(0, 2**32 - 1))
+def test_an_affinity_does_not_depend_on_its_place(dtype, n_tokens, seed):
+    rng = np.random.default_rng(seed)
+    z_i, z_j = rng.normal(size=(2, n_tokens, 37)).astype(dtype)
+    order_i, order_j = rng.permutation(n_tokens), rng.permutation(n_tokens)
+    plain = affinity(z_i, z_j, dtype)[:n_tokens, :n_tokens]
+    moved = affinity(z_i[order_i], z_j[order_j], dtype)[:n_tokens, :n_tokens]
+    np.testing.assert_array_equal(moved, plain[np.ix_(order_i, order_j)])
+    np.testing.assert_array_equal(affinity(z_j, z_i, dtype)[:n_tokens, :n_tokens], plain.T)
+
+
+@pytest.mark.parametrize("size", (1, 15, 16, 17, 100, 1000))
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_inner_products_are_sums_in_float64(size, dtype):
+    a, b = np.random.default_rng(size).normal(size=(2, size)).astype(dtype)
+    exact = float(np.sum(a.astype(np.longdouble) * b.astype(np.longdouble)))
+    bound = 2.0**-52 * size * np.linalg.norm(a) * np.linalg.norm(b)
+    assert abs(inner_product(a, b) - exact) <= bound

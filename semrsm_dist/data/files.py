@@ -6,7 +6,7 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from PIL import Image
 from pyarrow import fs
@@ -16,6 +16,7 @@ from semrsm_dist.data.records import ImageRecord, LoadedImage, UnreadableImageEr
 from semrsm_dist.errors import InputError, StorageError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_OPTIONS = re.compile(r"\?\w+=[^/]*$")  # of a file system, such as ?region=eu-west-1
 
 # What one image's absence or permissions explain; any other OSError is the storage failing, and worth a retry.
 _ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
@@ -79,13 +80,24 @@ def locate(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return _local(), str(Path(location).absolute())
-    parts = urlsplit(location)
-    if parts.scheme == "file":
-        return _local(), unquote(parts.path)
-    # The path is joined by hand: pyarrow's URI parser refuses spaces and other characters that keys may hold.
-    query = f"?{parts.query}" if parts.query else ""
-    system, root = _remote(f"{parts.scheme}://{parts.netloc}/{query}")
-    return system, root.rstrip("/") + parts.path
+    scheme, _, rest = location.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme == "file":
+        return _local(), unquote(slash + path)
+    # The path is cut off and joined by hand: pyarrow's URI parser refuses spaces and other characters of keys.
+    options = _OPTIONS.search(path)
+    if options:
+        path = path[: options.start()]
+    system, root = _remote(f"{scheme}://{host}/{options.group() if options else ''}")
+    return system, f"{root.rstrip('/')}/{path}"
+
+
+def absolute(location: str | Path) -> str:
+    """Return a location that means the same in any working directory: an absolute path, or a remote URI."""
+    text = str(location)
+    if text.startswith("file://"):
+        return locate(text)[1]
+    return text if is_uri(text) else str(Path(text).expanduser().absolute())
 
 
 @lru_cache(maxsize=1)
@@ -110,12 +122,13 @@ def _name(record: ImageRecord) -> str:
 
 
 def _why(error: OSError) -> str:
-    reasons = {
-        FileNotFoundError: "there is no such file",
-        PermissionError: "reading it is not permitted",
-        NotADirectoryError: "a part of its path is no folder",
-    }
-    return reasons[type(error)]
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return (
+        "reading it is not permitted"
+        if isinstance(error, PermissionError)
+        else "a part of its path is no folder"
+    )
 
 
 def _storage_failure(record: ImageRecord, error: OSError) -> StorageError:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from semrsm_dist.data.files import FileImages, is_uri, locate
+from semrsm_dist.data.files import FileImages, absolute, is_uri, locate
 from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError
 
@@ -57,10 +57,7 @@ class FolderImages(FileImages):
         return {"kind": "folder", "path": self._root()}
 
     def _root(self) -> str:
-        location = str(self.path)
-        if is_uri(location):
-            return location.rstrip("/")
-        return str(Path(location).expanduser().absolute())
+        return absolute(self.path).rstrip("/")
 
     def _record(self, root: str, name: str) -> ImageRecord:
         try:
@@ -93,11 +90,12 @@ def _list_local(root: Path) -> Iterator[str]:
                 f"access or move it away"
             ) from error
         for entry in entries:
-            if not entry.is_dir():
+            # A dangling link is an image that cannot be read; pipes and sockets are no images.
+            if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
                 yield Path(entry.path).relative_to(root).as_posix()
             elif (
-                target := Path(entry.path).resolve()
-            ) not in ancestors:  # a link to a parent would never end
+                entry.is_dir() and (target := Path(entry.path).resolve()) not in ancestors
+            ):  # circles end here
                 yield from walk(Path(entry.path), ancestors | {target})
 
     yield from walk(root, ancestors)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from semrsm_dist.data.files import FileImages, is_uri, locate
+from semrsm_dist.data.files import FileImages, absolute, is_uri, locate
 from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError, did_you_mean
 
@@ -45,7 +45,7 @@ class TableImages(FileImages):
 
     def describe(self) -> dict[str, object]:
         """Return the kind and the absolute location of the table."""
-        return {"kind": "table", "path": _absolute(self.path)}
+        return {"kind": "table", "path": absolute(self.path)}
 
 
 def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecord]:
@@ -56,7 +56,7 @@ def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecor
     InputError
         If the table cannot be read, lacks a column, has no rows, or has an empty or repeated id.
     """
-    location = _absolute(path)
+    location = absolute(path)
     table = _read_table(location)
     _check_columns(table, location, needs_uri)
     if not table.num_rows:
@@ -94,11 +94,6 @@ def labels_for(image_ids: Sequence[str], path: str | Path) -> tuple[list[tuple[s
         )
     found = [known[name] for name in image_ids]
     return [record.labels for record in found], [record.group for record in found]
-
-
-def _absolute(path: str | Path) -> str:
-    location = str(path)
-    return location if is_uri(location) else str(Path(location).expanduser().absolute())
 
 
 def _resolve(uri: str | None, folder: str) -> str:

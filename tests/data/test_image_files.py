@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from pyarrow.fs import FileInfo, FileType
+from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.records import ImageRecord, UnreadableImageError
@@ -68,7 +68,9 @@ def test_folder_images_can_be_read_by_a_pickled_copy_elsewhere(folder, monkeypat
 def test_folder_as_file_uri(folder):
     uri = folder.as_uri()
     images = FolderImages(uri)
-    assert [r.image_id for r in images.records()] == [r.image_id for r in FolderImages(folder).records()]
+    assert images.records() == FolderImages(folder).records()
+    for record in images.records():
+        assert images.read(record).size == (6, 4)
 
 
 def test_links_are_followed_and_circles_end(folder, tmp_path):
@@ -95,6 +97,39 @@ def test_folder_that_is_missing_or_a_file(tmp_path):
         FolderImages(write_image(tmp_path / "a.png")).records()
     with pytest.raises(InputError, match="does not exist"):
         FolderImages((tmp_path / "nowhere").as_uri()).records()
+    with pytest.raises(InputError, match="does not exist"):
+        FolderImages("mock:///nowhere").records()
+
+
+def test_dangling_links_are_unreadable_and_pipes_are_passed_over(folder):
+    (folder / "dog" / "dangling.png").symlink_to(folder / "gone.png")
+    os.mkfifo(folder / "dog" / "pipe.png")
+    images = FolderImages(folder)
+    found = {r.image_id: r for r in images.records()}
+    assert "dog/pipe.png" not in found
+    with pytest.raises(UnreadableImageError, match="no such file"):
+        images.read(found["dog/dangling.png"])
+
+
+def test_a_folder_of_another_file_system(monkeypatch, folder):
+    """A local file system under a foreign scheme stands for a bucket: keys keep their odd characters."""
+    seen = []
+
+    def bucket(root):
+        seen.append(root)
+        return LocalFileSystem(), str(folder)
+
+    monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
+    images = FolderImages("s3://bucket/")
+    records = images.records()
+    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(folder).records()]
+    assert records[1].uri == "s3://bucket/cat/z%20#?.png"
+    assert {images.digest(r) for r in records} == {
+        hashlib.sha256((folder / r.image_id).read_bytes()).hexdigest() for r in records
+    }
+    assert set(seen) == {"s3://bucket/"}
+    images.digest(ImageRecord("a", "s3://bucket/alone.webp?region=eu"))
+    assert seen[-1] == "s3://bucket/?region=eu"
 
 
 def test_a_name_that_no_table_can_hold_is_refused(folder):

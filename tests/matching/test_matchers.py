@@ -193,12 +193,12 @@ def test_identity_leaves_every_token_in_its_place():
 def test_values_that_are_not_finite_are_refused_with_the_image(name, parameters, bad):
     z = images(4, 5, 3)
     z[2, 1, 1] = bad
-    with pytest.raises(InputError, match="image 2 .*1 NaN or infinite"):
+    with pytest.raises(InputError, match=r"image 2 .*1 NaN or infinite"):
         make_matcher(name, **parameters).prepare(z)
 
 
 def test_squares_beyond_float64_are_refused():
-    with pytest.raises(InputError, match="image 0 .*overflow"):
+    with pytest.raises(InputError, match=r"image 0 .*overflow"):
         make_matcher("auction").prepare(np.full((1, 2, 2), 1e200))
 
 

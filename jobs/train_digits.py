@@ -3,11 +3,11 @@
     python jobs/train_digits.py                        # both networks, under ten minutes on two cores
     python jobs/train_digits.py --model test_resnet --steps 500 --out /tmp/weights
 
-Each network learns which of the ten digits a scene shows (multi-label, binary cross-entropy). The convolutional
-one starts on scenes of one digit and goes up to four. The transformer needs more help to start at all in minutes: its
-position embedding begins as sines, Muon trains its matrices, and at first each token that lies on a digit
-also has to name it; that second loss fades out and is gone for the last part of the training. The accuracy reported is on
-scenes of digits that training never saw.
+Each network learns which of the ten digits a scene shows (multi-label, binary cross-entropy). The
+convolutional one starts on scenes of one digit and goes up to four. The transformer needs more help to
+start at all within minutes: its position embedding begins as sines, Muon trains its matrices, and at first
+each token that lies on a digit also has to name it; that second loss fades out and is gone for the last
+part of the training. The accuracy reported is on scenes of digits that training never saw.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from semrsm_dist.data.digits import N_CLASSES, DigitScenes, Scene
 CANVAS = 96
 MEAN, STD = 0.12, 0.16  # of the scenes' pixels, on the scale 0 to 1
 MAX_DIGITS = 4
+Network = Any  # a timm model; timm does not declare the attributes of its models
 IGNORED = -100  # class of tokens without a digit
 WEIGHTS = Path(__file__).parent.parent / "semrsm_dist" / "features" / "weights"
 
@@ -54,15 +55,25 @@ class Recipe:
 
 
 RECIPES = {
-    "test_resnet": Recipe({}, 1000, 64, "adamw", 4e-3, "bilinear", single=0.15, ramp=0.35, tokens=0.0),
+    "test_resnet": Recipe(
+        model_kwargs={},
+        steps=1000,
+        batch=64,
+        optimiser="adamw",
+        learning_rate=4e-3,
+        interpolation="bilinear",
+        single=0.15,
+        ramp=0.35,
+        tokens=0.0,
+    ),
     # With the usual patches of 16 pixels a digit is two patches wide, and 36 tokens are few to match.
     "test_vit": Recipe(
-        {"img_size": CANVAS, "patch_size": 12, "num_heads": 4, "global_pool": "avg"},
-        1200,
-        64,
-        "nmuon",
-        8e-3,
-        "bicubic",
+        model_kwargs={"img_size": CANVAS, "patch_size": 12, "num_heads": 4, "global_pool": "avg"},
+        steps=1600,
+        batch=64,
+        optimiser="nmuon",
+        learning_rate=6e-3,
+        interpolation="bicubic",
         single=0.0,
         ramp=0.0,
         tokens=0.8,
@@ -70,9 +81,9 @@ RECIPES = {
 }
 
 
-def build_model(architecture: str, recipe: Recipe) -> nn.Module:
+def build_model(architecture: str, recipe: Recipe) -> Network:
     """Return the untrained network with one output for each digit."""
-    model: nn.Module = timm.create_model(
+    model: Network = timm.create_model(
         architecture, pretrained=False, num_classes=N_CLASSES, in_chans=3, **recipe.model_kwargs
     )
     share = (1 + MAX_DIGITS) / 2 / N_CLASSES  # of the labels are true: start from there
@@ -83,7 +94,7 @@ def build_model(architecture: str, recipe: Recipe) -> nn.Module:
 
 
 @torch.no_grad()
-def set_sine_positions(model: nn.Module) -> None:
+def set_sine_positions(model: Network) -> None:
     """Start the learned position embedding from sines of row and column, which the default noise hides."""
     height, width = model.patch_embed.grid_size
     frequencies = 100 ** -torch.linspace(0, 1, model.embed_dim // 4)
@@ -121,7 +132,7 @@ def token_classes(layouts: list[Scene], grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy(classes).flatten(1)
 
 
-def token_loss(model: nn.Module, features: Tensor, layouts: list[Scene]) -> Tensor:
+def token_loss(model: Network, features: Tensor, layouts: list[Scene]) -> Tensor:
     """Return the cross-entropy of naming, from each token that lies on a digit, that digit."""
     tokens = model.fc_norm(features[:, model.num_prefix_tokens :])
     classes = token_classes(layouts, model.patch_embed.grid_size)
@@ -138,7 +149,7 @@ def digits_at(progress: float, recipe: Recipe) -> int:
     return 1 + int(np.clip(np.ceil(risen * (MAX_DIGITS - 1)), 0, MAX_DIGITS - 1))
 
 
-def train(model: nn.Module, recipe: Recipe, seed: int) -> None:
+def train(model: Network, recipe: Recipe, seed: int) -> None:
     """Train in place; every step sees new scenes, a little more varied than the ones to be analysed."""
     optimiser = create_optimizer_v2(
         model, recipe.optimiser, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -180,7 +191,7 @@ def train(model: nn.Module, recipe: Recipe, seed: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, n_images: int, batch: int = 100) -> dict[str, Any]:
+def evaluate(model: Network, n_images: int, batch: int = 100) -> dict[str, Any]:
     """Return the held-out accuracy, overall, per label and of whole sets, on scenes of held-out digits."""
     scenes = DigitScenes(n_images, (1, MAX_DIGITS), CANVAS, split="evaluation", seed=1)
     model.eval()
@@ -200,7 +211,7 @@ def evaluate(model: nn.Module, n_images: int, batch: int = 100) -> dict[str, Any
 
 
 def save(
-    model: nn.Module, architecture: str, recipe: Recipe, seed: int, held_out: dict[str, Any], path: Path
+    model: Network, architecture: str, recipe: Recipe, seed: int, held_out: dict[str, Any], path: Path
 ) -> None:
     """Write the weights with all that is needed to rebuild the network and its preprocessing."""
     metadata = {

@@ -99,7 +99,8 @@ class Auction(Matcher):
         width = padded(n_tokens)
         return 12 * width**2 + 16 * width * n_channels + 64 * width
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         work = _workspace(rows.n_tokens)
         solved = np.empty((3, rows.n_images, columns.n_images))
         self._solve(rows, r, columns, range(c, c + 1), work, (solved[0], solved[1], solved[2]))

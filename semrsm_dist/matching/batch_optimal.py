@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from semrsm_dist.matching.augment import assign_exactly
-from semrsm_dist.matching.bounds import matched_value, norm_bound
-from semrsm_dist.matching.greedy import affinity_float64
+from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.bounds import matched_value, norm_bound, squared_token_norms
 from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count
-from semrsm_dist.matching.panel import Panel
-from semrsm_dist.matching.product import padded
+from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel, read_only
+
+
+@dataclass(frozen=True, slots=True)
+class WindowedPanel(Panel):
+    """A panel with its tokens sorted by norm and cut into windows.
+
+    Attributes
+    ----------
+    order : ndarray of intp, (T, S)
+        The tokens by descending norm, equal norms in their order.
+    windows : tuple of PackedPanel
+        The tokens of each window, for all images.
+    """
+
+    order: NDArray[np.intp]
+    windows: tuple[PackedPanel, ...]
+
+    def part(self, images: slice) -> Self:
+        """Return the panel of some of the images, without copying."""
+        values: list[Any] = [getattr(self, field.name)[images] for field in fields(self)[:-1]]
+        values.append(tuple(window.part(images) for window in self.windows))
+        return type(self)(*values)
 
 
 class BatchOptimal(Matcher):
@@ -37,24 +58,40 @@ class BatchOptimal(Matcher):
         """What alters the numbers, by name."""
         return {"window": self.window}
 
+    def prepare(self, z: ArrayLike) -> Panel:
+        """Return representations (T, S, C) sorted and cut into windows; see `Matcher.prepare`."""
+        panel = super().prepare(z)
+        order = np.array([np.argsort(-squared_token_norms(image), kind="stable") for image in panel.raw])
+        windows = []
+        for start in range(0, panel.n_tokens, self.window):
+            places = order[:, start : start + self.window, None]
+            windows.append(prepare_packed_panel(np.take_along_axis(panel.raw, places, axis=1)))
+        values: list[Any] = [getattr(panel, field.name) for field in fields(Panel)]
+        return WindowedPanel(*values, read_only(order), tuple(windows))
+
+    def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
+        """Return the memory of a prepared panel of float32 representations, in bytes."""
+        total = super().panel_bytes(n_images, n_tokens, n_channels) + 8 * n_images * n_tokens
+        for start in range(0, n_tokens, self.window):
+            total += _EXACT.panel_bytes(n_images, min(self.window, n_tokens - start), n_channels)
+        return total
+
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
         """Return the memory that matching one pair takes beside the panels, in bytes."""
-        width = padded(min(self.window, n_tokens))
-        return 8 * width**2 + 32 * width * n_channels + 128 * n_tokens
+        return _EXACT.workspace_bytes(min(self.window, n_tokens), n_channels) + 8 * n_tokens
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        z_i, z_j = rows.raw[r], columns.raw[c]
-        order_i, order_j = _by_norm(z_i), _by_norm(z_j)
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
+        sorted_i, sorted_j = cast(WindowedPanel, rows), cast(WindowedPanel, columns)
         permutation = np.empty(rows.n_tokens, np.intp)
-        for start in range(0, rows.n_tokens, self.window):
-            window_i, window_j = order_i[start : start + self.window], order_j[start : start + self.window]
-            affinity = affinity_float64(z_i[window_i], z_j[window_j])
-            places, _ = assign_exactly(affinity, window_i.size, np.zeros(window_i.size))
-            permutation[window_i] = window_j[places]
-        value = matched_value(z_i, z_j, permutation)
+        start = 0
+        for window_i, window_j in zip(sorted_i.windows, sorted_j.windows, strict=True):
+            stop = start + window_i.n_tokens
+            places = _EXACT.match_prepared(window_i, r, window_j, c)[2]
+            permutation[sorted_i.order[r, start:stop]] = sorted_j.order[c, start:stop][places]
+            start = stop
+        value = matched_value(rows.raw[r], columns.raw[c], permutation)
         return value, max(value, norm_bound(rows, r, columns, c)), permutation
 
 
-def _by_norm(z: NDArray[Any]) -> NDArray[np.intp]:
-    squares = np.einsum("sc,sc->s", z, z, dtype=np.float64)
-    return np.argsort(-squares, kind="stable")
+_EXACT = Auction(tolerance=0.0)

@@ -97,3 +97,14 @@ def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) ->
     """Return the inner product of two contiguous arrays of equal shape, summed in float64."""
     value: float = dot(a.ravel(), 0, b.ravel(), 0, a.size)
     return value
+
+
+@compiled
+def squared_token_norms(z: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the squared norms (S,) of the tokens of z (S, C); equal tokens have exactly equal norms."""
+    n_tokens, n_channels = z.shape
+    flat = z.ravel()
+    squares = np.empty(n_tokens)
+    for s in range(n_tokens):
+        squares[s] = dot(flat, s * n_channels, flat, s * n_channels, n_channels)
+    return squares

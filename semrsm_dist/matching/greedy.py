@@ -35,7 +35,8 @@ class Greedy(Matcher):
         width = padded(n_tokens)
         return 8 * width**2 + 16 * width * n_channels + 128 * n_tokens
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         affinity = affinity_float64(z_i, z_j)
         permutation = np.full(rows.n_tokens, FREE, np.intp)

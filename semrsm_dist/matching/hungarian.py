@@ -22,7 +22,8 @@ class Hungarian(Matcher):
         """Return the memory that matching one pair takes beside the panels, in bytes."""
         return 16 * n_tokens**2 + 16 * n_tokens * n_channels + 64 * n_tokens
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         affinity = z_i.astype(np.float64) @ z_j.astype(np.float64).T
         permutation = linear_sum_assignment(affinity, maximize=True)[1].astype(np.intp)

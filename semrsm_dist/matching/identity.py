@@ -20,7 +20,8 @@ class Identity(Matcher):
         """Return the memory that matching one pair takes beside the panels, in bytes."""
         return 8 * n_tokens
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         value = inner_product(rows.raw[r], columns.raw[c])
         bound = max(value, norm_bound(rows, r, columns, c))
         return value, bound, np.arange(rows.n_tokens)

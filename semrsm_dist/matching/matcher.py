@@ -121,7 +121,7 @@ class Matcher(ABC):
                 raise InputError(f"expected {name} of shape (tokens, channels), found {array.shape}")
             pair.append(self.prepare(array[None]))
         check_same_shape(*pair)
-        value, upper_bound, permutation = self._match_pair(pair[0], 0, pair[1], 0)
+        value, upper_bound, permutation = self.match_prepared(pair[0], 0, pair[1], 0)
         return Match(value, upper_bound, permutation, self.name)
 
     def compile(self) -> None:
@@ -140,15 +140,15 @@ class Matcher(ABC):
         """Return the memory that matching one pair takes beside the panels, in bytes."""
 
     @abstractmethod
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`."""
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Return value, upper bound and permutation of image r of `rows` with image c of `columns`."""
 
     def _solve_row(
         self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
     ) -> tuple[float, float]:
         """Fill row r of `tile` from column `first`; return seconds of products and of matching."""
         for c in range(first, columns.n_images):
-            value, upper_bound, _ = self._match_pair(rows, r, columns, c)
+            value, upper_bound, _ = self.match_prepared(rows, r, columns, c)
             tile.matched[r, c] = value
             tile.upper_bound[r, c] = upper_bound
             tile.identity[r, c] = inner_product(rows.raw[r], columns.raw[c])

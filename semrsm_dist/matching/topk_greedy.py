@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from semrsm_dist.matching.augment import assign_exactly
-from semrsm_dist.matching.bounds import matched_value
+from semrsm_dist.matching.bounds import matched_value, squared_token_norms
 from semrsm_dist.matching.greedy import FREE, affinity_float64, assign_greedily, greedy_bound
 from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count
 from semrsm_dist.matching.panel import Panel
@@ -42,11 +42,11 @@ class TopKGreedy(Matcher):
         width = padded(n_tokens)
         return 16 * width**2 + 16 * width * n_channels + 128 * n_tokens
 
-    def _match_pair(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         affinity = affinity_float64(z_i, z_j)
-        squares = np.einsum("sc,sc->s", z_i, z_i, dtype=np.float64)
-        largest = np.sort(np.argsort(-squares, kind="stable")[: self.k])
+        largest = np.sort(np.argsort(-squared_token_norms(z_i), kind="stable")[: self.k])
         permutation = np.full(rows.n_tokens, FREE, np.intp)
         permutation[largest] = assign_exactly(affinity[largest], largest.size, np.zeros(rows.n_tokens))[0]
         assign_greedily(affinity, permutation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from semrsm_dist.matching.augment import assign_exactly
 from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import float64_rounding, inner_product, matched_value
 from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.lanes import read_cycles
 from semrsm_dist.matching.matcher import Matcher, PairMatch
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, prepare_packed_panel, read_only
 from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
@@ -48,6 +50,7 @@ class _Workspace(NamedTuple):
     waiting: NDArray[np.int32]
     lowered: NDArray[np.float32]
     permutation: NDArray[np.intp]
+    cycles: NDArray[np.int64]  # spent in products and in matching
 
 
 class Auction(Matcher):
@@ -110,8 +113,12 @@ class Auction(Matcher):
         self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
     ) -> tuple[float, float]:
         out = (tile.matched, tile.upper_bound, tile.identity)
-        self._solve(rows, r, columns, range(first, columns.n_images), _workspace(rows.n_tokens), out)
-        return 0.0, 0.0
+        work = _workspace(rows.n_tokens)
+        clock, cycles = time.perf_counter(), _cycles()
+        self._solve(rows, r, columns, range(first, columns.n_images), work, out)
+        seconds, passed = time.perf_counter() - clock, _cycles() - cycles
+        products, solving = work.cycles * (seconds / passed if passed else 0.0)
+        return float(products), float(solving)
 
     def _solve(
         self,
@@ -148,7 +155,13 @@ def _workspace(n_tokens: int) -> _Workspace:
         np.empty(width, np.int32),
         empty_aligned((width,), np.float32),
         np.empty(n_tokens, np.intp),
+        np.zeros(2, np.int64),
     )
+
+
+@compiled
+def _cycles() -> int:
+    return int(read_cycles())
 
 
 @compiled
@@ -245,7 +258,9 @@ def _auction_pair(
     certifiable = target > 2.0 * slack
     if not certifiable:
         target = EXACT_START * size
+    began = read_cycles()
     multiply_packed(rows.packed[r], columns.packed[c], n_channels, n_tokens, work.affinity)
+    multiplied = read_cycles()
     finished, dual = run_auction(
         work.affinity,
         n_tokens,
@@ -257,6 +272,8 @@ def _auction_pair(
         work.waiting,
         work.lowered,
     )
+    work.cycles[0] += multiplied - began
+    work.cycles[1] += read_cycles() - multiplied
     if not (finished and certifiable):
         return np.inf
     for s in range(n_tokens):
@@ -276,6 +293,7 @@ def _finish_exactly(
     identity: Matrix,
 ) -> None:
     """Match one pair to the optimum in float64, from the prices in `work`."""
+    began = read_cycles()
     n_tokens, n_channels = rows.raw.shape[1:]
     width = work.prices.size
     packed_i = np.empty(width * n_channels)
@@ -284,12 +302,15 @@ def _finish_exactly(
     pack(rows.raw[r], rows.means[r], rows.scales[r], packed_i)
     pack(columns.raw[c], columns.means[c], columns.scales[c], packed_j)
     multiply_packed(packed_i, packed_j, n_channels, n_tokens, affinity.ravel())
+    multiplied = read_cycles()
     prices = np.empty(n_tokens)
     for j in range(n_tokens):
         prices[j] = work.prices[j]
     best, dual = assign_exactly(affinity, n_tokens, prices)
     for s in range(n_tokens):
         work.permutation[s] = best[s]
+    work.cycles[0] += multiplied - began
+    work.cycles[1] += read_cycles() - multiplied
     scale = rows.scales[r] * columns.scales[c]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     common = n_tokens * inner_product(rows.means[r], columns.means[c])

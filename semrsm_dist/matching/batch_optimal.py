@@ -67,7 +67,8 @@ class BatchOptimal(Matcher):
             places = order[:, start : start + self.window, None]
             windows.append(prepare_packed_panel(np.take_along_axis(panel.raw, places, axis=1)))
         values: list[Any] = [getattr(panel, field.name) for field in fields(Panel)]
-        return WindowedPanel(*values, read_only(order), tuple(windows))
+        values += [read_only(order), tuple(windows)]
+        return WindowedPanel(*values)
 
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""

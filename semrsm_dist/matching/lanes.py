@@ -9,6 +9,7 @@ bits, wherever in an array they lie.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _MAXIMUM = 2**31 - 1
 _FAST = ("nnan", "nsz")
 
 _HAS_AVX512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
+_HAS_TIME_STAMP = platform.machine() in ("x86_64", "AMD64")
 PRODUCT_ROWS = 8 if _HAS_AVX512 else 4
 """Rows of one block of the product in float32, half as many in float64: what the registers hold."""
 PRODUCT_VECTORS = 3 if _HAS_AVX512 else 1
@@ -122,6 +124,18 @@ class _BestTwo:
         winner = builder.icmp_signed("==", index, _splat(builder, place))
         rest = builder.select(winner, builder.load(self.second), best)
         return top, _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [rest], _FAST), place
+
+
+@intrinsic
+def read_cycles(typingctx: Any) -> Any:
+    """Return the processor's time stamp, or 0 on machines where reading it is a privilege."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        if not _HAS_TIME_STAMP:
+            return ir.Constant(ir.IntType(64), 0)
+        return _call(builder, "llvm.readcyclecounter", ir.IntType(64), [])
+
+    return types.int64(), codegen
 
 
 @intrinsic

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import fields
 
@@ -262,6 +264,22 @@ def test_panels_are_read_only_and_no_larger_than_announced(name, parameters):
     announced = matcher.panel_bytes(6, 50, 32)
     assert 0.95 * announced <= sum(a.nbytes for a in arrays) <= announced * 1.05
     assert matcher.workspace_bytes(50, 32) > 0
+
+
+@pytest.mark.parametrize("tolerance", (1e-3, 0.0))
+def test_the_auction_tells_how_long_products_and_matching_took(tolerance):
+    matcher = make_matcher("auction", tolerance=tolerance)
+    matcher.compile()
+    panel = matcher.prepare(images(12, 100, 16))
+    start = time.perf_counter()
+    tile = matcher.solve_tile(panel, panel)
+    passed = time.perf_counter() - start
+    assert tile.products >= 0.0
+    assert tile.solving >= 0.0
+    assert tile.products + tile.solving <= passed
+    if platform.machine() == "x86_64":
+        assert min(tile.products, tile.solving) > 0.0
+        assert tile.products + tile.solving > 0.3 * passed
 
 
 def test_the_registry_knows_every_matcher_by_its_name():

@@ -1,0 +1,61 @@
+"""Compiling works wherever the package is installed, and never runs old code."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+from numba.core import caching
+
+from semrsm_dist.matching import bidding, jit
+from semrsm_dist.matching.registry import make_matcher
+
+
+def add_one(x):
+    return x + 1
+
+
+def test_functions_compile_where_nothing_can_be_written(monkeypatch):
+    def refuse(self):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
+    assert jit.compiled(add_one)(1) == 2
+
+
+def test_a_change_in_any_file_of_the_package_invalidates_cached_code(monkeypatch):
+    assert bidding.run_auction._cache._cache_file._source_stamp == jit._sources_digest()
+    before = jit._sources_digest()
+    monkeypatch.setattr(jit, "__file__", __file__)
+    jit._sources_digest.cache_clear()
+    try:
+        assert jit._sources_digest() != before
+    finally:
+        jit._sources_digest.cache_clear()
+
+
+def test_matching_lets_other_threads_run():
+    matcher = make_matcher("auction", tolerance=0.0)
+    matcher.compile()
+    z = np.cumsum(np.random.default_rng(0).normal(size=(2, 700, 8)), axis=1).astype(np.float32)
+    panel = matcher.prepare(z)
+    done = threading.Event()
+    spent = []
+
+    def solve():
+        start = time.perf_counter()
+        matcher.solve_tile(panel, panel)
+        spent.append(time.perf_counter() - start)
+        done.set()
+
+    thread = threading.Thread(target=solve)
+    longest, last = 0.0, time.perf_counter()
+    thread.start()
+    while not done.is_set():
+        time.sleep(0.0005)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    thread.join()
+    # With the interpreter lock held, one pair would stop this thread for a quarter of the time or more.
+    assert longest < 0.2 * spent[0] + 0.05

@@ -38,14 +38,14 @@ def test_a_change_in_any_file_of_the_package_invalidates_cached_code(monkeypatch
 def test_matching_lets_other_threads_run():
     matcher = make_matcher("auction", tolerance=0.0)
     matcher.compile()
-    z = np.cumsum(np.random.default_rng(0).normal(size=(2, 700, 8)), axis=1).astype(np.float32)
-    panel = matcher.prepare(z)
+    z = np.cumsum(np.random.default_rng(0).normal(size=(2, 2600, 4)), axis=1).astype(np.float32)
+    rows, columns = matcher.prepare(z[:1]), matcher.prepare(z[1:])
     done = threading.Event()
     spent = []
 
     def solve():
         start = time.perf_counter()
-        matcher.solve_tile(panel, panel)
+        matcher.solve_tile(rows, columns)
         spent.append(time.perf_counter() - start)
         done.set()
 
@@ -57,5 +57,5 @@ def test_matching_lets_other_threads_run():
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
     thread.join()
-    # With the interpreter lock held, one pair would stop this thread for a quarter of the time or more.
-    assert longest < 0.2 * spent[0] + 0.05
+    # Holding the interpreter lock, the exact finish would stop this thread for most of the time.
+    assert longest < 0.4 * spent[0]

@@ -19,17 +19,32 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
 
+log = logging.getLogger(__name__)
+
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Storage errors that no retry mends."""
+
+RECORD_KEYS = frozenset({"fingerprint", "layers", "panel", "row_side", "counts"})
+"""What no record can do without."""
+
+BEFORE_THE_RECORD = re.compile(
+    r"lock|events\.jsonl|run\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
+)
+"""Names of files that a session can leave when it is killed before it has written the record."""
+
+LOCK_SECONDS = 0.5
+"""How long a driver waits for the lock: `is_locked` holds it for an instant."""
 
 
 class RunDirectory:
@@ -69,15 +84,22 @@ class RunDirectory:
         return self.path / f"{side}.parquet"
 
     def create(self) -> None:
-        """Make the directory.
+        """Make the directory, or check that what is there is a run or the beginning of one.
 
         Raises
         ------
+        ConfigError
+            If something else is there: it is left untouched.
         StorageError
-            If it cannot be made or written to.
+            If it cannot be made.
         """
+        self._refuse_foreign_files()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"{self.path}: run: must name a directory, but a file stands there or above it; choose another path"
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"{self.path}: the run directory cannot be made ({error.strerror}); nothing was computed: choose a "
@@ -85,27 +107,24 @@ class RunDirectory:
             ) from error
 
     def read_record(self) -> dict[str, Any] | None:
-        """Return the record of the run that the directory holds, or None for a new one.
+        """Return the record of the run that the directory holds, or None if it holds none.
 
         Raises
         ------
-        ConfigError
-            If the directory holds something else than a run: it is left untouched.
         StorageError
             If the record cannot be read.
         """
         path = self.path / "run.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self._refuse_foreign_files()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
                 "restore the file, or start a new run directory"
             ) from error
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
             raise StorageError(
                 f"{path}: not the record of a run; restore the file, or start a new run directory"
             )
@@ -113,7 +132,7 @@ class RunDirectory:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record in one step, durable against a crash."""
-        write_atomically(self.path / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+        write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Keep the summary beside the results."""
@@ -132,10 +151,13 @@ class RunDirectory:
         return summary if isinstance(summary, dict) else None
 
     def append_event(self, event: str, **facts: object) -> None:
-        """Add a line to the ledger. The ledger is for people; nothing is decided by it."""
+        """Add a line to the ledger. It is for people: nothing is decided by it, nothing fails for want of it."""
         line = json.dumps({"time": time.time(), "event": event, **facts})
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as ledger:
-            ledger.write(line + "\n")
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as ledger:
+                ledger.write(line + "\n")
+        except OSError as error:
+            log.warning("%s: cannot be written (%s)", self.path / "events.jsonl", error.strerror)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """Yield the ledger's events, oldest first; a line that a kill cut short is passed over."""
@@ -170,7 +192,7 @@ class RunDirectory:
             ) from error
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             except BlockingIOError as error:
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"
@@ -203,22 +225,31 @@ class RunDirectory:
         return False
 
     def _refuse_foreign_files(self) -> None:
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise ConfigError(f"{self.path}: run: must name a directory, this is a file; choose another path")
-        ours = {"lock", "events.jsonl", "images.parquet", "queries.parquet"}
         try:
-            strangers = sorted(
-                entry.name for entry in self.path.iterdir() if entry.name.split(".tmp")[0] not in ours
-            )
+            if not self.path.is_dir() or (self.path / "run.json").exists():
+                return
+            names = sorted(entry.name for entry in self.path.iterdir())
         except OSError as error:
             raise StorageError(f"{self.path}: the run directory cannot be read ({error.strerror})") from error
+        strangers = [name for name in names if not BEFORE_THE_RECORD.fullmatch(name)]
         if strangers:
             raise ConfigError(
                 f"{self.path}: not empty and not a run (found {', '.join(strangers[:3])}); nothing was touched: choose "
                 "an empty or new directory"
             )
+
+
+def _lock(handle: TextIO) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_SECONDS / 10)
+        else:
+            return
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,7 +25,8 @@ FREE = -1
 BIDS_PER_TOKEN = 400
 """An auction that needs more bids than this for each token is in a price war; it stops unfinished."""
 
-# Measured on feature maps of photographs. The first two move the time by a few per cent over a factor of two.
+# Chosen at tolerance 1e-3 on photographs through networks with random weights (S = 49 to 576). Halving or
+# doubling the first, or taking 7 to 20 for the second, changed the time by at most 16 %.
 _FIRST_GAP = 0.1  # S eps of the first phase, relative to the norms
 _MOST_SHRINK = 14.0  # of eps, from one phase to the next
 _EXPECTED_GAP = 0.3  # proven gap of a finished phase, relative to S eps: rarely more

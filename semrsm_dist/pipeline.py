@@ -187,7 +187,7 @@ def _match(
     session: Session, matcher: Matcher, identity: Identity, record: Record, layouts: Mapping[str, Layout]
 ) -> list[Failure]:
     config = session.config.matching
-    budget = panel_budget(session.config, matcher, record["layers"])
+    budget = panel_budget(session.config, matcher, record["layers"], record["panel"])
     work: list[LayerWork] = []
     found_pairs = 0
     for layer, layout in layouts.items():

@@ -25,6 +25,9 @@ from semrsm_dist.store.fingerprint import Fingerprint, flatten
 FORMAT = 1
 """Version of the run directory's layout."""
 
+LONGEST_NAME = 200
+"""Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
+
 Record = dict[str, Any]
 
 
@@ -200,6 +203,7 @@ def _identify_features(sides: Mapping[str, Data], cached: Mapping[str, Any]) -> 
             raise ConfigError(f"{side}: expected ready-made features on both sides")
         counts: dict[str, int] = {}
         for layer, path in data.layers.items():
+            _require_plain_name(side, layer)
             source = open_array(path, data.layout)
             counts[layer] = source.n_images
             sizes = {"n_tokens": source.n_tokens, "n_channels": source.n_channels}
@@ -222,6 +226,24 @@ def _identify_features(sides: Mapping[str, Data], cached: Mapping[str, Any]) -> 
             )
         manifests[side] = list_feature_images(side, data, next(iter(counts.values())))
     return Identity(manifests, layers, {}, layer_facts, kept)
+
+
+def _require_plain_name(side: str, layer: str) -> None:
+    """Refuse a name of a layer that cannot be the name of a folder in the store."""
+    if (
+        not layer.strip(".")
+        or layer != layer.strip()
+        or not layer.isprintable()
+        or "/" in layer
+        or "\\" in layer
+        or layer == "zarr.json"
+        or layer.startswith("__")
+        or len(layer.encode()) > LONGEST_NAME
+    ):
+        raise ConfigError(
+            f"{side}: {layer!r} cannot name a layer: it becomes the name of folders and files in the run; use "
+            f"printable characters without slashes, at most {LONGEST_NAME} bytes, for instance block-3 or layer.4"
+        )
 
 
 def compare(identity: Identity, record: Record) -> tuple[Fingerprint, Fingerprint]:

@@ -10,16 +10,26 @@ the line, the key, the value and the remedy. Fields fall into two groups:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.config_problems import explain, find_place
+from semrsm_dist.config_yaml import KeyPath, Places, read_document
+from semrsm_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,48 @@ def _auto_is_none(value: object) -> object:
     return None if value == "auto" else value
 
 
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
+    return value
+
+
+def _location(value: object) -> object:
+    """Return a path with its home directory written out, or a URI as it is: `Path` would drop a slash."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
+            f"expected a path{'; write it in quotes' if isinstance(value, int | float) else ''}"
+        )
+    if not value or "\0" in value:
+        raise ValueError("expected a path")
+    if "://" in value:
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"expected a path: {error}") from error
+
+
+def _path(value: object) -> object:
+    location = _location(value)
+    if isinstance(location, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
+            "expected a path in a file system, not a URI; on a cluster, one that all nodes share"
+        )
+    return location
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
+Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+LocalPath = Annotated[Path, BeforeValidator(_path)]
+Location = Annotated[Path | str, BeforeValidator(_location)]
 Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
 AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]
 Digits = Annotated[Pair, Numbers()]
@@ -52,33 +99,40 @@ class DigitScenesData(_Section):
     n_images: Annotated[Count, Numbers()] = 400
     digits: Digits = (1, 4)
     canvas: Annotated[Count, Numbers()] = 96
-    scale: Annotated[tuple[float, float], Numbers()] = (2.5, 4.0)
-    overlap: Annotated[float, Field(ge=0, le=1), Numbers()] = 0.1
+    scale: Annotated[tuple[Real, Real], Numbers()] = (2.5, 4.0)
+    overlap: Annotated[Real, Field(ge=0, le=1), Numbers()] = 0.1
     split: Annotated[Literal["evaluation", "training"], Numbers()] = "evaluation"
-    seed: Annotated[int, Field(ge=0), Numbers()] = 0
+    seed: Annotated[Seed, Numbers()] = 0
+
+    @field_validator("digits", "scale")
+    @classmethod
+    def _smallest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("expected [smallest, largest], both positive; swap or correct them")
+        return value
 
 
 class FolderData(_Section):
     """A folder of images; the first folder level below it is the class."""
 
     source: Literal["folder"]
-    path: Path
+    path: Location
 
 
 class TableData(_Section):
     """A Parquet or CSV table with the columns `image_id`, `uri`, `labels` and, if wanted, `group`."""
 
     source: Literal["table"]
-    path: Path
+    path: Location
 
 
 class FeaturesData(_Section):
     """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr."""
 
     source: Literal["features"]
-    layers: Annotated[dict[str, Path], Field(min_length=1)]
+    layers: Annotated[dict[str, LocalPath], Field(min_length=1)]
     layout: Literal["auto", "nsc", "nchw"] = "auto"
-    table: Path | None = None
+    table: Location | None = None
 
 
 Data = Annotated[DigitScenesData | FolderData | TableData | FeaturesData, Field(discriminator="source")]
@@ -91,7 +145,7 @@ class ModelConfig(_Section):
     weights: Annotated[str, Numbers()] = "pretrained"
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
     input_size: Annotated[Pair | None, BeforeValidator(_auto_is_none), Numbers()] = None
-    seed: Annotated[int, Field(ge=0), Numbers()] = 0
+    seed: Annotated[Seed, Numbers()] = 0
     precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Numbers()] = "auto"
     batch_size: Count = 32
     actors: AutoCount = None
@@ -107,12 +161,12 @@ class MatchingConfig(_Section):
     """How two images' concept vectors are matched, and with what means."""
 
     matcher: Annotated[str, Numbers()] = "auction"
-    tolerance: Annotated[float | None, Numbers()] = None
-    window: Annotated[int | None, Numbers()] = None
-    k: Annotated[int | None, Numbers()] = None
+    tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, Numbers()] = None
+    window: Annotated[Count | None, Numbers()] = None
+    k: Annotated[Count | None, Numbers()] = None
     tile: AutoCount = None
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
-    task_seconds: float = Field(default=15.0, gt=0)
+    task_seconds: Annotated[Real, Field(gt=0)] = 15.0
     attempts: Count = 3
 
     @property
@@ -126,7 +180,7 @@ class KernelConfig(_Section):
     """A kernel to materialise; `sigma` is the RBF width, from the median distance when absent."""
 
     name: Literal["linear", "cosine", "rbf"]
-    sigma: Annotated[float, Field(gt=0)] | None = None
+    sigma: Annotated[Real, Field(gt=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -150,7 +204,7 @@ class RetrievalConfig(_Section):
 class RunConfig(_Section):
     """One run: one directory, one set of images (or queries against images), some layers."""
 
-    run: Path
+    run: LocalPath
     data: Data
     queries: Data | None = None
     model: ModelConfig | None = None
@@ -167,26 +221,31 @@ class RunConfig(_Section):
     def _images_need_a_model(self) -> RunConfig:
         ready = isinstance(self.data, FeaturesData)
         if self.queries is not None and isinstance(self.queries, FeaturesData) != ready:
-            raise ValueError(
-                "data and queries must both be images or both be ready-made features; give both of one kind"
+            raise _refusal(
+                "queries",
+                "data and queries must both be images or both be ready-made features; give both of one kind",
             )
         if isinstance(self.queries, FeaturesData) and isinstance(self.data, FeaturesData):
             missing = set(self.queries.layers) ^ set(self.data.layers)
             if missing:
-                raise ValueError(
-                    f"data and queries must name the same layers; only one has {sorted(missing)}"
+                raise _refusal(
+                    "queries",
+                    f"data and queries must name the same layers; only one has {sorted(missing)}: "
+                    "add them to the other, or remove them",
                 )
         if ready and self.model is not None:
-            raise ValueError("ready-made features need no model; remove the section model")
+            raise _refusal("model", "ready-made features need no model; remove the section model")
         if not ready and self.model is None:
-            raise ValueError("images need a model; add the section model with name, weights and layers")
+            raise _refusal("data", "images need a model; add the section model with name, weights and layers")
         return self
 
     @model_validator(mode="after")
     def _kernels_are_distinct(self) -> RunConfig:
         names = [kernel.name for kernel in self.kernels]
         if len(set(names)) != len(names):
-            raise ValueError(f"each kernel may stand once, found {names}; remove the repeated one")
+            raise _refusal(
+                "kernels", f"kernels: each may stand once, found {', '.join(names)}; remove the repeated one"
+            )
         return self
 
 
@@ -203,49 +262,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Returns
     -------
     RunConfig
-        With paths of data and run as written: relative to the working directory.
+        With paths of data and run as written, except for `~`: relative to the working directory.
 
     Raises
     ------
     ConfigError
         If the file cannot be read or anything in it is not understood. The message has one line per problem.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read ({error}); check the path") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected keys and values such as `run: runs/mine`, found {document!r}")
-    document = _read_scientific(document)
-    for override in overrides:
-        _apply_override(document, override)
-    return parse_config(document, origin=str(path), lines=dict(_key_lines(node)))
+    document, places = read_document(Path(path), overrides)
+    return parse_config(document, origin=str(path), places=places)
 
 
 def parse_config(
-    document: Mapping[str, Any],
-    *,
-    origin: str = "configuration",
-    lines: Mapping[tuple[str, ...], int] | None = None,
+    document: Mapping[str, Any], *, origin: str = "configuration", places: Places | None = None
 ) -> RunConfig:
     """Validate a configuration given as nested mappings.
+
+    Parameters
+    ----------
+    document
+        The mappings.
+    origin
+        Name of the configuration in messages.
+    places
+        Where each key is written, by its path.
 
     Raises
     ------
     ConfigError
-        With one line per problem: origin, line, key, value, what is expected.
+        With one line per problem: place, key, value, what is expected.
     """
+    places = places or {}
     try:
-        return RunConfig.model_validate(document)
+        config = RunConfig.model_validate(document)
     except ValidationError as error:
-        problems = [_explain(problem, document, origin, lines or {}) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from error
+        raise ConfigError("\n".join(explain(error.errors(), document, origin, places, _KEYS))) from error
+    _check_matcher(config.matching, origin, places)
+    return config
 
 
 def numbers_of(section: BaseModel) -> dict[str, Any]:
@@ -257,103 +310,34 @@ def numbers_of(section: BaseModel) -> dict[str, Any]:
     }
 
 
-def _read_scientific(value: Any) -> Any:
-    """Turn `1e-3` into a number: YAML 1.1 reads it as text because the dot is missing."""
-    if isinstance(value, dict):
-        return {key: _read_scientific(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_read_scientific(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:
+    from semrsm_dist.matching.registry import make_matcher  # noqa: PLC0415 - compiles; not needed for --help
 
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: expected key=value, for example --set matching.tolerance=1e-4")
-    *parents, last = key.split(".")
-    target = document
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value in the file, not a section")
     try:
-        target[last] = _read_scientific(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
+        make_matcher(matching.matcher, **matching.parameters)
+    except ConfigError as error:
+        key: KeyPath = ("matching", "matcher")
+        raise ConfigError(f"{find_place(key, origin, places)}: {'.'.join(key)}: {error}") from error
 
 
-def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, str(key.value))
-            yield path, key.start_mark.line + 1
-            yield from _key_lines(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _key_lines(value, (*prefix, str(index)))
+def _refusal(key: str, reason: str) -> PydanticCustomError:
+    """Return an error of the whole configuration that is to be told at one of its keys."""
+    return PydanticCustomError("refused", "{reason}", {"key": key, "reason": reason})
 
 
-def _explain(
-    problem: Mapping[str, Any], document: Mapping[str, Any], origin: str, lines: Mapping[tuple[str, ...], int]
-) -> str:
-    location = _location(problem["loc"], document)
-    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
-    where = f"{origin}:{line}" if line else origin
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1], document)
-        hint = did_you_mean(location[-1], known) or f"; known here: {', '.join(known)}"
-        return f"{where}: unknown key {key!r}{hint}"
-    if problem["type"] == "missing":
-        return f"{where}: the key {key!r} is missing; add it"
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        sources = ("digits", "folder", "table", "features")
-        given = problem["input"].get("source") if isinstance(problem["input"], dict) else problem["input"]
-        hint = did_you_mean(str(given), sources) if given is not None else ""
-        return f"{where}: {key}.source is {given!r}; expected one of {', '.join(sources)}{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    hint = ""
-    if problem["type"] == "literal_error":
-        hint = did_you_mean(str(problem["input"]), re.findall(r"'([^']+)'", message))
-    subject = f"{key}: {problem['input']!r}: " if key else ""
-    return f"{where}: {subject}{message[:1].lower()}{message[1:]}{hint}"
-
-
-def _location(loc: Sequence[str | int], document: Mapping[str, Any]) -> tuple[str, ...]:
-    """Drop the union tags that pydantic puts into a location, so that it reads as a path in the file."""
-    path: list[str] = []
-    for index, part in enumerate(loc):
-        if index == 1 and loc[0] in ("data", "queries") and part in ("digits", "folder", "table", "features"):
-            section = document.get(str(loc[0]))
-            if isinstance(section, Mapping) and section.get("source") == part:
-                continue
-        if isinstance(part, str) and ("[" in part or part in ("float", "int", "none")):
-            continue
-        path.append(str(part))
-    return tuple(path)
-
-
-def _fields_at(path: Sequence[str], document: Mapping[str, Any]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "model": ModelConfig,
-        "features": StorageConfig,
-        "matching": MatchingConfig,
-        "kernels": KernelConfig,
-        "retrieval": RetrievalConfig,
-    }
-    sources: dict[str, type[BaseModel]] = {
-        "digits": DigitScenesData,
-        "folder": FolderData,
-        "table": TableData,
-        "features": FeaturesData,
-    }
-    if not path:
-        return list(RunConfig.model_fields)
-    if path[0] in ("data", "queries"):
-        return list(sources[document[path[0]]["source"]].model_fields)
-    return list(sections[path[0]].model_fields)
+_KEYS: dict[str, list[str]] = {
+    name: list(section.model_fields)
+    for name, section in (
+        ("", RunConfig),
+        ("data.digits", DigitScenesData),
+        ("data.folder", FolderData),
+        ("data.table", TableData),
+        ("data.features", FeaturesData),
+        ("model", ModelConfig),
+        ("features", StorageConfig),
+        ("matching", MatchingConfig),
+        ("kernels", KernelConfig),
+        ("retrieval", RetrievalConfig),
+    )
+}
+"""The keys of each section, for messages."""

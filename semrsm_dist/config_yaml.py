@@ -1,0 +1,138 @@
+"""The text of a configuration: YAML in which every key keeps the place where it was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from semrsm_dist.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+Places = dict[KeyPath, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-3` as a number, as YAML 1.2 does, and leaves `2025-01-31` the text that a name is."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
+    """Read a YAML file of keys and values, and apply settings to it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    overrides
+        `dotted.key=value` settings; the value is YAML.
+
+    Returns
+    -------
+    document, places
+        The nested mapping, and for the path of each key where it stands: `file:line` or `--set key=value`.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not YAML, repeats a key, or a setting cannot be applied.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the configuration cannot be read ({error}); check the path") from error
+    document, node = _parse(text, str(path), has_lines=True)
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else repr(document)
+        raise ConfigError(f"{path}: expected keys and values such as `run: runs/mine`, found {found}")
+    places = {key: f"{path}:{line}" for key, line in _key_lines(node, str(path))}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _apply(document, key, value, override)
+        for old in [old for old in places if old[: len(key)] == key]:
+            del places[old]
+        places[key] = f"--set {override}"
+    return document, places
+
+
+def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node | None]:
+    """Return what a YAML text says, and its syntax tree."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{origin}:{mark.line + 1}" if has_lines and mark else origin
+        problem = error.problem or error.context
+        raise ConfigError(
+            f"{where}: not valid YAML: {problem}; check indentation, brackets and quotes"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"{origin}: nested too deeply, or an alias contains itself; write it out"
+        ) from error
+
+
+def _parse_override(override: str) -> tuple[KeyPath, Any]:
+    key, equals, text = override.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override}: expected key=value, for example --set matching.tolerance=1e-4")
+    return path, _parse(text, f"--set {override}", has_lines=False)[0]
+
+
+def _apply(document: dict[str, Any], path: KeyPath, value: Any, override: str) -> None:
+    *parents, last = path
+    target = document
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise ConfigError(
+                f"--set {override}: {parent!r} is no section with keys of its own, but {target!r}; "
+                f"set the whole of {parent!r}"
+            )
+    target[last] = value
+
+
+def _key_lines(
+    node: yaml.Node | None, origin: str, prefix: KeyPath = (), above: tuple[yaml.Node, ...] = ()
+) -> Iterator[tuple[KeyPath, int]]:
+    """Yield the path and line of every key and list item; refuse keys that are written twice."""
+    if node in above:
+        raise ConfigError(f"{origin}: {'.'.join(prefix)!r} is an alias that contains itself; write it out")
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            path = (*prefix, name)
+            if name in first and name != "<<":
+                raise ConfigError(
+                    f"{origin}:{line}: the key {'.'.join(path)!r} stands in line {first[name]} already; "
+                    "remove one of them"
+                )
+            first[name] = line
+            yield path, line
+            yield from _key_lines(value, origin, path, (*above, node))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            path = (*prefix, str(index))
+            yield path, item.start_mark.line + 1
+            yield from _key_lines(item, origin, path, (*above, node))

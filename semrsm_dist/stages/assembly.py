@@ -6,6 +6,8 @@ bytes, so a session that was killed here simply repeats it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +147,7 @@ def assemble_layers(
     row_side: str,
     fingerprints: Mapping[str, Fingerprint],
 ) -> None:
-    """Write the final matrices of layers all of whose tiles are there, unless they exist for these kernels.
+    """Write the final matrices of layers all of whose tiles are there, unless they exist for these kernels and labels.
 
     Parameters
     ----------
@@ -163,7 +165,10 @@ def assemble_layers(
     WorkError
         If chunks could not be written.
     """
-    recipe = {"kernels": [kernel.model_dump() for kernel in session.config.kernels]}
+    recipe = {
+        "kernels": [kernel.model_dump() for kernel in session.config.kernels],
+        "labels_sha256": _digest_labels(manifests),
+    }
     stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layouts}
     missing = [
         layer
@@ -254,7 +259,7 @@ def _sigma(session: Session, layer: str, layout: Layout, kernel: KernelConfig, q
 
 
 def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mapping[str, Any]) -> None:
-    store.begin(attributes)
+    store.begin(attributes, {*QUANTITIES, *(matrix.name for matrix in assembly.kernels)})
     shape, side = (assembly.layout.n_rows, assembly.layout.n_columns), assembly.chunks.side
     for name in QUANTITIES:
         store.add_matrix(name, shape, side, {"description": DESCRIPTIONS[name]})
@@ -263,6 +268,12 @@ def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mappin
         store.add_matrix(
             matrix.name, shape, side, facts if matrix.sigma is None else {**facts, "sigma": matrix.sigma}
         )
+
+
+def _digest_labels(manifests: Mapping[str, Manifest]) -> str:
+    """Return a hash of what may change from one session to the next without changing a number."""
+    facts = {side: [manifest.labels(), manifest.groups()] for side, manifest in manifests.items()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _write_coordinates(

@@ -7,7 +7,8 @@ flipped bit into an error on reading.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,26 @@ zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
 
 DECODING_ERRORS = (ValueError, RuntimeError, OSError, TypeError, EOFError)
 """What the codecs raise for damaged bytes."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only file system raises in this block into an error that names `path`.
+
+    Raises
+    ------
+    StorageError
+        For any OSError that is not one already.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "
+            "make it writable, then start the same command"
+        ) from error
 
 
 def create_array(
@@ -63,7 +84,7 @@ def create_array(
                 "was overwritten: start a new run directory"
             )
         return existing
-    try:
+    with writing(group / name):
         array = zarr.open_group(group, mode="a").create_array(
             name,
             shape=tuple(shape),
@@ -74,10 +95,6 @@ def create_array(
             dimension_names=tuple(dimension_names),
             attributes=attributes,
         )
-    except OSError as error:
-        raise StorageError(
-            f"{group / name}: cannot be created ({error}); make room or make it writable"
-        ) from error
     return array.with_config({"write_empty_chunks": True})
 
 

@@ -7,7 +7,7 @@ symmetric matrix is stored whole, so that every reader gets rows as they are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from semrsm_dist.errors import IncompleteError
 from semrsm_dist.store import chunks
 
 DIMENSIONS = ("image_i", "image_j")
+COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
+"""What stands beside the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
+
 COMPLETE = "complete"
 
 
@@ -55,17 +58,24 @@ class MatrixStore:
         """Tell whether the layer has been assembled."""
         return bool(self.read_attributes().get(COMPLETE, False))
 
-    def begin(self, attributes: Mapping[str, Any]) -> None:
-        """Open the group for writing; until `finish` it counts as incomplete."""
-        group = zarr.open_group(self.group, mode="a", use_consolidated=False)
-        group.attrs.put({**attributes, COMPLETE: False})
+    def begin(self, attributes: Mapping[str, Any], names: Collection[str]) -> None:
+        """Open the group for writing matrices of these names; until `finish` it counts as incomplete.
+
+        Matrices of other names go: what an earlier assembly left would pass for part of this one.
+        """
+        with chunks.writing(self.group):
+            group = zarr.open_group(self.group, mode="a", use_consolidated=False)
+            group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
+            for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
+                del group[name]
 
     def add_matrix(self, name: str, shape: tuple[int, int], side: int, attributes: dict[str, Any]) -> None:
         """Make one matrix, or reopen it."""
         array = chunks.create_array(
             self.group, name, shape=shape, chunks=(side, side), dtype="float64", dimension_names=DIMENSIONS
         )
-        array.attrs.put(attributes)
+        with chunks.writing(self.group):
+            array.attrs.put(attributes)
 
     def write(self, name: str, tile: tuple[int, int], values: NDArray[np.float64]) -> None:
         """Write one chunk of a matrix that `add_matrix` made, here or in another process."""
@@ -77,22 +87,22 @@ class MatrixStore:
         self, name: str, dimension: str, values: Sequence[str] | NDArray[np.float64]
     ) -> None:
         """Write a coordinate of one dimension: text or numbers, replacing what is there."""
-        group = zarr.open_group(self.group, mode="a", use_consolidated=False)
         text = not isinstance(values, np.ndarray)
-        array = group.create_array(
-            name,
-            shape=(len(values),),
-            dtype="str" if text else "float64",
-            dimension_names=(dimension,),
-            overwrite=True,
-        )
-        array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
+        with chunks.writing(self.group):
+            array = zarr.open_group(self.group, mode="a", use_consolidated=False).create_array(
+                name,
+                shape=(len(values),),
+                dtype="str" if text else "float64",
+                dimension_names=(dimension,),
+                overwrite=True,
+            )
+            array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
 
     def finish(self) -> None:
         """Mark the layer complete and gather its metadata, so that it opens in one read."""
-        zarr.open_group(self.group, mode="a", use_consolidated=False).attrs[COMPLETE] = True
-        with warnings.catch_warnings():
+        with chunks.writing(self.group), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+            zarr.open_group(self.group, mode="a", use_consolidated=False).attrs[COMPLETE] = True
             zarr.consolidate_metadata(self.group)
 
     def open(self) -> xr.Dataset:

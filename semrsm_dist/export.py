@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from semrsm_dist.errors import StorageError
 from semrsm_dist.results import Run
+from semrsm_dist.store.chunks import writing
 
 ROWS_AT_ONCE = 512
 
@@ -48,28 +49,42 @@ def export_npy(
         If a file cannot be written.
     """
     folder = Path(folder)
+    chosen = run.layers if layers is None else list(layers)
+    # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
+    readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
+    sides = {"image_i": "images" if run.is_symmetric else "queries", "image_j": "images"}
+    shape = (run.record["counts"][sides["image_i"]], run.record["counts"]["images"])
     written: list[Path] = []
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for layer in run.layers if layers is None else layers:
-            matrix = run.similarity(layer, kernel, kind)
-            path = folder / f"{layer}.{kind}.{kernel}.npy"
-            target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=matrix.shape)
-            for start in range(0, matrix.shape[0], ROWS_AT_ONCE):
-                target[start : start + ROWS_AT_ONCE] = matrix[start : start + ROWS_AT_ONCE].values
-            target.flush()
-            written.append(path)
-        for dimension, side in (
-            ("image_i", "images" if run.is_symmetric else "queries"),
-            ("image_j", "images"),
-        ):
-            path = folder / f"{dimension}.txt"
-            path.write_text("".join(f"{name}\n" for name in run.manifest(side).image_ids()), encoding="utf-8")
-            written.append(path)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(
-            f"{folder}: cannot be written ({error.strerror}); make room or choose another folder with --out"
-        ) from error
+        for layer, read_rows in zip(chosen, readers, strict=True):
+            written.append(folder / f"{layer}.{kind}.{kernel}.npy")
+            _write_npy(written[-1], shape, read_rows)
+        for dimension, side in sides.items():
+            written.append(folder / f"{dimension}.txt")
+            lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(side).image_ids())
+            written[-1].write_text(lines, encoding="utf-8")
     return written
+
+
+def _write_npy(path: Path, shape: tuple[int, int], read_rows: Callable[[slice], NDArray[np.float64]]) -> None:
+    """Write a matrix by rows, and under its name only when it is whole.
+
+    Not through a memory map: on a full disk that ends the process with a bus error.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, shape[0], ROWS_AT_ONCE):
+                rows = slice(start, min(start + ROWS_AT_ONCE, shape[0]))
+                file.write(np.ascontiguousarray(read_rows(rows), dtype="<f8").data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _one_line(image_id: str) -> str:
+    """Return an id with line breaks written out, so that the lines of the file stay the rows of the matrix."""
+    return image_id.replace("\r", "\\r").replace("\n", "\\n")

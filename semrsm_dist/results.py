@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
@@ -86,7 +89,8 @@ class Run:
         kind
             `semantic` (after matching) or `spatio-semantic` (position by position).
         sigma
-            Width of the RBF kernel; by default the square root of the median non-zero squared distance.
+            Width of the RBF kernel; by default that of the run's own matrix, which without a width in the
+            configuration is the square root of the median non-zero squared distance.
 
         Returns
         -------
@@ -96,37 +100,29 @@ class Run:
         Raises
         ------
         ConfigError
-            If layer, kernel or kind is unknown.
+            If layer, kernel or kind is unknown, or sigma is not positive.
         IncompleteError
             If the layer has not been assembled yet.
         """
-        if kind not in KINDS:
-            raise ConfigError(
-                f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
-            )
-        if kernel not in KERNELS:
-            raise ConfigError(
-                f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"
-            )
-        if sigma is not None and kernel != "rbf":
-            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
-        dataset = self.dataset(layer)
-        name = f"{kind}_{kernel}"
-        if name in dataset and (sigma is None or dataset[name].attrs["sigma"] == sigma):
+        dataset, name, sigma = self._find(layer, kernel, kind, sigma)
+        if name in dataset:
             return dataset[name]
-        quantity = KINDS[kind]
-        if kernel == "rbf" and sigma is None:
-            sigma = median_sigma_of_blocks(self.directory, layer, self.layout(layer), quantity)
-        inner = dataset[quantity]
-        values = derive(
-            kernel,
-            inner.values,
-            dataset["squared_norm_i"].values,
-            dataset["squared_norm_j"].values,
-            sigma=sigma,
-        )
-        attributes = {"kernel": kernel, "from": quantity} | ({} if sigma is None else {"sigma": sigma})
+        inner = dataset[KINDS[kind]]
+        values = self.similarity_rows(layer, kernel, kind, sigma=sigma)(slice(None))
+        attributes = {"kernel": kernel, "from": KINDS[kind]} | ({} if sigma is None else {"sigma": sigma})
         return xr.DataArray(values, coords=inner.coords, dims=inner.dims, name=name, attrs=attributes)
+
+    def similarity_rows(
+        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
+    ) -> Callable[[slice], NDArray[np.float64]]:
+        """Return a function from a slice of rows to these rows of `similarity`, for matrices larger than memory."""
+        dataset, name, sigma = self._find(layer, kernel, kind, sigma)
+        if name in dataset:
+            matrix = dataset[name]
+            return lambda rows: np.asarray(matrix[rows].values)
+        inner = dataset[KINDS[kind]]
+        norms_i, norms_j = dataset["squared_norm_i"].values, dataset["squared_norm_j"].values
+        return lambda rows: derive(kernel, inner[rows].values, norms_i[rows], norms_j, sigma=sigma)
 
     def gap(self, layer: str) -> xr.DataArray:
         """Return the certified error: the best possible inner product is at most `matched + gap`."""
@@ -146,6 +142,28 @@ class Run:
                 f"{self.directory.path}: no session of this run has finished; start its command again"
             )
         return summary
+
+    def _find(
+        self, layer: str, kernel: str, kind: str, sigma: float | None
+    ) -> tuple[xr.Dataset, str, float | None]:
+        """Return the data set, the name of the wanted matrix, to be derived if it is not there, and its sigma."""
+        if kind not in KINDS:
+            raise ConfigError(
+                f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
+            )
+        if kernel not in KERNELS:
+            raise ConfigError(
+                f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"
+            )
+        if sigma is not None and kernel != "rbf":
+            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
+        dataset = self.dataset(layer)
+        name = f"{kind}_{kernel}"
+        if sigma is not None and name in dataset and dataset[name].attrs["sigma"] != sigma:
+            return dataset.drop_vars(name), name, sigma
+        if kernel == "rbf" and sigma is None and name not in dataset:
+            sigma = median_sigma_of_blocks(self.directory, layer, self.layout(layer), KINDS[kind])
+        return dataset, name, sigma
 
     def _known(self, layer: str) -> str:
         if layer not in self.record["layers"]:

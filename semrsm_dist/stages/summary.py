@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from semrsm_dist.evaluation.retrieval import RowReader, cosine_rows, retrieval_f1
 from semrsm_dist.plan.tiling import Layout
@@ -195,9 +194,9 @@ def _retrieval(session: Session, identity: Identity, run: Run, layers: list[str]
         pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
         queries = FeatureStore(session.directory.features, identity.row_side, layer).read_pooled()
         readers: dict[str, RowReader] = {
-            SPATIAL: _rows_of(run.similarity(layer, kernel, SPATIAL)),
+            SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
             POOLED: cosine_rows(queries, pooled),
-            SEMANTIC: _rows_of(run.similarity(layer, kernel, SEMANTIC)),
+            SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
         }
         for method, reader in readers.items():
             for k in session.config.retrieval.k:
@@ -221,14 +220,6 @@ def _retrieval(session: Session, identity: Identity, run: Run, layers: list[str]
                     }
                 )
     return scores
-
-
-def _rows_of(matrix: xr.DataArray) -> RowReader:
-    def read(rows: slice) -> np.ndarray[Any, np.dtype[np.float64]]:
-        block: np.ndarray[Any, np.dtype[np.float64]] = matrix[rows].values
-        return block
-
-    return read
 
 
 def _plain(value: Any) -> Any:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 RESULT_BYTES = 8
 """Bytes of one stored number of the result."""
 
 RESULT_FIELDS = 3
 """Numbers stored per pair: matched, identity, gap."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairCost:
-    """Seconds that one core needs for one pair of images."""
-
-    seconds: float
-    measured: bool
 
 
 def guess_pair_seconds(matcher: str, n_tokens: int, n_channels: int) -> float:
@@ -62,7 +53,8 @@ def choose_block_side(
     panel_bytes, budget
         Memory of one loaded panel and of a worker: a block's row panels and one column panel must fit.
     """
-    by_time = math.isqrt(max(1, int(target_seconds / max(pair_seconds * side * side, 1e-9))))
+    tiles = target_seconds / max(pair_seconds * side * side, 1e-9)
+    by_time = math.isqrt(max(1, int(min(tiles, 1e12))))
     by_memory = max(1, budget // max(panel_bytes, 1) - 1)
     return max(1, min(by_time, by_memory))
 

@@ -25,7 +25,7 @@ SMALLEST_TILE = 16
 """Sides below this are left to tiles that would take too long or too much memory otherwise."""
 
 FEWEST_PANELS = 12
-"""A matrix has at least this many panels a side, if it has that many images: enough tiles to share out."""
+"""A matrix has at least this many panels a side, unless that takes tiles below the smallest: enough to share out."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,6 +90,11 @@ class Layout:
             height * (height - 1) // 2 if self.symmetric and row == column else height * self._width(column)
         )
 
+    def holds(self, row: int, column: int) -> bool:
+        """Tell whether a tile is one of those to solve."""
+        first = row if self.symmetric else 0
+        return 0 <= row < self.row_panels and first <= column < self.column_panels
+
     @property
     def total_pairs(self) -> int:
         """Return the number of pairs that the whole matrix solves."""
@@ -130,11 +135,12 @@ def choose_side(
     ConfigError
         If not even two single images fit.
     """
-    if 2 * image_bytes > budget:
+    missing = 2 * image_bytes - budget
+    if missing > 0:
         raise ConfigError(
-            f"matching.worker_memory leaves {budget} bytes for features, but a pair of images takes "
-            f"{2 * image_bytes}; no pair can be matched: raise matching.worker_memory to at least "
-            f"{2 * image_bytes // 2**20 + 64} MiB, or choose a layer with fewer tokens or channels"
+            f"matching.worker_memory leaves {max(budget, 0) / 2**20:.1f} MiB for features, but a pair of images takes "
+            f"{2 * image_bytes / 2**20:.1f} MiB; no pair can be matched: raise matching.worker_memory by at least "
+            f"{-(-missing // 2**20)} MiB, or choose a layer with fewer tokens or channels"
         )
     side = 1
 
@@ -171,8 +177,7 @@ def plan_blocks(
         Every wanted tile in exactly one block. Within a block the tiles are ordered by column, so that
         a worker that holds the block's row panels loads each column panel once.
     """
-    known = set(layout.tiles())
-    strangers = set(wanted) - known
+    strangers = [tile for tile in wanted if not layout.holds(*tile)]
     if strangers:
         raise ValueError(f"tiles {sorted(strangers)[:3]} are not part of the layout")
 

@@ -1,0 +1,116 @@
+"""From missing tiles to tasks: nothing lost, nothing twice, within memory and time, largest first."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.stages import matching
+from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
+
+PANEL = 100
+
+
+@st.composite
+def layer_works(draw):
+    works = []
+    for layer in draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)):
+        symmetric = draw(st.booleans())
+        n_rows, n_columns = draw(st.integers(1, 60)), draw(st.integers(1, 60))
+        layout = Layout(n_rows, n_rows if symmetric else n_columns, draw(st.integers(1, 20)), symmetric)
+        wanted = draw(st.lists(st.sampled_from(list(layout.tiles())), unique=True))
+        works.append(LayerWork(layer, layout, wanted, draw(st.floats(1e-6, 1e3)), PANEL))
+    return works
+
+
+class Panels(matching._Panels):
+    """The panels a task really holds, without what is in them."""
+
+    def __init__(self, worker):
+        super().__init__(worker, None)
+        self.loads = 0
+        self.most = 0
+
+    def _read(self, side, layer, images):
+        self.loads += 1
+        self.most = max(self.most, len(self._rows) + (self._column is not None) + 1)
+        return side, layer, images
+
+
+@given(
+    layer_works(),
+    st.integers(1, 9),
+    st.floats(0.1, 1e4),
+    st.integers(0, 12).map(lambda panels: panels * PANEL),
+)
+def test_every_wanted_tile_is_in_exactly_one_task(works, workers, task_seconds, budget):
+    tasks = plan_tasks(works, workers=workers, task_seconds=task_seconds, budget=budget)
+    wanted = [Tile(work.layer, *tile) for work in works for tile in work.wanted]
+    assert sorted(unit for task in tasks for unit in task.units) == sorted(wanted)
+    seconds = {work.layer: work.pair_seconds for work in works}
+    layouts = {work.layer: work.layout for work in works}
+    for task in tasks:
+        assert len({unit.layer for unit in task.units}) == 1
+        expected = sum(seconds[u.layer] * layouts[u.layer].n_pairs(u.row, u.column) for u in task.units)
+        assert task.cost == pytest.approx(expected)
+        assert len(task.units) == 1 or task.cost <= task_seconds * (1 + 1e-9)
+    whole = [task.cost for task in tasks if len(task.units) > 1]
+    assert whole == sorted(whole, reverse=True)
+
+
+@given(
+    layer_works(),
+    st.integers(1, 9),
+    st.floats(0.1, 1e4),
+    st.integers(2, 12).map(lambda panels: panels * PANEL),
+)
+def test_a_task_never_holds_more_panels_than_the_memory(works, workers, task_seconds, budget):
+    layouts = {work.layer: work.layout for work in works}
+    for row_side in ("images", "queries"):
+        worker = MatchingWorker("run", row_side, layouts, "auction", {})
+        for task in plan_tasks(works, workers=workers, task_seconds=task_seconds, budget=budget):
+            panels = Panels(worker)
+            for tile in task.units:
+                layout = layouts[tile.layer]
+                rows, columns = panels.load(tile)
+                assert rows == (row_side, tile.layer, layout.rows(tile.row))
+                assert columns[1:] == (tile.layer, layout.columns(tile.column))
+            assert panels.most * PANEL <= budget
+
+
+def test_panels_are_loaded_for_many_tiles():
+    layout = Layout(64, 64, 4, symmetric=False)
+    work = LayerWork("a", layout, list(layout.tiles()), 1.0, PANEL)
+    tasks = plan_tasks([work], workers=1, task_seconds=1e4, budget=5 * PANEL)
+    largest = max(tasks, key=lambda task: len(task.units))
+    assert len(largest.units) == 16
+    panels = Panels(MatchingWorker("run", "queries", {"a": layout}, "auction", {}))
+    for tile in largest.units:
+        panels.load(tile)
+    assert panels.loads == 8
+
+
+def test_work_goes_round_and_ends_in_single_tiles():
+    layout = Layout(2000, 2000, 32, symmetric=True)
+    work = LayerWork("a", layout, list(layout.tiles()), 1e-3, PANEL)
+    tasks = plan_tasks([work], workers=4, task_seconds=60, budget=100 * PANEL)
+    assert len(tasks) >= matching.TASKS_PER_WORKER * 4
+    assert len(tasks[0].units) > 1
+    assert all(len(task.units) == 1 for task in tasks[-4:])
+
+
+def test_nothing_wanted_makes_no_tasks():
+    layout = Layout(10, 10, 5, symmetric=True)
+    assert plan_tasks([], workers=3, task_seconds=1, budget=1) == []
+    assert plan_tasks([LayerWork("a", layout, [], 1.0, PANEL)], workers=3, task_seconds=1, budget=1) == []
+
+
+def test_fewer_blocks_than_workers_become_single_tiles():
+    layout = Layout(8, 8, 4, symmetric=True)
+    work = LayerWork("a", layout, list(layout.tiles()), 1e-6, PANEL)
+    tasks = plan_tasks([work], workers=64, task_seconds=15, budget=100 * PANEL)
+    assert [task.units for task in tasks] == [
+        (Tile("a", 0, 0),),
+        (Tile("a", 0, 1),),
+        (Tile("a", 1, 1),),
+    ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.config import DigitScenesData, FeaturesData, FolderData, TableData
 from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.files import is_uri
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.manifest import Manifest, ManifestRow, scan
 from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.data.table import TableImages, read_records
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 
@@ -65,9 +67,12 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
 
     Raises
     ------
+    ConfigError
+        If the run directory lies among the images.
     InputError
         If there are too few images, or some are unreadable and the configuration does not say to skip them.
     """
+    _refuse_run_among_images(session, data)
     image_set = make_image_set(data)
     with session.timed("scan"):
         records = tuple(image_set.records())
@@ -134,6 +139,17 @@ def require_enough(rectangular: bool, counts: dict[str, int]) -> None:
                 f"{side}: {count} usable image{'' if count == 1 else 's'}, but a similarity matrix needs at least "
                 f"{least}; add images, or check the path and the file types"
             )
+
+
+def _refuse_run_among_images(session: Session, data: ImageData) -> None:
+    if not isinstance(data, FolderData) or is_uri(str(data.path)):
+        return
+    run, folder = session.directory.path.resolve(), Path(data.path).resolve()
+    if run.is_relative_to(folder):
+        raise ConfigError(
+            f"run: {run}: lies inside the image folder {folder}, so the pictures that the run draws would be taken for "
+            "its images; choose a directory outside it"
+        )
 
 
 def _previous(session: Session, side: str) -> Manifest | None:

@@ -111,10 +111,10 @@ def import_features(
             worker, Resources(cpus=1, memory=int(session.config.matching.worker_memory))
         ),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), TASK_PANELS)],
-        total=len(everything) * panel,
-        done=(len(everything) - len(missing)) * panel,
+        total=len(sources) * len(image_ids),
+        done=sum(spans[index][1] - spans[index][0] for _, index in present),
         unit="images",
-        amount=lambda receipt: panel,
+        amount=lambda receipt: int(receipt.counts["images"]),
         on_value=lambda receipt: refused.extend(cast("list[tuple[str, int, bool]]", receipt.value)),
     )
     if refused:
@@ -137,5 +137,5 @@ def _refuse(refused: list[tuple[str, int, bool]], image_ids: Sequence[str], side
     )
     raise InputError(
         f"{side}: features of {', '.join(names)}{more} are NaN or infinite; no similarity can be computed from "
-        f"them: {remedy}"
+        f"them: {remedy}; then start in a new run directory"
     )

@@ -131,7 +131,7 @@ def require_disk(session: Session, identity: Identity, sides: Mapping[str, int])
     free = shutil.disk_usage(session.directory.path).free
     if needed > free:
         raise StorageError(
-            f"{session.directory.path}: the run takes up to {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are "
+            f"{session.directory.path}: the run takes up to {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are "
             "free; nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,11 +44,17 @@ def dashboard() -> Iterator[str]:
         "dashboard_agent_listen_port": free_port(),
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield f"http://{cluster.head_node.webui_url}"
-    cluster.shutdown()
+    with contextlib.ExitStack() as folders:
+        for _ in range(2):
+            # A folder of its own, as on a host of its own: nodes that share one remove each other's working
+            # directories of jobs. The path is short because it holds sockets.
+            folder = folders.enter_context(
+                tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+            )
+            cluster.add_node(num_cpus=1, temp_dir=folder)
+        cluster.wait_for_nodes()
+        yield f"http://{cluster.head_node.webui_url}"
+        cluster.shutdown()
 
 
 @pytest.fixture

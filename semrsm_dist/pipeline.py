@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config import FeaturesData, RunConfig
 from semrsm_dist.engine import Engine, Failure, Resources, make_engine
-from semrsm_dist.errors import WorkError
+from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import guess_pair_seconds
@@ -75,7 +76,7 @@ def run(
         If it was interrupted or `stop` was set; what was finished is kept.
     """
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    directory = RunDirectory(config.run.absolute())
+    directory = RunDirectory(_lasting(config.run))
     directory.create()
     with directory.locked():
         record = directory.read_record()
@@ -90,6 +91,16 @@ def run(
         finally:
             if own_engine:
                 engine.close()
+
+
+def _lasting(path: Path) -> Path:
+    """Return the run directory's absolute path, unless it would lie in the copy that Ray deletes after a job."""
+    if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
+        raise ConfigError(
+            f"run: {path}: a submitted job works in a copy of its working directory that is deleted when it ends, and the "
+            "results with it; nothing was computed: give an absolute path on a file system that all nodes share"
+        )
+    return path.absolute()
 
 
 def _run_session(session: Session, matcher: Matcher, record: Record | None) -> dict[str, Any]:

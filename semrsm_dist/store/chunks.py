@@ -46,6 +46,20 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def create_group(root: Path, name: str) -> zarr.Group:
+    """Open a group below a root, making it and all groups above it, so that the root opens as a whole.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made.
+    """
+    with writing(root / name):
+        for folder in (root, *(root / parent for parent in reversed(Path(name).parents[:-1]))):
+            zarr.open_group(folder, mode="a", use_consolidated=False)
+        return zarr.open_group(root / name, mode="a", use_consolidated=False)
+
+
 def create_array(
     group: Path,
     name: str,

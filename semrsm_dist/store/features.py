@@ -54,6 +54,7 @@ class FeatureStore:
         dtype
             `float32` or `float16`.
         """
+        chunks.create_group(self.root, f"{self.side}/{self.layer}")
         chunks.create_array(
             self.group,
             SQUARED_NORM,

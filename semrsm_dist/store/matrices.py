@@ -48,9 +48,16 @@ class MatrixStore:
         return self.root / self.layer
 
     def read_attributes(self) -> dict[str, Any]:
-        """Return the attributes of the layer's group; empty if there is none."""
+        """Return the attributes of the layer's group; empty if there is none.
+
+        Raises
+        ------
+        StorageError
+            If the group's description is damaged.
+        """
         try:
-            return dict(zarr.open_group(self.group, mode="r", use_consolidated=False).attrs)
+            with chunks.reading_metadata(self.group):
+                return dict(zarr.open_group(self.group, mode="r", use_consolidated=False).attrs)
         except FileNotFoundError:
             return {}
 
@@ -63,8 +70,11 @@ class MatrixStore:
 
         Matrices of other names go: what an earlier assembly left would pass for part of this one.
         """
+        group = chunks.create_group(self.root, self.layer)
         with chunks.writing(self.group):
-            group = zarr.open_group(self.group, mode="a", use_consolidated=False)
+            zarr.open_group(self.root, mode="a", use_consolidated=False).attrs.put(
+                {}
+            )  # what it gathered is outdated
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
             for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
                 del group[name]
@@ -104,6 +114,7 @@ class MatrixStore:
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
             zarr.open_group(self.group, mode="a", use_consolidated=False).attrs[COMPLETE] = True
             zarr.consolidate_metadata(self.group)
+            zarr.consolidate_metadata(self.root)  # where `xarray.open_zarr(root, group=layer)` looks
 
     def open(self) -> xr.Dataset:
         """Open the layer lazily.

@@ -72,9 +72,8 @@ class MatrixStore:
         """
         group = chunks.create_group(self.root, self.layer)
         with chunks.writing(self.group):
-            zarr.open_group(self.root, mode="a", use_consolidated=False).attrs.put(
-                {}
-            )  # what it gathered is outdated
+            # Written again without the metadata that it gathered, which is outdated from here on.
+            zarr.open_group(self.root, mode="a", use_consolidated=False).attrs.put({})
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
             for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
                 del group[name]

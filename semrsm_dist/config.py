@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -78,6 +79,13 @@ def _path(value: object) -> object:
     return location
 
 
+def _layer_name(value: str) -> str:
+    """Check that a name can be that of a folder in the store."""
+    if value in ("", ".", "..", "zarr.json") or "/" in value or not value.isprintable():
+        raise ValueError("expected a name without / that a folder can bear; choose another")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -85,6 +93,7 @@ class _Section(BaseModel):
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
 Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+LayerName = Annotated[str, AfterValidator(_layer_name)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]
 Location = Annotated[Path | str, BeforeValidator(_location)]
 Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
@@ -130,7 +139,7 @@ class FeaturesData(_Section):
     """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr."""
 
     source: Literal["features"]
-    layers: Annotated[dict[str, LocalPath], Field(min_length=1)]
+    layers: Annotated[dict[LayerName, LocalPath], Field(min_length=1)]
     layout: Literal["auto", "nsc", "nchw"] = "auto"
     table: Location | None = None
 

@@ -22,8 +22,15 @@ from semrsm_dist.errors import StorageError
 
 zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
 
-DECODING_ERRORS = (ValueError, RuntimeError, OSError, TypeError, EOFError)
+DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
 """What the codecs raise for damaged bytes."""
+
+METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
+"""What Zarr raises for a `zarr.json` that is cut short or not what it should be."""
+
+
+class DamagedChunkError(StorageError):
+    """The bytes of a chunk are there but cannot be decoded."""
 
 
 @contextlib.contextmanager
@@ -52,12 +59,13 @@ def create_group(root: Path, name: str) -> zarr.Group:
     Raises
     ------
     StorageError
-        If it cannot be made.
+        If it cannot be made, or the description of one is damaged.
     """
     with writing(root / name):
-        for folder in (root, *(root / parent for parent in reversed(Path(name).parents[:-1]))):
-            zarr.open_group(folder, mode="a", use_consolidated=False)
-        return zarr.open_group(root / name, mode="a", use_consolidated=False)
+        for folder in (root, *(root / parent for parent in reversed(Path(name).parents[:-1])), root / name):
+            with reading_metadata(folder):
+                group = zarr.open_group(folder, mode="a", use_consolidated=False)
+        return group
 
 
 def create_array(
@@ -98,7 +106,7 @@ def create_array(
                 "was overwritten: start a new run directory"
             )
         return existing
-    with writing(group / name):
+    with writing(group / name), reading_metadata(group):
         array = zarr.open_group(group, mode="a").create_array(
             name,
             shape=tuple(shape),
@@ -118,7 +126,7 @@ def open_array(group: Path, name: str) -> zarr.Array[Any]:
     Raises
     ------
     StorageError
-        If it is not there.
+        If it is not there, or its description is damaged.
     """
     array = _open_if_there(group, name)
     if array is None:
@@ -143,7 +151,7 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     Raises
     ------
     ValueError
-        If shape or type do not fit: Zarr would broadcast or cast without a word.
+        If shape or type do not fit, or there is no such chunk: Zarr would broadcast or cast without a word.
     OSError
         As the file system raises it.
     """
@@ -151,7 +159,7 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     expected = tuple(part.stop - part.start for part in region)
     if values.shape != expected or values.dtype != array.dtype:
         raise ValueError(
-            f"chunk {tuple(index)} of {array.path} takes {array.dtype} of shape {expected}, "
+            f"chunk {tuple(index)} of {_location(array)} takes {array.dtype} of shape {expected}, "
             f"not {values.dtype} of shape {values.shape}"
         )
     array[region] = values
@@ -163,9 +171,16 @@ def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:
     Raises
     ------
     StorageError
-        If its bytes are damaged, naming the file.
+        If it is missing, cannot be read, or its bytes are damaged.
     """
-    return read_region(array, chunk_region(array, index))
+    region = chunk_region(array, index)
+    file = _chunk_path(_location(array), index)
+    if not file.is_file():  # it would read as fill values, like a result
+        raise StorageError(
+            f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, which "
+            "computes it again"
+        )
+    return read_region(array, region)
 
 
 def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[Any]:
@@ -173,22 +188,38 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
 
     Raises
     ------
+    DamagedChunkError
+        If the bytes of a chunk in it cannot be decoded.
     StorageError
-        If a chunk in it is damaged.
+        If the file system does not give them.
     """
+    spans = ", ".join(f"{part.start}:{part.stop}" for part in region)
     try:
         return np.asarray(array[region])
     except DECODING_ERRORS as error:
-        spans = ", ".join(f"{part.start}:{part.stop}" for part in region)
-        raise StorageError(
+        raise DamagedChunkError(
             f"{_location(array)}[{spans}]: the stored bytes are damaged ({error}); results that need them "
             "cannot be computed: delete the damaged chunk file under this array's folder and start the same command, "
             "which computes it again"
         ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{_location(array)}[{spans}]: cannot be read ({error.strerror or error}); results that need it cannot be "
+            "computed: check the disk and its permissions, then start the same command"
+        ) from error
 
 
 def chunk_region(array: zarr.Array[Any], index: Sequence[int]) -> tuple[slice, ...]:
-    """Return the part of an array that a chunk covers, cut at the array's end."""
+    """Return the part of an array that a chunk covers, cut at the array's end.
+
+    Raises
+    ------
+    ValueError
+        If the array has no such chunk.
+    """
+    grid = tuple(-(-length // size) for length, size in zip(array.shape, array.chunks, strict=True))
+    if len(index) != len(grid) or not all(0 <= position < n for position, n in zip(index, grid, strict=True)):
+        raise ValueError(f"{_location(array)} has {grid} chunks, but no chunk {tuple(index)}")
     return tuple(
         slice(position * size, min((position + 1) * size, length))
         for position, size, length in zip(index, array.chunks, array.shape, strict=True)
@@ -201,33 +232,81 @@ def list_chunks(group: Path, name: str) -> set[tuple[int, ...]]:
     present = set()
     for path in root.rglob("*"):
         parts = path.relative_to(root).parts
-        if all(part.isdigit() for part in parts) and path.is_file():
+        if all(part.isdecimal() for part in parts) and path.is_file():
             present.add(tuple(int(part) for part in parts))
     return present
 
 
 def is_decodable(array: zarr.Array[Any], index: Sequence[int]) -> bool:
-    """Tell whether a chunk that is present can be read."""
+    """Tell whether the bytes of a chunk that is present can be decoded.
+
+    Raises
+    ------
+    StorageError
+        If the file system does not give them, which says nothing about the chunk.
+    """
     try:
         read_chunk(array, index)
-    except StorageError:
+    except DamagedChunkError:
         return False
     return True
 
 
 def delete_chunk(group: Path, name: str, index: Sequence[int]) -> None:
-    """Remove a damaged chunk, so that it counts as missing."""
-    group.joinpath(name, "c", *(str(part) for part in index)).unlink()
+    """Remove a damaged chunk, so that it counts as missing.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be removed.
+    """
+    file = _chunk_path(group / name, index)
+    with writing(file):
+        file.unlink(missing_ok=True)
 
 
 def _open_if_there(group: Path, name: str) -> zarr.Array[Any] | None:
+    path = group / name
     try:
-        array = zarr.open_array(group / name, mode="r+")
+        with reading_metadata(path):
+            try:
+                array = zarr.open_array(path, mode="r+")
+            except PermissionError:
+                array = zarr.open_array(path, mode="r")
     except (FileNotFoundError, zarr.errors.NodeNotFoundError, zarr.errors.ContainsGroupError):
         return None
-    except PermissionError:
-        array = zarr.open_array(group / name, mode="r")
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be opened ({error.strerror or error}); check what is there, the disk and its permissions"
+        ) from error
     return array.with_config({"write_empty_chunks": True})
+
+
+@contextlib.contextmanager
+def reading_metadata(node: Path) -> Iterator[None]:
+    """Turn what Zarr raises for a damaged description of an array or a group into an error that names it.
+
+    Raises
+    ------
+    StorageError
+        If `zarr.json` of the node is cut short or not what it should be.
+    """
+    file = node / "zarr.json"
+    try:
+        yield
+    except (zarr.errors.NodeNotFoundError, zarr.errors.ContainsGroupError):
+        raise
+    except METADATA_ERRORS as error:
+        raise StorageError(
+            f"{file}: not the description of what should be here ({error}); nothing was overwritten: delete this file "
+            "and start the same command, which writes it anew and keeps the chunks"
+        ) from error
+
+
+def _chunk_path(array: str | Path, index: Sequence[int]) -> Path:
+    return Path(array).joinpath("c", *(str(part) for part in index))
 
 
 def _location(array: zarr.Array[Any]) -> str:

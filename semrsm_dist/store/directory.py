@@ -26,7 +26,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
 
@@ -154,20 +154,24 @@ class RunDirectory:
         """Add a line to the ledger. It is for people: nothing is decided by it, nothing fails for want of it."""
         line = json.dumps({"time": time.time(), "event": event, **facts})
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as ledger:
-                ledger.write(line + "\n")
+            with (self.path / "events.jsonl").open("ab+") as ledger:
+                if ledger.tell() and not _ends_a_line(ledger):  # a kill cut the last line short
+                    line = "\n" + line
+                ledger.write(line.encode() + b"\n")
         except OSError as error:
             log.warning("%s: cannot be written (%s)", self.path / "events.jsonl", error.strerror)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """Yield the ledger's events, oldest first; a line that a kill cut short is passed over."""
         try:
-            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
+            text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
         for line in text.splitlines():
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    yield event
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -184,7 +188,7 @@ class RunDirectory:
         """
         path = self.path / "lock"
         try:
-            handle = path.open("a+", encoding="utf-8")
+            handle = path.open("ab+", buffering=0)
         except OSError as error:
             raise StorageError(
                 f"{path}: the run directory cannot be written to ({error.strerror}); nothing was computed: make it "
@@ -195,7 +199,7 @@ class RunDirectory:
                 _lock(handle)
             except BlockingIOError as error:
                 handle.seek(0)
-                owner = handle.read().strip() or "unknown"
+                owner = handle.read().decode(errors="replace").strip() or "unknown"
                 raise ResumeError(
                     f"{self.path}: another driver is at work on this run ({owner}); two would do the work twice: wait "
                     "for it (semrsm status), or stop it first"
@@ -205,12 +209,10 @@ class RunDirectory:
                     f"{path}: the file system has no locks ({error.strerror}), so two drivers could not be kept apart: "
                     "put the run on a file system with flock, such as a local disk or NFS version 4"
                 ) from error
-            handle.seek(0)
-            handle.truncate()
-            handle.write(
-                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            )
-            handle.flush()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                handle.truncate(0)
+                handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
             yield
 
     def is_locked(self) -> bool:
@@ -239,7 +241,12 @@ class RunDirectory:
             )
 
 
-def _lock(handle: TextIO) -> None:
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _lock(handle: BinaryIO) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -20,6 +20,9 @@ FEATURES = "features"
 SQUARED_NORM = "squared_norm"
 POOLED = "pooled"
 
+_CHUNKS: dict[str, tuple[str, ...]] = {SQUARED_NORM: (), POOLED: ("0",), FEATURES: ("0", "0")}
+"""The arrays of a layer, and what follows the panel's number in the name of a chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
@@ -106,7 +109,9 @@ class FeatureStore:
 
     def present(self) -> set[int]:
         """Return the numbers of the panels that are complete."""
-        return {index[0] for index in chunks.list_chunks(self.group, FEATURES)}
+        return set.intersection(
+            *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _CHUNKS)
+        )
 
     def is_complete(self) -> bool:
         """Tell whether all panels are there."""
@@ -115,7 +120,9 @@ class FeatureStore:
 
     def has_panel(self, index: int) -> bool:
         """Tell whether one panel is complete."""
-        return self.group.joinpath(FEATURES, "c", str(index), "0", "0").is_file()
+        return all(
+            self.group.joinpath(name, "c", str(index), *rest).is_file() for name, rest in _CHUNKS.items()
+        )
 
     def dtype(self) -> np.dtype[Any]:
         """Return the type that features are stored in."""
@@ -140,11 +147,31 @@ class FeatureStore:
         return z
 
     def read_squared_norms(self) -> NDArray[np.float64]:
-        """Return (N,) squared norms."""
-        array = chunks.open_array(self.group, SQUARED_NORM)
-        return chunks.read_region(array, (slice(0, array.shape[0]),))
+        """Return (N,) squared norms.
+
+        Raises
+        ------
+        StorageError
+            If some are missing or damaged.
+        """
+        return self._read_whole(SQUARED_NORM)
 
     def read_pooled(self) -> NDArray[np.float32]:
-        """Return (N, C) mean concept vectors."""
-        array = chunks.open_array(self.group, POOLED)
-        return chunks.read_region(array, tuple(slice(0, length) for length in array.shape))
+        """Return (N, C) mean concept vectors.
+
+        Raises
+        ------
+        StorageError
+            If some are missing or damaged.
+        """
+        return self._read_whole(POOLED)
+
+    def _read_whole(self, name: str) -> NDArray[Any]:
+        array = chunks.open_array(self.group, name)
+        values = chunks.read_region(array, tuple(slice(0, length) for length in array.shape))
+        if np.isnan(values).any():  # features are finite, so this is what missing chunks read as
+            raise StorageError(
+                f"{self.group / name}: some of it is missing; similarities cannot be derived without it: start the "
+                "same command, which computes it again"
+            )
+        return values

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from semrsm_dist.errors import ResumeError
 
 Fingerprint = dict[str, Any]
+
+SHOWN = 60
+"""Characters of a value that a refusal shows."""
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Fingerprint:
@@ -56,7 +60,7 @@ def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run:
     if not changed:
         return
     width = max(len(name) for name, _, _ in changed)
-    lines = [f"  {name:<{width}}  {_short(old)} -> {_short(new)}" for name, old, new in changed]
+    lines = [f"  {name:<{width}}  {' -> '.join(_shorten(old, new))}" for name, old, new in changed]
     raise ResumeError(
         f"{run}: the run holds results of another configuration; continuing would mix two different matrices, so "
         "nothing was changed. Recorded -> requested:\n"
@@ -66,6 +70,14 @@ def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run:
     )
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _shorten(*values: object) -> list[str]:
+    """Return texts of different values that show where they differ, however long they are."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    if len(set(texts)) < len(texts):  # such as "1" and 1
+        texts = [json.dumps(value) for value in values]
+    same = sum(1 for _ in takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False)))
+    start = max(0, same - SHOWN // 3) if max(map(len, texts)) > SHOWN else 0
+    return [
+        f"{'...' if start else ''}{text[start : start + SHOWN]}{'...' if len(text) > start + SHOWN else ''}"
+        for text in texts
+    ]

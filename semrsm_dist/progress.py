@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -71,8 +72,8 @@ class ConsoleReporter:
             shown.close()
 
     def note(self, message: str) -> None:
-        """Write one line."""
-        self._stream.write(message + "\n")
+        """Write one line, above a bar if there is one."""
+        tqdm.write(message, file=self._stream)
         self._stream.flush()
 
 
@@ -142,10 +143,10 @@ class _Lines:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `5 h 07 min`; `unknown time` for NaN."""
-    if seconds != seconds:  # noqa: PLR0124 - NaN is the only number unequal to itself
+    """Write a duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `5 h 07 min`; `unknown time` if it is not finite."""
+    if not math.isfinite(seconds):
         return "unknown time"
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

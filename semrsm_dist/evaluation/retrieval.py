@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.errors import ConfigError
+
 Labels = Sequence[tuple[str, ...]]
 RowReader = Callable[[slice], NDArray[np.float64]]
 
@@ -78,7 +80,14 @@ def retrieval_f1(
     -------
     RetrievalScore
         Queries with fewer than k candidates are judged on those that they have.
+
+    Raises
+    ------
+    ConfigError
+        If k is below 1.
     """
+    if k < 1:
+        raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
     same = database_labels is None
     candidates = [frozenset(item) for item in (labels if database_labels is None else database_labels)]
     queries = [frozenset(item) for item in labels]

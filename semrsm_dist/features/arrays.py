@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,38 +25,6 @@ LAYOUTS = ("auto", "nsc", "nchw")
 _DIGEST_BYTES = 64 * 2**20
 _EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
 _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
-
-
-class FeatureArray(Protocol):
-    """Representations of N images in a file, read a panel at a time."""
-
-    @property
-    def n_images(self) -> int:
-        """N."""
-
-    @property
-    def n_tokens(self) -> int:
-        """S."""
-
-    @property
-    def n_channels(self) -> int:
-        """C."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of what `read` returns: float16, float32 or float64."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return images start..stop-1 as a contiguous (T, S, C) array of its own; nothing else is loaded."""
-
-    def signature(self) -> str:
-        """Return something cheap that changes when the file does (sizes and times), for caching the digest."""
-
-    def digest(self) -> str:
-        """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return path, format, shape and type, ready for JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,46 +103,20 @@ def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     )
 
 
-def digest_features(source: FeatureArray) -> str:
-    """Return the SHA-256 of an array's shape, type and numbers, reading it once in bounded panels."""
-    n, s, c = source.n_images, source.n_tokens, source.n_channels
-    digest = hashlib.sha256(f"{n} {s} {c} {source.dtype}\n".encode())
-    step = max(1, _DIGEST_BYTES // (s * c * source.dtype.itemsize))
-    for start in range(0, n, step):
-        digest.update(source.read(start, min(start + step, n)).data)
-    return digest.hexdigest()
-
-
-def check_range(where: str, start: int, stop: int, n_images: int) -> None:
-    """Refuse a panel that is not inside the array, which slicing would shorten without a word."""
-    if not 0 <= start <= stop <= n_images:
-        raise InputError(f"{where}: images {start} to {stop} were asked for, but there are {n_images}")
-
-
-class NpyFeatures:
-    """Features in a `.npy` file; each panel is mapped alone, so memory does not grow with the file.
+class FeatureArray(ABC):
+    """Representations of N images in a file, read a panel at a time.
 
     Parameters
     ----------
     path
-        The file. It may be larger than memory.
-    layout
-        See `interpret`.
-
-    Raises
-    ------
-    InputError
-        The file does not exist, is damaged or shortened, or does not hold features.
+        Where the array is.
+    shape
+        How it is to be read.
     """
 
-    def __init__(self, path: str | Path, layout: str = "auto") -> None:
-        self.path = Path(path)
-        mapped = _map_npy(self.path)
-        self._disk_shape: tuple[int, ...] = mapped.shape
-        self._disk_dtype = mapped.dtype
-        self._offset = int(mapped.offset)
-        self._fortran = not mapped.flags.c_contiguous
-        self._shape = interpret(str(path), mapped.shape, mapped.dtype, layout)
+    def __init__(self, path: Path | str, shape: ArrayShape) -> None:
+        self.path = path
+        self._shape = shape
 
     @property
     def n_images(self) -> int:
@@ -192,39 +135,83 @@ class NpyFeatures:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of what `read` returns."""
+        """Type of what `read` returns: float16, float32 or float64."""
         return self._shape.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return images start..stop-1 as a contiguous (T, S, C) array of its own."""
-        check_range(str(self.path), start, stop, self.n_images)
+        """Return images start..stop-1 as a contiguous (T, S, C) array of its own; nothing else is loaded.
+
+        Raises
+        ------
+        InputError
+            The range is not inside the array, which slicing would shorten without a word; or it cannot be read.
+        """
+        if not 0 <= start <= stop <= self.n_images:
+            raise InputError(
+                f"{self.path}: images {start} to {stop} were asked for, but there are {self.n_images}"
+            )
         if start == stop:
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
-        try:
-            return self._shape.arrange(self._panel(start, stop))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path}: cannot be read ({error}); was it changed during the run?"
-            ) from error
+        return self._shape.arrange(self._read_panel(start, stop))
 
-    def _panel(self, start: int, stop: int) -> NDArray[Any]:
-        if self._fortran:  # an image is spread over the whole file
-            whole = np.memmap(
-                self.path, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
-            )
-            return whole[start:stop]
-        image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
-        shape = (stop - start, *self._disk_shape[1:])
-        return np.memmap(self.path, self._disk_dtype, "r", self._offset + start * image_bytes, shape=shape)
+    def digest(self) -> str:
+        """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.
+
+        The array is read once, in bounded panels.
+        """
+        digest = hashlib.sha256(f"{self.n_images} {self.n_tokens} {self.n_channels} {self.dtype}\n".encode())
+        step = max(1, _DIGEST_BYTES // (self.n_tokens * self.n_channels * self.dtype.itemsize))
+        for start in range(0, self.n_images, step):
+            digest.update(self.read(start, min(start + step, self.n_images)).data)
+        return digest.hexdigest()
+
+    @property
+    def layout(self) -> str:
+        """`nsc` or `nchw`: how the array lies on disk."""
+        return "nchw" if self._shape.channels_first else "nsc"
+
+    @abstractmethod
+    def signature(self) -> str:
+        """Return something cheap that changes when the file does (sizes and times), for caching the digest."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return path, format, shape and type, ready for JSON."""
+
+    @abstractmethod
+    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+        """Return some images as they lie on disk; raise InputError if they cannot be read."""
+
+
+class NpyFeatures(FeatureArray):
+    """Features in a `.npy` file; each panel is mapped alone, so memory does not grow with the file.
+
+    Parameters
+    ----------
+    path
+        The file. It may be larger than memory.
+    layout
+        See `interpret`.
+
+    Raises
+    ------
+    InputError
+        The file does not exist, is damaged or shortened, or does not hold features.
+    """
+
+    def __init__(self, path: str | Path, layout: str = "auto") -> None:
+        self._file = Path(path)
+        mapped = _map_npy(self._file)
+        self._disk_shape: tuple[int, ...] = mapped.shape
+        self._disk_dtype = mapped.dtype
+        self._offset = int(mapped.offset)
+        self._fortran = not mapped.flags.c_contiguous
+        super().__init__(self._file, interpret(str(path), mapped.shape, mapped.dtype, layout))
 
     def signature(self) -> str:
         """Return size and time of the file."""
-        stat = self.path.stat()
+        stat = self._file.stat()
         return f"npy {stat.st_size} {stat.st_mtime_ns}"
-
-    def digest(self) -> str:
-        """Return the SHA-256 of shape, type and numbers."""
-        return digest_features(self)
 
     def describe(self) -> dict[str, Any]:
         """Return path, format, shape and type."""
@@ -233,8 +220,24 @@ class NpyFeatures:
             "format": "npy",
             "shape": list(self._disk_shape),
             "stored_dtype": str(self._disk_dtype),
-            "layout": "nchw" if self._shape.channels_first else "nsc",
+            "layout": self.layout,
         }
+
+    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+        image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
+        try:
+            if self._fortran:  # an image is spread over the whole file
+                whole = np.memmap(
+                    self._file, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
+                )
+                return whole[start:stop]
+            shape = (stop - start, *self._disk_shape[1:])
+            offset = self._offset + start * image_bytes
+            return np.memmap(self._file, self._disk_dtype, "r", offset, shape=shape)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error}); was it changed during the run?"
+            ) from error
 
 
 def _map_npy(path: Path) -> np.memmap[Any, Any]:

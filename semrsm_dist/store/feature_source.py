@@ -18,7 +18,7 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError, did_you_mean
-from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, check_range, digest_features, interpret
+from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, interpret
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
     return ZarrFeatures(local, layout)
 
 
-class ZarrFeatures:
+class ZarrFeatures(FeatureArray):
     """Features in a Zarr array. A panel costs the chunks that it touches, each decoded as a whole.
 
     Parameters
@@ -78,10 +78,10 @@ class ZarrFeatures:
     """
 
     def __init__(self, path: str | Path, layout: str = "auto") -> None:
-        self.path = path
         self._array = _open_zarr(path)
-        self._shape = interpret(str(path), self._array.shape, np.dtype(self._array.dtype), layout)
-        chunk_bytes = math.prod(self._array.chunks) * np.dtype(self._array.dtype).itemsize
+        dtype = np.dtype(self._array.dtype)
+        super().__init__(path, interpret(str(path), self._array.shape, dtype, layout))
+        chunk_bytes = math.prod(self._array.chunks) * dtype.itemsize
         if chunk_bytes > _LARGE_CHUNK_BYTES:
             _logger.warning(
                 "%s: its chunks %s hold %.1f GB each, and reading any image decodes a whole chunk; "
@@ -90,38 +90,6 @@ class ZarrFeatures:
                 self._array.chunks,
                 chunk_bytes / 1e9,
             )
-
-    @property
-    def n_images(self) -> int:
-        """N."""
-        return self._shape.n_images
-
-    @property
-    def n_tokens(self) -> int:
-        """S."""
-        return self._shape.n_tokens
-
-    @property
-    def n_channels(self) -> int:
-        """C."""
-        return self._shape.n_channels
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of what `read` returns."""
-        return self._shape.dtype
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return images start..stop-1 as a contiguous (T, S, C) array of its own."""
-        check_range(str(self.path), start, stop, self.n_images)
-        try:
-            panel = np.asarray(self._array[start:stop])
-        except _OPEN_ERRORS as error:
-            raise InputError(
-                f"{self.path}: images {start} to {stop} cannot be decoded ({error}); the array is damaged there: "
-                "write it again"
-            ) from error
-        return self._shape.arrange(panel)
 
     def signature(self) -> str:
         """Return a hash of names, sizes and times of the array's files; of its metadata if it is remote."""
@@ -134,10 +102,6 @@ class ZarrFeatures:
                 digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return f"zarr {digest.hexdigest()}"
 
-    def digest(self) -> str:
-        """Return the SHA-256 of shape, type and numbers."""
-        return digest_features(self)
-
     def describe(self) -> dict[str, Any]:
         """Return path, format, shape, chunks and type."""
         return {
@@ -146,8 +110,17 @@ class ZarrFeatures:
             "shape": list(self._array.shape),
             "chunks": list(self._array.chunks),
             "stored_dtype": str(self._array.dtype),
-            "layout": "nchw" if self._shape.channels_first else "nsc",
+            "layout": self.layout,
         }
+
+    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[start:stop])
+        except _OPEN_ERRORS as error:
+            raise InputError(
+                f"{self.path}: images {start} to {stop} cannot be decoded ({error}); the array is damaged there: "
+                "write it again"
+            ) from error
 
 
 def _open_zarr(path: str | Path) -> zarr.Array[Any]:

@@ -1,0 +1,162 @@
+"""Retrieval scores against a plain loop over images, with all that can be missing."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation import retrieval
+from semrsm_dist.evaluation.retrieval import cosine_rows, label_f1, retrieval_f1
+
+similarities = st.sampled_from([math.nan, -math.inf, -1.0, -0.0, 0.0, 0.5, 1.0, math.inf])
+label_sets = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
+group_names = st.sampled_from([None, "", "g", "h"])
+
+
+def expected_score(matrix, labels, candidates, groups, candidate_groups, k, same):
+    """Return (mean F1@k, queries judged) of a loop over images, written from the definition."""
+    scores = []
+    for query, row in enumerate(matrix):
+        hits = []
+        for candidate, similarity in enumerate(row):
+            grouped = (
+                groups and candidate_groups and groups[query] and groups[query] == candidate_groups[candidate]
+            )
+            if (
+                math.isnan(similarity)
+                or not candidates[candidate]
+                or grouped
+                or (same and query == candidate)
+            ):
+                continue
+            hits.append((-similarity, candidate))
+        best = [candidate for _, candidate in sorted(hits)[:k]]
+        if labels[query] and best:
+            wanted = set(labels[query])
+            overlaps = [
+                2 * len(wanted & set(candidates[hit])) / (len(wanted) + len(candidates[hit])) for hit in best
+            ]
+            scores.append(sum(overlaps) / len(overlaps))
+    return (sum(scores) / len(scores) if scores else math.nan), len(scores)
+
+
+@st.composite
+def matrices(draw, n_rows, n_columns):
+    rows = st.lists(similarities, min_size=n_columns, max_size=n_columns)
+    return np.array(draw(st.lists(rows, min_size=n_rows, max_size=n_rows))).reshape(n_rows, n_columns)
+
+
+def lists(draw, items, length):
+    return draw(st.lists(items, min_size=length, max_size=length))
+
+
+def reader(matrix):
+    return lambda rows: matrix[rows].copy()
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 4))
+def test_it_is_the_loop_over_the_images_themselves(data, n, k):
+    matrix = data.draw(matrices(n, n))
+    labels = lists(data.draw, label_sets, n)
+    groups = data.draw(st.none() | st.lists(group_names, min_size=n, max_size=n))
+    score = retrieval_f1(reader(matrix), labels, k=k, groups=groups)
+    f1, judged = expected_score(matrix, labels, labels, groups, groups, k, same=True)
+    assert score.f1 == pytest.approx(f1, nan_ok=True)
+    assert (score.k, score.n_queries, score.n_left_out) == (k, judged, n - judged)
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
+def test_it_is_the_loop_of_queries_over_a_database(data, n, m, k):
+    matrix = data.draw(matrices(n, m))
+    labels, candidates = lists(data.draw, label_sets, n), lists(data.draw, label_sets, m)
+    groups, candidate_groups = (
+        data.draw(st.none() | st.lists(group_names, min_size=length, max_size=length)) for length in (n, m)
+    )
+    score = retrieval_f1(
+        reader(matrix),
+        labels,
+        k=k,
+        database_labels=candidates,
+        groups=groups,
+        database_groups=candidate_groups,
+    )
+    f1, judged = expected_score(matrix, labels, candidates, groups, candidate_groups, k, same=False)
+    assert score.f1 == pytest.approx(f1, nan_ok=True)
+    assert (score.n_queries, score.n_left_out) == (judged, n - judged)
+
+
+def test_rows_are_read_a_few_at_a_time_and_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 4)
+    matrix = np.random.default_rng(0).normal(size=(11, 11))
+    matrix.setflags(write=False)
+    labels = [tuple(str(index % 3)) for index in range(11)]
+    asked = []
+
+    def read(rows):
+        asked.append((rows.start, rows.stop))
+        return matrix[rows]
+
+    score = retrieval_f1(read, labels, k=2)
+    assert asked == [(0, 4), (4, 8), (8, 11)]
+    assert score.f1 == pytest.approx(expected_score(matrix, labels, labels, None, None, 2, same=True)[0])
+
+
+def test_ties_go_to_the_first_and_an_image_is_not_its_own_hit():
+    labels = [("a",), ("b",), ("a",)]
+    assert retrieval_f1(reader(np.ones((3, 3))), labels).f1 == pytest.approx((0 + 0 + 1) / 3)
+    assert retrieval_f1(reader(np.ones((3, 3))), labels, database_labels=labels).f1 == pytest.approx(2 / 3)
+
+
+def test_near_duplicates_are_no_hits_but_hits_of_others():
+    matrix = np.array([[1, 0.9, 0.1], [0.9, 1, 0.1], [0.3, 0.2, 1]])
+    labels = [("a",), ("a",), ("b",)]
+    assert retrieval_f1(reader(matrix), labels).f1 == pytest.approx(2 / 3)
+    grouped = retrieval_f1(reader(matrix), labels, groups=["g", "g", None])
+    assert (grouped.f1, grouped.n_queries) == (0.0, 3)
+
+
+def test_who_cannot_be_judged_is_counted():
+    matrix = np.array([[1, math.nan, math.nan], [0.5, 1, 0.5], [0.5, 0.6, 1]])
+    score = retrieval_f1(reader(matrix), [("a",), ("a",), ()])
+    assert (score.f1, score.n_queries, score.n_left_out) == (1.0, 1, 2)
+    nothing = retrieval_f1(reader(matrix), [(), (), ()])
+    assert math.isnan(nothing.f1)
+    assert (nothing.n_queries, nothing.n_left_out) == (0, 3)
+
+
+def test_fewer_candidates_than_hits_are_enough():
+    labels = [("a",), ("a", "b")]
+    assert retrieval_f1(reader(np.ones((2, 2))), labels, k=10).f1 == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_no_hits_cannot_be_scored(k):
+    with pytest.raises(ConfigError, match=f"F1@k is {k}, but at least one hit"):
+        retrieval_f1(reader(np.ones((2, 2))), [("a",), ("b",)], k=k)
+
+
+@given(label_sets, label_sets)
+def test_label_overlap(query, hit):
+    if not query and not hit:
+        return
+    f1 = label_f1(frozenset(query), frozenset(hit))
+    assert f1 == label_f1(frozenset(hit), frozenset(query))
+    assert (f1 == 1) == (set(query) == set(hit))
+    assert (f1 == 0) == (not set(query) & set(hit))
+    assert 0 <= f1 <= 1
+
+
+def test_pooled_vectors_are_compared_by_their_angle():
+    rng = np.random.default_rng(0)
+    queries, database = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float32)
+    database[2] = 0
+    read = cosine_rows(queries * 1e-20, database * 1e15)
+    found = np.concatenate([read(slice(0, 3)), read(slice(3, 4))])
+    for i, query in enumerate(queries.astype(np.float64)):
+        for j, vector in enumerate(database.astype(np.float64)):
+            expected = query @ vector / np.linalg.norm(query) / np.linalg.norm(vector) if j != 2 else math.nan
+            assert found[i, j] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert not np.isnan(found[:, [0, 1, 3, 4]]).any()

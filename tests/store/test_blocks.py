@@ -1,0 +1,147 @@
+"""Solved tiles: three numbers a pair, there or not there, and damaged ones found and removed."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semrsm_dist.errors import StorageError
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store import chunks
+from semrsm_dist.store.blocks import QUANTITIES, BlockStore
+
+LAYOUT = Layout(7, 7, 3, symmetric=True)
+rng = np.random.default_rng(0)
+
+
+def tile_of(layout, row, column):
+    shape = [part.stop - part.start for part in (layout.rows(row), layout.columns(column))]
+    return [rng.normal(size=shape) for _ in QUANTITIES]
+
+
+def filled(root, layout=LAYOUT, layer="layer1.0"):
+    store = BlockStore(root, layer)
+    store.create(layout.n_rows, layout.n_columns, layout.side)
+    tiles = {tile: tile_of(layout, *tile) for tile in layout.tiles()}
+    for tile, quantities in tiles.items():
+        store.write(tile, *quantities)
+    return store, tiles
+
+
+def file_of(root, store, tile):
+    return root / store.layer / "c" / "0" / str(tile[0]) / str(tile[1])
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.booleans())
+def test_tiles_come_back_and_are_counted(tmp_path_factory, n_rows, n_columns, side, symmetric):
+    layout = Layout(n_rows, n_rows if symmetric else n_columns, side, symmetric)
+    store, tiles = filled(tmp_path_factory.mktemp("blocks"), layout)
+    assert store.present() == set(layout.tiles())
+    for tile, quantities in tiles.items():
+        np.testing.assert_array_equal(store.read(tile), quantities)
+
+
+def test_the_order_of_the_quantities_is_on_disk(tmp_path):
+    store, _ = filled(tmp_path)
+    assert QUANTITIES == ("matched", "identity", "gap")
+    assert tuple(store.open().attrs["quantities"]) == QUANTITIES
+    ones = np.ones((3, 3))
+    store.write((0, 0), ones, 2 * ones, 3 * ones)
+    np.testing.assert_array_equal(store.open()[:, 0, 0], [1, 2, 3])
+
+
+def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
+    store = BlockStore(tmp_path, "a")
+    store.create(7, 7, 3)
+    assert store.present() == set()
+    with pytest.raises(StorageError, match=r"a/c/0/0/1: this chunk is missing"):
+        store.read((0, 1))
+    with pytest.raises(ValueError, match="but no chunk"):
+        store.read((0, 3))
+
+
+def test_an_undefined_tile_is_there(tmp_path):
+    store, _ = filled(tmp_path)
+    store.write((0, 1), *[np.full((3, 3), np.nan)] * 3)
+    assert np.isnan(store.read((0, 1))).all()
+    assert store.remove_damaged() == []
+
+
+def test_damaged_tiles_are_removed_and_no_others(tmp_path):
+    store, tiles = filled(tmp_path)
+    damage = {(0, 0): b"", (0, 2): None, (2, 2): b"\0" * 50}
+    for tile, content in damage.items():
+        file = file_of(tmp_path, store, tile)
+        file.write_bytes(file.read_bytes()[:-1] if content is None else content)
+    assert store.remove_damaged() == sorted(damage)
+    assert store.present() == set(LAYOUT.tiles()) - set(damage)
+    assert store.remove_damaged() == []
+    for tile in store.present():
+        np.testing.assert_array_equal(store.read(tile), tiles[tile])
+
+
+def test_a_disk_that_fails_removes_nothing(tmp_path, monkeypatch):
+    store, _ = filled(tmp_path)
+
+    def fail(array, region):
+        raise StorageError("cannot be read (Input/output error)")
+
+    monkeypatch.setattr(chunks, "read_region", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        store.remove_damaged()
+    assert store.present() == set(LAYOUT.tiles())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(3, 3), (3, 3), (3, 2)], [(3, 2)] * 3, [(3,)] * 3, [(1, 3)] * 3],
+)
+def test_wrong_shapes_write_nothing(tmp_path, shapes):
+    store = BlockStore(tmp_path, "a")
+    store.create(7, 7, 3)
+    with pytest.raises(ValueError, match="shape"):
+        store.write((0, 1), *[np.zeros(shape) for shape in shapes])
+    assert store.present() == set()
+
+
+def test_single_precision_is_refused(tmp_path):
+    store = BlockStore(tmp_path, "a")
+    store.create(7, 7, 3)
+    with pytest.raises(ValueError, match="not float32"):
+        store.write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
+
+
+def test_other_sizes_are_not_overwritten(tmp_path):
+    store, _ = filled(tmp_path)
+    for sizes in ((8, 7, 3), (7, 7, 4)):
+        with pytest.raises(StorageError, match="nothing was overwritten"):
+            store.create(*sizes)
+    store.create(7, 7, 3)
+    assert store.present() == set(LAYOUT.tiles())
+
+
+def test_layers_do_not_meet(tmp_path):
+    one, _ = filled(tmp_path, layer="blocks.1")
+    ten = BlockStore(tmp_path, "blocks.10")
+    ten.create(7, 7, 3)
+    assert ten.present() == set()
+    assert one.present() == set(LAYOUT.tiles())
+
+
+def test_arrival_times_are_those_of_the_files(tmp_path):
+    before = time.time() - 2
+    store, tiles = filled(tmp_path)
+    times = store.arrival_times()
+    assert times.keys() == tiles.keys()
+    assert all(before <= moment <= time.time() + 2 for moment in times.values())
+
+
+def test_a_killed_writer_s_part_is_no_tile(tmp_path):
+    store, _ = filled(tmp_path)
+    file = file_of(tmp_path, store, (1, 2))
+    file.rename(file.with_name("2.5f0e.partial"))
+    assert store.present() == set(LAYOUT.tiles()) - {(1, 2)}
+    assert (1, 2) not in store.arrival_times()

@@ -1,0 +1,159 @@
+"""Features come back bit by bit with the norms of what is stored; a panel is complete or to be made again."""
+
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semrsm_dist.errors import StorageError
+from semrsm_dist.store import chunks
+from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, FeatureStore
+
+N, S, C, PANEL = 7, 4, 3, 3
+Z = np.random.default_rng(0).normal(size=(N, S, C)).astype(np.float32)
+
+
+def store_in(path, dtype="float32", n_images=N, panel=PANEL):
+    store = FeatureStore(path, "images", "blocks.0.größe")
+    store.create(n_images, S, C, panel, dtype)
+    return store
+
+
+def fill(store, z=Z, panel=PANEL):
+    for index, start in enumerate(range(0, len(z), panel)):
+        store.write_panel(index, z[start : start + panel])
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = store_in(tmp_path)
+    fill(store)
+    return store
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(["float32", "float16"]), st.sampled_from("fd"))
+def test_any_cut_gives_the_same_features(tmp_path_factory, n_images, panel, dtype, given_in):
+    z = np.random.default_rng(n_images).normal(size=(n_images, S, C)).astype(given_in)
+    store = store_in(tmp_path_factory.mktemp("store"), dtype, n_images, panel)
+    fill(store, z, panel)
+    stored = z.astype(dtype)
+    wide = stored.astype(np.float64)
+    assert store.is_complete()
+    assert store.dtype() == dtype
+    for start in range(n_images):
+        for stop in range(start + 1, n_images + 1):
+            found = store.read(slice(start, stop))
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, stored[start:stop])
+    # Of the stored values: the norm of the values before rounding would make a cosine larger than 1.
+    np.testing.assert_allclose(store.read_squared_norms(), (wide**2).sum(axis=(1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(store.read_pooled(), wide.mean(axis=1), rtol=1e-6, atol=1e-12)
+
+
+def test_norms_do_not_depend_on_the_cut(tmp_path):
+    stores = [store_in(tmp_path / str(panel), panel=panel) for panel in (1, 2, 7)]
+    for store, panel in zip(stores, (1, 2, 7), strict=True):
+        fill(store, panel=panel)
+    for store in stores[1:]:
+        assert store.read_squared_norms().tobytes() == stores[0].read_squared_norms().tobytes()
+        assert store.read_pooled().tobytes() == stores[0].read_pooled().tobytes()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 0.0])
+def test_extreme_values_keep_their_norms(tmp_path, scale):
+    store = store_in(tmp_path)
+    fill(store, (Z * np.float32(scale)).astype(np.float32))
+    wide = (Z * np.float32(scale)).astype(np.float64)
+    np.testing.assert_allclose(store.read_squared_norms(), (wide**2).sum(axis=(1, 2)), rtol=1e-14)
+    assert store.is_complete()
+
+
+def test_a_panel_is_complete_when_all_of_it_is_there(tmp_path):
+    store = store_in(tmp_path)
+    assert store.present() == set()
+    assert not store.is_complete()
+    store.write_panel(1, Z[3:6])
+    assert store.present() == {1}
+    assert [store.has_panel(index) for index in range(3)] == [False, True, False]
+    assert not store.is_complete()
+    np.testing.assert_array_equal(store.read(slice(3, 6)), Z[3:6])
+
+
+@pytest.mark.parametrize("images", [slice(0, 1), slice(2, 4), slice(5, 7), slice(0, 7)])
+def test_missing_features_are_never_read_as_numbers(tmp_path, images):
+    store = store_in(tmp_path)
+    store.write_panel(1, Z[3:6])
+    with pytest.raises(
+        StorageError, match=f"features of images {images.start} to {images.stop - 1} are missing"
+    ):
+        store.read(images)
+    with pytest.raises(StorageError, match=r"squared_norm: some of it is missing"):
+        store.read_squared_norms()
+    with pytest.raises(StorageError, match=r"pooled: some of it is missing"):
+        store.read_pooled()
+
+
+@pytest.mark.parametrize("name", [FEATURES, SQUARED_NORM, POOLED])
+def test_deleting_a_damaged_chunk_makes_its_panel_be_computed_again(store, name):
+    """This is what the error about a damaged chunk tells the user to do."""
+    file = store.group / name / {FEATURES: "c/1/0/0", SQUARED_NORM: "c/1", POOLED: "c/1/0"}[name]
+    file.write_bytes(file.read_bytes()[:-3])
+    reading = {
+        FEATURES: lambda: store.read(slice(0, N)),
+        SQUARED_NORM: store.read_squared_norms,
+        POOLED: store.read_pooled,
+    }[name]
+    with pytest.raises(StorageError, match="delete the damaged chunk file under this array's folder"):
+        reading()
+    file.unlink()
+    assert store.present() == {0, 2}
+    assert not store.has_panel(1)
+    assert not store.is_complete()
+    store.write_panel(1, Z[3:6])
+    assert store.is_complete()
+    reading()
+    np.testing.assert_array_equal(store.read(slice(0, N)), Z)
+
+
+def test_features_are_written_last(tmp_path, monkeypatch):
+    """So that a kill between two of the three chunks leaves a panel that is not there."""
+    written = []
+    real = chunks.write_chunk
+    monkeypatch.setattr(
+        chunks, "write_chunk", lambda a, *rest: written.append(a.store_path) or real(a, *rest)
+    )
+    store_in(tmp_path).write_panel(0, Z[:3])
+    assert [str(path).rsplit("/", 1)[-1] for path in written] == [SQUARED_NORM, POOLED, FEATURES]
+
+
+@pytest.mark.parametrize("z", [Z[:2], Z[:4], Z[:3, :2], Z[:3, :, :2], Z[0]], ids=lambda z: str(z.shape))
+def test_another_shape_is_refused_before_anything_counts_as_there(tmp_path, z):
+    store = store_in(tmp_path)
+    with pytest.raises(ValueError, match=r"takes float|subscripts"):
+        store.write_panel(0, z)
+    assert store.present() == set()
+
+
+def test_another_layer_of_the_same_name_is_not_overwritten(store, tmp_path):
+    for change in ({"dtype": "float16"}, {"n_images": 8}, {"panel": 2}):
+        with pytest.raises(StorageError, match="nothing was overwritten"):
+            store_in(tmp_path, **change)
+    np.testing.assert_array_equal(store.read(slice(0, N)), Z)
+    store_in(tmp_path)
+    assert store.is_complete()
+
+
+def test_a_layer_that_is_gone_is_told(store):
+    shutil.rmtree(store.group)
+    for reading in (
+        store.read_squared_norms,
+        store.read_pooled,
+        store.is_complete,
+        lambda: store.read(slice(0, 1)),
+    ):
+        with pytest.raises(StorageError, match="no such array"):
+            reading()
+    assert store.present() == set()

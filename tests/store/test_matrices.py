@@ -1,0 +1,162 @@
+"""The final matrices, for xarray: whole, with coordinates, complete only when they are."""
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from semrsm_dist.errors import IncompleteError, StorageError
+from semrsm_dist.store import chunks
+from semrsm_dist.store.matrices import COORDINATES, MatrixStore
+
+SHAPE, SIDE = (5, 7), 3
+TILES = [(row, column) for row in range(2) for column in range(3)]
+VALUES = np.random.default_rng(0).normal(size=SHAPE)
+IDS = [f"größe/{index}.png" for index in range(7)]
+LABELS = ["", "a|b", "ü", "x y", "", "1", "日本"]
+
+
+def part(tile):
+    return tuple(slice(SIDE * i, min(SIDE * (i + 1), n)) for i, n in zip(tile, SHAPE, strict=True))
+
+
+def write_all(store, name="matched", values=VALUES):
+    for tile in TILES:
+        store.write(name, tile, values[part(tile)])
+
+
+def assemble(root, names=("matched", "gap"), attributes=None):
+    store = MatrixStore(root, "blocks.0")
+    store.begin({"layer": "blocks.0", **(attributes or {})}, names)
+    for scale, name in enumerate(names, 1):
+        store.add_matrix(name, SHAPE, SIDE, {"description": name})
+        write_all(store, name, scale * VALUES)
+    for dimension, suffix, n in (("image_i", "_i", 5), ("image_j", "_j", 7)):
+        store.write_coordinate(dimension, dimension, IDS[:n])
+        store.write_coordinate(f"labels{suffix}", dimension, LABELS[:n])
+        store.write_coordinate(f"group{suffix}", dimension, [""] * n)
+        store.write_coordinate(f"squared_norm{suffix}", dimension, np.arange(n) / 3)
+    return store
+
+
+def test_a_complete_layer_opens_with_its_coordinates(tmp_path):
+    store = assemble(tmp_path)
+    store.finish()
+    data = store.open()
+    assert data["matched"].dims == ("image_i", "image_j")
+    np.testing.assert_array_equal(data["matched"].values, VALUES)
+    np.testing.assert_array_equal(data["gap"].values, 2 * VALUES)
+    assert data["image_j"].values.tolist() == IDS
+    assert data["labels_j"].values.tolist() == LABELS
+    assert data["squared_norm_i"].dtype == np.float64
+    assert data["matched"].attrs["description"] == "matched"
+    assert set(COORDINATES) <= set(data["matched"].coords)
+    assert float(data["matched"].sel(image_i=IDS[4], image_j=IDS[6])) == VALUES[4, 6]
+
+
+def test_a_reader_needs_nothing_but_xarray(tmp_path):
+    assemble(tmp_path / "rsm.zarr").finish()
+    alone = xr.open_zarr(tmp_path / "rsm.zarr" / "blocks.0", chunks=None)
+    grouped = xr.open_zarr(tmp_path / "rsm.zarr", group="blocks.0", chunks=None)
+    xr.testing.assert_identical(alone.load(), grouped.load())
+
+
+def test_what_is_not_finished_does_not_open(tmp_path):
+    store = MatrixStore(tmp_path, "blocks.0")
+    for step in (lambda: None, lambda: assemble(tmp_path)):
+        step()
+        assert not store.is_complete()
+        with pytest.raises(
+            IncompleteError, match=r"layer 'blocks\.0' are not assembled yet; start the run's command"
+        ):
+            store.open()
+    store.finish()
+    assert store.is_complete()
+
+
+def test_beginning_again_makes_it_incomplete_and_drops_other_matrices(tmp_path):
+    assemble(tmp_path, ("matched", "gap", "semantic_rbf"), {"recipe": {"kernels": ["rbf"]}}).finish()
+    store = MatrixStore(tmp_path, "blocks.0")
+    assert store.read_attributes()["recipe"] == {"kernels": ["rbf"]}
+    store.begin({"recipe": {"kernels": []}}, ("matched", "gap"))
+    assert not store.is_complete()
+    again = assemble(tmp_path, attributes={"recipe": {"kernels": []}})
+    again.finish()
+    data = MatrixStore(tmp_path, "blocks.0").open()
+    assert set(data.data_vars) == {"matched", "gap"}
+    assert "semantic_rbf" not in xr.open_zarr(tmp_path, group="blocks.0", chunks=None)
+    np.testing.assert_array_equal(data["matched"].values, VALUES)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated metadata")
+def test_a_kill_before_the_metadata_is_gathered_does_no_harm(tmp_path, monkeypatch):
+    store = assemble(tmp_path)
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zarr, "consolidate_metadata", die)
+    with pytest.raises(KeyboardInterrupt):
+        store.finish()
+    monkeypatch.undo()
+    if store.is_complete():
+        np.testing.assert_array_equal(store.open()["matched"].values, VALUES)
+    assemble(tmp_path).finish()
+    np.testing.assert_array_equal(store.open()["matched"].values, VALUES)
+
+
+def test_coordinates_are_replaced(tmp_path):
+    store = assemble(tmp_path)
+    store.write_coordinate("labels_i", "image_i", ["new"] * 5)
+    store.write_coordinate("squared_norm_i", "image_i", np.full(5, 0.5))
+    store.finish()
+    data = store.open()
+    assert data["labels_i"].values.tolist() == ["new"] * 5
+    assert data["squared_norm_i"].values.tolist() == [0.5] * 5
+
+
+def test_layers_share_a_root(tmp_path):
+    for layer in ("a", "b"):
+        store = MatrixStore(tmp_path, layer)
+        store.begin({}, ["matched"])
+        store.add_matrix("matched", SHAPE, SIDE, {})
+        write_all(store, values=VALUES if layer == "a" else -VALUES)
+        store.finish()
+    for layer, sign in (("a", 1), ("b", -1)):
+        values = xr.open_zarr(tmp_path, group=layer, chunks=None)["matched"].values
+        np.testing.assert_array_equal(values, sign * VALUES)
+
+
+def test_wrong_tiles_are_refused(tmp_path):
+    store = assemble(tmp_path)
+    for tile, values in (((0, 0), np.zeros((2, 3))), ((1, 2), np.zeros((3, 3))), ((2, 0), np.zeros((3, 3)))):
+        with pytest.raises(ValueError, match=r"takes float64|no chunk"):
+            store.write("matched", tile, values)
+    with pytest.raises(ValueError, match="not float32"):
+        store.write("matched", (0, 0), np.zeros((3, 3), dtype=np.float32))
+    with pytest.raises(StorageError, match="no such array"):
+        store.write("nothing", (0, 0), np.zeros((3, 3)))
+
+
+def test_mirror_images_may_be_views(tmp_path):
+    store = MatrixStore(tmp_path, "a")
+    store.begin({}, ["matched"])
+    store.add_matrix("matched", (6, 6), 3, {})
+    store.write("matched", (1, 0), VALUES[:3, :3].T)
+    np.testing.assert_array_equal(chunks.open_array(store.group, "matched")[3:, :3], VALUES[:3, :3].T)
+
+
+def test_a_damaged_description_is_told(tmp_path):
+    store = assemble(tmp_path)
+    store.finish()
+    file = store.group / "zarr.json"
+    file.write_text(file.read_text()[:40])
+    for attempt in (store.is_complete, store.open, lambda: store.begin({}, ["matched"])):
+        with pytest.raises(
+            StorageError, match=r"blocks\.0/zarr\.json: not the description of what should be here"
+        ):
+            attempt()
+    file.unlink()
+    assert not store.is_complete()
+    assemble(tmp_path).finish()
+    np.testing.assert_array_equal(store.open()["gap"].values, 2 * VALUES)

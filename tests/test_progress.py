@@ -1,0 +1,169 @@
+"""What a run tells while it works: a bar on a terminal, few plain lines elsewhere, and durations for people."""
+
+import io
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semrsm_dist import progress
+from semrsm_dist.progress import ConsoleReporter, SilentReporter, format_seconds
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def rows(self):
+        """Return what the terminal shows in the end: a carriage return starts a row anew."""
+        return [row.rsplit("\r", 1)[-1].rstrip() for row in self.getvalue().rstrip("\r").split("\n")]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_a_file_gets_one_line_every_ten_seconds_and_one_at_the_end(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 1000, "pairs") as stage:
+        for _ in range(250):
+            clock.now += 0.1
+            stage.advance(2)
+            stage.tick()
+        assert stream.getvalue().splitlines() == [
+            "matching: 200/1000 pairs (20 %), 20.0 pairs/s, 40 s left",
+            "matching: 400/1000 pairs (40 %), 20.0 pairs/s, 30 s left",
+        ]
+        clock.now += 5
+        stage.advance(500)
+    assert stream.getvalue().splitlines()[-1] == "matching: 1000/1000 pairs (100 %), 33.3 pairs/s, took 30 s"
+
+
+def test_silence_of_the_workers_is_told_as_well(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 10, "pairs") as stage:
+        clock.now += 10
+        stage.tick()
+    assert stream.getvalue().splitlines()[0] == "matching: 0/10 pairs (0 %), 0.0 pairs/s, unknown time left"
+
+
+def test_what_an_earlier_session_did_counts_as_done_but_not_for_the_rate(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 1000, "pairs", done=900) as stage:
+        clock.now += 10
+        stage.advance(50)
+    assert stream.getvalue().splitlines() == [
+        "matching: 950/1000 pairs (95 %), 5.0 pairs/s, 10 s left",
+        "matching: 950/1000 pairs (95 %), 5.0 pairs/s, 10 s left",
+    ]
+
+
+def test_nothing_to_do_and_no_time_at_all_do_not_break_it(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("import", 0, "panels"):
+        pass
+    assert stream.getvalue() == "import: 0/0 panels (100 %), 0.0 panels/s, took 0.0 s\n"
+
+
+def test_an_interrupt_passes_through_and_the_last_line_is_told(clock):
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), ConsoleReporter(stream).stage("scan", 4, "images") as stage:
+        clock.now += 1
+        stage.advance(1)
+        raise KeyboardInterrupt
+    assert stream.getvalue() == "scan: 1/4 images (25 %), 1.0 images/s, 3.0 s left\n"
+
+
+def test_notes_are_lines_of_their_own():
+    stream = io.StringIO()
+    ConsoleReporter(stream).note("warning: größe")
+    assert stream.getvalue() == "warning: größe\n"
+
+
+def test_standard_error_is_where_it_is_told(capsys):
+    reporter = ConsoleReporter()
+    reporter.note("note")
+    with reporter.stage("scan", 1, "images"):
+        pass
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("note\nscan: 0/1 images")
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_time_left():
+    stream = Terminal()
+    with ConsoleReporter(stream).stage("matching", 100, "pairs", done=25) as stage:
+        stage.advance(25)
+        stage.tick()
+        shown = stream.rows()[-1]
+    assert "matching" in shown
+    assert "50%" in shown
+    assert "50.0/100" in shown
+    assert re.search(r"\d+:\d+<.*pairs/s", shown)
+
+
+def test_a_note_does_not_tear_the_bar_apart():
+    stream = Terminal()
+    reporter = ConsoleReporter(stream)
+    with reporter.stage("matching", 100, "pairs") as stage:
+        stage.advance(50)
+        stage.tick()
+        reporter.note("warning: something happened")
+        stage.tick()
+    rows = stream.rows()
+    assert rows[0] == "warning: something happened"
+    assert "matching" in rows[1]
+
+
+def test_silence():
+    reporter = SilentReporter()
+    reporter.note("nothing")
+    with reporter.stage("scan", 3, "images", done=1) as stage:
+        stage.advance(1)
+        stage.tick()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.04, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (12.4, "12 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.6, "1 h 00 min"),
+        (5 * 3600 + 7 * 60 + 59, "5 h 07 min"),
+        (100 * 3600, "100 h 00 min"),
+        (math.nan, "unknown time"),
+        (math.inf, "unknown time"),
+    ],
+)
+def test_durations_for_people(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(0, 1e7), st.floats(0, 1e7))
+def test_durations_keep_their_order_and_size(one, other):
+    def value(text):
+        units = {"h": 3600, "min": 60, "s": 1}
+        return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+) (h|min|s)", text))
+
+    short, long = sorted((one, other))
+    assert value(format_seconds(short)) <= value(format_seconds(long))
+    assert abs(value(format_seconds(one)) - one) <= (0.51 if one < 3600 else 60.5)

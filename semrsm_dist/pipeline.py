@@ -97,8 +97,8 @@ def _lasting(path: Path) -> Path:
     """Return the run directory's absolute path, unless it would lie in the copy that Ray deletes after a job."""
     if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise ConfigError(
-            f"run: {path}: a submitted job works in a copy of its working directory that is deleted when it ends, and the "
-            "results with it; nothing was computed: give an absolute path on a file system that all nodes share"
+            f"run: {path}: a submitted job works in a copy of its working directory that is deleted when it ends, and "
+            "the results with it; nothing was computed: give an absolute path on a file system that all nodes share"
         )
     return path.absolute()
 
@@ -140,9 +140,10 @@ def _make_record(session: Session, matcher: Matcher, identity: Identity, record:
     }
     if record is None:
         require_disk(session, identity, {layer: sizes.layers[layer]["side"] for layer in layers})
+    in_order = known if layers.keys() <= known.keys() else layers  # the network's, as far as it is known
     return {
         "fingerprint": identity.facts,
-        "layers": {**known, **layers},
+        "layers": {**in_order, **known, **layers},
         "panel": record["panel"] if record else sizes.panel,
         "row_side": identity.row_side,
         "counts": identity.counts(),

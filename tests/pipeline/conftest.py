@@ -1,0 +1,225 @@
+"""What the tests of whole runs share: small inputs, the command as a process, and a look at a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before Ray is imported, here or in a child: no token file in the home folder, no usage report.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+import semrsm_dist as srs
+from semrsm_dist.config import parse_config
+
+COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
+
+Document = dict[str, Any]
+
+
+class Workshop:
+    """A folder in which a test makes inputs, runs, and looks at what is on disk.
+
+    Every document is one that a user could write; sections given as keywords are added to it or replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # --- inputs --------------------------------------------------------------------------------------
+
+    def features(
+        self, name: str = "z.npy", shape: tuple[int, ...] = (20, 6, 4), seed: int = 0, dtype: str = "float32"
+    ) -> Path:
+        """Write random features and return the file."""
+        return self.save(name, np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+    def save(self, name: str, z: NDArray[Any]) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, z)
+        return path
+
+    def image(self, name: str, *, mode: str = "RGB", size: tuple[int, int] = (40, 48), seed: int = 0) -> Path:
+        """Write an image of smooth random blobs in any mode, and return the file."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([seed, *name.encode()])
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        picture = small.resize(size, Image.Resampling.BICUBIC)
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        else:
+            picture = picture.convert(mode)
+        picture.save(path)
+        return path
+
+    def images(self, folder: str = "images", n: int = 12) -> Path:
+        """Write a folder of images of mixed sizes in three classes, and return it."""
+        for index in range(n):
+            self.image(f"{folder}/class{index % 3}/{index:03d}.png", size=(36 + index, 50 - index % 7))
+        return self.path / folder
+
+    def of_features(self, run: str, layers: dict[str, Path] | Path, **sections: Any) -> Document:
+        """Return the configuration of a run on ready-made features."""
+        layers = {"last": layers} if isinstance(layers, Path) else layers
+        return {
+            "run": str(self.path / run),
+            "data": {"source": "features", "layers": {name: str(path) for name, path in layers.items()}},
+            **sections,
+        }
+
+    def of_images(self, run: str, folder: Path, **sections: Any) -> Document:
+        """Return the configuration of a run on images through a tiny network."""
+        return {
+            "run": str(self.path / run),
+            "data": {"source": "folder", "path": str(folder)},
+            "model": {
+                "name": "test_resnet",
+                "weights": "random",
+                "layers": ["layer3", "layer4"],
+                "input_size": 64,
+            },
+            **sections,
+        }
+
+    # --- runs ----------------------------------------------------------------------------------------
+
+    def run(self, document: Document, **options: Any) -> dict[str, Any]:
+        """Run in this process and return the summary."""
+        return srs.run(parse_config(document), **options)
+
+    def interrupt(self, document: Document, stage: str, after: int) -> None:
+        """Run in this process until `after` units of a stage are done, as an interrupt would end it."""
+        stop = threading.Event()
+        with pytest.raises(KeyboardInterrupt):
+            srs.run(parse_config(document), reporter=StopAfter(stage, after, stop), stop=stop)
+
+    def write(self, document: Document, name: str = "config.yaml") -> Path:
+        """Write a configuration file and return it."""
+        path = self.path / name
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    def command(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command `semrsm` to its end."""
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            text=True,
+            capture_output=True,
+            timeout=240,
+            check=False,
+            cwd=options.pop("cwd", self.path),
+            **options,
+        )
+
+    @contextlib.contextmanager
+    def process(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+        """Start the command `semrsm`; what is left of it at the end is killed, this process alone."""
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.path,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+    # --- looking at the disk -------------------------------------------------------------------------
+
+    def tree(self, folder: Path) -> dict[str, str]:
+        """Return the hash of every file below a folder, except of the lock and the ledger."""
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in ("lock", "events.jsonl")
+        }
+
+    def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:
+        """Return inode and time of every finished chunk in these groups of a run."""
+        stamps = {}
+        for group in groups or ("features.zarr", "blocks.zarr"):
+            for path in (run / group).rglob("c/**/*"):
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # a temporary file that has got its name just now
+                    if path.name.isdigit() and path.is_file():
+                        stat = path.stat()
+                        stamps[path.relative_to(run).as_posix()] = (stat.st_ino, stat.st_mtime_ns)
+        return stamps
+
+    def blocks(self, run: Path) -> list[Path]:
+        """Return the files of the solved tiles that are there."""
+        return sorted(run / name for name in self.chunks(run, "blocks.zarr"))
+
+
+class StopAfter:
+    """A reporter that asks the run to stop when a stage has got so far."""
+
+    def __init__(self, stage: str, after: int, stop: threading.Event) -> None:
+        self._wanted = stage
+        self._left = after
+        self._stop = stop
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[StopAfter]:
+        self._counting = name == self._wanted
+        yield self
+
+    def advance(self, amount: int) -> None:
+        self._left -= amount if self._counting else 0
+        if self._left <= 0:
+            self._stop.set()
+
+    def tick(self) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        pass
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> bool:
+    """Wait for a condition; return False if the process ends before it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > deadline:
+            raise TimeoutError("the process neither ended nor came so far")
+        time.sleep(0.005)
+    return True
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., bool]:
+    return wait_until

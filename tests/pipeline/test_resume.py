@@ -1,0 +1,499 @@
+"""Stopping a run anywhere and going on: the same bytes, nothing computed twice, nothing mixed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import timm
+import torch
+
+import semrsm_dist as srs
+from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+from semrsm_dist.store.directory import RunDirectory
+
+GROUPS = ("features.zarr", "blocks.zarr", "rsm.zarr")
+
+
+def slow(shop, run, **sections):
+    """A run of some seconds in many tiles: every pair takes the exact solver a millisecond."""
+    z = shop.path / "slow.npy"
+    if not z.exists():
+        shop.features("slow.npy", (50, 144, 8))
+    matching = {"matcher": "hungarian", "tile": 4}
+    return shop.of_features(run, z, matching=matching, kernels=["cosine", "rbf"], **sections)
+
+
+def quick(shop, run, **sections):
+    """A run of 28 tiles and two layers that takes a moment."""
+    layers = {"a": shop.features("a.npy", (28, 6, 4)), "b": shop.features("b.npy", (28, 4, 3), seed=1)}
+    return shop.of_features(run, layers, **({"matching": {"tile": 4}} | sections))
+
+
+def trees(shop, run):
+    return {group: shop.tree(shop.path / run / group) for group in GROUPS}
+
+
+# --- killed ----------------------------------------------------------------------------------------------
+
+
+def moments(shop, run):
+    """Places in a run at which to kill it, in the order in which it comes to them."""
+    path = shop.path / run
+    return [
+        path.exists,
+        (path / "images.parquet").exists,
+        (path / "run.json").exists,
+        lambda: shop.chunks(path, "features.zarr"),
+        lambda: len(shop.blocks(path)) >= 3,
+        lambda: len(shop.blocks(path)) >= 30,
+        lambda: len(shop.blocks(path)) >= 75,
+        (path / "rsm.zarr").exists,
+        (path / "rsm.zarr" / "last" / "gap" / "c").exists,
+    ]
+
+
+@pytest.mark.timeout(280)
+def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, until):
+    chance = random.Random(20241)
+    shop.run(slow(shop, "whole"))
+    config = shop.write(slow(shop, "killed"))
+    killed = 0
+    for moment in moments(shop, "killed"):
+        before = shop.chunks(shop.path / "killed")
+        with shop.process("run", config) as process:
+            if until(moment, process):
+                time.sleep(chance.uniform(0, 0.1))
+                process.kill()
+        killed += process.returncode == -signal.SIGKILL
+        after = shop.chunks(shop.path / "killed")
+        assert before.items() <= after.items()  # finished chunks are neither lost nor written again
+    assert killed >= 6
+    found = len(shop.blocks(shop.path / "killed"))
+    summary = shop.run(slow(shop, "killed"))
+    assert after.items() <= shop.chunks(shop.path / "killed").items()
+    assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
+    assert trees(shop, "killed") == trees(shop, "whole")
+
+
+@pytest.mark.timeout(280)
+def test_killed_while_it_extracts_it_gives_the_same_bytes(shop, until):
+    folder = shop.images(n=40)
+    for index in range(40, 170):
+        shutil.copy(
+            folder / f"class{index % 3}" / f"{index % 39:03d}.png",
+            folder / f"class{index % 3}" / f"{index}.png",
+        )
+    model = {"name": "test_resnet", "weights": "random", "layers": ["layer3", "layer4"], "input_size": 128}
+    matching = {"matcher": "identity"}
+    shop.run(shop.of_images("whole", folder, model=model, matching=matching))
+    config = shop.write(shop.of_images("killed", folder, model=model, matching=matching))
+    panels = shop.path / "killed" / "features.zarr" / "images" / "layer4" / "features" / "c"
+    with shop.process("run", config) as process:
+        assert until(panels.exists, process)
+        process.kill()
+    kept = {
+        name: stamp for name, stamp in shop.chunks(shop.path / "killed").items() if "/features/c/" in name
+    }
+    there = len(list(panels.iterdir()))
+    summary = shop.run(shop.of_images("killed", folder, model=model, matching=matching))
+    assert 0 < there < 6, "killed too late to prove anything"
+    assert summary["work"]["extraction"]["found"] in (there, there - 1)  # the last may lack its other layer
+    assert kept.items() <= shop.chunks(shop.path / "killed").items()
+    assert trees(shop, "killed") == trees(shop, "whole")
+
+
+@pytest.mark.timeout(280)
+def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until):
+    shop.run(slow(shop, "whole"))
+    config = shop.write(slow(shop, "killed", engine="ray", workers=2))
+    with shop.process("run", config) as process:
+        assert until(lambda: len(shop.blocks(shop.path / "killed")) >= 5, process), process.stderr.read()
+        left_behind = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    # Ray's workers notice a killed driver after some seconds; two of its agents, which do no work, after a minute.
+    workers = [process for process in left_behind if not process.name().endswith("Agent")]
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "Ray's workers outlive a killed driver"
+    kept = shop.chunks(shop.path / "killed")
+    found = len(shop.blocks(shop.path / "killed"))
+    summary = shop.run(slow(shop, "killed", engine="local"))
+    assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
+    assert kept.items() <= shop.chunks(shop.path / "killed").items()
+    assert trees(shop, "killed") == trees(shop, "whole")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_so_and_goes_on(shop, until, number):
+    shop.run(slow(shop, "whole"))
+    config = shop.write(slow(shop, "stopped"))
+    with shop.process("run", config) as process:
+        assert until(lambda: len(shop.blocks(shop.path / "stopped")) >= 10, process)
+        sent = time.monotonic()
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - sent < 10
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    status = shop.command("status", shop.path / "stopped")
+    assert status.returncode == 3
+    kept = shop.chunks(shop.path / "stopped")
+    found = len(shop.blocks(shop.path / "stopped"))
+    assert 10 <= found < 91
+    done = shop.command("run", config)
+    assert done.returncode == 0, done.stderr
+    assert f"matching: {91 - found} computed, {found} found done" in done.stdout
+    assert kept.items() <= shop.chunks(shop.path / "stopped").items()
+    assert trees(shop, "stopped") == trees(shop, "whole")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed):
+    chance = random.Random(seed)
+    shop.run(quick(shop, "whole"))
+    document = quick(shop, "stopped")
+    for _ in range(4):
+        stage, amount = chance.choice([("import", 28), ("matching", 300), ("assembly", 1)])
+        before = shop.chunks(shop.path / "stopped")
+        try:
+            shop.interrupt(document, stage, chance.randint(1, amount))
+        except BaseException as error:  # it had come to its end before
+            if type(error).__name__ != "Failed":
+                raise
+        assert before.items() <= shop.chunks(shop.path / "stopped").items()
+    shop.run(document)
+    assert trees(shop, "stopped") == trees(shop, "whole")
+
+
+# --- counted ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_found_and_what_is_missing_computed(shop):
+    document = quick(shop, "run")
+    shop.interrupt(document, "matching", 100)
+    found = len(shop.blocks(shop.path / "run"))
+    assert 0 < found < 56
+    kept = shop.chunks(shop.path / "run")
+    summary = shop.run(document)
+    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert kept.items() <= shop.chunks(shop.path / "run").items()
+    assert sum(layer["pairs"] for layer in summary["layers"].values()) == 2 * 28 * 27 // 2
+
+
+def test_a_finished_run_computes_nothing_and_says_so(shop):
+    document = shop.of_images("run", shop.images())
+    config = shop.write(document)
+    shop.run(document)
+    before = shop.chunks(shop.path / "run", *GROUPS)
+    started = time.monotonic()
+    done = shop.command("run", config)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was computed" in done.stdout
+    assert time.monotonic() - started < 30
+    assert shop.chunks(shop.path / "run", *GROUPS) == before
+    work = srs.open_run(shop.path / "run").summary()["work"]
+    assert {stage: count["computed"] for stage, count in work.items()} == {
+        "extraction": 0,
+        "matching": 0,
+        "assembly": 0,
+    }
+    assert all(count["found"] > 0 for count in work.values())
+
+
+# --- refused ---------------------------------------------------------------------------------------------
+
+
+def refused(shop, document, *words):
+    """Check that a changed run is refused with these words and that nothing of it is touched."""
+    run = RunDirectory(document["run"]).path
+    before = shop.tree(run), shop.chunks(run, *GROUPS)
+    with pytest.raises(ResumeError) as caught:
+        shop.run(document)
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value)
+    assert (shop.tree(run), shop.chunks(run, *GROUPS)) == before
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["finished", "unfinished"])
+def test_changed_numbers_are_refused_field_by_field(shop, stop):
+    document = quick(shop, "run", matching={"tile": 4, "tolerance": 1e-3})
+    shop.interrupt(document, "matching", 50) if stop else shop.run(document)
+    refused(shop, document | {"matching": {"tolerance": 1e-2}}, "matching.tolerance", "0.001", "0.01")
+    refused(shop, document | {"matching": {"matcher": "greedy"}}, "matching.matcher", "auction", "greedy")
+    refused(
+        shop,
+        document | {"matching": {"matcher": "batch-optimal", "window": 3}, "features": {"dtype": "float16"}},
+        "matching.window",
+        "features.dtype",
+        "float32 -> float16",
+    )
+    queries = {"queries": {"source": "features", "layers": document["data"]["layers"]}}
+    refused(shop, document | queries, "queries.count", "(absent) -> 28")
+    z = np.load(shop.path / "a.npy")
+    z[3, 2, 1] += 1
+    shop.save("a.npy", z)
+    refused(shop, document, "images.a.sha256")
+    shop.save("a.npy", np.load(shop.path / "b.npy"))
+    refused(shop, document, "a.n_tokens", "6 -> 4")
+
+
+def test_the_command_refuses_with_status_2(shop):
+    config = shop.write(quick(shop, "run"))
+    shop.run(quick(shop, "run"))
+    before = shop.tree(shop.path / "run")
+    done = shop.command("run", config, "--set", "matching.tolerance=0.5")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "matching.tolerance" in done.stderr
+    assert "-> 0.5" in done.stderr
+    assert shop.tree(shop.path / "run") == before
+
+
+def test_changed_images_are_refused(shop):
+    folder = shop.images()
+    document = shop.of_images("run", folder)
+    shop.run(document)
+    changed = folder / "class0" / "000.png"
+    original = changed.read_bytes()
+    shutil.copy(folder / "class0" / "003.png", changed)
+    refused(shop, document, "images.sha256")
+    changed.write_bytes(original)
+    shop.image("images/class0/new.png")
+    refused(shop, document, "images.count", "12 -> 13")
+    (folder / "class0" / "new.png").rename(shop.path / "new.png")
+    changed.rename(folder / "class0" / "zzz.png")
+    refused(shop, document, "images.sha256")
+    (folder / "class0" / "zzz.png").rename(changed)
+    summary = shop.run(document)
+    assert all(count["computed"] == 0 for count in summary["work"].values())
+
+
+def test_changed_order_of_images_is_refused_and_changed_places_are_not(shop):
+    folder = shop.images()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+    def document(names, place):
+        lines = ["image_id,uri,labels", *(f"{name},{place}/{name},x" for name in names)]
+        (shop.path / "table.csv").write_text("\n".join(lines))
+        return shop.of_images("run", folder) | {
+            "data": {"source": "table", "path": str(shop.path / "table.csv")}
+        }
+
+    shop.run(document(names, "images"))
+    refused(shop, document(names[::-1], "images"), "images.sha256")
+    folder.rename(shop.path / "moved")
+    for path in (shop.path / "moved").rglob("*.png"):
+        os.utime(path)
+    summary = shop.run(document(names, "moved"))
+    assert all(count["computed"] == 0 for count in summary["work"].values())
+
+
+def test_changed_weights_and_input_sizes_are_refused(shop):
+    folder = shop.images()
+    weights = shop.path / "weights.pt"
+
+    def train(seed):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_resnet").state_dict(), weights)
+
+    def document(**model):
+        model = {
+            "name": "test_resnet",
+            "weights": str(weights),
+            "layers": ["layer4"],
+            "input_size": 64,
+        } | model
+        return shop.of_images("run", folder, model=model)
+
+    train(0)
+    shop.run(document())
+    train(1)
+    refused(shop, document(), "model.weights_sha256")
+    train(0)
+    refused(shop, document(input_size=96), "model.preprocessing.input_size", "[3, 64, 64] -> [3, 96, 96]")
+    refused(shop, document(weights="random", seed=3), "model.weights_sha256")
+    refused(shop, document(precision="bfloat16"), "model.precision", "float32 -> bfloat16")
+    assert shop.run(document())["work"]["extraction"]["computed"] == 0
+
+
+# --- accepted --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"workers": 1},
+        {"matching": {"tile": 4, "worker_memory": "64MiB", "task_seconds": 1, "attempts": 1}},
+        {"retrieval": {"k": [1, 5]}, "unreadable": "skip"},
+    ],
+    ids=["workers", "memory", "reports"],
+)
+def test_what_changes_no_number_is_accepted(shop, changed):
+    shop.run(quick(shop, "whole"))
+    shop.interrupt(quick(shop, "run"), "matching", 100)
+    found = len(shop.blocks(shop.path / "run"))
+    summary = shop.run(quick(shop, "run") | changed)
+    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert trees(shop, "run") == trees(shop, "whole")
+
+
+def test_changed_kernels_are_assembled_anew_from_the_same_tiles(shop):
+    shop.run(quick(shop, "run", kernels=[{"name": "rbf", "sigma": 3.0}, "linear"]))
+    kept = shop.chunks(shop.path / "run")
+    summary = shop.run(quick(shop, "run", kernels=["cosine"]))
+    assert summary["work"]["matching"]["computed"] == 0
+    assert summary["work"]["assembly"] == {"found": 0, "computed": 2}
+    assert shop.chunks(shop.path / "run") == kept
+    run = srs.open_run(shop.path / "run")
+    assert "semantic_rbf" not in run.dataset("a")  # of the earlier width: it would pass for the default
+    assert run.similarity("a", "rbf").attrs["sigma"] != 3.0
+    shop.run(quick(shop, "fresh", kernels=["cosine"]))
+    assert shop.tree(shop.path / "run" / "rsm.zarr") == shop.tree(shop.path / "fresh" / "rsm.zarr")
+
+
+def test_a_layer_added_later_leaves_the_others_untouched(shop):
+    folder = shop.images(n=10)
+
+    def document(*layers):
+        model = {"name": "test_resnet", "weights": "random", "layers": list(layers), "input_size": 64}
+        return shop.of_images("run", folder, model=model)
+
+    shop.run(document("layer4"))
+    kept = shop.chunks(shop.path / "run", *GROUPS)
+    summary = shop.run(document("layer3", "layer4"))
+    assert kept.items() <= shop.chunks(shop.path / "run", *GROUPS).items()
+    assert summary["work"]["assembly"] == {"found": 1, "computed": 1}
+    run = srs.open_run(shop.path / "run")
+    assert run.layers == ["layer3", "layer4"]
+    assert run.similarity("layer3").shape == run.similarity("layer4").shape == (10, 10)
+    summary = shop.run(document("layer4"))  # and back
+    assert list(summary["layers"]) == ["layer4"]
+    assert srs.open_run(shop.path / "run").layers == ["layer3", "layer4"]
+
+
+def test_changed_labels_reach_the_matrices(shop):
+    z = shop.features("z.npy", (6, 4, 3))
+    table = shop.path / "table.csv"
+
+    def run(labels):
+        table.write_text("image_id,labels\n" + "".join(f"i{k},{label}\n" for k, label in enumerate(labels)))
+        document = shop.of_features("run", z)
+        document["data"]["table"] = str(table)
+        return shop.run(document)
+
+    run("aabbcc")
+    kept = shop.chunks(shop.path / "run")
+    summary = run("abcabc")
+    assert shop.chunks(shop.path / "run") == kept
+    assert summary["work"]["matching"]["computed"] == 0
+    assert srs.open_run(shop.path / "run").dataset("last")["labels_i"].values.tolist() == list("abcabc")
+
+
+# --- damaged ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["matching", "assembly"])
+def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop, stage):
+    shop.run(quick(shop, "whole"))
+    document = quick(shop, "run")
+    shop.interrupt(document, stage, 1 if stage == "assembly" else 250)
+    flipped, cut, emptied, *intact = shop.blocks(shop.path / "run")
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-9])
+    emptied.write_bytes(b"")
+    found = len(intact)
+    before = {path: path.stat().st_mtime_ns for path in intact}
+    summary = shop.run(document)
+    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert any("3 damaged" in warning or "damaged tiles" in warning for warning in summary["warnings"])
+    assert {path: path.stat().st_mtime_ns for path in intact} == before
+    assert trees(shop, "run") == trees(shop, "whole")
+
+
+def test_damaged_features_stop_their_tiles_and_name_the_file(shop):
+    document = quick(shop, "run")
+    shop.interrupt(document, "matching", 1)
+    chunk = shop.path / "run" / "features.zarr" / "images" / "a" / "features" / "c" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 4
+    chunk.write_bytes(content)
+    for path in shop.blocks(shop.path / "run"):
+        path.unlink()
+    with pytest.raises(Exception) as caught:
+        shop.run(document)
+    assert caught.value.exit_code == 1
+    assert str(chunk.parents[3]) in str(caught.value)
+    chunk.unlink()
+    shop.run(document)
+    shop.run(quick(shop, "whole"))
+    assert trees(shop, "run") == trees(shop, "whole")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"fingerprint": {}'])
+def test_a_damaged_record_stops_the_run(shop, content):
+    document = quick(shop, "run")
+    shop.run(document)
+    (shop.path / "run" / "run.json").write_text(content)
+    before = shop.tree(shop.path / "run")
+    with pytest.raises(StorageError, match=r"run\.json"):
+        shop.run(document)
+    assert shop.tree(shop.path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "leftover", ["run.json.tmp4711", ".images.parquet.4711.partial", "events.jsonl", "lock"]
+)
+def test_what_a_kill_leaves_before_the_record_does_not_block_the_run(shop, leftover):
+    (shop.path / "run").mkdir()
+    (shop.path / "run" / leftover).write_text("{")
+    assert shop.run(quick(shop, "run"))["work"]["matching"]["found"] == 0
+
+
+# --- two drivers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+def test_a_second_driver_is_refused_and_the_first_not_disturbed(shop, until):
+    config = shop.write(slow(shop, "run"))
+    with shop.process("run", config) as first:
+        assert until(lambda: shop.blocks(shop.path / "run"), first)
+        with pytest.raises(ResumeError, match=f"process {first.pid} "):
+            shop.run(slow(shop, "run"))
+        assert first.poll() is None, "too quick to prove anything"
+        _, stderr = first.communicate(timeout=100)
+        assert first.returncode == 0, stderr
+    shop.run(slow(shop, "whole"))
+    assert trees(shop, "run") == trees(shop, "whole")
+    with RunDirectory(shop.path / "run").locked():
+        second = shop.command("run", config)
+    assert second.returncode == 2
+    assert "another driver" in second.stderr
+    assert second.stdout == ""
+
+
+def test_looking_at_the_status_does_not_keep_a_driver_out(shop):
+    document = quick(shop, "run")
+    shop.run(document)
+    with (shop.path / "run" / "lock").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (handle, fcntl.LOCK_UN)).start()
+        shop.run(document)
+
+
+def test_another_tile_is_refused_as_the_tiles_are_cut(shop):
+    shop.run(quick(shop, "run"))
+    with pytest.raises(ConfigError, match=r"matching\.tile.*tiles of 4"):
+        shop.run(quick(shop, "run", matching={"tile": 5}))

@@ -1,0 +1,366 @@
+"""Whole runs on both engines: every kind of input, against an independent oracle, and the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+import semrsm_dist as srs
+from semrsm_dist.config import parse_config
+from semrsm_dist.engine import make_engine
+from semrsm_dist.features.models import ModelSpec, load_model
+
+KERNELS = ["linear", "cosine", "rbf"]
+TOLERANCE = 1e-3
+ROUNDING = 1e-9
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def engine(request):
+    engine = make_engine(request.param, workers=2)
+    yield engine
+    engine.close()
+
+
+# --- inputs: name -> document without its run directory ---------------------------------------------------
+
+
+def folder_through_a_convolutional_network(shop):
+    return shop.of_images("-", shop.images(n=11), kernels=KERNELS, matching={"tolerance": TOLERANCE})
+
+
+def table_through_a_transformer(shop):
+    shown = {1: "cat|dog", 3: "cow", 5: "cow", 7: "hen"}
+    rows = [("image_id", "uri", "labels", "group")]
+    for index in range(9):
+        shop.image(f"pictures/{index}.png", size=(40 + index, 44))
+        uri = f"pictures/{3 if index == 5 else index}.png"  # two frames of a film, the same
+        rows.append((f"picture {index}", uri, shown.get(index, ""), f"g{index // 3}"))
+    table = shop.path / "table.csv"
+    table.write_text("\r\n".join(",".join(row) for row in rows) + "\r\n")
+    return {
+        "data": {"source": "table", "path": str(table)},
+        "model": {
+            "name": "test_vit",
+            "weights": "random",
+            "layers": ["blocks.1", "blocks.5"],
+            "input_size": 64,
+        },
+        "kernels": KERNELS,
+        "matching": {"matcher": "hungarian"},
+    }
+
+
+def features_of_tokens(shop):
+    z = shop.features("tokens.npy", (40, 9, 5))
+    return shop.of_features("-", z, kernels=KERNELS, matching={"tolerance": 0, "tile": 7})
+
+
+def feature_maps(shop):
+    maps = shop.features("maps.npy", (13, 4, 3, 2), seed=1)
+    return shop.of_features("-", maps, kernels=KERNELS, matching={"matcher": "batch-optimal", "window": 4})
+
+
+def zarr_in_half_precision(shop):
+    z = np.random.default_rng(2).normal(size=(18, 8, 6)).astype(np.float32)
+    zarr.create_array(shop.path / "z.zarr", data=z, chunks=(5, 8, 6))
+    return shop.of_features(
+        "-",
+        shop.path / "z.zarr",
+        kernels=[{"name": "rbf", "sigma": 2.5}, "cosine"],
+        features={"dtype": "float16"},
+        matching={"matcher": "greedy"},
+    )
+
+
+def queries_against_features(shop):
+    layers = {"a": shop.features("a.npy", (23, 6, 4)), "b": shop.features("b.npy", (23, 3, 7))}
+    document = shop.of_features("-", layers, kernels=KERNELS, matching={"tolerance": TOLERANCE, "tile": 5})
+    asked = {
+        "a": str(shop.features("qa.npy", (8, 6, 4), seed=5)),
+        "b": str(shop.features("qb.npy", (8, 3, 7), 6)),
+    }
+    return document | {"queries": {"source": "features", "layers": asked}}
+
+
+def queries_against_images(shop):
+    document = shop.of_images(
+        "-", shop.images("database", 7), kernels=KERNELS, matching={"tolerance": TOLERANCE}
+    )
+    return document | {"queries": {"source": "folder", "path": str(shop.images("asked", 4))}}
+
+
+CASES = [
+    folder_through_a_convolutional_network,
+    table_through_a_transformer,
+    features_of_tokens,
+    feature_maps,
+    zarr_in_half_precision,
+    queries_against_features,
+    queries_against_images,
+]
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def hashes():
+    return {}
+
+
+@pytest.fixture
+def done(request, module_shop, engine, documents):
+    """The run directory of a case on an engine."""
+    make = request.param
+    if make not in documents:
+        documents[make] = make(type(module_shop)(module_shop.path / make.__name__))
+    path = module_shop.path / engine.name / make.__name__
+    if not path.exists():
+        srs.run(parse_config(documents[make] | {"run": str(path)}), engine=engine)
+    return path
+
+
+# --- the oracle ------------------------------------------------------------------------------------------
+
+
+def read_features(run, side, layer):
+    """Return the stored features (N, S, C) in float64, with nothing of the package between."""
+    return np.asarray(
+        zarr.open_array(run / "features.zarr" / side / layer / "features", mode="r")[:], np.float64
+    )
+
+
+def solve_by_scipy(z, y):
+    """Return optimal and position-by-position inner products of all pairs."""
+    best, identity = np.empty((len(z), len(y))), np.empty((len(z), len(y)))
+    for i, j in itertools.product(range(len(z)), range(len(y))):
+        affinity = z[i] @ y[j].T
+        best[i, j] = affinity[linear_sum_assignment(affinity, maximize=True)].sum()
+        identity[i, j] = np.trace(affinity)
+    return best, identity
+
+
+def kernel_by_hand(kernel, inner, n_i, n_j, sigma=None):
+    if kernel == "linear":
+        return inner
+    if kernel == "cosine":
+        return inner / np.sqrt(np.outer(n_i, n_j))
+    squared = n_i[:, None] + n_j[None, :] - 2 * inner
+    if inner.shape[0] == inner.shape[1] and np.array_equal(n_i, n_j):
+        np.fill_diagonal(squared, 0)
+    squared[squared < 1e-12 * (n_i[:, None] + n_j[None, :])] = 0
+    if sigma is None:
+        sigma = np.sqrt(np.median(squared[squared > 0]))
+    return np.exp(-squared / (2 * sigma**2))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("done", CASES, indirect=True)
+def test_a_run_agrees_with_scipy_on_the_features_it_stored(done):
+    record = json.loads((done / "run.json").read_text())
+    matcher, tolerance = (record["fingerprint"].get(f"matching.{name}") for name in ("matcher", "tolerance"))
+    for layer in record["layers"]:
+        y = read_features(done, "images", layer)
+        z = y if record["row_side"] == "images" else read_features(done, "queries", layer)
+        best, identity = solve_by_scipy(z, y)
+        n_i, n_j = (np.einsum("nsc,nsc->n", x, x) for x in (z, y))
+        scale = np.sqrt(np.outer(n_i, n_j))
+        data = xr.open_zarr(done / "rsm.zarr", group=layer)
+        matched, gap = data["matched"].values, data["gap"].values
+        if z is y:
+            assert np.array_equal(matched, matched.T)
+            np.fill_diagonal(best, n_j)
+        assert (matched <= best + ROUNDING * scale).all()
+        assert (best <= matched + gap + ROUNDING * scale).all()
+        if matcher == "hungarian" or tolerance == 0:
+            np.testing.assert_array_less(best - matched, 1e-6 * scale)
+        if tolerance is not None:
+            assert (gap <= (tolerance + 1e-6) * scale).all()
+        np.testing.assert_allclose(data["identity"].values, identity, atol=ROUNDING * scale.max())
+        np.testing.assert_allclose(data["squared_norm_i"].values, n_i, rtol=1e-12)
+        for kernel in record["config"]["kernels"]:
+            for kind, inner in (("semantic", matched), ("spatio-semantic", identity)):
+                expected = kernel_by_hand(kernel["name"], inner, n_i, n_j, kernel["sigma"])
+                found = data[f"{kind}_{kernel['name']}"].values
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("done", CASES, indirect=True)
+def test_both_engines_write_the_same_bytes(done, module_shop, hashes, request):
+    case = request.node.callspec.params["done"]
+    found = {group: module_shop.tree(done / group) for group in ("features.zarr", "blocks.zarr", "rsm.zarr")}
+    assert found["rsm.zarr"]
+    assert found == hashes.setdefault(case, found)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("done", [folder_through_a_convolutional_network], indirect=True)
+def test_rows_and_columns_are_the_images_in_their_order(done, documents):
+    data = xr.open_zarr(done / "rsm.zarr", group="layer3")
+    names = [f"class{index % 3}/{index:03d}.png" for index in range(11)]
+    assert data["image_i"].values.tolist() == data["image_j"].values.tolist() == sorted(names)
+    assert data["labels_i"].values.tolist() == [name.partition("/")[0] for name in sorted(names)]
+    assert {"labels_i", "labels_j", "image_i", "image_j"} <= set(data["semantic_cosine"].coords)
+
+    folder = documents[folder_through_a_convolutional_network]["data"]["path"]
+    model = load_model(ModelSpec("test_resnet", "random", 64))
+    z = read_features(done, "images", "layer4")
+    for index, name in enumerate(data["image_i"].values):
+        with Image.open(f"{folder}/{name}") as image, torch.inference_mode():
+            grid = model.module.forward_features(model.transform(image.convert("RGB"))[None])
+        np.testing.assert_allclose(z[index], grid[0].flatten(1).T.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("done", [table_through_a_transformer], indirect=True)
+def test_a_table_gives_ids_labels_and_groups(done):
+    data = xr.open_zarr(done / "rsm.zarr", group="blocks.5")
+    assert data["image_j"].values.tolist() == [f"picture {index}" for index in range(9)]
+    assert data["labels_j"].values.tolist() == ["", "cat|dog", "", "cow", "", "cow", "", "hen", ""]
+    assert data["group_i"].values.tolist() == [f"g{index // 3}" for index in range(9)]
+    matrix = data["semantic_cosine"].values
+    assert matrix[3, 5] == pytest.approx(1)
+    scores = srs.open_run(done).summary()["retrieval"]
+    assert {score["n_queries"] for score in scores} == {4}
+    assert {score["f1"] for score in scores} == {0.0}  # the only other cow is of the same group
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("done", [queries_against_features], indirect=True)
+def test_a_run_is_read_as_xarray_objects(done):
+    run = srs.open_run(done)
+    assert run.layers == ["a", "b"]
+    assert not run.is_symmetric
+    matrix = run.similarity("a", kernel="cosine", kind="semantic")
+    assert matrix.dims == ("image_i", "image_j")
+    assert matrix.shape == (8, 23)
+    assert matrix.dtype == np.float64
+    assert (run.gap("a").values >= 0).all()
+    assert (
+        run.similarity("a").values >= run.similarity("a", kind="spatio-semantic").values - TOLERANCE
+    ).all()
+    z, y = read_features(done, "queries", "b"), read_features(done, "images", "b")
+    _, identity = solve_by_scipy(z, y)
+    n_i, n_j = (np.einsum("nsc,nsc->n", x, x) for x in (z, y))
+    for kernel, sigma in (("linear", None), ("cosine", None), ("rbf", None), ("rbf", 0.7)):
+        found = run.similarity("b", kernel, "spatio-semantic", sigma=sigma).values
+        np.testing.assert_allclose(
+            found, kernel_by_hand(kernel, identity, n_i, n_j, sigma), rtol=1e-9, atol=1e-12
+        )
+
+
+@pytest.mark.timeout(240)
+def test_kernels_that_were_not_asked_for_are_derived(shop):
+    asked = shop.of_features("asked", shop.features(), kernels=KERNELS)
+    not_asked = shop.of_features("not-asked", shop.features(), kernels=[])
+    shop.run(asked)
+    shop.run(not_asked)
+    one, other = srs.open_run(asked["run"]), srs.open_run(not_asked["run"])
+    assert "semantic_rbf" not in other.dataset("last")
+    for kernel, kind in itertools.product(KERNELS, ("semantic", "spatio-semantic")):
+        xr.testing.assert_identical(
+            one.similarity("last", kernel, kind).drop_attrs(),
+            other.similarity("last", kernel, kind).drop_attrs(),
+        )
+        rows = other.similarity_rows("last", kernel, kind)(slice(3, 9))
+        assert np.array_equal(rows, one.similarity("last", kernel, kind).values[3:9])
+
+
+# --- what must not matter --------------------------------------------------------------------------------
+
+
+def values(run, layer="last"):
+    data = xr.open_zarr(run / "rsm.zarr", group=layer)
+    return {name: array.values.tobytes() for name, array in data.data_vars.items()}
+
+
+@pytest.mark.timeout(240)
+def test_workers_tiles_and_memory_change_no_bit(shop):
+    folder = shop.images(n=37)
+    plain = shop.of_images("plain", folder, kernels=KERNELS)
+    shop.run(plain)
+    expected = {layer: values(shop.path / "plain", layer) for layer in ("layer3", "layer4")}
+    for name, changed in (
+        ("one-worker", {"workers": 1}),
+        ("tile-7", {"matching": {"tile": 7}}),
+        ("tile-100", {"matching": {"tile": 100}}),
+        ("little-memory", {"matching": {"worker_memory": "16MiB", "task_seconds": 0.01}}),
+    ):
+        shop.run(plain | {"run": str(shop.path / name)} | changed)
+        for layer, numbers in expected.items():
+            assert values(shop.path / name, layer) == numbers, (name, layer)
+
+
+def test_the_format_of_ready_made_features_changes_no_bit(shop):
+    z = np.random.default_rng(0).normal(size=(21, 6, 4)).astype(np.float32)
+    maps = np.ascontiguousarray(z.transpose(0, 2, 1)).reshape(21, 4, 3, 2)
+    group = zarr.open_group(shop.path / "group.zarr", mode="w")
+    group.create_array("net/layer", data=z, chunks=(4, 3, 4))
+    zarr.create_array(shop.path / "two.zarr", data=z, chunks=(7, 6, 4), zarr_format=2)
+    zarr.create_array(shop.path / "maps.zarr", data=maps, chunks=(50, 4, 3, 2))
+    files = [
+        shop.save("plain.npy", z),
+        shop.save("fortran.npy", np.asfortranarray(z)),
+        shop.save("big-endian.npy", z.astype(">f4")),
+        shop.save("double.npy", z.astype(np.float64)),
+        shop.save("maps.npy", maps),
+        shop.path / "two.zarr",
+        shop.path / "maps.zarr",
+        shop.path / "group.zarr" / "net" / "layer",
+    ]
+    found = []
+    for number, path in enumerate(files):
+        shop.run(shop.of_features(f"run{number}", path))
+        found.append(values(shop.path / f"run{number}"))
+    assert all(item == found[0] for item in found)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4), (3, 1, 4), (5, 1, 1), (2, 1, 1), (7, 33, 1), (3, 400, 2)])
+def test_extreme_shapes(shop, shape):
+    document = shop.of_features("run", shop.features(shape=shape), kernels=KERNELS, matching={"tolerance": 0})
+    shop.run(document)
+    z = read_features(shop.path / "run", "images", "last")
+    best, _ = solve_by_scipy(z, z)
+    norms = np.einsum("nsc,nsc->n", z, z)
+    np.fill_diagonal(best, norms)
+    found = srs.open_run(document["run"]).similarity("last", "linear").values
+    np.testing.assert_allclose(found, best, atol=1e-6 * norms.max())
+
+
+def test_relative_paths_belong_to_the_working_directory(shop, monkeypatch):
+    shop.features("a place/z.npy")
+    (shop.path / "elsewhere").mkdir()
+    config = shop.path / "elsewhere" / "config.yaml"
+    config.write_bytes(b"run: runs/mine\r\ndata:\r\n  source: features\r\n  layers: {last: z.npy}\r\n")
+    done = shop.command("run", config, cwd=shop.path / "a place")
+    assert done.returncode == 0, done.stderr
+    assert srs.open_run(shop.path / "a place" / "runs" / "mine").similarity("last").shape == (20, 20)
+
+
+def test_a_run_directory_may_be_reached_through_a_link(shop):
+    (shop.path / "real").mkdir()
+    (shop.path / "link").symlink_to(shop.path / "real", target_is_directory=True)
+    document = shop.of_features("link", shop.features())
+    shop.run(document)
+    again = shop.run(document | {"run": str(shop.path / "real")})
+    assert again["work"]["matching"]["computed"] == 0
+
+
+def test_the_first_of_equal_layers_stays_first(shop):
+    z = shop.features()
+    shop.run(shop.of_features("run", {"z": z, "m": z, "a": z}))
+    assert srs.open_run(shop.path / "run").layers == ["z", "m", "a"]
+    shop.run(shop.of_features("run", {"z": z, "m": z, "a": z}))
+    assert srs.open_run(shop.path / "run").layers == ["z", "m", "a"]

@@ -123,7 +123,7 @@ def _key_lines(
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             path = (*prefix, name)
-            if name in first and name != "<<":
+            if name in first:
                 raise ConfigError(
                     f"{origin}:{line}: the key {'.'.join(path)!r} stands in line {first[name]} already; "
                     "remove one of them"

@@ -47,7 +47,7 @@ def test_errors_for_users_are_told_as_they_are():
 def test_a_defect_keeps_its_traceback_and_its_last_line_is_the_gist():
     try:
         try:
-            raise KeyError("inner")
+            {}["inner"]
         except KeyError as inner:
             raise ValueError("outer") from inner
     except ValueError as error:

@@ -110,6 +110,15 @@ def test_ties_go_to_the_first_and_an_image_is_not_its_own_hit():
     assert retrieval_f1(reader(np.ones((3, 3))), labels, database_labels=labels).f1 == pytest.approx(2 / 3)
 
 
+def test_many_ties_keep_the_order_of_the_images():
+    rng = np.random.default_rng(0)
+    matrix = rng.integers(0, 3, size=(20, 500)).astype(float)
+    labels = [("a",)] * 20
+    candidates = [("a", *(str(item) for item in range(size))) for size in rng.integers(0, 9, size=500)]
+    score = retrieval_f1(reader(matrix), labels, k=9, database_labels=candidates)
+    assert score.f1 == pytest.approx(expected_score(matrix, labels, candidates, None, None, 9, same=False)[0])
+
+
 def test_near_duplicates_are_no_hits_but_hits_of_others():
     matrix = np.array([[1, 0.9, 0.1], [0.9, 1, 0.1], [0.3, 0.2, 1]])
     labels = [("a",), ("a",), ("b",)]

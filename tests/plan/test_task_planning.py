@@ -19,7 +19,9 @@ def layer_works(draw):
         n_rows, n_columns = draw(st.integers(1, 60)), draw(st.integers(1, 60))
         layout = Layout(n_rows, n_rows if symmetric else n_columns, draw(st.integers(1, 20)), symmetric)
         wanted = draw(st.lists(st.sampled_from(list(layout.tiles())), unique=True))
-        works.append(LayerWork(layer, layout, wanted, draw(st.floats(1e-6, 1e3)), PANEL))
+        works.append(
+            LayerWork(layer, layout, wanted, draw(st.sampled_from([1e-6, 1e-3, 1e-2, 1.0, 1e3])), PANEL)
+        )
     return works
 
 
@@ -103,6 +105,18 @@ def test_nothing_wanted_makes_no_tasks():
     layout = Layout(10, 10, 5, symmetric=True)
     assert plan_tasks([], workers=3, task_seconds=1, budget=1) == []
     assert plan_tasks([LayerWork("a", layout, [], 1.0, PANEL)], workers=3, task_seconds=1, budget=1) == []
+
+
+@pytest.mark.parametrize("task_seconds", [2.0, 20.0, 60.0])
+def test_tasks_last_as_long_as_is_wanted_and_the_largest_come_first(task_seconds):
+    layouts = {"small": Layout(900, 900, 30, symmetric=True), "large": Layout(800, 700, 20, symmetric=False)}
+    works = [LayerWork(name, cut, list(cut.tiles()), 1e-3, PANEL) for name, cut in layouts.items()]
+    tasks = plan_tasks(works, workers=1, task_seconds=task_seconds, budget=100 * PANEL)
+    whole = [task.cost for task in tasks if len(task.units) > 1]
+    assert len(whole) > 5
+    assert whole == sorted(whole, reverse=True)
+    assert task_seconds / 3 < max(whole) <= task_seconds
+    assert {unit.layer for task in tasks for unit in task.units} == set(layouts)
 
 
 def test_fewer_blocks_than_workers_become_single_tiles():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from semrsm_dist.config import FeaturesData, RunConfig
 from semrsm_dist.engine import Engine, Failure, Resources, make_engine
@@ -227,6 +227,7 @@ def _match(
         return []
     with session.timed("compile"):
         matcher.compile()
+    pair_seconds = {item.layer: item.pair_seconds for item in work}
     worker = MatchingWorker(
         session.directory.path, identity.row_side, dict(layouts), matcher.name, dict(matcher.parameters)
     )
@@ -239,6 +240,7 @@ def _match(
         done=found_pairs,
         unit="pairs",
         amount=lambda receipt: int(receipt.counts["pairs"]),
+        effort=lambda receipt: pair_seconds[cast("Tile", receipt.unit).layer] * receipt.counts["pairs"],
     )
 
 

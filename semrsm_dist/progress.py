@@ -17,8 +17,8 @@ LINE_SECONDS = 10.0
 class Stage(Protocol):
     """A stage under way."""
 
-    def advance(self, amount: int) -> None:
-        """Say that `amount` more units are done."""
+    def advance(self, amount: int, effort: float | None = None) -> None:
+        """Say that `amount` more units are done, and how much of the stage's effort they were."""
         ...
 
     def tick(self) -> None:
@@ -30,9 +30,20 @@ class Reporter(Protocol):
     """Where a run tells its progress."""
 
     def stage(
-        self, name: str, total: int, unit: str, done: int = 0
+        self, name: str, total: int, unit: str, done: int = 0, *, effort: float | None = None
     ) -> contextlib.AbstractContextManager[Stage]:
-        """Open a stage of `total` units, `done` of which an earlier session finished."""
+        """Open a stage.
+
+        Parameters
+        ----------
+        name
+            What it is called.
+        total, unit, done
+            How many units it has, what they are, and how many of them an earlier session finished.
+        effort
+            How much work is left, in any measure that `advance` uses too: the time left is told from it. Without it
+            all units count as equally long.
+        """
         ...
 
     def note(self, message: str) -> None:
@@ -44,7 +55,9 @@ class SilentReporter:
     """Tells nothing; for use as a library."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int, unit: str, done: int = 0, *, effort: float | None = None
+    ) -> Iterator[Stage]:
         """Open a stage that shows nothing."""
         yield _Silence()
 
@@ -59,12 +72,15 @@ class ConsoleReporter:
         self._stream = stream or sys.stderr
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int, unit: str, done: int = 0, *, effort: float | None = None
+    ) -> Iterator[Stage]:
         """Show a stage until the block ends."""
+        pace = _Pace(float(total - done) if effort is None else effort)
         shown: _Bar | _Lines = (
-            _Bar(name, total, unit, done, self._stream)
+            _Bar(name, total, unit, done, pace, self._stream)
             if self._stream.isatty()
-            else _Lines(name, total, unit, done, self._stream)
+            else _Lines(name, total, unit, done, pace, self._stream)
         )
         try:
             yield shown
@@ -78,15 +94,38 @@ class ConsoleReporter:
 
 
 class _Silence:
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int, effort: float | None = None) -> None:
         pass
 
     def tick(self) -> None:
         pass
 
 
+class _Pace:
+    """How fast a session gets through its effort."""
+
+    def __init__(self, effort: float) -> None:
+        self._left = effort
+        self._done = 0.0
+        self._started = time.monotonic()
+
+    def advance(self, effort: float) -> None:
+        self._done += effort
+        self._left -= effort
+
+    @property
+    def elapsed(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds left if it goes on like this; NaN before anything is done."""
+        return max(self._left, 0.0) * self.elapsed / self._done if self._done > 0 else math.nan
+
+
 class _Bar:
-    def __init__(self, name: str, total: int, unit: str, done: int, stream: TextIO) -> None:
+    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: TextIO) -> None:
+        self._pace = pace
         self._bar = tqdm(
             desc=f"{name:<12}",
             total=total,
@@ -96,44 +135,51 @@ class _Bar:
             dynamic_ncols=True,
             smoothing=0.05,
             unit_scale=True,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]",
         )
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int, effort: float | None = None) -> None:
+        self._pace.advance(amount if effort is None else effort)
+        self._bar.set_postfix_str(f"{format_seconds(self._pace.seconds_left)} left", refresh=False)
         self._bar.update(amount)
 
     def tick(self) -> None:
         self._bar.refresh()
 
     def close(self) -> None:
+        self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
 
 
 class _Lines:
-    def __init__(self, name: str, total: int, unit: str, done: int, stream: TextIO) -> None:
+    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: TextIO) -> None:
         self._name, self._total, self._unit, self._stream = name, total, unit, stream
         self._done = self._before = done
-        self._started = self._told = time.monotonic()
+        self._pace = pace
+        self._told = time.monotonic()
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int, effort: float | None = None) -> None:
         self._done += amount
+        self._pace.advance(amount if effort is None else effort)
         self.tick()
 
     def tick(self) -> None:
         now = time.monotonic()
         if now - self._told >= LINE_SECONDS:
             self._told = now
-            self._write(now)
+            self._write()
 
     def close(self) -> None:
-        self._write(time.monotonic())
+        self._write()
 
-    def _write(self, now: float) -> None:
-        elapsed = max(now - self._started, 1e-9)
+    def _write(self) -> None:
+        elapsed = self._pace.elapsed
         rate = (self._done - self._before) / elapsed
-        left = (self._total - self._done) / rate if rate > 0 else float("nan")
         share = 100 * self._done / self._total if self._total else 100.0
         ending = (
-            f"{format_seconds(left)} left" if self._done < self._total else f"took {format_seconds(elapsed)}"
+            f"{format_seconds(self._pace.seconds_left)} left"
+            if self._done < self._total
+            else f"took {format_seconds(elapsed)}"
         )
         self._stream.write(
             f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "

@@ -112,7 +112,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left():
     assert "matching" in shown
     assert "50%" in shown
     assert "50.0/100" in shown
-    assert re.search(r"\d+:\d+<.*pairs/s", shown)
+    assert re.search(r"\d+:\d+, .*pairs/s, .* left", shown)
 
 
 def test_a_note_does_not_tear_the_bar_apart():
@@ -167,3 +167,13 @@ def test_durations_keep_their_order_and_size(one, other):
     short, long = sorted((one, other))
     assert value(format_seconds(short)) <= value(format_seconds(long))
     assert abs(value(format_seconds(one)) - one) <= (0.51 if one < 3600 else 60.5)
+
+
+def test_time_left_is_told_from_effort_where_units_are_not_alike(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("semrsm_dist.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 200, "pairs", effort=10.0) as stage:
+        now[0] = 20.0
+        stage.advance(20, effort=8.0)
+        assert stream.getvalue().endswith("20/200 pairs (10 %), 1.0 pairs/s, 5.0 s left\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -63,12 +63,13 @@ class Session:
         self,
         stage: str,
         start_pool: Callable[[], Pool],
-        tasks: Iterable[Task],
+        tasks: Sequence[Task],
         *,
         total: int,
         done: int,
         unit: str,
         amount: Callable[[Receipt], int],
+        effort: Callable[[Receipt], float] | None = None,
         on_value: Callable[[Receipt], None] | None = None,
     ) -> list[Failure]:
         """Run the tasks of a stage, with progress, and return the units that were set aside.
@@ -85,11 +86,15 @@ class Session:
             For the progress: units of the whole stage, and how many an earlier session finished.
         amount
             How many units a good receipt stands for.
+        effort
+            How long a good receipt's work was estimated to take, where units are not alike. The costs of the tasks
+            are then in the same measure, and the time left is told from both.
         on_value
             Called with each good receipt that carries a value.
         """
         failures: list[Failure] = []
-        with self.timed(stage), self.reporter.stage(stage, total, unit, done) as shown:
+        left = None if effort is None else sum(task.cost for task in tasks)
+        with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
             pool = start_pool()
 
             def receive(receipt: Receipt) -> None:
@@ -99,7 +104,7 @@ class Session:
                     self.counts[stage][name] += count
                 if on_value is not None and receipt.value is not None:
                     on_value(receipt)
-                shown.advance(amount(receipt))
+                shown.advance(amount(receipt), None if effort is None else effort(receipt))
 
             failures = run_tasks(
                 pool,

@@ -199,7 +199,7 @@ def test_a_stop_event_ends_the_run_and_keeps_what_is_done(start, tmp_path):
 
 def test_workers_use_one_thread_each(start):
     def counts_threads(units):
-        import numpy  # noqa: F401, PLC0415 - in Ray's process too
+        import numpy  # noqa: F401 - in Ray's process too
 
         most = max(library["num_threads"] for library in threadpool_info())
         yield from (Receipt(unit, counts={"threads": most}) for unit in units)
@@ -278,7 +278,7 @@ def library_threads():
 
 
 def test_local_threads_end_with_their_pool_and_the_limits_are_lifted():
-    import sklearn.utils  # noqa: F401, PLC0415 - brings OpenMP, whose limit holds per thread
+    import sklearn.utils  # noqa: F401 - brings OpenMP, whose limit holds per thread
 
     def worker(units):
         yield from (Receipt(unit, value=library_threads()) for unit in units)

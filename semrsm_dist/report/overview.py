@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.results import Run
+from semrsm_dist.store.chunks import writing
+
+Item = TypeVar("Item")
 
 LARGEST = 400
 """Images a side that are drawn; of more, evenly spaced ones."""
+
+ROWS_AT_ONCE = 512
+
+MOST_LAYERS = 24
+"""Layers that are drawn; of more, evenly spaced ones: a picture has limits."""
 
 METHODS = (("spatio-semantic", "#8c8c8c"), ("global average pooling", "#d9a441"), ("semantic", "#2a6f97"))
 
@@ -33,18 +42,21 @@ def draw_overview(run: Run) -> Path:
     ------
     IncompleteError
         If the run is not complete.
+    StorageError
+        If it cannot be written.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, needed here alone
 
-    scores = run.summary()["retrieval"]
-    layers = run.layers
+    summary = run.summary()
+    scores = summary["retrieval"]
+    layers = _evenly(list(summary["layers"]), MOST_LAYERS)
     columns = max(len(layers), 2)
     figure = Figure(figsize=(3.1 * columns + 1.2, 9.2 if scores else 6.4), layout="constrained")
     grid = figure.add_gridspec(3 if scores else 2, columns, height_ratios=[1, 1, 0.75] if scores else [1, 1])
     rows, order_columns = _order(run, "images" if run.is_symmetric else "queries"), _order(run, "images")
     for column, layer in enumerate(layers):
-        matrices = [run.similarity(layer, "cosine", kind) for kind in ("spatio-semantic", "semantic")]
-        blocks = [_pick(matrix.values, rows, order_columns) for matrix in matrices]
+        readers = [run.similarity_rows(layer, "cosine", kind) for kind in ("spatio-semantic", "semantic")]
+        blocks = [_pick(read_rows, rows, order_columns) for read_rows in readers]
         low, high = _range(blocks, run.is_symmetric)
         for position, (block, kind) in enumerate(zip(blocks, ("spatio-semantic", "semantic"), strict=True)):
             axes = figure.add_subplot(grid[position, column])
@@ -55,31 +67,44 @@ def draw_overview(run: Run) -> Path:
                 axes.set_ylabel(kind, fontsize=11)
             if position == 0:
                 sizes = run.record["layers"][layer]
-                axes.set_title(f"{layer}\nS = {sizes['n_tokens']}, C = {sizes['n_channels']}", fontsize=10)
+                title = f"{layer}\nS = {sizes['n_tokens']}, C = {sizes['n_channels']}"
+                axes.set_title(title, fontsize=10, parse_math=False)
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, label="cosine similarity")
     if scores:
         _draw_retrieval(figure.add_subplot(grid[2, :]), scores, layers)
     counts = " x ".join(str(count) for count in run.record["counts"].values())
-    figure.suptitle(f"{run.directory.path.name}: {counts} images, sorted by label", fontsize=12)
-    run.directory.figures.mkdir(exist_ok=True)
+    title = f"{run.directory.path.name}: {counts} images, sorted by label"
+    figure.suptitle(title, fontsize=12, parse_math=False)
     path = run.directory.figures / "overview.png"
-    figure.savefig(path, dpi=110)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=110)
     return path
 
 
 def _order(run: Run, side: str) -> NDArray[np.intp]:
     """Return the indices of the images to draw: sorted by labels, at most `LARGEST`, evenly spaced."""
     labels = run.manifest(side).labels()
-    order = np.array(sorted(range(len(labels)), key=lambda index: (len(labels[index]), labels[index], index)))
-    if len(order) > LARGEST:
-        order = order[np.linspace(0, len(order) - 1, LARGEST).round().astype(int)]
-    return order
+    order = sorted(range(len(labels)), key=lambda index: (len(labels[index]), labels[index], index))
+    return np.array(_evenly(order, LARGEST))
+
+
+def _evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many of the items, evenly spaced."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _pick(
-    matrix: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]
+    read_rows: Callable[[slice], NDArray[np.float64]], rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    return matrix[np.ix_(rows, columns)]
+    """Return the chosen rows and columns of a matrix that need not fit in memory."""
+    block = np.empty((len(rows), len(columns)))
+    for start in range(0, int(rows.max()) + 1, ROWS_AT_ONCE):
+        here = np.flatnonzero((rows >= start) & (rows < start + ROWS_AT_ONCE))
+        block[here] = read_rows(slice(start, start + ROWS_AT_ONCE))[rows[here] - start][:, columns]
+    return block
 
 
 def _range(blocks: list[NDArray[np.float64]], symmetric: bool) -> tuple[float, float]:
@@ -107,7 +132,7 @@ def _draw_retrieval(axes: Any, scores: list[dict[str, Any]], layers: list[str]) 
             np.arange(len(layers)) + (position - 1) * width, heights, width, color=colour, label=method
         )
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.set_xticks(np.arange(len(layers)), layers)
+    axes.set_xticks(np.arange(len(layers)), layers, parse_math=False)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel(f"retrieval F1@{k}")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)

@@ -156,14 +156,19 @@ class Workshop:
         }
 
     def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:
-        """Return inode and time of every finished chunk in these groups of a run."""
+        """Return inode and time of every finished chunk in these groups of a run.
+
+        Norms and pooled features are written before the features of a panel, which alone make it finished.
+        """
         stamps = {}
         for group in groups or ("features.zarr", "blocks.zarr"):
             for path in (run / group).rglob("c/**/*"):
                 with contextlib.suppress(
                     FileNotFoundError
                 ):  # a temporary file that has got its name just now
-                    if path.name.isdigit() and path.is_file():
+                    if not path.name.isdigit() or {"squared_norm", "pooled"} & set(path.parts):
+                        continue
+                    if path.is_file():
                         stat = path.stat()
                         stamps[path.relative_to(run).as_posix()] = (stat.st_ino, stat.st_mtime_ns)
         return stamps

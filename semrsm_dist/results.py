@@ -14,7 +14,8 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
 from semrsm_dist.kernels import KERNELS, derive
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.stages.assembly import KINDS, median_sigma_of_blocks
+from semrsm_dist.rbf_width import median_sigma
+from semrsm_dist.store.blocks import KINDS
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.matrices import MatrixStore
 
@@ -162,7 +163,7 @@ class Run:
         if sigma is not None and name in dataset and dataset[name].attrs["sigma"] != sigma:
             return dataset.drop_vars(name), name, sigma
         if kernel == "rbf" and sigma is None and name not in dataset:
-            sigma = median_sigma_of_blocks(self.directory, layer, self.layout(layer), KINDS[kind])
+            sigma = median_sigma(self.directory, layer, self.layout(layer), KINDS[kind])
         return dataset, name, sigma
 
     def _known(self, layer: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from semrsm_dist.config import KernelConfig
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import WorkError
-from semrsm_dist.kernels import derive, squared_distances
-from semrsm_dist.median import streaming_median
+from semrsm_dist.kernels import derive
 from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.rbf_width import median_sigma
 from semrsm_dist.stages.faults import failure_receipt, list_failures
 from semrsm_dist.stages.session import Session
-from semrsm_dist.store.blocks import QUANTITIES, BlockStore
+from semrsm_dist.store.blocks import KINDS, QUANTITIES, BlockStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint
@@ -34,9 +33,6 @@ from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore
 
 CHUNK = 512
 """Largest side of a final matrix's chunk: a whole number of tiles, so that one writer owns it."""
-
-KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
-"""The two similarities of a pair and the stored inner product each comes from."""
 
 DESCRIPTIONS = {
     "matched": "inner product after the best permutation found",
@@ -207,32 +203,6 @@ def assemble_layers(
         stores[layer].finish()
 
 
-def median_sigma_of_blocks(directory: RunDirectory, layer: str, layout: Layout, quantity: str) -> float:
-    """Return sqrt(median of the non-zero squared distances) over all pairs, reading one tile at a time.
-
-    A symmetric matrix enters with each pair of different images once. Where all images coincide any width gives the
-    same kernel, and 1 is returned.
-    """
-    store = BlockStore(directory.blocks, layer)
-    norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
-    norms_i = (
-        norms_j
-        if layout.symmetric
-        else FeatureStore(directory.features, "queries", layer).read_squared_norms()
-    )
-    position = QUANTITIES.index(quantity)
-
-    def distances() -> Iterator[NDArray[np.float64]]:
-        for row, column in layout.tiles():
-            inner = store.read((row, column))[position]
-            squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])
-            on_diagonal = layout.symmetric and row == column
-            yield squared[np.triu(squared > 0, k=1) if on_diagonal else squared > 0]
-
-    median = streaming_median(distances)
-    return 1.0 if math.isnan(median) else math.sqrt(median)
-
-
 def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> LayerAssembly:
     features = session.directory.features
     kernels = [
@@ -255,7 +225,7 @@ def _sigma(session: Session, layer: str, layout: Layout, kernel: KernelConfig, q
         return None
     if kernel.sigma is not None:
         return kernel.sigma
-    return median_sigma_of_blocks(session.directory, layer, layout, quantity)
+    return median_sigma(session.directory, layer, layout, quantity)
 
 
 def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mapping[str, Any]) -> None:

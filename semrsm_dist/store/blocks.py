@@ -19,6 +19,9 @@ from semrsm_dist.store import chunks
 
 QUANTITIES = ("matched", "identity", "gap")
 
+KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
+"""The two similarities of a pair and the inner product that each comes from."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockStore:

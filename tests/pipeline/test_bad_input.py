@@ -1,0 +1,382 @@
+"""What users get wrong: a clear message, the right status, and nothing lost or touched."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+import semrsm_dist as srs
+from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
+from semrsm_dist.progress import SilentReporter
+
+
+def refused(shop, document, kind, *words):
+    """Run and return the error, which must be of this kind, lead to status 2 and hold these words."""
+    with pytest.raises(kind) as caught:
+        shop.run(document)
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    return caught.value
+
+
+# --- images ----------------------------------------------------------------------------------------------
+
+
+def test_no_images_at_all(shop):
+    (shop.path / "empty").mkdir()
+    refused(shop, shop.of_images("run", shop.path / "empty"), InputError, "no images in", "/empty")
+    refused(shop, shop.of_images("run", shop.path / "nowhere"), InputError, "nowhere", "does not exist")
+    refused(shop, shop.of_images("run", shop.image("a.png")), InputError, "a.png", "is a file")
+
+
+def test_one_image_makes_no_matrix(shop):
+    shop.image("one/a.png")
+    refused(shop, shop.of_images("run", shop.path / "one"), InputError, "1 usable image,", "at least 2")
+
+
+def spoil(shop, folder):
+    """Put four unreadable files among the images."""
+    good = (folder / "class0" / "000.png").read_bytes()
+    (folder / "class0" / "cut.png").write_bytes(good[: len(good) // 2])
+    (folder / "class1" / "empty.jpg").write_bytes(b"")
+    (folder / "class1" / "text.png").write_text("no image")
+    shop.image("photo.jpg")
+    (folder / "class2" / "half.jpg").write_bytes((shop.path / "photo.jpg").read_bytes()[:400])
+    return ["class0/cut.png", "class1/empty.jpg", "class1/text.png", "class2/half.jpg"]
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.timeout(120))])
+def test_unreadable_images_are_listed_and_refused_or_skipped_and_recorded(shop, engine):
+    folder = shop.images(n=9)
+    bad = spoil(shop, folder)
+    document = shop.of_images("run", folder, engine=engine, workers=1)
+    refused(shop, document, InputError, "4 of 13 images cannot be read", *bad, "unreadable: skip")
+    assert not (shop.path / "run" / "run.json").exists()
+    summary = shop.run(document | {"unreadable": "skip"})
+    assert summary["images"] == {"images": 9}
+    assert summary["unreadable"] == {"images": 4}
+    assert all(name in summary["warnings"][0] for name in bad)
+    run = srs.open_run(shop.path / "run")
+    assert [row.image_id for row in run.manifest().unreadable] == bad
+    assert all(row.error for row in run.manifest().unreadable)
+    assert not set(bad) & set(run.similarity("layer4")["image_i"].values.tolist())
+    shop.run(shop.of_images("clean", shop.images("good", n=9)))  # the same images without the bad ones
+    clean = srs.open_run(shop.path / "clean").similarity("layer4")
+    assert clean.values.shape == run.similarity("layer4").values.shape
+
+
+def test_nothing_but_unreadable_images(shop):
+    for name in "abc":
+        shop.save(f"bad/{name}.npy", np.zeros(3))
+        (shop.path / "bad" / f"{name}.npy").rename(shop.path / "bad" / f"{name}.png")
+    document = shop.of_images("run", shop.path / "bad", unreadable="skip")
+    refused(shop, document, InputError, "0 usable images")
+
+
+def test_mixed_sizes_modes_and_names(shop):
+    modes = {
+        "grey.png": "L",
+        "grey with alpha.png": "LA",
+        "print.jpg": "CMYK",
+        "print.tif": "CMYK",
+        "deep.png": "I;16",
+        "see-through.png": "RGBA",
+        "palette.gif": "P",
+        "bitmap.png": "1",
+        "UPPER.JPG": "RGB",
+        "#hash?.png": "RGB",
+        "per%20cent.png": "RGB",
+        "new\nline.png": "RGB",
+        "日本 ö.png": "RGB",
+        "-dash.png": "RGB",
+        "a|b/same.png": "RGB",
+        "b/same.png": "RGB",
+    }
+    for index, (name, mode) in enumerate(modes.items()):
+        shop.image(f"images/{name}", mode=mode, size=(20 + 13 * index, 90 - 4 * index))
+    summary = shop.run(shop.of_images("run", shop.path / "images"))
+    assert summary["images"] == {"images": len(modes)}
+    matrix = srs.open_run(shop.path / "run").similarity("layer4")
+    assert set(matrix["image_i"].values.tolist()) == set(modes)
+    assert (
+        dict(zip(matrix["image_i"].values, matrix["labels_i"].values, strict=True))["a|b/same.png"] == "a|b"
+    )
+    assert np.isfinite(matrix.values).all()
+
+
+def test_the_run_must_not_lie_among_its_own_images(shop):
+    folder = shop.images()
+    refused(shop, shop.of_images("images/run", folder), ConfigError, "lies inside the image folder")
+
+
+class Before(SilentReporter):
+    """Does something when a stage begins."""
+
+    def __init__(self, name, action):
+        self.name, self.action = name, action
+
+    def stage(self, name, *arguments, **options):
+        if name == self.name:
+            self.action()
+        return super().stage(name, *arguments, **options)
+
+
+def test_an_image_that_vanishes_on_the_way_costs_its_panel_alone(shop):
+    folder = shop.images(n=40)
+    document = shop.of_images("run", folder)
+    gone = folder / "class0" / "000.png"
+    content = gone.read_bytes()
+    with pytest.raises(WorkError, match=r"1 of 2 panels.*class0/000\.png") as caught:
+        shop.run(document, reporter=Before("extraction", gone.unlink))
+    assert caught.value.exit_code == 1
+    kept = shop.chunks(shop.path / "run")
+    assert len(kept) == 2  # the other panel, in two layers
+    gone.write_bytes(content)
+    assert shop.run(document)["work"]["extraction"] == {"found": 1, "computed": 1}
+    assert kept.items() <= shop.chunks(shop.path / "run").items()
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "words"),
+    [
+        ("model", {"name": "test_resne"}, ["unknown model 'test_resne'", "'test_resnet'"]),
+        ("model", {"layers": ["layr3"]}, ["no layer 'layr3'", "'layer3'"]),
+        ("model", {"layers": ["nothing*"]}, ["nothing*"]),
+        ("model", {"weights": "nowhere.safetensors"}, ["nowhere.safetensors", "no such file"]),
+        ("model", {"weights": "pretrained"}, ["which pretrained weights", "test_resnet.r160_in1k"]),
+        ("model", {"name": "test_resnet.in1k"}, ["test_resnet.r160_in1k"]),
+        ("model", {"name": "test_vit", "layers": ["blocks.1"], "input_size": 70}, ["input_size 70 x 70"]),
+        ("matching", {"matcher": "auctoin"}, ["unknown matcher 'auctoin'", "'auction'"]),
+        ("matching", {"matcher": "greedy", "window": 3}, ["'greedy'", "window"]),
+        ("matching", {"matcher": "batch-optimal", "window": 0}, ["window"]),
+        ("matching", {"tolerance": -1}, ["tolerance"]),
+    ],
+)
+def test_unknown_names_are_refused_with_near_ones(shop, section, value, words):
+    document = shop.of_images("run", shop.path / "images")
+    shop.images()
+    document[section] = document.get(section, {}) | value
+    refused(shop, document, SemrsmError, *words)
+    assert not (shop.path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../up", "..", ".", "", "zarr.json", "back\\slash", "line\n", "x" * 300, "__x"]
+)
+def test_names_of_layers_that_the_store_cannot_hold(shop, name):
+    refused(shop, shop.of_features("run", {name: shop.features()}), SemrsmError, "layer")
+    assert sorted(path.name for path in shop.path.iterdir()) in (["run", "z.npy"], ["z.npy"])
+
+
+@pytest.mark.parametrize("name", ["a b", "ä", "a|b", "layer.1", "c", "features", "$x$", "0", "a.npy"])
+def test_odd_names_of_layers_that_it_can(shop, name):
+    shop.run(shop.of_features("run", {name: shop.features(), "other": shop.features("y.npy")}))
+    assert srs.open_run(shop.path / "run").similarity(name).shape == (20, 20)
+    done = shop.command("export", shop.path / "run", "--layer", name)
+    assert done.returncode == 0, done.stderr
+
+
+# --- features --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.timeout(120))])
+def test_features_that_are_not_finite_name_the_images(shop, engine):
+    z = np.random.default_rng(0).normal(size=(50, 6, 4)).astype(np.float32)
+    z[41, 2, 1], z[7, 0, 0] = np.inf, np.nan
+    table = shop.path / "table.csv"
+    table.write_text("image_id,labels\n" + "".join(f"photo {index},\n" for index in range(50)))
+    document = shop.of_features("run", shop.save("bad.npy", z), engine=engine, workers=2)
+    document["data"]["table"] = str(table)
+    error = refused(
+        shop, document, InputError, "'photo 7' (index 7", "'photo 41' (index 41", "NaN or infinite"
+    )
+    assert "photo 8'" not in str(error)
+    assert not shop.blocks(shop.path / "run")
+
+
+def test_features_of_the_queries_that_are_not_finite(shop):
+    document = shop.of_features("run", shop.features())
+    z = shop.save("q.npy", np.full((3, 6, 4), np.nan, np.float32))
+    document["queries"] = {"source": "features", "layers": {"last": str(z)}}
+    refused(shop, document, InputError, "queries: features of '0' (index 0")
+
+
+@pytest.mark.parametrize(("scale", "stored"), [(1e6, "float16"), (1e300, "float32")])
+def test_features_that_overflow_the_stored_type(shop, scale, stored):
+    z = np.random.default_rng(0).normal(size=(5, 6, 4)) * scale
+    document = shop.of_features("run", shop.save("big.npy", z), features={"dtype": stored})
+    refused(shop, document, InputError, "overflow the stored type")
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_features_of_any_scale_that_float32_holds(shop, scale):
+    z = np.random.default_rng(0).normal(size=(9, 6, 4))
+    matching = {"matcher": "hungarian"}
+    shop.run(shop.of_features("one", shop.save("one.npy", z.astype(np.float32)), matching=matching))
+    scaled = (z * scale).astype(np.float32)
+    shop.run(shop.of_features("scaled", shop.save("scaled.npy", scaled), matching=matching))
+    one, other = (srs.open_run(shop.path / name) for name in ("one", "scaled"))
+    for kernel in ("cosine", "rbf"):
+        np.testing.assert_allclose(
+            other.similarity("last", kernel).values, one.similarity("last", kernel).values, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "matcher", ["auction", "hungarian", "greedy", "topk-greedy", "batch-optimal", "identity"]
+)
+def test_representations_of_norm_zero_are_undefined_and_reported(shop, matcher):
+    z = np.random.default_rng(0).normal(size=(12, 6, 4)).astype(np.float32)
+    z[[4, 9]] = 0
+    document = shop.of_features(
+        "run", shop.save("zero.npy", z), kernels=["cosine", "linear", "rbf"], matching={"matcher": matcher}
+    )
+    config = shop.write(document)
+    if matcher == "auction":
+        done = shop.command("run", config)
+        assert done.returncode == 0, done.stderr
+        header, row = (line.split() for line in done.stdout.splitlines()[2:4])
+        assert dict(zip(header[-1:], row[-1:], strict=True)) == {"undefined": "2"}
+    summary = shop.run(document)
+    assert summary["layers"]["last"]["undefined_images"] == 2
+    run = srs.open_run(shop.path / "run")
+    expected = np.zeros((12, 12), bool)
+    expected[[4, 9]] = expected[:, [4, 9]] = True
+    assert np.array_equal(np.isnan(run.similarity("last", "cosine").values), expected)
+    assert np.isfinite(run.similarity("last", "rbf").values).all()
+    assert (run.similarity("last", "linear").values[expected] == 0).all()
+    assert (run.gap("last").values[expected] == 0).all()
+
+
+def test_nothing_but_zeros(shop):
+    z = shop.save("zero.npy", np.zeros((4, 3, 2), np.float32))
+    summary = shop.run(shop.of_features("run", z, kernels=["cosine", "rbf"]))
+    assert summary["layers"]["last"]["undefined_images"] == 4
+    assert summary["layers"]["last"]["mean_gap"] is None
+    run = srs.open_run(shop.path / "run")
+    assert np.isnan(run.similarity("last").values).all()
+    assert (run.similarity("last", "rbf").values == 1).all()
+
+
+def test_sizes_that_do_not_go_together(shop):
+    z = shop.features()
+    for name, shape, words in (("s", (3, 7, 4), "S = 7 and C = 4"), ("c", (3, 6, 5), "S = 6 and C = 5")):
+        document = shop.of_features("run", z)
+        asked = shop.features(f"{name}.npy", shape)
+        document["queries"] = {"source": "features", "layers": {"last": str(asked)}}
+        refused(shop, document, InputError, words, "but 6 and 4")
+    other = shop.features("other.npy", (19, 6, 4))
+    refused(
+        shop,
+        shop.of_features("run", {"a": z, "b": other}),
+        InputError,
+        "different numbers of images",
+        "19",
+        "20",
+    )
+    short = shop.path / "short.csv"
+    short.write_text("image_id,labels\na,\nb,\n")
+    document = shop.of_features("run", z)
+    document["data"]["table"] = str(short)
+    refused(shop, document, InputError, "2 rows", "20 images")
+
+
+def test_arrays_that_are_no_features(shop):
+    z = shop.features()
+    cut = shop.path / "cut.npy"
+    cut.write_bytes(z.read_bytes()[:-100])
+    for path, words in (
+        (cut, "not complete"),
+        (shop.path / "zz.npy", "no such file"),
+        (shop.save("flat.npy", np.ones((4, 3))), "(N, 1, C)"),
+        (shop.save("complex.npy", np.ones((4, 3, 2), complex)), "complex"),
+        (shop.save("objects.npy", np.array([[[None]]], object)), "objects"),
+        (shop.save("nobody.npy", np.ones((0, 3, 2))), "empty"),
+        (shop.save("single.npy", np.ones((1, 3, 2))), "at least 2"),
+    ):
+        refused(shop, shop.of_features("run", path), InputError, words)
+
+
+# --- the run directory -----------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_no_run_is_not_touched(shop):
+    (shop.path / "thesis").mkdir()
+    (shop.path / "thesis" / "chapter1.tex").write_text("important")
+    before = sorted((shop.path / "thesis").iterdir())
+    refused(shop, shop.of_features("thesis", shop.features()), ConfigError, "not a run", "chapter1.tex")
+    assert sorted((shop.path / "thesis").iterdir()) == before
+    with pytest.raises(ConfigError, match="no run here"):
+        srs.open_run(shop.path / "thesis")
+
+
+def test_a_run_directory_that_cannot_be(shop):
+    z = shop.features()
+    refused(shop, shop.of_features("z.npy", z), ConfigError, "a file stands there or above it")
+    refused(shop, shop.of_features("z.npy/below/run", z), ConfigError, "a file stands there or above it")
+    with pytest.raises(ConfigError, match="no run here"):
+        srs.open_run(shop.path / "z.npy")
+
+
+def test_a_run_directory_of_another_configuration_keeps_everything(shop):
+    shop.run(shop.of_features("run", shop.features()))
+    before = shop.tree(shop.path / "run")
+    with pytest.raises(SemrsmError, match=r"images\.sha256") as caught:
+        shop.run(shop.of_images("run", shop.images()))
+    assert caught.value.exit_code == 2
+    assert shop.tree(shop.path / "run") == before
+
+
+def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(shop):
+    z = shop.features("z.npy", (64, 16, 64))
+    config = shop.write(shop.of_features("run", z))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = shop.command("run", config, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert shop.run(shop.of_features("run", z))["images"] == {"images": 64}
+
+
+def test_tiles_that_do_not_fit_into_the_allowed_memory(shop):
+    z = shop.features("wide.npy", (40, 64, 256))
+    memory = {"worker_memory": "64MiB"}
+    refused(shop, shop.of_features("run", z, matching=memory | {"tile": 2000}), ConfigError, "tiles of 2000")
+    shop.run(shop.of_features("run", z, matching={"matcher": "identity", "tile": 40}))
+    less = {"matcher": "identity", "worker_memory": "16MiB"}
+    refused(
+        shop, shop.of_features("run", z, matching=less), ConfigError, "tiles of 40 x 40", "set it to at least"
+    )
+    huge = shop.features("huge.npy", (2, 3000, 400))
+    refused(
+        shop, shop.of_features("huge", huge, matching={"worker_memory": "16MiB"}), ConfigError, "fewer tokens"
+    )
+
+
+def test_a_missing_tile_of_a_finished_run_comes_back(shop):
+    document = shop.of_features("run", shop.features(), matching={"tile": 5})
+    shop.run(document)
+    before = shop.tree(shop.path / "run" / "blocks.zarr")
+    shop.blocks(shop.path / "run")[3].unlink()
+    assert shop.run(document)["work"]["matching"] == {"found": 9, "computed": 1}
+    assert shop.tree(shop.path / "run" / "blocks.zarr") == before
+
+
+def test_a_matrix_that_was_deleted_is_assembled_again(shop):
+    document = shop.of_features("run", shop.features())
+    shop.run(document)
+    before = shop.tree(shop.path / "run" / "rsm.zarr")
+    shutil.rmtree(shop.path / "run" / "rsm.zarr")
+    assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}
+    assert shop.tree(shop.path / "run" / "rsm.zarr") == before

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
 LAYOUTS = ("auto", "nsc", "nchw")
-_DIGEST_BYTES = 64 * 2**20
+_DIGEST_BYTES = 8 * 2**20  # small, as the driver has no business taking more memory than a worker
 _EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
 _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
 
@@ -161,9 +161,15 @@ class FeatureArray(ABC):
         """
         digest = hashlib.sha256(f"{self.n_images} {self.n_tokens} {self.n_channels} {self.dtype}\n".encode())
         step = max(1, _DIGEST_BYTES // (self.n_tokens * self.n_channels * self.dtype.itemsize))
+        step = -(-step // self.images_together) * self.images_together
         for start in range(0, self.n_images, step):
             digest.update(self.read(start, min(start + step, self.n_images)).data)
         return digest.hexdigest()
+
+    @property
+    def images_together(self) -> int:
+        """Images that the format keeps in one piece, of which each costs as much to read as all."""
+        return 1
 
     @property
     def layout(self) -> str:

@@ -91,6 +91,11 @@ class ZarrFeatures(FeatureArray):
                 chunk_bytes / 1e9,
             )
 
+    @property
+    def images_together(self) -> int:
+        """Images of a chunk."""
+        return int(self._array.chunks[0])
+
     def signature(self) -> str:
         """Return a hash of names, sizes and times of the array's files; of its metadata if it is remote."""
         if isinstance(self.path, str):

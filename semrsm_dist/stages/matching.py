@@ -92,7 +92,10 @@ class _Panels:
         self._rows = {key: panel for key, panel in self._rows.items() if key[0] == tile.layer}
         row_key, column_key = (tile.layer, tile.row), (tile.layer, tile.column)
         if row_key not in self._rows:
-            self._rows[row_key] = self._read(self._worker.row_side, tile.layer, layout.rows(tile.row))
+            if layout.symmetric and self._column is not None and self._column[0] == row_key:
+                self._rows[row_key] = self._column[1]
+            else:
+                self._rows[row_key] = self._read(self._worker.row_side, tile.layer, layout.rows(tile.row))
         if layout.symmetric and column_key in self._rows:
             return self._rows[row_key], self._rows[column_key]
         if self._column is None or self._column[0] != column_key:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks
 from semrsm_dist.stages import matching
 from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
 
@@ -128,3 +128,14 @@ def test_fewer_blocks_than_workers_become_single_tiles():
         (Tile("a", 0, 1),),
         (Tile("a", 1, 1),),
     ]
+
+
+def test_a_block_on_the_diagonal_loads_each_panel_once():
+    layout = Layout(60, 60, 10, symmetric=True)
+    (block,) = plan_blocks(layout, list(layout.tiles()), block_side=6)
+    panels = Panels(MatchingWorker("run", "images", {"a": layout}, "auction", {}))
+    for row, column in block:
+        rows, columns = panels.load(Tile("a", row, column))
+        assert rows == ("images", "a", layout.rows(row))
+        assert columns == ("images", "a", layout.columns(column))
+    assert panels.loads == 6

@@ -71,7 +71,7 @@ def test_five_thousand_images_take_no_more_memory_than_is_allowed(shop):
     allowed = WORKERS * WORKER_MEMORY
     assert (shop.path / "5000.npy").stat().st_size > 3.5 * allowed
     assert large < allowed
-    assert large - small < allowed / 4
+    assert large - small < allowed / 2  # for 88 MiB more of features
     matrix = srs.open_run(shop.path / "run5000").similarity("last")
     assert matrix.shape == (40, 5000)
     assert np.isfinite(matrix.values).all()

@@ -10,6 +10,7 @@ from semrsm_dist.plan.cost import guess_pair_seconds
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.results import Run
 from semrsm_dist.store.blocks import BlockStore
+from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
 
@@ -37,8 +38,10 @@ def read_status(path: str | Path) -> dict[str, Any]:
     ConfigError
         If there is no run at `path`.
     """
+    directory = RunDirectory(path)
+    if directory.read_record() is None and directory.is_locked():
+        return _starting(directory)
     run = Run(path)
-    directory = run.directory
     matcher = str(run.record["fingerprint"]["matching.matcher"])
     layers: dict[str, Any] = {}
     now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
@@ -76,11 +79,26 @@ def read_status(path: str | Path) -> dict[str, Any]:
     }
 
 
+def _starting(directory: RunDirectory) -> dict[str, Any]:
+    """Return the status of a run whose driver is still looking at images and model: there is no record yet."""
+    return {
+        "run": str(directory.path),
+        "working": True,
+        "complete": False,
+        "layers": {},
+        "pairs_per_second": None,
+        "seconds_left": None,
+        "failed": [],
+    }
+
+
 def format_status(status: dict[str, Any]) -> str:
     """Write a status for people."""
     state = "complete" if status["complete"] else "incomplete"
     activity = "a driver is at work" if status["working"] else "no driver is at work"
     lines = [f"{status['run']}: {state}, {activity}"]
+    if not status["layers"]:
+        lines.append("  it is looking at the images and the model; nothing is computed yet")
     for layer, facts in status["layers"].items():
         panels, tiles, pairs = facts["panels"], facts["tiles"], facts["pairs"]
         share = 100 * pairs[0] / pairs[1]

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from semrsm_dist.config import Data, FeaturesData, RunConfig
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.records import ImageRecord, ImageSet, UnreadableImageError
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.machine import limit_threads
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
@@ -146,17 +148,28 @@ def _sample(
         precision=config.model.precision,
         batch_size=config.model.batch_size,
     )
-    chosen = _spread(records["images"])
     started = time.perf_counter()
-    samples = dict(extractor([image_sets["images"].read(record) for record in chosen]))
-    seconds = (time.perf_counter() - started) / len(chosen)
+    images = _read_some(config, image_sets["images"], records["images"])
+    samples = dict(extractor(images))
+    seconds = (time.perf_counter() - started) / len(images)
     return {side: len(found) for side, found in records.items()}, samples, seconds
 
 
-def _spread(records: Sequence[Any]) -> list[Any]:
-    """Return a few records from all over the list: neighbours are often alike."""
-    step = max(1, len(records) // CALIBRATION_IMAGES)
-    return list(records[::step])[:CALIBRATION_IMAGES]
+def _read_some(config: RunConfig, image_set: ImageSet, records: Sequence[ImageRecord]) -> list[Image.Image]:
+    """Read a few images from all over the list: neighbours are often alike."""
+    images = []
+    for record in records[:: max(1, len(records) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
+        try:
+            images.append(image_set.read(record))
+        except UnreadableImageError:
+            if config.unreadable == "refuse":
+                raise
+    if not images:
+        raise InputError(
+            f"none of {CALIBRATION_IMAGES} images from all over the list can be read, so nothing can be measured; mend "
+            "the images, or check the path"
+        )
+    return images
 
 
 def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:

@@ -7,6 +7,7 @@ model nor a second look at unchanged files.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -183,7 +184,7 @@ def _weights_file(config: ModelConfig) -> Path | None:
         )
         path = Path(str(shipped))
     else:
-        path = Path(config.weights).expanduser()
+        path = Path(os.path.expandvars(config.weights)).expanduser()
     return path if path.is_file() else None
 
 

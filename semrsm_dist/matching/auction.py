@@ -12,7 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.augment import assign_exactly
 from semrsm_dist.matching.bidding import run_auction
-from semrsm_dist.matching.bounds import float64_rounding, inner_product, matched_value
+from semrsm_dist.matching.bounds import (
+    distance_from_optimum,
+    float64_rounding,
+    inner_product,
+    matched_value,
+)
 from semrsm_dist.matching.jit import compiled
 from semrsm_dist.matching.lanes import read_cycles
 from semrsm_dist.matching.matcher import Matcher, PairMatch
@@ -20,8 +25,14 @@ from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, prepar
 from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
 from semrsm_dist.matching.result import TileResult
 
-EXACT_START = 2e-4
-"""Gap, relative to the centred norms, at which the exact finish takes over: less costs more bids."""
+EXACT = 1e-6
+"""What tolerance 0 asks for: the accuracy of float32, on the cosine scale."""
+
+_FINEST = 3e-7  # gap, relative to the centred norms, that an auction in float32 can still close
+_MARGIN = (
+    0.7  # share of a gap that float32 cannot prove which the auction may leave; the rest is for rounding
+)
+_PACKING = 2.0**-22  # more than rounding both representations to float32 changes an affinity
 
 
 Matrix = NDArray[np.float64]
@@ -38,6 +49,7 @@ class _Images(NamedTuple):
     scales: NDArray[np.float64]
     centred_norms: NDArray[np.float64]
     rounding_norms: NDArray[np.float64]
+    lengths: NDArray[np.float64]
 
 
 class _Workspace(NamedTuple):
@@ -49,6 +61,7 @@ class _Workspace(NamedTuple):
     owners: NDArray[np.int32]
     waiting: NDArray[np.int32]
     lowered: NDArray[np.float32]
+    bests: NDArray[np.float32]
     permutation: NDArray[np.intp]
     cycles: NDArray[np.int64]  # spent in products and in matching
 
@@ -60,10 +73,12 @@ class Auction(Matcher):
     ----------
     tolerance : float
         The gap between bound and value is at most ``tolerance * ||z_i|| * ||z_j||``, that is, `tolerance`
-        on the cosine scale. 0 asks for the optimum: the gap is then float64 rounding.
+        on the cosine scale. 0 asks for the optimum in float32: the gap is then at most 1e-6 of the norms.
+        Every positive tolerance is kept, but what lies far below 1e-6 takes a slow finish in float64.
     """
 
     name: ClassVar[str] = "auction"
+    version: ClassVar[int] = 2
     certified: ClassVar[bool] = True
 
     def __init__(self, tolerance: float = 1e-3) -> None:
@@ -87,11 +102,11 @@ class Auction(Matcher):
 
     def compile(self) -> None:
         """Compile the auction and the exact finish; see `Matcher.compile`."""
-        super(Auction, Auction(tolerance=0.0)).compile()  # every pair bids, then needs the finish
+        super(Auction, Auction(tolerance=1e-15)).compile()  # every pair bids, then needs the finish
 
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""
-        packed = n_images * (4 * padded(n_tokens) * n_channels + 24)
+        packed = n_images * (4 * padded(n_tokens) * n_channels + 8 * n_tokens + 24)
         return super().panel_bytes(n_images, n_tokens, n_channels) + packed
 
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
@@ -154,6 +169,7 @@ def _workspace(n_tokens: int) -> _Workspace:
         np.empty(width, np.int32),
         np.empty(width, np.int32),
         empty_aligned((width,), np.float32),
+        np.empty(width, np.float32),
         np.empty(n_tokens, np.intp),
         np.zeros(2, np.int64),
     )
@@ -185,27 +201,25 @@ def _solve_until_open(
     """
     for c in range(start, stop):
         identity[r, c] = inner_product(rows.raw[r], columns.raw[c])
-        bound = _auction_pair(rows, r, columns, c, tolerance, rounding, identity[r, c], work)
+        value, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, identity[r, c], work)
         if not bound < np.inf:
             return c
-        _conclude(rows, r, columns, c, bound, work, matched, upper_bound, identity)
+        _conclude(r, c, value, bound, work, matched, upper_bound, identity)
     return stop
 
 
 @compiled
 def _conclude(
-    rows: _Images,
     r: int,
-    columns: _Images,
     c: int,
+    value: float,
     bound: float,
     work: _Workspace,
     matched: Matrix,
     upper_bound: Matrix,
     identity: Matrix,
 ) -> None:
-    """Write the value of the permutation found, from the representations as given, and its bound."""
-    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    """Write the value of the permutation found and its bound."""
     if value < identity[r, c]:  # never worse than no matching at all
         value = identity[r, c]
         _set_identity(work)
@@ -229,8 +243,8 @@ def _auction_pair(
     rounding: float,
     identity: float,
     work: _Workspace,
-) -> float:
-    """Write a permutation within the tolerance to `work` and return its upper bound; infinity if none was found.
+) -> tuple[float, float]:
+    """Write a permutation within the tolerance to `work`, return value and bound; bound infinity if there is none.
 
     Affinities are those of the centred, scaled representations: a value is
     ``common + scale * (sum of its affinities)``. The product's float32 errors move such a sum by at most
@@ -238,14 +252,14 @@ def _auction_pair(
     """
     n_tokens, n_channels = rows.raw.shape[1:]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
-    allowed = tolerance * norms
+    allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
     common = n_tokens * inner_product(rows.means[r], columns.means[c])
     # Images almost without variation, or almost equal: norms alone may decide (see bounds.norm_bound).
     bound = common + inner_product(rows.token_norms[r], columns.token_norms[c]) + margin
     if n_tokens == 1 or bound - identity <= allowed:
         _set_identity(work)
-        return identity if n_tokens == 1 else bound
+        return identity, identity if n_tokens == 1 else bound
     scale = rows.scales[r] * columns.scales[c]
     size = rows.centred_norms[r] * columns.centred_norms[c]
     slack = (
@@ -257,7 +271,7 @@ def _auction_pair(
     target = (allowed - 2.0 * margin) / scale - 2.0 * slack
     certifiable = target > 2.0 * slack
     if not certifiable:
-        target = EXACT_START * size
+        target = max(_MARGIN * allowed / scale, _FINEST * size)
     began = read_cycles()
     multiply_packed(rows.packed[r], columns.packed[c], n_channels, n_tokens, work.affinity)
     multiplied = read_cycles()
@@ -271,14 +285,31 @@ def _auction_pair(
         work.owners,
         work.waiting,
         work.lowered,
+        work.bests,
     )
     work.cycles[0] += multiplied - began
+    gap = np.inf
+    if finished and not certifiable:
+        gap = scale * distance_from_optimum(
+            work.affinity,
+            work.prices,
+            work.columns,
+            rows.raw[r],
+            rows.means[r],
+            rows.lengths[r],
+            columns.raw[c],
+            columns.token_norms[c, 0] / columns.scales[c],
+            scale,
+            rounding + _PACKING,
+        )
     work.cycles[1] += read_cycles() - multiplied
-    if not (finished and certifiable):
-        return np.inf
+    if not finished or not (certifiable or gap + margin <= allowed):
+        return 0.0, np.inf
     for s in range(n_tokens):
         work.permutation[s] = work.columns[s]
-    return float(min(bound, common + scale * (dual + slack) + margin))
+    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    proven = common + scale * (dual + slack) if certifiable else value + gap
+    return value, float(min(bound, proven + margin))
 
 
 @compiled
@@ -315,4 +346,5 @@ def _finish_exactly(
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     common = n_tokens * inner_product(rows.means[r], columns.means[c])
     bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
-    _conclude(rows, r, columns, c, bound, work, matched, upper_bound, identity)
+    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    _conclude(r, c, value, bound, work, matched, upper_bound, identity)

@@ -36,41 +36,72 @@ _RETRY_SHRINK = 2.0  # where it was more
 @compiled
 def run_phase(
     affinity: NDArray[np.float32],
-    n_tokens: int,
     prices: NDArray[np.float32],
     columns: NDArray[np.int32],
     owners: NDArray[np.int32],
     waiting: NDArray[np.int32],
+    n_waiting: int,
     epsilon: np.float32,
     budget: int,
 ) -> int:
-    """Let all rows bid until each holds a column; return the bids left of `budget`, -1 if unfinished.
+    """Let the rows that wait bid until every row holds a column; return what is left of `budget`, -1 if unfinished.
 
-    `columns` receives the column of each row and `owners` the row of each column; `waiting` is scratch.
+    Two rows bid at the same prices, so that the processor looks for both at once: nearly twice as fast up to
+    200 columns. If both want one column, the second waits on. Otherwise both bids are good: what the first
+    takes is then worth less to the second, whose price rises by less than it might, still by eps or more.
+
+    Parameters
+    ----------
+    affinity : (padded(S) ** 2,)
+        Flat, rows of padded(S) columns.
+    prices : (padded(S),)
+        Of the columns; raised.
+    columns, owners : (padded(S),)
+        The column of each row and the row of each column, `FREE` for none.
+    waiting : (padded(S),)
+        Its first `n_waiting` entries are the rows without a column; the last of them bids next.
+    epsilon : float32
+        Least rise of a price.
+    budget : int
+        Bids allowed.
     """
     step = prices.size
     n_blocks = step // LANES
-    for i in range(n_tokens):
-        owners[i] = FREE
-        waiting[i] = n_tokens - 1 - i
-    n_waiting = n_tokens
     while n_waiting > 0:
-        if budget == 0:
+        if budget <= 0:
             return -1
-        budget -= 1
         i = waiting[n_waiting - 1]
         best, second, j = best_two(affinity, i * step, prices, n_blocks)
-        price = prices[j] + ((best - second) + epsilon)
-        if not price > prices[j]:  # float32 holds no price between: this eps is too fine to make progress
+        rise = (best - second) + epsilon
+        n_waiting -= 1
+        budget -= 1
+        if n_waiting > 0:
+            other = waiting[n_waiting - 1]
+            best, second, place = best_two(affinity, other * step, prices, n_blocks)
+            if place != j:
+                n_waiting -= 1
+                budget -= 1
+                price = prices[place] + ((best - second) + epsilon)
+                if not price > prices[place]:  # float32 holds no price between: eps is too fine
+                    return -1
+                prices[place] = price
+                evicted = owners[place]
+                owners[place] = other
+                columns[other] = place
+                if evicted != FREE:
+                    waiting[n_waiting] = evicted
+                    n_waiting += 1
+        # The same once more: a function would cost more than the bid, as numba counts references to its arrays.
+        price = prices[j] + rise
+        if not price > prices[j]:
             return -1
         prices[j] = price
         evicted = owners[j]
         owners[j] = i
         columns[i] = j
-        if evicted == FREE:
-            n_waiting -= 1
-        else:
-            waiting[n_waiting - 1] = evicted
+        if evicted != FREE:
+            waiting[n_waiting] = evicted
+            n_waiting += 1
     return budget
 
 
@@ -85,6 +116,7 @@ def run_auction(
     owners: NDArray[np.int32],
     waiting: NDArray[np.int32],
     lowered: NDArray[np.float32],
+    bests: NDArray[np.float32],
 ) -> tuple[bool, float]:
     """Assign until the bound exceeds the value by at most `tolerance`, in units of the affinity.
 
@@ -98,13 +130,13 @@ def run_auction(
         Product of the norms of both (centred, scaled) representations: the scale of eps.
     tolerance : float
         The gap to reach, positive.
-    prices, columns, owners, waiting, lowered : (padded(S),)
+    prices, columns, owners, waiting, lowered, bests : (padded(S),)
         Workspace; `prices` and `columns` are the result.
 
     Returns
     -------
     finished : bool
-        False when the bids ran out first; `columns` is then no permutation, `prices` are still useful.
+        False when the bids ran out or float32 could not prove it; only `prices` are then useful.
     bound : float
         Upper bound on the value of every assignment (`tighten_prices`); infinite when not finished.
     """
@@ -116,15 +148,44 @@ def run_auction(
     gap = max(_FIRST_GAP * size, last)
     n_steps = np.ceil(np.log(gap / last) / np.log(_MOST_SHRINK))
     shrink = (gap / last) ** (1.0 / n_steps) if n_steps > 0 else _RETRY_SHRINK
+    for i in range(n_tokens):
+        owners[i] = FREE
+        waiting[i] = n_tokens - 1 - i
+    n_waiting = n_tokens
     while True:
         epsilon = np.float32(gap / n_tokens)
-        budget = run_phase(affinity, n_tokens, prices, columns, owners, waiting, epsilon, budget)
+        budget = run_phase(affinity, prices, columns, owners, waiting, n_waiting, epsilon, budget)
         if budget < 0:
             return False, np.inf
-        bound = tighten_prices(affinity, n_tokens, prices, lowered)
+        bound = tighten_prices(affinity, n_tokens, prices, lowered, bests)
         value = 0.0
         for i in range(n_tokens):
             value += np.float64(affinity[i * step + columns[i]])
         if bound - value <= tolerance:
             return True, bound
+        n_waiting = _release(affinity, n_tokens, prices, columns, owners, waiting, bests)
+        if n_waiting == 0:  # an optimum, but for rounding: float32 can prove no more
+            return False, np.inf
         gap = max(gap / shrink, last) if gap > 1.01 * last else gap / _RETRY_SHRINK
+
+
+@compiled
+def _release(
+    affinity: NDArray[np.float32],
+    n_tokens: int,
+    prices: NDArray[np.float32],
+    columns: NDArray[np.int32],
+    owners: NDArray[np.int32],
+    waiting: NDArray[np.int32],
+    bests: NDArray[np.float32],
+) -> int:
+    """Let rows keep the columns that are still a best one; return how many do not and wait again."""
+    step = prices.size
+    n_waiting = 0
+    for i in range(n_tokens - 1, -1, -1):
+        j = columns[i]
+        if affinity[i * step + j] - prices[j] < bests[i]:
+            owners[j] = FREE
+            waiting[n_waiting] = i
+            n_waiting += 1
+    return n_waiting

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, dot, raise_maxima, row_max
+from semrsm_dist.matching.lanes import LANES, dot, dot_of_differences, next_above, raise_maxima, row_max
 from semrsm_dist.matching.panel import Panel
 
 _FLOAT32_UNIT = 2.0**-24
@@ -26,6 +26,7 @@ def tighten_prices(
     n_tokens: int,
     prices: NDArray[np.float32],
     lowered: NDArray[np.float32],
+    bests: NDArray[np.float32],
 ) -> float:
     """Lower the prices as far as they prove the same, and return the upper bound that they prove.
 
@@ -43,6 +44,8 @@ def tighten_prices(
         Finite for the S columns, +inf beyond them. Overwritten by q.
     lowered : (padded(S),)
         Workspace.
+    bests : (at least S,)
+        Receives ``u_i``; lowering the prices leaves them as they are.
     """
     step = prices.size
     for j in range(step):
@@ -51,6 +54,7 @@ def tighten_prices(
     size = 0.0
     for i in range(n_tokens):
         best = row_max(affinity, i * step, prices, step // LANES)
+        bests[i] = best
         raise_maxima(affinity, i * step, best, lowered, step // LANES)
         total += np.float64(best)
         size += abs(np.float64(best))
@@ -60,6 +64,67 @@ def tighten_prices(
         total += np.float64(prices[j])
         rounded += abs(np.float64(prices[j]))
     return total + rounded * _FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
+
+
+@compiled
+def distance_from_optimum(
+    affinity: NDArray[np.float32],
+    prices: NDArray[np.float32],
+    columns: NDArray[np.int32],
+    z_i: NDArray[np.floating[Any]],
+    mean_i: NDArray[np.float64],
+    lengths_i: NDArray[np.float64],
+    z_j: NDArray[np.floating[Any]],
+    longest_j: float,
+    scale: float,
+    rounding: float,
+) -> float:
+    """Return how far an assignment can be from the optimum, beyond what float32 affinities can tell.
+
+    No assignment is worth more than this one plus ``sum_i max_k (A_ik - p_k) - (A_ic - p_c)``, with c the
+    column of row i. Only columns k that float32 rounding allows to be better than c count, usually one
+    or two of a row; their ``A_ik - A_ic`` is computed from the representations, in float64.
+
+    Parameters
+    ----------
+    affinity, prices, columns
+        As an auction leaves them. The affinity is that of z_i centred by `mean_i` and z_j, divided by `scale`.
+    z_i, z_j : (S, C)
+        The representations as given.
+    lengths_i : (S,)
+        Norms of the tokens of z_i, centred and scaled.
+    longest_j : float
+        Largest norm of a token of z_j, centred and scaled.
+    scale : float
+        Unit of the affinity and of the result.
+    rounding : float
+        A float32 affinity differs from the exact one by at most ``rounding * lengths_i[i] * longest_j``.
+    """
+    n_tokens, n_channels = z_i.shape
+    flat_i, flat_j = z_i.ravel(), z_j.ravel()
+    step = prices.size
+    n_blocks = step // LANES
+    rounding64 = float64_rounding(1, n_channels)
+    total = 0.0
+    for i in range(n_tokens):
+        c = np.int64(columns[i])
+        unit = lengths_i[i] * longest_j
+        held = np.float64(affinity[i * step + c]) - np.float64(prices[c])
+        # Rounding of affinities, and of the subtraction and the threshold in float32.
+        threshold = np.float32(held - 2.0 * rounding * unit - 4.0 * _FLOAT32_UNIT * abs(held))
+        worst = 0.0
+        block = next_above(affinity, i * step, prices, 0, n_blocks, threshold)
+        while block < n_blocks:
+            for k in range(block * LANES, min((block + 1) * LANES, n_tokens)):
+                if k != c and affinity[i * step + k] - prices[k] > threshold:
+                    gain = dot_of_differences(
+                        flat_i, i * n_channels, mean_i, flat_j, k * n_channels, c * n_channels, n_channels
+                    )
+                    price = np.float64(prices[k]) - np.float64(prices[c])
+                    worst = max(worst, gain / scale - price + rounding64 * unit)
+            block = next_above(affinity, i * step, prices, block + 1, n_blocks, threshold)
+        total += worst
+    return total
 
 
 def norm_bound(rows: Panel, r: int, columns: Panel, c: int) -> float:

@@ -88,6 +88,13 @@ def _select_min(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", a, b, flags=_FAST), a, b)
 
 
+def _halves(builder: Any, vector: Any, width: int) -> tuple[Any, Any]:
+    """Return the lower and the upper half, `width` lanes each."""
+    low = ir.Constant(_vector(_INT32, width), list(range(width)))
+    high = ir.Constant(_vector(_INT32, width), list(range(width, 2 * width)))
+    return builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high)
+
+
 class _BestTwo:
     """The largest, the second largest and the place of the largest, kept for each lane apart."""
 
@@ -113,17 +120,22 @@ class _BestTwo:
         builder.store(builder.add(current, ir.Constant(_vector(_INT32), [step] * LANES)), self.current)
 
     def reduce(self) -> tuple[Any, Any, Any]:
-        """Return best, second and the lowest index that holds the best, over all lanes."""
+        """Return best, second and the index of the best (in the first lane that holds it), over all lanes."""
         builder = self.builder
-        best, index = builder.load(self.best), builder.load(self.index)
-        top = _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [best], _FAST)
-        ties = builder.fcmp_ordered("==", best, _splat(builder, top), flags=_FAST)
-        never = ir.Constant(_vector(_INT32), [_MAXIMUM] * LANES)
-        candidates = builder.select(ties, index, never)
-        place = _call(builder, "llvm.vector.reduce.smin.v16i32", _INT32, [candidates])
-        winner = builder.icmp_signed("==", index, _splat(builder, place))
-        rest = builder.select(winner, builder.load(self.second), best)
-        return top, _call(builder, "llvm.vector.reduce.fmax.v16f32", _FLOAT, [rest], _FAST), place
+        lanes, index = builder.load(self.best), builder.load(self.index)
+        best, second = lanes, builder.load(self.second)
+        for width in (8, 4, 2, 1):
+            best, best_beyond = _halves(builder, best, width)
+            second, second_beyond = _halves(builder, second, width)
+            runner_up = _select_min(builder, best, best_beyond)
+            second = _select_max(builder, _select_max(builder, second, second_beyond), runner_up)
+            best = _select_max(builder, best, best_beyond)
+        top = builder.extract_element(best, _INT32(0))
+        holds = builder.fcmp_ordered("==", lanes, _splat(builder, top), flags=_FAST)
+        bits = builder.bitcast(holds, ir.IntType(LANES))
+        lane = builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
+        place = builder.extract_element(index, builder.zext(lane, _INT32))
+        return top, builder.extract_element(second, _INT32(0)), place
 
 
 @intrinsic
@@ -207,49 +219,116 @@ def raise_maxima(typingctx: Any, affinity: Any, offset: Any, shift: Any, maxima:
 
 
 @intrinsic
+def next_above(
+    typingctx: Any, affinity: Any, offset: Any, prices: Any, block: Any, n_blocks: Any, threshold: Any
+) -> Any:
+    """Return the first block of 16 columns, from `block` on, with an ``affinity - price`` above the threshold.
+
+    `n_blocks` if there is none (float32).
+    """
+    signature = types.int64(affinity, types.int64, prices, types.int64, types.int64, types.float32)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        row = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+        price = _pointer(context, builder, sig.args[2], arguments[2])
+        threshold = _splat(builder, arguments[5])
+        found = _variable(builder, arguments[3])
+        head, body, further, done = (
+            builder.append_basic_block(name) for name in ("head", "body", "further", "done")
+        )
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.load(found)
+        builder.cbranch(builder.icmp_signed("<", index, arguments[4]), body, done)
+        builder.position_at_end(body)
+        at = builder.mul(index, ir.Constant(index.type, LANES))
+        value = builder.fsub(
+            _load(builder, row, at, _vector(_FLOAT), 4), _load(builder, price, at, _vector(_FLOAT), 4)
+        )
+        above = builder.fcmp_ordered(">", value, threshold, flags=_FAST)
+        bits = builder.bitcast(above, ir.IntType(LANES))
+        builder.cbranch(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), done, further)
+        builder.position_at_end(further)
+        builder.store(builder.add(index, ir.Constant(index.type, 1)), found)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return builder.load(found)
+
+    return signature, codegen
+
+
+def _sum_in_float64(builder: Any, n: Any, product: Callable[[Any, Any, bool], Any]) -> Any:
+    """Return a sum of `n` terms; `product` adds those at an index, 16 or a single one, to a total."""
+    lanes = ir.Constant(n.type, LANES)
+    whole = builder.sdiv(n, lanes)
+    sums = _variable(builder, ir.Constant(_vector(_DOUBLE), [0.0] * LANES))
+    with cgutils.for_range(builder, whole) as loop:
+        builder.store(product(builder.mul(loop.index, lanes), builder.load(sums), True), sums)
+    # Without the flag "reassoc" this reduction adds in sequence; halving by hand is faster and fixed too.
+    total = builder.load(sums)
+    for width in (8, 4, 2, 1):
+        total = builder.fadd(*_halves(builder, total, width))
+    tail = _variable(builder, ir.Constant(_DOUBLE, 0.0))
+    one = ir.Constant(n.type, 1)
+    with cgutils.for_range_slice(builder, builder.mul(whole, lanes), n, one) as (index, _):
+        builder.store(product(index, builder.load(tail), False), tail)
+    return builder.fadd(builder.extract_element(total, _INT32(0)), builder.load(tail))
+
+
+def _reader(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Callable[[Any, bool], Any]:
+    """Return what loads 16 elements, or one, of a float32 or float64 array as float64."""
+    start = builder.gep(_pointer(context, builder, kind, array), [offset])
+    single = kind.dtype == types.float32
+
+    def load(at: Any, vectors: bool) -> Any:
+        element = _FLOAT if single else _DOUBLE
+        value = _load(builder, start, at, _vector(element) if vectors else element, 4 if single else 8)
+        return builder.fpext(value, _vector(_DOUBLE) if vectors else _DOUBLE) if single else value
+
+    return load
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, total: Any, vectors: bool) -> Any:
+    return _call(builder, "llvm.fmuladd." + ("v16f64" if vectors else "f64"), total.type, [a, b, total])
+
+
+@intrinsic
 def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) -> Any:
     """Return the inner product of `n` elements of two float32 or float64 arrays, summed in float64."""
     signature = types.float64(a, types.int64, b, types.int64, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        pointers, kinds = [], []
-        for position in (0, 2):
-            start = _pointer(context, builder, sig.args[position], arguments[position])
-            pointers.append(builder.gep(start, [arguments[position + 1]]))
-            kinds.append(_FLOAT if sig.args[position].dtype == types.float32 else _DOUBLE)
-        wide = _vector(_DOUBLE)
+        left = _reader(context, builder, sig.args[0], arguments[0], arguments[1])
+        right = _reader(context, builder, sig.args[2], arguments[2], arguments[3])
 
         def product(at: Any, total: Any, vectors: bool) -> Any:
-            target = wide if vectors else _DOUBLE
-            factors = []
-            for pointer, kind in zip(pointers, kinds, strict=True):
-                value = _load(
-                    builder, pointer, at, _vector(kind) if vectors else kind, 4 if kind is _FLOAT else 8
-                )
-                factors.append(builder.fpext(value, target) if kind is _FLOAT else value)
-            name = "llvm.fmuladd." + ("v16f64" if vectors else "f64")
-            return _call(builder, name, target, [*factors, total])
+            return _multiply_add(builder, left(at, vectors), right(at, vectors), total, vectors)
 
-        lanes = ir.Constant(arguments[4].type, LANES)
-        whole = builder.sdiv(arguments[4], lanes)
-        sums = _variable(builder, ir.Constant(wide, [0.0] * LANES))
-        with cgutils.for_range(builder, whole) as loop:
-            builder.store(product(builder.mul(loop.index, lanes), builder.load(sums), True), sums)
-        zero = ir.Constant(_DOUBLE, 0.0)
-        # Without the flag "reassoc" this reduction adds in sequence; halving by hand is faster and fixed too.
-        total = builder.load(sums)
-        for width in (8, 4, 2, 1):
-            low = ir.Constant(_vector(_INT32, width), list(range(width)))
-            high = ir.Constant(_vector(_INT32, width), list(range(width, 2 * width)))
-            total = builder.fadd(
-                builder.shuffle_vector(total, total, low), builder.shuffle_vector(total, total, high)
-            )
-        tail = _variable(builder, zero)
-        with cgutils.for_range_slice(
-            builder, builder.mul(whole, lanes), arguments[4], ir.Constant(arguments[4].type, 1)
-        ) as (index, _):
-            builder.store(product(index, builder.load(tail), False), tail)
-        return builder.fadd(builder.extract_element(total, _INT32(0)), builder.load(tail))
+        return _sum_in_float64(builder, arguments[4], product)
+
+    return signature, codegen
+
+
+@intrinsic
+def dot_of_differences(
+    typingctx: Any, a: Any, a_offset: Any, mean: Any, b: Any, b_offset: Any, other_offset: Any, n: Any
+) -> Any:
+    """Return ``sum_c (a[c] - mean[c]) (b[c] - other[c])`` in float64, `other` being part of the array `b`."""
+    integer = types.int64
+    signature = types.float64(a, integer, mean, b, integer, integer, integer)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        token = _reader(context, builder, sig.args[0], arguments[0], arguments[1])
+        centre = _reader(context, builder, sig.args[2], arguments[2], ir.Constant(arguments[1].type, 0))
+        left = _reader(context, builder, sig.args[3], arguments[3], arguments[4])
+        right = _reader(context, builder, sig.args[3], arguments[3], arguments[5])
+
+        def product(at: Any, total: Any, vectors: bool) -> Any:
+            centred = builder.fsub(token(at, vectors), centre(at, vectors))
+            difference = builder.fsub(left(at, vectors), right(at, vectors))
+            return _multiply_add(builder, centred, difference, total, vectors)
+
+        return _sum_in_float64(builder, arguments[6], product)
 
     return signature, codegen
 

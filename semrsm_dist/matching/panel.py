@@ -90,12 +90,15 @@ class PackedPanel(Panel):
         The powers of two.
     centred_norms, rounding_norms : ndarray of float64, (T,)
         Norms of the scaled centred representation and of what rounding it to float32 took away.
+    lengths : ndarray of float64, (T, S)
+        Norms of the scaled centred tokens, in their order.
     """
 
     packed: NDArray[np.float32]
     scales: NDArray[np.float64]
     centred_norms: NDArray[np.float64]
     rounding_norms: NDArray[np.float64]
+    lengths: NDArray[np.float64]
 
 
 def prepare_panel(z: ArrayLike) -> Panel:
@@ -137,12 +140,14 @@ def prepare_packed_panel(z: ArrayLike) -> PackedPanel:
     scales = np.empty(panel.n_images)
     centred_norms = np.empty(panel.n_images)
     rounding_norms = np.empty(panel.n_images)
+    lengths = np.empty((panel.n_images, panel.n_tokens))
     for t in range(panel.n_images):
         centred = panel.raw[t] - panel.means[t]
         scales[t] = np.ldexp(1.0, np.frexp(np.abs(centred).max())[1])
         scaled = centred / scales[t]
         rounded = scaled.astype(np.float32).astype(np.float64)
         centred_norms[t] = np.linalg.norm(rounded)
+        lengths[t] = np.sqrt(np.einsum("sc,sc->s", scaled, scaled))
         rounding_norms[t] = np.linalg.norm(scaled - rounded)
         pack(panel.raw[t], panel.means[t], scales[t], packed[t])
     return PackedPanel(
@@ -154,6 +159,7 @@ def prepare_packed_panel(z: ArrayLike) -> PackedPanel:
         read_only(scales),
         read_only(centred_norms),
         read_only(rounding_norms),
+        read_only(lengths),
     )
 
 

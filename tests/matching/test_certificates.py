@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.matching import bidding
-from semrsm_dist.matching.auction import Auction, _finish_exactly, _images, _workspace
-from semrsm_dist.matching.product import multiply_packed
+from semrsm_dist.matching.auction import EXACT, Auction, _finish_exactly, _images, _workspace
+from semrsm_dist.matching.bounds import distance_from_optimum
+from semrsm_dist.matching.product import multiply_packed, rounding_of_product
 from semrsm_dist.matching.registry import make_matcher
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 
-TOLERANCES = (3e-2, 1e-3, 1e-4, 1e-6, 0.0)
+TOLERANCES = (3e-2, 1e-3, 1e-4, 1e-6, 1e-9, 0.0)
 
 
 def norms_of(z_i, z_j):
@@ -40,7 +41,7 @@ def check(found, z_i, z_j, tolerance):
     assert abs(found.value - value) <= ROUNDING * scale
     assert found.value <= best + ROUNDING * scale
     assert found.upper_bound >= best - ROUNDING * scale
-    assert 0.0 <= found.gap <= max(tolerance, ROUNDING) * scale
+    assert 0.0 <= found.gap <= max(tolerance or EXACT, ROUNDING) * scale
 
 
 def make(kind, n_tokens, n_channels, rng):
@@ -142,9 +143,10 @@ def test_scaling_by_powers_of_two_changes_only_the_scale():
 def test_exact_matchers_agree_with_trying_all_permutations(kind, n_tokens, name, seed):
     z_i, z_j = make(kind, n_tokens, 4, np.random.default_rng(seed))
     best = max(np.sum(z_i * z_j[list(p)]) for p in itertools.permutations(range(n_tokens)))
+    accuracy = {"auction": EXACT, "hungarian": ROUNDING}[name]
     parameters = {"tolerance": 0.0} if name == "auction" else {}
     found = make_matcher(name, **parameters).match(z_i, z_j)
-    assert abs(found.value - best) <= ROUNDING * norms_of(z_i, z_j)
+    assert abs(found.value - best) <= accuracy * norms_of(z_i, z_j)
     assert found.upper_bound >= best - ROUNDING * norms_of(z_i, z_j)
 
 
@@ -177,7 +179,7 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
             work.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
             _finish_exactly(_images(rows), r, _images(columns), span.start, work, *out)
 
-    check(Misled().match(z_i, z_j), z_i, z_j, 0.0)
+    check(Misled().match(z_i, z_j), z_i, z_j, 1e-15)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,15 +192,50 @@ def test_bids_are_bounded(kind):
     budget = 50 * bidding.BIDS_PER_TOKEN
     work.prices[:] = np.inf
     work.prices[:50] = 0.0
-    left = bidding.run_phase(
-        work.affinity, 50, work.prices, work.columns, work.owners, work.waiting, np.float32(1e-30), budget
-    )
+    work.owners[:] = bidding.FREE
+    work.waiting[:50] = np.arange(50)
+    state = (work.columns, work.owners, work.waiting)
+    left = bidding.run_phase(work.affinity, work.prices, *state, 50, np.float32(1e-30), budget)
     assert -1 <= left < budget
     finished, bound = bidding.run_auction(
-        work.affinity, 50, 1.0, 1e-30, work.prices, work.columns, work.owners, work.waiting, work.lowered
+        work.affinity, 50, 1.0, 1e-30, work.prices, *state, work.lowered, work.bests
     )
     assert np.isfinite(work.prices[:50]).all()
     assert finished or bound == np.inf
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    n_tokens=st.integers(2, 40),
+    n_channels=st.sampled_from((1, 17, 300)),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
+    kind, n_tokens, n_channels, dtype, seed
+):
+    rng = np.random.default_rng(seed)
+    z_i, z_j = make(kind, n_tokens, n_channels, rng).astype(dtype)
+    rows, columns = Auction().prepare(z_i[None]), Auction().prepare(z_j[None])
+    work = _workspace(n_tokens)
+    multiply_packed(rows.packed[0], columns.packed[0], n_channels, n_tokens, work.affinity)
+    work.prices[:] = np.inf
+    work.prices[:n_tokens] = rng.normal(size=n_tokens)
+    work.columns[:n_tokens] = rng.permutation(n_tokens)
+    scale = rows.scales[0] * columns.scales[0]
+    assignment = (work.affinity, work.prices, work.columns)
+    images = (rows.raw[0], rows.means[0], rows.lengths[0], columns.raw[0])
+    longest = columns.token_norms[0, 0] / columns.scales[0]
+    rounding = rounding_of_product(n_channels) + 2.0**-22
+    distance = distance_from_optimum(*assignment, *images, longest, scale, rounding)
+    value = np.sum(z_i.astype(float) * z_j.astype(float)[work.columns[:n_tokens]])
+    best = optimum(z_i, z_j)
+    assert value + distance * scale >= best - ROUNDING * norms_of(z_i, z_j)
+    centred_i, centred_j = (z.astype(float) - z.astype(float).mean(axis=0) for z in (z_i, z_j))
+    affinity = centred_i @ centred_j.T / scale - work.prices[:n_tokens]
+    slack = affinity.max(axis=1) - affinity[np.arange(n_tokens), work.columns[:n_tokens]]
+    assert distance <= slack.sum() + 1e-3 * n_tokens * np.abs(affinity).max()
 
 
 def test_semantic_is_never_below_spatio_semantic():

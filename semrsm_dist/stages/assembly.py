@@ -100,18 +100,20 @@ class AssemblyWorker:
 
     def _assemble(self, chunk: Tile) -> None:
         layer = self.layers[chunk.layer]
-        values = dict(zip(QUANTITIES, self._read(chunk), strict=True))
+        inner = dict(zip(QUANTITIES, self._read(chunk), strict=True))
         norms_i = layer.norms_i[layer.chunks.rows(chunk.row)]
         norms_j = layer.norms_j[layer.chunks.columns(chunk.column)]
-        for matrix in layer.kernels:
-            values[matrix.name] = derive(
-                matrix.kernel, values[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma
-            )
+        for name, block in inner.items():
+            self._write(chunk, name, block)
+        for matrix in layer.kernels:  # one at a time: each is as large as a tile of the result may be
+            values = derive(matrix.kernel, inner[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma)
+            self._write(chunk, matrix.name, values)
+
+    def _write(self, chunk: Tile, name: str, block: NDArray[np.float64]) -> None:
         matrices = MatrixStore(RunDirectory(self.run).matrices, chunk.layer)
-        for name, block in values.items():
-            matrices.write(name, (chunk.row, chunk.column), block)
-            if layer.layout.symmetric and chunk.row != chunk.column:
-                matrices.write(name, (chunk.column, chunk.row), block.T)
+        matrices.write(name, (chunk.row, chunk.column), block)
+        if self.layers[chunk.layer].layout.symmetric and chunk.row != chunk.column:
+            matrices.write(name, (chunk.column, chunk.row), block.T)
 
     def _read(self, chunk: Tile) -> NDArray[np.float64]:
         """Return (3, R, K): the tiles of a chunk, with those below the diagonal mirrored."""

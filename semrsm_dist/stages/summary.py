@@ -163,14 +163,15 @@ def _certificate(run: Run, layer: str, layout: Layout) -> dict[str, Any]:
     data = run.dataset(layer)
     norms_i, norms_j = np.sqrt(data["squared_norm_i"].values), np.sqrt(data["squared_norm_j"].values)
     total, count, largest = 0.0, 0, -math.inf
-    for panel in range(layout.row_panels):
-        rows = layout.rows(panel)
-        scale = norms_i[rows, None] * norms_j[None, :]
-        gap = data["gap"][rows].values
+    # Chunk by chunk, each read once: rows of a large matrix would not fit.
+    chunks = Layout(layout.n_rows, layout.n_columns, data["gap"].encoding["chunks"][0], layout.symmetric)
+    for row, column in chunks.tiles():
+        rows, columns = chunks.rows(row), chunks.columns(column)
+        scale = norms_i[rows, None] * norms_j[None, columns]
         defined = scale > 0
-        if layout.symmetric:
-            defined &= np.arange(rows.start, rows.stop)[:, None] < np.arange(layout.n_columns)[None, :]
-        cosine_gap = gap[defined] / scale[defined]
+        if layout.symmetric and row == column:
+            defined = np.triu(defined, k=1)
+        cosine_gap = data["gap"][rows, columns].values[defined] / scale[defined]
         if cosine_gap.size:
             total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
             largest = max(largest, float(cosine_gap.max()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -132,7 +133,7 @@ class _Bar:
             initial=done,
             unit=f" {unit}",
             file=stream,
-            dynamic_ncols=True,
+            **_size(stream),
             smoothing=0.05,
             unit_scale=True,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]",
@@ -149,6 +150,15 @@ class _Bar:
     def close(self) -> None:
         self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
+
+
+def _size(stream: TextIO) -> dict[str, int | bool]:
+    """Follow the size of the terminal, except where it says 0 x 0, as new pseudo-terminals do: no bar would show."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 class _Lines:

@@ -15,8 +15,8 @@ from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import (
     distance_from_optimum,
     float64_rounding,
+    identity_and_matched_value,
     inner_product,
-    matched_value,
 )
 from semrsm_dist.matching.jit import compiled
 from semrsm_dist.matching.lanes import read_cycles
@@ -200,29 +200,33 @@ def _solve_until_open(
     The finish is not called from here because its code would double the time to compile.
     """
     for c in range(start, stop):
-        identity[r, c] = inner_product(rows.raw[r], columns.raw[c])
-        value, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, identity[r, c], work)
-        if not bound < np.inf:
+        gap, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, work)
+        if not min(gap, bound) < np.inf:
             return c
-        _conclude(r, c, value, bound, work, matched, upper_bound, identity)
+        _conclude(rows, r, columns, c, gap, bound, work, matched, upper_bound, identity)
     return stop
 
 
 @compiled
 def _conclude(
+    rows: _Images,
     r: int,
+    columns: _Images,
     c: int,
-    value: float,
+    gap: float,
     bound: float,
     work: _Workspace,
     matched: Matrix,
     upper_bound: Matrix,
     identity: Matrix,
 ) -> None:
-    """Write the value of the permutation found and its bound."""
-    if value < identity[r, c]:  # never worse than no matching at all
-        value = identity[r, c]
+    """Write the value of the permutation found, and the bound or, if that is less, the value plus the gap."""
+    trace, value = identity_and_matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    bound = min(bound, value + gap)
+    if value < trace:  # never worse than no matching at all
+        value = trace
         _set_identity(work)
+    identity[r, c] = trace
     matched[r, c] = value
     upper_bound[r, c] = max(bound, value)
 
@@ -241,25 +245,24 @@ def _auction_pair(
     c: int,
     tolerance: float,
     rounding: float,
-    identity: float,
     work: _Workspace,
 ) -> tuple[float, float]:
-    """Write a permutation within the tolerance to `work`, return value and bound; bound infinity if there is none.
+    """Write a permutation within the tolerance to `work`, and return a gap and an upper bound.
 
-    Affinities are those of the centred, scaled representations: a value is
-    ``common + scale * (sum of its affinities)``. The product's float32 errors move such a sum by at most
-    `slack`, float64 rounding moves the result by at most `margin`.
+    One of both can be infinity; both are if no such permutation was found. Affinities are those of the
+    centred, scaled representations: a value is ``common + scale * (sum of its affinities)``. The product's
+    float32 errors move such a sum by at most `slack`, float64 rounding moves the result by at most `margin`.
     """
     n_tokens, n_channels = rows.raw.shape[1:]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
     common = n_tokens * inner_product(rows.means[r], columns.means[c])
-    # Images almost without variation, or almost equal: norms alone may decide (see bounds.norm_bound).
-    bound = common + inner_product(rows.token_norms[r], columns.token_norms[c]) + margin
-    if n_tokens == 1 or bound - identity <= allowed:
+    spread = inner_product(rows.token_norms[r], columns.token_norms[c])
+    bound = common + spread + margin  # see bounds.norm_bound
+    if n_tokens == 1 or 2.0 * (spread + margin) <= allowed:  # images (almost) without variation
         _set_identity(work)
-        return identity, identity if n_tokens == 1 else bound
+        return 0.0 if n_tokens == 1 else np.inf, bound
     scale = rows.scales[r] * columns.scales[c]
     size = rows.centred_norms[r] * columns.centred_norms[c]
     slack = (
@@ -304,12 +307,12 @@ def _auction_pair(
         )
     work.cycles[1] += read_cycles() - multiplied
     if not finished or not (certifiable or gap + margin <= allowed):
-        return 0.0, np.inf
+        return np.inf, np.inf
     for s in range(n_tokens):
         work.permutation[s] = work.columns[s]
-    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
-    proven = common + scale * (dual + slack) if certifiable else value + gap
-    return value, float(min(bound, proven + margin))
+    if certifiable:
+        bound = min(bound, common + scale * (dual + slack) + margin)
+    return gap + margin, bound
 
 
 @compiled
@@ -346,5 +349,4 @@ def _finish_exactly(
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     common = n_tokens * inner_product(rows.means[r], columns.means[c])
     bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
-    value = matched_value(rows.raw[r], columns.raw[c], work.permutation)
-    _conclude(r, c, value, bound, work, matched, upper_bound, identity)
+    _conclude(rows, r, columns, c, np.inf, bound, work, matched, upper_bound, identity)

@@ -158,6 +158,21 @@ def matched_value(
 
 
 @compiled
+def identity_and_matched_value(
+    z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], permutation: NDArray[np.integer[Any]]
+) -> tuple[float, float]:
+    """Return ``sum_s <z_i[s], z_j[s]>`` and the `matched_value`, reading the representations once."""
+    n_tokens, n_channels = z_i.shape
+    flat_i, flat_j = z_i.ravel(), z_j.ravel()
+    identity, matched = 0.0, 0.0
+    for s in range(n_tokens):
+        start = s * n_channels
+        identity += dot(flat_i, start, flat_j, start, n_channels)
+        matched += dot(flat_i, start, flat_j, permutation[s] * n_channels, n_channels)
+    return identity, matched
+
+
+@compiled
 def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     """Return the inner product of two contiguous arrays of equal shape, summed in float64."""
     value: float = dot(a.ravel(), 0, b.ravel(), 0, a.size)

@@ -21,7 +21,7 @@ class WindowedPanel(Panel):
     Attributes
     ----------
     order : ndarray of intp, (T, S)
-        The tokens by descending norm, equal norms in their order.
+        The tokens by ascending norm, equal norms in their order.
     windows : tuple of PackedPanel
         The tokens of each window, for all images.
     """
@@ -39,8 +39,9 @@ class WindowedPanel(Panel):
 class BatchOptimal(Matcher):
     """Sort the tokens of both images by norm, cut them into windows, match exactly inside each.
 
-    Norms descend, equal norms keep their order, the last window may be shorter. Exact is to the accuracy of
-    float32: 1e-6 on the cosine scale. A window of S or more gives the optimum. The bound comes from norms alone.
+    Norms ascend and the last window may be shorter, as in the authors' code; equal norms keep their order. Exact
+    is to the accuracy of float32: 1e-6 on the cosine scale. A window of S or more gives the optimum. The bound
+    comes from norms alone.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class BatchOptimal(Matcher):
     """
 
     name: ClassVar[str] = "batch-optimal"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, window: int = 512) -> None:
         self.window = check_count(self.name, "window", window)
@@ -62,7 +63,7 @@ class BatchOptimal(Matcher):
     def prepare(self, z: ArrayLike) -> Panel:
         """Return representations (T, S, C) sorted and cut into windows; see `Matcher.prepare`."""
         panel = super().prepare(z)
-        order = np.array([np.argsort(-squared_token_norms(image), kind="stable") for image in panel.raw])
+        order = np.array([np.argsort(squared_token_norms(image), kind="stable") for image in panel.raw])
         windows = []
         for start in range(0, panel.n_tokens, self.window):
             places = order[:, start : start + self.window, None]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semrsm_dist.matching.augment import assign_exactly
 from semrsm_dist.matching.bounds import matched_value, squared_token_norms
@@ -15,19 +16,19 @@ from semrsm_dist.matching.product import padded
 
 
 class TopKGreedy(Matcher):
-    """Match the k tokens of z_i with the largest norms exactly, then all other tokens greedily.
+    """Match the k tokens of largest norm of both images with each other exactly, all others greedily.
 
-    The paper does not say against which tokens of z_j the k are matched exactly. Here it is all of them
-    (a k x S assignment): the k tokens that weigh most get the best partners there are, and k >= S
-    is the optimum. Equal norms count by the lower token.
+    As in the authors' code, the k tokens of z_i that weigh most find their partners among the k of z_j
+    that weigh most (a k x k assignment). Equal norms count by the lower token; k >= S is the optimum.
 
     Parameters
     ----------
     k : int
-        How many tokens are matched exactly.
+        How many tokens of each image are matched exactly.
     """
 
     name: ClassVar[str] = "topk-greedy"
+    version: ClassVar[int] = 2
 
     def __init__(self, k: int = 64) -> None:
         self.k = check_count(self.name, "k", k)
@@ -46,9 +47,13 @@ class TopKGreedy(Matcher):
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         affinity = affinity_float64(z_i, z_j)
-        largest = np.sort(np.argsort(-squared_token_norms(z_i), kind="stable")[: self.k])
+        largest_i, largest_j = (self._largest(z) for z in (z_i, z_j))
+        part = np.ascontiguousarray(affinity[np.ix_(largest_i, largest_j)])
         permutation = np.full(rows.n_tokens, FREE, np.intp)
-        permutation[largest] = assign_exactly(affinity[largest], largest.size, np.zeros(rows.n_tokens))[0]
+        permutation[largest_i] = largest_j[assign_exactly(part, largest_i.size, np.zeros(largest_j.size))[0]]
         assign_greedily(affinity, permutation)
         value = matched_value(z_i, z_j, permutation)
         return value, max(value, greedy_bound(affinity, rows, r, columns, c)), permutation
+
+    def _largest(self, z: NDArray[Any]) -> NDArray[np.intp]:
+        return np.sort(np.argsort(-squared_token_norms(z), kind="stable")[: self.k])

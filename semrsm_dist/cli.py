@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument(
         "--modules", action="store_true", help="every module that can be read, not only the stages"
     )
+    layers.add_argument(
+        "--weights",
+        choices=("random", "digits"),
+        default="random",
+        help="digits: the network as shipped, whose patches may be others than timm's",
+    )
     layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image")
 
     export = add("export", _export, "write similarity matrices in another format")
@@ -188,8 +194,8 @@ def _layers(options: argparse.Namespace) -> int:
     from semrsm_dist.features.layers import describe_layers
     from semrsm_dist.features.models import ModelSpec, load_model
 
-    # Names and sizes do not depend on the weights, so none are fetched.
-    model = load_model(ModelSpec(name=options.model, weights="random", input_size=options.input_size))
+    # Names and sizes do not depend on pretrained weights, so none are fetched.
+    model = load_model(ModelSpec(name=options.model, weights=options.weights, input_size=options.input_size))
     print(f"{'layer':<40} {'S':>6} {'C':>6}  grid      kind")
     for layer in describe_layers(model, modules=options.modules):
         grid = f"{layer.grid[0]} x {layer.grid[1]}" if layer.grid else "-"

@@ -127,8 +127,22 @@ class Extractor:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = self.precision != "float32"
 
-    def __call__(self, images: Sequence[Image.Image]) -> dict[str, NDArray[np.float32]]:
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return the (3, H, W) input of the network for an image; may be called from any thread.
+
+        Whoever reads images applies it at once: a tensor is small and of one size, a photograph is neither.
+        """
+        _use_one_thread()
+        tensor: Tensor = self.model.transform(image if image.mode == "RGB" else image.convert("RGB"))
+        return tensor
+
+    def __call__(self, images: Sequence[Image.Image | Tensor]) -> dict[str, NDArray[np.float32]]:
         """Return layer -> (B, S, C) in float32, one row per image in the order given.
+
+        Parameters
+        ----------
+        images
+            Images, or what `transform` has made of them.
 
         Raises
         ------
@@ -141,7 +155,8 @@ class Extractor:
         parts: list[dict[str, NDArray[np.float32]]] = []
         done = 0
         while done < len(images):
-            batch = self._preprocess(images[done : done + self.batch_size])
+            chosen = images[done : done + self.batch_size]
+            batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
             part = self._forward_or_halve(batch)
             if part is not None:
                 parts.append(part)
@@ -152,10 +167,6 @@ class Extractor:
             if bad:
                 raise NonFiniteFeaturesError(name, bad, self.precision)
         return result
-
-    def _preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        tensors = [self.model.transform(i if i.mode == "RGB" else i.convert("RGB")) for i in images]
-        return torch.stack(tensors)
 
     def _forward_or_halve(self, batch: Tensor) -> dict[str, NDArray[np.float32]] | None:
         """Return the layers of a batch; or None after halving the batch size for lack of GPU memory."""

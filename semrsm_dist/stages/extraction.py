@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import Image
-
 from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.engine.protocol import Receipt, Resources, Task, Worker
 from semrsm_dist.errors import InputError, ResumeError, WorkError
@@ -21,6 +19,8 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from semrsm_dist.features.extractor import Extractor
     from semrsm_dist.features.models import ModelSpec
 
@@ -28,7 +28,10 @@ TASK_PANELS = 8
 """Panels of a task at most, so that images are read ahead of the model."""
 
 READERS = 4
-"""Threads that decode images beside the model: decoding a photograph takes about as long as a small network."""
+"""Threads that decode and resize images beside the model: for a photograph that takes as long as a small network.
+
+It is also how many images of full size a worker holds at most; what waits for the model is resized.
+"""
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,17 @@ class _ExtractionWorker:
                 except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
                     yield failure_receipt(panel, error)
 
-    def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Image.Image]]:
-        return [readers.submit(self._setup.image_set.read, record) for record in self._records(panel)]
+    def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Tensor]]:
+        return [readers.submit(self._read, record) for record in self._records(panel)]
+
+    def _read(self, record: ImageRecord) -> Tensor:
+        return self._extractor.transform(self._setup.image_set.read(record))
 
     def _records(self, panel: int) -> tuple[ImageRecord, ...]:
         start = panel * self._setup.panel
         return self._setup.records[start : start + self._setup.panel]
 
-    def _extract(self, panel: int, images: list[Image.Image]) -> Receipt:
+    def _extract(self, panel: int, images: list[Tensor]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
         records = self._records(panel)
@@ -183,11 +189,12 @@ def extract_features(
         batch_size=config.batch_size,
         panel=panel,
     )
+    resources = Resources(cpus=1, gpus=1 if gpus else 0, memory=int(session.config.matching.worker_memory))
     batch = max(1, min(TASK_PANELS, len(missing) // (4 * count)))
     refused: list[tuple[str, str]] = []
     failures = session.work(
         "extraction",
-        lambda: session.engine.start_actors(factory, count, Resources(cpus=1, gpus=1 if gpus else 0)),
+        lambda: session.engine.start_actors(factory, count, resources),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
         total=len(records),
         done=sum(spans[index][1] - spans[index][0] for index in present),

@@ -6,8 +6,9 @@ symmetric matrix is stored whole, so that every reader gets rows as they are.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
 from semrsm_dist.errors import IncompleteError
 from semrsm_dist.store import chunks
@@ -23,7 +26,8 @@ DIMENSIONS = ("image_i", "image_j")
 COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
 """What stands beside the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
 
-COMPLETE = "complete"
+COMPLETE, ARRAYS = "complete", "arrays"
+"""Attributes of a layer's group: whether it is assembled, and the arrays that belong to it then."""
 
 
 class MatrixStore:
@@ -62,8 +66,26 @@ class MatrixStore:
             return {}
 
     def is_complete(self) -> bool:
-        """Tell whether the layer has been assembled."""
-        return bool(self.read_attributes().get(COMPLETE, False))
+        """Tell whether the layer has been assembled and every chunk of it is there.
+
+        A chunk that is not there would read as NaN, like an undefined similarity. The chunks are listed, not read.
+        """
+        return self._find_missing() is None
+
+    def _find_missing(self) -> Path | None:
+        """Return the first thing that is not there: the group if it is not assembled, an array or a chunk."""
+        attributes = self.read_attributes()
+        name: str
+        if not attributes.get(COMPLETE) or ARRAYS not in attributes:
+            return self.group
+        for name in attributes[ARRAYS]:
+            if not (self.group / name / "zarr.json").is_file():
+                return self.group / name
+            array = chunks.open_array(self.group, name)
+            missing = set(np.ndindex(array.cdata_shape)) - chunks.list_chunks(self.group, name)
+            if missing:
+                return self.group.joinpath(name, "c", *map(str, min(missing)))
+        return None
 
     def begin(self, attributes: Mapping[str, Any], names: Collection[str]) -> None:
         """Open the group for writing matrices of these names; until `finish` it counts as incomplete.
@@ -98,12 +120,16 @@ class MatrixStore:
         """Write a coordinate of one dimension: text or numbers, replacing what is there."""
         text = not isinstance(values, np.ndarray)
         with chunks.writing(self.group):
-            array = zarr.open_group(self.group, mode="a", use_consolidated=False).create_array(
-                name,
-                shape=(len(values),),
-                dtype="str" if text else "float64",
-                dimension_names=(dimension,),
-                overwrite=True,
+            array = (
+                zarr.open_group(self.group, mode="a", use_consolidated=False)
+                .create_array(
+                    name,
+                    shape=(len(values),),
+                    dtype="str" if text else "float64",
+                    dimension_names=(dimension,),
+                    overwrite=True,
+                )
+                .with_config({"write_empty_chunks": True})
             )
             array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
 
@@ -111,22 +137,82 @@ class MatrixStore:
         """Mark the layer complete and gather its metadata, so that it opens in one read."""
         with chunks.writing(self.group), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-            zarr.open_group(self.group, mode="a", use_consolidated=False).attrs[COMPLETE] = True
+            group = zarr.open_group(self.group, mode="a", use_consolidated=False)
+            group.attrs.update({COMPLETE: True, ARRAYS: sorted(group.array_keys())})
             zarr.consolidate_metadata(self.group)
             zarr.consolidate_metadata(self.root)  # where `xarray.open_zarr(root, group=layer)` looks
 
     def open(self) -> xr.Dataset:
-        """Open the layer lazily.
+        """Open the layer lazily; reading a damaged chunk of a matrix raises DamagedChunkError, which names its file.
 
         Raises
         ------
         IncompleteError
-            If it has not been assembled.
+            If it has not been assembled, or a chunk has gone since.
         """
-        if not self.is_complete():
+        missing = self._find_missing()
+        if missing is not None:
             raise IncompleteError(
-                f"{self.group}: the matrices of layer {self.layer!r} are not assembled yet; start the run's command "
-                "again to finish it (semrsm status tells how far it is)"
+                f"{missing}: the matrices of layer {self.layer!r} are not "
+                f"{'assembled yet' if missing == self.group else 'all there any more: this is missing'}; start the "
+                "run's command again to finish it (semrsm status tells how far it is)"
             )
         dataset: xr.Dataset = xr.open_zarr(self.group, chunks=None)
-        return dataset
+        return dataset.assign(
+            {
+                name: self._lazily(name, matrix.variable)
+                for name, matrix in dataset.items()
+                if matrix.ndim == 2
+            }
+        )
+
+    def _lazily(self, name: Hashable, opened: xr.Variable) -> xr.Variable:
+        """Return a variable that reads as xarray's own does, but tells which chunk is damaged."""
+        matrix: Any = indexing.LazilyIndexedArray(_Matrix(self.group, str(name)))
+        cached = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(matrix))  # type: ignore[no-untyped-call]
+        return xr.Variable(opened.dims, cached, opened.attrs, opened.encoding)
+
+
+class _Matrix(BackendArray):
+    """A stored matrix as xarray reads it."""
+
+    def __init__(self, group: Path, name: str) -> None:
+        self._group, self._name = group, name
+        self._array = chunks.open_array(group, name)
+        self.shape: tuple[int, ...] = self._array.shape
+        self.dtype = np.dtype(np.float64)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        try:
+            return self._array.oindex[key]
+        except (*chunks.DECODING_ERRORS, OSError) as error:
+            for index in self._touched(key):
+                self._check(index)
+            raise chunks.DamagedChunkError(
+                f"{self._group / self._name}: cannot be read ({error}); start the run's command again"
+            ) from error
+
+    def _touched(self, key: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
+        """Yield the positions of the chunks in which a part of the matrix lies."""
+        spans = zip(key, self.shape, self._array.chunks, strict=True)
+        yield from itertools.product(
+            *(
+                map(int, np.unique(np.atleast_1d(np.arange(length)[part]) // side))
+                for part, length, side in spans
+            )
+        )
+
+    def _check(self, index: tuple[int, ...]) -> None:
+        """Raise an error that names the file of a chunk and what helps, unless the chunk can be read."""
+        try:
+            chunks.read_chunk(self._array, index)
+        except chunks.DamagedChunkError as error:
+            file = self._group.joinpath(self._name, "c", *map(str, index))
+            raise chunks.DamagedChunkError(
+                f"{file}: the bytes of this chunk are damaged ({error.__cause__}), and similarities in it cannot be "
+                "read: delete this file and start the run's command again, which assembles the layer anew from the "
+                "solved tiles"
+            ) from error

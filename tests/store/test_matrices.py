@@ -1,5 +1,7 @@
 """The final matrices, for xarray: whole, with coordinates, complete only when they are."""
 
+import shutil
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -160,3 +162,47 @@ def test_a_damaged_description_is_told(tmp_path):
     assert not store.is_complete()
     assemble(tmp_path).finish()
     np.testing.assert_array_equal(store.open()["gap"].values, 2 * VALUES)
+
+
+@pytest.mark.parametrize("lost", ["matched/c/0/1", "gap/c/1/2", "image_i/c/0", "labels_i/c/0", "group_j/c/0"])
+def test_a_chunk_that_has_gone_makes_the_layer_incomplete(tmp_path, lost):
+    store = assemble(tmp_path)
+    store.finish()
+    (store.group / lost).unlink()
+    assert not store.is_complete()
+    with pytest.raises(IncompleteError, match=f"{lost}: .*this is missing; start the run's command again"):
+        store.open()
+
+
+def test_a_matrix_that_has_gone_makes_the_layer_incomplete(tmp_path):
+    store = assemble(tmp_path)
+    store.finish()
+    shutil.rmtree(store.group / "gap")
+    assert not store.is_complete()
+    with pytest.raises(IncompleteError, match=r"gap: .*this is missing"):
+        store.open()
+
+
+def test_a_damaged_chunk_is_named_with_what_helps(tmp_path):
+    store = assemble(tmp_path)
+    store.finish()
+    file = store.group / "matched" / "c" / "1" / "2"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    data = store.open()["matched"]
+    np.testing.assert_array_equal(data[:3].values, VALUES[:3])
+    for part in (data, data[3], data[2:, 6], data[[0, 4]], data.isel(image_i=[4], image_j=[6, 0])):
+        with pytest.raises(
+            StorageError, match=r"matched/c/1/2: .* delete this file and start the run's command"
+        ):
+            part.to_numpy()
+    np.testing.assert_array_equal(data[3:, :6].values, VALUES[3:, :6])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [(slice(1, 5, 2),), (3,), (-1, 2), ([4, 0, 2],), ([3, 1], slice(5, None)), (slice(None), [6, 6, 0])],
+)
+def test_parts_are_those_of_the_matrix(tmp_path, key):
+    store = assemble(tmp_path)
+    store.finish()
+    np.testing.assert_array_equal(store.open()["matched"][key].values, VALUES[key])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,12 @@ from semrsm_dist.data.records import ImageRecord, ImageSet, UnreadableImageError
 from semrsm_dist.errors import InputError, StorageError
 
 OK, UNREADABLE = "ok", "unreadable"
+
+LOOKS_AT_ONCE = 16
+"""Threads that ask for sizes and times: on a network file system each answer takes a while."""
+
+LOOK_BATCH = 64
+"""Images of one look."""
 
 SCHEMA = pa.schema(
     [
@@ -162,10 +169,6 @@ class Manifest:
             digest.update(json.dumps([row.image_id, row.sha256]).encode() + b"\n")
         return digest.hexdigest()
 
-    def restrict(self, image_ids: Iterable[str]) -> Manifest:
-        """Return the rows of these ids that are here, so that a worker is sent only what it scans."""
-        return Manifest(tuple(row for name in image_ids if (row := self._by_id.get(name)) is not None))
-
     def get(self, image_id: str) -> ManifestRow | None:
         """Return the row of an image, or None."""
         return self._by_id.get(image_id)
@@ -233,53 +236,51 @@ class Manifest:
 # --- scanning --------------------------------------------------------------------------------------------
 
 
-def scan(
-    image_set: ImageSet,
-    records: Iterable[ImageRecord],
-    *,
-    previous: Manifest | None = None,
-    on_row: Callable[[ManifestRow], object] | None = None,
-) -> list[ManifestRow]:
+def scan(image_set: ImageSet, records: Iterable[ImageRecord]) -> list[ManifestRow]:
     """Open, fully decode and hash images, each in one read; unreadable ones become rows that say why.
 
     A function of its arguments and the files alone: slices of the records can be scanned by many workers
     and the rows joined in order.
-
-    Parameters
-    ----------
-    image_set : ImageSet
-        Where the records come from.
-    records : iterable of ImageRecord
-        All of them, or a slice.
-    previous : Manifest, optional
-        An earlier scan. A readable image whose location, size and modification time are the same as there is
-        not read again; labels and groups are taken from the record all the same.
-    on_row : callable, optional
-        Called with each row as it is ready, for showing progress.
 
     Raises
     ------
     StorageError
         If the storage fails, which says nothing about the images.
     """
-    rows = []
-    for record in records:
-        row = _scan_one(image_set, record, previous.get(record.image_id) if previous is not None else None)
-        if on_row is not None:
-            on_row(row)
-        rows.append(row)
-    return rows
+    return [_scan_one(image_set, record) for record in records]
 
 
-def _scan_one(image_set: ImageSet, record: ImageRecord, known: ManifestRow | None) -> ManifestRow:
-    stamp = image_set.stamp(record)
-    n_bytes, mtime_ns = stamp if stamp is not None else (None, None)
-    if (
-        known is not None
-        and (known.status, known.uri) == (OK, record.uri)
-        and (known.n_bytes, known.mtime_ns) == stamp
-    ):
-        return replace(known, labels=record.labels, group=record.group)
+def find_known(
+    image_set: ImageSet, records: Sequence[ImageRecord], previous: Manifest
+) -> Iterator[list[ManifestRow | None]]:
+    """Yield, slice by slice, the rows of images that an earlier scan still tells of; None for the others.
+
+    A readable image whose location, size and modification time are the same as then is not read again; labels
+    and groups are taken from the record all the same. An image that could not be read gets another chance here.
+    """
+    parts = [records[start : start + LOOK_BATCH] for start in range(0, len(records), LOOK_BATCH)]
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
+        yield from threads.map(
+            lambda part: [_find_known(image_set, record, previous.get(record.image_id)) for record in part],
+            parts,
+        )
+
+
+def _find_known(image_set: ImageSet, record: ImageRecord, known: ManifestRow | None) -> ManifestRow | None:
+    if known is None or known.uri != record.uri:
+        return None
+    try:
+        if (known.n_bytes, known.mtime_ns) != (image_set.stamp(record) or (None, None)):
+            return None
+        if known.status != OK:  # a permission given since then leaves no trace in size and time
+            return _scan_one(image_set, record)
+    except StorageError:
+        return None  # whoever scans it has more than one try
+    return replace(known, labels=record.labels, group=record.group)
+
+
+def _scan_one(image_set: ImageSet, record: ImageRecord) -> ManifestRow:
+    n_bytes, mtime_ns = image_set.stamp(record) or (None, None)
     row = ManifestRow(record.image_id, record.uri, record.labels, record.group, None, n_bytes, mtime_ns)
     try:
         loaded = image_set.load(record)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from semrsm_dist.config import DigitScenesData, FeaturesData, FolderData, TableData
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.data.files import is_uri
 from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.manifest import Manifest, ManifestRow, scan
+from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.data.table import TableImages, read_records
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
@@ -35,26 +35,33 @@ def make_image_set(data: ImageData) -> ImageSet:
 
 
 @dataclass(frozen=True)
+class ScanBatch:
+    """Images that are scanned together: a unit, which carries its records so that workers hold no others."""
+
+    first: int
+    records: tuple[ImageRecord, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class ScanWorker:
-    """Reads, decodes and hashes slices of the images; the rows travel back as the receipts' values."""
+    """Reads, decodes and hashes batches of images; the rows travel back as the receipts' values."""
 
     image_set: ImageSet
-    records: tuple[ImageRecord, ...]
-    previous: Manifest | None
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Scan slices (start, stop) of the records."""
-        for unit in units:
-            start, stop = cast("tuple[int, int]", unit)
+        """Scan batches of images."""
+        for batch in cast("tuple[ScanBatch, ...]", units):
             try:
-                rows = scan(self.image_set, self.records[start:stop], previous=self.previous)
-                yield Receipt(unit, counts={"images": stop - start}, value=rows)
+                rows = scan(self.image_set, batch.records)
+                yield Receipt(batch, counts={"images": len(rows)}, value=rows)
             except StorageError as error:
-                yield failure_receipt(unit, error)
+                yield failure_receipt(batch, error)
 
 
 def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
+
+    The engine is asked for workers only if there is something to scan.
 
     Parameters
     ----------
@@ -75,20 +82,58 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
     _refuse_run_among_images(session, data)
     image_set = make_image_set(data)
     with session.timed("scan"):
-        records = tuple(image_set.records())
-        previous = _previous(session, side)
-    rows: dict[int, list[ManifestRow]] = {}
-    units = slices(len(records), SCAN_BATCH)
+        records = image_set.records()
+        rows = _rows_without_workers(session, side, image_set, records)
+    new = [index for index, row in enumerate(rows) if row is None]
+    if new:
+        for index, row in _scan_new(session, image_set, records, new):
+            rows[index] = row
+    manifest = Manifest(tuple(row for row in rows if row is not None))
+    _check_readable(session, side, manifest)
+    return manifest
+
+
+def _rows_without_workers(
+    session: Session, side: str, image_set: ImageSet, records: Sequence[ImageRecord]
+) -> list[ManifestRow | None]:
+    """Return what can be told in the driver: all of generated images, and what is as an earlier session saw it."""
+    path = session.directory.manifest(side)
+    parts: Iterator[list[ManifestRow]] | Iterator[list[ManifestRow | None]]
+    if isinstance(image_set, DigitScenes):  # made in less time than it takes to hand them out
+        parts = (scan(image_set, records[start:stop]) for start, stop in slices(len(records), SCAN_BATCH))
+    elif path.exists():
+        parts = find_known(image_set, records, Manifest.from_parquet(path))
+    else:
+        return [None] * len(records)
+    rows: list[ManifestRow | None] = []
+    with session.reporter.stage("scan", len(records), "images") as shown:
+        for part in parts:
+            rows += part
+            shown.advance(sum(row is not None for row in part))
+            if session.stop.is_set():
+                raise KeyboardInterrupt
+    return rows
+
+
+def _scan_new(
+    session: Session, image_set: ImageSet, records: Sequence[ImageRecord], new: Sequence[int]
+) -> Iterator[tuple[int, ManifestRow]]:
+    """Have images scanned by the engine's workers; yield the index and the row of each."""
+    found: dict[int, list[ManifestRow]] = {}
+    batches = [
+        ScanBatch(start, tuple(records[index] for index in new[start:stop]))
+        for start, stop in slices(len(new), SCAN_BATCH)
+    ]
     failures = session.work(
         "scan",
-        lambda: session.engine.start_tasks(ScanWorker(image_set, records, previous), Resources(cpus=1)),
-        [Task(units=(unit,)) for unit in units],
+        lambda: session.engine.start_tasks(ScanWorker(image_set), Resources(cpus=1)),
+        [Task(units=(batch,)) for batch in batches],
         total=len(records),
-        done=0,
+        done=len(records) - len(new),
         unit="images",
-        amount=lambda receipt: len(cast("list[Any]", receipt.value)),
-        on_value=lambda receipt: rows.__setitem__(
-            cast("tuple[int, int]", receipt.unit)[0], cast("list[ManifestRow]", receipt.value)
+        amount=lambda receipt: int(receipt.counts["images"]),
+        on_value=lambda receipt: found.__setitem__(
+            cast("ScanBatch", receipt.unit).first, cast("list[ManifestRow]", receipt.value)
         ),
     )
     if failures:
@@ -96,9 +141,7 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
             f"{len(failures)} batches of images could not be scanned; nothing was computed. First cause: "
             f"{first_cause(failures)}"
         )
-    manifest = Manifest(tuple(row for start, _ in units for row in rows[start]))
-    _check_readable(session, side, manifest)
-    return manifest
+    yield from zip(new, (row for batch in batches for row in found[batch.first]), strict=True)
 
 
 def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
@@ -150,11 +193,6 @@ def _refuse_run_among_images(session: Session, data: ImageData) -> None:
             f"run: {run}: lies inside the image folder {folder}, so the pictures that the run draws would be taken for "
             "its images; choose a directory outside it"
         )
-
-
-def _previous(session: Session, side: str) -> Manifest | None:
-    path = session.directory.manifest(side)
-    return Manifest.from_parquet(path) if path.exists() else None
 
 
 def _check_readable(session: Session, side: str, manifest: Manifest) -> None:

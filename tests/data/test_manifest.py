@@ -17,7 +17,7 @@ from PIL import Image
 
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.manifest import SCHEMA, UNREADABLE, Manifest, ManifestRow, scan
+from semrsm_dist.data.manifest import SCHEMA, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.errors import InputError, StorageError
 
 
@@ -56,7 +56,13 @@ def folder(tmp_path: Path) -> Path:
 
 def scanned(root: Path, previous: Manifest | None = None) -> Manifest:
     images = CountingFolder(root)
-    return Manifest(tuple(scan(images, images.records(), previous=previous)))
+    records = images.records()
+    if previous is None:
+        return Manifest(tuple(scan(images, records)))
+    rows = [row for part in find_known(images, records, previous) for row in part]
+    return Manifest(
+        tuple(row or scan(images, [record])[0] for record, row in zip(records, rows, strict=True))
+    )
 
 
 def test_scan_tells_what_each_image_is(folder):
@@ -124,7 +130,7 @@ def test_a_reused_row_takes_labels_and_group_from_the_record(folder):
     first = scanned(folder)
     READ.clear()
     records = [replace(images.records()[0], labels=("new",), group="g")]
-    (row,) = scan(images, records, previous=first)
+    ((row,),) = find_known(images, records, first)
     assert (row.labels, row.group, READ) == (("new",), "g", [])
 
 
@@ -138,10 +144,29 @@ def test_added_and_removed_images(folder):
     assert set(READ) == {"b.png", "cut.png", "empty.png", "note.png"}
 
 
-def test_every_row_is_reported_as_it_is_ready(folder):
+def test_what_is_known_is_told_in_order_and_the_rest_is_left_to_be_scanned(tmp_path):
+    for index in range(150):  # more than one look
+        Image.new("L", (2, 2), index).save(tmp_path / f"{index:03d}.png")
+    first = scanned(tmp_path)
+    (tmp_path / "070.png").unlink()
+    (tmp_path / "1000.png").write_bytes((tmp_path / "000.png").read_bytes())
+    images = FolderImages(tmp_path)
+    records = images.records()
+    rows = [row for part in find_known(images, records, first) for row in part]
+    assert [None if row is None else row.image_id for row in rows] == [
+        None if record.image_id == "1000.png" else record.image_id for record in records
+    ]
+
+
+def test_an_image_that_the_storage_does_not_answer_for_is_left_to_be_scanned(folder, monkeypatch):
+    first = scanned(folder)
+
+    def fails(self, record):
+        raise StorageError("the network is away")
+
+    monkeypatch.setattr(FolderImages, "stamp", fails)
     images = FolderImages(folder)
-    seen: list[ManifestRow] = []
-    assert scan(images, images.records(), on_row=seen.append) == seen
+    assert [row for part in find_known(images, images.records(), first) for row in part] == [None] * 8
 
 
 def test_a_repaired_image_changes_the_digest(folder):
@@ -244,9 +269,3 @@ def test_ready_made_features_need_ids_only():
 def test_repeated_ids_are_refused():
     with pytest.raises(InputError, match="'a'"):
         Manifest.from_ids(["a", "b", "a"])
-
-
-def test_a_worker_can_be_sent_its_part(folder):
-    manifest = scanned(folder)
-    part = manifest.restrict(["deep.png", "unknown", "a/1.png"])
-    assert [row.image_id for row in part.rows] == ["deep.png", "a/1.png"]

@@ -1,0 +1,127 @@
+"""Looking at the images: workers are asked for only where there is something new, and hold nothing else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from semrsm_dist.config import parse_config
+from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.records import ImageRecord
+from semrsm_dist.engine import make_engine
+from semrsm_dist.engine.local import LocalEngine
+from semrsm_dist.errors import StorageError
+from semrsm_dist.progress import SilentReporter
+from semrsm_dist.stages.images import ScanBatch, ScanWorker, scan_images
+from semrsm_dist.stages.session import Session
+from semrsm_dist.store.directory import RunDirectory
+
+
+class Watched(LocalEngine):
+    """An engine that notes what it is handed."""
+
+    def __init__(self):
+        super().__init__(workers=2)
+        self.workers = []
+        self.units = []
+
+    def start_tasks(self, worker, resources):
+        self.workers.append(worker)
+        pool = super().start_tasks(worker, resources)
+        submit = pool.submit
+        pool.submit = lambda task: (self.units.extend(task.units), submit(task))
+        return pool
+
+    def start_actors(self, factory, count, resources):
+        self.workers.append(factory)
+        return super().start_actors(factory, count, resources)
+
+
+@pytest.fixture
+def engine():
+    return Watched()
+
+
+def scan_again(shop, folder: Path, engine, **sections):
+    """Scan as a session does, and keep the manifest."""
+    config = parse_config(shop.of_images("run", folder, **sections))
+    directory = RunDirectory(config.run)
+    directory.create()
+    session = Session(config, directory, engine, SilentReporter())
+    manifest = scan_images(session, "images", config.data)
+    manifest.to_parquet(directory.manifest("images"))
+    return manifest
+
+
+def handed_out(engine) -> list[str]:
+    names = [record.image_id for unit in engine.units for record in unit.records]
+    engine.units.clear()
+    engine.workers.clear()
+    return sorted(names)
+
+
+def test_only_new_and_changed_images_are_handed_to_workers(shop, engine):
+    folder = shop.images(n=6)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    first = scan_again(shop, folder, engine)
+    assert handed_out(engine) == names == first.image_ids()
+    assert scan_again(shop, folder, engine) == first
+    assert engine.workers == []
+    os.utime(folder / names[2], ns=(0, 0))
+    shop.image("images/class9/new.png")
+    second = scan_again(shop, folder, engine)
+    assert handed_out(engine) == [names[2], "class9/new.png"]
+    assert second.image_ids() == [*names, "class9/new.png"]
+    assert [row.sha256 for row in second.rows[:6]] == [row.sha256 for row in first.rows]
+
+
+def test_an_unreadable_image_gets_another_chance_without_workers(shop, engine):
+    folder = shop.images(n=3)
+    (folder / "broken.png").write_text("no image")
+    first = scan_again(shop, folder, engine, unreadable="skip")
+    handed_out(engine)
+    assert scan_again(shop, folder, engine, unreadable="skip") == first
+    assert engine.workers == []
+
+
+@pytest.mark.parametrize("source", ["folder", "digits"])
+def test_a_finished_run_starts_no_worker(shop, engine, source):
+    document = shop.of_images("run", shop.images(n=4))
+    if source == "digits":
+        document["data"] = {"source": "digits", "n_images": 4}
+    shop.run(document, engine=engine)
+    assert engine.workers
+    engine.workers.clear()
+    shop.run(document, engine=engine)
+    assert engine.workers == []
+
+
+def test_what_a_worker_is_sent_does_not_grow_with_the_number_of_images(shop, engine):
+    folder = shop.images(n=5)
+    scan_again(shop, folder, engine)
+    assert len(pickle.dumps(engine.workers[0])) < 400
+    records = FolderImages(folder).records()
+    assert repr(ScanBatch(64, tuple(records))) == "ScanBatch(first=64)"  # in messages about a failed unit
+
+
+def test_the_order_is_kept_over_many_batches(shop, monkeypatch):
+    monkeypatch.setattr("semrsm_dist.stages.images.SCAN_BATCH", 2)
+    folder = shop.images(n=9)
+    engine = make_engine("local", workers=3)
+    manifest = scan_again(shop, folder, engine)
+    assert manifest.image_ids() == sorted(manifest.image_ids())
+    assert len(manifest) == 9
+
+
+def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch):
+    def fails(self, record):
+        raise StorageError("the network is away")
+
+    monkeypatch.setattr(FolderImages, "stamp", fails)
+    batch = ScanBatch(0, (ImageRecord("a", "/a"),))
+    (receipt,) = ScanWorker(FolderImages("/"))((batch,))
+    assert receipt.unit is batch
+    assert "the network is away" in receipt.error

@@ -55,12 +55,43 @@ def retrieval_f1(
     database_labels: Labels | None = None,
     groups: Sequence[str | None] | None = None,
     database_groups: Sequence[str | None] | None = None,
+    contents: Sequence[str | None] | None = None,
+    database_contents: Sequence[str | None] | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> RetrievalScore:
-    """Return the mean F1@k of retrieval by a similarity matrix.
+    """Return the mean F1@k of retrieval by a similarity matrix; `retrieval_scores` for one k."""
+    (score,) = retrieval_scores(
+        read_rows,
+        labels,
+        ks=(k,),
+        database_labels=database_labels,
+        groups=groups,
+        database_groups=database_groups,
+        contents=contents,
+        database_contents=database_contents,
+        rows_at_once=rows_at_once,
+    )
+    return score
+
+
+def retrieval_scores(
+    read_rows: RowReader,
+    labels: Labels,
+    *,
+    ks: Sequence[int],
+    database_labels: Labels | None = None,
+    groups: Sequence[str | None] | None = None,
+    database_groups: Sequence[str | None] | None = None,
+    contents: Sequence[str | None] | None = None,
+    database_contents: Sequence[str | None] | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> list[RetrievalScore]:
+    """Return the mean F1@k of retrieval by a similarity matrix for several k, reading the matrix once.
 
     For each query the k most similar other images are its hits (ties by index); the query's score is the mean
     label F1 of the hits. Images without labels are neither queries nor hits. Undefined (NaN) similarities are never
-    hits. Images of the query's group are not its hits either: they are near-duplicates.
+    hits. Images of the query's group are not its hits either: they are near-duplicates. Nor is, in a database of its
+    own, the query itself, which is known there by its content and not by its id.
 
     Parameters
     ----------
@@ -68,50 +99,65 @@ def retrieval_f1(
         Returns rows of the (N, M) similarity matrix for a slice of queries; only a few are asked for at once.
     labels
         Labels of the N queries.
-    k
-        Hits per query.
+    ks
+        Hits per query, one score each.
     database_labels
         Labels of the M candidates; None if queries and candidates are the same images, which are then never
         their own hits.
     groups, database_groups
         Groups of the queries and candidates; None where there are none.
+    contents, database_contents
+        Hashes of what the queries and candidates show: candidates with the query's hash are not its hits. None
+        where a hash is not known, and such an image is compared with nothing.
+    rows_at_once
+        How many rows to ask for at once; that of a stored matrix's chunks reads every chunk once.
 
     Returns
     -------
-    RetrievalScore
-        Queries with fewer than k candidates are judged on those that they have.
+    list of RetrievalScore
+        In the order of `ks`. Queries with fewer than k candidates are judged on those that they have.
 
     Raises
     ------
     ConfigError
-        If k is below 1.
+        If a k is below 1.
     """
-    if k < 1:
-        raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
+    for k in ks:
+        if k < 1:
+            raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
     same = database_labels is None
     candidates = [frozenset(item) for item in (labels if database_labels is None else database_labels)]
     queries = [frozenset(item) for item in labels]
-    labelled = np.array([bool(item) for item in candidates])
-    column_groups = _codes(groups if same else database_groups, len(candidates))
-    row_groups = _codes(groups, len(queries))
-    codes = _shared_codes(row_groups, column_groups)
-    scores = []
-    for start in range(0, len(queries), ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, len(queries)))
-        block = np.where(labelled[None, :], read_rows(rows), np.nan)
-        for offset, row in enumerate(block):
-            index = start + offset
+    unlabelled = np.array([not item for item in candidates])
+    alike = [
+        codes
+        for codes in (
+            _shared_codes(groups, groups if same else database_groups),
+            _shared_codes(contents, contents if same else database_contents),
+        )
+        if codes is not None
+    ]
+    scores: list[list[float]] = []
+    for start in range(0, len(queries), rows_at_once):
+        rows = slice(start, min(start + rows_at_once, len(queries)))
+        block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
+        block[:, unlabelled] = np.nan
+        for index, row in enumerate(block, start):
             if not queries[index]:
                 continue
             if same:
                 row[index] = np.nan
-            if codes is not None and codes[0][index] >= 0:
-                row[codes[1] == codes[0][index]] = np.nan
-            hits = _best(row, k)
-            if hits.size:
-                scores.append(np.mean([label_f1(queries[index], candidates[hit]) for hit in hits]))
-    mean = float(np.mean(scores)) if scores else float("nan")
-    return RetrievalScore(k=k, f1=mean, n_queries=len(scores), n_left_out=len(queries) - len(scores))
+            for row_codes, column_codes in alike:
+                if row_codes[index] >= 0:
+                    row[column_codes == row_codes[index]] = np.nan
+            overlaps = [label_f1(queries[index], candidates[hit]) for hit in _smallest(row, max(ks))]
+            if overlaps:
+                scores.append([sum(overlaps[:k]) / len(overlaps[:k]) for k in ks])
+    means = np.mean(scores, axis=0) if scores else np.full(len(ks), np.nan)
+    return [
+        RetrievalScore(k=k, f1=float(mean), n_queries=len(scores), n_left_out=len(queries) - len(scores))
+        for k, mean in zip(ks, means, strict=True)
+    ]
 
 
 def cosine_rows(queries: NDArray[np.floating[Any]], database: NDArray[np.floating[Any]]) -> RowReader:
@@ -133,20 +179,28 @@ def cosine_rows(queries: NDArray[np.floating[Any]], database: NDArray[np.floatin
     return read
 
 
-def _best(similarities: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    order = np.argsort(-similarities, kind="stable")
-    defined = int(np.count_nonzero(~np.isnan(similarities)))
-    return order[: min(k, defined)]
+def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
+    """Return the indices of the k smallest numbers in their order, equal ones by index, NaN left out.
 
-
-def _codes(groups: Sequence[str | None] | None, length: int) -> list[str | None]:
-    return list(groups) if groups is not None else [None] * length
+    It is the beginning of a stable sort, without the sort of everything.
+    """
+    k = min(k, values.size)
+    if k == 0:
+        return np.empty(0, dtype=np.intp)
+    last = np.partition(values, k - 1)[k - 1]  # NaN comes behind all numbers
+    if np.isnan(last):
+        chosen = np.flatnonzero(~np.isnan(values))
+    else:
+        smaller = np.flatnonzero(values < last)
+        chosen = np.concatenate([smaller, np.flatnonzero(values == last)[: k - smaller.size]])
+    return chosen[np.argsort(values[chosen], kind="stable")]
 
 
 def _shared_codes(
-    rows: list[str | None], columns: list[str | None]
+    rows: Sequence[str | None] | None, columns: Sequence[str | None] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    if not any(rows) or not any(columns):
+    """Return numbers that are equal where the names of a row and a column are; None if there is nothing to compare."""
+    if rows is None or columns is None or not any(rows) or not any(columns):
         return None
     known = {name: code for code, name in enumerate(sorted({name for name in (*rows, *columns) if name}))}
     return (

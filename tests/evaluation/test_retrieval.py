@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation import retrieval
-from semrsm_dist.evaluation.retrieval import cosine_rows, label_f1, retrieval_f1
+from semrsm_dist.evaluation.retrieval import _smallest, cosine_rows, label_f1, retrieval_f1, retrieval_scores
 
 similarities = st.sampled_from([math.nan, -math.inf, -1.0, -0.0, 0.0, 0.5, 1.0, math.inf])
 label_sets = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
@@ -88,8 +87,7 @@ def test_it_is_the_loop_of_queries_over_a_database(data, n, m, k):
     assert (score.n_queries, score.n_left_out) == (judged, n - judged)
 
 
-def test_rows_are_read_a_few_at_a_time_and_left_as_they_are(monkeypatch):
-    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 4)
+def test_rows_are_read_a_few_at_a_time_and_left_as_they_are():
     matrix = np.random.default_rng(0).normal(size=(11, 11))
     matrix.setflags(write=False)
     labels = [tuple(str(index % 3)) for index in range(11)]
@@ -99,7 +97,7 @@ def test_rows_are_read_a_few_at_a_time_and_left_as_they_are(monkeypatch):
         asked.append((rows.start, rows.stop))
         return matrix[rows]
 
-    score = retrieval_f1(read, labels, k=2)
+    score = retrieval_f1(read, labels, k=2, rows_at_once=4)
     assert asked == [(0, 4), (4, 8), (8, 11)]
     assert score.f1 == pytest.approx(expected_score(matrix, labels, labels, None, None, 2, same=True)[0])
 
@@ -169,3 +167,32 @@ def test_pooled_vectors_are_compared_by_their_angle():
             expected = query @ vector / np.linalg.norm(query) / np.linalg.norm(vector) if j != 2 else math.nan
             assert found[i, j] == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert not np.isnan(found[:, [0, 1, 3, 4]]).any()
+
+
+@given(st.lists(similarities, max_size=40), st.integers(1, 45))
+def test_the_first_of_a_stable_sort_are_found_without_it(values, k):
+    row = np.array(values, dtype=float)
+    order = np.argsort(row, kind="stable")[: np.count_nonzero(~np.isnan(row))]
+    np.testing.assert_array_equal(_smallest(row, k), order[:k])
+
+
+@given(st.data(), st.integers(1, 6), st.lists(st.integers(1, 8), min_size=1, max_size=4))
+def test_several_k_from_one_read_are_those_of_one_k_each(data, n, ks):
+    matrix = data.draw(matrices(n, n))
+    labels = lists(data.draw, label_sets, n)
+    read = []
+    scores = retrieval_scores(lambda rows: read.append(rows) or matrix[rows], labels, ks=ks)
+    assert len(read) == 1
+    for score, k in zip(scores, ks, strict=True):
+        f1, judged = expected_score(matrix, labels, labels, None, None, k, same=True)
+        assert score.f1 == pytest.approx(f1, nan_ok=True)
+        assert (score.k, score.n_queries) == (k, judged)
+
+
+def test_a_query_in_its_own_database_is_known_by_its_content():
+    labels = [("a",), ("b",)]
+    matrix = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.2]])
+    database = {"database_labels": [*labels, ("a",)]}
+    assert retrieval_f1(reader(matrix), labels, **database).f1 == 1.0  # itself: says nothing
+    contents = {"contents": ["x", None], "database_contents": ["x", None, "z"]}
+    assert retrieval_f1(reader(matrix), labels, **database, **contents).f1 == pytest.approx((0 + 1) / 2)

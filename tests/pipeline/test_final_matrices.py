@@ -43,7 +43,7 @@ def test_a_damaged_chunk_heals_as_its_error_says(shop):
         lambda: export_npy(srs.open_run(path), shop.path / "out"),
     ):
         with pytest.raises(
-            StorageError, match="semantic_cosine/c/0/0: .*delete this file and start the run's"
+            StorageError, match=r"semantic_cosine/c/0/0: .*delete this file and start the run's"
         ):
             read()
     file.unlink()

@@ -14,6 +14,17 @@ from semrsm_dist.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_actor = threading.local()
+
+
+def own_gpu() -> int:
+    """Return the index of the GPU that the calling actor is to use.
+
+    Actors of a local engine share one process and take turns over its GPUs. Anywhere else it is 0: an actor of Ray
+    sees no GPU but its own.
+    """
+    return int(getattr(_actor, "gpu", 0))
+
 
 class LocalEngine:
     """Runs workers as threads of this process.
@@ -39,6 +50,7 @@ class LocalEngine:
         self._slots = workers or available_cpus()
         self._memory = available_memory()
         self._gpus = available_gpus()
+        self._warned = False
 
     @property
     def slots(self) -> int:
@@ -55,11 +67,22 @@ class LocalEngine:
         threads = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
         if resources.memory:
             threads = min(threads, self._memory // resources.memory)
+            self._warn_of_memory(resources.memory)
         return LocalPool(lambda: worker, max(1, threads), resources)
+
+    def _warn_of_memory(self, wanted: int) -> None:
+        if wanted > self._memory and not self._warned:
+            self._warned = True
+            log.warning(
+                "a worker is to have %.1f GiB of memory, but there are %.1f GiB here: one runs at a time, and if it "
+                "needs them all it is killed; ask for less (matching.worker_memory)",
+                wanted / 2**30,
+                self._memory / 2**30,
+            )
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
         """Return a pool of `count` threads, each with the worker that `factory` made inside it."""
-        return LocalPool(factory, max(1, count), resources)
+        return LocalPool(factory, max(1, count), resources, gpus=self._gpus)
 
     def describe(self) -> dict[str, object]:
         """Return what the container allows: one node, its CPU slots, GPUs and memory in bytes."""
@@ -78,7 +101,9 @@ class LocalEngine:
 class LocalPool:
     """A bounded set of threads, one worker each; see `semrsm_dist.engine.protocol.Pool`."""
 
-    def __init__(self, factory: Callable[[], Worker], count: int, resources: Resources) -> None:
+    def __init__(
+        self, factory: Callable[[], Worker], count: int, resources: Resources, *, gpus: int = 0
+    ) -> None:
         self._factory = factory
         self._cpus = resources.cpus
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -87,7 +112,10 @@ class LocalPool:
         self._limits = limit_threads(resources.cpus)
         # Daemon threads, so that a driver which dies without closing its pool exits; close() joins them.
         self._threads = [
-            threading.Thread(target=self._serve, name=f"semrsm-worker-{k}", daemon=True) for k in range(count)
+            threading.Thread(
+                target=self._serve, args=(k % max(1, gpus),), name=f"semrsm-worker-{k}", daemon=True
+            )
+            for k in range(count)
         ]
         for thread in self._threads:
             thread.start()
@@ -123,7 +151,8 @@ class LocalPool:
             thread.join()
         self._limits.restore_original_limits()
 
-    def _serve(self) -> None:
+    def _serve(self, gpu: int) -> None:
+        _actor.gpu = gpu
         try:
             worker = self._factory()
             limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries

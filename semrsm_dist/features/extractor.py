@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -84,7 +85,7 @@ class Extractor:
     precision
         "float32", "float16", "bfloat16", or "auto".
     device
-        "cpu", "cuda", or "auto": a GPU if there is one.
+        "cpu", "cuda", "cuda:1" and so on, or "auto": a GPU if there is one.
     batch_size
         Images per forward pass. Halved, and kept so, when the GPU's memory does not suffice.
 
@@ -205,12 +206,20 @@ class Extractor:
 
 
 def _resolve_device(device: str) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown device {device!r}; choose auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ConfigError("device: cuda was asked for, but torch sees no GPU here; use device: auto or cpu")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"unknown device {device!r}; choose auto, cpu or cuda, or one GPU such as cuda:1")
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if seen else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= seen:
+        raise ConfigError(
+            f"{device} was to run the model, but torch sees {seen or 'no'} GPU{'s' * (seen > 1)} here (torch "
+            f"{torch.__version__}); nothing was extracted, as a CPU would take its place unnoticed: install a torch "
+            "and a driver that fit the GPU, or set CUDA_VISIBLE_DEVICES to the empty string and begin a new run on "
+            "the CPU"
+        )
+    return chosen
 
 
 def _use_one_thread() -> None:

@@ -171,6 +171,8 @@ def test_precision_auto_follows_the_gpu():
     [
         ({"batch_size": 0}, "at least 1"),
         ({"device": "gpu"}, "auto, cpu or cuda"),
+        ({"device": "cuda:"}, "auto, cpu or cuda"),
+        ({"device": "cuda:99"}, "torch sees"),
         ({"precision": "int8"}, "int8"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.config import FeaturesData, RunConfig
+from semrsm_dist.data.manifest import OK
 from semrsm_dist.engine import Engine, Failure, Resources, make_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
@@ -140,17 +141,28 @@ def _make_record(session: Session, matcher: Matcher, identity: Identity, record:
     }
     if record is None:
         require_disk(session, identity, {layer: sizes.layers[layer]["side"] for layer in layers})
+    panel = record["panel"] if record else sizes.panel
     in_order = known if layers.keys() <= known.keys() else layers  # the network's, as far as it is known
     return {
         "fingerprint": identity.facts,
         "layers": {**in_order, **known, **layers},
-        "panel": record["panel"] if record else sizes.panel,
+        "panel": panel,
+        "batch_size": _batch_size(session, record, panel),
         "row_side": identity.row_side,
         "counts": identity.counts(),
         "cached": {**(record or {}).get("cached", {}), **identity.cached},
         "config": session.config.model_dump(mode="json"),
         "versions": _versions(),
     }
+
+
+def _batch_size(session: Session, record: Record | None, panel: int) -> int | None:
+    """Return the images of a forward pass: as the run began with, and never more than a panel."""
+    model = session.config.model
+    if model is None:
+        return None
+    known: int | None = (record or {}).get("batch_size")
+    return known or min(model.batch_size, panel)
 
 
 def _keep(session: Session, identity: Identity, record: Record) -> None:
@@ -186,11 +198,12 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
                 session,
                 side,
                 make_image_set(data),
-                records,
+                [row for row in manifest.rows if row.status == OK],
                 spec=model_spec(config.model),
-                weights_sha256=record["cached"]["model"]["facts"]["weights_sha256"],
-                layers=layers,
+                facts=record["cached"]["model"]["facts"],
+                layers=identity.layers,
                 precision=record["cached"]["model"]["precision"],
+                batch_size=record["batch_size"],
                 panel=panel,
             )
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from semrsm_dist.data.records import ImageRecord, ImageSet
+
+from semrsm_dist.data.manifest import ManifestRow
+from semrsm_dist.data.records import ImageSet
+from semrsm_dist.engine.local import own_gpu
 from semrsm_dist.engine.protocol import Receipt, Resources, Task, Worker
 from semrsm_dist.errors import InputError, ResumeError, WorkError
 from semrsm_dist.stages.faults import failure_receipt, first_cause
+from semrsm_dist.stages.identity import describe_model
 from semrsm_dist.stages.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.fingerprint import differences, flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,48 +47,87 @@ class ExtractorFactory:
     ----------
     run, side
         The run directory and which of its sides.
-    image_set, records
-        The readable images, in the order of the matrix.
-    spec, weights_sha256
-        The model, and the hash that its weights must have.
-    layers, precision, batch_size
-        The layers to read, and how the model runs.
+    image_set, rows
+        The readable images, in the order of the matrix, with the hashes that their content must have.
+    spec, facts, layers
+        The model, and what `describe_model` must find when it is loaded: its facts and the sizes of its layers.
+    precision, batch_size
+        How the model runs.
     panel
         Images of a feature chunk.
+    gpus
+        GPUs of a worker; with 0 the model runs on the CPU.
     """
 
     run: Path
     side: str
     image_set: ImageSet
-    records: tuple[ImageRecord, ...]
+    rows: tuple[ManifestRow, ...]
     spec: ModelSpec
-    weights_sha256: str
-    layers: tuple[str, ...]
+    facts: Mapping[str, Any]
+    layers: Mapping[str, Mapping[str, int]]
     precision: str
     batch_size: int
     panel: int
+    gpus: int
 
     def __call__(self) -> Worker:
         """Load the model and return the worker.
 
         Raises
         ------
+        ConfigError
+            If there is to be a GPU, but torch cannot use it.
         ResumeError
-            If the weights found here are not the run's.
+            If the model found here is not the run's.
         """
         from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
 
         extractor = Extractor(
-            self.spec, self.layers, precision=self.precision, device="auto", batch_size=self.batch_size
+            self.spec,
+            tuple(self.layers),
+            precision=self.precision,
+            device=choose_device(self.gpus),
+            batch_size=self.batch_size,
         )
-        found = extractor.model.weights_sha256
-        if found != self.weights_sha256:
-            raise ResumeError(
-                f"the weights of {self.spec.name!r} found on {socket.gethostname()} have the hash {found[:12]}..., "
-                f"the run's have {self.weights_sha256[:12]}...; mixing them would spoil the matrix: give all nodes "
-                "the same weights file"
-            )
+        self._require_same_model(*describe_model(extractor.model, extractor.layers))
         return _ExtractionWorker(self, extractor)
+
+    def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, Mapping[str, int]]) -> None:
+        changed = differences(
+            flatten({"model": self.facts, "layers": self.layers}), flatten({"model": facts, "layers": layers})
+        )
+        if changed:
+            key, expected, found = changed[0]
+            raise ResumeError(
+                f"the model {self.spec.name!r} found on {socket.gethostname()} is not the run's: {key} is "
+                f"{found} there, but {expected} in the run; mixing them would spoil the matrix: give all nodes "
+                "the same weights and the same versions of this package, torch and timm"
+            )
+
+
+def choose_device(gpus: int) -> str:
+    """Return torch's name of the device for the calling worker, which was given so many GPUs.
+
+    Never `auto`: a GPU that torch cannot use is an error, not a slow and half precise run on the CPU.
+    """
+    return f"cuda:{own_gpu()}" if gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class PanelNews:
+    """What a receipt of a panel tells beside its success.
+
+    Attributes
+    ----------
+    refused
+        Layers and images whose features are not finite; the panel was not written.
+    smaller_batch
+        Size of the batches from now on in this worker, if the GPU's memory did not suffice for more.
+    """
+
+    refused: tuple[tuple[str, str], ...] = ()
+    smaller_batch: int | None = None
 
 
 class _ExtractionWorker:
@@ -108,54 +152,72 @@ class _ExtractionWorker:
                     yield failure_receipt(panel, error)
 
     def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Tensor]]:
-        return [readers.submit(self._read, record) for record in self._records(panel)]
+        return [readers.submit(self._read, row) for row in self._rows(panel)]
 
-    def _read(self, record: ImageRecord) -> Tensor:
-        return self._extractor.transform(self._setup.image_set.read(record))
+    def _read(self, row: ManifestRow) -> Tensor:
+        loaded = self._setup.image_set.load(row.record)
+        if loaded.sha256 != row.sha256:
+            raise InputError(
+                f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "
+                f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
+                "old content: put the old content back and start the same command, or begin a new run directory"
+            )
+        return self._extractor.transform(loaded.image)
 
-    def _records(self, panel: int) -> tuple[ImageRecord, ...]:
+    def _rows(self, panel: int) -> tuple[ManifestRow, ...]:
         start = panel * self._setup.panel
-        return self._setup.records[start : start + self._setup.panel]
+        return self._setup.rows[start : start + self._setup.panel]
 
     def _extract(self, panel: int, images: list[Tensor]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
-        records = self._records(panel)
+        rows, batch_size = self._rows(panel), self._extractor.batch_size
         try:
             features = self._extractor(images)
         except NonFiniteFeaturesError as error:
-            refused = [(error.layer, records[index].image_id) for index in error.indices]
-            return Receipt(panel, counts={"images": 0}, value=refused)
+            refused = [(error.layer, rows[index].image_id) for index in error.indices]
+            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
         missing = {layer: store for layer, store in self._stores.items() if not store.has_panel(panel)}
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
             stored = {
                 layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
             }
         refused = [
-            (layer, records[index].image_id)
+            (layer, rows[index].image_id)
             for layer, z in stored.items()
             for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
         ]
         if refused:
-            return Receipt(panel, counts={"images": 0}, value=refused)
+            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
         for layer, store in missing.items():
             store.write_panel(panel, stored[layer])
-        return Receipt(panel, counts={"images": len(records)})
+        now = self._extractor.batch_size
+        news = PanelNews(smaller_batch=now) if now < batch_size else None
+        return Receipt(panel, counts={"images": len(rows)}, value=news)
 
 
 def extract_features(
     session: Session,
     side: str,
     image_set: ImageSet,
-    records: Sequence[ImageRecord],
+    rows: Sequence[ManifestRow],
     *,
     spec: ModelSpec,
-    weights_sha256: str,
-    layers: Sequence[str],
+    facts: Mapping[str, Any],
+    layers: Mapping[str, Mapping[str, int]],
     precision: str,
+    batch_size: int,
     panel: int,
 ) -> None:
     """Extract what is missing of one side's features; all layers come from one pass of the model.
+
+    Parameters
+    ----------
+    session
+        The session.
+    side, image_set, rows, spec, facts, layers, precision, batch_size, panel
+        As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
+        output depend on it.
 
     Raises
     ------
@@ -167,7 +229,7 @@ def extract_features(
     config = session.config.model
     if config is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
-    spans = slices(len(records), panel)
+    spans = slices(len(rows), panel)
     stores = [FeatureStore(session.directory.features, side, layer) for layer in layers]
     present = set.intersection(*(store.present() for store in stores))
     missing = [index for index in range(len(spans)) if index not in present]
@@ -181,33 +243,53 @@ def extract_features(
         run=session.directory.path,
         side=side,
         image_set=image_set,
-        records=tuple(records),
+        rows=tuple(rows),
         spec=spec,
-        weights_sha256=weights_sha256,
-        layers=tuple(layers),
+        facts=facts,
+        layers=layers,
         precision=precision,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         panel=panel,
+        gpus=1 if gpus else 0,
     )
-    resources = Resources(cpus=1, gpus=1 if gpus else 0, memory=int(session.config.matching.worker_memory))
+    resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
     batch = max(1, min(TASK_PANELS, len(missing) // (4 * count)))
-    refused: list[tuple[str, str]] = []
+    _warn_of_other_batches(session, batch_size, panel)
+    news: list[PanelNews] = []
     failures = session.work(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
-        total=len(records),
+        total=len(rows),
         done=sum(spans[index][1] - spans[index][0] for index in present),
         unit="images",
         amount=lambda receipt: int(receipt.counts["images"]),
-        on_value=lambda receipt: refused.extend(cast("list[tuple[str, str]]", receipt.value)),
+        on_value=lambda receipt: news.append(cast("PanelNews", receipt.value)),
     )
-    _raise_if_refused(refused)
+    halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
+    if halved:
+        session.warn(
+            f"{side}: a GPU's memory did not suffice for batches of {batch_size} images; batches of down to "
+            f"{min(halved)} took their place, on which the last bits of features depend"
+        )
+    _raise_if_refused([item for told in news for item in told.refused])
     if failures:
         raise WorkError(
             f"{len(failures)} of {len(spans)} panels of {side} could not be extracted; the others are kept and the "
             f"same command tries again. First cause: {first_cause(failures)}"
         )
+
+
+def _warn_of_other_batches(session: Session, batch_size: int, panel: int) -> None:
+    asked = session.config.model.batch_size if session.config.model else batch_size
+    if asked == batch_size:
+        return
+    reason = (
+        f"panels of {panel} images are the largest batches"
+        if asked > panel and batch_size == panel
+        else "the run was begun with them"
+    )
+    session.warn(f"model.batch_size: {asked}: images are extracted in batches of {batch_size}, as {reason}")
 
 
 def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:

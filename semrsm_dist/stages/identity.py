@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, numbers_of
 from semrsm_dist.data.manifest import Manifest
@@ -22,6 +22,10 @@ from semrsm_dist.stages.images import list_feature_images, scan_images
 from semrsm_dist.stages.session import Session
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
+
+if TYPE_CHECKING:
+    from semrsm_dist.features.layers import LayerInfo
+    from semrsm_dist.features.models import LoadedModel
 
 FORMAT = 1
 """Version of the run directory's layout."""
@@ -140,6 +144,7 @@ def _identify_model(
         "input_size": list(config.input_size) if config.input_size else None,
         "seed": config.seed if config.weights == "random" else None,
         "layers": list(config.layers),
+        "timm": metadata.version("timm"),  # another may build or feed the network otherwise
     }
     known = cached.get("model")
     precision = config.precision
@@ -160,6 +165,13 @@ def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, d
     from semrsm_dist.features.models import load_model  # noqa: PLC0415
 
     model = load_model(model_spec(config))
+    return describe_model(model, resolve_layers(model, config.layers))
+
+
+def describe_model(
+    model: LoadedModel, layers: Sequence[LayerInfo]
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """Return what a model's features depend on, and the sizes of its layers: the same wherever it is loaded."""
     description = model.describe()
     facts = {
         "name": description["name"],
@@ -167,11 +179,8 @@ def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, d
         "preprocessing": description["data_config"],
         "n_prefix_tokens": description["n_prefix_tokens"],
     }
-    layers = {
-        layer.name: {"n_tokens": layer.n_tokens, "n_channels": layer.n_channels}
-        for layer in resolve_layers(model, config.layers)
-    }
-    return facts, layers
+    sizes = {layer.name: {"n_tokens": layer.n_tokens, "n_channels": layer.n_channels} for layer in layers}
+    return facts, sizes
 
 
 def _weights_file(config: ModelConfig) -> Path | None:

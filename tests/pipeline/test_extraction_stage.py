@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
+
+from semrsm_dist.engine.local import LocalEngine
+from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.errors import ConfigError, ResumeError, WorkError
+from semrsm_dist.features.extractor import Extractor
+from semrsm_dist.features.models import ModelSpec
+from semrsm_dist.stages import identity
+from semrsm_dist.stages.extraction import ExtractorFactory, choose_device
 
 # In a process of its own: the peak of its memory before the run (libraries, network) and after it.
 MEASURE = """
@@ -49,3 +60,167 @@ def test_a_worker_holds_few_images_of_full_size(shop):
     before, after = json.loads(done.stdout)
     decoded = size[0] * size[1] * 3
     assert after - before < 16 * decoded  # four readers, and what decoding and resizing take; never 48
+
+
+class AtStage:
+    """A reporter that does something when a stage begins."""
+
+    def __init__(self, stage, action):
+        self._stage, self._action = stage, action
+
+    @contextlib.contextmanager
+    def stage(self, name, *_, **__):
+        if name == self._stage:
+            self._action()
+        yield self
+
+    def advance(self, *_):
+        pass
+
+    def tick(self):
+        pass
+
+    def note(self, message):
+        pass
+
+
+def test_an_image_replaced_after_the_scan_gives_no_features_under_the_old_hash(shop):
+    folder = shop.images(n=4)
+    victim = folder / "class1" / "001.png"
+    old, other = victim.read_bytes(), shop.image("elsewhere/other.png", seed=9).read_bytes()
+    document = shop.of_images("run", folder)
+    with pytest.raises(
+        WorkError, match=r"class1/001\.png' is no longer the one .* were not taken.* put the old content back"
+    ):
+        shop.run(document, reporter=AtStage("extraction", lambda: victim.write_bytes(other)))
+    assert not any(shop.chunks(shop.path / "run", "features.zarr"))
+    victim.write_bytes(old)
+    shop.run(document)
+
+
+def with_model(document, **options):
+    return document | {"model": document["model"] | options}
+
+
+def test_a_resume_keeps_the_batches_that_the_run_was_begun_with(shop, monkeypatch):
+    folder = shop.images(n=40)
+    document = with_model(shop.of_images("run", folder, workers=1), batch_size=3)
+    assert shop.interrupt(document, "extraction", 1)
+    used = []
+    make = Extractor.__init__
+
+    def spy(self, *args, batch_size, **options):
+        used.append(batch_size)
+        make(self, *args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(Extractor, "__init__", spy)
+    summary = shop.run(with_model(document, batch_size=7))
+    assert set(used) == {3}
+    assert any("model.batch_size: 7" in line and "batches of 3" in line for line in summary["warnings"])
+
+
+def test_batches_larger_than_a_panel_are_told(shop):
+    summary = shop.run(with_model(shop.of_images("run", shop.images(n=4)), batch_size=64))
+    assert any("batches of 32, as panels of 32" in line for line in summary["warnings"])
+    assert json.loads((shop.path / "run" / "run.json").read_text())["batch_size"] == 32
+
+
+def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, monkeypatch):
+    forward = Extractor._forward
+
+    def limited(self, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch)
+
+    monkeypatch.setattr(Extractor, "_forward", limited)
+    summary = shop.run(with_model(shop.of_images("run", shop.images(n=9)), batch_size=8))
+    assert any(
+        "did not suffice for batches of 8" in line and "down to 2" in line for line in summary["warnings"]
+    )
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(shop, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(LocalEngine, "gpus", property(lambda self: 1))
+    with pytest.raises(
+        ConfigError, match=r"torch sees no GPU .* nothing was extracted.*CUDA_VISIBLE_DEVICES"
+    ):
+        shop.run(shop.of_images("run", shop.images(n=4)))
+
+
+def test_without_a_gpu_for_it_an_actor_takes_the_cpu_even_where_torch_sees_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(0) == "cpu"
+
+
+def test_local_actors_take_turns_over_the_gpus():
+    engine = LocalEngine(4)
+    engine._gpus = 3
+    all_there = threading.Barrier(5)
+
+    def make():
+        device = choose_device(1)
+
+        def tell(units):
+            all_there.wait(10)  # every actor has one task
+            yield Receipt(units[0], value=device)
+
+        return tell
+
+    pool = engine.start_actors(make, 4, Resources(gpus=1))
+    for unit in range(4):
+        pool.submit(Task((unit,)))
+    all_there.wait(10)
+    pool.close()
+    told = [event.receipt.value for event in pool.collect(1) if hasattr(event, "receipt")]
+    assert sorted(told) == ["cuda:0", "cuda:0", "cuda:1", "cuda:2"]
+    assert choose_device(1) == "cuda:0"  # as in an actor of Ray, which sees its own GPU alone
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda facts, layers: facts.update(weights_sha256="0" * 64), "model.weights_sha256"),
+        (lambda facts, layers: facts["preprocessing"].update(crop_pct=0.5), "model.preprocessing.crop_pct"),
+        (lambda facts, layers: facts.update(n_prefix_tokens=1), "model.n_prefix_tokens"),
+        (lambda facts, layers: layers["layer3"].update(n_tokens=17), "layers.layer3.n_tokens"),
+    ],
+)
+def test_a_node_with_another_model_is_refused(shop, change, key):
+    shop.run(shop.of_images("run", shop.images(n=3)))
+    record = json.loads((shop.path / "run" / "run.json").read_text())
+    model = record["cached"]["model"]
+    factory = ExtractorFactory(
+        run=shop.path / "run",
+        side="images",
+        image_set=None,
+        rows=(),
+        spec=ModelSpec("test_resnet", "random", (64, 64), seed=0),
+        facts=model["facts"],
+        layers=model["layers"],
+        precision="float32",
+        batch_size=4,
+        panel=32,
+        gpus=0,
+    )
+    factory()
+    change(model["facts"], model["layers"])
+    with pytest.raises(ResumeError, match=rf"is not the run's: {key} is .* give all nodes"):
+        factory()
+
+
+def test_another_timm_is_asked_again_what_the_model_is(shop, monkeypatch):
+    document = shop.of_images("run", shop.images(n=3))
+    shop.run(document)
+    version = identity.metadata.version
+    monkeypatch.setattr(identity.metadata, "version", lambda name: version(name) + "+other")
+    describe = identity.describe_model
+
+    def other(model, layers):
+        facts, sizes = describe(model, layers)
+        return facts | {"preprocessing": facts["preprocessing"] | {"crop_pct": 0.5}}, sizes
+
+    monkeypatch.setattr(identity, "describe_model", other)
+    with pytest.raises(ResumeError, match=r"crop_pct"):
+        shop.run(document)

@@ -29,10 +29,10 @@ EXACT = 1e-6
 """What tolerance 0 asks for: the accuracy of float32, on the cosine scale."""
 
 _FINEST = 3e-7  # gap, relative to the centred norms, that an auction in float32 can still close
-_MARGIN = (
-    0.7  # share of a gap that float32 cannot prove which the auction may leave; the rest is for rounding
-)
 _PACKING = 2.0**-22  # more than rounding both representations to float32 changes an affinity
+# Share of the allowed gap that the auction may leave where float32 proves too little. The rest is for its
+# rounding, which took less than a hundredth on photographs and digit scenes.
+_MARGIN = 0.9
 
 
 Matrix = NDArray[np.float64]

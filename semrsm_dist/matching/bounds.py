@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, dot, dot_of_differences, next_above, raise_maxima, row_max
+from semrsm_dist.matching.lanes import LANES, dot, dot_of_differences, mask_above, raise_maxima, row_max
 from semrsm_dist.matching.panel import Panel
 
 _FLOAT32_UNIT = 2.0**-24
@@ -113,16 +113,20 @@ def distance_from_optimum(
         # Rounding of affinities, and of the subtraction and the threshold in float32.
         threshold = np.float32(held - 2.0 * rounding * unit - 4.0 * _FLOAT32_UNIT * abs(held))
         worst = 0.0
-        block = next_above(affinity, i * step, prices, 0, n_blocks, threshold)
-        while block < n_blocks:
-            for k in range(block * LANES, min((block + 1) * LANES, n_tokens)):
-                if k != c and affinity[i * step + k] - prices[k] > threshold:
+        for block in range(n_blocks):
+            above = mask_above(affinity, i * step, prices, block, threshold)
+            if block == c // LANES:
+                above &= ~(1 << c % LANES)
+            k = block * LANES
+            while above != 0:
+                if above & 1:
                     gain = dot_of_differences(
                         flat_i, i * n_channels, mean_i, flat_j, k * n_channels, c * n_channels, n_channels
                     )
                     price = np.float64(prices[k]) - np.float64(prices[c])
                     worst = max(worst, gain / scale - price + rounding64 * unit)
-            block = next_above(affinity, i * step, prices, block + 1, n_blocks, threshold)
+                above >>= 1
+                k += 1
         total += worst
     return total
 

@@ -219,40 +219,19 @@ def raise_maxima(typingctx: Any, affinity: Any, offset: Any, shift: Any, maxima:
 
 
 @intrinsic
-def next_above(
-    typingctx: Any, affinity: Any, offset: Any, prices: Any, block: Any, n_blocks: Any, threshold: Any
-) -> Any:
-    """Return the first block of 16 columns, from `block` on, with an ``affinity - price`` above the threshold.
-
-    `n_blocks` if there is none (float32).
-    """
-    signature = types.int64(affinity, types.int64, prices, types.int64, types.int64, types.float32)
+def mask_above(typingctx: Any, affinity: Any, offset: Any, prices: Any, block: Any, threshold: Any) -> Any:
+    """Return a bit for each of 16 columns, the lowest first: whether ``affinity - price`` exceeds the threshold."""
+    signature = types.int64(affinity, types.int64, prices, types.int64, types.float32)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         row = builder.gep(_pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
         price = _pointer(context, builder, sig.args[2], arguments[2])
-        threshold = _splat(builder, arguments[5])
-        found = _variable(builder, arguments[3])
-        head, body, further, done = (
-            builder.append_basic_block(name) for name in ("head", "body", "further", "done")
-        )
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.load(found)
-        builder.cbranch(builder.icmp_signed("<", index, arguments[4]), body, done)
-        builder.position_at_end(body)
-        at = builder.mul(index, ir.Constant(index.type, LANES))
+        at = builder.mul(arguments[3], ir.Constant(arguments[3].type, LANES))
         value = builder.fsub(
             _load(builder, row, at, _vector(_FLOAT), 4), _load(builder, price, at, _vector(_FLOAT), 4)
         )
-        above = builder.fcmp_ordered(">", value, threshold, flags=_FAST)
-        bits = builder.bitcast(above, ir.IntType(LANES))
-        builder.cbranch(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), done, further)
-        builder.position_at_end(further)
-        builder.store(builder.add(index, ir.Constant(index.type, 1)), found)
-        builder.branch(head)
-        builder.position_at_end(done)
-        return builder.load(found)
+        above = builder.fcmp_ordered(">", value, _splat(builder, arguments[4]), flags=_FAST)
+        return builder.zext(builder.bitcast(above, ir.IntType(LANES)), ir.IntType(64))
 
     return signature, codegen
 

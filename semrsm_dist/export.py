@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from semrsm_dist.results import Run
 from semrsm_dist.store.chunks import writing
 
-ROWS_AT_ONCE = 512
-
 
 def export_npy(
     run: Run,
@@ -31,7 +29,7 @@ def export_npy(
     folder
         Where to; made if missing.
     layers
-        Which layers; all if None.
+        Which layers; if None, all that the run's last session was asked for.
     kernel, kind
         As in `Run.similarity`.
 
@@ -49,7 +47,7 @@ def export_npy(
         If a file cannot be written.
     """
     folder = Path(folder)
-    chosen = run.layers if layers is None else list(layers)
+    chosen = run.asked_layers if layers is None else list(layers)
     # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
     readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
     sides = {"image_i": "images" if run.is_symmetric else "queries", "image_j": "images"}
@@ -59,7 +57,7 @@ def export_npy(
         folder.mkdir(parents=True, exist_ok=True)
         for layer, read_rows in zip(chosen, readers, strict=True):
             written.append(folder / f"{layer}.{kind}.{kernel}.npy")
-            _write_npy(written[-1], shape, read_rows)
+            _write_npy(written[-1], shape, read_rows, run.chunk_side(layer))
         for dimension, side in sides.items():
             written.append(folder / f"{dimension}.txt")
             lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(side).image_ids())
@@ -67,7 +65,9 @@ def export_npy(
     return written
 
 
-def _write_npy(path: Path, shape: tuple[int, int], read_rows: Callable[[slice], NDArray[np.float64]]) -> None:
+def _write_npy(
+    path: Path, shape: tuple[int, int], read_rows: Callable[[slice], NDArray[np.float64]], rows_at_once: int
+) -> None:
     """Write a matrix by rows, and under its name only when it is whole.
 
     Not through a memory map: on a full disk that ends the process with a bus error.
@@ -77,8 +77,8 @@ def _write_npy(path: Path, shape: tuple[int, int], read_rows: Callable[[slice], 
         with partial.open("wb") as file:
             header = {"descr": "<f8", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, shape[0], ROWS_AT_ONCE):
-                rows = slice(start, min(start + ROWS_AT_ONCE, shape[0]))
+            for start in range(0, shape[0], rows_at_once):
+                rows = slice(start, min(start + rows_at_once, shape[0]))
                 file.write(np.ascontiguousarray(read_rows(rows), dtype="<f8").data)
         partial.replace(path)
     finally:

@@ -146,6 +146,7 @@ def _make_record(session: Session, matcher: Matcher, identity: Identity, record:
     return {
         "fingerprint": identity.facts,
         "layers": {**in_order, **known, **layers},
+        "asked": list(layers),
         "panel": panel,
         "batch_size": _batch_size(session, record, panel),
         "row_side": identity.row_side,
@@ -225,7 +226,6 @@ def _match(
         wanted = [tile for tile in layout.tiles() if tile not in present]
         found_pairs += layout.total_pairs - sum(layout.n_pairs(*tile) for tile in wanted)
         session.counts["matching"]["found"] += len(present)
-        session.counts["matching"]["computed"] += len(wanted)
         sizes = record["layers"][layer]
         work.append(
             LayerWork(
@@ -245,7 +245,7 @@ def _match(
         session.directory.path, identity.row_side, dict(layouts), matcher.name, dict(matcher.parameters)
     )
     tasks = plan_tasks(work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget)
-    return session.work(
+    failures = session.work(
         "matching",
         lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
         tasks,
@@ -255,6 +255,8 @@ def _match(
         amount=lambda receipt: int(receipt.counts["pairs"]),
         effort=lambda receipt: pair_seconds[cast("Tile", receipt.unit).layer] * receipt.counts["pairs"],
     )
+    session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
+    return failures
 
 
 def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]]:

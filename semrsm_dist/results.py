@@ -46,8 +46,14 @@ class Run:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers, in the network's order."""
+        """Names of all layers that any session of the run was asked for, in the network's order."""
         return list(self.record["layers"])
+
+    @property
+    def asked_layers(self) -> list[str]:
+        """Names of the layers that the last session was asked for: with these the run is complete."""
+        asked = self.record.get("asked", self.layers)
+        return [layer for layer in self.layers if layer in asked]
 
     @property
     def is_symmetric(self) -> bool:
@@ -63,6 +69,16 @@ class Run:
         sizes = self.record["layers"][self._known(layer)]
         counts = self.record["counts"]
         return Layout(counts[self.record["row_side"]], counts["images"], sizes["side"], self.is_symmetric)
+
+    def chunk_side(self, layer: str) -> int:
+        """Return the side of the chunks of a layer's matrices: so many rows at once read every chunk once.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `dataset`.
+        """
+        return int(self.dataset(layer)["matched"].encoding["chunks"][0])
 
     def dataset(self, layer: str) -> xr.Dataset:
         """Open all matrices of a layer lazily.

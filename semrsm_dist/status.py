@@ -29,8 +29,9 @@ def read_status(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON values: whether a driver is at work and the run complete; per layer the feature panels and tiles that are
-        there and the pairs they hold; pairs per second over the last minutes, seconds left at that rate (None if
+        JSON values: whether a driver is at work, and the run complete, which it is with the layers that its last
+        session was asked for; per layer whether it is one of them, and the feature panels and tiles that are there
+        and the pairs they hold; pairs per second over the last minutes, seconds left at that rate (None if
         nothing arrived), and the units set aside by the last session.
 
     Raises
@@ -56,7 +57,8 @@ def read_status(path: str | Path) -> dict[str, Any]:
                 recent_pairs += layout.n_pairs(*tile)
                 recent_work += layout.n_pairs(*tile) * seconds
                 oldest = max(oldest, now - moment)
-        work_left += (layout.total_pairs - done) * seconds
+        is_asked = layer in run.asked_layers
+        work_left += (layout.total_pairs - done) * seconds if is_asked else 0.0
         layers[layer] = {
             "n_tokens": sizes["n_tokens"],
             "n_channels": sizes["n_channels"],
@@ -64,6 +66,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
             "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
             "pairs": [done, layout.total_pairs],
             "assembled": MatrixStore(directory.matrices, layer).is_complete(),
+            "asked": is_asked,
         }
     is_working = directory.is_locked()
     span = max(oldest, 1.0)
@@ -71,7 +74,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     return {
         "run": str(directory.path),
         "working": is_working,
-        "complete": all(facts["assembled"] for facts in layers.values()),
+        "complete": all(facts["assembled"] for facts in layers.values() if facts["asked"]),
         "layers": layers,
         "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
         "seconds_left": left,
@@ -105,6 +108,7 @@ def format_status(status: dict[str, Any]) -> str:
         lines.append(
             f"  {layer}: features {panels[0]}/{panels[1]} panels, {tiles[0]}/{tiles[1]} tiles, "
             f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', assembled' if facts['assembled'] else ''}"
+            f"{'' if facts['asked'] else ' (of an earlier session; not asked for any more)'}"
         )
     if status["pairs_per_second"]:
         lines.append(

@@ -17,7 +17,6 @@ Item = TypeVar("Item")
 LARGEST = 400
 """Images a side that are drawn; of more, evenly spaced ones."""
 
-ROWS_AT_ONCE = 512
 
 MOST_LAYERS = 24
 """Layers that are drawn; of more, evenly spaced ones: a picture has limits."""
@@ -56,7 +55,7 @@ def draw_overview(run: Run) -> Path:
     rows, order_columns = _order(run, "images" if run.is_symmetric else "queries"), _order(run, "images")
     for column, layer in enumerate(layers):
         readers = [run.similarity_rows(layer, "cosine", kind) for kind in ("spatio-semantic", "semantic")]
-        blocks = [_pick(read_rows, rows, order_columns) for read_rows in readers]
+        blocks = [_pick(read_rows, rows, order_columns, run.chunk_side(layer)) for read_rows in readers]
         low, high = _range(blocks, run.is_symmetric)
         for position, (block, kind) in enumerate(zip(blocks, ("spatio-semantic", "semantic"), strict=True)):
             axes = figure.add_subplot(grid[position, column])
@@ -97,13 +96,16 @@ def _evenly(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def _pick(
-    read_rows: Callable[[slice], NDArray[np.float64]], rows: NDArray[np.intp], columns: NDArray[np.intp]
+    read_rows: Callable[[slice], NDArray[np.float64]],
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    rows_at_once: int,
 ) -> NDArray[np.float64]:
     """Return the chosen rows and columns of a matrix that need not fit in memory."""
     block = np.empty((len(rows), len(columns)))
-    for start in range(0, int(rows.max()) + 1, ROWS_AT_ONCE):
-        here = np.flatnonzero((rows >= start) & (rows < start + ROWS_AT_ONCE))
-        block[here] = read_rows(slice(start, start + ROWS_AT_ONCE))[rows[here] - start][:, columns]
+    for start in range(0, int(rows.max()) + 1, rows_at_once):
+        here = np.flatnonzero((rows >= start) & (rows < start + rows_at_once))
+        block[here] = read_rows(slice(start, start + rows_at_once))[rows[here] - start][:, columns]
     return block
 
 

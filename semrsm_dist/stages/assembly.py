@@ -73,13 +73,12 @@ class LayerAssembly:
     @property
     def merge(self) -> int:
         """Tiles a side that one chunk of a final matrix is made of."""
-        return max(1, CHUNK // self.layout.side)
+        return self.chunks.side // self.layout.side
 
     @property
     def chunks(self) -> Layout:
         """How the final matrices are cut into chunks."""
-        layout = self.layout
-        return Layout(layout.n_rows, layout.n_columns, self.merge * layout.side, layout.symmetric)
+        return _chunk_layout(self.layout)
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,11 @@ def assemble_layers(
         for layer, store in stores.items()
         if not (store.is_complete() and store.read_attributes().get("recipe") == recipe)
     ]
-    session.counts["assembly"]["found"] += len(layouts) - len(missing)
-    session.counts["assembly"]["computed"] += len(missing)
+    session.counts["assembly"]["found"] += sum(
+        sum(1 for _ in _chunk_layout(layout).tiles())
+        for layer, layout in layouts.items()
+        if layer not in missing
+    )
     if not missing:
         return
     with session.timed("assembly"):
@@ -196,6 +198,7 @@ def assemble_layers(
         unit="chunks",
         amount=lambda receipt: 1,
     )
+    session.counts["assembly"]["computed"] = session.counts["assembly"]["chunks"]
     if failures:
         raise WorkError(
             f"{len(failures)} of {len(chunks)} chunks of the final matrices could not be assembled; the solved tiles "
@@ -203,6 +206,11 @@ def assemble_layers(
         )
     for layer in missing:
         stores[layer].finish()
+
+
+def _chunk_layout(layout: Layout) -> Layout:
+    side = max(1, CHUNK // layout.side) * layout.side
+    return Layout(layout.n_rows, layout.n_columns, side, layout.symmetric)
 
 
 def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> LayerAssembly:

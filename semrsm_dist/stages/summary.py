@@ -1,24 +1,20 @@
-"""The summary of a session: times, rates, certificates, what was found and computed, and retrieval scores."""
+"""The summary of a session: times, rates, certificates, what was found and computed, retrieval scores."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from semrsm_dist.evaluation.retrieval import RowReader, cosine_rows, retrieval_f1
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
-from semrsm_dist.results import Run
+from semrsm_dist.stages.evaluation import POOLED, SEMANTIC, SPATIAL, evaluate, warn_of_zeros
 from semrsm_dist.stages.identity import Identity
 from semrsm_dist.stages.session import Session
-from semrsm_dist.store.features import FeatureStore
 
 STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
-SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "global average pooling"
+WORKER_PARTS = {"solve": "solving", "load": "loading", "write": "writing"}
+"""What a worker's time on tiles goes into, and what people call it."""
 
 
 def summarise(
@@ -31,17 +27,17 @@ def summarise(
     dict
         JSON values only; numbers that are undefined are None.
     """
-    run = Run(session.directory.path)
+    warn_of_zeros(session, identity, layouts)
     with session.timed("evaluation"):
-        layers = {
-            layer: {
-                **identity.layers[layer],
-                "pairs": layouts[layer].total_pairs,
-                **_certificate(run, layer, layouts[layer]),
-            }
-            for layer in layouts
+        found = evaluate(session, identity, layouts)
+    layers = {
+        layer: {
+            **identity.layers[layer],
+            "pairs": layouts[layer].total_pairs,
+            **found["certificates"][layer],
         }
-        retrieval = _retrieval(session, identity, run, list(layouts))
+        for layer in layouts
+    }
     matching = session.counts["matching"]
     seconds = {stage: session.seconds[stage] for stage in STAGES if stage in session.seconds}
     pairs = matching["pairs"]
@@ -64,7 +60,11 @@ def summarise(
                 **seconds,
                 "total": total_seconds + session.seconds["evaluation"],
             },
-            "retrieval": retrieval,
+            "worker_seconds": {
+                part: matching[f"{part}_seconds"] for part in WORKER_PARTS if matching[f"{part}_seconds"]
+            },
+            "retrieval": found["retrieval"],
+            "evaluated": found["evaluated"],
             "engine": session.engine.describe(),
             "warnings": session.warnings,
         }
@@ -91,6 +91,12 @@ def format_summary(summary: Mapping[str, Any]) -> str:
             f"matching: {summary['pairs_computed']} pairs, {summary['pairs_per_second']:.0f} pairs/s on "
             f"{summary['engine']['cpus']} CPUs"
         )
+    parts = summary["worker_seconds"]
+    if parts:
+        shares = ", ".join(
+            f"{100 * value / sum(parts.values()):.0f} % {WORKER_PARTS[part]}" for part, value in parts.items()
+        )
+        lines.append(f"the workers' time on tiles: {shares}")
     for stage, count in work.items():
         lines.append(f"{stage}: {count['computed']} computed, {count['found']} found done")
     if summary["retrieval"]:
@@ -156,71 +162,6 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 def _number(value: float | None, pattern: str) -> str:
     return "-" if value is None else pattern.format(value)
-
-
-def _certificate(run: Run, layer: str, layout: Layout) -> dict[str, Any]:
-    """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
-    data = run.dataset(layer)
-    norms_i, norms_j = np.sqrt(data["squared_norm_i"].values), np.sqrt(data["squared_norm_j"].values)
-    total, count, largest = 0.0, 0, -math.inf
-    # Chunk by chunk, each read once: rows of a large matrix would not fit.
-    chunks = Layout(layout.n_rows, layout.n_columns, data["gap"].encoding["chunks"][0], layout.symmetric)
-    for row, column in chunks.tiles():
-        rows, columns = chunks.rows(row), chunks.columns(column)
-        scale = norms_i[rows, None] * norms_j[None, columns]
-        defined = scale > 0
-        if layout.symmetric and row == column:
-            defined = np.triu(defined, k=1)
-        cosine_gap = data["gap"][rows, columns].values[defined] / scale[defined]
-        if cosine_gap.size:
-            total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
-            largest = max(largest, float(cosine_gap.max()))
-    zero = int(np.count_nonzero(norms_i == 0))
-    zero += 0 if layout.symmetric else int(np.count_nonzero(norms_j == 0))
-    return {
-        "mean_gap": total / count if count else None,
-        "max_gap": largest if count else None,
-        "undefined_images": zero,
-    }
-
-
-def _retrieval(session: Session, identity: Identity, run: Run, layers: list[str]) -> list[dict[str, Any]]:
-    rows, columns = identity.manifests[identity.row_side], identity.manifests["images"]
-    if not any(rows.labels()) or not any(columns.labels()):
-        return []
-    symmetric = identity.row_side == "images"
-    kernel = session.config.retrieval.kernel
-    scores = []
-    for layer in layers:
-        pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
-        queries = FeatureStore(session.directory.features, identity.row_side, layer).read_pooled()
-        readers: dict[str, RowReader] = {
-            SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
-            POOLED: cosine_rows(queries, pooled),
-            SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
-        }
-        for method, reader in readers.items():
-            for k in session.config.retrieval.k:
-                score = retrieval_f1(
-                    reader,
-                    rows.labels(),
-                    k=k,
-                    database_labels=None if symmetric else columns.labels(),
-                    groups=rows.groups(),
-                    database_groups=columns.groups(),
-                )
-                scores.append(
-                    {
-                        "layer": layer,
-                        "method": method,
-                        "kernel": "cosine" if method == POOLED else kernel,
-                        "k": k,
-                        "f1": score.f1,
-                        "n_queries": score.n_queries,
-                        "n_left_out": score.n_left_out,
-                    }
-                )
-    return scores
 
 
 def _plain(value: Any) -> Any:

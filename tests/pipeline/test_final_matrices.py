@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.export import export_npy
-from semrsm_dist.status import read_status
+from semrsm_dist.stages.summary import format_summary
+from semrsm_dist.status import format_status, read_status
 
 CHUNK = "rsm.zarr/last/semantic_cosine/c/0/0"
 
@@ -49,3 +52,91 @@ def test_a_damaged_chunk_heals_as_its_error_says(shop):
     file.unlink()
     shop.run(document)
     np.testing.assert_array_equal(srs.open_run(path).similarity("last").values, before)
+
+
+class Listener:
+    """A reporter that keeps the names of the stages, how far each came, and what was said."""
+
+    def __init__(self):
+        self.stages, self.notes = {}, []
+
+    @contextlib.contextmanager
+    def stage(self, name, total, unit, done=0, **_):
+        self.name = name
+        self.stages[name] = [done, total]
+        yield self
+
+    def advance(self, amount, effort=None):
+        self.stages[self.name][0] += amount
+
+    def tick(self):
+        pass
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def labelled(shop, **sections):
+    table = shop.path / "table.csv"
+    table.write_text("image_id,labels\n" + "".join(f"{index},{'abc'[index % 3]}\n" for index in range(20)))
+    document = shop.of_features("run", shop.features())
+    document["data"]["table"] = str(table)
+    return document | sections
+
+
+def test_evaluation_is_shown_once_and_then_remembered(shop):
+    document = labelled(shop)
+    first, again, other = Listener(), Listener(), Listener()
+    summary = shop.run(document, reporter=first)
+    assert summary["retrieval"]
+    assert first.stages["evaluation"] == [80, 80]  # the certificate's and three methods' rows
+    repeated = shop.run(document, reporter=again)
+    assert "evaluation" not in again.stages
+    assert (repeated["retrieval"], repeated["layers"]) == (summary["retrieval"], summary["layers"])
+    scores = shop.run(labelled(shop, retrieval={"k": [2]}), reporter=other)["retrieval"]
+    assert {score["k"] for score in scores} == {2}
+    assert "evaluation" in other.stages
+
+
+def test_evaluation_can_be_interrupted(shop):
+    document = labelled(shop)
+    assert shop.interrupt(document, "evaluation", 1)
+    assert shop.run(document)["retrieval"]
+
+
+def test_zero_representations_are_named(shop):
+    z = np.random.default_rng(0).normal(size=(20, 6, 4)).astype(np.float32)
+    z[[3, 5]] = 0
+    summary = shop.run(shop.of_features("run", shop.save("z.npy", z)))
+    (warning,) = summary["warnings"]
+    names = srs.open_run(shop.path / "run").manifest().image_ids()
+    for part in ("layer last", "2 of 20 images is zero", names[3], names[5], "undefined (NaN)", "retrieval"):
+        assert part in warning
+
+
+def test_work_is_what_the_workers_said(shop):
+    document = shop.of_features("run", shop.features())
+    summary = shop.run(document)
+    assert summary["work"]["assembly"] == {"found": 0, "computed": 1}
+    assert set(summary["worker_seconds"]) == {"solve", "load", "write"}
+    assert "% solving" in format_summary(summary)
+    again = shop.run(document)
+    assert again["work"]["assembly"] == {"found": 1, "computed": 0}
+    assert "solving" not in format_summary(again)
+
+
+def test_a_layer_that_is_not_asked_for_any_more_does_not_keep_a_run_incomplete(shop):
+    files = {name: shop.features(f"{name}.npy", seed=seed) for seed, name in enumerate("ab")}
+    both, one = shop.of_features("run", files), shop.of_features("run", {"a": files["a"]})
+    assert shop.interrupt(both, "matching", 1)
+    path = shop.path / "run"
+    assert not read_status(path)["complete"]
+    shop.run(one)
+    status = read_status(path)
+    assert status["complete"]
+    assert {name: facts["asked"] for name, facts in status["layers"].items()} == {"a": True, "b": False}
+    assert "not asked for any more" in format_status(status)
+    written = export_npy(srs.open_run(path), shop.path / "out")
+    assert [file.name for file in written if file.suffix == ".npy"] == ["a.semantic.cosine.npy"]
+    shop.run(both)
+    assert all(facts["assembled"] and facts["asked"] for facts in read_status(path)["layers"].values())

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.engine.protocol import Resources, Worker
-from semrsm_dist.engine.ray_pools import ActorPool, TaskPool
+from semrsm_dist.engine.ray_pools import ActorPool, TaskPool, asked, shown
 from semrsm_dist.errors import ConfigError
 
 ray_log = logging.getLogger(f"{__name__}.messages")
@@ -79,16 +79,30 @@ class RayEngine:
         return self._largest("GPU")
 
     def start_tasks(self, worker: Worker, resources: Resources) -> TaskPool:
-        """Return a pool that runs the worker in Ray tasks."""
-        return TaskPool(worker, resources, self.fitting, self._workers)
+        """Return a pool that runs the worker in Ray tasks.
+
+        Raises
+        ------
+        ConfigError
+            If there is no room for a worker, nor will there be.
+        """
+        self.require_room(resources)
+        return TaskPool(worker, resources, self.fitting, self._workers, self.growing(resources))
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> ActorPool:
-        """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it."""
+        """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no room for a worker, nor will there be.
+        """
+        self.require_room(resources)
         return ActorPool(factory, max(1, count), resources, self.fitting)
 
     def describe(self) -> dict[str, object]:
         """Return the cluster's living nodes and what they offer to workers (memory in bytes)."""
-        nodes = [node for node in _living_nodes() if node.get("CPU", 0) > 0]
+        nodes = [node for node in _living_nodes() if node.get("CPU", 0) > 0 or node.get("GPU", 0) > 0]
         return {
             "engine": self.name,
             "address": ray.get_runtime_context().gcs_address,
@@ -106,12 +120,40 @@ class RayEngine:
 
     def fitting(self, resources: Resources) -> int:
         """Return how many workers with these needs the living nodes could hold if they were idle."""
-        wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
+        wanted = asked(resources)
         return sum(
             int(
                 min((node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0), default=1)
             )
             for node in _living_nodes()
+        )
+
+    def growing(self, resources: Resources) -> int:
+        """Return how many the cluster may hold once it has grown as far as it says; 0 if it cannot grow.
+
+        How much memory the nodes to come will have is not known.
+        """
+        wanted = {kind: amount for kind, amount in asked(resources).items() if kind in GROWTH and amount > 0}
+        nodes = _living_nodes()
+        if not any(self._largest(kind) > sum(node.get(kind, 0) for node in nodes) for kind in wanted):
+            return 0
+        return int(min(self._largest(kind) // amount for kind, amount in wanted.items()))
+
+    def require_room(self, resources: Resources) -> None:
+        """Refuse workers that Ray would wait for without end.
+
+        Raises
+        ------
+        ConfigError
+            If no living node could hold a worker and the cluster cannot grow.
+        """
+        if self.fitting(resources) or self.growing(resources):
+            return
+        nodes = "; ".join(shown(node) for node in _living_nodes())
+        raise ConfigError(
+            f"a worker needs {resources}, but no node has that (there are: {nodes}), and the cluster does not say that "
+            f"it can grow, so the run would wait without end; it was stopped: ask for less (matching.worker_memory), "
+            f"add nodes, or give the head of a growing cluster the resources {' and '.join(GROWTH.values())}"
         )
 
     def _largest(self, kind: str) -> int:

@@ -124,8 +124,8 @@ class _Watch:
         fit = self.fit()
         if fit > 0 and not starved:
             return  # long tasks
-        have = _shown(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        free = _shown(ray.available_resources())  # type: ignore[no-untyped-call]
+        have = shown(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        free = shown(ray.available_resources())  # type: ignore[no-untyped-call]
         log.warning(
             "still waiting for room for a worker of %s: the cluster has %s, of which free %s, and could hold %d. "
             "Add nodes, ask for less, or wait if the cluster is growing",
@@ -139,22 +139,31 @@ class _Watch:
 class TaskPool:
     """Stateless workers as Ray tasks; see `semrsm_dist.engine.protocol.Pool`."""
 
-    def __init__(self, worker: Worker, resources: Resources, fitting: Fitting, workers: int | None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        resources: Resources,
+        fitting: Fitting,
+        workers: int | None = None,
+        growing: int = 0,
+    ) -> None:
         self._workers = workers
+        self._growing = growing  # workers that the cluster may hold when it has grown; 0 if it cannot grow
         self._payload = _pack(worker, resources)
         self._function = _run_task.options(**_options(resources))
         self._calls: dict[ray.ObjectRefGenerator, Task] = {}
         self._watch = _Watch(resources, fitting)
 
     def capacity(self) -> int:
-        """Return two tasks per slot of the cluster as it is now, and at least two, so that it can grow from none.
+        """Return two tasks per slot of the cluster as it is now, or one per slot of what it may grow to.
 
+        An autoscaler adds nodes for the tasks that wait, so a cluster that may grow is shown all it could take.
         Where `workers` keeps the pool below the cluster's size, only so many: Ray would run them all at once.
         """
         fit = self._watch.fit()
-        if self._workers is not None and self._workers < fit:
+        if self._workers is not None and self._workers < max(fit, self._growing):
             return self._workers
-        return max(2, 2 * fit)
+        return max(2, 2 * fit, self._growing)
 
     def submit(self, task: Task) -> None:
         """Hand the task to Ray."""
@@ -293,15 +302,29 @@ class ActorPool:
             member.calls.append((call, task))
 
 
-def _shown(amounts: Mapping[str, float]) -> str:
-    shown = Resources(amounts.get("CPU", 0), amounts.get("GPU", 0), int(amounts.get("memory", 0)))
-    return str(shown)
+def asked(resources: Resources) -> dict[str, float]:
+    """Return what Ray is asked for, by Ray's names.
+
+    A worker with a GPU asks for no CPU slot: it has the node's CPUs with the GPU, and a cluster can then have GPU
+    nodes without CPU slots, which no other work keeps alive.
+    """
+    return {
+        "CPU": 0 if resources.gpus else resources.cpus,
+        "GPU": resources.gpus,
+        "memory": resources.memory or 0,
+    }
+
+
+def shown(amounts: Mapping[str, float]) -> str:
+    """Return Ray's resources in words."""
+    return str(Resources(amounts.get("CPU", 0), amounts.get("GPU", 0), int(amounts.get("memory", 0))))
 
 
 def _options(resources: Resources) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    if resources.memory:
-        options["memory"] = resources.memory
+    wanted = asked(resources)
+    options: dict[str, Any] = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"]}
+    if wanted["memory"]:
+        options["memory"] = wanted["memory"]
     return options
 
 

@@ -6,19 +6,30 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from semrsm_dist.engine.ray_engine import GROWTH
+from semrsm_dist.config import MatchingConfig
+from semrsm_dist.engine import Resources, ray_pools
+from semrsm_dist.engine.ray_engine import GROWTH, RayEngine
+from semrsm_dist.engine.ray_pools import TaskPool, asked
 
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 
 
+# Ray asks AWS for the memory of each type of machine; this is 70 % of it, as Ray reckons.
+MEMORY = {"m6i.xlarge": 11 * 2**30, "g5.2xlarge": 22 * 2**30, "c7i.8xlarge": 44 * 2**30}
+
+
 @pytest.fixture(scope="module")
 def config():
-    return prepare_config(yaml.safe_load(CLUSTER.read_text()))
+    config = prepare_config(yaml.safe_load(CLUSTER.read_text()))
+    for group in config["available_node_types"].values():
+        group["resources"]["memory"] = MEMORY[group["node_config"]["InstanceType"]]
+    return config
 
 
 def launched(config, demands):
@@ -51,9 +62,41 @@ def test_the_head_takes_no_work(config):
     assert any("--num-cpus=0" in command for command in config["head_start_ray_commands"])
 
 
-def test_matching_gets_cpu_nodes_and_extraction_gets_gpus(config):
-    assert launched(config, [{"CPU": 1}] * 64) == ({"cpu": 2}, [])
-    assert launched(config, [{"CPU": 1, "GPU": 1}] * 3) == ({"gpu": 3}, [])
+def demand(resources, count):
+    """Return what the autoscaler is shown for so many workers that wait."""
+    return [{kind: amount for kind, amount in asked(resources).items() if amount}] * count
+
+
+@pytest.fixture
+def head_alone(config, monkeypatch):
+    """An engine that has joined the cluster while all groups are empty."""
+    head = config["available_node_types"][config["head_node_type"]]["resources"]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(head)}])
+    monkeypatch.setattr(ray_pools, "_pack", lambda thing, resources: None)
+    return RayEngine()
+
+
+def test_matching_fills_the_cpu_group_at_once(config, head_alone):
+    needs = Resources(cpus=1, memory=int(MatchingConfig().worker_memory))
+    pool = head_alone.start_tasks(print, needs)
+    assert isinstance(pool, TaskPool)
+    most = config["available_node_types"]["cpu"]["max_workers"]
+    assert launched(config, demand(needs, pool.capacity())) == ({"cpu": most}, [])
+    assert launched(config, demand(needs, 64)) == ({"cpu": 2}, [])  # fewer tasks, fewer nodes
+
+
+def test_extraction_gets_a_node_for_each_actor(config, head_alone):
+    needs = Resources(cpus=1, gpus=1, memory=int(MatchingConfig().worker_memory))
+    head_alone.require_room(needs)
+    assert launched(config, demand(needs, head_alone.gpus)) == ({"gpu": 4}, [])
+
+
+def test_no_work_without_a_gpu_lands_on_a_gpu_node(config):
+    without = copy.deepcopy(config)
+    del without["available_node_types"]["cpu"]
+    nodes, left = launched(without, demand(Resources(), 3))
+    assert (nodes, len(left)) == ({}, 3)
 
 
 def test_the_head_tells_how_far_the_groups_can_grow(config):

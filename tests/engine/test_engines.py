@@ -302,3 +302,14 @@ def test_local_memory_bounds_the_threads(tmp_path):
     pool = engine.start_tasks(Recorder(tmp_path), Resources(memory=int(engine.describe()["memory"] / 2.5)))
     assert pool.capacity() == 4  # two threads, two tasks each
     pool.close()
+
+
+def test_more_memory_than_there_is_is_warned_of_once(tmp_path, caplog):
+    engine = make_engine("local", workers=4)
+    for _ in range(2):
+        pool = engine.start_tasks(Recorder(tmp_path), Resources(memory=2**50))
+        assert pool.capacity() == 2  # one thread
+        pool.close()
+    assert len(caplog.messages) == 1
+    assert "1048576.0 GiB" in caplog.text
+    assert "matching.worker_memory" in caplog.text

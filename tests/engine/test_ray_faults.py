@@ -73,6 +73,7 @@ class Fatal:
         for unit in units:
             (self.folder / f"{unit}-{os.getpid()}-{uuid.uuid4().hex}").touch()
             if unit in self.units and self.begun()[unit] <= self.times:
+                time.sleep(0.2)  # the receipt of the unit before is on its way
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.seconds)
             yield Receipt(unit)
@@ -171,16 +172,54 @@ def test_capacity_follows_the_cluster(cluster, engine, tmp_path, monkeypatch):
     pool.close()
 
 
-def test_room_to_grow_counts_before_it_is_there(cluster, engine):
+def test_room_to_grow_counts_before_it_is_there(cluster, engine, tmp_path):
     assert engine.gpus == 0
     node = cluster.add_node(num_cpus=0, resources={"semrsm_max_cpus": 64, "semrsm_max_gpus": 3})
     cluster.wait_for_nodes()
     assert (engine.slots, engine.gpus) == (64, 3)
     assert engine.fitting(Resources(gpus=1)) == 0
+    assert [engine.growing(needs) for needs in (Resources(), Resources(cpus=4), Resources(gpus=1))] == [
+        64,
+        16,
+        3,
+    ]
+    pool = engine.start_tasks(Fatal(tmp_path, set()), Resources())
+    assert pool.capacity() == 64  # the autoscaler sees all of them at once, not two more with each node
+    pool.close()
+    cluster.remove_node(node)
+    assert [engine.growing(needs) for needs in (Resources(), Resources(gpus=1))] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (Resources(cpus=64), "64 CPU"),
+        (Resources(gpus=1), "1 GPU"),
+        (Resources(memory=2**50), "1048576.0 GiB memory"),
+    ],
+)
+def test_what_no_node_has_nor_will_have_is_refused_before_it_starts(start, tmp_path, needs, said):
+    with pytest.raises(ConfigError, match=rf"{said}.*there are: .*2 CPU.*matching\.worker_memory"):
+        start(Fatal(tmp_path, set()), needs)
+    assert not Fatal(tmp_path, set()).begun()
+
+
+def test_a_worker_with_a_gpu_runs_on_a_node_without_cpu_slots(cluster, engine):
+    node = cluster.add_node(num_cpus=0, num_gpus=1)
+    cluster.wait_for_nodes()
+    needs = Resources(cpus=1, gpus=1)
+    assert (engine.fitting(needs), engine.describe()["nodes"]) == (1, 2)
+    pool = engine.start_actors(lambda: lambda units: (Receipt(unit) for unit in units), 1, needs)
+    receipts = []
+    assert run_tasks(pool, batches(2, 1), on_receipt=receipts.append) == []
+    pool.close()
+    assert len(receipts) == 2
     cluster.remove_node(node)
 
 
-def test_a_request_that_fits_nowhere_is_named(start, tmp_path, monkeypatch, caplog):
+def test_a_request_that_fits_nowhere_yet_is_named(cluster, start, tmp_path, monkeypatch, caplog):
+    node = cluster.add_node(num_cpus=0, resources={"semrsm_max_cpus": 64})
+    cluster.wait_for_nodes()
     monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.6)
     stop = threading.Event()
     caplog.set_level(logging.WARNING)
@@ -193,6 +232,7 @@ def test_a_request_that_fits_nowhere_is_named(start, tmp_path, monkeypatch, capl
     run_tasks(pool, batches(2, 1), on_receipt=pytest.fail, on_idle=on_idle, stop=stop)
     assert "64 CPU" in caplog.text
     assert "the cluster has 2 CPU" in caplog.text
+    cluster.remove_node(node)
 
 
 def test_errors_of_the_package_keep_their_type_and_message(engine):

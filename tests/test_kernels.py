@@ -72,6 +72,14 @@ def test_cosine_stays_within_one():
     assert derive("cosine", [[3.0 + 1e-15]], [3.0], [3.0])[0, 0] <= 1.0
 
 
+@pytest.mark.parametrize("scale", (1e-300, 1e-60, 1.0, 1e60, 1e300))
+def test_an_image_is_exactly_as_similar_to_itself_as_one(scale):
+    norms = np.append(np.random.default_rng(1).random(2000) * scale, [0.0])
+    found = np.array([derive("cosine", [[n]], [n], [n])[0, 0] for n in norms])
+    np.testing.assert_array_equal(found[:-1], 1.0)
+    assert np.isnan(found[-1])
+
+
 @pytest.mark.parametrize("scale", (1e-60, 1.0, 1e60))
 @pytest.mark.parametrize("kernel", ("cosine", "rbf"))
 def test_scale_changes_neither_cosine_nor_rbf(kernel, scale):

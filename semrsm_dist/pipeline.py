@@ -180,12 +180,15 @@ def _layout(record: Record, layer: str) -> Layout:
 
 def _fill_features(session: Session, identity: Identity, record: Record) -> None:
     config, panel = session.config, record["panel"]
+    unfinished = [layer for layer in identity.layers if not _is_matched(session, record, layer)]
     for side, manifest in identity.manifests.items():
         records = manifest.readable
         for layer, sizes in identity.layers.items():
             FeatureStore(session.directory.features, side, layer).create(
                 len(records), sizes["n_tokens"], sizes["n_channels"], panel, config.features.dtype
             )
+        for layer in unfinished:
+            _remove_damaged_features(session, side, layer)
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
             sources = {layer: path.absolute() for layer, path in data.layers.items()}
@@ -207,6 +210,23 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
                 batch_size=record["batch_size"],
                 panel=panel,
             )
+
+
+def _is_matched(session: Session, record: Record, layer: str) -> bool:
+    """Tell whether nothing needs the features of a layer any more."""
+    if not MatrixStore(session.directory.matrices, layer).is_complete():
+        return False
+    return set(_layout(record, layer).tiles()) <= BlockStore(session.directory.blocks, layer).present()
+
+
+def _remove_damaged_features(session: Session, side: str, layer: str) -> None:
+    """Read once what is there of a layer that is not finished: what cannot be decoded is then made again."""
+    with session.timed("check"):
+        damaged = FeatureStore(session.directory.features, side, layer).remove_damaged()
+    if damaged:
+        session.warn(
+            f"layer {layer}: damaged features of {side} were removed (panels: {len(damaged)}) and are made again"
+        )
 
 
 def _match(

@@ -6,7 +6,9 @@ over the tokens). The features are written last, so a panel whose feature chunk 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,21 @@ class FeatureStore:
         return set.intersection(
             *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _CHUNKS)
         )
+
+    def remove_damaged(self, threads: int = 4) -> list[int]:
+        """Delete what cannot be decoded of the panels that are there, and return their numbers."""
+        panels = sorted(self.present())
+        damaged = set()
+        with ThreadPoolExecutor(threads) as pool:
+            for name, rest in _CHUNKS.items():
+                array = chunks.open_array(self.group, name)
+                indices = [(panel, *map(int, rest)) for panel in panels]
+                intact = pool.map(partial(chunks.is_decodable, array), indices)
+                for index, ok in zip(indices, intact, strict=True):
+                    if not ok:
+                        chunks.delete_chunk(self.group, name, index)
+                        damaged.add(index[0])
+        return sorted(damaged)
 
     def is_complete(self) -> bool:
         """Tell whether all panels are there."""

@@ -224,3 +224,33 @@ def test_another_timm_is_asked_again_what_the_model_is(shop, monkeypatch):
     monkeypatch.setattr(identity, "describe_model", other)
     with pytest.raises(ResumeError, match=r"crop_pct"):
         shop.run(document)
+
+
+def damage_a_panel_of_an_unfinished_run(shop, name):
+    """Spoil one chunk of features, and take away a tile and the matrix that would need it."""
+    run = shop.path / "run"
+    chunk = next(path for path in sorted(run.glob(f"features.zarr/images/*/{name}/c/**/0")) if path.is_file())
+    chunk.write_bytes(b"spoilt" + chunk.read_bytes()[6:])
+    for tile in shop.blocks(run):
+        tile.unlink()
+
+
+@pytest.mark.parametrize("name", ["features", "pooled", "squared_norm"])
+def test_damaged_features_of_an_unfinished_run_are_extracted_again(shop, name):
+    document = shop.of_images("run", shop.images(n=5))
+    shop.run(document)
+    before = shop.tree(shop.path / "run" / "features.zarr")
+    damage_a_panel_of_an_unfinished_run(shop, name)
+    summary = shop.run(document)
+    assert shop.tree(shop.path / "run" / "features.zarr") == before
+    assert summary["work"]["extraction"]["computed"] == 1
+    assert any("damaged features of images were removed (panels: 1)" in line for line in summary["warnings"])
+
+
+def test_damaged_ready_made_features_of_an_unfinished_run_are_imported_again(shop):
+    document = shop.of_features("run", shop.features())
+    shop.run(document)
+    before = shop.tree(shop.path / "run" / "features.zarr")
+    damage_a_panel_of_an_unfinished_run(shop, "features")
+    assert any("damaged features" in line for line in shop.run(document)["warnings"])
+    assert shop.tree(shop.path / "run" / "features.zarr") == before

@@ -157,3 +157,15 @@ def test_a_layer_that_is_gone_is_told(store):
         with pytest.raises(StorageError, match="no such array"):
             reading()
     assert store.present() == set()
+
+
+@pytest.mark.parametrize("name", [FEATURES, POOLED, SQUARED_NORM])
+def test_a_panel_of_which_anything_is_damaged_is_removed_and_no_other(store, name):
+    rest = {FEATURES: "1/0/0", POOLED: "1/0", SQUARED_NORM: "1"}[name]
+    file = store.group / name / "c" / rest
+    file.write_bytes(file.read_bytes()[:-3])
+    assert store.remove_damaged() == [1]
+    assert store.present() == {0, 2}
+    store.write_panel(1, Z[PANEL : 2 * PANEL])
+    assert store.remove_damaged() == []
+    np.testing.assert_array_equal(store.read(slice(0, N)), Z)

@@ -29,7 +29,7 @@ from semrsm_dist.store.blocks import KINDS, QUANTITIES, BlockStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint
-from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore
+from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore, gather_metadata
 
 CHUNK = 512
 """Largest side of a final matrix's chunk: a whole number of tiles, so that one writer owns it."""
@@ -95,7 +95,7 @@ class AssemblyWorker:
                 self._assemble(chunk)
                 yield Receipt(chunk, counts={"chunks": 1})
             except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
-                yield failure_receipt(chunk, error)
+                yield failure_receipt(chunk, error, self.run)
 
     def _assemble(self, chunk: Tile) -> None:
         layer = self.layers[chunk.layer]
@@ -178,6 +178,10 @@ def assemble_layers(
         if layer not in missing
     )
     if not missing:
+        if layouts:
+            gather_metadata(
+                session.directory.matrices
+            )  # in case an earlier session was killed before it could
         return
     with session.timed("assembly"):
         assemblies = {layer: _plan_layer(session, layer, layouts[layer], row_side) for layer in missing}
@@ -235,7 +239,7 @@ def _sigma(session: Session, layer: str, layout: Layout, kernel: KernelConfig, q
         return None
     if kernel.sigma is not None:
         return kernel.sigma
-    return median_sigma(session.directory, layer, layout, quantity)
+    return median_sigma(session.directory, layer, layout, quantity, reporter=session.reporter)
 
 
 def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mapping[str, Any]) -> None:

@@ -94,8 +94,7 @@ class MatrixStore:
         """
         group = chunks.create_group(self.root, self.layer)
         with chunks.writing(self.group):
-            # Written again without the metadata that it gathered, which is outdated from here on.
-            zarr.open_group(self.root, mode="a", use_consolidated=False).attrs.put({})
+            _forget_metadata(self.root)
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
             for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
                 del group[name]
@@ -134,13 +133,16 @@ class MatrixStore:
             array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
 
     def finish(self) -> None:
-        """Mark the layer complete and gather its metadata, so that it opens in one read."""
-        with chunks.writing(self.group), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+        """Gather the layer's metadata, so that it opens in one read, and mark it complete."""
+        with chunks.writing(self.group):
             group = zarr.open_group(self.group, mode="a", use_consolidated=False)
-            group.attrs.update({COMPLETE: True, ARRAYS: sorted(group.array_keys())})
-            zarr.consolidate_metadata(self.group)
-            zarr.consolidate_metadata(self.root)  # where `xarray.open_zarr(root, group=layer)` looks
+            group.attrs[ARRAYS] = sorted(group.array_keys())
+            _consolidate(self.group)
+            # The last write, which keeps what was gathered: a kill leaves no complete layer without it. The root has
+            # nothing gathered meanwhile, which `gather_metadata` would notice.
+            _forget_metadata(self.root)
+            zarr.open_group(self.group, mode="a", use_consolidated=True).attrs[COMPLETE] = True
+        gather_metadata(self.root)
 
     def open(self) -> xr.Dataset:
         """Open the layer lazily; reading a damaged chunk of a matrix raises DamagedChunkError, which names its file.
@@ -171,6 +173,30 @@ class MatrixStore:
         matrix: Any = indexing.LazilyIndexedArray(_Matrix(self.group, str(name)))
         cached = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(matrix))  # type: ignore[no-untyped-call]
         return xr.Variable(opened.dims, cached, opened.attrs, opened.encoding)
+
+
+def gather_metadata(root: Path) -> None:
+    """Gather the metadata of all layers where `xarray.open_zarr(root, group=layer)` looks, unless it is there.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    with chunks.writing(root):
+        if zarr.open_group(root, mode="r").metadata.consolidated_metadata is None:
+            _consolidate(root)
+
+
+def _forget_metadata(root: Path) -> None:
+    """Write the root's description again without the metadata that it gathered, which is about to be outdated."""
+    zarr.open_group(root, mode="a", use_consolidated=False).attrs.put({})
+
+
+def _consolidate(group: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+        zarr.consolidate_metadata(group)
 
 
 class _Matrix(BackendArray):

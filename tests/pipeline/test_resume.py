@@ -17,7 +17,8 @@ import timm
 import torch
 
 import semrsm_dist as srs
-from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+from semrsm_dist.errors import ConfigError, IncompleteError, ResumeError, StorageError
+from semrsm_dist.store import matrices
 from semrsm_dist.store.directory import RunDirectory
 
 GROUPS = ("features.zarr", "blocks.zarr", "rsm.zarr")
@@ -169,6 +170,26 @@ def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed):
         assert before.items() <= shop.chunks(shop.path / "stopped").items()
     shop.run(document)
     assert trees(shop, "stopped") == trees(shop, "whole")
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+@pytest.mark.parametrize("step", ["_forget_metadata", "_consolidate"])
+def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatch, step, call):
+    shop.run(quick(shop, "whole"))
+    countdown = iter(range(call - 1, -1, -1))
+    write = getattr(matrices, step)
+
+    def write_or_die(path):
+        if next(countdown) == 0:
+            raise KeyboardInterrupt
+        write(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matrices, step, write_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            shop.run(quick(shop, "run"))
+    shop.run(quick(shop, "run"))
+    assert trees(shop, "run") == trees(shop, "whole")
 
 
 # --- counted ---------------------------------------------------------------------------------------------
@@ -419,22 +440,47 @@ def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop,
     assert trees(shop, "run") == trees(shop, "whole")
 
 
-def test_damaged_features_stop_their_tiles_and_name_the_file(shop):
-    document = quick(shop, "run")
-    assert shop.interrupt(document, "matching", 1)
+def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
+    layers = {"a": shop.features("a.npy", (70, 6, 4)), "b": shop.features("b.npy", (70, 4, 3), seed=1)}
+    document = shop.of_features("run", layers, matching={"tile": 10})
+    config = shop.write(document)
+    assert shop.interrupt(document, "import", 140)
     chunk = shop.path / "run" / "features.zarr" / "images" / "a" / "features" / "c" / "0" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 4
-    chunk.write_bytes(content)
-    for path in shop.blocks(shop.path / "run"):
-        path.unlink()
-    with pytest.raises(Exception) as caught:
-        shop.run(document)
-    assert caught.value.exit_code == 1
-    assert str(chunk.parents[3]) in str(caught.value)
+    chunk.write_bytes(content)  # the features of images 0 to 31
+    done = shop.command("run", config)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "22 tiles failed and were set aside" in done.stderr
+    assert "a/0.0" in done.stderr
+    assert str(chunk.parents[3]) in done.stderr
+    solved = {
+        path.relative_to(shop.path / "run" / "blocks.zarr").as_posix()
+        for path in shop.blocks(shop.path / "run")
+    }
+    assert solved == {
+        f"{layer}/c/0/{row}/{column}"
+        for layer in "ab"
+        for row in range(7)
+        for column in range(row, 7)
+        if layer == "b" or row > 3
+    }
+    run = srs.open_run(shop.path / "run")
+    assert run.similarity("b").shape == (70, 70)  # the other layer is whole
+    with pytest.raises(IncompleteError):
+        run.similarity("a")
+    status = shop.command("status", shop.path / "run")
+    assert status.returncode == 3
+    assert "a: features 3/3 panels, 6/28 tiles" in status.stdout
+    assert status.stdout.count("failed: matching a/") == 22
+    kept = shop.chunks(shop.path / "run", "blocks.zarr")
     chunk.unlink()
-    shop.run(document)
-    shop.run(quick(shop, "whole"))
+    summary = shop.run(document)
+    assert summary["work"]["import"] == {"found": 5, "computed": 1}
+    assert summary["work"]["matching"] == {"found": 34, "computed": 22}
+    assert kept.items() <= shop.chunks(shop.path / "run").items()
+    shop.run(shop.of_features("whole", layers, matching={"tile": 10}))
     assert trees(shop, "run") == trees(shop, "whole")
 
 

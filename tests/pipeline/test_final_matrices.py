@@ -140,3 +140,28 @@ def test_a_layer_that_is_not_asked_for_any_more_does_not_keep_a_run_incomplete(s
     assert [file.name for file in written if file.suffix == ".npy"] == ["a.semantic.cosine.npy"]
     shop.run(both)
     assert all(facts["assembled"] and facts["asked"] for facts in read_status(path)["layers"].values())
+
+
+def test_the_search_for_a_width_is_shown(shop):
+    listener = Listener()
+    document = shop.of_features("run", shop.features(), kernels=[{"name": "rbf"}])
+    assert shop.run(document, reporter=listener)["layers"]
+    done, total = listener.stages["rbf width"]
+    assert done == total > 0
+
+
+def test_a_query_that_is_in_the_database_is_not_its_own_hit(shop):
+    folder = shop.images(n=9)
+    document = shop.of_images("run", folder)
+    document["model"]["layers"] = ["layer4"]
+    document["queries"] = {"source": "folder", "path": str(shop.path / "copies")}
+    for index, file in enumerate(sorted(folder.rglob("*.png"))):
+        copy = shop.path / "copies" / file.parent.name / f"query{index}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    crossed = shop.run(document)["retrieval"]
+    alone = shop.run(
+        {key: value for key, value in document.items() if key != "queries"}
+        | {"run": str(shop.path / "alone")}
+    )
+    assert [score["f1"] for score in crossed] == pytest.approx([score["f1"] for score in alone["retrieval"]])

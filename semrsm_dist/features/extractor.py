@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from semrsm_dist.features.layers import LayerInfo, LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model
 
 _logger = logging.getLogger(__name__)
+
+Prepared: TypeAlias = Tensor
+"""An image as the network takes it: (3, H, W), float32."""
 
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -128,7 +132,7 @@ class Extractor:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = self.precision != "float32"
 
-    def transform(self, image: Image.Image) -> Tensor:
+    def transform(self, image: Image.Image) -> Prepared:
         """Return the (3, H, W) input of the network for an image; may be called from any thread.
 
         Whoever reads images applies it at once: a tensor is small and of one size, a photograph is neither.
@@ -137,7 +141,7 @@ class Extractor:
         tensor: Tensor = self.model.transform(image if image.mode == "RGB" else image.convert("RGB"))
         return tensor
 
-    def __call__(self, images: Sequence[Image.Image | Tensor]) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, images: Sequence[Image.Image | Prepared]) -> dict[str, NDArray[np.float32]]:
         """Return layer -> (B, S, C) in float32, one row per image in the order given.
 
         Parameters

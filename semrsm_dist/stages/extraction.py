@@ -24,9 +24,7 @@ from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import differences, flatten
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from semrsm_dist.features.extractor import Extractor
+    from semrsm_dist.features.extractor import Extractor, Prepared
     from semrsm_dist.features.models import ModelSpec
 
 TASK_PANELS = 8
@@ -151,10 +149,10 @@ class _ExtractionWorker:
                 except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
                     yield failure_receipt(panel, error)
 
-    def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Tensor]]:
+    def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Prepared]]:
         return [readers.submit(self._read, row) for row in self._rows(panel)]
 
-    def _read(self, row: ManifestRow) -> Tensor:
+    def _read(self, row: ManifestRow) -> Prepared:
         loaded = self._setup.image_set.load(row.record)
         if loaded.sha256 != row.sha256:
             raise InputError(
@@ -168,7 +166,7 @@ class _ExtractionWorker:
         start = panel * self._setup.panel
         return self._setup.rows[start : start + self._setup.panel]
 
-    def _extract(self, panel: int, images: list[Tensor]) -> Receipt:
+    def _extract(self, panel: int, images: list[Prepared]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
         rows, batch_size = self._rows(panel), self._extractor.batch_size

@@ -21,6 +21,7 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.stages.images import list_feature_images, scan_images
 from semrsm_dist.stages.session import Session
 from semrsm_dist.store.feature_source import open_array
+from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def identify(session: Session, matcher: Matcher, record: Record | None) -> Ident
         sides["queries"] = config.queries
     cached = (record or {}).get("cached", {})
     if isinstance(config.data, FeaturesData):
-        identity = _identify_features(sides, cached)
+        identity = _identify_features(session, sides, cached)
     else:
         manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
         layers, facts, kept = _identify_model(session, _require_model(config), cached)
@@ -203,7 +204,28 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _identify_features(sides: Mapping[str, Data], cached: Mapping[str, Any]) -> Identity:
+def _identify_source(
+    session: Session, side: str, layer: str, data: FeaturesData, known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return size and hash of ready-made features; as recorded, if the run has them all and the source is gone."""
+    path = data.layers[layer]
+    if known and known.get("path") == str(path.absolute()) and not path.exists():
+        store = FeatureStore(session.directory.features, side, layer)
+        if store.group.is_dir() and store.is_complete():
+            session.warn(f"{path}: is gone; the run goes on with its own copy of these features")
+            return dict(known)
+    source = open_array(path, data.layout)
+    signature = source.signature()
+    return {
+        "path": str(path.absolute()),
+        "signature": signature,
+        "sha256": known["sha256"] if known and known["signature"] == signature else source.digest(),
+        "n_images": source.n_images,
+        "sizes": {"n_tokens": source.n_tokens, "n_channels": source.n_channels},
+    }
+
+
+def _identify_features(session: Session, sides: Mapping[str, Data], cached: Mapping[str, Any]) -> Identity:
     manifests: dict[str, Manifest] = {}
     layers: dict[str, dict[str, int]] = {}
     layer_facts: dict[str, Fingerprint] = {}
@@ -214,20 +236,17 @@ def _identify_features(sides: Mapping[str, Data], cached: Mapping[str, Any]) -> 
         counts: dict[str, int] = {}
         for layer, path in data.layers.items():
             _require_plain_name(side, layer)
-            source = open_array(path, data.layout)
-            counts[layer] = source.n_images
-            sizes = {"n_tokens": source.n_tokens, "n_channels": source.n_channels}
+            known = cached.get("sources", {}).get(f"{side}/{layer}")
+            source = _identify_source(session, side, layer, data, known)
+            counts[layer], sizes = source["n_images"], source["sizes"]
             if layers.setdefault(layer, sizes) != sizes:
                 raise InputError(
                     f"{path}: layer {layer!r} has S = {sizes['n_tokens']} and C = {sizes['n_channels']} on the side "
                     f"{side}, but {layers[layer]['n_tokens']} and {layers[layer]['n_channels']} on the other; they "
                     "cannot be matched: give features of one model and one input size"
                 )
-            signature = source.signature()
-            known = cached.get("sources", {}).get(f"{side}/{layer}")
-            digest = known["sha256"] if known and known["signature"] == signature else source.digest()
-            kept["sources"][f"{side}/{layer}"] = {"signature": signature, "sha256": digest}
-            layer_facts.setdefault(layer, {})[f"{side}.{layer}.sha256"] = digest
+            kept["sources"][f"{side}/{layer}"] = source
+            layer_facts.setdefault(layer, {})[f"{side}.{layer}.sha256"] = source["sha256"]
             layer_facts[layer] |= {f"{layer}.{name}": size for name, size in sizes.items()}
         if len(set(counts.values())) > 1:
             raise InputError(

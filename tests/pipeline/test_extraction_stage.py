@@ -13,7 +13,7 @@ import torch
 
 from semrsm_dist.engine.local import LocalEngine
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import ConfigError, ResumeError, WorkError
+from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.stages import identity
@@ -254,3 +254,18 @@ def test_damaged_ready_made_features_of_an_unfinished_run_are_imported_again(sho
     damage_a_panel_of_an_unfinished_run(shop, "features")
     assert any("damaged features" in line for line in shop.run(document)["warnings"])
     assert shop.tree(shop.path / "run" / "features.zarr") == before
+
+
+def test_a_run_that_holds_all_its_ready_made_features_does_not_need_their_source(shop):
+    source = shop.features()
+    document = shop.of_features("run", source)
+    shop.run(document)
+    source.rename(shop.path / "moved.npy")
+    summary = shop.run(document)
+    assert any("is gone; the run goes on with its own copy" in line for line in summary["warnings"])
+    misspelt = shop.of_features("run", shop.path / "zz.npy")
+    with pytest.raises(InputError, match="no such file"):  # never was the run's source
+        shop.run(misspelt)
+    next((shop.path / "run").glob("features.zarr/images/*/features/c/0/0/0")).unlink()
+    with pytest.raises(InputError, match="no such file"):
+        shop.run(document)

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import socket
 
 import pytest
 
@@ -10,7 +11,7 @@ from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import InputError, StorageError, WorkError
 from semrsm_dist.plan.tiling import Tile
 from semrsm_dist.stages.faults import failure_receipt, first_cause, list_failures
-from semrsm_dist.store.directory import FATAL_ERRNOS
+from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 
 UNIT = Tile("layer1", 2, 3)
 
@@ -29,7 +30,23 @@ def test_what_fails_every_other_unit_too_is_fatal(number):
     assert receipt.fatal
     assert receipt.unit == UNIT
     assert os.strerror(number) in receipt.error
+    assert "make room" in receipt.error
     assert "/run/blocks.zarr/c/0/2/3" in receipt.error
+
+
+def test_a_node_that_does_not_see_the_run_stops_it_and_says_what_to_share(tmp_path):
+    error = StorageError("no such array; start the same command")
+    unseen = failure_receipt(UNIT, error, tmp_path / "run")
+    assert unseen.fatal
+    for words in (socket.gethostname(), str(tmp_path / "run"), "that all nodes share"):
+        assert words in unseen.error
+    assert "the same command" not in unseen.error
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    with run.locked():
+        seen = failure_receipt(UNIT, error, run.path)
+    assert not seen.fatal
+    assert "no such array" in seen.error
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT])

@@ -53,7 +53,7 @@ class Receipt:
     counts : Mapping[str, float]
         Whatever adds up over units: pairs, seconds, bytes.
     fatal : bool
-        The cause would fail every other unit too (disk full, read-only store): the run stops at once.
+        The cause would fail every other unit too (disk full, read-only or unseen store): the run stops at once.
     value : object
         A small result that goes to the driver instead of the store; far below 100 KB, so that Ray sends it inline.
     """

@@ -65,7 +65,7 @@ def run_tasks(
     Raises
     ------
     StorageError
-        If a receipt is fatal: the store refuses writes, so every other unit would fail as well.
+        If a receipt is fatal: the store refuses writes or is not there, so every other unit would fail as well.
     ValueError
         If `attempts` is below 1.
     """
@@ -142,8 +142,8 @@ class _Run:
         """Raise the first error that no other unit could escape."""
         if self._fatal is not None:
             raise StorageError(
-                f"the store refuses writes: {self._fatal.error} (at {self._fatal.unit!r}). The run was stopped; "
-                "what is done is kept. Make room or make the place writable, then give the same command again."
+                f"the run was stopped at {self._fatal.unit!r}, as every other unit of work would have failed too; "
+                f"what is done is kept. {self._fatal.error}"
             )
 
     def _retry(self, unit: Hashable, error: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
-from semrsm_dist.store.directory import FATAL_ERRNOS
+from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 
 
 def first_cause(failures: Sequence[Failure]) -> str:
@@ -28,14 +30,28 @@ def _gist(error: str) -> str:
     return error.strip().splitlines()[-1] if error.startswith("Traceback") else error.strip()
 
 
-def failure_receipt(unit: Hashable, error: Exception) -> Receipt:
+def failure_receipt(unit: Hashable, error: Exception, run: Path | None = None) -> Receipt:
     """Describe a failed unit: the message of an error meant for users, the traceback of any other.
 
-    A full or read-only file system fails every other unit too, so it is marked fatal.
+    What fails every other unit too is marked fatal: a full or read-only file system, and a run directory (`run`)
+    that is not to be seen where the unit was tried.
     """
-    fatal = isinstance(error, OSError) and error.errno in FATAL_ERRNOS
+    if run is not None and not RunDirectory(run).is_visible():
+        return Receipt(
+            unit,
+            fatal=True,
+            error=f"{socket.gethostname()} does not see the run directory {run}, so nothing can be read or written "
+            "there; put the run on a file system that all nodes share, at the same path on each",
+        )
+    if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
+        return Receipt(
+            unit,
+            fatal=True,
+            error=f"{type(error).__name__}: {error}; make room or make the place writable, then give the same "
+            "command again",
+        )
     if isinstance(error, SemrsmError) and not isinstance(error, StorageError):
-        return Receipt(unit, error=str(error), fatal=fatal)
+        return Receipt(unit, error=str(error))
     if isinstance(error, OSError):
-        return Receipt(unit, error=f"{type(error).__name__}: {error}", fatal=fatal)
+        return Receipt(unit, error=f"{type(error).__name__}: {error}")
     return Receipt(unit, error="".join(traceback.format_exception(error)))

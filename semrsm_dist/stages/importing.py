@@ -53,7 +53,7 @@ class ImportWorker:
             try:
                 yield self._copy(layer, index)
             except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
-                yield failure_receipt(unit, error)
+                yield failure_receipt(unit, error, self.run)
 
     def _copy(self, layer: str, index: int) -> Receipt:
         source = open_array(self.sources[layer], self.layout)

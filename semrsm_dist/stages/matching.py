@@ -56,7 +56,7 @@ class MatchingWorker:
             try:
                 yield Receipt(tile, counts=self._solve(tile, matcher, panels))
             except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
-                yield failure_receipt(tile, error)
+                yield failure_receipt(tile, error, self.run)
 
     def _solve(self, tile: Tile, matcher: Matcher, panels: _Panels) -> dict[str, float]:
         started = time.perf_counter()

@@ -215,6 +215,10 @@ class RunDirectory:
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
             yield
 
+    def is_visible(self) -> bool:
+        """Tell whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
+        return (self.path / "lock").exists()
+
     def is_locked(self) -> bool:
         """Tell whether a driver is at work on the run."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,22 @@ def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch)
     (receipt,) = ScanWorker(FolderImages("/"))((batch,))
     assert receipt.unit is batch
     assert "the network is away" in receipt.error
+
+
+@pytest.mark.parametrize("source", ["features", "folder"])
+def test_workers_that_do_not_see_the_run_stop_it_at_once(shop, source):
+    class Elsewhere(LocalEngine):
+        """Its workers look for the run where it is not, as on a node with a disk of its own."""
+
+        def start_tasks(self, worker, resources):
+            moved = replace(worker, run=shop.path / "elsewhere") if hasattr(worker, "run") else worker
+            return super().start_tasks(moved, resources)
+
+        def start_actors(self, factory, count, resources):
+            return super().start_actors(replace(factory, run=shop.path / "elsewhere"), count, resources)
+
+    document = shop.of_features("run", shop.features())
+    if source == "folder":
+        document = shop.of_images("run", shop.images(n=4))
+    with pytest.raises(StorageError, match=r"does not see the run directory .*elsewhere.*all nodes share"):
+        shop.run(document, engine=Elsewhere(workers=2))

@@ -160,10 +160,6 @@ class DigitScenes:
         pixels = self.render(self.scene(self._index_of(record)))
         return LoadedImage(Image.fromarray(pixels).convert("RGB"), "L", _hash(pixels), pixels.nbytes)
 
-    def digest(self, record: ImageRecord) -> str:
-        """Return the SHA-256 of the scene's pixels."""
-        return _hash(self.render(self.scene(self._index_of(record))))
-
     def stamp(self, record: ImageRecord) -> None:
         """Return None: a generated scene has no file to look at."""
 

@@ -35,10 +35,6 @@ class FileImages:
         image, mode = decode_with_mode(data, _name(record))
         return LoadedImage(image, mode, hashlib.sha256(data).hexdigest(), len(data))
 
-    def digest(self, record: ImageRecord) -> str:
-        """Return the SHA-256 of the file's bytes."""
-        return hashlib.sha256(self._content(record)).hexdigest()
-
     def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
         system, path = locate(record.uri)

@@ -86,10 +86,6 @@ class ImageSet(Protocol):
         """Return the decoded RGB image together with the hash of the same read."""
         ...
 
-    def digest(self, record: ImageRecord) -> str:
-        """Return the SHA-256 (hexadecimal) of what the image is made of."""
-        ...
-
     def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) without reading, or None if there is no such thing."""
         ...

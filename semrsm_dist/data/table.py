@@ -77,25 +77,6 @@ def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecor
     ]
 
 
-def labels_for(image_ids: Sequence[str], path: str | Path) -> tuple[list[tuple[str, ...]], list[str | None]]:
-    """Return the labels and groups that a table gives for these ids, in their order.
-
-    Raises
-    ------
-    InputError
-        If an id is not in the table, or the table is unusable.
-    """
-    known = {record.image_id: record for record in read_records(path, needs_uri=False)}
-    missing = [name for name in image_ids if name not in known]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of {len(image_ids)} image ids have no row in the table of labels, such as "
-            f"{missing[0]!r}{did_you_mean(missing[0], known)}. Add the rows (labels may be empty)"
-        )
-    found = [known[name] for name in image_ids]
-    return [record.labels for record in found], [record.group for record in found]
-
-
 def _resolve(uri: str | None, folder: str) -> str:
     if not uri or is_uri(uri) or uri.startswith("/"):
         return uri or ""

@@ -180,7 +180,7 @@ def test_a_repaired_image_changes_the_digest(folder):
 def test_digit_scenes_scan_like_files():
     scenes = DigitScenes(5)
     manifest = Manifest(tuple(scan(scenes, scenes.records())))
-    assert [row.sha256 for row in manifest.rows] == [scenes.digest(r) for r in scenes.records()]
+    assert [row.sha256 for row in manifest.rows] == [scenes.load(r).sha256 for r in scenes.records()]
     assert manifest.labels() == [r.labels for r in scenes.records()]
     assert (manifest.rows[0].width, manifest.rows[0].mtime_ns) == (96, None)
 

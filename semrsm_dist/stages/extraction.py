@@ -147,7 +147,7 @@ class _ExtractionWorker:
                 try:
                     yield self._extract(panel, [image.result() for image in images])
                 except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
-                    yield failure_receipt(panel, error)
+                    yield failure_receipt(panel, error, self._setup.run)
 
     def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Prepared]]:
         return [readers.submit(self._read, row) for row in self._rows(panel)]

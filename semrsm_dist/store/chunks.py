@@ -20,6 +20,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from semrsm_dist.errors import StorageError
 
+# Zarr would read and decode with many threads in every worker, and there is a worker on every CPU already. The
+# setting is the process's, and Zarr makes its threads once: it cannot be put around our own reads and writes, as
+# several threads make those at once. A program that wants another can set it after importing this.
 zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)

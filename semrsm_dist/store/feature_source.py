@@ -5,6 +5,7 @@ Here and not beside the `.npy` reader because this room is the one that knows Za
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -81,15 +82,7 @@ class ZarrFeatures(FeatureArray):
         self._array = _open_zarr(path)
         dtype = np.dtype(self._array.dtype)
         super().__init__(path, interpret(str(path), self._array.shape, dtype, layout))
-        chunk_bytes = math.prod(self._array.chunks) * dtype.itemsize
-        if chunk_bytes > _LARGE_CHUNK_BYTES:
-            _logger.warning(
-                "%s: its chunks %s hold %.1f GB each, and reading any image decodes a whole chunk; "
-                "write it again with a few hundred images a chunk",
-                path,
-                self._array.chunks,
-                chunk_bytes / 1e9,
-            )
+        _warn_of_large_chunks(str(path), self._array.chunks, dtype.itemsize)
 
     @property
     def images_together(self) -> int:
@@ -126,6 +119,19 @@ class ZarrFeatures(FeatureArray):
                 f"{self.path}: images {start} to {stop} cannot be decoded ({error}); the array is damaged there: "
                 "write it again"
             ) from error
+
+
+@functools.cache  # an array is opened for every panel; once is enough to be told
+def _warn_of_large_chunks(path: str, chunks: tuple[int, ...], itemsize: int) -> None:
+    chunk_bytes = math.prod(chunks) * itemsize
+    if chunk_bytes > _LARGE_CHUNK_BYTES:
+        _logger.warning(
+            "%s: its chunks %s hold %.1f GB each, and reading any image decodes a whole chunk; "
+            "write it again with a few hundred images a chunk",
+            path,
+            chunks,
+            chunk_bytes / 1e9,
+        )
 
 
 def _open_zarr(path: str | Path) -> zarr.Array[Any]:

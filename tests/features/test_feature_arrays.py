@@ -278,3 +278,12 @@ def test_reading_arrays_needs_no_torch():
     code = "import sys, semrsm_dist.store.feature_source as s; print(sorted({'torch', 'timm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_large_chunks_are_warned_of_once_and_not_for_every_panel(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("semrsm_dist.store.feature_source._LARGE_CHUNK_BYTES", 100)
+    path = write(tmp_path, numbers(7, 6, 4), "zarr3")
+    for _ in range(3):
+        open_array(path).read(0, 2)
+    assert len(caplog.messages) == 1
+    assert "its chunks (2, 6, 4)" in caplog.text

@@ -26,6 +26,7 @@ from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.config import parse_config
+from semrsm_dist.progress import SilentReporter, Stage
 
 COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
 
@@ -100,9 +101,11 @@ class Workshop:
 
     # --- runs ----------------------------------------------------------------------------------------
 
-    def run(self, document: Document, **options: Any) -> dict[str, Any]:
-        """Run in this process and return the summary."""
-        return srs.run(parse_config(document), **options)
+    def run(
+        self, document: Document, before: tuple[str, Callable[[], object]] | None = None
+    ) -> dict[str, Any]:
+        """Run in this process and return the summary; `before` a stage begins, do something."""
+        return srs.run(parse_config(document), reporter=Before(*before) if before else None)
 
     def interrupt(self, document: Document, stage: str, after: int) -> bool:
         """Run in this process until `after` units of a stage are done; return False if it came to its end before."""
@@ -151,11 +154,11 @@ class Workshop:
     # --- looking at the disk -------------------------------------------------------------------------
 
     def tree(self, folder: Path) -> dict[str, str]:
-        """Return the hash of every file below a folder, except of the lock and the ledger."""
+        """Return the hash of every file below a folder, except of the lock, the ledger and what a kill cut short."""
         return {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("lock", "events.jsonl")
+            if path.is_file() and path.name not in ("lock", "events.jsonl") and path.suffix != ".partial"
         }
 
     def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:
@@ -179,6 +182,19 @@ class Workshop:
     def blocks(self, run: Path) -> list[Path]:
         """Return the files of the solved tiles that are there."""
         return sorted(run / name for name in self.chunks(run, "blocks.zarr"))
+
+
+class Before(SilentReporter):
+    """A reporter that does something when a stage begins."""
+
+    def __init__(self, stage: str, action: Callable[[], object]) -> None:
+        self._wanted = stage
+        self._action = action
+
+    def stage(self, name: str, *arguments: Any, **options: Any) -> contextlib.AbstractContextManager[Stage]:
+        if name == self._wanted:
+            self._action()
+        return super().stage(name, *arguments, **options)
 
 
 class StopAfter:

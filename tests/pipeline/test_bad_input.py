@@ -10,7 +10,6 @@ import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
-from semrsm_dist.progress import SilentReporter
 
 
 def refused(shop, document, kind, *words):
@@ -113,25 +112,13 @@ def test_the_run_must_not_lie_among_its_own_images(shop):
     refused(shop, shop.of_images("images/run", folder), ConfigError, "lies inside the image folder")
 
 
-class Before(SilentReporter):
-    """Does something when a stage begins."""
-
-    def __init__(self, name, action):
-        self.name, self.action = name, action
-
-    def stage(self, name, *arguments, **options):
-        if name == self.name:
-            self.action()
-        return super().stage(name, *arguments, **options)
-
-
 def test_an_image_that_vanishes_on_the_way_costs_its_panel_alone(shop):
     folder = shop.images(n=40)
     document = shop.of_images("run", folder)
     gone = folder / "class0" / "000.png"
     content = gone.read_bytes()
     with pytest.raises(WorkError, match=r"1 of 2 panels.*class0/000\.png") as caught:
-        shop.run(document, reporter=Before("extraction", gone.unlink))
+        shop.run(document, before=("extraction", gone.unlink))
     assert caught.value.exit_code == 1
     kept = shop.chunks(shop.path / "run")
     assert len(kept) == 2  # the other panel, in two layers

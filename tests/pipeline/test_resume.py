@@ -17,7 +17,7 @@ import timm
 import torch
 
 import semrsm_dist as srs
-from semrsm_dist.errors import ConfigError, IncompleteError, ResumeError, StorageError
+from semrsm_dist.errors import ConfigError, IncompleteError, ResumeError, StorageError, WorkError
 from semrsm_dist.store import matrices
 from semrsm_dist.store.directory import RunDirectory
 
@@ -43,6 +43,20 @@ def trees(shop, run):
     return {group: shop.tree(shop.path / run / group) for group in GROUPS}
 
 
+@pytest.fixture(scope="module")
+def slow_whole(module_shop):
+    """What an uninterrupted slow run has on disk."""
+    module_shop.run(slow(module_shop, "slow"))
+    return trees(module_shop, "slow")
+
+
+@pytest.fixture(scope="module")
+def quick_whole(module_shop):
+    """What an uninterrupted quick run has on disk."""
+    module_shop.run(quick(module_shop, "quick"))
+    return trees(module_shop, "quick")
+
+
 # --- killed ----------------------------------------------------------------------------------------------
 
 
@@ -63,9 +77,8 @@ def moments(shop, run):
 
 
 @pytest.mark.timeout(280)
-def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, until):
+def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, until, slow_whole):
     chance = random.Random(20241)
-    shop.run(slow(shop, "whole"))
     config = shop.write(slow(shop, "killed"))
     killed = 0
     for moment in moments(shop, "killed"):
@@ -82,7 +95,7 @@ def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, unti
     summary = shop.run(slow(shop, "killed"))
     assert after.items() <= shop.chunks(shop.path / "killed").items()
     assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
-    assert trees(shop, "killed") == trees(shop, "whole")
+    assert trees(shop, "killed") == slow_whole
 
 
 @pytest.mark.timeout(280)
@@ -113,8 +126,7 @@ def test_killed_while_it_extracts_it_gives_the_same_bytes(shop, until):
 
 
 @pytest.mark.timeout(280)
-def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until):
-    shop.run(slow(shop, "whole"))
+def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until, slow_whole):
     config = shop.write(slow(shop, "killed", engine="ray", workers=2))
     with shop.process("run", config) as process:
         assert until(lambda: len(shop.blocks(shop.path / "killed")) >= 5, process), process.stderr.read()
@@ -129,13 +141,12 @@ def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until):
     summary = shop.run(slow(shop, "killed", engine="local"))
     assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
     assert kept.items() <= shop.chunks(shop.path / "killed").items()
-    assert trees(shop, "killed") == trees(shop, "whole")
+    assert trees(shop, "killed") == slow_whole
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_says_so_and_goes_on(shop, until, number):
-    shop.run(slow(shop, "whole"))
+def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
     config = shop.write(slow(shop, "stopped"))
     with shop.process("run", config) as process:
         assert until(lambda: len(shop.blocks(shop.path / "stopped")) >= 10, process)
@@ -155,13 +166,12 @@ def test_interrupted_it_says_so_and_goes_on(shop, until, number):
     assert done.returncode == 0, done.stderr
     assert f"matching: {91 - found} computed, {found} found done" in done.stdout
     assert kept.items() <= shop.chunks(shop.path / "stopped").items()
-    assert trees(shop, "stopped") == trees(shop, "whole")
+    assert trees(shop, "stopped") == slow_whole
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed):
+def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed, quick_whole):
     chance = random.Random(seed)
-    shop.run(quick(shop, "whole"))
     document = quick(shop, "stopped")
     for _ in range(4):
         stage, amount = chance.choice([("import", 28), ("matching", 300), ("assembly", 1)])
@@ -169,13 +179,12 @@ def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed):
         shop.interrupt(document, stage, chance.randint(1, amount))
         assert before.items() <= shop.chunks(shop.path / "stopped").items()
     shop.run(document)
-    assert trees(shop, "stopped") == trees(shop, "whole")
+    assert trees(shop, "stopped") == quick_whole
 
 
 @pytest.mark.parametrize("call", range(1, 5))
 @pytest.mark.parametrize("step", ["_forget_metadata", "_consolidate"])
-def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatch, step, call):
-    shop.run(quick(shop, "whole"))
+def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatch, step, call, quick_whole):
     countdown = iter(range(call - 1, -1, -1))
     write = getattr(matrices, step)
 
@@ -189,7 +198,7 @@ def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             shop.run(quick(shop, "run"))
     shop.run(quick(shop, "run"))
-    assert trees(shop, "run") == trees(shop, "whole")
+    assert trees(shop, "run") == quick_whole
 
 
 # --- counted ---------------------------------------------------------------------------------------------
@@ -356,13 +365,12 @@ def test_changed_weights_and_input_sizes_are_refused(shop):
     ],
     ids=["workers", "memory", "reports"],
 )
-def test_what_changes_no_number_is_accepted(shop, changed):
-    shop.run(quick(shop, "whole"))
+def test_what_changes_no_number_is_accepted(shop, changed, quick_whole):
     assert shop.interrupt(quick(shop, "run"), "matching", 100)
     found = len(shop.blocks(shop.path / "run"))
     summary = shop.run(quick(shop, "run") | changed)
     assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
-    assert trees(shop, "run") == trees(shop, "whole")
+    assert trees(shop, "run") == quick_whole
 
 
 def test_changed_kernels_are_assembled_anew_from_the_same_tiles(shop):
@@ -421,8 +429,7 @@ def test_changed_labels_reach_the_matrices(shop):
 
 
 @pytest.mark.parametrize("stage", ["matching", "assembly"])
-def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop, stage):
-    shop.run(quick(shop, "whole"))
+def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop, stage, quick_whole):
     document = quick(shop, "run")
     assert shop.interrupt(document, stage, 1 if stage == "assembly" else 250)
     flipped, cut, emptied, *intact = shop.blocks(shop.path / "run")
@@ -437,24 +444,24 @@ def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop,
     assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
     assert any("3 damaged" in warning or "damaged tiles" in warning for warning in summary["warnings"])
     assert {path: path.stat().st_mtime_ns for path in intact} == before
-    assert trees(shop, "run") == trees(shop, "whole")
+    assert trees(shop, "run") == quick_whole
 
 
 def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
     layers = {"a": shop.features("a.npy", (70, 6, 4)), "b": shop.features("b.npy", (70, 4, 3), seed=1)}
     document = shop.of_features("run", layers, matching={"tile": 10})
-    config = shop.write(document)
-    assert shop.interrupt(document, "import", 140)
     chunk = shop.path / "run" / "features.zarr" / "images" / "a" / "features" / "c" / "0" / "0" / "0"
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 4
-    chunk.write_bytes(content)  # the features of images 0 to 31
-    done = shop.command("run", config)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "22 tiles failed and were set aside" in done.stderr
-    assert "a/0.0" in done.stderr
-    assert str(chunk.parents[3]) in done.stderr
+
+    def damage():
+        content = bytearray(chunk.read_bytes())
+        content[len(content) // 2] ^= 4
+        chunk.write_bytes(content)  # the features of images 0 to 31
+
+    with pytest.raises(WorkError, match="22 tiles failed and were set aside") as caught:
+        shop.run(document, before=("matching", damage))
+    assert caught.value.exit_code == 1
+    assert "a/0.0" in str(caught.value)
+    assert str(chunk.parents[3]) in str(caught.value)
     solved = {
         path.relative_to(shop.path / "run" / "blocks.zarr").as_posix()
         for path in shop.blocks(shop.path / "run")
@@ -475,8 +482,8 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
     assert "a: features 3/3 panels, 6/28 tiles" in status.stdout
     assert status.stdout.count("failed: matching a/") == 22
     kept = shop.chunks(shop.path / "run", "blocks.zarr")
-    chunk.unlink()
     summary = shop.run(document)
+    assert any("damaged features" in warning for warning in summary["warnings"])
     assert summary["work"]["import"] == {"found": 5, "computed": 1}
     assert summary["work"]["matching"] == {"found": 34, "computed": 22}
     assert kept.items() <= shop.chunks(shop.path / "run").items()
@@ -508,7 +515,7 @@ def test_what_a_kill_leaves_before_the_record_does_not_block_the_run(shop, lefto
 
 
 @pytest.mark.timeout(120)
-def test_a_second_driver_is_refused_and_the_first_not_disturbed(shop, until):
+def test_a_second_driver_is_refused_and_the_first_not_disturbed(shop, until, slow_whole):
     config = shop.write(slow(shop, "run"))
     with shop.process("run", config) as first:
         assert until(lambda: shop.blocks(shop.path / "run"), first)
@@ -517,8 +524,7 @@ def test_a_second_driver_is_refused_and_the_first_not_disturbed(shop, until):
         assert first.poll() is None, "too quick to prove anything"
         _, stderr = first.communicate(timeout=100)
         assert first.returncode == 0, stderr
-    shop.run(slow(shop, "whole"))
-    assert trees(shop, "run") == trees(shop, "whole")
+    assert trees(shop, "run") == slow_whole
     with RunDirectory(shop.path / "run").locked():
         second = shop.command("run", config)
     assert second.returncode == 2

@@ -106,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write similarity matrices in another format")
     export.add_argument("run", metavar="RUN", help="the run directory")
     export.add_argument("--to", choices=("npy",), default="npy", help="the format")
-    export.add_argument("--layer", action="append", help="a layer; if not given, those the run was last asked for")
+    export.add_argument(
+        "--layer", action="append", help="a layer; if not given, those the run was last asked for"
+    )
     export.add_argument("--kernel", default="cosine", help="linear, cosine or rbf")
     export.add_argument("--kind", default="semantic", help="semantic or spatio-semantic")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="where to; RUN/export if not given")

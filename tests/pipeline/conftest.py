@@ -26,6 +26,7 @@ from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.config import parse_config
+from semrsm_dist.engine import Engine
 from semrsm_dist.progress import SilentReporter, Stage
 
 COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
@@ -102,10 +103,14 @@ class Workshop:
     # --- runs ----------------------------------------------------------------------------------------
 
     def run(
-        self, document: Document, before: tuple[str, Callable[[], object]] | None = None
+        self,
+        document: Document,
+        *,
+        engine: Engine | None = None,
+        before: tuple[str, Callable[[], object]] | None = None,
     ) -> dict[str, Any]:
         """Run in this process and return the summary; `before` a stage begins, do something."""
-        return srs.run(parse_config(document), reporter=Before(*before) if before else None)
+        return srs.run(parse_config(document), engine=engine, reporter=Before(*before) if before else None)
 
     def interrupt(self, document: Document, stage: str, after: int) -> bool:
         """Run in this process until `after` units of a stage are done; return False if it came to its end before."""

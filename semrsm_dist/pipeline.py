@@ -110,6 +110,8 @@ def _run_session(session: Session, matcher: Matcher, record: Record | None) -> d
     if record is not None:
         require_same(*compare(identity, record), run=session.directory.path)
     require_enough("queries" in identity.manifests, identity.counts())
+    if record is not None and not _is_assembled(session, identity):
+        session.directory.remove_partial_files()
     record = _make_record(session, matcher, identity, record)
     _keep(session, identity, record)
     layouts = {layer: _layout(record, layer) for layer in identity.layers}
@@ -129,6 +131,10 @@ def _run_session(session: Session, matcher: Matcher, record: Record | None) -> d
     session.directory.write_summary(summary)
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
     return summary
+
+
+def _is_assembled(session: Session, identity: Identity) -> bool:
+    return all(MatrixStore(session.directory.matrices, layer).is_complete() for layer in identity.layers)
 
 
 def _make_record(session: Session, matcher: Matcher, identity: Identity, record: Record | None) -> Record:

@@ -134,6 +134,12 @@ class RunDirectory:
         """Replace the record in one step, durable against a crash."""
         write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
 
+    def remove_partial_files(self) -> None:
+        """Remove what writers that were killed have left under temporary names."""
+        for group in (self.features, self.blocks, self.matrices):
+            for path in group.rglob("*.partial"):
+                path.unlink(missing_ok=True)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Keep the summary beside the results."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")

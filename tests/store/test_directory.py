@@ -442,3 +442,19 @@ def test_the_layout_on_disk_is_the_documented_one(run):
     ]
     for path in names[:4]:
         assert path.name in module.__doc__
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    directory = RunDirectory(tmp_path)
+    kept = [
+        directory.blocks / "a" / "c" / "0" / "0",
+        directory.features / "zarr.json",
+        tmp_path / "mine.partial",
+    ]
+    litter = [directory.blocks / "a" / "c" / "0" / "1.5f.partial", directory.matrices / "zarr.9a.partial"]
+    for path in (*kept, *litter):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    directory.remove_partial_files()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in litter)

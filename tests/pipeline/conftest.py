@@ -27,7 +27,7 @@ from PIL import Image
 import semrsm_dist as srs
 from semrsm_dist.config import parse_config
 from semrsm_dist.engine import Engine
-from semrsm_dist.progress import SilentReporter, Stage
+from semrsm_dist.progress import Reporter, SilentReporter, Stage
 
 COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
 
@@ -108,9 +108,12 @@ class Workshop:
         *,
         engine: Engine | None = None,
         before: tuple[str, Callable[[], object]] | None = None,
+        reporter: Reporter | None = None,
     ) -> dict[str, Any]:
         """Run in this process and return the summary; `before` a stage begins, do something."""
-        return srs.run(parse_config(document), engine=engine, reporter=Before(*before) if before else None)
+        return srs.run(
+            parse_config(document), engine=engine, reporter=Before(*before) if before else reporter
+        )
 
     def interrupt(self, document: Document, stage: str, after: int) -> bool:
         """Run in this process until `after` units of a stage are done; return False if it came to its end before."""

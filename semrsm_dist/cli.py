@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from semrsm_dist.errors import SemrsmError
+from semrsm_dist.experiments.registry import EXPERIMENTS, require_experiment
 
 INTERRUPTED = 130
 INCOMPLETE = 3
@@ -59,6 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    def add_set(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="replace a value of the configuration, by dotted key",
+        )
+
+    def add_engine(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
+        sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
+        sub.add_argument("--workers", type=int, help="at most so many workers")
+
     for name, command, text in (
         ("run", _run, "compute a run, or what is missing of it"),
         ("plan", _plan, "what a run would cost, from a calibration on its own images"),
@@ -66,19 +81,34 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, command, text)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="replace a value of the file, by dotted key",
-        )
+        add_set(sub)
         if name != "validate":
-            sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
-            sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
-            sub.add_argument("--workers", type=int, help="at most so many workers")
+            add_engine(sub)
         if name != "run":
             sub.add_argument("--json", action="store_true", help="for programs")
+
+    evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth")
+    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
+    evaluate.epilog = "experiments:\n" + "\n".join(
+        f"  {name:<18} {experiment.summary}" for name, experiment in EXPERIMENTS.items()
+    )
+    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
+    evaluate.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="the run it judges; digit scenes if not given"
+    )
+    add_set(evaluate)
+    evaluate.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="parameters",
+        help="a parameter of the experiment, such as seed=1",
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"
+    )
+    add_engine(evaluate)
 
     status = add("status", _status, "progress, rate, time left and failed tiles of a run")
     status.add_argument("run", metavar="RUN", help="the run directory")
@@ -118,6 +148,10 @@ def _parser() -> argparse.ArgumentParser:
 def _load(options: argparse.Namespace) -> Any:
     from semrsm_dist.config import load_config
 
+    return load_config(options.config, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
     overrides = list(options.set)
     for name in ("engine", "address", "workers"):
         value = getattr(options, name, None)
@@ -125,7 +159,7 @@ def _load(options: argparse.Namespace) -> Any:
             overrides.append(f"{name}={json.dumps(value)}")
     if getattr(options, "address", None) and getattr(options, "engine", None) is None:
         overrides.append("engine=ray")
-    return load_config(options.config, overrides)
+    return overrides
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -169,6 +203,26 @@ def _validate(options: argparse.Namespace) -> int:
         import yaml
 
         print(yaml.safe_dump(document, sort_keys=False), end="")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    require_experiment(options.experiment)
+    from semrsm_dist.config import default_config
+    from semrsm_dist.config_yaml import parse_settings
+    from semrsm_dist.experiments.registry import evaluate
+    from semrsm_dist.progress import ConsoleReporter
+
+    if options.config is None:
+        document = EXPERIMENTS[options.experiment].default
+        config = default_config(document, _overrides(options), origin=f"experiment {options.experiment}")
+    else:
+        config = _load(options)
+    parameters = parse_settings(options.parameters, "--with")
+    folder = options.out or config.run / "evaluation"
+    evidence = evaluate(options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters)
+    print(evidence.text)
+    print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
     return 0
 
 

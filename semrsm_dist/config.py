@@ -11,6 +11,7 @@ the line, the key, the value and the remedy. Fields fall into two groups:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from semrsm_dist.config_problems import explain, find_place
-from semrsm_dist.config_yaml import KeyPath, Places, read_document
+from semrsm_dist.config_yaml import KeyPath, Places, apply_overrides, read_document
 from semrsm_dist.errors import ConfigError
 
 
@@ -280,6 +281,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     document, places = read_document(Path(path), overrides)
     return parse_config(document, origin=str(path), places=places)
+
+
+def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
+    """Return a configuration that ships as nested mappings, with overrides as in `load_config`.
+
+    Raises
+    ------
+    ConfigError
+        If an override is not understood.
+    """
+    own, places = deepcopy(dict(document)), Places()
+    apply_overrides(own, places, overrides)
+    return parse_config(own, origin=origin, places=places)
 
 
 def parse_config(

@@ -59,13 +59,51 @@ def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any],
         found = "nothing" if document is None else repr(document)
         raise ConfigError(f"{path}: expected keys and values such as `run: runs/mine`, found {found}")
     places = {key: f"{path}:{line}" for key, line in _key_lines(node, str(path))}
+    apply_overrides(document, places, overrides)
+    return document, places
+
+
+def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequence[str]) -> None:
+    """Replace values of a document by `dotted.key=value` settings, and their places by the settings.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is not of that form or cannot be applied.
+    """
     for override in overrides:
         key, value = _parse_override(override)
         _apply(document, key, value, override)
         for old in [old for old in places if old[: len(key)] == key]:
             del places[old]
         places[key] = f"--set {override}"
-    return document, places
+
+
+def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
+    """Return `name=value` settings as a mapping; values are YAML.
+
+    Parameters
+    ----------
+    settings
+        As given on a command line.
+    option
+        The option that they were given with, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of that form, or a name stands twice.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"{option} {setting}: expected name=value, for example {option} seed=1")
+        if name in values:
+            raise ConfigError(f"{option} {setting}: {name} stands twice; remove one")
+        values[name] = _parse(text, f"{option} {setting}", has_lines=False)[0]
+    return values
 
 
 def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node | None]:

@@ -1,0 +1,101 @@
+"""What an experiment finds: a tidy table, a figure, and the words that go with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from semrsm_dist.store.chunks import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METADATA = b"semrsm"
+"""Key of the settings in the metadata of the Parquet file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The result of one experiment.
+
+    Attributes
+    ----------
+    experiment
+        Its name.
+    table
+        Tidy: one row a measured quantity, columns for what it depends on, counts and seeds included.
+    draw
+        Draws the table into an empty figure.
+    text
+        For people: the main numbers and what was left out.
+    settings
+        What the numbers depend on, as JSON values: configuration, seed, parameters.
+    """
+
+    experiment: str
+    table: pd.DataFrame
+    draw: Callable[[Figure], None]
+    text: str
+    settings: Mapping[str, Any]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the table (its settings in the file's metadata) and the figure, each whole or not at all.
+
+        Returns
+        -------
+        list of Path
+            The Parquet file and the PNG file, named after the experiment.
+
+        Raises
+        ------
+        StorageError
+            If they cannot be written.
+        """
+        table, figure = (folder / f"{self.experiment}{suffix}" for suffix in (".parquet", ".png"))
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(table, self._write_table)
+            _replace(figure, self._write_figure)
+        return [table, figure]
+
+    def _write_table(self, path: Path) -> None:
+        import pyarrow as pa  # noqa: PLC0415 - needed here alone
+        import pyarrow.parquet  # noqa: PLC0415
+
+        facts = {**self.settings, "version": metadata.version("semrsm-dist")}
+        table = pa.Table.from_pandas(self.table, preserve_index=False)
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), METADATA: json.dumps(facts).encode()}
+        )
+        pyarrow.parquet.write_table(table, path, compression="zstd")
+
+    def _write_figure(self, path: Path) -> None:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, needed here alone
+
+        figure = Figure(layout="constrained")
+        self.draw(figure)
+        figure.savefig(path, dpi=110, format="png")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what the numbers of a saved table depend on."""
+    import pyarrow.parquet  # noqa: PLC0415
+
+    settings: dict[str, Any] = json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA])
+    return settings
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

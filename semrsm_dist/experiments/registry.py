@@ -1,0 +1,115 @@
+"""The experiments by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.experiments.embedded import DIGITS
+
+if TYPE_CHECKING:
+    from semrsm_dist.config import RunConfig
+    from semrsm_dist.experiments.evidence import Evidence
+    from semrsm_dist.progress import Reporter
+
+GIVEN = ("config", "reporter")
+"""Parameters of every experiment that are not its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One experiment.
+
+    Attributes
+    ----------
+    summary
+        What it answers, in a line.
+    default
+        The configuration that it runs on when none is given.
+    """
+
+    summary: str
+    default: Mapping[str, Any] = field(default_factory=lambda: DIGITS)
+
+
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({})
+"""Every experiment by its name; experiment `a-b` is the function `evaluate` of `semrsm_dist.experiments.a_b`."""
+
+
+def find_experiment(name: str) -> Callable[..., Evidence]:
+    """Return the function of an experiment.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such experiment.
+    """
+    require_experiment(name)
+    module = importlib.import_module(f"semrsm_dist.experiments.{name.replace('-', '_')}")
+    function: Callable[..., Evidence] = module.evaluate
+    return function
+
+
+def require_experiment(name: str) -> None:
+    """Raise ConfigError unless there is an experiment of that name."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(
+            f"unknown experiment {name!r}: known are {', '.join(EXPERIMENTS)}{did_you_mean(name, EXPERIMENTS)}"
+        )
+
+
+def evaluate(
+    name: str,
+    config: RunConfig | None = None,
+    *,
+    reporter: Reporter | None = None,
+    folder: str | Path | None = None,
+    **parameters: Any,
+) -> Evidence:
+    """Run an experiment and save what it finds.
+
+    Parameters
+    ----------
+    name
+        A key of `EXPERIMENTS`.
+    config
+        The run that it judges, computed as far as it is missing; by default one on data that ships.
+    reporter
+        Where progress is told; None tells nothing.
+    folder
+        Where the table and the figure go; by default the folder `evaluation` of the run.
+    **parameters
+        Of the experiment itself, such as `seed`.
+
+    Returns
+    -------
+    Evidence
+        The table, the figure and the words.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such experiment or parameter, or the configuration does not go with it.
+    """
+    from semrsm_dist.config import default_config  # noqa: PLC0415 - slow to load
+    from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
+
+    function = find_experiment(name)
+    known = [parameter for parameter in inspect.signature(function).parameters if parameter not in GIVEN]
+    for parameter in parameters:
+        if parameter not in known:
+            raise ConfigError(
+                f"experiment {name!r} has no parameter {parameter!r}: it takes {', '.join(known)}"
+                f"{did_you_mean(parameter, known)}"
+            )
+    if config is None:
+        config = default_config(EXPERIMENTS[name].default, (), origin=f"experiment {name}")
+    evidence = function(config, reporter=reporter or SilentReporter(), **parameters)
+    evidence.save(Path(folder) if folder is not None else config.run / "evaluation")
+    return evidence

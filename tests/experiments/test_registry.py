@@ -35,7 +35,7 @@ def test_every_experiment_can_be_called_and_takes_a_seed(name):
 
 
 def test_the_embedded_run_is_the_quick_start():
-    assert DIGITS == yaml.safe_load((JOBS / "digits.yaml").read_text())
+    assert yaml.safe_load((JOBS / "digits.yaml").read_text()) == DIGITS
     assert load_config(JOBS / "digits.yaml").run == Path(DIGITS["run"])
 
 

@@ -1,0 +1,97 @@
+"""Confidence intervals by the bootstrap over images.
+
+The entries of an RSM are not independent: each image takes part in a whole row and column. So images are
+resampled, never entries. A resample is how often each image was drawn; a pair's weight is the product of
+its images' counts, and pairs of one image with its own copy are left out by the caller.
+
+B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semrsm_dist.errors import ConfigError
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its bootstrap percentile interval; NaN where it is undefined.
+
+    Attributes
+    ----------
+    estimate
+        From the images as they are.
+    low, high
+        Ends of the interval.
+    confidence
+        Share of resamples between them.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+
+
+def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Return how often each image is drawn in each resample, (resamples, n_images); rows sum to n_images.
+
+    Raises
+    ------
+    ConfigError
+        If there is no image or no resample.
+    """
+    if n_images < 1 or resamples < 1:
+        raise ConfigError(
+            f"a bootstrap needs at least one image and one resample, found {n_images} and {resamples}"
+        )
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_images, np.full(n_images, 1.0 / n_images), size=resamples)
+
+
+def percentile_interval(estimate: float, replicates: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+    """Return the interval that holds the middle `confidence` of the replicates.
+
+    Replicates that are NaN (a resample in which the quantity is undefined) are left out.
+
+    Raises
+    ------
+    ConfigError
+        If `confidence` is not between 0 and 1.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ConfigError(f"confidence must lie between 0 and 1, found {confidence}")
+    defined = np.asarray(replicates, dtype=np.float64)
+    defined = defined[~np.isnan(defined)]
+    if not defined.size:
+        return Interval(float(estimate), np.nan, np.nan, confidence)
+    low, high = np.quantile(defined, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Interval(float(estimate), float(low), float(high), confidence)
+
+
+def mean_interval(
+    values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the mean of one value an image, and its interval.
+
+    Parameters
+    ----------
+    values : (n_images,)
+        NaN for images without a value: they are left out. With none left, everything is NaN.
+    """
+    defined = np.asarray(values, dtype=np.float64)
+    defined = defined[~np.isnan(defined)]
+    if not defined.size:
+        return Interval(np.nan, np.nan, np.nan, confidence)
+    replicates = np.empty(resamples)
+    generator = np.random.default_rng(seed)
+    for index in range(resamples):  # one at a time: all counts at once would not fit for many images
+        replicates[index] = defined[generator.integers(defined.size, size=defined.size)].mean()
+    return percentile_interval(float(defined.mean()), replicates, confidence)

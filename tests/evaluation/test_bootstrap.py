@@ -37,7 +37,7 @@ def test_values_that_are_not_there_are_left_out():
 
 def test_an_interval_holds_the_middle_of_the_replicates():
     interval = percentile_interval(50.0, np.append(np.arange(101.0), np.nan), confidence=0.8)
-    assert (interval.low, interval.high) == (10.0, 90.0)
+    assert (interval.low, interval.high) == pytest.approx((10.0, 90.0))
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0])

@@ -259,7 +259,7 @@ def test_the_driver_hands_its_variables_to_the_workers(engine, monkeypatch):
         yield from (Receipt(unit, error=os.environ.get("SEMRSM_TEST", "missing")) for unit in units)
 
     pool = engine.start_tasks(reports, Resources())
-    failures = run_tasks(pool, batches(1, 1), attempts=1, on_receipt=lambda receipt: None)
+    failures = run_tasks(pool, batches(1, 1), attempts=3, on_receipt=lambda receipt: None)
     assert [failure.error for failure in failures] == ["carried"]
 
 

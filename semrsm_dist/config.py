@@ -36,7 +36,15 @@ from semrsm_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Numbers:
-    """Marks a field whose value alters the entries of the matrix."""
+    """Marks a field whose value alters the entries of the matrix.
+
+    Attributes
+    ----------
+    added
+        The field came when there were runs already: at its default it is no fact, so that these can go on.
+    """
+
+    added: bool = False
 
 
 def _one_or_two(value: object) -> object:
@@ -113,6 +121,8 @@ class DigitScenesData(_Section):
     overlap: Annotated[Real, Field(ge=0, le=1), Numbers()] = 0.1
     split: Annotated[Literal["evaluation", "training"], Numbers()] = "evaluation"
     seed: Annotated[Seed, Numbers()] = 0
+    displacement: Annotated[Real, Field(ge=0, le=1), Numbers(added=True)] = 1.0
+    arrangement: Annotated[Literal["free", "pair"], Numbers(added=True)] = "free"
 
     @field_validator("digits", "scale")
     @classmethod
@@ -136,6 +146,21 @@ class TableData(_Section):
     path: Location
 
 
+Images = DigitScenesData | FolderData | TableData
+"""Sources of images as they are."""
+
+
+class CropsData(_Section):
+    """Square crops of the images of another source, shifted down by shares of their side."""
+
+    source: Literal["crops"]
+    of: Annotated[Images, Field(discriminator="source")]
+    share: Annotated[Real, Field(gt=0, le=1)] = 64 / 84
+    shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
+    sample: Count | None = None
+    seed: Seed = 0
+
+
 class FeaturesData(_Section):
     """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr."""
 
@@ -145,7 +170,7 @@ class FeaturesData(_Section):
     table: Location | None = None
 
 
-Data = Annotated[DigitScenesData | FolderData | TableData | FeaturesData, Field(discriminator="source")]
+Data = Annotated[Images | FeaturesData | CropsData, Field(discriminator="source")]
 
 
 class ModelConfig(_Section):
@@ -333,6 +358,16 @@ def numbers_of(section: BaseModel) -> dict[str, Any]:
     }
 
 
+def facts_of(section: BaseModel) -> dict[str, Any]:
+    """Return `numbers_of` as a fingerprint knows them: without added fields that are at their defaults."""
+    fields = type(section).model_fields
+    return {
+        name: value
+        for name, value in numbers_of(section).items()
+        if value != fields[name].default or Numbers(added=True) not in fields[name].metadata
+    }
+
+
 def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:
     from semrsm_dist.matching.registry import make_matcher  # noqa: PLC0415 - compiles; not needed for --help
 
@@ -356,6 +391,7 @@ _KEYS: dict[str, list[str]] = {
         ("data.folder", FolderData),
         ("data.table", TableData),
         ("data.features", FeaturesData),
+        ("data.crops", CropsData),
         ("model", ModelConfig),
         ("features", StorageConfig),
         ("matching", MatchingConfig),

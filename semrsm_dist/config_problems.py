@@ -13,6 +13,8 @@ Problem = Mapping[str, Any]
 Keys = Mapping[str, Sequence[str]]
 
 _SIDES = ("data", "queries")
+_NESTED = "of"
+_NOT_NESTED = ("features", "crops")
 _EXPECTED = {
     "tuple_type": "expected a list in brackets, such as [a, b]",
     "dict_type": "expected keys and values",
@@ -78,11 +80,11 @@ def _explain(
 
 
 def _explain_source(location: KeyPath, given: Any, origin: str, places: Places, keys: Keys) -> str:
-    key, sources = (
-        f"{location[0]}.source",
-        [name[len("data.") :] for name in keys if name.startswith("data.")],
-    )
-    where, known = find_place((location[0], "source"), origin, places), ", ".join(sources)
+    key = ".".join((*location, "source"))
+    sources = [name[len("data.") :] for name in keys if name.startswith("data.")]
+    if location[1:] == (_NESTED,):
+        sources = [name for name in sources if name not in _NOT_NESTED]
+    where, known = find_place((*location, "source"), origin, places), ", ".join(sources)
     if not isinstance(given, Mapping) or "source" not in given:
         return f"{where}: the key {key!r} is missing; add it: one of {known}"
     name = given["source"]
@@ -118,18 +120,22 @@ def _section_of(location: KeyPath, document: Any) -> str:
     if not location:
         return ""
     if location[0] in _SIDES:
-        return f"data.{document[location[0]]['source']}"
+        section = document[location[0]]
+        return f"data.{(section[_NESTED] if location[1:2] == (_NESTED,) else section)['source']}"
     return location[0]
 
 
 def _location(loc: Sequence[str | int], document: Any) -> KeyPath:
     """Return a problem's location as a path in the file, without what pydantic adds to it.
 
-    It adds the source behind `data` and `queries`, and `[key]` behind a key that is itself the problem.
+    It adds the source behind `data` and `queries` and what these are crops of, and `[key]` behind a key that is itself
+    the problem.
     """
     parts = list(loc)
     if len(parts) > 1 and parts[0] in _SIDES and _source(document, parts[0]) == parts[1]:
         del parts[1]
+        if len(parts) > 2 and parts[1] == _NESTED and _source(document[parts[0]], _NESTED) == parts[2]:
+            del parts[2]
     if parts[-1:] == ["[key]"] and not _holds(document, parts):
         del parts[-1]
     return tuple(str(part) for part in parts)

@@ -18,6 +18,7 @@ from semrsm_dist.config import (
     RunConfig,
     StorageConfig,
     TableData,
+    facts_of,
     load_config,
     numbers_of,
     parse_config,
@@ -190,7 +191,7 @@ def test_a_setting_is_told_as_the_place_of_its_mistake(refused):
         "--set matching={tile: x}: matching.tile: 'x': expected a whole number"
     ]
     assert refused(IMAGES, "data.source=tabel") == [
-        "--set data.source=tabel: data.source: 'tabel': expected one of digits, folder, table, features; "
+        "--set data.source=tabel: data.source: 'tabel': expected one of digits, folder, table, features, crops; "
         "did you mean 'table'?"
     ]
     [line] = refused(IMAGES, "kernels.0.name=rbf")
@@ -364,11 +365,11 @@ def test_a_layer_may_bear_the_name_of_a_source(load, refused, source):
         ("run: a\nmodel: {name: x, layers: [y]}\n", "job.yaml: the key 'data' is missing; add it"),
         (
             IMAGES.replace("source: digits", "seed: 1"),
-            "job.yaml:2: the key 'data.source' is missing; add it: one of digits, folder, table, features",
+            "job.yaml:2: the key 'data.source' is missing; add it: one of digits, folder, table, features, crops",
         ),
         (
             IMAGES.replace("source: digits", "source:"),
-            "job.yaml:3: data.source: None: expected one of digits, folder, table, features",
+            "job.yaml:3: data.source: None: expected one of digits, folder, table, features, crops",
         ),
         (
             with_data("x: 1").replace("digits", "Digits"),
@@ -558,6 +559,75 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "batch_size",
         "actors",
     }
+
+
+def test_controls_that_were_added_are_no_facts_until_they_are_used():
+    """Runs from before they came know nothing of them, and go on."""
+    added = {"displacement", "arrangement"}
+    data = parse_config(DIGITS).data
+    assert facts_of(data) == {name: value for name, value in numbers_of(data).items() if name not in added}
+    used = DigitScenesData(source="digits", digits=2, arrangement="pair")
+    assert facts_of(used).keys() - facts_of(data).keys() == {"arrangement"}
+    assert facts_of(parse_config(DIGITS).model) == numbers_of(parse_config(DIGITS).model)
+
+
+CROPS = """\
+run: runs/mine
+data:
+  source: crops
+  of:
+    source: digits
+    n_images: 60
+  shifts: [0, 0.25]
+model: {name: test_resnet, layers: [layer1]}
+"""
+
+
+def test_crops_are_of_another_source(load):
+    data = load(CROPS).data
+    assert data.of == DigitScenesData(source="digits", n_images=60)
+    assert load(CROPS, "data.of={source: folder, path: x}").data.of == FolderData(source="folder", path="x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "n_images: 60",
+            "n_imags: 60",
+            "job.yaml:6: unknown key 'data.of.n_imags'; did you mean 'n_images'?",
+        ),
+        (
+            "n_images: 60",
+            "n_images: 0",
+            "job.yaml:6: data.of.n_images: 0: must be greater than or equal to 1",
+        ),
+        (
+            "source: digits",
+            "source: digit",
+            "job.yaml:5: data.of.source: 'digit': expected one of digits, folder, table",
+        ),
+        (
+            "source: digits",
+            "source: features",
+            "job.yaml:5: data.of.source: 'features': expected one of digits",
+        ),
+        (
+            "shifts: [0, 0.25]",
+            "shifts: [-1]",
+            "job.yaml:7: data.shifts.0: -1: must be greater than or equal to 0",
+        ),
+        ("shifts: [0, 0.25]", "shift: [0]", "job.yaml:7: unknown key 'data.shift'; did you mean 'shifts'?"),
+        (
+            "  of:\n    source: digits\n    n_images: 60\n",
+            "",
+            "job.yaml:2: the key 'data.of' is missing; add it",
+        ),
+    ],
+)
+def test_mistakes_in_what_crops_are_of_are_told_at_their_place(refused, old, new, message):
+    [line] = refused(CROPS.replace(old, new))
+    assert line.startswith(message)
 
 
 def test_only_parameters_that_were_given_reach_the_matcher():

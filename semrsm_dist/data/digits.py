@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semrsm_dist.data.placing import Corner, Window, place_boxes, regular_slots
 from semrsm_dist.data.records import ImageRecord, LoadedImage
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
 Split = Literal["training", "evaluation"]
+Arrangement = Literal["free", "pair"]
 
 DIGIT_SIDE = 8  # pixels of a digit as scikit-learn ships it
 N_CLASSES = 10
 EVALUATION_SHARE = 0.3
 _SPLIT_SEED = 1797  # fixed for ever: the shipped weights must never have seen an evaluation digit
-_LAYOUT_ATTEMPTS = 20
 _LAYOUT, _BACKGROUND = 0, 1  # independent random streams of one scene
 
 
@@ -74,6 +75,10 @@ class DigitScenes:
     The digits of a scene are of different classes (up to ten digits; beyond, classes repeat evenly).
     The two splits share no digit image.
 
+    Two controls say how much a position tells. `displacement` below 1 keeps each class near a home of its own,
+    the same in all scenes. With `arrangement="pair"` a scene holds two digits, one in each half of the canvas, and
+    the labels say which is where: ``left:3``, ``right:7``; their homes are the centres of the halves.
+
     Parameters
     ----------
     n_images : int
@@ -91,11 +96,17 @@ class DigitScenes:
         Which digit images are used.
     seed : int
         Seed of the scenes; the split of the digit images does not depend on it.
+    displacement : float
+        How far digits may be from home in each direction, as a share of the way across the canvas: 0 puts them
+        there exactly, 1 anywhere (in their half). Scenes too crowded for that have them at home.
+    arrangement : {"free", "pair"}
+        Digits anywhere on the canvas, labelled with their set, or one in each half, labelled with its side.
 
     Raises
     ------
     ConfigError
-        For values out of range, and for digits that need not fit on the canvas within `overlap`.
+        For values out of range, and for digits that need not fit on the canvas within `overlap`, at home, or
+        in their halves.
     """
 
     n_images: int = 400
@@ -105,6 +116,8 @@ class DigitScenes:
     overlap: float = 0.1
     split: Split = "evaluation"
     seed: int = 0
+    displacement: float = 1.0
+    arrangement: Arrangement = "free"
 
     def __post_init__(self) -> None:
         # Configuration files hold lists where tuples are meant.
@@ -120,13 +133,16 @@ class DigitScenes:
                 f"{self.overlap:g}. Ask for fewer digits, a smaller scale (boxes now {low}-{high} px), a larger "
                 f"canvas or more overlap"
             )
+        self._check_places()
 
     def _check_ranges(self) -> None:
-        if self.split not in get_args(Split):
-            raise ConfigError(
-                f"digit scenes: split is {self.split!r}, but must be one of {', '.join(get_args(Split))}"
-                + did_you_mean(str(self.split), get_args(Split))
-            )
+        for name, known in (("split", get_args(Split)), ("arrangement", get_args(Arrangement))):
+            given = getattr(self, name)
+            if given not in known:
+                raise ConfigError(
+                    f"digit scenes: {name} is {given!r}, but must be one of {', '.join(known)}"
+                    + did_you_mean(str(given), known)
+                )
         rules = {
             "n_images": (self.n_images >= 1, "at least 1"),
             "digits": (
@@ -140,10 +156,29 @@ class DigitScenes:
             "canvas": (self.canvas >= DIGIT_SIDE, f"at least {DIGIT_SIDE} px"),
             "overlap": (0 <= self.overlap <= 1, "between 0 and 1"),
             "seed": (self.seed >= 0, "0 or larger"),
+            "displacement": (0 <= self.displacement <= 1, "between 0 and 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ConfigError(f"digit scenes: {name} is {getattr(self, name)!r}, but must be {rule}")
+
+    def _check_places(self) -> None:
+        """Refuse digits that do not fit at home or in their halves."""
+        high = self._sizes()[1]
+        if self.arrangement == "pair":
+            if self.digits != (2, 2) or high > self.canvas // 2:
+                raise ConfigError(
+                    f"digit scenes: arrangement pair puts two digits into the halves of the canvas, but digits is "
+                    f"{self.digits} and boxes have up to {high} px in halves of {self.canvas // 2} px. Ask for "
+                    f"digits (2, 2), and a smaller scale or a larger canvas if they do not fit"
+                )
+        elif self.displacement < 1 and (self.digits[1] > N_CLASSES or len(self._homes()) < N_CLASSES):
+            raise ConfigError(
+                f"digit scenes: displacement {self.displacement:g} needs a home for each of {N_CLASSES} classes, one "
+                f"digit each, but a canvas of {self.canvas} px has room for {len(self._homes())} boxes of {high} px "
+                f"with overlap {self.overlap:g}, and digits is {self.digits}. Ask for at most {N_CLASSES} digits, a smaller "
+                f"scale or a larger canvas, or leave displacement at 1"
+            )
 
     # --- the image set -------------------------------------------------------------------------------
 
@@ -170,7 +205,7 @@ class DigitScenes:
 
     def _record(self, index: int) -> ImageRecord:
         name = f"{self.split}-{index:06d}"
-        return ImageRecord(name, f"digits:{self.split}/{self.seed}/{index}", self.scene(index).labels)
+        return ImageRecord(name, f"digits:{self.split}/{self.seed}/{index}", self.labels(self.scene(index)))
 
     def _index_of(self, record: ImageRecord) -> int:
         split, _, number = record.image_id.partition("-")
@@ -180,6 +215,13 @@ class DigitScenes:
                 f"use the image set that listed it"
             )
         return int(number)
+
+    def labels(self, scene: Scene) -> tuple[str, ...]:
+        """Return what a scene is labelled with: its digits or, in pairs, each digit with its side."""
+        if self.arrangement == "free":
+            return scene.labels
+        half = self.canvas // 2
+        return tuple(sorted(f"{'right' if p.left >= half else 'left'}:{p.digit}" for p in scene.placements))
 
     # --- scenes --------------------------------------------------------------------------------------
 
@@ -197,7 +239,7 @@ class DigitScenes:
         low, high = self._sizes()
         scales = rng.uniform(*self.scale, size=n_digits)
         sizes = np.sort(np.clip(np.rint(DIGIT_SIDE * scales), low, high).astype(int))[::-1].tolist()
-        corners = self._place(sizes, rng)
+        corners = self._place(classes.tolist(), sizes, rng)
         return Scene(
             index,
             tuple(
@@ -241,53 +283,53 @@ class DigitScenes:
         low, high = (round(DIGIT_SIDE * s) for s in self.scale)
         return low, high
 
-    def _place(self, sizes: list[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    def _place(self, classes: list[int], sizes: list[int], rng: np.random.Generator) -> list[Corner]:
         """Return corners (top, left) for boxes of these sizes, each uniform over what the others leave."""
-        for _ in range(_LAYOUT_ATTEMPTS):
-            corners: list[tuple[int, int]] = []
-            for count, size in enumerate(sizes):
-                free = self._free_corners(size, corners, sizes[:count])
-                if not len(free):
-                    break
-                n_left = self.canvas - size + 1
-                corners.append(divmod(int(free[rng.integers(len(free))]), n_left))
-            else:
-                return corners
-        # Crowded: regular slots always work, as the constructor has made sure.
-        slots = self._slots()
-        high = self._sizes()[1]
-        chosen = rng.choice(len(slots), size=len(sizes), replace=False)
-        margins = [(high - size) // 2 for size in sizes]
-        return [(slots[c][0] + m, slots[c][1] + m) for c, m in zip(chosen, margins, strict=True)]
+        whole = [Window((0, self.canvas - size), (0, self.canvas - size)) for size in sizes]
+        if self.arrangement == "free" and self.displacement == 1:
+            placed = place_boxes(sizes, whole, canvas=self.canvas, overlap=self.overlap, rng=rng)
+            if placed is not None:
+                return placed
+            # Crowded: regular slots always work, as the constructor has made sure.
+            slots = self._slots()
+            chosen = rng.choice(len(slots), size=len(sizes), replace=False)
+            return [self._centred(slots[slot], size) for slot, size in zip(chosen, sizes, strict=True)]
+        if self.arrangement == "pair":
+            sides = rng.permutation(2).tolist()  # or the larger digit would always be on the same side
+            limits = [self._half(side, size) for side, size in zip(sides, sizes, strict=True)]
+            homes = [(sum(w.top) // 2, sum(w.left) // 2) for w in limits]
+        else:
+            limits, slots = whole, self._homes()
+            homes = [self._centred(slots[digit], size) for digit, size in zip(classes, sizes, strict=True)]
+        windows = [
+            limit.around(home, round(self.displacement * (self.canvas - size)))
+            for limit, home, size in zip(limits, homes, sizes, strict=True)
+        ]
+        return place_boxes(sizes, windows, canvas=self.canvas, overlap=self.overlap, rng=rng) or homes
 
-    def _free_corners(self, size: int, corners: list[tuple[int, int]], sizes: list[int]) -> NDArray[np.intp]:
-        """Return the corners (flattened) at which a box of `size` covers no placed box too much."""
-        start = np.arange(self.canvas - size + 1)
-        free = np.ones((len(start), len(start)), dtype=bool)
-        for (top, left), other in zip(corners, sizes, strict=True):
-            rows, columns = (
-                np.clip(np.minimum(start + size, at + other) - np.maximum(start, at), 0, None)
-                for at in (top, left)
-            )
-            free &= np.outer(rows, columns) <= self.overlap * min(size, other) ** 2
-        return np.flatnonzero(free)
+    def _half(self, side: int, size: int) -> Window:
+        """Return where a box lies within the left (0) or the right (1) half of the canvas."""
+        half = self.canvas // 2
+        left = (half, self.canvas - size) if side else (0, half - size)
+        return Window((0, self.canvas - size), left)
 
-    def _slots(self) -> list[tuple[int, int]]:
-        """Return corners of a regular grid of boxes of the largest size that respects `overlap`.
+    def _centred(self, slot: Corner, size: int) -> Corner:
+        margin = (self._sizes()[1] - size) // 2
+        return slot[0] + margin, slot[1] + margin
 
-        Smaller boxes centred in such slots respect it too: two boxes a <= b at distance
-        p >= max(b / 2, (1 - overlap) b) cover (a + b) / 2 - p <= overlap * a of each other's side.
-        """
+    def _slots(self) -> list[Corner]:
+        """Return corners at which boxes of the largest size respect `overlap`, and smaller ones in their middle."""
         low, high = self._sizes()
-        if high > self.canvas:
-            return []
-        if self.overlap == 1:
+        if self.overlap == 1 and high <= self.canvas:
             return [(0, 0)] * max(self.digits[1], 1)
-        pitch = math.ceil(high * (1 - min(self.overlap, 0.5)) - 1e-9)
-        if self.overlap > 0 and low < high:
-            pitch += 1  # centring rounds by up to half a pixel a box
-        starts = range(0, self.canvas - high + 1, pitch)
-        return [(top, left) for top in starts for left in starts]
+        return regular_slots(low, high, canvas=self.canvas, overlap=self.overlap)
+
+    def _homes(self) -> list[Corner]:
+        """Return the slot of each class, spread over the canvas; fewer where they do not all fit."""
+        slots = regular_slots(*self._sizes(), canvas=self.canvas, overlap=self.overlap)
+        if len(slots) < N_CLASSES:
+            return slots
+        return [slots[round(digit * (len(slots) - 1) / (N_CLASSES - 1))] for digit in range(N_CLASSES)]
 
 
 # --- the digits ------------------------------------------------------------------------------------------

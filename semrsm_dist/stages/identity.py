@@ -14,7 +14,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, numbers_of
+from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, facts_of
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.matching.matcher import Matcher
@@ -104,7 +104,7 @@ def identify(session: Session, matcher: Matcher, record: Record | None) -> Ident
             "format": FORMAT,
             **{
                 side: {
-                    **numbers_of(sides[side]),
+                    **facts_of(sides[side]),
                     "count": len(manifest.readable),
                     "sha256": manifest.digest(),
                 }

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from semrsm_dist.config import DigitScenesData, FeaturesData, FolderData, TableData
+from semrsm_dist.config import CropsData, DigitScenesData, FeaturesData, FolderData, Images
+from semrsm_dist.data.crops import ShiftedCrops
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.data.files import is_uri
 from semrsm_dist.data.folder import FolderImages
@@ -22,11 +23,13 @@ from semrsm_dist.stages.session import Session, slices
 SCAN_BATCH = 64
 SHOWN = 10
 
-ImageData = DigitScenesData | FolderData | TableData
+ImageData = Images | CropsData
 
 
 def make_image_set(data: ImageData) -> ImageSet:
     """Return the image set that a section of the configuration describes."""
+    if isinstance(data, CropsData):
+        return ShiftedCrops(make_image_set(data.of), data.share, data.shifts, data.sample, data.seed)
     if isinstance(data, DigitScenesData):
         return DigitScenes(**data.model_dump(exclude={"source"}))
     if isinstance(data, FolderData):
@@ -185,6 +188,8 @@ def require_enough(rectangular: bool, counts: dict[str, int]) -> None:
 
 
 def _refuse_run_among_images(session: Session, data: ImageData) -> None:
+    if isinstance(data, CropsData):
+        data = data.of
     if not isinstance(data, FolderData) or is_uri(str(data.path)):
         return
     run, folder = session.directory.path.resolve(), Path(data.path).resolve()

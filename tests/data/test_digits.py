@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import combinations
 
 import numpy as np
@@ -87,6 +88,32 @@ def test_pixels_of_the_default_scenes_are_pinned():
     assert pixels.mean() == pytest.approx(45.703, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("controls", "golden"),
+    [
+        ({}, "ff356d964fe04a70"),
+        (
+            {
+                "canvas": 60,
+                "digits": (3, 4),
+                "scale": (1.1, 3.3),
+                "seed": 4,
+                "split": "training",
+                "overlap": 0.0,
+            },
+            "e72527409300f065",
+        ),
+        ({"digits": (9, 9), "scale": (3, 4), "overlap": 0}, "ac036b86d4efa74f"),
+        ({"digits": (15, 15), "scale": (1.5, 2), "overlap": 1.0}, "9266e9ad7a037f88"),
+    ],
+)
+def test_layouts_are_those_of_the_first_version(controls, golden):
+    """Runs go on with their scenes, and published numbers hold, whatever controls are added."""
+    scenes = DigitScenes(20, **controls)
+    layouts = [repr([astuple(p) for p in scenes.scene(index).placements]) for index in range(20)]
+    assert hashlib.sha256("".join(layouts).encode()).hexdigest().startswith(golden)
+
+
 def test_image_is_rgb_with_equal_channels():
     scenes = DigitScenes(1, canvas=64, digits=(1, 2))
     image = scenes.read(scenes.records()[0])
@@ -149,6 +176,91 @@ def test_more_than_ten_digits_repeat_classes_evenly():
     assert set(counts) == {1, 2}
 
 
+# --- displacement and pairs ------------------------------------------------------------------------------
+
+SMALL = {"scale": (2.0, 2.75), "canvas": 96}
+
+
+def centres(scene):
+    return {p.digit: (p.top + p.size / 2, p.left + p.size / 2) for p in scene.placements}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**40), indices=st.lists(st.integers(0, 10**6), min_size=2, max_size=6))
+def test_without_displacement_each_class_is_at_its_home(seed, indices):
+    """Homes are the same in all scenes and for all seeds, up to the pixel that centring an odd box costs."""
+    home = {}
+    for scenes in (DigitScenes(1, displacement=0, seed=s, **SMALL) for s in (seed, 0)):
+        for index in indices:
+            for digit, (top, left) in centres(scenes.scene(index)).items():
+                first = home.setdefault(digit, (top, left))
+                assert abs(first[0] - top) <= 0.5 and abs(first[1] - left) <= 0.5
+    assert len({(round(top), round(left)) for top, left in home.values()}) == len(home)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    displacement=st.floats(0, 1),
+    seed=st.integers(0, 2**40),
+    index=st.integers(0, 10**6),
+    overlap=st.floats(0, 1),
+)
+def test_displacement_bounds_how_far_digits_are_from_home(displacement, seed, index, overlap):
+    scenes = DigitScenes(1, overlap=overlap, displacement=displacement, seed=seed, **SMALL)
+    home = replace(scenes, displacement=0.0)
+    everywhere = {}
+    for k in range(200):
+        everywhere |= centres(home.scene(k))
+    scene = scenes.scene(index)
+    for p in scene.placements:
+        assert 0 <= p.top <= 96 - p.size and 0 <= p.left <= 96 - p.size
+        reach = displacement * (96 - p.size) + 1.0  # rounding of the reach and of centring
+        for at, of in zip(centres(scene)[p.digit], everywhere[p.digit], strict=True):
+            assert abs(at - of) <= reach
+    for a, b in combinations(scene.placements, 2):
+        assert covered_share(a, b) <= overlap + 1e-9
+
+
+def test_digits_are_somewhere_between_home_and_anywhere():
+    spread = []
+    for displacement in (0.0, 0.2, 0.5, 1.0):
+        scenes = DigitScenes(1, displacement=displacement, digits=(1, 4), **SMALL)
+        threes = [centres(scenes.scene(k))[3] for k in range(300) if 3 in centres(scenes.scene(k))]
+        spread.append(np.std(threes, axis=0).mean())
+    assert spread[0] < 0.5
+    assert np.all(np.diff(spread) > 1)
+
+
+def test_displacement_keeps_digits_sizes_and_background():
+    base = DigitScenes(1, **SMALL)
+    for displacement in (0.0, 0.5):
+        moved = replace(base, displacement=displacement)
+        for index in range(10):
+            ours, theirs = (
+                [(p.digit, p.source, p.size) for p in s.scene(index).placements] for s in (moved, base)
+            )
+            assert ours == theirs
+        empty = Scene(3, ())
+        assert (moved.render(empty) == base.render(empty)).all()
+
+
+@pytest.mark.parametrize("displacement", [0.0, 0.3, 1.0])
+def test_pairs_are_labelled_with_the_half_that_each_digit_is_in(displacement):
+    scenes = DigitScenes(80, digits=(2, 2), arrangement="pair", displacement=displacement)
+    larger_is_left = []
+    for index, record in enumerate(scenes.records()):
+        a, b = sorted(scenes.scene(index).placements, key=lambda p: p.left)
+        assert a.left + a.size <= 48 <= b.left
+        assert record.labels == (f"left:{a.digit}", f"right:{b.digit}")
+        assert a.digit != b.digit
+        larger_is_left.append(a.size > b.size)
+        if displacement == 0:
+            for p, middle in ((a, 24), (b, 72)):
+                assert abs(p.top + p.size / 2 - 48) <= 0.5
+                assert abs(p.left + p.size / 2 - middle) <= 0.5
+    assert 0.3 < np.mean(larger_is_left) < 0.7
+
+
 def test_digits_are_drawn_by_maximal_brightness():
     scenes = DigitScenes(1, canvas=32, digits=(1, 2), overlap=1)
     one, two = Placement(3, 3, 2, 2, 24), Placement(4, 4, 6, 6, 24)
@@ -200,6 +312,12 @@ def test_what_leaves_the_canvas_is_cut_off(top, left):
         ({"overlap": 1.5}, ["overlap is 1.5"]),
         ({"canvas": 4}, ["canvas is 4"]),
         ({"seed": -1}, ["seed is -1"]),
+        ({"displacement": 1.5}, ["displacement is 1.5"]),
+        ({"displacement": 0.5}, ["home for each of 10 classes", "room for 9 boxes", "smaller scale"]),
+        ({"displacement": 0.5, "digits": (2, 12), "scale": (1, 1)}, ["at most 10 digits"]),
+        ({"arrangement": "pairs"}, ["did you mean 'pair'"]),
+        ({"arrangement": "pair"}, ["digits is (1, 4)", "digits (2, 2)"]),
+        ({"arrangement": "pair", "digits": (2, 2), "scale": (4, 6.5), "overlap": 0.6}, ["52 px", "48 px"]),
     ],
 )
 def test_impossible_requests_are_refused_with_the_numbers(controls, words):

@@ -1,0 +1,144 @@
+"""Shifted crops of the images of another set: the same things, some way up in the picture.
+
+Each image is first cut to its central square. A crop is a smaller square, `share` of that wide, in the middle of
+it from left to right, and at the top (shift 0) or further down. Shifts are shares of the crop's side, so they mean the
+same in images of any size. Wald et al. (2024) cut 64 of 84 pixels, with a shift of 20: 44 rows are shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from semrsm_dist.data.records import ImageRecord, ImageSet, LoadedImage
+from semrsm_dist.errors import ConfigError, InputError
+
+SHARE = 64 / 84
+"""The paper's crops, as a share of the image."""
+
+_MARK = "@"
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right and lower border, in pixels, as Pillow has them."""
+
+
+@dataclass(frozen=True)
+class ShiftedCrops:
+    """Crops of the images of a set, ordered by shift and then by image; labels and groups are the images'.
+
+    Parameters
+    ----------
+    of
+        The images.
+    share
+        Side of a crop as a share of the image's shorter side, above 0 and at most 1.
+    shifts
+        How far down the crops lie, as shares of their side: different ones, from 0 to `largest_shift(share)`.
+    sample
+        So many images are drawn from the set, by chance, and kept in its order; None takes all.
+    seed
+        For the draw.
+
+    Raises
+    ------
+    ConfigError
+        For values out of range.
+    """
+
+    of: ImageSet
+    share: float = SHARE
+    shifts: tuple[float, ...] = (0.0,)
+    sample: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shifts", tuple(self.shifts))
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"crops: share is {self.share!r}, but must lie above 0 and not above 1")
+        largest = largest_shift(self.share)
+        outside = [shift for shift in self.shifts if not 0 <= shift <= largest * (1 + 1e-9)]
+        if outside or not self.shifts:
+            raise ConfigError(
+                f"crops: shifts are {list(self.shifts)}, but crops of {self.share:.4g} of an image can be moved by 0 "
+                f"to {largest:.4g} of their side; give shifts in this range, or smaller crops"
+            )
+        if len({_tag(shift) for shift in self.shifts}) < len(self.shifts):
+            raise ConfigError(f"crops: shifts are {list(self.shifts)}; give each once")
+        if self.sample is not None and self.sample < 1:
+            raise ConfigError(f"crops: sample is {self.sample!r}, but must be at least 1")
+
+    def records(self) -> list[ImageRecord]:
+        """Return the crops, those of the first shift first."""
+        images = self.of.records()
+        if self.sample is not None and self.sample < len(images):
+            chosen = np.random.default_rng(self.seed).choice(len(images), self.sample, replace=False)
+            images = [images[index] for index in np.sort(chosen)]
+        return [
+            replace(record, image_id=crop_id(record.image_id, shift))
+            for shift in self.shifts
+            for record in images
+        ]
+
+    def read(self, record: ImageRecord) -> Image.Image:
+        """Return the crop; raise `UnreadableImageError` naming the image and the cause."""
+        return self.load(record).image
+
+    def load(self, record: ImageRecord) -> LoadedImage:
+        """Return the crop with a hash of the image's content and the place of the crop in it."""
+        original, shift = self._original(record)
+        loaded = self.of.load(original)
+        box = crop_box(loaded.image.size, self.share, shift)
+        sha256 = hashlib.sha256(f"{loaded.sha256} {box}".encode()).hexdigest()
+        return replace(loaded, image=loaded.image.crop(box), sha256=sha256)
+
+    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+        """Return what the image's own set returns for it."""
+        return self.of.stamp(self._original(record)[0])
+
+    def describe(self) -> dict[str, object]:
+        """Return the controls and the description of the images, in JSON types."""
+        return {
+            "kind": "crops",
+            "of": self.of.describe(),
+            "share": self.share,
+            "shifts": list(self.shifts),
+            "sample": self.sample,
+            "seed": self.seed,
+        }
+
+    def _original(self, record: ImageRecord) -> tuple[ImageRecord, float]:
+        name, _, tag = record.image_id.rpartition(_MARK)
+        for shift in self.shifts:
+            if tag == _tag(shift):
+                return replace(record, image_id=name), shift
+        raise InputError(
+            f"image {record.image_id!r} is none of these crops, whose ids end in "
+            f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the image set that listed it"
+        )
+
+
+def crop_id(image_id: str, shift: float) -> str:
+    """Return the id of an image's crop."""
+    return f"{image_id}{_MARK}{_tag(shift)}"
+
+
+def largest_shift(share: float) -> float:
+    """Return how far down a crop can lie, as a share of its side."""
+    return (1 - share) / share
+
+
+def crop_box(size: tuple[int, int], share: float, shift: float) -> Box:
+    """Return where a crop lies in an image of `size` (width, height): whole pixels, within the central square."""
+    width, height = size
+    square = min(size)
+    side = max(1, round(share * square))
+    left = (width - square) // 2 + (square - side) // 2
+    top = (height - square) // 2 + min(round(shift * side), square - side)
+    return left, top, left + side, top + side
+
+
+def _tag(shift: float) -> str:
+    return f"{shift:.4f}"

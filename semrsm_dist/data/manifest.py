@@ -158,6 +158,10 @@ class Manifest:
         """Return the group of each readable image, in order."""
         return [row.group for row in self._readable_rows]
 
+    def contents(self) -> list[str | None]:
+        """Return the hash of the content of each readable image, in order."""
+        return [row.sha256 for row in self._readable_rows]
+
     def digest(self) -> str:
         """Return one SHA-256 over the ids and content hashes of the readable images, in order.
 

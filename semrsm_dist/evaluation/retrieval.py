@@ -1,10 +1,14 @@
-"""Retrieval on multi-label images: how far the most similar images show the same things."""
+"""Retrieval on multi-label images: how far the most similar images show the same things.
+
+It goes in three steps, so that scores can be looked at query by query: who may be whose hit (`RetrievalTask`), the
+best hits of each query (`find_hits`), and how well they fit (`score_hits`).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +16,91 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import ConfigError
 
 Labels = Sequence[tuple[str, ...]]
+Names = Sequence[str | None]
 RowReader = Callable[[slice], NDArray[np.float64]]
 
 ROWS_AT_ONCE = 512
+NO_HIT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What is known of the images of one side, in their order.
+
+    Attributes
+    ----------
+    labels
+        What each image shows; empty where that is not known.
+    groups
+        Name of the group of near-duplicates that each belongs to; None for none.
+    contents
+        Hash of each image's content; None where it is not known.
+    """
+
+    labels: Labels
+    groups: Names | None = None
+    contents: Names | None = None
+
+
+class RetrievalTask:
+    """Which images can be hits of which queries, and how well each would fit.
+
+    Images without labels are neither queries nor hits. Images of the query's group are not its hits: they are
+    near-duplicates. Nor is the query itself, which is known by its place where queries and candidates are the same
+    images, and by its content in a database of its own.
+
+    Parameters
+    ----------
+    queries
+        The N queries.
+    database
+        The M candidates; None if they are the queries themselves.
+    """
+
+    def __init__(self, queries: Side, database: Side | None = None) -> None:
+        other = queries if database is None else database
+        self._same = database is None
+        self._queries = [frozenset(labels) for labels in queries.labels]
+        self._candidates = [frozenset(labels) for labels in other.labels]
+        self._unlabelled = np.array([not labels for labels in self._candidates])
+        shared = (
+            _shared_codes(queries.groups, other.groups),
+            None if self._same else _shared_codes(queries.contents, other.contents),
+        )
+        self._alike = [codes for codes in shared if codes is not None]
+
+    @property
+    def n_queries(self) -> int:
+        """N, with the queries that cannot be judged."""
+        return len(self._queries)
+
+    def rule_out(self, block: NDArray[np.float64], first: int) -> None:
+        """Set to NaN whatever is no hit, in (B, M) rows of queries `first` and following."""
+        block[:, self._unlabelled] = np.nan
+        for query, row in enumerate(block, first):
+            if not self._queries[query]:
+                row[:] = np.nan
+            if self._same:
+                row[query] = np.nan
+            for row_codes, column_codes in self._alike:
+                if row_codes[query] >= 0:
+                    row[column_codes == row_codes[query]] = np.nan
+
+    def judge(self, query: int, hits: Sequence[int] | NDArray[np.intp]) -> list[float]:
+        """Return the label F1 of each of a query's hits."""
+        return [label_f1(self._queries[query], self._candidates[hit]) for hit in hits]
+
+    def count_hopeless(self) -> int:
+        """Return how many labelled queries share no label with any other candidate: their F1 is 0 whatever is found."""
+        bearers = Counter(label for labels in self._candidates for label in labels)
+        own = 1 if self._same else 0
+        return sum(
+            bool(labels) and all(bearers[label] <= own for label in labels) for labels in self._queries
+        )
+
+    def has_one_label_set(self) -> bool:
+        """Tell whether all labelled images bear the same labels, so that every hit is right."""
+        return len({labels for labels in (*self._queries, *self._candidates) if labels}) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,136 +133,105 @@ def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
     return 2.0 * len(query & hit) / (len(query) + len(hit))
 
 
-def retrieval_f1(
-    read_rows: RowReader,
-    labels: Labels,
-    *,
-    k: int = 1,
-    database_labels: Labels | None = None,
-    groups: Sequence[str | None] | None = None,
-    database_groups: Sequence[str | None] | None = None,
-    contents: Sequence[str | None] | None = None,
-    database_contents: Sequence[str | None] | None = None,
-    rows_at_once: int = ROWS_AT_ONCE,
-) -> RetrievalScore:
-    """Return the mean F1@k of retrieval by a similarity matrix; `retrieval_scores` for one k."""
-    (score,) = retrieval_scores(
-        read_rows,
-        labels,
-        ks=(k,),
-        database_labels=database_labels,
-        groups=groups,
-        database_groups=database_groups,
-        contents=contents,
-        database_contents=database_contents,
-        rows_at_once=rows_at_once,
-    )
-    return score
-
-
-def retrieval_scores(
-    read_rows: RowReader,
-    labels: Labels,
-    *,
-    ks: Sequence[int],
-    database_labels: Labels | None = None,
-    groups: Sequence[str | None] | None = None,
-    database_groups: Sequence[str | None] | None = None,
-    contents: Sequence[str | None] | None = None,
-    database_contents: Sequence[str | None] | None = None,
-    rows_at_once: int = ROWS_AT_ONCE,
-) -> list[RetrievalScore]:
-    """Return the mean F1@k of retrieval by a similarity matrix for several k, reading the matrix once.
-
-    For each query the k most similar other images are its hits (ties by index); the query's score is the mean
-    label F1 of the hits. Images without labels are neither queries nor hits. Undefined (NaN) similarities are never
-    hits. Images of the query's group are not its hits either: they are near-duplicates. Nor is, in a database of its
-    own, the query itself, which is known there by its content and not by its id.
+def find_hits(
+    read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE
+) -> NDArray[np.intp]:
+    """Return the k most similar candidates of each query.
 
     Parameters
     ----------
     read_rows
-        Returns rows of the (N, M) similarity matrix for a slice of queries; only a few are asked for at once.
-    labels
-        Labels of the N queries.
-    ks
-        Hits per query, one score each.
-    database_labels
-        Labels of the M candidates; None if queries and candidates are the same images, which are then never
-        their own hits.
-    groups, database_groups
-        Groups of the queries and candidates; None where there are none.
-    contents, database_contents
-        Hashes of what the queries and candidates show: candidates with the query's hash are not its hits. None
-        where a hash is not known, and such an image is compared with nothing.
+        Returns rows of the (N, M) similarity matrix for a slice of queries; only a few are asked for at once. NaN
+        similarities are never hits.
+    task
+        Who may be whose hit.
+    k
+        Hits per query.
     rows_at_once
         How many rows to ask for at once; that of a stored matrix's chunks reads every chunk once.
 
     Returns
     -------
-    list of RetrievalScore
-        In the order of `ks`. Queries with fewer than k candidates are judged on those that they have.
+    (N, k) array
+        Columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k.
+
+    Raises
+    ------
+    ConfigError
+        If k is below 1.
+    """
+    if k < 1:
+        raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
+    hits = np.full((task.n_queries, k), NO_HIT, dtype=np.intp)
+    for start in range(0, task.n_queries, rows_at_once):
+        rows = slice(start, min(start + rows_at_once, task.n_queries))
+        block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
+        task.rule_out(block, start)
+        for query, row in enumerate(block, start):
+            best = _smallest(row, k)
+            hits[query, : best.size] = best
+    return hits
+
+
+def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -> NDArray[np.float64]:
+    """Return each query's mean label F1 over its best k hits, for several k.
+
+    Parameters
+    ----------
+    hits
+        (N, K) from `find_hits`, with K at least the largest of `ks`.
+
+    Returns
+    -------
+    (N, len(ks)) array
+        NaN for queries without hits; those with fewer than k are judged on what they have.
+
+    Raises
+    ------
+    ConfigError
+        If a k is below 1 or above K.
+    """
+    for k in ks:
+        if not 1 <= k <= hits.shape[1]:
+            raise ConfigError(
+                f"F1@{k} was asked for, but there are 1 to {hits.shape[1]} hits a query to judge"
+            )
+    scores = np.full((len(hits), len(ks)), np.nan)
+    for query, row in enumerate(hits):
+        overlaps = task.judge(query, row[row != NO_HIT])
+        if overlaps:
+            scores[query] = [sum(overlaps[:k]) / len(overlaps[:k]) for k in ks]
+    return scores
+
+
+def retrieval_scores(
+    read_rows: RowReader, task: RetrievalTask, *, ks: Sequence[int], rows_at_once: int = ROWS_AT_ONCE
+) -> list[RetrievalScore]:
+    """Return the mean F1@k of retrieval by a similarity matrix for several k, reading the matrix once.
+
+    Parameters
+    ----------
+    read_rows, task, rows_at_once
+        As in `find_hits`.
+    ks
+        Hits per query, one score each.
 
     Raises
     ------
     ConfigError
         If a k is below 1.
     """
-    for k in ks:
-        if k < 1:
-            raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
-    same = database_labels is None
-    candidates = [frozenset(item) for item in (labels if database_labels is None else database_labels)]
-    queries = [frozenset(item) for item in labels]
-    unlabelled = np.array([not item for item in candidates])
-    alike = [
-        codes
-        for codes in (
-            _shared_codes(groups, groups if same else database_groups),
-            _shared_codes(contents, contents if same else database_contents),
-        )
-        if codes is not None
-    ]
-    scores: list[list[float]] = []
-    for start in range(0, len(queries), rows_at_once):
-        rows = slice(start, min(start + rows_at_once, len(queries)))
-        block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
-        block[:, unlabelled] = np.nan
-        for index, row in enumerate(block, start):
-            if not queries[index]:
-                continue
-            if same:
-                row[index] = np.nan
-            for row_codes, column_codes in alike:
-                if row_codes[index] >= 0:
-                    row[column_codes == row_codes[index]] = np.nan
-            overlaps = [label_f1(queries[index], candidates[hit]) for hit in _smallest(row, max(ks))]
-            if overlaps:
-                scores.append([sum(overlaps[:k]) / len(overlaps[:k]) for k in ks])
-    means = np.mean(scores, axis=0) if scores else np.full(len(ks), np.nan)
+    if not ks:
+        return []
+    if min(ks) < 1:
+        raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit must be looked at; give 1 or more")
+    scores = score_hits(find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once), task, ks)
+    judged = scores[~np.isnan(scores[:, 0])]
+    means = judged.mean(axis=0) if len(judged) else np.full(len(ks), np.nan)
     return [
-        RetrievalScore(k=k, f1=float(mean), n_queries=len(scores), n_left_out=len(queries) - len(scores))
+        RetrievalScore(k=k, f1=float(mean), n_queries=len(judged), n_left_out=len(scores) - len(judged))
         for k, mean in zip(ks, means, strict=True)
     ]
-
-
-def cosine_rows(queries: NDArray[np.floating[Any]], database: NDArray[np.floating[Any]]) -> RowReader:
-    """Return a row reader of the cosine similarity between (N, C) and (M, C) vectors, such as pooled features."""
-
-    def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        wide = vectors.astype(np.float64)
-        norms = np.linalg.norm(wide, axis=1, keepdims=True)
-        result = np.full_like(wide, np.nan)
-        np.divide(wide, norms, out=result, where=norms > 0)
-        return result
-
-    left, right = unit(queries), unit(database)
-
-    def read(rows: slice) -> NDArray[np.float64]:
-        block: NDArray[np.float64] = left[rows] @ right.T
-        return block
-
-    return read
 
 
 def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
@@ -197,7 +252,7 @@ def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
 
 
 def _shared_codes(
-    rows: Sequence[str | None] | None, columns: Sequence[str | None] | None
+    rows: Names | None, columns: Names | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Return numbers that are equal where the names of a row and a column are; None if there is nothing to compare."""
     if rows is None or columns is None or not any(rows) or not any(columns):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.data.manifest import OK
-from semrsm_dist.evaluation.retrieval import RowReader, cosine_rows, retrieval_scores
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, Side, retrieval_scores
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
 from semrsm_dist.results import Run
@@ -53,6 +54,26 @@ def evaluate(session: Session, identity: Identity, layouts: Mapping[str, Layout]
             certificates[layer] = _certificate(run, layer, layout, watched)
             scores += _retrieval(session, identity, run, layer, watched) if is_labelled else []
     return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
+
+
+def retrieval_task(
+    images: Manifest, queries: Manifest | None = None, *, near_duplicates: bool = False
+) -> RetrievalTask:
+    """Return the retrieval that a run is judged by: its images among themselves, or queries in them.
+
+    Parameters
+    ----------
+    images, queries
+        The manifests of the run's sides.
+    near_duplicates
+        Whether images of the query's group count as hits.
+    """
+
+    def side(manifest: Manifest) -> Side:
+        groups = None if near_duplicates else manifest.groups()
+        return Side(manifest.labels(), groups, manifest.contents())
+
+    return RetrievalTask(side(images)) if queries is None else RetrievalTask(side(queries), side(images))
 
 
 def warn_of_zeros(session: Session, identity: Identity, layers: Mapping[str, Any]) -> None:
@@ -130,15 +151,8 @@ def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dic
 def _retrieval(
     session: Session, identity: Identity, run: Run, layer: str, watched: _Watched
 ) -> list[dict[str, Any]]:
-    rows, columns = identity.manifests[identity.row_side], identity.manifests["images"]
     kernel, ks = session.config.retrieval.kernel, session.config.retrieval.k
-    across: dict[str, Any] = {}
-    if identity.row_side != "images":
-        across = {
-            "database_labels": columns.labels(),
-            "contents": [row.sha256 for row in rows.rows if row.status == OK],
-            "database_contents": [row.sha256 for row in columns.rows if row.status == OK],
-        }
+    task = retrieval_task(identity.manifests["images"], identity.manifests.get("queries"))
     pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
     queries = FeatureStore(session.directory.features, identity.row_side, layer).read_pooled()
     readers: dict[str, RowReader] = {
@@ -149,13 +163,7 @@ def _retrieval(
     scores = []
     for method in METHODS:
         for score in retrieval_scores(
-            watched.reader(readers[method]),
-            rows.labels(),
-            ks=ks,
-            groups=rows.groups(),
-            database_groups=columns.groups(),
-            rows_at_once=run.chunk_side(layer),
-            **across,
+            watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_side(layer)
         ):
             scores.append(
                 {

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation.retrieval import _smallest, cosine_rows, label_f1, retrieval_f1, retrieval_scores
+from semrsm_dist.evaluation.retrieval import (
+    NO_HIT,
+    RetrievalTask,
+    Side,
+    _smallest,
+    find_hits,
+    label_f1,
+    retrieval_scores,
+    score_hits,
+)
 
 similarities = st.sampled_from([math.nan, -math.inf, -1.0, -0.0, 0.0, 0.5, 1.0, math.inf])
 label_sets = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
@@ -56,12 +65,17 @@ def reader(matrix):
     return lambda rows: matrix[rows].copy()
 
 
+def retrieval_f1(read_rows, queries, database=None, *, k=1, **options):
+    (score,) = retrieval_scores(read_rows, RetrievalTask(queries, database), ks=(k,), **options)
+    return score
+
+
 @given(st.data(), st.integers(1, 6), st.integers(1, 4))
 def test_it_is_the_loop_over_the_images_themselves(data, n, k):
     matrix = data.draw(matrices(n, n))
     labels = lists(data.draw, label_sets, n)
     groups = data.draw(st.none() | st.lists(group_names, min_size=n, max_size=n))
-    score = retrieval_f1(reader(matrix), labels, k=k, groups=groups)
+    score = retrieval_f1(reader(matrix), Side(labels, groups), k=k)
     f1, judged = expected_score(matrix, labels, labels, groups, groups, k, same=True)
     assert score.f1 == pytest.approx(f1, nan_ok=True)
     assert (score.k, score.n_queries, score.n_left_out) == (k, judged, n - judged)
@@ -74,14 +88,7 @@ def test_it_is_the_loop_of_queries_over_a_database(data, n, m, k):
     groups, candidate_groups = (
         data.draw(st.none() | st.lists(group_names, min_size=length, max_size=length)) for length in (n, m)
     )
-    score = retrieval_f1(
-        reader(matrix),
-        labels,
-        k=k,
-        database_labels=candidates,
-        groups=groups,
-        database_groups=candidate_groups,
-    )
+    score = retrieval_f1(reader(matrix), Side(labels, groups), Side(candidates, candidate_groups), k=k)
     f1, judged = expected_score(matrix, labels, candidates, groups, candidate_groups, k, same=False)
     assert score.f1 == pytest.approx(f1, nan_ok=True)
     assert (score.n_queries, score.n_left_out) == (judged, n - judged)
@@ -97,15 +104,15 @@ def test_rows_are_read_a_few_at_a_time_and_left_as_they_are():
         asked.append((rows.start, rows.stop))
         return matrix[rows]
 
-    score = retrieval_f1(read, labels, k=2, rows_at_once=4)
+    score = retrieval_f1(read, Side(labels), k=2, rows_at_once=4)
     assert asked == [(0, 4), (4, 8), (8, 11)]
     assert score.f1 == pytest.approx(expected_score(matrix, labels, labels, None, None, 2, same=True)[0])
 
 
 def test_ties_go_to_the_first_and_an_image_is_not_its_own_hit():
     labels = [("a",), ("b",), ("a",)]
-    assert retrieval_f1(reader(np.ones((3, 3))), labels).f1 == pytest.approx((0 + 0 + 1) / 3)
-    assert retrieval_f1(reader(np.ones((3, 3))), labels, database_labels=labels).f1 == pytest.approx(2 / 3)
+    assert retrieval_f1(reader(np.ones((3, 3))), Side(labels)).f1 == pytest.approx((0 + 0 + 1) / 3)
+    assert retrieval_f1(reader(np.ones((3, 3))), Side(labels), Side(labels)).f1 == pytest.approx(2 / 3)
 
 
 def test_many_ties_keep_the_order_of_the_images():
@@ -113,36 +120,36 @@ def test_many_ties_keep_the_order_of_the_images():
     matrix = rng.integers(0, 3, size=(20, 500)).astype(float)
     labels = [("a",)] * 20
     candidates = [("a", *(str(item) for item in range(size))) for size in rng.integers(0, 9, size=500)]
-    score = retrieval_f1(reader(matrix), labels, k=9, database_labels=candidates)
+    score = retrieval_f1(reader(matrix), Side(labels), Side(candidates), k=9)
     assert score.f1 == pytest.approx(expected_score(matrix, labels, candidates, None, None, 9, same=False)[0])
 
 
 def test_near_duplicates_are_no_hits_but_hits_of_others():
     matrix = np.array([[1, 0.9, 0.1], [0.9, 1, 0.1], [0.3, 0.2, 1]])
     labels = [("a",), ("a",), ("b",)]
-    assert retrieval_f1(reader(matrix), labels).f1 == pytest.approx(2 / 3)
-    grouped = retrieval_f1(reader(matrix), labels, groups=["g", "g", None])
+    assert retrieval_f1(reader(matrix), Side(labels)).f1 == pytest.approx(2 / 3)
+    grouped = retrieval_f1(reader(matrix), Side(labels, groups=["g", "g", None]))
     assert (grouped.f1, grouped.n_queries) == (0.0, 3)
 
 
 def test_who_cannot_be_judged_is_counted():
     matrix = np.array([[1, math.nan, math.nan], [0.5, 1, 0.5], [0.5, 0.6, 1]])
-    score = retrieval_f1(reader(matrix), [("a",), ("a",), ()])
+    score = retrieval_f1(reader(matrix), Side([("a",), ("a",), ()]))
     assert (score.f1, score.n_queries, score.n_left_out) == (1.0, 1, 2)
-    nothing = retrieval_f1(reader(matrix), [(), (), ()])
+    nothing = retrieval_f1(reader(matrix), Side([(), (), ()]))
     assert math.isnan(nothing.f1)
     assert (nothing.n_queries, nothing.n_left_out) == (0, 3)
 
 
 def test_fewer_candidates_than_hits_are_enough():
     labels = [("a",), ("a", "b")]
-    assert retrieval_f1(reader(np.ones((2, 2))), labels, k=10).f1 == pytest.approx(2 / 3)
+    assert retrieval_f1(reader(np.ones((2, 2))), Side(labels), k=10).f1 == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_no_hits_cannot_be_scored(k):
     with pytest.raises(ConfigError, match=f"F1@k is {k}, but at least one hit"):
-        retrieval_f1(reader(np.ones((2, 2))), [("a",), ("b",)], k=k)
+        retrieval_f1(reader(np.ones((2, 2))), Side([("a",), ("b",)]), k=k)
 
 
 @given(label_sets, label_sets)
@@ -154,19 +161,6 @@ def test_label_overlap(query, hit):
     assert (f1 == 1) == (set(query) == set(hit))
     assert (f1 == 0) == (not set(query) & set(hit))
     assert 0 <= f1 <= 1
-
-
-def test_pooled_vectors_are_compared_by_their_angle():
-    rng = np.random.default_rng(0)
-    queries, database = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float32)
-    database[2] = 0
-    read = cosine_rows(queries * 1e-20, database * 1e15)
-    found = np.concatenate([read(slice(0, 3)), read(slice(3, 4))])
-    for i, query in enumerate(queries.astype(np.float64)):
-        for j, vector in enumerate(database.astype(np.float64)):
-            expected = query @ vector / np.linalg.norm(query) / np.linalg.norm(vector) if j != 2 else math.nan
-            assert found[i, j] == pytest.approx(expected, rel=1e-5, nan_ok=True)
-    assert not np.isnan(found[:, [0, 1, 3, 4]]).any()
 
 
 @given(st.lists(similarities, max_size=40), st.integers(1, 45))
@@ -181,7 +175,9 @@ def test_several_k_from_one_read_are_those_of_one_k_each(data, n, ks):
     matrix = data.draw(matrices(n, n))
     labels = lists(data.draw, label_sets, n)
     read = []
-    scores = retrieval_scores(lambda rows: read.append(rows) or matrix[rows], labels, ks=ks)
+    scores = retrieval_scores(
+        lambda rows: read.append(rows) or matrix[rows], RetrievalTask(Side(labels)), ks=ks
+    )
     assert len(read) == 1
     for score, k in zip(scores, ks, strict=True):
         f1, judged = expected_score(matrix, labels, labels, None, None, k, same=True)
@@ -192,7 +188,41 @@ def test_several_k_from_one_read_are_those_of_one_k_each(data, n, ks):
 def test_a_query_in_its_own_database_is_known_by_its_content():
     labels = [("a",), ("b",)]
     matrix = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.2]])
-    database = {"database_labels": [*labels, ("a",)]}
-    assert retrieval_f1(reader(matrix), labels, **database).f1 == 1.0  # itself: says nothing
-    contents = {"contents": ["x", None], "database_contents": ["x", None, "z"]}
-    assert retrieval_f1(reader(matrix), labels, **database, **contents).f1 == pytest.approx((0 + 1) / 2)
+    database = [*labels, ("a",)]
+    assert retrieval_f1(reader(matrix), Side(labels), Side(database)).f1 == 1.0  # itself: says nothing
+    known, others = Side(labels, contents=["x", None]), Side(database, contents=["x", None, "z"])
+    assert retrieval_f1(reader(matrix), known, others).f1 == pytest.approx((0 + 1) / 2)
+
+
+def test_hits_and_scores_are_told_query_by_query():
+    labels = [("a",), ("a", "b"), (), ("b",)]
+    matrix = np.array([[9, 2, 3, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
+    task = RetrievalTask(Side(labels))
+    hits = find_hits(reader(matrix), task, 2)
+    np.testing.assert_array_equal(hits, [[1, 3], [3, 0], [NO_HIT, NO_HIT], [NO_HIT, NO_HIT]])
+    nothing = [math.nan, math.nan]
+    np.testing.assert_allclose(
+        score_hits(hits, task, (1, 2)), [[2 / 3, 1 / 3], [2 / 3, 2 / 3], nothing, nothing]
+    )
+    with pytest.raises(ConfigError, match="F1@3 was asked for"):
+        score_hits(hits, task, (3,))
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 6))
+def test_who_cannot_win_is_counted_beforehand(data, n, m):
+    labels, candidates = lists(data.draw, label_sets, n), lists(data.draw, label_sets, m)
+    for task, others in (
+        (RetrievalTask(Side(labels)), [labels[:i] + labels[i + 1 :] for i in range(n)]),
+        (RetrievalTask(Side(labels), Side(candidates)), [candidates] * n),
+    ):
+        hopeless = [
+            bool(own) and not any(set(own) & set(other) for other in rest)
+            for own, rest in zip(labels, others, strict=True)
+        ]
+        assert task.count_hopeless() == sum(hopeless)
+
+
+def test_one_set_of_labels_makes_every_hit_right():
+    assert RetrievalTask(Side([("a",), (), ("a",)])).has_one_label_set()
+    assert not RetrievalTask(Side([("a",), ("a", "b")])).has_one_label_set()
+    assert not RetrievalTask(Side([("a",)]), Side([("b",)])).has_one_label_set()

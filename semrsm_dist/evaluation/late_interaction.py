@@ -1,0 +1,64 @@
+"""Late interaction: every token of one image takes its best partner in the other, whoever else takes the same.
+
+Like matching it compares tokens wherever they lie, but it is no permutation: many tokens may share a partner, and
+the result depends on the direction. It bounds the matched value from above, and costs the product alone.
+
+O. Khattab and M. Zaharia, ColBERT: efficient and effective passage search via contextualized late interaction over
+BERT, SIGIR 2020 (MaxSim).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.floating[Any]]
+
+PRODUCT_BYTES = 8 * 2**20
+"""Size of the affinities that are held at once: what a core's cache nearly holds."""
+
+
+def max_similarities(
+    queries: Tokens, database: Tokens, *, product_bytes: int = PRODUCT_BYTES
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return MaxSim in both directions between all images of two sets.
+
+    MaxSim(Q, D) is the mean over the tokens q of Q of max_d <q, d> over the tokens d of D. ColBERT takes the sum,
+    which orders the images of a database alike.
+
+    Parameters
+    ----------
+    queries : (A, S, C)
+        Tokens, taken as they are: see `unit_tokens` for cosines.
+    database : (B, T, C)
+        Tokens.
+    product_bytes
+        Memory for affinities, a bound as far as that of one pair of images allows.
+
+    Returns
+    -------
+    forward, backward : (A, B) float64
+        MaxSim(query, database image) and MaxSim(database image, query).
+    """
+    left, right = (np.ascontiguousarray(z, dtype=np.float32) for z in (queries, database))
+    (n_left, n_tokens, n_channels), (n_right, n_others, _) = left.shape, right.shape
+    pair_bytes = n_tokens * n_others * left.itemsize
+    rows = max(1, min(n_left, product_bytes // pair_bytes))
+    columns = max(1, min(n_right, product_bytes // (pair_bytes * rows)))
+    forward, backward = np.empty((n_left, n_right)), np.empty((n_left, n_right))
+    for i in range(0, n_left, rows):
+        flat = left[i : i + rows].reshape(-1, n_channels)
+        for j in range(0, n_right, columns):
+            product = flat @ right[j : j + columns].reshape(-1, n_channels).T
+            affinities = product.reshape(-1, n_tokens, len(right[j : j + columns]), n_others)
+            block = np.s_[i : i + rows, j : j + columns]
+            forward[block] = affinities.max(axis=3).mean(axis=1, dtype=np.float64)
+            backward[block] = affinities.max(axis=1).mean(axis=2, dtype=np.float64)
+    return forward, backward
+
+
+def chamfer(forward: NDArray[np.float64], backward: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the Chamfer similarity, the mean of MaxSim in both directions: symmetric in its two images."""
+    return (forward + backward) / 2.0

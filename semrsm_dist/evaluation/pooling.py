@@ -1,0 +1,105 @@
+"""One vector an image: what retrieval compares where it does not compare tokens.
+
+Global average pooling forgets positions, as matching does, and with them everything else that tells the tokens of an
+image apart. Principal components and whitening are its usual companions.
+
+H. Jégou and O. Chum, Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening,
+ECCV 2012.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.retrieval import RowReader
+
+COLUMNS_AT_ONCE = 4096
+"""Database vectors that are widened to float64 at once."""
+
+Vectors = NDArray[np.floating[Any]]
+
+
+def cosine_rows(queries: Vectors, database: Vectors) -> RowReader:
+    """Return a row reader of the cosine similarity between (N, C) and (M, C) vectors.
+
+    The vectors may be mapped from disk: they are read a block at a time. NaN where a vector is zero.
+    """
+
+    def read(rows: slice) -> NDArray[np.float64]:
+        left = unit_vectors(queries[rows])
+        result = np.empty((len(left), len(database)))
+        for start in range(0, len(database), COLUMNS_AT_ONCE):
+            columns = slice(start, start + COLUMNS_AT_ONCE)
+            result[:, columns] = left @ unit_vectors(database[columns]).T
+        return result
+
+    return read
+
+
+def unit_vectors(vectors: Vectors) -> NDArray[np.float64]:
+    """Return (..., C) vectors at length 1 in float64; zero vectors, which have no direction, become NaN."""
+    wide = np.asarray(vectors, dtype=np.float64)
+    norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+    result = np.full_like(wide, np.nan)
+    np.divide(wide, norms, out=result, where=norms > 0)
+    return result
+
+
+class Whitening:
+    """Projection on principal components, each scaled to variance 1.
+
+    Parameters
+    ----------
+    vectors : (N, C)
+        What the components are fitted to, without labels: usually the database. The sign of a vector matters, so
+        they are brought to length 1 first, as the vectors to be projected are; zero vectors are left out.
+    variance : float
+        Share of the variance that the components kept explain, in (0, 1]. Few images in many channels need less
+        than 1: with N - 1 components every whitened image of the N would be equally far from every other.
+
+    Attributes
+    ----------
+    n_components : int
+        Components kept.
+
+    Raises
+    ------
+    ConfigError
+        If `variance` is not in (0, 1].
+    InputError
+        If fewer than two different vectors are left to fit to.
+    """
+
+    def __init__(self, vectors: Vectors, *, variance: float = 0.95) -> None:
+        from sklearn.decomposition import PCA  # noqa: PLC0415 - slow to import
+
+        if not 0.0 < variance <= 1.0:
+            raise ConfigError(f"the share of variance to keep must lie in (0, 1], found {variance}")
+        unit = unit_vectors(vectors)
+        unit = unit[~np.isnan(unit).any(axis=1)]
+        if len(unit) < 2 or not np.ptp(unit, axis=0).any():
+            raise InputError(
+                f"whitening is fitted to at least two different vectors, found {len(unit)} that are not zero"
+                f"{' and all equal' if len(unit) > 1 else ''}; give more images"
+            )
+        pca = PCA(svd_solver="full").fit(unit)
+        self._mean: NDArray[np.float64] = pca.mean_
+        kept = _count_components(pca.explained_variance_, variance)
+        self._projection = pca.components_[:kept].T / np.sqrt(pca.explained_variance_[:kept])
+        self.n_components = kept
+
+    def __call__(self, vectors: Vectors) -> NDArray[np.float64]:
+        """Return (N, n_components) whitened vectors; NaN for zero vectors."""
+        whitened: NDArray[np.float64] = (unit_vectors(vectors) - self._mean) @ self._projection
+        return whitened
+
+
+def _count_components(variances: NDArray[np.float64], share: float) -> int:
+    """Return how many leading components explain a share of the variance, without those that are rounding."""
+    real = int(np.count_nonzero(variances > variances[0] * np.finfo(np.float64).eps * len(variances)))
+    explained = np.cumsum(variances[:real]) / variances[:real].sum()
+    return min(real, int(np.searchsorted(explained, share - 1e-12)) + 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from semrsm_dist.errors import ConfigError, did_you_mean
 from semrsm_dist.features.models import LoadedModel
 from semrsm_dist.features.probing import (
+    CLASS_TOKEN,
     LayerInfo,
     Survey,
     describe_stages,
@@ -30,7 +32,14 @@ from semrsm_dist.features.probing import (
     to_positions,
 )
 
-__all__ = ["LayerInfo", "LayerReader", "describe_layers", "resolve_layers"]
+__all__ = [
+    "CLASS_TOKEN",
+    "LayerInfo",
+    "LayerReader",
+    "class_token_layers",
+    "describe_layers",
+    "resolve_layers",
+]
 
 
 def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerInfo]:
@@ -58,16 +67,55 @@ def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInf
     """Turn names and globs into layers, in network order and without duplicates.
 
     A pattern is tried on the stages; only one that matches no stage is tried on all modules. A glob takes
-    the modules that can be read; a plain name of one that cannot is an error that says why.
+    the modules that can be read; a plain name of one that cannot is an error that says why. A pattern followed by
+    `@class` means the class token of those layers, as layers of one token; they come last.
 
     Raises
     ------
     ConfigError
-        A pattern matches nothing, or the named module has no vector per position.
+        A pattern matches nothing, or the named module has no vector per position, or no class token.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise ConfigError(f"no layers were asked for; choose some from: semrsm layers {model.spec.name}")
+    by_position = [pattern for pattern in patterns if not pattern.endswith(CLASS_TOKEN)]
+    by_class = [pattern.removesuffix(CLASS_TOKEN) for pattern in patterns if pattern.endswith(CLASS_TOKEN)]
+    layers = _resolve_positions(model, by_position) if by_position else []
+    return layers + (_resolve_class_tokens(model, by_class) if by_class else [])
+
+
+def class_token_layers(model: LoadedModel) -> list[LayerInfo]:
+    """List the class tokens that can be read, each as a layer of one token; none if the model has none.
+
+    A model that pools over its positions may have one all the same, which then was not trained to stand for the image.
+    """
+    if getattr(model.module, "cls_token", None) is None:
+        return []
+    tokens = [layer for layer in survey_modules(model, describe_stages(model)).readable if layer.n_prefix]
+    return [
+        replace(layer, name=layer.name + CLASS_TOKEN, n_tokens=1, grid=None, layout="class", n_prefix=0)
+        for layer in tokens
+    ]
+
+
+def _resolve_class_tokens(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
+    layers = class_token_layers(model)
+    names = [layer.module for layer in layers]
+    stages = [name for name in stage_names(model.module) if name in names]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(stages, pattern) or fnmatch.filter(names, pattern)
+        if not matches:
+            there = f"there is one in {', '.join(stages or names)}" if names else "the model has none"
+            raise ConfigError(
+                f"no layer {pattern!r} of {model.spec.name!r} hands out a class token{did_you_mean(pattern, names)}; "
+                f"{there}"
+            )
+        chosen.update(matches)
+    return [layer for layer in layers if layer.module in chosen]
+
+
+def _resolve_positions(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
     stages = describe_stages(model)
     names = [stage.name for stage in stages]
     chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
@@ -154,7 +202,7 @@ class LayerReader:
                 # Copied at once: an activation in place may overwrite the output right after this.
                 found[layer.name] = to_positions(output, layer.layout, layer.n_prefix)
 
-        return hooks(self._module, {layer.name: partial(read, layer) for layer in layers})
+        return hooks(self._module, [(layer.module, partial(read, layer)) for layer in layers])
 
 
 def _checked(found: dict[str, Tensor], layer: LayerInfo, n_images: int) -> Tensor:

@@ -7,7 +7,7 @@ stages, and which axes grow with the image: rows when it becomes twice as high, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from semrsm_dist.features.models import LoadedModel
 
 Grid = tuple[int, int]
-Layout = Literal["intermediate", "nchw", "nhwc", "tokens"]
+Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
 _FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError)
+
+CLASS_TOKEN = "@class"
+"""What follows the name of a layer where its class token is meant and not its positions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class LayerInfo:
         "stage" for timm's own feature stages, "module" for any other module of the network.
     layout
         How the network hands the layer out: "intermediate" through timm's `forward_intermediates`,
-        otherwise the axes of the module's output.
+        otherwise the axes of the module's output; "class" for the first of its tokens alone.
     n_prefix
         Tokens in front of the positions, to be dropped ("tokens" only).
     """
@@ -57,6 +60,11 @@ class LayerInfo:
     layout: Layout = "intermediate"
     n_prefix: int = 0
 
+    @property
+    def module(self) -> str:
+        """Name of the module that hands the layer out."""
+        return self.name.removesuffix(CLASS_TOKEN)
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -68,8 +76,13 @@ class Survey:
 
 
 def to_positions(output: Tensor, layout: Layout, n_prefix: int = 0) -> Tensor:
-    """Copy a layer's output into (B, S, C), positions in row-major order, prefix tokens dropped."""
-    if layout == "tokens":
+    """Copy a layer's output into (B, S, C), positions in row-major order, prefix tokens dropped.
+
+    Of the layout "class" the first token is left, (B, 1, C).
+    """
+    if layout == "class":
+        z = output[:, :1]
+    elif layout == "tokens":
         z = output[:, n_prefix:]
     elif layout == "nhwc":
         z = output.flatten(1, 2)
@@ -79,11 +92,11 @@ def to_positions(output: Tensor, layout: Layout, n_prefix: int = 0) -> Tensor:
 
 
 @contextmanager
-def hooks(module: nn.Module, readers: Mapping[str, Callable[[object], None]]) -> Iterator[None]:
-    """Call `readers[name]` with the output of submodule `name` while the block lasts."""
+def hooks(module: nn.Module, readers: Iterable[tuple[str, Callable[[object], None]]]) -> Iterator[None]:
+    """For pairs (name, read), call `read` with the output of submodule `name` while the block lasts."""
     handles = []
     try:
-        for name, read in readers.items():
+        for name, read in readers:
             submodule = module.get_submodule(name)
             handles.append(submodule.register_forward_hook(lambda _m, _i, output, read=read: read(output)))
         yield
@@ -184,7 +197,7 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
         outputs.setdefault(name, []).append(shape)
 
     names = [name for name, _ in module.named_modules() if name]
-    with torch.inference_mode(), hooks(module, {name: partial(note, name) for name in names}):
+    with torch.inference_mode(), hooks(module, [(name, partial(note, name)) for name in names]):
         forward_features(module, _blank(size, _PROBE_IMAGES))
     return outputs
 

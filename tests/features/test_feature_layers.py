@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.features.layers import LayerInfo, LayerReader, describe_layers, resolve_layers
+from semrsm_dist.features.layers import (
+    LayerInfo,
+    LayerReader,
+    class_token_layers,
+    describe_layers,
+    resolve_layers,
+)
 from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model
 
 
@@ -260,3 +266,35 @@ def test_images_of_another_size_than_described_are_refused():
     reader = LayerReader(model, resolve_layers(model, ["layer2"]))
     with pytest.raises(ConfigError, match=r"layer2.*\(2, 144, 48\) instead of \(2, 64, 48\)"):
         reader(torch.zeros(2, 3, 96, 96))
+
+
+def test_a_class_token_is_a_layer_of_one_token():
+    model = load("test_vit", 64)
+    patterns = ("blocks.*", "blocks.*@class", "norm@class")
+    layers = resolve_layers(model, patterns)
+    names = [layer.name for layer in layers]
+    stages = names[: len(names) // 2]
+    assert names == [
+        *stages,
+        *(f"{name}@class" for name in stages),
+        "norm@class",
+    ]  # globs prefer stages here too
+    features = read(model, *patterns)
+    for layer in layers[len(stages) :]:
+        whole = hook_once(model.module, layer.module, images(model))
+        torch.testing.assert_close(features[layer.name], whole[:, :1])
+        assert (layer.n_tokens, layer.grid) == (1, None)
+    whole = hook_once(model.module, stages[0], images(model))
+    torch.testing.assert_close(features[stages[0]], whole[:, 1:])
+
+
+def test_where_there_is_no_class_token_it_is_refused():
+    vit = load("test_vit", 64)
+    with pytest.raises(
+        ConfigError, match=r"'block.1' of 'test_vit' hands out a class token; did you mean 'blocks"
+    ):
+        resolve_layers(vit, ["block.1@class"])
+    resnet = load("test_resnet", 64)
+    assert class_token_layers(resnet) == []
+    with pytest.raises(ConfigError, match="the model has none"):
+        resolve_layers(resnet, ["layer1@class"])

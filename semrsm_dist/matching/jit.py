@@ -17,10 +17,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @functools.cache
-def _sources_digest() -> bytes:
-    """Return a digest of every source file of this package."""
+def _sources_digest(folder: Path) -> bytes:
+    """Return a digest of every source file of a room of the package."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.digest()
 
@@ -40,5 +40,5 @@ def compiled(function: Function) -> Function:
     # without this, a change there would leave old machine code in use.
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):
-        index._source_stamp = _sources_digest()
+        index._source_stamp = _sources_digest(Path(function.__code__.co_filename).parent)
     return cast(Function, dispatcher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 from numba.core import caching
@@ -24,15 +25,11 @@ def test_functions_compile_where_nothing_can_be_written(monkeypatch):
     assert jit.compiled(add_one)(1) == 2
 
 
-def test_a_change_in_any_file_of_the_package_invalidates_cached_code(monkeypatch):
-    assert bidding.run_auction._cache._cache_file._source_stamp == jit._sources_digest()
-    before = jit._sources_digest()
-    monkeypatch.setattr(jit, "__file__", __file__)
-    jit._sources_digest.cache_clear()
-    try:
-        assert jit._sources_digest() != before
-    finally:
-        jit._sources_digest.cache_clear()
+def test_a_change_in_any_file_of_a_room_invalidates_cached_code(tmp_path):
+    room = Path(bidding.__file__).parent
+    assert bidding.run_auction._cache._cache_file._source_stamp == jit._sources_digest(room)
+    (tmp_path / "bidding.py").write_text("changed")
+    assert jit._sources_digest(tmp_path) != jit._sources_digest(room)
 
 
 def test_matching_lets_other_threads_run():

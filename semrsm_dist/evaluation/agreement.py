@@ -1,0 +1,149 @@
+"""How far two matrices agree, by several measures, each with a bootstrap over images.
+
+The values are exact for any number of images. The bootstrap needs all pairs of its images in memory, so where there are
+many images it resamples a random subset of them and shrinks the deviations by the root of the subset's share: the error
+of all these measures, functions of means over pairs, falls with the root of the number of images (P. Bickel,
+F. Götze and W. van Zwet, Resampling fewer than n observations, Statistica Sinica 7 (1997)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, draw_counts, percentile_interval
+from semrsm_dist.evaluation.cka import cka
+from semrsm_dist.evaluation.correlation import Allocate, allocate_in_memory, pearson, rank_correlations
+from semrsm_dist.evaluation.pairs import Pairs
+from semrsm_dist.evaluation.resampled_correlation import ResampledCorrelation
+
+MEASURES = ("cka", "cka-biased", "pearson", "spearman", "kendall")
+"""CKA is debiased unless its name says otherwise; kendall is tau-a."""
+
+CORRELATIONS = MEASURES[2:]
+
+BOOTSTRAP_IMAGES = 500
+"""Images of a bootstrap at most: 125 thousand pairs, some 10 ms a resample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measure of agreement, and what a bootstrap over images says of its error.
+
+    Attributes
+    ----------
+    value
+        NaN where it is undefined.
+    replicates : (R,)
+        Values of resamples, about `value`; none where a measure has no bootstrap.
+    n_pairs, n_left_out
+        Pairs of images that it is made of, and pairs without a value in either matrix.
+    n_resampled
+        Images that were resampled; 0 without a bootstrap.
+    """
+
+    value: float
+    replicates: NDArray[np.float64]
+    n_pairs: int
+    n_left_out: int
+    n_resampled: int
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return the bootstrap percentile interval."""
+        return percentile_interval(self.value, self.replicates, confidence)
+
+    def minus(self, other: Estimate) -> Estimate:
+        """Return the difference; its interval holds if both were resampled with one seed, image by image alike."""
+        return Estimate(
+            self.value - other.value,
+            self.replicates - other.replicates,
+            min(self.n_pairs, other.n_pairs),
+            max(self.n_left_out, other.n_left_out),
+            self.n_resampled,
+        )
+
+
+def agreement(
+    pairs: Pairs,
+    measures: Collection[str] = MEASURES,
+    *,
+    resamples: int = 0,
+    seed: int = 0,
+    allocate: Allocate = allocate_in_memory,
+    bootstrap_images: int = BOOTSTRAP_IMAGES,
+) -> dict[str, Estimate]:
+    """Return measures of the agreement of two matrices, by name.
+
+    Parameters
+    ----------
+    pairs
+        The matrices.
+    measures
+        Some of `MEASURES`.
+    resamples, seed
+        Of the bootstrap over images; 0 makes none. The biased CKA never has one: copies of an image raise it.
+    allocate
+        See `rank_correlations`.
+    bootstrap_images
+        Images to resample at most.
+
+    Raises
+    ------
+    InputError
+        See `cka`.
+    """
+    estimates = _without_bootstrap(pairs, measures, allocate)
+    if not resamples:
+        return estimates
+    n, generator = pairs.n_images, np.random.default_rng(seed)
+    n_resampled = min(n, bootstrap_images)
+    images = np.sort(generator.choice(n, n_resampled, replace=False)) if n_resampled < n else np.arange(n)
+    x, y = pairs.subset(images)
+    counts = draw_counts(n_resampled, resamples=resamples, seed=seed)
+    replicates = _resample(x, y, counts, measures)
+    if n_resampled < n:
+        centres = _without_bootstrap(Pairs.of(x, y), replicates, allocate_in_memory)
+        share = math.sqrt(n_resampled / n)
+        replicates = {
+            name: estimates[name].value + share * (values - centres[name].value)
+            for name, values in replicates.items()
+        }
+    return estimates | {
+        name: replace(estimates[name], replicates=values, n_resampled=n_resampled)
+        for name, values in replicates.items()
+    }
+
+
+def _without_bootstrap(pairs: Pairs, measures: Collection[str], allocate: Allocate) -> dict[str, Estimate]:
+    none = np.empty(0)
+    found: dict[str, Estimate] = {}
+    for name in measures:
+        if name in ("cka", "cka-biased"):
+            aligned = cka(pairs, debiased=name == "cka")
+            n_pairs = aligned.n_images * (aligned.n_images - 1) // 2
+            found[name] = Estimate(float(aligned.values[0]), none, n_pairs, pairs.n_all - n_pairs, 0)
+    correlations = {"pearson": pearson(pairs)} if "pearson" in measures else {}
+    if {"spearman", "kendall"} & set(measures):
+        correlations |= rank_correlations(pairs, allocate=allocate)
+    for name, correlation in correlations.items():
+        found[name] = Estimate(correlation.value, none, correlation.n_pairs, correlation.n_left_out, 0)
+    return {name: found[name] for name in measures}
+
+
+def _resample(
+    x: NDArray[np.float64], y: NDArray[np.float64], counts: NDArray[np.int64], measures: Collection[str]
+) -> Mapping[str, NDArray[np.float64]]:
+    wanted = [name for name in CORRELATIONS if name in measures]
+    found = {"cka": cka(Pairs.of(x, y), counts=counts).values} if "cka" in measures else {}
+    if wanted:
+        resampled = ResampledCorrelation(x, y)
+        found |= {name: np.empty(len(counts)) for name in wanted}
+        for index, row in enumerate(counts):
+            weights = resampled.weights(row)
+            for name in wanted:
+                found[name][index] = getattr(resampled, name)(weights)
+    return found

@@ -12,187 +12,72 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ByteSize, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from semrsm_dist.config_data import (
+    CityscapesData,
+    CropsData,
+    Data,
+    DigitScenesData,
+    EgoObjectsData,
+    FeaturesData,
+    FolderData,
+    ImageNetData,
+    Images,
+    TableData,
+    TinyImageNetData,
+)
+from semrsm_dist.config_fields import AutoCount, AutoPair, Count, LocalPath, Numbers, Real, Section, Seed
 from semrsm_dist.config_problems import explain, find_place
 from semrsm_dist.config_yaml import KeyPath, Places, apply_overrides, read_document
 from semrsm_dist.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Numbers:
-    """Marks a field whose value alters the entries of the matrix.
-
-    Attributes
-    ----------
-    added
-        The field came when there were runs already: at its default it is no fact, so that these can go on.
-    """
-
-    added: bool = False
-
-
-def _one_or_two(value: object) -> object:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _auto_is_none(value: object) -> object:
-    return None if value == "auto" else value
-
-
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
-    return value
+__all__ = [
+    "CropsData",
+    "Data",
+    "DigitScenesData",
+    "FeaturesData",
+    "FolderData",
+    "Images",
+    "KernelConfig",
+    "MatchingConfig",
+    "ModelConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "StorageConfig",
+    "default_config",
+    "facts_of",
+    "load_config",
+    "numbers_of",
+    "parse_config",
+]
 
 
-def _location(value: object) -> object:
-    """Return a path with its home directory written out, or a URI as it is: `Path` would drop a slash."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
-            f"expected a path{'; write it in quotes' if isinstance(value, int | float) else ''}"
-        )
-    if not value or "\0" in value:
-        raise ValueError("expected a path")
-    if "://" in value:
-        return value
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"expected a path: {error}") from error
-
-
-def _path(value: object) -> object:
-    location = _location(value)
-    if isinstance(location, str):
-        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
-            "expected a path in a file system, not a URI; on a cluster, one that all nodes share"
-        )
-    return location
-
-
-def _layer_name(value: str) -> str:
-    """Check that a name can be that of a folder in the store."""
-    if value in ("", ".", "..", "zarr.json") or "/" in value or not value.isprintable():
-        raise ValueError("expected a name without / that a folder can bear; choose another")
-    return value
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
-Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
-LayerName = Annotated[str, AfterValidator(_layer_name)]
-LocalPath = Annotated[Path, BeforeValidator(_path)]
-Location = Annotated[Path | str, BeforeValidator(_location)]
-Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
-AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]
-Digits = Annotated[Pair, Numbers()]
-
-
-class DigitScenesData(_Section):
-    """Scenes of handwritten digits, generated from a package that is installed with this one."""
-
-    source: Literal["digits"]
-    n_images: Annotated[Count, Numbers()] = 400
-    digits: Digits = (1, 4)
-    canvas: Annotated[Count, Numbers()] = 96
-    scale: Annotated[tuple[Real, Real], Numbers()] = (2.5, 4.0)
-    overlap: Annotated[Real, Field(ge=0, le=1), Numbers()] = 0.1
-    split: Annotated[Literal["evaluation", "training"], Numbers()] = "evaluation"
-    seed: Annotated[Seed, Numbers()] = 0
-    displacement: Annotated[Real, Field(ge=0, le=1), Numbers(added=True)] = 1.0
-    arrangement: Annotated[Literal["free", "pair"], Numbers(added=True)] = "free"
-
-    @field_validator("digits", "scale")
-    @classmethod
-    def _smallest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("expected [smallest, largest], both positive; swap or correct them")
-        return value
-
-
-class FolderData(_Section):
-    """A folder of images; the first folder level below it is the class."""
-
-    source: Literal["folder"]
-    path: Location
-
-
-class TableData(_Section):
-    """A Parquet or CSV table with the columns `image_id`, `uri`, `labels` and, if wanted, `group`."""
-
-    source: Literal["table"]
-    path: Location
-
-
-Images = DigitScenesData | FolderData | TableData
-"""Sources of images as they are."""
-
-
-class CropsData(_Section):
-    """Square crops of the images of another source, shifted down by shares of their side."""
-
-    source: Literal["crops"]
-    of: Annotated[Images, Field(discriminator="source")]
-    share: Annotated[Real, Field(gt=0, le=1)] = 64 / 84
-    shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
-    sample: Count | None = None
-    seed: Seed = 0
-
-
-class FeaturesData(_Section):
-    """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr."""
-
-    source: Literal["features"]
-    layers: Annotated[dict[LayerName, LocalPath], Field(min_length=1)]
-    layout: Literal["auto", "nsc", "nchw"] = "auto"
-    table: Location | None = None
-
-
-Data = Annotated[Images | FeaturesData | CropsData, Field(discriminator="source")]
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The vision model, what of it is read, and how it runs."""
 
     name: Annotated[str, Numbers()]
     weights: Annotated[str, Numbers()] = "pretrained"
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
-    input_size: Annotated[Pair | None, BeforeValidator(_auto_is_none), Numbers()] = None
+    input_size: Annotated[AutoPair, Numbers()] = None
+    prompt: Annotated[str | None, Numbers()] = None
     seed: Annotated[Seed, Numbers()] = 0
     precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Numbers()] = "auto"
     batch_size: Count = 32
     actors: AutoCount = None
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """How features are kept on disk."""
 
     dtype: Annotated[Literal["float32", "float16"], Numbers()] = "float32"
 
 
-class MatchingConfig(_Section):
+class MatchingConfig(Section):
     """How two images' concept vectors are matched, and with what means."""
 
     matcher: Annotated[str, Numbers()] = "auction"
@@ -211,7 +96,7 @@ class MatchingConfig(_Section):
         return {name: value for name, value in given.items() if value is not None}
 
 
-class KernelConfig(_Section):
+class KernelConfig(Section):
     """A kernel to materialise; `sigma` is the RBF width, from the median distance when absent."""
 
     name: Literal["linear", "cosine", "rbf"]
@@ -229,14 +114,14 @@ class KernelConfig(_Section):
         return self
 
 
-class RetrievalConfig(_Section):
+class RetrievalConfig(Section):
     """Retrieval on the images' labels, reported in the summary when there are labels."""
 
     k: tuple[Count, ...] = (1,)
     kernel: Literal["linear", "cosine", "rbf"] = "cosine"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: one directory, one set of images (or queries against images), some layers."""
 
     run: LocalPath
@@ -390,6 +275,10 @@ _KEYS: dict[str, list[str]] = {
         ("data.digits", DigitScenesData),
         ("data.folder", FolderData),
         ("data.table", TableData),
+        ("data.egoobjects", EgoObjectsData),
+        ("data.cityscapes", CityscapesData),
+        ("data.tiny-imagenet", TinyImageNetData),
+        ("data.imagenet", ImageNetData),
         ("data.features", FeaturesData),
         ("data.crops", CropsData),
         ("model", ModelConfig),

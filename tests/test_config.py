@@ -26,8 +26,9 @@ from semrsm_dist.config import (
 from semrsm_dist.config_yaml import read_document
 from semrsm_dist.errors import ConfigError
 
-JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
-FILE = JOBS[0]
+JOBS = sorted((Path(__file__).parents[1] / "jobs").rglob("*.yaml"))
+FILE = Path(__file__).parents[1] / "jobs" / "digits.yaml"
+SOURCES = "digits, folder, table, egoobjects, cityscapes, tiny-imagenet, imagenet, features, crops"
 DIGITS = {"run": "r", "data": {"source": "digits"}, "model": {"name": "test_resnet", "layers": ["layer1"]}}
 IMAGES = """\
 run: runs/mine
@@ -191,8 +192,7 @@ def test_a_setting_is_told_as_the_place_of_its_mistake(refused):
         "--set matching={tile: x}: matching.tile: 'x': expected a whole number"
     ]
     assert refused(IMAGES, "data.source=tabel") == [
-        "--set data.source=tabel: data.source: 'tabel': expected one of digits, folder, table, features, crops; "
-        "did you mean 'table'?"
+        f"--set data.source=tabel: data.source: 'tabel': expected one of {SOURCES}; did you mean 'table'?"
     ]
     [line] = refused(IMAGES, "kernels.0.name=rbf")
     assert line.startswith("--set kernels.0.name=rbf: kernels: ")
@@ -365,11 +365,11 @@ def test_a_layer_may_bear_the_name_of_a_source(load, refused, source):
         ("run: a\nmodel: {name: x, layers: [y]}\n", "job.yaml: the key 'data' is missing; add it"),
         (
             IMAGES.replace("source: digits", "seed: 1"),
-            "job.yaml:2: the key 'data.source' is missing; add it: one of digits, folder, table, features, crops",
+            f"job.yaml:2: the key 'data.source' is missing; add it: one of {SOURCES}",
         ),
         (
             IMAGES.replace("source: digits", "source:"),
-            "job.yaml:3: data.source: None: expected one of digits, folder, table, features, crops",
+            f"job.yaml:3: data.source: None: expected one of {SOURCES}",
         ),
         (
             with_data("x: 1").replace("digits", "Digits"),
@@ -547,12 +547,20 @@ def test_items_of_a_list_have_lines_of_their_own(refused):
 def test_what_alters_the_numbers_is_marked_and_nothing_else():
     config = parse_config(DIGITS)
     assert set(numbers_of(config.data)) == set(DigitScenesData.model_fields) - {"source"}
-    assert set(numbers_of(config.model)) == {"name", "weights", "input_size", "seed", "precision"}
+    assert set(numbers_of(config.model)) == {
+        "name",
+        "weights",
+        "input_size",
+        "prompt",
+        "seed",
+        "precision",
+    }
     assert set(numbers_of(config.features)) == set(StorageConfig.model_fields)
     assert set(numbers_of(config.matching)) == {"matcher", "tolerance", "window", "k"}
     assert numbers_of(config) == numbers_of(config.retrieval) == {}
     # Of these the content is hashed, which says more than the name of a place.
-    for data in (FolderData(source="folder", path="x"), TableData(source="table", path="x")):
+    for source in ("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"):
+        data = parse_config({**DIGITS, "data": {"source": source, "path": "x"}}).data
         assert numbers_of(data) == {}
     assert ModelConfig.model_fields.keys() - numbers_of(config.model).keys() == {
         "layers",

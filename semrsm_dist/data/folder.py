@@ -43,8 +43,7 @@ class FolderImages(FileImages):
     def records(self) -> list[ImageRecord]:
         """Return the images, sorted by image id."""
         root = self._root()
-        listed = _list_remote(root) if is_uri(root) else _list_local(Path(root))
-        images = sorted(name for name in listed if _is_image(name))
+        images = sorted(name for name in list_files(root) if is_image(name))
         if not images:
             raise InputError(
                 f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(EXTENSIONS))} "
@@ -70,9 +69,26 @@ class FolderImages(FileImages):
         return ImageRecord(name, f"{root}/{name}", (parts[0],) if len(parts) > 1 else ())
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file below a folder is one of its images, by its extension."""
     path = PurePosixPath(name)
     return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+
+
+def list_files(root: str) -> Iterator[str]:
+    """Yield the files below a folder, at any depth, by their paths with forward slashes; links are followed.
+
+    Parameters
+    ----------
+    root
+        An absolute path, or a URI.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or a part of it cannot be listed.
+    """
+    return _list_remote(root) if is_uri(root) else _list_local(Path(root))
 
 
 def _list_local(root: Path) -> Iterator[str]:

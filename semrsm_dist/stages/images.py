@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from semrsm_dist.config import CropsData, DigitScenesData, FeaturesData, FolderData, Images
+from semrsm_dist.config import CropsData, FeaturesData, FolderData, Images
+from semrsm_dist.data.cityscapes import CityscapesImages
 from semrsm_dist.data.crops import ShiftedCrops
 from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.egoobjects import EgoObjectsImages
 from semrsm_dist.data.files import is_uri
 from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.imagenet import ImageNetImages
 from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.data.table import TableImages, read_records
+from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.stages.faults import failure_receipt, first_cause
@@ -30,11 +34,19 @@ def make_image_set(data: ImageData) -> ImageSet:
     """Return the image set that a section of the configuration describes."""
     if isinstance(data, CropsData):
         return ShiftedCrops(make_image_set(data.of), data.share, data.shifts, data.sample, data.seed)
-    if isinstance(data, DigitScenesData):
-        return DigitScenes(**data.model_dump(exclude={"source"}))
-    if isinstance(data, FolderData):
-        return FolderImages(data.path)
-    return TableImages(data.path)
+    return _IMAGE_SETS[data.source](**data.model_dump(exclude={"source"}))
+
+
+_IMAGE_SETS: dict[str, Callable[..., ImageSet]] = {
+    "digits": DigitScenes,
+    "folder": FolderImages,
+    "table": TableImages,
+    "egoobjects": EgoObjectsImages,
+    "cityscapes": CityscapesImages,
+    "tiny-imagenet": TinyImageNetImages,
+    "imagenet": ImageNetImages,
+}
+"""By source; their parameters are the keys of its section."""
 
 
 @dataclass(frozen=True)

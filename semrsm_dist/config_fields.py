@@ -1,0 +1,87 @@
+"""The types of the configuration's fields: what a value must look like, and whether the numbers depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Marks a field whose value alters the entries of the matrix.
+
+    Attributes
+    ----------
+    added
+        The field came when there were runs already: at its default it is no fact, so that these can go on.
+    """
+
+    added: bool = False
+
+
+def _one_or_two(value: object) -> object:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _auto_is_none(value: object) -> object:
+    return None if value == "auto" else value
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
+    return value
+
+
+def _location(value: object) -> object:
+    """Return a path with its home directory written out, or a URI as it is: `Path` would drop a slash."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
+            f"expected a path{'; write it in quotes' if isinstance(value, int | float) else ''}"
+        )
+    if not value or "\0" in value:
+        raise ValueError("expected a path")
+    if "://" in value:
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"expected a path: {error}") from error
+
+
+def _path(value: object) -> object:
+    location = _location(value)
+    if isinstance(location, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
+            "expected a path in a file system, not a URI; on a cluster, one that all nodes share"
+        )
+    return location
+
+
+def _layer_name(value: str) -> str:
+    """Check that a name can be that of a folder in the store."""
+    if value in ("", ".", "..", "zarr.json") or "/" in value or not value.isprintable():
+        raise ValueError("expected a name without / that a folder can bear; choose another")
+    return value
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values are checked and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
+Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+LayerName = Annotated[str, AfterValidator(_layer_name)]
+LocalPath = Annotated[Path, BeforeValidator(_path)]
+Location = Annotated[Path | str, BeforeValidator(_location)]
+Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
+AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]
+AutoPair = Annotated[Pair | None, BeforeValidator(_auto_is_none)]

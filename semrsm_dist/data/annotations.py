@@ -1,0 +1,137 @@
+"""What the readers of annotated data sets share: files that must be there, listings, seeded samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from semrsm_dist.data.files import absolute, locate
+from semrsm_dist.data.folder import list_files
+from semrsm_dist.errors import ConfigError, InputError, StorageError, did_you_mean
+
+_logger = logging.getLogger(__name__)
+
+
+def join(folder: str | Path, *parts: str) -> str:
+    """Return a location below a folder, which may be a URI, the same in any working directory."""
+    return "/".join((absolute(folder).rstrip("/"), *parts))
+
+
+def require_split(split: str, known: Collection[str], source: str) -> None:
+    """Refuse a split that a data set does not have.
+
+    Raises
+    ------
+    ConfigError
+        Naming those it has.
+    """
+    if split not in known:
+        raise ConfigError(
+            f"{source}: there is no split {split!r}{did_you_mean(split, known)}; choose one of {', '.join(known)}"
+        )
+
+
+def is_folder(location: str) -> bool:
+    """Return whether there is a folder at a location."""
+    system, path = locate(location)
+    return bool(system.get_file_info(path).type == fs.FileType.Directory)
+
+
+def list_below(folder: str, remedy: str) -> list[str]:
+    """Return the files below a folder at any depth, as sorted paths with forward slashes.
+
+    Raises
+    ------
+    InputError
+        There is no such folder; `remedy` says what to put there.
+    """
+    if not is_folder(folder):
+        raise InputError(f"there is no folder {folder!r}: {remedy}")
+    return sorted(list_files(folder))
+
+
+def read_bytes(location: str, remedy: str) -> bytes:
+    """Return the content of an annotation file.
+
+    Raises
+    ------
+    InputError
+        There is no such file; `remedy` says what to put there.
+    StorageError
+        The storage fails.
+    """
+    system, path = locate(location)
+    try:
+        with system.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"there is no file {location!r}: {remedy}") from error
+    except OSError as error:
+        raise StorageError(f"{location}: cannot be read: {error}; grant access, or check the disk") from error
+
+
+def read_lines(location: str, remedy: str) -> list[str]:
+    """Return the lines of a text file that hold anything; errors as in `read_bytes`."""
+    try:
+        text = read_bytes(location, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: is no text ({error}); get the file anew") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def read_json(location: str, remedy: str) -> Mapping[str, Any]:
+    """Return the object that a JSON file holds; errors as in `read_bytes`, and for anything else than an object."""
+    content = read_bytes(location, remedy)
+    try:
+        document = json.loads(content)
+    except ValueError as error:  # of JSON and of the encoding
+        raise InputError(f"{location}: not complete JSON ({error}); get the file anew") from error
+    if not isinstance(document, dict):
+        raise InputError(
+            f"{location}: holds a {type(document).__name__}, not an object with keys; get the file anew"
+        )
+    return document
+
+
+def draw_sample(names: Iterable[str], sample: int | None, seed: int) -> list[str]:
+    """Draw names by chance, and return them sorted.
+
+    Whether a name is drawn depends on the seed and on the names alone, not on their order; a smaller sample is
+    part of a larger one of the same seed.
+
+    Parameters
+    ----------
+    names
+        Different ones.
+    sample
+        How many; all of them if there are fewer, or if it is None.
+    seed
+        Of the draw.
+    """
+    names = sorted(names)
+    if sample is None or sample >= len(names):
+        return names
+    return sorted(sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:sample])
+
+
+def warn_unlabelled(source: str, names: Sequence[str]) -> None:
+    """Tell of images that no annotation speaks of; they stay, without labels."""
+    if names:
+        _logger.warning(
+            "%s: %d images have no annotations and stay without labels: %s",
+            source,
+            len(names),
+            shorten(names),
+        )
+
+
+def shorten(names: Iterable[object], n: int = 5) -> str:
+    """Write out the first few of some names."""
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")

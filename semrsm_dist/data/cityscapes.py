@@ -1,0 +1,147 @@
+"""Cityscapes: street scenes with a polygon around everything in them.
+
+Cordts et al., The Cityscapes Dataset, CVPR 2016. A sequence is one drive through a city.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semrsm_dist.data.annotations import (
+    draw_sample,
+    join,
+    list_below,
+    read_json,
+    require_split,
+    warn_unlabelled,
+)
+from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.records import ImageRecord
+from semrsm_dist.errors import InputError, did_you_mean
+
+SPLITS = ("train", "val", "test")
+IMAGE, POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
+NO_OBJECTS = ("ego vehicle", "out of roi", "rectification border", "unlabeled")
+"""Labels of regions that show nothing, or only the car with the camera: in nearly every image."""
+
+LABELS = frozenset(
+    {
+        *NO_OBJECTS,
+        *("static", "dynamic", "ground", "road", "sidewalk", "parking", "rail track"),
+        *("building", "wall", "fence", "guard rail", "bridge", "tunnel"),
+        *("pole", "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky"),
+        *("person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
+        "license plate",
+    }
+)
+_GROUP = "group"
+_READ_AT_ONCE = 16  # small files, perhaps far away
+
+
+@dataclass(frozen=True)
+class CityscapesImages(FileImages):
+    """Left images of Cityscapes, sorted by name; the label set is what the fine annotations mark in them.
+
+    The group of an image is its city and sequence. Deleted polygons count for nothing; a label such as `cargroup` is
+    that of the things in the group. Images without a file of polygons stay, without labels, and a warning
+    tells of them; polygons without their image make an unreadable image.
+
+    Parameters
+    ----------
+    path
+        Folder with ``leftImg8bit/{split}/{city}/`` and ``gtFine/{split}/{city}/``, or its URI.
+    split
+        "train", "val" or "test" (whose annotations are not public).
+    ignore
+        Labels to leave out; those of no objects (`NO_OBJECTS`) if not given.
+    sample, seed
+        So many images drawn by chance, see `draw_sample`; None takes all.
+
+    Raises
+    ------
+    ConfigError
+        The split is unknown.
+    InputError
+        From `records`: a folder is missing or empty, or a file of polygons is not of this format.
+    """
+
+    path: str | Path
+    split: str = "val"
+    ignore: tuple[str, ...] | None = None
+    sample: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ignore", NO_OBJECTS if self.ignore is None else tuple(self.ignore))
+        require_split(self.split, SPLITS, "Cityscapes")
+
+    def records(self) -> list[ImageRecord]:
+        """Return the images of the split."""
+        images, polygons = self._frames("leftImg8bit", IMAGE), self._frames("gtFine", POLYGONS)
+        names = {Path(frame).name: frame for frame in (*images, *polygons)}
+        if not names:
+            raise InputError(
+                f"no images {'*' + IMAGE!r} below {join(self.path, 'leftImg8bit', self.split)!r}: {self._remedy()}"
+            )
+        drawn = [names[name] for name in draw_sample(names, self.sample, self.seed)]
+        warn_unlabelled(f"Cityscapes {self.split}", [frame for frame in drawn if frame not in polygons])
+        with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+            labels = threads.map(lambda frame: self._labels(frame) if frame in polygons else (), drawn)
+            return [self._record(frame, found) for frame, found in zip(drawn, labels, strict=True)]
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the source."""
+        return {
+            "kind": "cityscapes",
+            "path": absolute(self.path),
+            "split": self.split,
+            "ignore": list(self.ignore or ()),
+            "sample": self.sample,
+            "seed": self.seed,
+        }
+
+    def _frames(self, kind: str, ending: str) -> set[str]:
+        """Return ``{city}/{city}_{sequence}_{frame}`` of the files of a kind."""
+        files = list_below(join(self.path, kind, self.split), self._remedy())
+        return {file.removesuffix(ending) for file in files if file.endswith(ending)}
+
+    def _record(self, frame: str, labels: tuple[str, ...]) -> ImageRecord:
+        name = Path(frame).name
+        uri = join(self.path, "leftImg8bit", self.split, frame + IMAGE)
+        return ImageRecord(name, uri, labels, group=name.rpartition("_")[0] or None)
+
+    def _labels(self, frame: str) -> tuple[str, ...]:
+        where = join(self.path, "gtFine", self.split, frame + POLYGONS)
+        objects = read_json(where, self._remedy()).get("objects")
+        if not isinstance(objects, list):
+            raise InputError(f"{where}: has no list 'objects', so it holds no polygons; get the file anew")
+        found = {_label(thing, where) for thing in objects if not _is_deleted(thing)}
+        return tuple(sorted(found.difference(self.ignore or ())))
+
+    def _remedy(self) -> str:
+        return (
+            "put leftImg8bit/ and gtFine/ of Cityscapes (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip "
+            f"from cityscapes-dataset.com, unpacked) into {absolute(self.path)}, or say where they are with "
+            "--set data.path=FOLDER"
+        )
+
+
+def _is_deleted(thing: Any) -> bool:
+    return isinstance(thing, Mapping) and bool(thing.get("deleted"))
+
+
+def _label(thing: Any, where: str) -> str:
+    label = thing.get("label") if isinstance(thing, Mapping) else None
+    if label in LABELS:
+        return str(label)
+    single = str(label).removesuffix(_GROUP)
+    if single in LABELS:
+        return single
+    raise InputError(
+        f"{where}: {label!r} is no label of Cityscapes{did_you_mean(str(label), LABELS) or '.'} Correct the file, or "
+        "get it anew"
+    )

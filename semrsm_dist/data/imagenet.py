@@ -1,0 +1,148 @@
+"""The validation images of ImageNet (ILSVRC 2012), in a folder a class or all in one with the development kit."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from semrsm_dist.data.annotations import (
+    draw_sample,
+    is_folder,
+    join,
+    list_below,
+    read_bytes,
+    read_lines,
+    shorten,
+)
+from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.folder import is_image
+from semrsm_dist.data.records import ImageRecord, check_unique_ids
+from semrsm_dist.errors import InputError
+
+TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+_WNID = re.compile(r"n\d{8}")
+_NAME = "ILSVRC2012_val_{:08d}.JPEG"
+
+
+@dataclass(frozen=True)
+class ImageNetImages(FileImages):
+    """Validation images of ImageNet, sorted by file name, labelled with the WordNet id of their class.
+
+    Models number the classes by the rank of the sorted WordNet ids. Both layouts give the same image ids and labels.
+    In the flat layout the ground truth tells which images there are: those that are not there are unreadable.
+
+    Parameters
+    ----------
+    path
+        Folder with ``val/<wnid>/*.JPEG``, or with ``val/*.JPEG`` and the development kit; or ``val`` itself; or a URI.
+    devkit
+        Folder with ``ILSVRC2012_validation_ground_truth.txt`` and ``meta.mat``, which the flat layout needs;
+        ``ILSVRC2012_devkit_t12/data`` below `path` if not given.
+    sample, seed
+        So many images drawn by chance, see `draw_sample`; None takes all.
+
+    Raises
+    ------
+    InputError
+        From `records`: a folder or file is missing, or something in it does not belong there.
+    """
+
+    path: str | Path
+    devkit: str | Path | None = None
+    sample: int | None = None
+    seed: int = 0
+
+    def records(self) -> list[ImageRecord]:
+        """Return the validation images."""
+        below = join(self.path, "val")
+        folder = below if is_folder(below) else absolute(self.path).rstrip("/")
+        paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
+        if not paths:
+            raise InputError(f"no images in {folder!r}: {self._remedy()}")
+        flat = [path for path in paths if len(path.parts) == 1]
+        if flat and len(flat) < len(paths):
+            raise InputError(
+                f"{folder}: {len(flat)} images lie beside {len(paths) - len(flat)} in class folders; keep one layout"
+            )
+        labels = self._flat_labels(flat, folder) if flat else _nested_labels(paths, folder)
+        by_name = {path.name: path for path in labels}
+        return [
+            ImageRecord(name, f"{folder}/{by_name[name]}", (labels[by_name[name]],))
+            for name in draw_sample(by_name, self.sample, self.seed)
+        ]
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the source."""
+        return {
+            "kind": "imagenet",
+            "path": absolute(self.path),
+            "sample": self.sample,
+            "seed": self.seed,
+        }
+
+    def _flat_labels(self, paths: Sequence[PurePosixPath], folder: str) -> dict[PurePosixPath, str]:
+        """Return all images of the ground truth, whose line number is the image's number."""
+        kit = (
+            absolute(self.devkit).rstrip("/")
+            if self.devkit
+            else join(self.path, "ILSVRC2012_devkit_t12", "data")
+        )
+        remedy = (
+            f"without class folders the images need {TRUTH} and {CLASSES} of ILSVRC2012_devkit_t12.tar.gz "
+            f"(image-net.org): put both into {kit}, or say where they are with --set data.devkit=FOLDER"
+        )
+        wnids = _read_classes(f"{kit}/{CLASSES}", remedy)
+        labels: dict[PurePosixPath, str] = {}
+        for number, line in enumerate(read_lines(f"{kit}/{TRUTH}", remedy), start=1):
+            if not line.strip().isdecimal() or int(line) not in wnids:
+                raise InputError(
+                    f"{kit}/{TRUTH}: line {number}: {line!r} is no class of {CLASSES}; get both anew"
+                )
+            labels[PurePosixPath(_NAME.format(number))] = wnids[int(line)]
+        strange = [path for path in paths if path not in labels]
+        if strange:
+            raise InputError(
+                f"{folder}: {len(strange)} images are none of the {len(labels)} of the ground truth, "
+                f"{_NAME.format(1)} to {_NAME.format(len(labels))} ({shorten(strange)}); move them away"
+            )
+        return labels
+
+    def _remedy(self) -> str:
+        return (
+            "put the validation images of ILSVRC 2012 (ILSVRC2012_img_val.tar from image-net.org) into "
+            f"{join(self.path, 'val')}, all in one or in a folder a class (<wnid>/*.JPEG), or say where they are with "
+            "--set data.path=FOLDER"
+        )
+
+
+def _nested_labels(paths: Sequence[PurePosixPath], folder: str) -> dict[PurePosixPath, str]:
+    strange = sorted({path.parts[0] for path in paths if not _WNID.fullmatch(path.parts[0])})
+    if strange:
+        raise InputError(
+            f"{folder}: {len(strange)} folders are not named after a class such as n01440764 ({shorten(strange)}); "
+            "move them away, or read other images with source: folder"
+        )
+    check_unique_ids((path.name for path in paths), folder)
+    return {path: path.parts[0] for path in paths}
+
+
+def _read_classes(location: str, remedy: str) -> dict[int, str]:
+    """Return the class number of the development kit -> WordNet id."""
+    from scipy.io import loadmat  # noqa: PLC0415 - only this layout needs it
+
+    content = read_bytes(location, remedy)
+    try:
+        read: Any = loadmat  # files in memory too, of which its stubs do not know
+        synsets = read(io.BytesIO(content), squeeze_me=True)["synsets"]
+        return {
+            int(number): str(wnid)
+            for number, wnid in zip(synsets["ILSVRC2012_ID"].flat, synsets["WNID"].flat, strict=True)
+        }
+    except (ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        raise InputError(
+            f"{location}: is not the list of classes of ILSVRC 2012 ({error}); get it anew"
+        ) from error

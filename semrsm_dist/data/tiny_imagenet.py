@@ -1,0 +1,120 @@
+"""TinyImageNet: 200 classes of ImageNet at 64 x 64 pixels, as the archive tiny-imagenet-200.zip unpacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from semrsm_dist.data.annotations import (
+    draw_sample,
+    join,
+    list_below,
+    read_lines,
+    require_split,
+    shorten,
+    warn_unlabelled,
+)
+from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.folder import is_image
+from semrsm_dist.data.records import ImageRecord
+from semrsm_dist.errors import InputError
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class TinyImageNetImages(FileImages):
+    """Images of TinyImageNet, sorted by name, labelled with the WordNet id of their class.
+
+    Validation images that ``val_annotations.txt`` does not list stay, without labels, and a warning tells of them;
+    those that it lists and that are not there are unreadable.
+
+    Parameters
+    ----------
+    path
+        Folder with ``wnids.txt``, ``train/<wnid>/images/``, ``val/images/`` and ``val/val_annotations.txt``; or its
+        URI.
+    split
+        "train" or "val"; the test images have no labels (read them with FolderImages).
+    sample, seed
+        So many images drawn by chance, see `draw_sample`; None takes all.
+
+    Raises
+    ------
+    ConfigError
+        The split is unknown.
+    InputError
+        From `records`: a file or folder is missing, or names a class that ``wnids.txt`` does not list.
+    """
+
+    path: str | Path
+    split: str = "val"
+    sample: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_split(self.split, SPLITS, "TinyImageNet")
+
+    def records(self) -> list[ImageRecord]:
+        """Return the images of the split."""
+        classes = {line.strip() for line in read_lines(join(self.path, "wnids.txt"), self._remedy())}
+        images = self._train(classes) if self.split == "train" else self._val(classes)
+        if not images:
+            raise InputError(f"no images in {join(self.path, self.split)!r}: {self._remedy()}")
+        return [images[name] for name in draw_sample(images, self.sample, self.seed)]
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the source."""
+        return {
+            "kind": "tiny-imagenet",
+            "path": absolute(self.path),
+            "split": self.split,
+            "sample": self.sample,
+            "seed": self.seed,
+        }
+
+    def _train(self, classes: Collection[str]) -> dict[str, ImageRecord]:
+        folder = join(self.path, "train")
+        paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
+        self._require_classes({path.parts[0] for path in paths}, classes, folder)
+        without = sorted(set(classes) - {path.parts[0] for path in paths})
+        if without:
+            raise InputError(
+                f"{folder}: holds no images of {len(without)} of the {len(classes)} classes in wnids.txt "
+                f"({shorten(without)}); {self._remedy()}"
+            )
+        return {path.name: ImageRecord(path.name, f"{folder}/{path}", (path.parts[0],)) for path in paths}
+
+    def _val(self, classes: Collection[str]) -> dict[str, ImageRecord]:
+        where, folder = join(self.path, "val", "val_annotations.txt"), join(self.path, "val", "images")
+        labels: dict[str, str] = {}
+        for number, line in enumerate(read_lines(where, self._remedy()), start=1):
+            name, *rest = line.split("\t")
+            if not rest or name in labels:
+                problem = "stands there twice" if rest else "has no class"
+                raise InputError(f"{where}: entry {number}: {name!r} {problem}; get the file anew")
+            labels[name] = rest[0].strip()
+        self._require_classes(labels.values(), classes, where)
+        unlisted = [
+            file for file in list_below(folder, self._remedy()) if is_image(file) and file not in labels
+        ]
+        warn_unlabelled("TinyImageNet val", unlisted)
+        return {
+            name: ImageRecord(name, f"{folder}/{name}", (labels[name],) if name in labels else ())
+            for name in (*labels, *unlisted)
+        }
+
+    def _require_classes(self, found: Collection[str], classes: Collection[str], where: str) -> None:
+        unknown = sorted(set(found).difference(classes))
+        if unknown:
+            raise InputError(
+                f"{where}: {len(unknown)} classes are not in {join(self.path, 'wnids.txt')} ({shorten(unknown)}); "
+                "get both anew, or add them there"
+            )
+
+    def _remedy(self) -> str:
+        return (
+            f"unpack tiny-imagenet-200.zip (cs231n.stanford.edu) so that wnids.txt lies in {absolute(self.path)}, or "
+            "say where it is with --set data.path=FOLDER"
+        )

@@ -133,6 +133,7 @@ def _nested_labels(paths: Sequence[PurePosixPath], folder: str) -> dict[PurePosi
 def _read_classes(location: str, remedy: str) -> dict[int, str]:
     """Return the class number of the development kit -> WordNet id."""
     from scipy.io import loadmat  # noqa: PLC0415 - only this layout needs it
+    from scipy.io.matlab import MatReadError  # noqa: PLC0415
 
     content = read_bytes(location, remedy)
     try:
@@ -142,7 +143,7 @@ def _read_classes(location: str, remedy: str) -> dict[int, str]:
             int(number): str(wnid)
             for number, wnid in zip(synsets["ILSVRC2012_ID"].flat, synsets["WNID"].flat, strict=True)
         }
-    except (ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"{location}: is not the list of classes of ILSVRC 2012 ({error}); get it anew"
         ) from error

@@ -176,8 +176,8 @@ class DigitScenes:
             raise ConfigError(
                 f"digit scenes: displacement {self.displacement:g} needs a home for each of {N_CLASSES} classes, one "
                 f"digit each, but a canvas of {self.canvas} px has room for {len(self._homes())} boxes of {high} px "
-                f"with overlap {self.overlap:g}, and digits is {self.digits}. Ask for at most {N_CLASSES} digits, a smaller "
-                f"scale or a larger canvas, or leave displacement at 1"
+                f"with overlap {self.overlap:g}, and digits is {self.digits}. Ask for at most {N_CLASSES} digits, a "
+                f"smaller scale or a larger canvas, or leave displacement at 1"
             )
 
     # --- the image set -------------------------------------------------------------------------------

@@ -1,0 +1,155 @@
+"""The shifted crops as a table, as words and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from semrsm_dist.evaluation.contrast import Contrast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEDIAN, AUC = "median similarity", "auc"
+SAME, DIFFERENT, SAME_ABOVE = "same", "different", "same above different"
+
+SHOWN_KERNELS = ("rbf", "cosine")
+"""Kernels on a scale that layers share; the paper shows the first."""
+
+COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
+STYLES = {SAME: "-", DIFFERENT: ":"}
+PANELS_ACROSS = 5
+
+
+def tabulate_contrast(contrast: Contrast) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one layer, kernel, kind and shift: two medians, and the AUC.
+
+    `pair` is whose similarity it is; `n` counts the pairs, of the AUC those that belong together.
+    """
+    for pair, spread in ((SAME, contrast.same), (DIFFERENT, contrast.different)):
+        yield {
+            "quantity": MEDIAN,
+            "pair": pair,
+            "value": spread.median.estimate,
+            "low": spread.median.low,
+            "high": spread.median.high,
+            "confidence": spread.median.confidence,
+            "lower_quartile": spread.lower_quartile,
+            "upper_quartile": spread.upper_quartile,
+            "n": spread.n_pairs,
+        }
+    yield {
+        "quantity": AUC,
+        "pair": SAME_ABOVE,
+        "value": contrast.auc.estimate,
+        "low": contrast.auc.low,
+        "high": contrast.auc.high,
+        "confidence": contrast.auc.confidence,
+        "lower_quartile": np.nan,
+        "upper_quartile": np.nan,
+        "n": contrast.same.n_pairs,
+    }
+
+
+def write_text(table: pd.DataFrame, *, n_asked: int) -> str:
+    """Return the layers at the largest shift: medians, and how well same and different images are told apart."""
+    far = table[table["shift"] == table["shift"].max()]
+    n_images, shift, pixels = far[["n_images", "shift", "pixels"]].iloc[0]
+    parts = [
+        f"{n_images:.0f} images, second crop {shift:.1%} of its side further down ({pixels:.0f} pixels of the input)"
+    ]
+    for kernel in SHOWN_KERNELS:
+        medians = far[(far["quantity"] == MEDIAN) & (far["kernel"] == kernel)]
+        wide = medians.pivot_table("value", "layer", ["kind", "pair"], sort=False, dropna=False)
+        parts.append(f"median similarity, {kernel}:\n{_show(wide)}")
+    areas = far[far["quantity"] == AUC]
+    shown = areas.assign(value=[_interval(row) for row in areas.to_dict("records")])
+    wide = shown.pivot_table("value", "layer", ["kernel", "kind"], sort=False, dropna=False, aggfunc="first")
+    confidence = far["confidence"].iloc[0]
+    parts.append(
+        "probability that two crops of one image are more similar than two of different images (AUC; "
+        f"{confidence:.0%} intervals over images):\n{_show(wide)}"
+    )
+    if n_images < n_asked:
+        parts.append(f"note: {n_asked} images were asked for, {n_images:.0f} could be had")
+    return "\n\n".join(parts)
+
+
+def _show(wide: pd.DataFrame) -> str:
+    wide.index.name = None
+    wide.columns.names = [None] * wide.columns.nlevels
+    text: str = wide.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
+    return text
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def draw_translation(figure: Figure, table: pd.DataFrame) -> None:
+    """Draw similarity against shift for each layer and, below, medians and AUC over the layers at the largest shift."""
+    layers = list(dict.fromkeys(table["layer"]))
+    across = min(len(layers), PANELS_ACROSS)
+    down = -(-len(layers) // across)
+    figure.set_size_inches(max(2.6 * across, 10.0), 2.7 * down + 3.6)
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.7 * down, 3.4])
+    above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    panels = above.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    kernel = SHOWN_KERNELS[0]
+    for axes, layer in zip(panels.flat, layers, strict=False):
+        _draw_shifts(axes, table[(table["layer"] == layer) & (table["kernel"] == kernel)])
+        axes.set_title(f"{layer} (S = {table.loc[table['layer'] == layer, 'n_tokens'].iloc[0]})", fontsize=10)
+    for axes in panels.flat[len(layers) :]:
+        axes.set_axis_off()
+    above.supylabel(f"similarity ({kernel}), median and quartiles", fontsize=9)
+    above.supxlabel("shift in pixels of the network's input", fontsize=9)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    above.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    far = table[table["shift"] == table["shift"].max()]
+    profiles = below.subplots(1, len(SHOWN_KERNELS) + 1)
+    pixels = far["pixels"].iloc[0]
+    for axes, name in zip(profiles, SHOWN_KERNELS, strict=False):
+        _draw_profile(axes, far[(far["quantity"] == MEDIAN) & (far["kernel"] == name)], layers)
+        axes.set_title(f"median similarity ({name}), {pixels:.0f} px", fontsize=10)
+    _draw_profile(profiles[-1], far[(far["quantity"] == AUC) & (far["kernel"] == kernel)], layers)
+    profiles[-1].axhline(0.5, color="grey", linewidth=0.8)
+    profiles[-1].set_title(f"AUC, same above different ({kernel}), {pixels:.0f} px", fontsize=10)
+
+
+def _draw_shifts(axes: Axes, rows: pd.DataFrame) -> None:
+    for (kind, pair), part in rows[rows["quantity"] == MEDIAN].groupby(["kind", "pair"], sort=False):
+        axes.plot(
+            part["pixels"],
+            part["value"],
+            STYLES[pair],
+            color=COLOURS[kind],
+            label=f"{kind}, {pair} image{'s' if pair == DIFFERENT else ''}",
+        )
+        if pair == SAME:
+            axes.fill_between(
+                part["pixels"],
+                part["lower_quartile"],
+                part["upper_quartile"],
+                color=COLOURS[kind],
+                alpha=0.15,
+            )
+    axes.grid(alpha=0.3)
+
+
+def _draw_profile(axes: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
+    for (kind, pair), part in rows.groupby(["kind", "pair"], sort=False):
+        axes.errorbar(
+            [layers.index(layer) for layer in part["layer"]],
+            part["value"],
+            yerr=np.abs(part[["low", "high"]].to_numpy(dtype=float).T - part["value"].to_numpy(dtype=float)),
+            fmt="o" + STYLES.get(pair, "-"),
+            markersize=4,
+            elinewidth=1.2,
+            color=COLOURS[kind],
+        )
+    axes.set_xticks(range(len(layers)), layers, rotation=30 if len(layers) > 4 else 0)
+    axes.grid(axis="y", alpha=0.3)

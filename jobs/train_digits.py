@@ -219,6 +219,7 @@ def save(
         "model_kwargs": json.dumps(recipe.model_kwargs),
         "num_classes": str(N_CLASSES),
         "classes": json.dumps([str(digit) for digit in range(N_CLASSES)]),
+        "outputs": "labels",  # yes or no to each: several digits may be there
         "input_size": json.dumps([3, CANVAS, CANVAS]),
         "mean": json.dumps([MEAN] * 3),
         "std": json.dumps([STD] * 3),

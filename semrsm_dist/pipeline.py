@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from semrsm_dist.stages.identity import Identity, compare, identify, model_spec
 from semrsm_dist.stages.images import make_image_set, require_enough
 from semrsm_dist.stages.importing import import_features
 from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
+from semrsm_dist.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.stages.session import Session
 from semrsm_dist.stages.sizing import choose_sizes, panel_budget, require_disk
 from semrsm_dist.stages.summary import summarise
@@ -77,6 +79,40 @@ def run(
         If it was interrupted or `stop` was set; what was finished is kept.
     """
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    with _open_session(config, engine, reporter, stop) as (session, record):
+        return _run_session(session, matcher, record)
+
+
+def compute_outputs(
+    config: RunConfig, *, meaning: str | None = None, reporter: Reporter | None = None
+) -> ModelOutputs:
+    """Compute what the head of a run's model says of its images, or what is missing of it, and read it.
+
+    Parameters
+    ----------
+    config
+        Of a run that has been computed.
+    meaning
+        What the outputs mean, if the weights do not say; see `semrsm_dist.features.outputs.find_meaning`.
+    reporter
+        Where progress is told; None tells nothing.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run yet, or its model has no outputs that probabilities could be made of.
+    ResumeError, InputError, StorageError, WorkError, KeyboardInterrupt
+        As `run`.
+    """
+    with _open_session(config, None, reporter, None) as (session, record):
+        return extract_outputs(session, record, meaning)
+
+
+@contextlib.contextmanager
+def _open_session(
+    config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
+) -> Iterator[tuple[Session, Record | None]]:
+    """Hold the run directory and an engine, and give the session with the record of the run."""
     directory = RunDirectory(_lasting(config.run))
     directory.create()
     with directory.locked():
@@ -85,7 +121,7 @@ def run(
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
         session = Session(config, directory, engine, reporter or SilentReporter(), stop or threading.Event())
         try:
-            return _run_session(session, matcher, record)
+            yield session, record
         except KeyboardInterrupt:
             directory.append_event("interrupted")
             raise

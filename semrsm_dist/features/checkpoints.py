@@ -15,6 +15,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,6 @@ def hash_state(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def load_shipped(model: nn.Module, arch: str) -> None:
-    """Fill a model with the weights for digit scenes that come with the package."""
-    path = registry.shipped_architectures()[arch]
-    load_state(model, _read_state(path), source=str(path))
 
 
 def load_file(model: nn.Module, path: Path) -> None:
@@ -189,8 +184,15 @@ def _load_npz(model: nn.Module, path: Path) -> None:
         )
 
 
-def check_download(name: str) -> None:
+def check_download(name: str, files: Sequence[str] = ()) -> None:
     """Refuse at once, instead of after a minute of retries, when the weights are neither here nor reachable.
+
+    Parameters
+    ----------
+    name
+        The model.
+    files
+        Any one of these files of its repository will do; timm's choice if there are none.
 
     Raises
     ------
@@ -199,7 +201,7 @@ def check_download(name: str) -> None:
     """
     cfg = registry.pretrained_cfg(name)
     hub_id = cfg.get("hf_hub_id")
-    if not hub_id or _in_cache(hub_id, cfg.get("hf_hub_filename")) or urllib.request.getproxies():
+    if not hub_id or _in_cache(hub_id, files or _hub_files(cfg)) or urllib.request.getproxies():
         return  # other hosts do not retry
     from huggingface_hub import constants  # noqa: PLC0415 (only where a download is wanted)
 
@@ -207,23 +209,27 @@ def check_download(name: str) -> None:
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
-        raise download_error(name, error) from error
+        raise download_error(name, error, files) from error
 
 
-def _in_cache(hub_id: str, filename: str | None) -> bool:
+def _hub_files(cfg: Mapping[str, Any]) -> Sequence[str]:
+    filename = cfg.get("hf_hub_filename")
+    return (filename,) if filename else ("model.safetensors", "pytorch_model.bin")
+
+
+def _in_cache(hub_id: str, files: Sequence[str]) -> bool:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
     repo, _, revision = hub_id.partition("@")
-    names = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
-    return any(isinstance(try_to_load_from_cache(repo, n, revision=revision or None), str) for n in names)
+    return any(isinstance(try_to_load_from_cache(repo, n, revision=revision or None), str) for n in files)
 
 
-def download_error(name: str, error: Exception) -> InputError:
+def download_error(name: str, error: Exception, files: Sequence[str] = ()) -> InputError:
     """Say which file to fetch elsewhere, and how to point to it."""
     cfg = registry.pretrained_cfg(name)
     hub_id, url = cfg.get("hf_hub_id"), cfg.get("url")
     if hub_id:
-        url = f"https://huggingface.co/{hub_id}/resolve/main/{cfg.get('hf_hub_filename') or 'model.safetensors'}"
+        url = f"https://huggingface.co/{hub_id}/resolve/main/{(files or _hub_files(cfg))[0]}"
     return InputError(
         f"the weights of {name!r} cannot be downloaded ({_first_line(error)}). Get {url} where there is a network "
         "and give the path of that file as weights, or ask for weights: random to run without"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
@@ -124,13 +124,18 @@ class Extractor:
         self.batch_size = batch_size
         _use_one_thread()
         self.model: LoadedModel = load_model(spec)
-        self.layers: list[LayerInfo] = resolve_layers(self.model, layers)
-        self._read = LayerReader(self.model, self.layers)
+        self.layers: list[LayerInfo]
+        self.layers, self._read = self._find(layers)
         self.model.module.to(self.device)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = False  # the same algorithm, so the same numbers, every time
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = self.precision != "float32"
+
+    def _find(self, names: Sequence[str]) -> tuple[list[LayerInfo], Callable[[Tensor], dict[str, Tensor]]]:
+        """Return the layers of these names, and what reads them from a batch (B, 3, H, W) as (B, S, C)."""
+        layers = resolve_layers(self.model, names)
+        return layers, LayerReader(self.model, layers)
 
     def transform(self, image: Image.Image) -> Prepared:
         """Return the (3, H, W) input of the network for an image; may be called from any thread.

@@ -19,6 +19,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.config import resolve_data_config
+from timm.data.imagenet_info import infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
@@ -75,6 +76,9 @@ class LoadedModel:
         Tokens without a position (class token, registers) before the patch tokens.
     classes
         Names of the classifier's outputs, where known.
+    outputs
+        What the head's outputs mean: "classes" if it names one of them (softmax), "labels" if it says yes or no to each
+        (sigmoid), None if there is no head or nothing says that they are classes.
     """
 
     module: nn.Module
@@ -84,6 +88,7 @@ class LoadedModel:
     weights_sha256: str
     n_prefix_tokens: int
     classes: tuple[str, ...] | None
+    outputs: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -112,6 +117,7 @@ class LoadedModel:
             "n_prefix_tokens": self.n_prefix_tokens,
             "n_classes": self.n_classes,
             "classes": list(self.classes) if self.classes else None,
+            "outputs": self.outputs,
             "data_config": _plain(self.data_config),
             "pretrained_cfg": _plain(getattr(self.module, "pretrained_cfg", {})),
             "timm": importlib.metadata.version("timm"),
@@ -140,6 +146,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             module = _create_pretrained(spec.name, size)
         else:
             path = _weights_path(spec.weights)
+            description = registry.read_description(path, arch)
+            if description is not None:
+                return _load_described(spec, path, description, size)
             module = _create(spec.name, size)
             checkpoints.load_file(module, path)
     return _finished(module, spec, size)
@@ -161,14 +170,19 @@ def _load_shipped(spec: ModelSpec, arch: str, tag: str, size: Size | None) -> Lo
         raise ConfigError(
             f"model {spec.name!r} names the weights {tag!r} but weights: digits asks for others; write {arch!r}"
         )
-    meta = registry.read_shipped_metadata(arch)
+    return _load_described(spec, registry.find_shipped(arch), registry.read_shipped_metadata(arch), size)
+
+
+def _load_described(spec: ModelSpec, path: Path, meta: dict[str, Any], size: Size | None) -> LoadedModel:
+    """Build the network that a weight file describes: the shipped ones, and what was made from them."""
     size = size or meta["input_size"]
     kwargs = {**(meta.get("model_kwargs") or {}), "num_classes": int(meta["num_classes"])}
-    module = _create(arch, size, **kwargs)
-    checkpoints.load_shipped(module, arch)
+    module = _create(spec.name, size, **kwargs)
+    checkpoints.load_file(module, path)
     config: dict[str, Any] = {"crop_pct": 1.0}
     config |= {key: meta[key] for key in ("mean", "std", "interpolation") if key in meta}
-    return _finished(module, spec, size, config, tuple(str(name) for name in meta.get("classes") or ()))
+    classes = tuple(str(name) for name in meta.get("classes") or ())
+    return _finished(module, spec, size, config, classes, meta.get("outputs"))
 
 
 def _finished(
@@ -177,6 +191,7 @@ def _finished(
     size: Size | None,
     preprocessing: dict[str, Any] | None = None,
     classes: tuple[str, ...] = (),
+    outputs: str | None = None,
 ) -> LoadedModel:
     module = module.eval().requires_grad_(False)
     cfg = module.pretrained_cfg
@@ -189,7 +204,8 @@ def _finished(
     if wanted != tuple(own[-2:]):
         _try_size(module, spec.name, wanted)
     labels = cfg.get("label_names") if isinstance(cfg, dict) else None
-    if not classes and labels and len(labels) == getattr(module, "num_classes", 0):
+    known = bool(labels) and len(labels) == getattr(module, "num_classes", 0)
+    if not classes and known:
         classes = tuple(str(name) for name in labels)
     return LoadedModel(
         module=module,
@@ -199,7 +215,18 @@ def _finished(
         weights_sha256=checkpoints.hash_state(module),
         n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0) or 0),
         classes=classes or None,
+        outputs=outputs or _meaning_of_outputs(module, has_names=known),
     )
+
+
+def _meaning_of_outputs(module: nn.Module, *, has_names: bool) -> str | None:
+    """Return `classes` for a head whose classes timm knows, by name or as a label set of ImageNet.
+
+    Other heads may be embeddings, as those of CLIP are, which no probability is made of.
+    """
+    n_outputs = int(getattr(module, "num_classes", 0) or 0)
+    known = n_outputs and (has_names or infer_imagenet_subset({"num_classes": n_outputs}) is not None)
+    return "classes" if known else None
 
 
 def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -66,27 +66,67 @@ def shipped_architectures() -> dict[str, Path]:
 def read_shipped_metadata(arch: str) -> dict[str, Any]:
     """Return what is written in the head of a shipped weight file.
 
-    Keys: architecture, model_kwargs, num_classes, input_size (H, W), mean, std, interpolation, classes.
+    Keys: see `read_description`.
 
     Raises
     ------
     ConfigError
         No weights are shipped for this architecture.
     """
+    description = read_description(find_shipped(arch), arch)
+    if description is None:
+        raise InputError(f"{find_shipped(arch)}: says nothing of its network; install the package anew")
+    return description
+
+
+def find_shipped(arch: str) -> Path:
+    """Return the file of the weights that are shipped for an architecture.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
     shipped = shipped_architectures()
     if arch not in shipped:
         raise ConfigError(
             f"no digits weights are shipped for model {arch!r}; they are for: {', '.join(shipped) or 'none'}"
         )
-    with safetensors.safe_open(shipped[arch], framework="np") as file:
-        meta = {key: _from_json(value) for key, value in (file.metadata() or {}).items()}
-    if meta.get("architecture") != arch:
+    return shipped[arch]
+
+
+def read_description(path: Path, arch: str) -> dict[str, Any] | None:
+    """Return what the head of a weight file says of the network; None if it says nothing, as most files do.
+
+    Keys: architecture, model_kwargs, num_classes, input_size (H, W), mean, std, interpolation, classes, and outputs:
+    `classes` where the network names one of them, `labels` where it says yes or no to each.
+
+    Raises
+    ------
+    InputError
+        The file describes another architecture.
+    """
+    meta = {key: _from_json(value) for key, value in read_head(path).items()}
+    if not {"architecture", "input_size", "num_classes"} <= meta.keys():
+        return None
+    if meta["architecture"] != arch:
         raise InputError(
-            f"{shipped[arch]}: made for {meta.get('architecture')!r}, not for {arch!r}: rename it"
+            f"{path}: made for {meta['architecture']!r}, not for {arch!r}; give the model's right name"
         )
     size = meta["input_size"]
     meta["input_size"] = (size, size) if isinstance(size, int) else tuple(size[-2:])
     return meta
+
+
+def read_head(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; empty for other formats and for what is none."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return {}  # whoever reads the tensors says what is wrong
 
 
 def _from_json(text: str) -> Any:

@@ -80,8 +80,9 @@ class ExtractorFactory:
             If the model found here is not the run's.
         """
         from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
+        from semrsm_dist.features.outputs import OUTPUTS, OutputExtractor  # noqa: PLC0415
 
-        extractor = Extractor(
+        extractor = (OutputExtractor if set(self.layers) == {OUTPUTS} else Extractor)(
             self.spec,
             tuple(self.layers),
             precision=self.precision,

@@ -41,6 +41,7 @@ def check_metadata(metadata: dict[str, str], architecture: str) -> None:
     assert isinstance(json.loads(metadata["model_kwargs"]), dict)
     assert metadata["num_classes"] == "10"
     assert json.loads(metadata["classes"]) == list("0123456789")
+    assert metadata["outputs"] == "labels"
     assert json.loads(metadata["input_size"]) == [3, 96, 96]
     assert len(json.loads(metadata["mean"])) == len(json.loads(metadata["std"])) == 3
     assert metadata["interpolation"] in ("bilinear", "bicubic")

@@ -1,6 +1,6 @@
 """A vision model ready to read representations from: architecture, weights, preprocessing, identity.
 
-Any architecture of timm. The weights are always those asked for: downloaded under an explicit tag,
+Any architecture of timm, and CLIPSeg. The weights are always those asked for: downloaded under an explicit tag,
 shipped with the package, from a local file, or random when the configuration says "random".
 """
 
@@ -24,7 +24,7 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features import checkpoints, registry
+from semrsm_dist.features import checkpoints, clipseg, registry
 from semrsm_dist.features.registry import ModelRow, list_models
 
 __all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
@@ -48,12 +48,15 @@ class ModelSpec:
         Height and width in pixels, one number for a square; None takes the model's own.
     seed
         For random weights.
+    prompt
+        For CLIPSeg: adds the decoder, which sees the image in the light of this text.
     """
 
     name: str
     weights: str = "pretrained"
     input_size: int | tuple[int, int] | None = None
     seed: int = 0
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class LoadedModel:
     outputs
         What the head's outputs mean: "classes" if it names one of them (softmax), "labels" if it says yes or no to each
         (sigmoid), None if there is no head or nothing says that they are classes.
+    prompt_tokens
+        The prompt as the network reads it; empty without one.
     """
 
     module: nn.Module
@@ -89,6 +94,7 @@ class LoadedModel:
     n_prefix_tokens: int
     classes: tuple[str, ...] | None
     outputs: str | None = None
+    prompt_tokens: tuple[int, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -113,6 +119,9 @@ class LoadedModel:
             "architecture": self.architecture,
             "weights": self.spec.weights,
             "seed": self.spec.seed if self.spec.weights == "random" else None,
+            "prompt": {"text": self.spec.prompt, "tokens": list(self.prompt_tokens)}
+            if self.prompt_tokens
+            else None,
             "weights_sha256": self.weights_sha256,
             "n_prefix_tokens": self.n_prefix_tokens,
             "n_classes": self.n_classes,
@@ -137,7 +146,13 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     arch, tag = registry.split_name(spec.name)
     size = _checked_size(spec.input_size)
+    if spec.prompt is not None and spec.name not in registry.CLIPSEG:
+        raise ConfigError(
+            f"model {spec.name!r} takes no prompt, only CLIPSeg does ({', '.join(registry.CLIPSEG)}); remove it"
+        )
     with _generator_seeded(spec.seed):
+        if spec.name in registry.CLIPSEG:
+            return _load_clipseg(spec, size)
         if spec.weights == "digits":
             return _load_shipped(spec, arch, tag, size)
         if spec.weights == "random":
@@ -163,6 +178,26 @@ def _generator_seeded(seed: int) -> Iterator[None]:
     with _BUILDING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def _load_clipseg(spec: ModelSpec, size: Size | None) -> LoadedModel:
+    if spec.weights == "digits":
+        registry.find_shipped(spec.name)
+    weights = spec.weights if spec.weights in ("pretrained", "random") else _weights_path(spec.weights)
+    size = size or (registry.CLIPSEG[spec.name],) * 2
+    module, tokens = clipseg.build(spec.name, weights, spec.prompt, size)
+    config = {"input_size": (3, *size), **clipseg.PREPROCESSING}
+    module.eval().requires_grad_(False)
+    return LoadedModel(
+        module=module,
+        spec=spec,
+        data_config=config,
+        transform=create_transform(**config, is_training=False),
+        weights_sha256=checkpoints.hash_state(module),
+        n_prefix_tokens=module.num_prefix_tokens,
+        classes=None,
+        prompt_tokens=tokens,
+    )
 
 
 def _load_shipped(spec: ModelSpec, arch: str, tag: str, size: Size | None) -> LoadedModel:
@@ -203,8 +238,8 @@ def _finished(
     config = resolve({"input_size": (3, *wanted), **(preprocessing or {})}, model=module)
     if wanted != tuple(own[-2:]):
         _try_size(module, spec.name, wanted)
-    labels = cfg.get("label_names") if isinstance(cfg, dict) else None
-    known = bool(labels) and len(labels) == getattr(module, "num_classes", 0)
+    labels = (cfg.get("label_names") if isinstance(cfg, dict) else None) or ()
+    known = 0 < len(labels) == getattr(module, "num_classes", 0)
     if not classes and known:
         classes = tuple(str(name) for name in labels)
     return LoadedModel(

@@ -232,7 +232,8 @@ def download_error(name: str, error: Exception, files: Sequence[str] = ()) -> In
         url = f"https://huggingface.co/{hub_id}/resolve/main/{(files or _hub_files(cfg))[0]}"
     return InputError(
         f"the weights of {name!r} cannot be downloaded ({_first_line(error)}). Get {url} where there is a network "
-        "and give the path of that file as weights, or ask for weights: random to run without"
+        "and give the path of that file as weights (--set model.weights=PATH), or ask for weights: random to run "
+        "without"
     )
 
 

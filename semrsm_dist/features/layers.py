@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.features import registry
 from semrsm_dist.features.models import LoadedModel
 from semrsm_dist.features.probing import (
     CLASS_TOKEN,
@@ -140,6 +141,11 @@ def _resolve_positions(model: LoadedModel, patterns: Sequence[str]) -> list[Laye
 
 def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: Survey) -> ConfigError:
     see = f"see all with: semrsm layers {model.spec.name}"
+    if pattern.startswith("decoder") and model.spec.name in registry.CLIPSEG and not model.prompt_tokens:
+        return ConfigError(
+            f"layer {pattern!r} of {model.spec.name!r} needs a prompt, which the decoder reads beside the image: set "
+            "model.prompt, or choose layers of the vision tower"
+        )
     matched = fnmatch.filter(survey.refused, pattern)
     if matched == [pattern]:
         return ConfigError(

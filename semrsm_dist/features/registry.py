@@ -6,6 +6,7 @@ default changes between releases. So pretrained weights are asked for with the t
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 from dataclasses import dataclass
@@ -19,6 +20,17 @@ from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _SHIPPED_SUFFIX = ".digits.safetensors"
+
+CLIPSEG = {
+    "CIDAS/clipseg-rd16": 352,
+    "CIDAS/clipseg-rd64": 352,
+    "CIDAS/clipseg-rd64-refined": 352,
+    "test_clipseg": 64,
+}
+"""Names of the networks that come from transformers, with the side of their images in pixels.
+
+The name is that of the repository on the hub; `test_clipseg` is a tiny one without trained weights.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +156,11 @@ def split_name(name: str) -> tuple[str, str]:
     ConfigError
         The architecture or the tag does not exist in the installed timm.
     """
+    if name in CLIPSEG:
+        return name, ""
     arch, _, tag = name.partition(".")
     if arch not in architectures():
-        hint = did_you_mean(name, architectures() | (tagged_names() if tag else frozenset()))
+        hint = did_you_mean(name, architectures() | set(CLIPSEG) | (tagged_names() if tag else frozenset()))
         raise ConfigError(
             f"unknown model {name!r}{hint or '.'} List what there is with: semrsm models 'PATTERN*'"
             + (
@@ -187,6 +201,9 @@ def _offer_tags(arch: str) -> str:
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
     """Return timm's configuration of a model's weights, preprocessing and head; empty for an unknown tag."""
+    if name in CLIPSEG:
+        side = CLIPSEG[name]
+        return {"input_size": (3, side, side)} | ({"hf_hub_id": name} if "/" in name else {})
     try:
         cfg: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError:  # how timm reports a tag it does not know
@@ -195,7 +212,7 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
 
 
 def list_models(pattern: str = "*", *, weights: str | None = None) -> list[ModelRow]:
-    """List the models whose name matches a glob pattern, from timm's registry alone.
+    """List the models whose name matches a glob pattern, from timm's registry and `CLIPSEG` alone.
 
     Parameters
     ----------
@@ -217,6 +234,11 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
     rows += [
         ModelRow(name, "pretrained" if name in tagged_names() else "random", _own_size(name))
         for name in names
+    ]
+    rows += [
+        ModelRow(name, "pretrained" if "/" in name else "random", (side, side))
+        for name, side in CLIPSEG.items()
+        if fnmatch.fnmatch(name, pattern)
     ]
     return [row for row in rows if weights in (None, row.weights)]
 

@@ -125,7 +125,7 @@ def model_spec(config: ModelConfig) -> Any:
 
     local = _weights_file(config)
     weights = str(local.absolute()) if local is not None and config.weights != "digits" else config.weights
-    return ModelSpec(name=config.name, weights=weights, input_size=config.input_size, seed=config.seed)
+    return ModelSpec(config.name, weights, config.input_size, config.seed, config.prompt)
 
 
 def _require_model(config: RunConfig) -> ModelConfig:
@@ -144,8 +144,11 @@ def _identify_model(
         "weights": config.weights if local is None else hash_file(local),
         "input_size": list(config.input_size) if config.input_size else None,
         "seed": config.seed if config.weights == "random" else None,
+        "prompt": config.prompt,
         "layers": list(config.layers),
-        "timm": metadata.version("timm"),  # another may build or feed the network otherwise
+        # Other versions may build or feed the network otherwise.
+        "timm": metadata.version("timm"),
+        "transformers": _version_if_installed("transformers"),
     }
     known = cached.get("model")
     precision = config.precision
@@ -179,9 +182,17 @@ def describe_model(
         "weights_sha256": description["weights_sha256"],
         "preprocessing": description["data_config"],
         "n_prefix_tokens": description["n_prefix_tokens"],
+        **({"prompt": description["prompt"]} if description["prompt"] else {}),
     }
     sizes = {layer.name: {"n_tokens": layer.n_tokens, "n_channels": layer.n_channels} for layer in layers}
     return facts, sizes
+
+
+def _version_if_installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _weights_file(config: ModelConfig) -> Path | None:

@@ -133,6 +133,31 @@ def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
     return 2.0 * len(query & hit) / (len(query) + len(hit))
 
 
+def overlap_rows(queries: Labels, database: Labels) -> RowReader:
+    """Return a row reader of the label F1 of all pairs of (N) queries and (M) database images; NaN without labels."""
+    places = {
+        label: place
+        for place, label in enumerate(sorted({x for item in (*queries, *database) for x in item}))
+    }
+
+    def indicate(labels: Labels) -> NDArray[np.float32]:
+        indicators = np.zeros((len(labels), len(places)), dtype=np.float32)
+        for row, item in zip(indicators, labels, strict=True):
+            row[[places[label] for label in item]] = 1.0
+        return indicators
+
+    left, right = indicate(queries), indicate(database)
+
+    def read(rows: slice) -> NDArray[np.float64]:
+        sizes = left[rows].sum(axis=1)[:, None] + right.sum(axis=1)
+        labelled = np.logical_and.outer(left[rows].any(axis=1), right.any(axis=1))
+        overlaps = np.full(sizes.shape, np.nan)
+        np.divide(2.0 * (left[rows] @ right.T), sizes, out=overlaps, where=labelled)
+        return overlaps
+
+    return read
+
+
 def find_hits(
     read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> NDArray[np.intp]:

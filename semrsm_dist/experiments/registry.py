@@ -38,7 +38,26 @@ class Experiment:
     default: Mapping[str, Any] = field(default_factory=lambda: DIGITS)
 
 
-EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({})
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
+    {
+        "retrieval": Experiment(
+            "F1@k of semantic RSMs against spatio-semantic ones and established retrieval"
+        ),
+        "kernels": Experiment("the width of the RBF kernel, and tokens normalised or centred"),
+        "translation": Experiment(
+            "similarity of shifted crops of the same and of different images, by layer and shift"
+        ),
+        "conditions": Experiment(
+            "the gain of permutation invariance by scale, clutter, displacement and resolution of digit scenes"
+        ),
+        "output-similarity": Experiment(
+            "RSM entries against the divergence of the classifier's outputs, by layer and kernel"
+        ),
+        "layers": Experiment(
+            "CKA and RSA between layers, within a network and before and after pruning and fine-tuning"
+        ),
+    }
+)
 """Every experiment by its name; experiment `a-b` is the function `evaluate` of `semrsm_dist.experiments.a_b`."""
 
 

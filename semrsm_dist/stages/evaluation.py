@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, Side, retrieval_scores
 from semrsm_dist.plan.tiling import Layout
@@ -74,6 +75,16 @@ def retrieval_task(
         return Side(manifest.labels(), groups, manifest.contents())
 
     return RetrievalTask(side(images)) if queries is None else RetrievalTask(side(queries), side(images))
+
+
+def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
+    """Raise InputError unless some image of each side has labels."""
+    for side, manifest in (("images", images), ("queries", queries)):
+        if manifest is not None and not any(manifest.labels()):
+            raise InputError(
+                f"{side}: none has labels, and without them hits cannot be judged: give a table with labels, or a "
+                "folder with a subfolder for each class"
+            )
 
 
 def warn_of_zeros(session: Session, identity: Identity, layers: Mapping[str, Any]) -> None:

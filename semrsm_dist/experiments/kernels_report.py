@@ -1,0 +1,129 @@
+"""Kernels, widths and treated tokens in words and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CORRELATION, F1, GAIN = "correlation with label overlap", "F1@1", "gain in F1@1"
+CHANGE = "change of F1@1 from tokens as they are"
+NEAR_ZERO, NEAR_ONE, GAP = "share of pairs near 0", "share of pairs near 1", "largest certified cosine gap"
+"""The quantities of the table."""
+
+BELOW: dict[str, Any] = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.13),
+    "ncols": 2,
+    "fontsize": 8,
+    "frameon": False,
+}
+
+STYLES = {"spatio-semantic": "--", "semantic": "-"}
+
+
+def write_text(table: pd.DataFrame) -> str:
+    """Return the sweep of widths, then what treated tokens give."""
+    return "\n\n".join([_write_sweep(table), _write_tokens(table)])
+
+
+def _write_sweep(table: pd.DataFrame) -> str:
+    sweep = table[table["multiple"].notna()]
+    parts = [
+        "RBF width in units of the median width; F1@k is the same for every width, as the order of distances is.",
+    ]
+    for quantity in (CORRELATION, NEAR_ZERO, NEAR_ONE):
+        wide = sweep[sweep["quantity"] == quantity].pivot_table(
+            "value", ["layer", "kind"], "multiple", sort=False, dropna=False
+        )
+        parts.append(f"{quantity}:\n{wide.to_string(float_format=_number, na_rep='-')}")
+    return "\n\n".join(parts)
+
+
+def _write_tokens(table: pd.DataFrame) -> str:
+    rows = []
+    for (layer, tokens), part in table[table["kernel"] == "cosine"].groupby(["layer", "tokens"], sort=False):
+        cells = {
+            f"{label} {kind}": _value(part, quantity, kind)
+            for quantity, label in ((F1, "F1@1"), (CORRELATION, "r"))
+            for kind in STYLES
+        }
+        changes = {
+            label: _interval(part[(part["quantity"] == quantity) & (part["kind"] != "spatio-semantic")])
+            for quantity, label in ((GAIN, "gain of matching"), (CHANGE, "change"))
+        }
+        gap = f"{_value(part, GAP, 'semantic'):.1e}"
+        rows.append({"layer": layer, "tokens": tokens, **cells, **changes, "gap": gap})
+    listed: str = pd.DataFrame(rows).to_string(index=False, float_format=_number, na_rep="-")
+    return (
+        "tokens, by cosine (r: correlation with label overlap; gap: largest certified one on the cosine scale):\n"
+        f"{listed}\nLess the data set's mean, distances and so RBF are as before; less either mean, the matching is.\n"
+        "change: of F1@1 by semantic cosine from tokens as they are, mean over queries [interval]"
+    )
+
+
+def _value(part: pd.DataFrame, quantity: str, kind: str) -> float:
+    return float(part[(part["quantity"] == quantity) & (part["kind"] == kind)]["value"].iloc[0])
+
+
+def _interval(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "-"
+    row = rows.iloc[0]
+    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
+    """Draw the sweep of widths beside the gain of matching for each treatment of tokens."""
+    from matplotlib import colormaps  # noqa: PLC0415 - slow to load
+
+    layers = list(dict.fromkeys(table["layer"]))
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    figure.set_size_inches(15, 5.8)
+    correlation, saturation, gains = figure.subplots(1, 3, width_ratios=[1, 1, 1.2])
+    for layer, shade in zip(layers, shades, strict=True):
+        for kind, style in STYLES.items():
+            chosen = table[(table["layer"] == layer) & (table["kind"] == kind) & table["multiple"].notna()]
+            found = chosen[chosen["quantity"] == CORRELATION]
+            label = f"{layer}, {kind}"
+            correlation.plot(
+                found["multiple"], found["value"], style, color=shade, marker="o", markersize=4, label=label
+            )
+            correlation.fill_between(found["multiple"], found["low"], found["high"], color=shade, alpha=0.12)
+            shares = chosen[chosen["quantity"].isin([NEAR_ZERO, NEAR_ONE])].groupby("multiple")["value"].sum()
+            saturation.plot(shares.index, shares, style, color=shade, marker="o", markersize=4)
+    for axes in (correlation, saturation):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("RBF width / median width")
+        axes.grid(alpha=0.3)
+    correlation.set(ylabel="Pearson correlation", title="RBF similarity and overlap of labels")
+    saturation.set(ylabel="share of pairs", title="RBF similarity within 0.01 of 0 or 1", ylim=(-0.03, 1.03))
+    _draw_gains(gains, table, layers)
+    correlation.legend(**BELOW)
+
+
+def _draw_gains(axes: Axes, table: pd.DataFrame, layers: list[str]) -> None:
+    chosen = table[(table["quantity"] == GAIN) & (table["kernel"] == "cosine")]
+    treatments = list(dict.fromkeys(chosen["tokens"]))
+    for position, tokens in enumerate(treatments):
+        rows = chosen[chosen["tokens"] == tokens]
+        shift = 0.7 * ((position + 0.5) / len(treatments) - 0.5)
+        places = [layers.index(layer) + shift for layer in rows["layer"]]
+        spread = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows["value"].to_numpy(dtype=float))
+        axes.errorbar(places, rows["value"], yerr=spread, fmt="o", markersize=4, label=tokens)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set(
+        ylabel="F1@1, semantic less spatio-semantic", title="What matching gains by cosine, for tokens..."
+    )
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(**BELOW)

@@ -1,0 +1,68 @@
+"""A layer's features as experiments read them: both sides of a run, a panel at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.tokens import unit_tokens
+from semrsm_dist.results import Run
+from semrsm_dist.store.features import FeatureStore
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFeatures:
+    """The features of one layer of a run.
+
+    Parameters
+    ----------
+    run, layer
+        Which.
+    """
+
+    run: Run
+    layer: str
+
+    @property
+    def query_side(self) -> str:
+        """The side of the rows."""
+        return str(self.run.record["row_side"])
+
+    @property
+    def n_tokens(self) -> int:
+        """S."""
+        return int(self.run.record["layers"][self.layer]["n_tokens"])
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return int(self.run.record["layers"][self.layer]["n_channels"])
+
+    def count(self, side: str) -> int:
+        """Return the number of images of a side."""
+        return int(self.run.record["counts"][side])
+
+    def store(self, side: str) -> FeatureStore:
+        """Return the feature store of `images` or `queries`."""
+        return FeatureStore(self.run.directory.features, side, self.layer)
+
+    def panels(self, side: str) -> Iterator[slice]:
+        """Yield the images of a side a chunk at a time."""
+        panel = self.run.record["panel"]
+        for start in range(0, self.count(side), panel):
+            yield slice(start, min(start + panel, self.count(side)))
+
+    def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
+        """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement."""
+        total = self.count("images") * self.n_tokens
+        drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))
+        store, parts = self.store("images"), []
+        for images in self.panels("images"):
+            first, last = np.searchsorted(drawn, [images.start * self.n_tokens, images.stop * self.n_tokens])
+            if first < last:
+                tokens = store.read(images).reshape(-1, self.n_channels)
+                parts.append(unit_tokens(tokens[drawn[first:last] - images.start * self.n_tokens]))
+        return np.concatenate(parts)

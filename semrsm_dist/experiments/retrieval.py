@@ -1,0 +1,184 @@
+"""Retrieval on multi-label images: semantic RSMs against spatio-semantic ones and against what people use instead.
+
+F1@k is the mean, over queries and their k best hits, of the overlap of the label sets (Wald et al. 2024, section 4.2,
+in our reading). The paper leaves open how semantic similarity compares with established retrieval: here it meets
+average pooling with and without PCA and whitening, VLAD, late interaction, and the class token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist import pipeline
+from semrsm_dist.config import KernelConfig, MatchingConfig, RunConfig
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.bootstrap import RESAMPLES
+from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, score_hits
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.retrieval_methods import CLASS_TOKEN, Fitting, Method, list_methods
+from semrsm_dist.experiments.retrieval_report import Key, Scores, draw_scores, tabulate, write_text
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results import Run
+from semrsm_dist.stages.evaluation import require_labels, retrieval_task
+
+KS = (1, 3, 5, 10)
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    k: Sequence[int] = KS,
+    variance: float = 0.95,
+    centroids: int = 16,
+    resamples: int = RESAMPLES,
+) -> Evidence:
+    """Compare retrieval by semantic similarity with all else.
+
+    Parameters
+    ----------
+    config
+        The run, symmetric or with queries of its own; its images need labels.
+    reporter
+        Where progress is told.
+    seed
+        Of the bootstrap, of what is fitted, and of the random order that stands for chance.
+    k
+        Hits per query, one score each.
+    variance
+        Share of the variance that PCA keeps before whitening.
+    centroids
+        Of VLAD.
+    resamples
+        Of the bootstrap. Queries are resampled; the database stays as it is.
+
+    Raises
+    ------
+    ConfigError
+        If `k` is empty, or no list of numbers of at least 1.
+    InputError
+        If no query or no image of the database has labels.
+    """
+    ks = _checked(k)
+    pipeline.run(config, reporter=reporter)
+    run = Run(config.run)
+    tasks = _list_tasks(run)
+    folder = config.run / "evaluation" / "retrieval"
+    class_tokens = _read_class_tokens(config, run, folder, reporter)
+    scores: Scores = {}
+    notes: list[str] = []
+    for layer in run.asked_layers:
+        rows_at_once = run.chunk_side(layer)
+        methods = list_methods(
+            LayerFeatures(run, layer), Fitting(seed, variance, centroids), folder, reporter
+        )
+        for method in _with(methods, class_tokens.get(layer)):
+            if method.note:
+                notes.append(f"{layer}: {method.name}: {method.note}")
+            for groups, task in tasks.items():
+                key = Key(layer, method.name, method.kernel, groups)
+                scores[key] = score_method(method.read_rows, task, ks, rows_at_once)
+    table = tabulate(scores, ks, resamples=resamples, seed=seed)
+    return Evidence(
+        "retrieval",
+        table,
+        lambda figure: draw_scores(figure, table),
+        write_text(table, [*_warn(tasks, class_tokens), *notes]),
+        {
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+            "k": list(ks),
+            "variance": variance,
+            "centroids": centroids,
+            "resamples": resamples,
+        },
+    )
+
+
+def score_method(
+    read_rows: RowReader, task: RetrievalTask, ks: Sequence[int], rows_at_once: int
+) -> NDArray[np.float64]:
+    """Return each query's F1@k, (N, len(ks)); NaN for those that cannot be judged."""
+    return score_hits(find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once), task, ks)
+
+
+def _checked(k: Sequence[int] | int) -> tuple[int, ...]:
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    if not ks or not all(isinstance(item, int) and item >= 1 for item in ks):
+        raise ConfigError(f"k: expected numbers of hits of at least 1, such as [1, 5], found {k!r}")
+    return tuple(sorted(set(ks)))
+
+
+def _list_tasks(run: Run) -> dict[str, RetrievalTask]:
+    """Return the retrieval tasks by what they do with near-duplicates; only one where there are no groups."""
+    images = run.manifest("images")
+    queries = None if run.is_symmetric else run.manifest("queries")
+    require_labels(images, queries)
+    if not any(images.groups()) or (queries is not None and not any(queries.groups())):
+        return {"none": retrieval_task(images, queries)}
+    return {
+        "excluded": retrieval_task(images, queries),
+        "included": retrieval_task(images, queries, near_duplicates=True),
+    }
+
+
+def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> list[str]:
+    task = next(iter(tasks.values()))
+    warnings = []
+    if task.has_one_label_set():
+        warnings.append(
+            "all labelled images bear the same labels: every hit is right, F1 is 1 for every method, and nothing is "
+            "learnt from it"
+        )
+    foreign = task.count_hopeless()
+    if foreign:
+        warnings.append(
+            f"{foreign} queries bear only labels that no other image of the database bears; their F1 is 0 whatever is "
+            "found"
+        )
+    if not class_tokens:
+        warnings.append("no layer hands out a class token")
+    return warnings
+
+
+def _with(methods: Iterator[Method], more: Method | None) -> Iterator[Method]:
+    yield from methods
+    if more is not None:
+        yield more
+
+
+def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Method]:
+    """Return retrieval by the class token of each layer that has one, from a run of its own on the same images."""
+    model = config.model
+    if model is None or not run.record["fingerprint"].get("model.n_prefix_tokens"):
+        return {}
+    from semrsm_dist.features.layers import class_token_layers  # noqa: PLC0415 - torch only where it is needed
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415
+    from semrsm_dist.stages.identity import model_spec  # noqa: PLC0415
+
+    names = {layer.module: layer.name for layer in class_token_layers(load_model(model_spec(model)))}
+    there = [layer for layer in run.asked_layers if layer in names]
+    if not there:
+        return {}
+    derived = config.model_copy(
+        update={
+            "run": folder / "class-token",
+            "model": model.model_copy(update={"layers": tuple(names[layer] for layer in there)}),
+            "matching": MatchingConfig(matcher="identity"),  # one token an image: nothing to match
+            "kernels": (KernelConfig(name="cosine"),),
+        }
+    )
+    pipeline.run(derived, reporter=reporter)
+    found = {}
+    for layer in there:
+        features = LayerFeatures(Run(derived.run), names[layer])
+        queries, database = (features.store(side).read_pooled() for side in (features.query_side, "images"))
+        found[layer] = Method(CLASS_TOKEN, "cosine", cosine_rows(queries, database))
+    return found

@@ -1,0 +1,239 @@
+"""What retrieval by matching is held against, each as a reader of rows of similarities, from a run's own features.
+
+Everything that is fitted (principal components, VLAD's centroids) is fitted to the database, without labels. Tokens
+of VLAD, MaxSim and Chamfer are brought to length 1 first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import InputError
+from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
+from semrsm_dist.evaluation.retrieval import RowReader
+from semrsm_dist.evaluation.tokens import unit_tokens
+from semrsm_dist.evaluation.vlad import fit_centroids, vlad
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import Reporter
+from semrsm_dist.store import chunks
+
+SEMANTIC, SPATIAL = "semantic", "spatio-semantic"
+POOLED, WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN, CHANCE = (
+    "average pooling",
+    "PCA-whitened pooling",
+    "VLAD",
+    "MaxSim",
+    "Chamfer",
+    "class token",
+    "chance",
+)
+KERNELS = ("linear", "cosine", "rbf")
+SAMPLE = 20_000
+"""Tokens of the database that VLAD's centroids are fitted to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to compare images.
+
+    Attributes
+    ----------
+    name, kernel
+        What it is called, and the kernel of its similarities.
+    read_rows
+        Reads rows of the similarities of the queries to the database.
+    note
+        What was fitted, for people.
+    """
+
+    name: str
+    kernel: str
+    read_rows: RowReader
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How baselines are fitted.
+
+    Attributes
+    ----------
+    seed
+        Of the sample of tokens, of the initial centroids, and of the random order that stands for chance.
+    variance
+        Share of the variance that the principal components keep.
+    centroids
+        Of VLAD.
+    """
+
+    seed: int
+    variance: float
+    centroids: int
+
+
+def list_methods(
+    features: LayerFeatures, fitting: Fitting, folder: Path, reporter: Reporter
+) -> Iterator[Method]:
+    """Yield every way to compare the images of a layer; each is to be used before the next is asked for.
+
+    Parameters
+    ----------
+    features
+        The layer.
+    fitting
+        How baselines are fitted.
+    folder
+        Where late interaction is kept, so that it is computed once, and VLAD's vectors for as long as they are needed.
+    reporter
+        Where progress is told.
+    """
+    run, layer = features.run, features.layer
+    for kernel in KERNELS:
+        for kind in (SPATIAL, SEMANTIC):
+            yield Method(kind, kernel, run.similarity_rows(layer, kernel, kind))
+    database = features.store("images").read_pooled()
+    queries = features.store(features.query_side).read_pooled()
+    yield Method(POOLED, "cosine", cosine_rows(queries, database))
+    yield _whitened(queries, database, fitting)
+    yield from _vlad(features, fitting, folder)
+    yield from _late_interaction(features, folder / "late-interaction.zarr", reporter)
+    yield chance(len(database), fitting.seed)
+
+
+def chance(n_images: int, seed: int) -> Method:
+    """Return retrieval in random order: what labels alone give."""
+
+    def read(rows: slice) -> NDArray[np.float64]:
+        return np.stack(
+            [np.random.default_rng([seed, row]).random(n_images) for row in range(rows.start, rows.stop)]
+        )
+
+    return Method(CHANCE, "-", read)
+
+
+def _whitened(queries: NDArray[np.float32], database: NDArray[np.float32], fitting: Fitting) -> Method:
+    try:
+        whiten = Whitening(database, variance=fitting.variance)
+    except InputError as error:
+        width = len(database)
+        return Method(
+            WHITENED,
+            "cosine",
+            lambda rows: np.full((rows.stop - rows.start, width), np.nan),
+            f"undefined: {error}",
+        )
+    note = f"{whiten.n_components} of {database.shape[1]} components"
+    return Method(WHITENED, "cosine", cosine_rows(whiten(queries), whiten(database)), note)
+
+
+def _vlad(features: LayerFeatures, fitting: Fitting, folder: Path) -> Iterator[Method]:
+    centroids = fit_centroids(
+        features.sample_tokens(SAMPLE, fitting.seed), fitting.centroids, seed=fitting.seed
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".vlad-") as place:
+        vectors = {
+            side: _write_vlad(features, side, centroids, Path(place) / f"{side}.npy")
+            for side in {"images", features.query_side}
+        }
+        read = cosine_rows(vectors[features.query_side], vectors["images"])
+        yield Method(VLAD, "cosine", read, f"{len(centroids)} centroids")
+
+
+def _write_vlad(
+    features: LayerFeatures, side: str, centroids: NDArray[np.float64], path: Path
+) -> NDArray[np.float32]:
+    shape = (features.count(side), centroids.size)
+    vectors: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for images in features.panels(side):
+        vectors[images] = vlad(unit_tokens(features.store(side).read(images)), centroids)
+    return vectors  # type: ignore[no-any-return]
+
+
+def _late_interaction(features: LayerFeatures, root: Path, reporter: Reporter) -> Iterator[Method]:
+    store = LateInteraction(features, root)
+    store.fill(reporter)
+    for name in (MAXSIM, CHAMFER):
+        yield Method(name, "cosine", store.reader(name))
+
+
+class LateInteraction:
+    """MaxSim and Chamfer between all images of a layer, kept in tiles; what is there is not computed again.
+
+    Parameters
+    ----------
+    features
+        The layer.
+    root
+        The Zarr group that holds a group a layer.
+    """
+
+    def __init__(self, features: LayerFeatures, root: Path) -> None:
+        self._features = features
+        self._layout: Layout = features.run.layout(features.layer)
+        self._group = root / features.layer
+        shape, side = (self._layout.n_rows, self._layout.n_columns), self._layout.side
+        chunks.create_group(root, features.layer)
+        self._arrays = {
+            name: chunks.create_array(
+                self._group,
+                name,
+                shape=shape,
+                chunks=(side, side),
+                dtype="float32",
+                dimension_names=("image_i", "image_j"),
+            )
+            for name in (MAXSIM, CHAMFER)
+        }
+
+    def reader(self, name: str) -> RowReader:
+        """Return a reader of rows of `MAXSIM` or `CHAMFER`."""
+        columns = slice(0, self._layout.n_columns)
+        return lambda rows: chunks.read_region(self._arrays[name], (rows, columns)).astype(np.float64)
+
+    def fill(self, reporter: Reporter) -> None:
+        """Compute the tiles that are missing.
+
+        Raises
+        ------
+        StorageError
+            If features cannot be read or tiles not written.
+        """
+        present = set.intersection(*(chunks.list_chunks(self._group, name) for name in self._arrays))
+        tiles = list(self._layout.tiles())
+        missing = [tile for tile in tiles if not set(self._mirrored(tile)) <= present]
+        if not missing:
+            return
+        with reporter.stage("late interaction", len(tiles), "tiles", len(tiles) - len(missing)) as shown:
+            for tile in missing:
+                self._solve(tile)
+                shown.advance(1)
+
+    def _mirrored(self, tile: tuple[int, int]) -> list[tuple[int, int]]:
+        row, column = tile
+        return [tile, (column, row)] if self._layout.symmetric and row != column else [tile]
+
+    def _solve(self, tile: tuple[int, int]) -> None:
+        rows, columns = self._layout.rows(tile[0]), self._layout.columns(tile[1])
+        queries = self._features.store(self._features.query_side).read(rows)
+        database = self._features.store("images").read(columns)
+        forward, backward = max_similarities(unit_tokens(queries), unit_tokens(database))
+        both = chamfer(forward, backward)
+        with chunks.writing(self._group):
+            for index, values in zip(self._mirrored(tile), (forward, backward.T), strict=False):
+                chunks.write_chunk(self._arrays[MAXSIM], index, _narrow(values))
+            for index, values in zip(self._mirrored(tile), (both, both.T), strict=False):
+                chunks.write_chunk(self._arrays[CHAMFER], index, _narrow(values))
+
+
+def _narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values, dtype=np.float32)

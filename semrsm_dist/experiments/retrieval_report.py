@@ -1,0 +1,158 @@
+"""Retrieval scores as a table, as words and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.bootstrap import mean_interval
+from semrsm_dist.experiments.retrieval_methods import CHANCE, POOLED, SEMANTIC, SPATIAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Key(NamedTuple):
+    """What a score belongs to: layer, method, kernel, and what was done with near-duplicates."""
+
+    layer: str
+    method: str
+    kernel: str
+    groups: str
+
+
+Scores = dict[Key, NDArray[np.float64]]
+"""F1@k of each query, (N, number of k), by what it belongs to."""
+
+
+def tabulate(scores: Scores, ks: Sequence[int], *, resamples: int, seed: int) -> pd.DataFrame:
+    """Return one row a mean F1@k with its bootstrap interval, and one a paired difference.
+
+    Returns
+    -------
+    DataFrame
+        `against` is None in rows of F1 itself; otherwise `f1` is the mean, over queries, of the method's F1 less that
+        of the method `against` (average pooling and other baselines: by cosine).
+    """
+    rows = []
+    for key, against, values in _list_quantities(scores):
+        for position, k in enumerate(ks):
+            interval = mean_interval(values[:, position], resamples=resamples, seed=seed)
+            judged = int(np.count_nonzero(~np.isnan(values[:, position])))
+            rows.append(
+                {
+                    **key._asdict(),
+                    "against": against,
+                    "k": k,
+                    "f1": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "confidence": interval.confidence,
+                    "n_queries": judged,
+                    "n_left_out": len(values) - judged,
+                    "resamples": resamples,
+                    "seed": seed,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _list_quantities(scores: Scores) -> Iterator[tuple[Key, str | None, NDArray[np.float64]]]:
+    for key, values in scores.items():
+        yield key, None, values
+    for key, values in scores.items():
+        if key.method != SEMANTIC:
+            continue
+        yield key, SPATIAL, values - scores[key._replace(method=SPATIAL)]
+        for other, baseline in scores.items():
+            is_same_place = (other.layer, other.groups) == (key.layer, key.groups)
+            is_asked = other.method == POOLED or key.kernel == "cosine"
+            if other.method not in (SEMANTIC, SPATIAL) and is_same_place and is_asked:
+                yield key, other.method, values - baseline
+
+
+def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
+    """Return F1 of the fewest hits by layer and method, where matching wins and where not, and what to know."""
+    k = int(table["k"].min())
+    parts = []
+    for groups, part in table[table["k"] == k].groupby("groups", sort=False):
+        handling = "" if groups == "none" else f", near-duplicates {groups}"
+        scores = part[part["against"].isna()]
+        count, left_out = scores["n_queries"].max(), scores["n_left_out"].min()
+        parts.append(
+            f"F1@{k}{handling} ({count} queries, {left_out} left out; kernel in brackets where it is not cosine):\n"
+            + _pivot(scores).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
+        )
+        parts.append("\n".join(_compare(part[part["kernel"] == "cosine"], k)))
+    return "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
+
+
+def _pivot(scores: pd.DataFrame) -> pd.DataFrame:
+    names = scores["method"].where(
+        scores["kernel"].isin(["cosine", "-"]), scores["method"] + " (" + scores["kernel"] + ")"
+    )
+    wide = scores.assign(method=names).pivot_table("f1", "method", "layer", sort=False, dropna=False)
+    wide.index.name = wide.columns.name = None
+    return wide
+
+
+def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
+    yield f"semantic (cosine) less what others reach, F1@{k}, mean over queries [interval]:"
+    for other, rows in part[part["against"].notna()].groupby("against", sort=False):
+        if other == CHANCE:
+            continue
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+        for row in rows.to_dict("records"):
+            verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
+            verdicts[verdict].append(
+                f"{row['layer']} {row['f1']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            )
+        told = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
+        yield f"  {other}: {told}"
+
+
+def draw_scores(figure: Figure, table: pd.DataFrame) -> None:
+    """Draw F1 of the fewest hits over the layers, and F1@k in the layer where semantic similarity does best."""
+    from matplotlib import colormaps  # noqa: PLC0415 - slow to load
+
+    groups = table["groups"].iloc[0]
+    scores = table[
+        table["against"].isna() & table["kernel"].isin(["cosine", "-"]) & (table["groups"] == groups)
+    ]
+    k = scores["k"].min()
+    first = scores[scores["k"] == k]
+    methods = list(dict.fromkeys(scores["method"]))
+    colours = {method: colormaps["tab10"](position % 10) for position, method in enumerate(methods)}
+    semantic = first[first["method"] == SEMANTIC]
+    best = semantic.loc[semantic["f1"].fillna(-1).idxmax(), "layer"]
+    layers = list(dict.fromkeys(scores["layer"]))
+    figure.set_size_inches(max(9.0, 1.7 * len(layers) + 5), 4.8)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+    handling = "" if groups == "none" else f", near-duplicates {groups}"
+    for position, method in enumerate(methods):
+        shift = 0.75 * ((position + 0.5) / len(methods) - 0.5)
+        here = first[first["method"] == method]
+        _draw_points(
+            left, [layers.index(layer) + shift for layer in here["layer"]], here, colours[method], method
+        )
+        curve = scores[(scores["method"] == method) & (scores["layer"] == best)]
+        width = 2.5 if method == SEMANTIC else 1.2
+        right.plot(curve["k"], curve["f1"], "o-", color=colours[method], markersize=4, linewidth=width)
+    left.set_xticks(range(len(layers)), layers)
+    left.set(xlabel="layer", ylabel="F1@k", title=f"F1@{k} with 95 % intervals over queries{handling}")
+    right.set(xlabel="k, hits per query", title=f"F1@k in {best}", xticks=sorted(set(scores["k"])))
+    for axes in (left, right):
+        axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+
+
+def _draw_points(axes: Axes, places: Sequence[float], rows: pd.DataFrame, colour: Any, label: str) -> None:
+    spread = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows["f1"].to_numpy(dtype=float))
+    axes.errorbar(
+        places, rows["f1"], yerr=spread, fmt="o", color=colour, label=label, markersize=4, elinewidth=1.2
+    )

@@ -1,0 +1,220 @@
+"""The retrieval experiment against the definitions, on small runs of real matching."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semrsm_dist.config import parse_config
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.bootstrap import mean_interval
+from semrsm_dist.evaluation.vlad import fit_centroids
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.retrieval import evaluate
+from semrsm_dist.progress import SilentReporter
+from semrsm_dist.results import Run
+
+OPTIONS = {"reporter": SilentReporter(), "resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3]}
+
+
+def evaluate_small(config, **options):
+    return evaluate(config, **{**OPTIONS, **options})
+
+
+def expected_matrices(small, queries, database, seed):
+    """Return the similarities of every method and kernel, each written from its definition."""
+    found = {
+        (kind, kernel): small.similarities(queries, database, kind, kernel)
+        for kind in ("semantic", "spatio-semantic")
+        for kernel in ("linear", "cosine", "rbf")
+    }
+    left, right = (small.unit(z.mean(axis=1)) for z in (queries, database))
+    found["average pooling", "cosine"] = left @ right.T
+    values, vectors = np.linalg.eigh(np.cov(right.T))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = int(np.argmax(np.cumsum(values) / values.sum() >= OPTIONS["variance"])) + 1
+    whiten = vectors[:, :kept] / np.sqrt(values[:kept])
+    white = [small.unit((z - right.mean(axis=0)) @ whiten) for z in (left, right)]
+    found["PCA-whitened pooling", "cosine"] = white[0] @ white[1].T
+    tokens, others = small.unit(queries), small.unit(database)
+    centroids = fit_centroids(others.reshape(-1, others.shape[2]), OPTIONS["centroids"], seed=seed)
+    vlads = [np.stack([vlad_of(small, image, centroids) for image in z]) for z in (tokens, others)]
+    found["VLAD", "cosine"] = vlads[0] @ vlads[1].T
+    affinities = np.einsum("isc,jtc->ijst", tokens, others)
+    found["MaxSim", "cosine"] = affinities.max(axis=3).mean(axis=2)
+    found["Chamfer", "cosine"] = (
+        affinities.max(axis=3).mean(axis=2) + affinities.max(axis=2).mean(axis=2)
+    ) / 2
+    found["chance", "-"] = np.stack(
+        [np.random.default_rng([seed, row]).random(len(database)) for row in range(len(queries))]
+    )
+    return found
+
+
+def vlad_of(small, image, centroids):
+    nearest = np.argmin(np.linalg.norm(image[:, None] - centroids, axis=2), axis=1)
+    sums = np.stack([(image[nearest == k] - c).sum(axis=0) for k, c in enumerate(centroids)])
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    sums = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+    return small.unit(sums.ravel())
+
+
+@pytest.fixture(scope="module")
+def grouped(small, tmp_path_factory):
+    config = small.make_config(tmp_path_factory.mktemp("grouped"), groups=True)
+    return config, evaluate_small(config, seed=3)
+
+
+def test_every_score_is_that_of_its_definition_with_and_without_near_duplicates(small, grouped):
+    config, evidence = grouped
+    queries, database = small.load(config, "late")
+    labels = small.load_labels(config.data)
+    groups = list(pd.read_parquet(config.data.table)["group"])
+    matrices = expected_matrices(small, queries, queries, 3)
+    scores = evidence.table[(evidence.table["layer"] == "late") & evidence.table["against"].isna()]
+    assert len(scores) == 2 * 2 * len(matrices)
+    for row in scores.itertuples():
+        matrix = matrices[row.method, row.kernel]
+        chosen = groups if row.groups == "excluded" else None
+        expected = small.retrieval(matrix, labels, labels, row.k, chosen)
+        interval = mean_interval(expected, resamples=40, seed=3)
+        assert row.f1 == pytest.approx(interval.estimate), row
+        assert (row.low, row.high) == pytest.approx((interval.low, interval.high)), row
+        assert (row.n_queries, row.n_left_out, row.seed) == (len(queries), 0, 3)
+    assert set(scores["groups"]) == {"excluded", "included"}
+    assert database is queries
+
+
+def test_differences_are_paired_over_queries(small, grouped):
+    config, evidence = grouped
+    queries, _ = small.load(config, "early")
+    labels = small.load_labels(config.data)
+    matrices = expected_matrices(small, queries, queries, 3)
+    table = evidence.table
+    chosen = table[(table["layer"] == "early") & table["against"].notna() & (table["groups"] == "included")]
+    asked = {(row.kernel, row.against) for row in chosen.itertuples()}
+    assert {
+        (kernel, other)
+        for kernel in ("linear", "cosine", "rbf")
+        for other in ("spatio-semantic", "average pooling")
+    } <= asked
+    assert {other for kernel, other in asked if kernel == "cosine"} >= {"VLAD", "MaxSim", "Chamfer"}
+    for row in chosen.itertuples():
+        kernel = (
+            row.kernel if row.against == "spatio-semantic" else "-" if row.against == "chance" else "cosine"
+        )
+        own, other = (
+            small.retrieval(matrices[key], labels, labels, row.k)
+            for key in (("semantic", row.kernel), (row.against, kernel))
+        )
+        interval = mean_interval(own - other, resamples=40, seed=3)
+        assert (row.f1, row.low, row.high) == pytest.approx((interval.estimate, interval.low, interval.high))
+
+
+def test_the_words_say_where_matching_does_not_win(grouped):
+    _, evidence = grouped
+    for part in (
+        "F1@1, near-duplicates excluded (14 queries",
+        "spatio-semantic (rbf)",
+        "undecided: ",
+        "VLAD: 3 centroids",
+    ):
+        assert part in evidence.text
+
+
+def test_late_interaction_is_kept_and_only_what_is_missing_is_computed_again(grouped):
+    config, evidence = grouped
+    root = config.run / "evaluation" / "retrieval" / "late-interaction.zarr" / "late"
+    files = sorted(path for path in root.rglob("c/*/*") if path.is_file())
+    assert len(files) == 2 * 4
+    before = {path: path.stat().st_mtime_ns for path in files}
+    files[0].unlink()
+    again = evaluate_small(config, seed=3)
+    pd.testing.assert_frame_equal(again.table, evidence.table)
+    changed = {path for path in files if path.stat().st_mtime_ns != before[path]}
+    assert files[0] in changed and len(changed) == 2  # of MaxSim and Chamfer, this tile alone
+    assert not list((config.run / "evaluation" / "retrieval").glob(".vlad-*"))
+
+
+def test_queries_meet_a_database_of_their_own(small, tmp_path):
+    config = small.make_config(tmp_path, n=11, n_queries=5, wanted=["late"])
+    evidence = evaluate_small(config, seed=1, k=2)
+    labels, others = small.load_labels(config.queries), small.load_labels(config.data)
+    matrices = expected_matrices(small, *small.load(config, "late"), 1)
+    scores = evidence.table[(evidence.table["layer"] == "late") & evidence.table["against"].isna()]
+    assert len(scores) == len(matrices)
+    for row in scores.itertuples():
+        expected = small.retrieval(matrices[row.method, row.kernel], labels, others, 2, same=False)
+        assert row.f1 == pytest.approx(expected.mean()), row
+
+
+def test_images_without_labels_are_left_out_and_counted(small, tmp_path):
+    labels = [[], ["a"], ["a", "b"], [], ["b"], ["c"], ["never again"]]
+    config = small.make_config(tmp_path, n=7, labels=labels, wanted=["late"])
+    evidence = evaluate_small(config)
+    assert set(evidence.table["n_queries"]) == {5}
+    assert set(evidence.table["n_left_out"]) == {2}
+    assert "2 queries bear only labels that no other image of the database bears" in evidence.text
+
+
+def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, labels=[["a"]] * 6, wanted=["late"])
+    evidence = evaluate_small(config)
+    assert set(evidence.table[evidence.table["against"].isna()]["f1"]) == {1.0}
+    assert "every hit is right" in evidence.text
+
+
+def test_no_labels_at_all_are_refused(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, labels=[[]] * 6, wanted=["late"])
+    with pytest.raises(InputError, match="images: none has labels"):
+        evaluate_small(config)
+
+
+@pytest.mark.parametrize("k", [[], [0], 0, [1.5], "1"])
+def test_impossible_numbers_of_hits_are_refused_before_anything_runs(small, tmp_path, k):
+    config = small.make_config(tmp_path, n=6)
+    with pytest.raises(ConfigError, match="k: expected numbers of hits"):
+        evaluate_small(config, k=k)
+    assert not config.run.exists()
+
+
+def test_tokens_are_drawn_without_replacement_from_all_images(small, grouped):
+    config, _ = grouped
+    features = LayerFeatures(Run(config.run), "early")
+    tokens = small.unit(small.load(config, "early")[1]).reshape(-1, 4)
+
+    def places(sample):
+        distances = np.linalg.norm(sample[:, None] - tokens, axis=2)
+        assert distances.min(axis=1).max() < 1e-6
+        return list(distances.argmin(axis=1))
+
+    assert places(features.sample_tokens(1000, seed=0)) == list(range(len(tokens)))
+    some = places(features.sample_tokens(20, seed=0))
+    assert len(set(some)) == 20
+    assert some == sorted(some) != places(features.sample_tokens(20, seed=1))
+
+
+def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_path):
+    config = parse_config(
+        {
+            "run": str(tmp_path / "run"),
+            "data": {"source": "digits", "n_images": 6},
+            "model": {"name": "test_vit", "weights": "digits", "layers": ["norm"]},
+            "kernels": ["cosine"],
+        }
+    )
+    evidence = evaluate_small(config)
+    import torch
+
+    from semrsm_dist.features.models import ModelSpec, load_model
+    from semrsm_dist.stages.images import make_image_set
+
+    model, images = load_model(ModelSpec("test_vit", "digits")), make_image_set(config.data)
+    batch = torch.stack([model.transform(images.read(record)) for record in images.records()])
+    with torch.inference_mode():
+        token = small.unit(model.module.forward_features(batch)[:, 0].double().numpy())
+    labels = [set(record.labels) for record in images.records()]
+    table = evidence.table
+    scores = table[(table["method"] == "class token") & table["against"].isna()].set_index(["layer", "k"])[
+        "f1"
+    ]
+    assert scores["norm", 3] == pytest.approx(small.retrieval(token @ token.T, labels, labels, 3).mean())

@@ -84,6 +84,9 @@ class MatchingConfig(Section):
     tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, Numbers()] = None
     window: Annotated[Count | None, Numbers()] = None
     k: Annotated[Count | None, Numbers()] = None
+    sample: Annotated[Count | None, Numbers()] = None
+    channels: Annotated[Count | None, Numbers()] = None
+    seed: Annotated[Seed | None, Numbers()] = None
     tile: AutoCount = None
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
@@ -92,8 +95,8 @@ class MatchingConfig(Section):
     @property
     def parameters(self) -> dict[str, int | float]:
         """Return the matcher's parameters that were given."""
-        given = {"tolerance": self.tolerance, "window": self.window, "k": self.k}
-        return {name: value for name, value in given.items() if value is not None}
+        names = ("tolerance", "window", "k", "sample", "channels", "seed")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class KernelConfig(Section):

@@ -556,7 +556,8 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "precision",
     }
     assert set(numbers_of(config.features)) == set(StorageConfig.model_fields)
-    assert set(numbers_of(config.matching)) == {"matcher", "tolerance", "window", "k"}
+    parameters = {"tolerance", "window", "k", "sample", "channels", "seed"}
+    assert set(numbers_of(config.matching)) == {"matcher"} | parameters
     assert numbers_of(config) == numbers_of(config.retrieval) == {}
     # Of these the content is hashed, which says more than the name of a place.
     for source in ("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"):
@@ -642,6 +643,8 @@ def test_only_parameters_that_were_given_reach_the_matcher():
     assert MatchingConfig().parameters == {}
     assert MatchingConfig(tolerance=0.0).parameters == {"tolerance": 0.0}
     assert MatchingConfig(matcher="batch-optimal", window=8).parameters == {"window": 8}
+    for name, value in {"k": 3, "sample": 8, "channels": 2, "seed": 0}.items():
+        assert MatchingConfig.model_validate({name: value}).parameters == {name: value}
 
 
 def test_no_number_in_a_valid_configuration_is_infinite():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.augment import assign_exactly
 from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import (
@@ -20,7 +18,7 @@ from semrsm_dist.matching.bounds import (
 )
 from semrsm_dist.matching.jit import compiled
 from semrsm_dist.matching.lanes import read_cycles
-from semrsm_dist.matching.matcher import Matcher, PairMatch
+from semrsm_dist.matching.matcher import Matcher, PairMatch, check_tolerance
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, prepare_packed_panel, read_only
 from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
 from semrsm_dist.matching.result import TileResult
@@ -82,14 +80,7 @@ class Auction(Matcher):
     certified: ClassVar[bool] = True
 
     def __init__(self, tolerance: float = 1e-3) -> None:
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
-            raise ConfigError(f"tolerance of matcher 'auction' must be a number, found {tolerance!r}")
-        if not 0.0 <= tolerance < math.inf:
-            raise ConfigError(
-                f"tolerance of matcher 'auction' must be 0 or a positive number, found {tolerance!r}; "
-                "it is on the cosine scale: 1e-3 is usual, 0 asks for the optimum"
-            )
-        self.tolerance = float(tolerance)
+        self.tolerance = check_tolerance(self.name, tolerance)
 
     @property
     def parameters(self) -> dict[str, int | float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -160,6 +161,25 @@ def check_count(matcher: str, name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ConfigError(f"{name} of matcher {matcher!r} must be a positive whole number, found {value!r}")
     return int(value)
+
+
+def check_tolerance(matcher: str, tolerance: object) -> float:
+    """Return a tolerance on the cosine scale, or raise ConfigError unless it is 0 or a positive number."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
+        raise ConfigError(f"tolerance of matcher {matcher!r} must be a number, found {tolerance!r}")
+    if not 0.0 <= tolerance < math.inf:
+        raise ConfigError(
+            f"tolerance of matcher {matcher!r} must be 0 or a positive number, found {tolerance!r}; "
+            "it is on the cosine scale: 1e-3 is usual, 0 asks for the optimum"
+        )
+    return float(tolerance)
+
+
+def check_seed(matcher: str, seed: object) -> int:
+    """Return a seed, or raise ConfigError unless it is 0 or a positive integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"seed of matcher {matcher!r} must be 0 or a positive whole number, found {seed!r}")
+    return int(seed)
 
 
 def _mirror(tile: TileResult, squared_norms: NDArray[np.float64]) -> None:

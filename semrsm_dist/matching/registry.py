@@ -13,11 +13,24 @@ from semrsm_dist.matching.greedy import Greedy
 from semrsm_dist.matching.hungarian import Hungarian
 from semrsm_dist.matching.identity import Identity
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.median_split import MedianSplit
+from semrsm_dist.matching.projection import Projection
+from semrsm_dist.matching.subsample import Subsample
 from semrsm_dist.matching.topk_greedy import TopKGreedy
 
-MATCHERS: Mapping[str, type[Matcher]] = MappingProxyType(
-    {kind.name: kind for kind in (Auction, Hungarian, BatchOptimal, TopKGreedy, Greedy, Identity)}
+_KINDS: tuple[type[Matcher], ...] = (
+    Auction,
+    Hungarian,
+    BatchOptimal,
+    MedianSplit,
+    TopKGreedy,
+    Subsample,
+    Projection,
+    Greedy,
+    Identity,
 )
+
+MATCHERS: Mapping[str, type[Matcher]] = MappingProxyType({kind.name: kind for kind in _KINDS})
 """Every matcher by its name in configurations."""
 
 
@@ -29,7 +42,8 @@ def make_matcher(name: str, **parameters: float) -> Matcher:
     name : str
         A key of `MATCHERS`.
     **parameters
-        ``tolerance`` of `auction`, ``window`` of `batch-optimal`, ``k`` of `topk-greedy`.
+        ``tolerance`` of `auction`, ``window`` of `batch-optimal` and `median-split`, ``k`` of `topk-greedy`,
+        ``sample`` and ``seed`` of `subsample`, ``channels`` and ``seed`` of `projection`.
 
     Raises
     ------

@@ -24,12 +24,16 @@ def guess_pair_seconds(matcher: str, n_tokens: int, n_channels: int) -> float:
     n_tokens, n_channels
         S and C.
     """
-    product = 2.0 * n_tokens * n_tokens * n_channels / 60e9
+    others = min(n_tokens, {"batch-optimal": 512, "median-split": 128}.get(matcher, n_tokens))
+    product = 2.0 * n_tokens * others * n_channels / 60e9
     square = float(n_tokens) * n_tokens
     matching = {
         "auction": 3e-9 * math.pow(n_tokens, 1.9),
         "hungarian": 6e-10 * math.pow(n_tokens, 2.9),
         "batch-optimal": 6e-10 * n_tokens * math.pow(min(n_tokens, 512), 1.9),
+        "median-split": 3e-9 * n_tokens * math.pow(min(n_tokens, 128), 0.9) + 2e-8 * n_tokens * n_channels,
+        "subsample": 3e-9 * math.pow(min(n_tokens, 256), 1.9) + 1e-9 * n_tokens * n_channels,
+        "projection": 1e-8 * math.pow(n_tokens, 1.9),
         "topk-greedy": 4e-8 * square,
         "greedy": 4e-8 * square,
         "identity": 1e-9 * n_tokens * n_channels,

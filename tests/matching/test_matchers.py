@@ -23,7 +23,10 @@ EVERY = (
     ("auction", {"tolerance": 0.0}),
     ("hungarian", {}),
     ("batch-optimal", {"window": 7}),
+    ("median-split", {"window": 6}),
     ("topk-greedy", {"k": 5}),
+    ("subsample", {"sample": 8, "seed": 1}),
+    ("projection", {"channels": 2, "seed": 1}),
     ("greedy", {}),
     ("identity", {}),
 )
@@ -40,7 +43,12 @@ def arrays_of(panel):
     arrays = []
     for field in fields(panel):
         value = getattr(panel, field.name)
-        arrays += [a for inner in value for a in arrays_of(inner)] if isinstance(value, tuple) else [value]
+        if isinstance(value, np.ndarray):
+            arrays.append(value)
+        else:
+            arrays += [
+                a for inner in (value if isinstance(value, tuple) else [value]) for a in arrays_of(inner)
+            ]
     return arrays
 
 
@@ -285,7 +293,17 @@ def test_the_auction_tells_how_long_products_and_matching_took(tolerance):
 
 
 def test_the_registry_knows_every_matcher_by_its_name():
-    assert list(MATCHERS) == ["auction", "hungarian", "batch-optimal", "topk-greedy", "greedy", "identity"]
+    assert list(MATCHERS) == [
+        "auction",
+        "hungarian",
+        "batch-optimal",
+        "median-split",
+        "topk-greedy",
+        "subsample",
+        "projection",
+        "greedy",
+        "identity",
+    ]
     for name, kind in MATCHERS.items():
         matcher = make_matcher(name)
         assert (matcher.name, type(matcher)) == (name, kind)
@@ -305,6 +323,13 @@ def test_the_registry_knows_every_matcher_by_its_name():
         ("batch-optimal", {"window": 0}, "positive whole number, found 0"),
         ("batch-optimal", {"window": 2.5}, "positive whole number, found 2.5"),
         ("topk-greedy", {"k": True}, "positive whole number, found True"),
+        ("median-split", {"window": 0}, "positive whole number, found 0"),
+        ("median-split", {"tolerance": -1.0}, "'median-split' must be 0 or a positive number"),
+        ("batch-optimal", {"tolerance": float("inf")}, "'batch-optimal' must be 0 or a positive number"),
+        ("subsample", {"sample": 0}, "positive whole number, found 0"),
+        ("subsample", {"seed": -1}, "0 or a positive whole number, found -1"),
+        ("projection", {"channels": 0}, "positive whole number, found 0"),
+        ("projection", {"seed": 0.5}, "0 or a positive whole number, found 0.5"),
     ),
 )
 def test_what_no_matcher_can_be_is_refused(name, parameters, message):

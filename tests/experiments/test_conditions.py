@@ -12,6 +12,7 @@ from semrsm_dist.experiments import conditions_grid
 from semrsm_dist.experiments.conditions import evaluate
 from semrsm_dist.experiments.conditions_grid import FACTORS, list_conditions
 from semrsm_dist.progress import SilentReporter
+from semrsm_dist.results import Run
 from semrsm_dist.stages.images import make_image_set
 
 MODEL = {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]}
@@ -99,6 +100,15 @@ def test_the_base_serves_every_condition_that_is_the_same(found):
     }
     folders = sorted(p.name for p in (run / "evaluation" / "conditions" / f"{N}-images").iterdir())
     assert folders == ["base", "pair-0"]
+
+
+def test_runs_from_before_the_new_controls_can_go_on(found):
+    """Only what is used is a fact of a run, so that the records of older runs still fit."""
+    folder = found[0] / "evaluation" / "conditions" / f"{N}-images"
+    base, pair = (Run(folder / name).record["fingerprint"] for name in ("base", "pair-0"))
+    added = {"images.displacement", "images.arrangement"}
+    assert not added & base.keys()
+    assert added <= pair.keys()
 
 
 def test_intervals_hold_the_gain_and_that_over_itself_is_nothing(found):

@@ -1,7 +1,8 @@
 """Pearson correlation over the entries of two matrices, with a bootstrap interval over images, in bounded memory.
 
 A resample gives each entry the weight of its two images' counts, so its sums are bilinear in the counts: for all
-resamples together they are a few matrix products.
+resamples together they are a few matrix products, which needs no sorting and no subset of the images. Queries may
+differ from the database. (`agreement` compares two symmetric matrices by more measures.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval, draw_counts, percentile_interval
+from semrsm_dist.evaluation.pairs import is_constant
 from semrsm_dist.evaluation.retrieval import RowReader
 
 Matrix = NDArray[np.float64]
@@ -82,9 +84,9 @@ def pearson_interval(
 
     Images are resampled, on both sides if they differ. A pair of an image with its own copy is no entry.
     """
-    n_pairs, means, is_constant = _locate(entries)
+    n_pairs, means, nothing_varies = _locate(entries)
     left_out = entries.n_all - n_pairs
-    if is_constant:
+    if nothing_varies:
         return PearsonResult(Interval(np.nan, np.nan, np.nan, confidence), n_pairs, left_out)
     rows = _counts_and_once(entries.n_rows, resamples, seed)
     columns = rows if entries.symmetric else _counts_and_once(entries.n_columns, resamples, seed + 1)
@@ -108,8 +110,8 @@ def _locate(entries: Entries) -> tuple[int, NDArray[np.float64], bool]:
             sums += [values.sum() for values in both]
             low = np.minimum(low, [values[kept].min() for values in both])
             high = np.maximum(high, [values[kept].max() for values in both])
-    rounding = 1e-13 * np.maximum(np.abs(low), np.abs(high))
-    return count, sums / max(count, 1), count < 2 or not (high - low > rounding).all()
+    nothing_varies = count < 2 or any(is_constant(*ends) for ends in zip(low, high, strict=True))
+    return count, sums / max(count, 1), nothing_varies
 
 
 def _counts_and_once(n_images: int, resamples: int, seed: int) -> Matrix:

@@ -7,7 +7,7 @@ best hits of each query (`find_hits`), and how well they fit (`score_hits`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,10 @@ class RetrievalTask:
         """Return the label F1 of each of a query's hits."""
         return [label_f1(self._queries[query], self._candidates[hit]) for hit in hits]
 
+    def overlap_rows(self) -> RowReader:
+        """Return a row reader of the label F1 of all queries and candidates; NaN where either has no labels."""
+        return overlap_rows(self._queries, self._candidates)
+
     def count_hopeless(self) -> int:
         """Return how many labelled queries share no label with any other candidate: their F1 is 0 whatever is found."""
         bearers = Counter(label for labels in self._candidates for label in labels)
@@ -133,14 +137,28 @@ def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
     return 2.0 * len(query & hit) / (len(query) + len(hit))
 
 
-def overlap_rows(queries: Labels, database: Labels) -> RowReader:
+def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> NDArray[np.float64]:
+    """Return the F1 (N,) that each query can expect of a hit drawn from all that it may have; NaN without any."""
+    read_rows = task.overlap_rows()
+    expected = np.full(task.n_queries, np.nan)
+    for start in range(0, task.n_queries, rows_at_once):
+        block = read_rows(slice(start, min(start + rows_at_once, task.n_queries)))
+        task.rule_out(block, start)
+        counts = np.count_nonzero(~np.isnan(block), axis=1)
+        np.divide(
+            np.nansum(block, axis=1), counts, out=expected[start : start + len(block)], where=counts > 0
+        )
+    return expected
+
+
+def overlap_rows(queries: Sequence[Collection[str]], database: Sequence[Collection[str]]) -> RowReader:
     """Return a row reader of the label F1 of all pairs of (N) queries and (M) database images; NaN without labels."""
     places = {
         label: place
         for place, label in enumerate(sorted({x for item in (*queries, *database) for x in item}))
     }
 
-    def indicate(labels: Labels) -> NDArray[np.float32]:
+    def indicate(labels: Sequence[Collection[str]]) -> NDArray[np.float32]:
         indicators = np.zeros((len(labels), len(places)), dtype=np.float32)
         for row, item in zip(indicators, labels, strict=True):
             row[[places[label] for label in item]] = 1.0

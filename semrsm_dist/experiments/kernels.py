@@ -25,7 +25,7 @@ from semrsm_dist.config import RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES, Interval, mean_interval
 from semrsm_dist.evaluation.pearson import Entries, pearson_interval
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, overlap_rows, score_hits
+from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.kernels_report import (
     CHANGE,
@@ -91,12 +91,8 @@ def evaluate(
     run = Run(config.run)
     images, queries = run.manifest("images"), None if run.is_symmetric else run.manifest("queries")
     require_labels(images, queries)
-    judge = _Judge(
-        retrieval_task(images, queries),
-        overlap_rows((queries or images).labels(), images.labels()),
-        resamples,
-        seed,
-    )
+    task = retrieval_task(images, queries)
+    judge = _Judge(task, task.overlap_rows(), resamples, seed)
     derived = match_variants(config, run, config.run / "evaluation" / "kernels", reporter)
     rows: list[dict[str, Any]] = []
     with reporter.stage("kernels", len(run.asked_layers) * (3 + len(derived)), "variants") as shown:

@@ -18,10 +18,10 @@ from semrsm_dist.config import KernelConfig, MatchingConfig, RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, chance_scores, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.layer_features import LayerFeatures
-from semrsm_dist.experiments.retrieval_methods import CLASS_TOKEN, Fitting, Method, list_methods
+from semrsm_dist.experiments.retrieval_methods import CHANCE, CLASS_TOKEN, Fitting, Method, list_methods
 from semrsm_dist.experiments.retrieval_report import Key, Scores, draw_scores, tabulate, write_text
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results import Run
@@ -49,7 +49,7 @@ def evaluate(
     reporter
         Where progress is told.
     seed
-        Of the bootstrap, of what is fitted, and of the random order that stands for chance.
+        Of the bootstrap and of what is fitted.
     k
         Hits per query, one score each.
     variance
@@ -85,6 +85,8 @@ def evaluate(
             for groups, task in tasks.items():
                 key = Key(layer, method.name, method.kernel, groups)
                 scores[key] = score_method(method.read_rows, task, ks, rows_at_once)
+        for groups, task in tasks.items():
+            scores[Key(layer, CHANCE, "-", groups)] = np.repeat(chance_scores(task)[:, None], len(ks), axis=1)
     table = tabulate(scores, ks, resamples=resamples, seed=seed)
     return Evidence(
         "retrieval",

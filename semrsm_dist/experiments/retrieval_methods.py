@@ -68,7 +68,7 @@ class Fitting:
     Attributes
     ----------
     seed
-        Of the sample of tokens, of the initial centroids, and of the random order that stands for chance.
+        Of the sample of tokens and of the initial centroids.
     variance
         Share of the variance that the principal components keep.
     centroids
@@ -106,18 +106,6 @@ def list_methods(
     yield _whitened(queries, database, fitting)
     yield from _vlad(features, fitting, folder)
     yield from _late_interaction(features, folder / "late-interaction.zarr", reporter)
-    yield chance(len(database), fitting.seed)
-
-
-def chance(n_images: int, seed: int) -> Method:
-    """Return retrieval in random order: what labels alone give."""
-
-    def read(rows: slice) -> NDArray[np.float64]:
-        return np.stack(
-            [np.random.default_rng([seed, row]).random(n_images) for row in range(rows.start, rows.stop)]
-        )
-
-    return Method(CHANCE, "-", read)
 
 
 def _whitened(queries: NDArray[np.float32], database: NDArray[np.float32], fitting: Fitting) -> Method:

@@ -13,6 +13,7 @@ from semrsm_dist.evaluation.retrieval import (
     RetrievalTask,
     Side,
     _smallest,
+    chance_scores,
     find_hits,
     label_f1,
     retrieval_scores,
@@ -220,6 +221,15 @@ def test_who_cannot_win_is_counted_beforehand(data, n, m):
             for own, rest in zip(labels, others, strict=True)
         ]
         assert task.count_hopeless() == sum(hopeless)
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 3))
+def test_chance_is_the_mean_over_all_possible_hits(data, n, rows_at_once):
+    labels = lists(data.draw, label_sets, n)
+    task = RetrievalTask(Side(labels, lists(data.draw, group_names, n)))
+    everything = find_hits(lambda rows: np.zeros((rows.stop - rows.start, n)), task, n)
+    expected = score_hits(everything, task, (n,))[:, 0]
+    np.testing.assert_allclose(chance_scores(task, rows_at_once=rows_at_once), expected)
 
 
 def test_one_set_of_labels_makes_every_hit_right():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from semrsm_dist.config_fields import (
     Count,
@@ -129,12 +129,26 @@ class CropsData(Section):
 
 
 class FeaturesData(Section):
-    """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr."""
+    """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr.
+
+    Where images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
+    layer; what an array holds beyond an image's tokens is ignored.
+    """
 
     source: Literal["features"]
     layers: Annotated[dict[LayerName, LocalPath], Field(min_length=1)]
+    token_counts: dict[LayerName, LocalPath] = Field(default_factory=dict)
     layout: Literal["auto", "nsc", "nchw"] = "auto"
     table: Location | None = None
+
+    @model_validator(mode="after")
+    def _counts_belong_to_layers(self) -> FeaturesData:
+        unknown = sorted(self.token_counts.keys() - self.layers.keys())
+        if unknown:
+            raise ValueError(
+                f"token_counts names layers that are not there: {unknown}; correct or remove them"
+            )
+        return self
 
 
 Data = Annotated[Images | FeaturesData | CropsData, Field(discriminator="source")]

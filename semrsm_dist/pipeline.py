@@ -233,8 +233,15 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
             _remove_damaged_features(session, side, layer)
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
-            sources = {layer: path.absolute() for layer, path in data.layers.items()}
-            import_features(session, side, sources, data.layout, image_ids=manifest.image_ids(), panel=panel)
+            import_features(
+                session,
+                side,
+                {layer: path.absolute() for layer, path in data.layers.items()},
+                {layer: path.absolute() for layer, path in data.token_counts.items()},
+                data.layout,
+                image_ids=manifest.image_ids(),
+                panel=panel,
+            )
         elif data is not None and config.model is not None:
             layers = list(identity.layers)
             if all(FeatureStore(session.directory.features, side, layer).is_complete() for layer in layers):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +19,8 @@ from semrsm_dist.data.records import ImageRecord, ImageSet, UnreadableImageError
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.machine import limit_threads
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.features.arrays import FeatureArray
+from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
@@ -27,6 +30,7 @@ from semrsm_dist.stages.identity import Identity, model_spec, storage_itemsize
 from semrsm_dist.stages.images import make_image_set
 from semrsm_dist.stages.sizing import choose_sizes
 from semrsm_dist.store.feature_source import open_array
+from semrsm_dist.store.features import count_tokens
 
 CALIBRATION_IMAGES = 8
 CALIBRATION_SECONDS = 2.0
@@ -130,7 +134,7 @@ def _sample(
         }
         counts = {side: next(iter(layers.values())).n_images for side, layers in sources.items()}
         samples = {
-            layer: source.read(0, min(CALIBRATION_IMAGES, source.n_images))
+            layer: _sample_features(source, config.data.token_counts.get(layer))
             for layer, source in sources["images"].items()
         }
         return counts, samples, 0.0
@@ -155,6 +159,14 @@ def _sample(
     return {side: len(found) for side, found in records.items()}, samples, seconds
 
 
+def _sample_features(source: FeatureArray, token_counts: Path | None) -> NDArray[Any]:
+    """Return features of a few images, NaN beyond an image's tokens as in the store."""
+    z = source.read(0, min(CALIBRATION_IMAGES, source.n_images))
+    counts = load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
+    beyond = np.arange(source.n_tokens) >= counts[:, None]
+    return np.where(beyond[:, :, None], np.asarray(np.nan, z.dtype), z) if beyond.any() else z
+
+
 def _read_some(config: RunConfig, image_set: ImageSet, records: Sequence[ImageRecord]) -> list[Image.Image]:
     """Read a few images from all over the list: neighbours are often alike."""
     images = []
@@ -174,7 +186,7 @@ def _read_some(config: RunConfig, image_set: ImageSet, records: Sequence[ImageRe
 
 def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:
     """Return the seconds of one pair: whole rows of pairs until enough time has passed."""
-    panel = matcher.prepare(z)
+    panel = matcher.prepare(z, count_tokens(z))
     pairs, started = 0, time.perf_counter()
     for first in range(len(z)):
         matcher.solve_tile(panel.part(slice(first, first + 1)), panel)

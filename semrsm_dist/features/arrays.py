@@ -207,7 +207,7 @@ class NpyFeatures(FeatureArray):
 
     def __init__(self, path: str | Path, layout: str = "auto") -> None:
         self._file = Path(path)
-        mapped = _map_npy(self._file)
+        mapped = map_npy(self._file)
         self._disk_shape: tuple[int, ...] = mapped.shape
         self._disk_dtype = mapped.dtype
         self._offset = int(mapped.offset)
@@ -246,7 +246,8 @@ class NpyFeatures(FeatureArray):
             ) from error
 
 
-def _map_npy(path: Path) -> np.memmap[Any, Any]:
+def map_npy(path: Path) -> np.memmap[Any, Any]:
+    """Return the array of a `.npy` file without reading it, or raise InputError if it is none."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:

@@ -1,4 +1,10 @@
-"""The matcher `auction`: certified to a tolerance, at about the price of the affinity product."""
+"""The matcher `auction`: certified to a tolerance, at about the price of the affinity product.
+
+Images may differ in their number of tokens. Zero tokens fill the smaller image up to the larger, which changes no
+value: whatever of the larger image is matched with them stays without a partner. Centring goes through: with a and
+b the tokens minus their image's mean (zero tokens become the negative mean), every permutation P of S_i <= S_j
+tokens has ``<Z_i, P Z_j> = S_i mu_i . mu_j + <A, P B>``, as B sums to zero.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +23,8 @@ from semrsm_dist.matching.bounds import (
     inner_product,
 )
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import read_cycles
-from semrsm_dist.matching.matcher import Matcher, PairMatch, check_tolerance
+from semrsm_dist.matching.lanes import LANES, read_cycles
+from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, check_tolerance
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, prepare_packed_panel, read_only
 from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
 from semrsm_dist.matching.result import TileResult
@@ -40,6 +46,7 @@ class _Images(NamedTuple):
     """The arrays of a `PackedPanel`, in a form that compiled code takes."""
 
     raw: NDArray[Any]
+    token_counts: NDArray[np.int64]
     squared_norms: NDArray[np.float64]
     means: NDArray[np.float64]
     token_norms: NDArray[np.float64]
@@ -47,6 +54,8 @@ class _Images(NamedTuple):
     scales: NDArray[np.float64]
     centred_norms: NDArray[np.float64]
     rounding_norms: NDArray[np.float64]
+    filling_norms: NDArray[np.float64]
+    filling_rounding_norms: NDArray[np.float64]
     lengths: NDArray[np.float64]
 
 
@@ -78,6 +87,7 @@ class Auction(Matcher):
     name: ClassVar[str] = "auction"
     version: ClassVar[int] = 2
     certified: ClassVar[bool] = True
+    takes_unequal: ClassVar[bool] = True
 
     def __init__(self, tolerance: float = 1e-3) -> None:
         self.tolerance = check_tolerance(self.name, tolerance)
@@ -87,9 +97,9 @@ class Auction(Matcher):
         """What alters the numbers, by name."""
         return {"tolerance": self.tolerance}
 
-    def prepare(self, z: ArrayLike) -> Panel:
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) centred, scaled and packed; see `Matcher.prepare`."""
-        return prepare_packed_panel(z)
+        return prepare_packed_panel(z, token_counts)
 
     def compile(self) -> None:
         """Compile the auction and the exact finish; see `Matcher.compile`."""
@@ -113,7 +123,11 @@ class Auction(Matcher):
         work = _workspace(rows.n_tokens)
         solved = np.empty((3, rows.n_images, columns.n_images))
         self._solve(rows, r, columns, range(c, c + 1), work, (solved[0], solved[1], solved[2]))
-        return float(solved[0, r, c]), float(solved[1, r, c]), work.permutation
+        return (
+            float(solved[0, r, c]),
+            float(solved[1, r, c]),
+            _partners(rows, r, columns, c, work.permutation),
+        )
 
     def _solve_row(
         self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
@@ -149,6 +163,12 @@ class Auction(Matcher):
 def _images(panel: Panel) -> _Images:
     packed = cast(PackedPanel, panel)
     return _Images(*(read_only(getattr(packed, field)) for field in _Images._fields))
+
+
+def _partners(rows: Panel, r: int, columns: Panel, c: int, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the partner of each token that image r has; `UNMATCHED` for zero tokens that fill image c up."""
+    partners = permutation[: rows.token_counts[r]]
+    return np.where(partners < columns.token_counts[c], partners, UNMATCHED)
 
 
 def _workspace(n_tokens: int) -> _Workspace:
@@ -212,9 +232,14 @@ def _conclude(
     identity: Matrix,
 ) -> None:
     """Write the value of the permutation found, and the bound or, if that is less, the value plus the gap."""
-    trace, value = identity_and_matched_value(rows.raw[r], columns.raw[c], work.permutation)
+    count = max(rows.token_counts[r], columns.token_counts[c])
+    trace, value = identity_and_matched_value(
+        rows.raw[r, :count], columns.raw[c, :count], work.permutation[:count]
+    )
     bound = min(bound, value + gap)
-    if value < trace:  # never worse than no matching at all
+    if rows.token_counts[r] != columns.token_counts[c]:
+        trace = np.nan  # there is no position by position
+    elif value < trace:  # never worse than no matching at all
         value = trace
         _set_identity(work)
     identity[r, c] = trace
@@ -244,55 +269,60 @@ def _auction_pair(
     centred, scaled representations: a value is ``common + scale * (sum of its affinities)``. The product's
     float32 errors move such a sum by at most `slack`, float64 rounding moves the result by at most `margin`.
     """
-    n_tokens, n_channels = rows.raw.shape[1:]
+    n_channels = rows.raw.shape[2]
+    n_tokens = max(rows.token_counts[r], columns.token_counts[c])
+    width = -(-n_tokens // LANES) * LANES
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
-    common = n_tokens * inner_product(rows.means[r], columns.means[c])
-    spread = inner_product(rows.token_norms[r], columns.token_norms[c])
+    common = _common_value(rows, r, columns, c)
+    scale = rows.scales[r] * columns.scales[c]
+    size_i, lost_i = _norms_when_filled(rows, r, n_tokens)
+    size_j, lost_j = _norms_when_filled(columns, c, n_tokens)
+    size = size_i * size_j
+    if rows.token_counts[r] == columns.token_counts[c]:
+        spread = inner_product(rows.token_norms[r, :n_tokens], columns.token_norms[c, :n_tokens])
+    else:
+        spread = scale * (size_i + lost_i) * (size_j + lost_j)
     bound = common + spread + margin  # see bounds.norm_bound
     if n_tokens == 1 or 2.0 * (spread + margin) <= allowed:  # images (almost) without variation
         _set_identity(work)
         return 0.0 if n_tokens == 1 else np.inf, bound
-    scale = rows.scales[r] * columns.scales[c]
-    size = rows.centred_norms[r] * columns.centred_norms[c]
-    slack = (
-        rounding * size
-        + rows.rounding_norms[r] * (columns.centred_norms[c] + columns.rounding_norms[c])
-        + columns.rounding_norms[c] * rows.centred_norms[r]
-    )
+    slack = rounding * size + lost_i * (size_j + lost_j) + lost_j * size_i
     # Both the value found and the bound may be off by the slack and the margin.
     target = (allowed - 2.0 * margin) / scale - 2.0 * slack
     certifiable = target > 2.0 * slack
     if not certifiable:
         target = max(_MARGIN * allowed / scale, _FINEST * size)
+    affinity, prices = work.affinity[: width * width], work.prices[:width]
+    part = width * n_channels
     began = read_cycles()
-    multiply_packed(rows.packed[r], columns.packed[c], n_channels, n_tokens, work.affinity)
+    multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, n_tokens, affinity)
     multiplied = read_cycles()
     finished, dual = run_auction(
-        work.affinity,
+        affinity,
         n_tokens,
         size,
         target,
-        work.prices,
-        work.columns,
-        work.owners,
-        work.waiting,
-        work.lowered,
-        work.bests,
+        prices,
+        work.columns[:width],
+        work.owners[:width],
+        work.waiting[:width],
+        work.lowered[:width],
+        work.bests[:width],
     )
     work.cycles[0] += multiplied - began
     gap = np.inf
     if finished and not certifiable:
         gap = scale * distance_from_optimum(
-            work.affinity,
-            work.prices,
-            work.columns,
-            rows.raw[r],
+            affinity,
+            prices,
+            work.columns[:width],
+            rows.raw[r, :n_tokens],
             rows.means[r],
             rows.lengths[r],
-            columns.raw[c],
-            columns.token_norms[c, 0] / columns.scales[c],
+            columns.raw[c, :n_tokens],
+            max(columns.token_norms[c, 0] / columns.scales[c], columns.lengths[c, n_tokens - 1]),
             scale,
             rounding + _PACKING,
         )
@@ -304,6 +334,25 @@ def _auction_pair(
     if certifiable:
         bound = min(bound, common + scale * (dual + slack) + margin)
     return gap + margin, bound
+
+
+@compiled
+def _common_value(rows: _Images, r: int, columns: _Images, c: int) -> float:
+    """Return the part of a value that all matchings share, which centring takes out."""
+    fewest = min(rows.token_counts[r], columns.token_counts[c])
+    common: float = fewest * inner_product(rows.means[r], columns.means[c])
+    return common
+
+
+@compiled
+def _norms_when_filled(images: _Images, t: int, n_tokens: int) -> tuple[float, float]:
+    """Return `centred_norms` and `rounding_norms` of an image filled up to `n_tokens`."""
+    missing = n_tokens - images.token_counts[t]
+    if missing == 0:
+        return images.centred_norms[t], images.rounding_norms[t]
+    size = images.centred_norms[t] ** 2 + missing * images.filling_norms[t] ** 2
+    lost = images.rounding_norms[t] ** 2 + missing * images.filling_rounding_norms[t] ** 2
+    return np.sqrt(size), np.sqrt(lost)
 
 
 @compiled
@@ -319,13 +368,14 @@ def _finish_exactly(
 ) -> None:
     """Match one pair to the optimum in float64, from the prices in `work`."""
     began = read_cycles()
-    n_tokens, n_channels = rows.raw.shape[1:]
-    width = work.prices.size
+    n_channels = rows.raw.shape[2]
+    n_tokens = max(rows.token_counts[r], columns.token_counts[c])
+    width = -(-n_tokens // LANES) * LANES
     packed_i = np.empty(width * n_channels)
     packed_j = np.empty(width * n_channels)
     affinity = np.empty((width, width))
-    pack(rows.raw[r], rows.means[r], rows.scales[r], packed_i)
-    pack(columns.raw[c], columns.means[c], columns.scales[c], packed_j)
+    pack(rows.raw[r, :n_tokens], rows.means[r], rows.scales[r], packed_i)
+    pack(columns.raw[c, :n_tokens], columns.means[c], columns.scales[c], packed_j)
     multiply_packed(packed_i, packed_j, n_channels, n_tokens, affinity.ravel())
     multiplied = read_cycles()
     prices = np.empty(n_tokens)
@@ -338,6 +388,5 @@ def _finish_exactly(
     work.cycles[1] += read_cycles() - multiplied
     scale = rows.scales[r] * columns.scales[c]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
-    common = n_tokens * inner_product(rows.means[r], columns.means[c])
-    bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
+    bound = _common_value(rows, r, columns, c) + scale * dual + float64_rounding(n_tokens, n_channels) * norms
     _conclude(rows, r, columns, c, np.inf, bound, work, matched, upper_bound, identity)

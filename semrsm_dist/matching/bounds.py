@@ -134,30 +134,47 @@ def distance_from_optimum(
 def norm_bound(rows: Panel, r: int, columns: Panel, c: int) -> float:
     """Return an upper bound from norms alone: no affinity is needed.
 
-    ``S mu_i . mu_j`` plus the inner product of the sorted norms of the centred tokens (Cauchy-Schwarz
-    for each pair of tokens, then the rearrangement inequality), with float64 rounding added.
+    Of equal numbers of tokens, ``S mu_i . mu_j`` plus the inner product of the sorted norms of the centred tokens
+    (Cauchy-Schwarz for each pair of tokens, then the rearrangement inequality). Of unequal ones,
+    ``||Z_i|| ||Z_j||``. With float64 rounding added.
     """
-    common = rows.n_tokens * inner_product(rows.means[r], columns.means[c])
-    spread = inner_product(rows.token_norms[r], columns.token_norms[c])
     norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
-    return common + spread + float(float64_rounding(rows.n_tokens, rows.n_channels)) * norms
+    count = rows.token_counts[r]
+    rounding = norms * float(float64_rounding(max(count, columns.token_counts[c]), rows.n_channels))
+    if count != columns.token_counts[c]:
+        return norms + rounding
+    common = count * inner_product(rows.means[r], columns.means[c])
+    spread = inner_product(rows.token_norms[r, :count], columns.token_norms[c, :count])
+    return float(common + spread + rounding)
 
 
 def affinity_bound(affinity: NDArray[np.float64]) -> float:
-    """Return the smaller of the sum of row maxima and the sum of column maxima."""
-    return float(min(affinity.max(axis=1).sum(), affinity.max(axis=0).sum()))
+    """Return the smaller of the sum of row maxima and the sum of column maxima.
+
+    An affinity (S_i, S_j) matches min(S_i, S_j) pairs: of the longer side, so many of the largest maxima count.
+    """
+    fewest = min(affinity.shape)
+    sides = []
+    for axis in (0, 1):
+        maxima = affinity.max(axis=axis)
+        sides.append((maxima if maxima.size == fewest else np.sort(maxima)[-fewest:]).sum())
+    return float(min(sides))
 
 
 @compiled
 def matched_value(
     z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], permutation: NDArray[np.integer[Any]]
 ) -> float:
-    """Return ``sum_s <z_i[s], z_j[permutation[s]]>`` in float64, for (S, C) representations."""
+    """Return ``sum_s <z_i[s], z_j[permutation[s]]>`` in float64, for (S_i, C) and (S_j, C) representations.
+
+    Tokens whose partner is negative have none.
+    """
     n_tokens, n_channels = z_i.shape
     flat_i, flat_j = z_i.ravel(), z_j.ravel()
     total = 0.0
     for s in range(n_tokens):
-        total += dot(flat_i, s * n_channels, flat_j, permutation[s] * n_channels, n_channels)
+        if permutation[s] >= 0:
+            total += dot(flat_i, s * n_channels, flat_j, permutation[s] * n_channels, n_channels)
     return total
 
 

@@ -29,6 +29,7 @@ class Greedy(Matcher):
     """
 
     name: ClassVar[str] = "greedy"
+    takes_unequal: ClassVar[bool] = True
 
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
         """Return the memory that matching one pair takes beside the panels, in bytes."""
@@ -37,26 +38,26 @@ class Greedy(Matcher):
 
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
-        z_i, z_j = rows.raw[r], columns.raw[c]
+        z_i, z_j = rows.tokens(r), columns.tokens(c)
         affinity = affinity_float64(z_i, z_j)
-        permutation = np.full(rows.n_tokens, FREE, np.intp)
+        permutation = np.full(len(z_i), FREE, np.intp)
         assign_greedily(affinity, permutation)
         value = matched_value(z_i, z_j, permutation)
         return value, max(value, greedy_bound(affinity, rows, r, columns, c)), permutation
 
 
 def affinity_float64(z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return ``z_i @ z_j.T`` (S, S) in float64; equal tokens have exactly equal affinities."""
-    n_tokens, width = z_i.shape[0], padded(z_i.shape[0])
-    affinity = np.empty(width * width)
+    """Return ``z_i @ z_j.T`` (S_i, S_j) in float64; equal tokens have exactly equal affinities."""
+    height, width = padded(len(z_i)), padded(len(z_j))
+    affinity = np.empty(height * width)
     _fill_affinity(z_i, z_j, affinity)
-    return affinity.reshape(width, width)[:n_tokens, :n_tokens]
+    return affinity.reshape(height, width)[: len(z_i), : len(z_j)]
 
 
 def greedy_bound(affinity: NDArray[np.float64], rows: Panel, r: int, columns: Panel, c: int) -> float:
     """Return the better of the bounds from the affinity and from norms, for float64 affinities."""
     norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
-    rounding = float64_rounding(rows.n_tokens, rows.n_channels) * norms
+    rounding = float64_rounding(max(affinity.shape), rows.n_channels) * norms
     return min(affinity_bound(affinity) + rounding, norm_bound(rows, r, columns, c))
 
 
@@ -65,9 +66,8 @@ def _fill_affinity(
     z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], out: NDArray[np.float64]
 ) -> None:
     n_tokens, n_channels = z_i.shape
-    width = -(-n_tokens // 16) * 16
-    packed_i = np.empty(width * n_channels)
-    packed_j = np.empty(width * n_channels)
+    packed_i = np.empty(-(-n_tokens // 16) * 16 * n_channels)
+    packed_j = np.empty(-(-z_j.shape[0] // 16) * 16 * n_channels)
     nowhere = np.zeros(n_channels)
     pack(z_i, nowhere, 1.0, packed_i)
     pack(z_j, nowhere, 1.0, packed_j)
@@ -76,30 +76,32 @@ def _fill_affinity(
 
 @compiled
 def assign_greedily(affinity: NDArray[np.float64], columns: NDArray[np.intp]) -> None:
-    """Give each row of `columns` that is FREE the column that greedy matching gives it.
+    """Give each row of `columns` that is FREE the column that greedy matching gives it, while there are columns.
 
     Rows of `columns` that hold a column already keep it. The heap holds the best free column of each row;
     an entry whose column was taken meanwhile is looked up again, which gives the same order as sorting
     all S^2 affinities.
     """
-    n = columns.size
-    taken = np.zeros(n, np.bool_)
-    for i in range(n):
+    n_rows, n_left = affinity.shape
+    taken = np.zeros(n_left, np.bool_)
+    for i in range(n_rows):
         if columns[i] != FREE:
             taken[columns[i]] = True
+            n_left -= 1
     heap = [(0.0, 0, 0) for _ in range(0)]
-    for i in range(n):
-        if columns[i] == FREE:
+    for i in range(n_rows):
+        if columns[i] == FREE and n_left > 0:
             j = _best_free(affinity, i, taken)
             heap.append((-affinity[i, j], i, j))
     heapq.heapify(heap)
-    while len(heap) > 0:
+    while len(heap) > 0 and n_left > 0:
         _, i, j = heapq.heappop(heap)
         if taken[j]:
             j = _best_free(affinity, i, taken)
             heapq.heappush(heap, (-affinity[i, j], i, j))
         else:
             taken[j] = True
+            n_left -= 1
             columns[i] = j
 
 

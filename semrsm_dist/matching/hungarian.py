@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.matching.bounds import float64_rounding, matched_value
-from semrsm_dist.matching.matcher import Matcher, PairMatch
+from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch
 from semrsm_dist.matching.panel import Panel
 
 
@@ -17,6 +17,7 @@ class Hungarian(Matcher):
 
     name: ClassVar[str] = "hungarian"
     certified: ClassVar[bool] = True
+    takes_unequal: ClassVar[bool] = True
 
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
         """Return the memory that matching one pair takes beside the panels, in bytes."""
@@ -24,9 +25,11 @@ class Hungarian(Matcher):
 
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
-        z_i, z_j = rows.raw[r], columns.raw[c]
+        z_i, z_j = rows.tokens(r), columns.tokens(c)
         affinity = z_i.astype(np.float64) @ z_j.astype(np.float64).T
-        permutation = linear_sum_assignment(affinity, maximize=True)[1].astype(np.intp)
+        permutation = np.full(len(z_i), UNMATCHED, np.intp)
+        matched, partners = linear_sum_assignment(affinity, maximize=True)
+        permutation[matched] = partners
         value = matched_value(z_i, z_j, permutation)
         norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
-        return value, value + float64_rounding(*z_i.shape) * norms, permutation
+        return value, value + float64_rounding(max(affinity.shape), rows.n_channels) * norms, permutation

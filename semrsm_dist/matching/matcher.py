@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.matching.bounds import inner_product
-from semrsm_dist.matching.panel import Panel, check_same_shape, prepare_panel
+from semrsm_dist.matching.panel import Panel, fill_tokens, prepare_panel
 from semrsm_dist.matching.result import Match, TileResult
 
 PairMatch = tuple[float, float, NDArray[np.intp]]
 """Value, upper bound and permutation."""
+
+UNMATCHED = -1
+"""The partner of a token that has none, because the other image has fewer tokens."""
 
 
 class Matcher(ABC):
@@ -34,6 +37,8 @@ class Matcher(ABC):
         Goes up whenever the numbers change.
     certified : bool
         Whether the gap between bound and value is guaranteed to be small.
+    takes_unequal : bool
+        Whether two images may differ in their number of tokens: all tokens of the smaller image are matched then.
     parameters : dict
         What alters the numbers.
     """
@@ -41,21 +46,30 @@ class Matcher(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     certified: ClassVar[bool] = False
+    takes_unequal: ClassVar[bool] = False
 
     @property
     def parameters(self) -> dict[str, int | float]:
         """What alters the numbers, by name."""
         return {}
 
-    def prepare(self, z: ArrayLike) -> Panel:
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) in the form that solving wants.
+
+        Parameters
+        ----------
+        z
+            The representations.
+        token_counts
+            (T,) tokens of each image where they differ; what `z` holds beyond them is ignored.
 
         Raises
         ------
         InputError
-            Another shape or type, or a value that is not finite (the message names the image).
+            Another shape or type, a value that is not finite (the message names the image), or counts that
+            do not go with it.
         """
-        return prepare_panel(z)
+        return prepare_panel(z, token_counts)
 
     def solve_tile(
         self,
@@ -85,11 +99,11 @@ class Matcher(ABC):
         Raises
         ------
         InputError
-            The panels differ in tokens or channels.
+            As `check_pair`.
         concurrent.futures.CancelledError
             `cancelled` returned True.
         """
-        check_same_shape(rows, columns)
+        self.check_pair(rows, columns)
         if triangular and rows.n_images != columns.n_images:
             raise InputError(
                 f"a triangular tile matches a panel with itself, found {rows.n_images} and "
@@ -108,20 +122,22 @@ class Matcher(ABC):
         return TileResult(tile.matched, tile.upper_bound, tile.identity, float(seconds[0]), float(seconds[1]))
 
     def match(self, z_i: ArrayLike, z_j: ArrayLike) -> Match:
-        """Match two representations (S, C).
+        """Match two representations, (S_i, C) and (S_j, C).
 
         Raises
         ------
         InputError
-            As `prepare`, or shapes that differ.
+            As `prepare`, or numbers of channels that differ.
         """
         pair = []
-        for name, z in (("z_i", z_i), ("z_j", z_j)):
-            array = np.asarray(z)
+        arrays = [np.asarray(z_i), np.asarray(z_j)]
+        for name, array in zip(("z_i", "z_j"), arrays, strict=True):
             if array.ndim != 2:
                 raise InputError(f"expected {name} of shape (tokens, channels), found {array.shape}")
-            pair.append(self.prepare(array[None]))
-        check_same_shape(*pair)
+        most = max(len(array) for array in arrays)
+        for array in arrays:
+            pair.append(self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)))
+        self.check_pair(*pair)
         value, upper_bound, permutation = self.match_prepared(pair[0], 0, pair[1], 0)
         return Match(value, upper_bound, permutation, self.name)
 
@@ -135,6 +151,25 @@ class Matcher(ABC):
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""
         return n_images * (4 * n_tokens * n_channels + 8 * (n_channels + n_tokens + 1))
+
+    def check_pair(self, rows: Panel, columns: Panel) -> None:
+        """Raise InputError unless images of both panels can be matched with each other."""
+        if rows.n_channels != columns.n_channels:
+            raise InputError(
+                f"representations of {rows.n_channels} channels cannot be matched with those of {columns.n_channels}: "
+                "use the same layer of the same model for all images"
+            )
+        counts = np.concatenate([rows.token_counts, columns.token_counts])
+        if not self.takes_unequal and counts.min() < counts.max():
+            raise InputError(
+                f"matcher {self.name!r} needs images with equal numbers of tokens, found {counts.min()} to "
+                f"{counts.max()}: use 'auction', 'hungarian' or 'greedy', or images of one size"
+            )
+        if rows.n_tokens != columns.n_tokens:
+            raise InputError(
+                f"panels with room for {rows.n_tokens} and {columns.n_tokens} tokens cannot be matched: prepare both "
+                "with room for the larger number, and the token counts"
+            )
 
     @abstractmethod
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
@@ -152,7 +187,8 @@ class Matcher(ABC):
             value, upper_bound, _ = self.match_prepared(rows, r, columns, c)
             tile.matched[r, c] = value
             tile.upper_bound[r, c] = upper_bound
-            tile.identity[r, c] = inner_product(rows.raw[r], columns.raw[c])
+            equal = rows.token_counts[r] == columns.token_counts[c]
+            tile.identity[r, c] = inner_product(rows.raw[r], columns.raw[c]) if equal else np.nan
         return 0.0, 0.0
 
 

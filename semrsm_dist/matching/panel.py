@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -40,16 +41,19 @@ class Panel:
     Attributes
     ----------
     raw : ndarray of float32 or float64, (T, S, C)
-        The representations; float16 is widened.
+        The representations; float16 is widened. Images with fewer than S tokens end in zeros.
+    token_counts : ndarray of int64, (T,)
+        Tokens that each image has, 1 to S.
     squared_norms : ndarray of float64, (T,)
         ``||Z||^2``.
     means : ndarray of float64, (T, C)
         The mean token.
     token_norms : ndarray of float64, (T, S)
-        Norms of the tokens after subtracting the mean, in descending order.
+        Norms of the tokens after subtracting the mean, in descending order; 0 beyond an image's tokens.
     """
 
     raw: NDArray[Any]
+    token_counts: NDArray[np.int64]
     squared_norms: NDArray[np.float64]
     means: NDArray[np.float64]
     token_norms: NDArray[np.float64]
@@ -61,13 +65,17 @@ class Panel:
 
     @property
     def n_tokens(self) -> int:
-        """S, the number of tokens of each image."""
+        """S, the largest number of tokens that an image of the panel may have."""
         return int(self.raw.shape[1])
 
     @property
     def n_channels(self) -> int:
         """C, the number of channels."""
         return int(self.raw.shape[2])
+
+    def tokens(self, image: int) -> NDArray[Any]:
+        """Return the representation (S_i, C) of one image without what fills it up."""
+        return self.raw[image, : self.token_counts[image]]
 
     def part(self, images: slice) -> Self:
         """Return the panel of some of the images, without copying."""
@@ -82,6 +90,9 @@ class PackedPanel(Panel):
     ``S mu_i . mu_j`` plus the centred value for every P) but costs float32 digits. Each image is divided
     by a power of two, which is exact, so that its values neither overflow nor vanish in float32.
 
+    Zero tokens that fill an image up to S are centred like all others, which makes them the negative mean: matching
+    an image with a larger one is then matching two images of equal size (see `semrsm_dist.matching.auction`).
+
     Attributes
     ----------
     packed : ndarray of float32, (T, padded(S) * C)
@@ -89,7 +100,9 @@ class PackedPanel(Panel):
     scales : ndarray of float64, (T,)
         The powers of two.
     centred_norms, rounding_norms : ndarray of float64, (T,)
-        Norms of the scaled centred representation and of what rounding it to float32 took away.
+        Norms of the scaled centred representation (without filling) and of what rounding it to float32 took away.
+    filling_norms, filling_rounding_norms : ndarray of float64, (T,)
+        The same of one token that fills the image up.
     lengths : ndarray of float64, (T, S)
         Norms of the scaled centred tokens, in their order.
     """
@@ -98,82 +111,109 @@ class PackedPanel(Panel):
     scales: NDArray[np.float64]
     centred_norms: NDArray[np.float64]
     rounding_norms: NDArray[np.float64]
+    filling_norms: NDArray[np.float64]
+    filling_rounding_norms: NDArray[np.float64]
     lengths: NDArray[np.float64]
 
 
-def prepare_panel(z: ArrayLike) -> Panel:
+def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     """Check representations (T, S, C) and return them as a panel.
+
+    Parameters
+    ----------
+    z
+        The representations.
+    token_counts
+        (T,) tokens of each image, at most S: what `z` holds beyond them is ignored. By default S for all.
 
     Raises
     ------
     InputError
-        The array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, or its
-        squares overflow float64.
+        The array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares overflow
+        float64, or the counts do not go with it.
     """
-    raw = _checked(z)
+    raw, counts = _checked(z, token_counts)
     n_images, n_tokens, n_channels = raw.shape
     squared_norms = np.empty(n_images)
     means = np.empty((n_images, n_channels))
-    token_norms = np.empty((n_images, n_tokens))
-    for t in range(n_images):
-        image = raw[t].astype(np.float64)
+    token_norms = np.zeros((n_images, n_tokens))
+    for t, count in enumerate(counts):
+        image = raw[t, :count].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             squared_norms[t] = np.einsum("sc,sc->", image, image)
             if not np.isfinite(squared_norms[t]):
                 raise InputError(_why_not_finite(image, t))
             means[t] = image.mean(axis=0)
             image -= means[t]
-            token_norms[t] = np.sort(np.sqrt(np.einsum("sc,sc->s", image, image)))[::-1]
-    return Panel(read_only(raw), read_only(squared_norms), read_only(means), read_only(token_norms))
+            token_norms[t, :count] = np.sort(np.sqrt(np.einsum("sc,sc->s", image, image)))[::-1]
+    return Panel(*map(read_only, (raw, counts, squared_norms, means, token_norms)))
 
 
-def prepare_packed_panel(z: ArrayLike) -> PackedPanel:
-    """Check representations (T, S, C) and return them centred, scaled and packed as well.
+def prepare_packed_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> PackedPanel:
+    """Check representations (T, S, C) and return them centred, scaled and packed as well; see `prepare_panel`.
 
     Raises
     ------
     InputError
         As `prepare_panel`.
     """
-    panel = prepare_panel(z)
+    panel = prepare_panel(z, token_counts)
     packed = empty_aligned((panel.n_images, padded(panel.n_tokens) * panel.n_channels), np.float32)
     scales = np.empty(panel.n_images)
-    centred_norms = np.empty(panel.n_images)
-    rounding_norms = np.empty(panel.n_images)
+    norms = np.empty((4, panel.n_images))
     lengths = np.empty((panel.n_images, panel.n_tokens))
-    for t in range(panel.n_images):
+    for t, count in enumerate(panel.token_counts):
         centred = panel.raw[t] - panel.means[t]
         scales[t] = np.ldexp(1.0, np.frexp(np.abs(centred).max())[1])
         scaled = centred / scales[t]
         rounded = scaled.astype(np.float32).astype(np.float64)
-        centred_norms[t] = np.linalg.norm(rounded)
+        lost = scaled - rounded
+        filling = slice(count, count + 1)
+        norms[:, t] = [
+            np.linalg.norm(part) for part in (rounded[:count], lost[:count], rounded[filling], lost[filling])
+        ]
         lengths[t] = np.sqrt(np.einsum("sc,sc->s", scaled, scaled))
-        rounding_norms[t] = np.linalg.norm(scaled - rounded)
         pack(panel.raw[t], panel.means[t], scales[t], packed[t])
-    return PackedPanel(
-        panel.raw,
-        panel.squared_norms,
-        panel.means,
-        panel.token_norms,
-        read_only(packed),
-        read_only(scales),
-        read_only(centred_norms),
-        read_only(rounding_norms),
-        read_only(lengths),
-    )
+    own = (getattr(panel, field.name) for field in fields(panel))
+    return PackedPanel(*own, *map(read_only, (packed, scales, *norms, lengths)))
 
 
-def check_same_shape(rows: Panel, columns: Panel) -> None:
-    """Raise InputError unless both panels have the same numbers of tokens and channels."""
-    if rows.raw.shape[1:] != columns.raw.shape[1:]:
-        raise InputError(
-            f"representations of (S, C) = {rows.raw.shape[1:]} cannot be matched with "
-            f"(S, C) = {columns.raw.shape[1:]}: both need the same number of tokens and channels; "
-            "use the same layer and input size for all images"
-        )
+def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return representations of (S_i, C) as one array (N, max S_i, C) filled up with zeros, and the S_i.
+
+    Raises
+    ------
+    InputError
+        If one is not (S_i, C), or they differ in channels or type.
+    """
+    arrays = [np.asarray(image) for image in images]
+    for index, array in enumerate(arrays):
+        if array.ndim != 2 or 0 in array.shape or array.shape[1] != arrays[0].shape[-1]:
+            raise InputError(
+                f"expected representations of shape (tokens, channels), with equal channels, found {array.shape} for "
+                f"image {index} and {arrays[0].shape} for image 0"
+            )
+        if array.dtype != arrays[0].dtype:
+            raise InputError(
+                f"image {index} is of {array.dtype}, image 0 of {arrays[0].dtype}: convert them to one type"
+            )
+    counts = np.array([len(array) for array in arrays])
+    stacked = np.zeros((len(arrays), counts.max(), arrays[0].shape[1]), arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[: len(array)] = array
+    return stacked, counts
 
 
-def _checked(z: ArrayLike) -> NDArray[Any]:
+def fill_tokens(
+    z: NDArray[Any], token_counts: NDArray[np.int64], n_tokens: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return representations (T, S, C) filled up with zeros to `n_tokens`, and their token counts."""
+    missing = n_tokens - z.shape[1]
+    return (np.pad(z, ((0, 0), (0, missing), (0, 0))) if missing else z), token_counts
+
+
+def as_representations(z: ArrayLike) -> NDArray[Any]:
+    """Return an array (T, S, C) of a floating type, or raise InputError."""
     array = np.asarray(z)
     if array.ndim != 3 or 0 in array.shape:
         hint = "; a feature map (N, C, H, W) becomes (N, S, C) by z.reshape(N, C, H * W).transpose(0, 2, 1)"
@@ -186,9 +226,38 @@ def _checked(z: ArrayLike) -> NDArray[Any]:
             f"expected representations of float16, float32 or float64, found {array.dtype}: "
             "convert them with z.astype('float32')"
         )
+    return array
+
+
+def _checked(z: ArrayLike, token_counts: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    array = as_representations(z)
     # float16 and foreign byte orders have no compiled code; both conversions are exact.
     wide = np.float64 if array.dtype == np.float64 else np.float32
-    return np.ascontiguousarray(array, dtype=wide)
+    raw = np.ascontiguousarray(array, dtype=wide)
+    if token_counts is None:
+        return raw, np.full(len(raw), raw.shape[1], np.int64)
+    counts = check_token_counts(token_counts, *raw.shape[:2])
+    beyond = np.arange(raw.shape[1]) >= counts[:, None]
+    if raw[beyond].any():
+        raw = np.where(beyond[:, :, None], raw.dtype.type(0), raw)
+    return raw, counts
+
+
+def check_token_counts(token_counts: ArrayLike, n_images: int, n_tokens: int) -> NDArray[np.int64]:
+    """Return how many tokens each image has, or raise InputError unless there are N whole numbers from 1 to S."""
+    counts = np.asarray(token_counts)
+    if counts.shape != (n_images,) or not np.issubdtype(counts.dtype, np.integer):
+        raise InputError(
+            f"expected the token counts of {n_images} images as whole numbers of shape ({n_images},), found "
+            f"{counts.dtype} of shape {counts.shape}"
+        )
+    wrong = np.flatnonzero((counts < 1) | (counts > n_tokens))
+    if wrong.size:
+        raise InputError(
+            f"image {wrong[0]} is said to have {counts[wrong[0]]} tokens, but the array has room for 1 to {n_tokens} "
+            f"({wrong.size} such images): correct the counts, or leave these images out"
+        )
+    return counts.astype(np.int64)
 
 
 def _why_not_finite(image: NDArray[np.float64], index: int) -> str:

@@ -51,9 +51,9 @@ class Projection(Matcher):
         """What alters the numbers, by name."""
         return {"channels": self.channels, "seed": self.seed, "tolerance": self.tolerance}
 
-    def prepare(self, z: ArrayLike) -> Panel:
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) with their projections; see `Matcher.prepare`."""
-        panel = super().prepare(z)
+        panel = super().prepare(z, token_counts)
         basis, _ = draw_basis(panel.n_channels, self.channels, self.seed)
         projected = np.empty((panel.n_images, panel.n_tokens, len(basis)))
         means, token_norms = np.empty_like(panel.means), np.empty_like(panel.token_norms)

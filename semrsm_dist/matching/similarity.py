@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.kernels import derive, require_kernel
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.panel import Panel, check_same_shape
+from semrsm_dist.matching.panel import Panel, as_representations, fill_tokens, stack_tokens
 from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.matching.result import Match
 
@@ -29,8 +30,9 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
 
     Parameters
     ----------
-    z_i, z_j : array_like, (S, C)
-        Representations of float16, float32 or float64.
+    z_i, z_j : array_like, (S_i, C) and (S_j, C)
+        Representations of float16, float32 or float64. Where they differ in their number of tokens, all tokens of
+        the smaller one are matched (`auction`, `hungarian` and `greedy` can do that).
     matcher : str
         Name in `semrsm_dist.matching.registry.MATCHERS`.
     **parameters
@@ -39,14 +41,15 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     Returns
     -------
     Match
-        Value, upper bound and permutation: row s of z_i goes with row ``permutation[s]`` of z_j.
+        Value, upper bound and permutation: row s of z_i goes with row ``permutation[s]`` of z_j, or with
+        none where that is -1.
 
     Raises
     ------
     ConfigError
         Unknown matcher or parameter.
     InputError
-        Shapes that differ or are not (S, C), NaN or infinite values.
+        Shapes that are not (S, C) or differ in C, NaN or infinite values.
 
     Examples
     --------
@@ -60,8 +63,8 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
 
 
 def similarity_matrix(
-    z: ArrayLike,
-    y: ArrayLike | None = None,
+    z: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
     kernel: str = "cosine",
     matcher: str = "auction",
@@ -74,9 +77,10 @@ def similarity_matrix(
 
     Parameters
     ----------
-    z : array_like, (N, S, C)
-        Representations of N images.
-    y : array_like, (M, S, C), optional
+    z : array_like, (N, S, C), or sequence of N array_like, (S_i, C)
+        Representations of N images. Where images differ in their number of tokens, all tokens of the smaller
+        one of a pair are matched (`auction`, `hungarian` and `greedy` can do that).
+    y : array_like, (M, S, C), or sequence of M array_like, (S_j, C), optional
         Without it, the symmetric matrix of z with itself.
     kernel : str
         ``linear``, ``cosine`` or ``rbf``, see `semrsm_dist.kernels`.
@@ -94,14 +98,16 @@ def similarity_matrix(
     Returns
     -------
     ndarray of float64, (N, N) or (N, M)
-        With ``cosine``, NaN where a representation is zero.
+        With ``cosine``, NaN where a representation is zero. With ``spatio-semantic``, NaN where two images
+        differ in their number of tokens.
 
     Raises
     ------
     ConfigError
         Unknown kernel, kind, matcher or parameter.
     InputError
-        Shapes that differ or are not (N, S, C), NaN or infinite values.
+        Shapes that are not (N, S, C) or differ in C, NaN or infinite values, numbers of tokens that differ
+        for a matcher that needs equal ones.
 
     References
     ----------
@@ -120,16 +126,44 @@ def similarity_matrix(
     chosen = make_matcher(matcher, **parameters)
     if kind == "spatio-semantic":
         chosen = make_matcher("identity")
-    rows = _prepare(chosen, z, "z")
-    columns = rows if y is None else _prepare(chosen, y, "y")
-    check_same_shape(rows, columns)
+    rows, columns = _prepare_all(chosen, z, y)
     matched = _match_all(chosen, rows, columns, y is None, workers or _available_cores())
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
 
 
-def _prepare(matcher: Matcher, z: ArrayLike, name: str) -> Panel:
+def _prepare_all(
+    matcher: Matcher, z: ArrayLike | Sequence[ArrayLike], y: ArrayLike | Sequence[ArrayLike] | None
+) -> tuple[Panel, Panel]:
+    """Return the panels of rows and columns, filled up to one number of tokens."""
+    given = {"z": z} if y is None else {"z": z, "y": y}
+    stacks = {}
+    for name, images in given.items():
+        with _naming(name):
+            stacks[name] = _stack(images)
+    most = max(stack.shape[1] for stack, _ in stacks.values())
+    panels = []
+    for name, (stack, counts) in stacks.items():
+        with _naming(name):
+            panels.append(matcher.prepare(*fill_tokens(stack, counts, most)))
+    matcher.check_pair(panels[0], panels[-1])
+    return panels[0], panels[-1]
+
+
+def _stack(images: ArrayLike | Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return representations as one array (N, S, C), and the number of tokens of each."""
+    if isinstance(images, Sequence) and images and all(hasattr(image, "shape") for image in images):
+        sizes = {np.shape(image) for image in images}
+        if len(sizes) > 1:
+            return stack_tokens(cast("Sequence[ArrayLike]", images))
+    array = as_representations(cast("ArrayLike", images))
+    return array, np.full(len(array), array.shape[1])
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the argument in what is wrong with it."""
     try:
-        return matcher.prepare(z)
+        yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

@@ -65,9 +65,9 @@ class WindowedMatcher(Matcher):
     def sizes(self, n_tokens: int) -> list[int]:
         """Return the number of tokens of each window."""
 
-    def prepare(self, z: ArrayLike) -> Panel:
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) cut into windows; see `Matcher.prepare`."""
-        panel = super().prepare(z)
+        panel = super().prepare(z, token_counts)
         order = np.array([self.order(image) for image in panel.raw])
         windows, start = [], 0
         for size in self.sizes(panel.n_tokens):

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from semrsm_dist.config import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, facts_of
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.stages.images import list_feature_images, scan_images
+from semrsm_dist.stages.feature_identity import identify_features
+from semrsm_dist.stages.images import scan_images
 from semrsm_dist.stages.session import Session
-from semrsm_dist.store.feature_source import open_array
-from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the run directory's layout."""
-
-LONGEST_NAME = 200
-"""Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
 
 Record = dict[str, Any]
 
@@ -94,7 +90,8 @@ def identify(session: Session, matcher: Matcher, record: Record | None) -> Ident
         sides["queries"] = config.queries
     cached = (record or {}).get("cached", {})
     if isinstance(config.data, FeaturesData):
-        identity = _identify_features(session, sides, cached)
+        manifests, layers, layer_facts, kept = identify_features(session, matcher, sides, cached)
+        identity = Identity(manifests, layers, {}, layer_facts, kept)
     else:
         manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
         layers, facts, kept = _identify_model(session, _require_model(config), cached)
@@ -213,77 +210,6 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _identify_source(
-    session: Session, side: str, layer: str, data: FeaturesData, known: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return size and hash of ready-made features; as recorded, if the run has them all and the source is gone."""
-    path = data.layers[layer]
-    if known and known.get("path") == str(path.absolute()) and not path.exists():
-        store = FeatureStore(session.directory.features, side, layer)
-        if store.group.is_dir() and store.is_complete():
-            session.warn(f"{path}: is gone; the run goes on with its own copy of these features")
-            return dict(known)
-    source = open_array(path, data.layout)
-    signature = source.signature()
-    return {
-        "path": str(path.absolute()),
-        "signature": signature,
-        "sha256": known["sha256"] if known and known["signature"] == signature else source.digest(),
-        "n_images": source.n_images,
-        "sizes": {"n_tokens": source.n_tokens, "n_channels": source.n_channels},
-    }
-
-
-def _identify_features(session: Session, sides: Mapping[str, Data], cached: Mapping[str, Any]) -> Identity:
-    manifests: dict[str, Manifest] = {}
-    layers: dict[str, dict[str, int]] = {}
-    layer_facts: dict[str, Fingerprint] = {}
-    kept: Record = {"sources": {}}
-    for side, data in sides.items():
-        if not isinstance(data, FeaturesData):
-            raise ConfigError(f"{side}: expected ready-made features on both sides")
-        counts: dict[str, int] = {}
-        for layer, path in data.layers.items():
-            _require_plain_name(side, layer)
-            known = cached.get("sources", {}).get(f"{side}/{layer}")
-            source = _identify_source(session, side, layer, data, known)
-            counts[layer], sizes = source["n_images"], source["sizes"]
-            if layers.setdefault(layer, sizes) != sizes:
-                raise InputError(
-                    f"{path}: layer {layer!r} has S = {sizes['n_tokens']} and C = {sizes['n_channels']} on the side "
-                    f"{side}, but {layers[layer]['n_tokens']} and {layers[layer]['n_channels']} on the other; they "
-                    "cannot be matched: give features of one model and one input size"
-                )
-            kept["sources"][f"{side}/{layer}"] = source
-            layer_facts.setdefault(layer, {})[f"{side}.{layer}.sha256"] = source["sha256"]
-            layer_facts[layer] |= {f"{layer}.{name}": size for name, size in sizes.items()}
-        if len(set(counts.values())) > 1:
-            raise InputError(
-                f"{side}: the layers hold different numbers of images ({counts}); all must hold the same images in the "
-                "same order"
-            )
-        manifests[side] = list_feature_images(side, data, next(iter(counts.values())))
-    return Identity(manifests, layers, {}, layer_facts, kept)
-
-
-def _require_plain_name(side: str, layer: str) -> None:
-    """Refuse a name of a layer that cannot be the name of a folder in the store."""
-    if (
-        not layer.strip(".")
-        or layer != layer.strip()
-        or not layer.isprintable()
-        or "/" in layer
-        or "\\" in layer
-        or layer == "zarr.json"
-        or layer.startswith("__")
-        or len(layer.encode()) > LONGEST_NAME
-    ):
-        raise ConfigError(
-            f"{side}: {layer!r} cannot name a layer: it becomes the name of folders and files in the run; use "
-            f"printable characters without slashes, at most {LONGEST_NAME} bytes, for instance block-3 or layer.4"
-        )
 
 
 def compare(identity: Identity, record: Record) -> tuple[Fingerprint, Fingerprint]:

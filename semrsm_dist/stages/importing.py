@@ -15,6 +15,7 @@ import numpy as np
 
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
@@ -34,6 +35,8 @@ class ImportWorker:
         The run directory and which of its sides.
     sources
         The array file of each layer.
+    token_counts
+        For layers whose images differ in their number of tokens, the file that tells it.
     layout
         How 4-D arrays are laid out; see `open_array`.
     panel
@@ -43,6 +46,7 @@ class ImportWorker:
     run: Path
     side: str
     sources: Mapping[str, Path]
+    token_counts: Mapping[str, Path]
     layout: str
     panel: int
 
@@ -60,16 +64,18 @@ class ImportWorker:
         start = index * self.panel
         stop = min(start + self.panel, source.n_images)
         z = source.read(start, stop)
+        counts = load_token_counts(self.token_counts.get(layer), source.n_images, source.n_tokens)[start:stop]
         store = FeatureStore(RunDirectory(self.run).features, self.side, layer)
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
             stored = z.astype(store.dtype(), copy=False)
-        bad = np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
+        beyond = np.arange(source.n_tokens) >= counts[:, None]
+        bad = np.flatnonzero(~(np.isfinite(stored).all(axis=2) | beyond).all(axis=1))
         if bad.size:
             overflow = bool(np.isfinite(z[bad]).all())
             return Receipt(
                 (layer, index), value=[(layer, start + int(k), overflow) for k in bad], counts={"images": 0}
             )
-        store.write_panel(index, stored)
+        store.write_panel(index, stored, counts)
         return Receipt((layer, index), counts={"images": stop - start})
 
 
@@ -77,6 +83,7 @@ def import_features(
     session: Session,
     side: str,
     sources: Mapping[str, Path],
+    token_counts: Mapping[str, Path],
     layout: str,
     *,
     image_ids: Sequence[str],
@@ -104,7 +111,7 @@ def import_features(
     if not missing:
         return
     refused: list[tuple[str, int, bool]] = []
-    worker = ImportWorker(session.directory.path, side, dict(sources), layout, panel)
+    worker = ImportWorker(session.directory.path, side, dict(sources), dict(token_counts), layout, panel)
     failures = session.work(
         "import",
         lambda: session.engine.start_tasks(

@@ -17,7 +17,7 @@ from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.stages.faults import failure_receipt
 from semrsm_dist.store.blocks import BlockStore
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.features import FeatureStore, count_tokens
 
 TASKS_PER_WORKER = 8
 """At least so many tasks for each worker, so that uneven ones even out."""
@@ -105,7 +105,8 @@ class _Panels:
 
     def _read(self, side: str, layer: str, images: slice) -> Panel:
         store = FeatureStore(RunDirectory(self._worker.run).features, side, layer)
-        return self._matcher.prepare(store.read(images))
+        z = store.read(images)
+        return self._matcher.prepare(z, count_tokens(z))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The feature store: per layer the concept vectors of all images, and what is cheap to keep beside them.
 
 A panel of images is one chunk. Beside the features stand the squared norms (float64) and the pooled vectors (mean
-over the tokens). The features are written last, so a panel whose feature chunk is present is complete.
+over the tokens). The features are written last, so a panel whose feature chunk is present is complete. Where images
+differ in their number of tokens, NaN fills the smaller ones up.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class FeatureStore:
             dimension_names=("image", "token", "channel"),
         )
 
-    def write_panel(self, index: int, z: NDArray[np.floating[Any]]) -> None:
+    def write_panel(
+        self, index: int, z: NDArray[np.floating[Any]], token_counts: NDArray[np.int64] | None = None
+    ) -> None:
         """Write a panel with its norms and pooled vectors.
 
         Parameters
@@ -93,19 +96,31 @@ class FeatureStore:
         index
             Number of the panel.
         z
-            (T, S, C) finite features. Norms are those of the values as stored, after rounding to the store's type.
+            (T, S', C) features, S' as large as the largest count. Norms are those of the values as stored, after
+            rounding to the store's type.
+        token_counts
+            (T,) tokens of each image; S for all if not given. Beyond them, `z` is ignored.
 
         Raises
         ------
+        ValueError
+            If the panel is of another shape than the store has room for.
         OSError
             As the file system raises it.
         """
         features = chunks.open_array(self.group, FEATURES)
-        stored = np.ascontiguousarray(z, dtype=features.dtype)
-        wide = stored.astype(np.float64)
-        norms = np.array([np.einsum("sc,sc->", image, image) for image in wide])
+        room = tuple(part.stop - part.start for part in chunks.chunk_region(features, (index, 0, 0)))
+        counts = np.full(room[0], room[1]) if token_counts is None else token_counts
+        if z.ndim != 3 or z.shape[0::2] != room[0::2] or len(counts) != room[0] or z.shape[1] < counts.max():
+            raise ValueError(f"panel {index} of {self.group} takes features {room}, not {z.shape}")
+        stored = np.full(room, np.nan, features.dtype)
+        norms, pooled = np.empty(len(z)), np.empty((len(z), z.shape[2]), np.float32)
+        for t, count in enumerate(counts):
+            stored[t, :count] = z[t, :count]
+            wide = stored[t, :count].astype(np.float64)
+            norms[t] = np.einsum("sc,sc->", wide, wide)
+            pooled[t] = wide.mean(axis=0)
         chunks.write_chunk(chunks.open_array(self.group, SQUARED_NORM), (index,), norms)
-        pooled = wide.mean(axis=1).astype(np.float32)
         chunks.write_chunk(chunks.open_array(self.group, POOLED), (index, 0), pooled)
         chunks.write_chunk(features, (index, 0, 0), stored)
 
@@ -146,7 +161,7 @@ class FeatureStore:
         return np.dtype(chunks.open_array(self.group, FEATURES).dtype)
 
     def read(self, images: slice) -> NDArray[np.floating[Any]]:
-        """Return (T, S, C) features of consecutive images, in the stored type.
+        """Return (T, S, C) features of consecutive images, in the stored type; see `count_tokens`.
 
         Raises
         ------
@@ -192,3 +207,9 @@ class FeatureStore:
                 "same command, which computes it again"
             )
         return values
+
+
+def count_tokens(z: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return how many tokens each image of stored features (T, S, C) has: those that are not NaN."""
+    counts: NDArray[np.int64] = (~np.isnan(z[:, :, 0])).sum(axis=1, dtype=np.int64)
+    return counts

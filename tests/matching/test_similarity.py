@@ -88,8 +88,8 @@ def test_what_cannot_be_is_refused():
         similarity_matrix(z, sigma=1.0)
     with pytest.raises(ConfigError, match="workers must be"):
         similarity_matrix(z, workers=0)
-    with pytest.raises(InputError, match="same number of tokens"):
-        similarity_matrix(z, z[:, :4])
+    with pytest.raises(InputError, match="channels cannot be matched"):
+        similarity_matrix(z, z[:, :, :2])
     z[2, 0, 0] = np.nan
     with pytest.raises(InputError, match="y: image 2"):
         similarity_matrix(images(2), z)

@@ -132,7 +132,7 @@ def test_features_are_written_last(tmp_path, monkeypatch):
 @pytest.mark.parametrize("z", [Z[:2], Z[:4], Z[:3, :2], Z[:3, :, :2], Z[0]], ids=lambda z: str(z.shape))
 def test_another_shape_is_refused_before_anything_counts_as_there(tmp_path, z):
     store = store_in(tmp_path)
-    with pytest.raises(ValueError, match=r"takes float|subscripts"):
+    with pytest.raises(ValueError, match="takes features"):
         store.write_panel(0, z)
     assert store.present() == set()
 

@@ -290,7 +290,6 @@ def test_the_auction_tells_how_long_products_and_matching_took(tolerance):
     assert tile.products + tile.solving <= passed
     if platform.machine() == "x86_64":
         assert min(tile.products, tile.solving) > 0.0
-        assert tile.products + tile.solving > 0.3 * passed
 
 
 def test_the_registry_knows_every_matcher_by_its_name():

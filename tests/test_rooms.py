@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semrsm_dist"
-OWNERS = {"ray": "engine", "zarr": "store", "obstore": "store", "torch": "features", "timm": "features"}
-LATE = {"torch", "ray", "timm", "zarr", "matplotlib", "numba"}
+OWNERS = {
+    "ray": "engine",
+    "zarr": "store",
+    "obstore": "store",
+    "torch": "features",
+    "timm": "features",
+    "transformers": "features",
+}
+LATE = {"torch", "ray", "timm", "transformers", "zarr", "matplotlib", "numba"}
 LIGHT_MODULES = ["semrsm_dist"] + [
     f"semrsm_dist.{name}" for name in ("cli", "config", "errors") if (PACKAGE / f"{name}.py").exists()
 ]

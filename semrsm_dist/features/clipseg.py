@@ -239,7 +239,7 @@ def _require_size(name: str, size: Size, patch: int, *, square: bool) -> None:
 def _tokenize(name: str, prompt: str, folder: Path | None) -> tuple[int, ...]:
     """Return the tokens of a text; the tokenizer's files are in the folder or, without one, in the hub."""
     advice = (
-        f"get {' and '.join(_VOCABULARY)} from https://huggingface.co/{name}/tree/main and put them beside "
+        f"get {' and '.join(_VOCABULARY)} from https://huggingface.co/{name}/tree/main and put them beside"
     )
     if folder is None:
         try:
@@ -263,7 +263,7 @@ def _tokenize(name: str, prompt: str, folder: Path | None) -> tuple[int, ...]:
 def _fetch(name: str, files: Sequence[str]) -> Path:
     """Return where the first of these files that the hub has lies after it was downloaded."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only where a download is wanted
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
 
     repository = registry.pretrained_cfg(name).get("hf_hub_id")
     if not repository:
@@ -276,7 +276,9 @@ def _fetch(name: str, files: Sequence[str]) -> Path:
     for file in files:
         try:
             return Path(hf_hub_download(repository, file))
-        except RemoteEntryNotFoundError as error:
+        except LocalEntryNotFoundError as error:
+            raise checkpoints.download_error(name, error, files) from error
+        except EntryNotFoundError as error:  # the repository has no such file
             problem = error
         except OSError as error:  # of the network, the cache or the disk
             raise checkpoints.download_error(name, error, files) from error

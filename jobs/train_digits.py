@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from semrsm_dist.data.digits import N_CLASSES, DigitScenes, Scene
+from semrsm_dist.data.digits import DigitScenes, Scene
+from semrsm_dist.data.handwriting import N_CLASSES
 
 CANVAS = 96
 MEAN, STD = 0.12, 0.16  # of the scenes' pixels, on the scale 0 to 1

@@ -10,24 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semrsm_dist.data.handwriting import DIGIT_SIDE, N_CLASSES, Split, digit_sources, enlarge, to_bytes
 from semrsm_dist.data.placing import Corner, Window, place_boxes, regular_slots
 from semrsm_dist.data.records import ImageRecord, LoadedImage
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
-Split = Literal["training", "evaluation"]
 Arrangement = Literal["free", "pair"]
 
-DIGIT_SIDE = 8  # pixels of a digit as scikit-learn ships it
-N_CLASSES = 10
-EVALUATION_SHARE = 0.3
-_SPLIT_SEED = 1797  # fixed for ever: the shipped weights must never have seen an evaluation digit
 _LAYOUT, _BACKGROUND = 0, 1  # independent random streams of one scene
 
 
@@ -256,7 +251,7 @@ class DigitScenes:
         """
         pixels = self._background(scene.index)
         for p in scene.placements:
-            stroke = _enlarged(p.source, p.size)
+            stroke = enlarge(p.source, p.size)
             top, left = max(p.top, 0), max(p.left, 0)
             bottom, right = min(p.top + p.size, self.canvas), min(p.left + p.size, self.canvas)
             if top < bottom and left < right:
@@ -275,7 +270,7 @@ class DigitScenes:
         base, down, right = rng.uniform((16, -8, -8), (32, 8, 8)).astype(np.float32)
         shade = base + down * along[:, None] + right * along[None, :]
         shade += 4 * rng.standard_normal((self.canvas, self.canvas), dtype=np.float32)
-        return _to_bytes(shade)
+        return to_bytes(shade)
 
     # --- placing -------------------------------------------------------------------------------------
 
@@ -332,45 +327,5 @@ class DigitScenes:
         return [slots[round(digit * (len(slots) - 1) / (N_CLASSES - 1))] for digit in range(N_CLASSES)]
 
 
-# --- the digits ------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _digit_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return scikit-learn's digits (1797, 8, 8), brightness 0 to 255, and their classes."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
-
-    images, classes = load_digits(return_X_y=True)
-    side = (DIGIT_SIDE, DIGIT_SIDE)
-    return (images.reshape(-1, *side) * (255 / 16)).astype(np.float32), classes.astype(np.int64)
-
-
-@lru_cache(maxsize=2)
-def digit_sources(split: Split) -> tuple[NDArray[np.int64], ...]:
-    """Return, for each class 0 to 9, which of scikit-learn's digits belong to the split.
-
-    The split is fixed and stratified: `EVALUATION_SHARE` of each class is held out for evaluation.
-    """
-    rng = np.random.default_rng(_SPLIT_SEED)
-    classes = _digit_images()[1]
-    chosen = []
-    for digit in range(N_CLASSES):
-        members = rng.permutation(np.flatnonzero(classes == digit))
-        n_evaluation = round(EVALUATION_SHARE * len(members))
-        chosen.append(np.sort(members[:n_evaluation] if split == "evaluation" else members[n_evaluation:]))
-    return tuple(chosen)
-
-
-@lru_cache(maxsize=65536)
-def _enlarged(source: int, size: int) -> NDArray[np.uint8]:
-    digit = Image.fromarray(_digit_images()[0][source]).resize((size, size), Image.Resampling.BICUBIC)
-    return _to_bytes(np.asarray(digit))
-
-
 def _hash(pixels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-
-
-def _to_bytes(brightness: NDArray[np.float32]) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = np.clip(np.rint(brightness), 0, 255).astype(np.uint8)
-    return pixels

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.floating[Any]]
 
-PRODUCT_BYTES = 8 * 2**20
-"""Size of the affinities that are held at once: what a core's cache nearly holds."""
+PRODUCT_BYTES = 2**20
+"""Size of the affinities held at once, so that they are still in a core's cache when their maxima are taken."""
 
 
 def max_similarities(

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semrsm_dist import pipeline
 from semrsm_dist.config import KernelConfig, MatchingConfig, RunConfig
+from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, chance_scores, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import RetrievalTask, chance_scores, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.retrieval_methods import CHANCE, CLASS_TOKEN, Fitting, Method, list_methods
@@ -72,21 +72,15 @@ def evaluate(
     tasks = _list_tasks(run)
     folder = config.run / "evaluation" / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
+    fitting, workers = Fitting(seed, variance, centroids), config.workers or available_cpus()
     scores: Scores = {}
     notes: list[str] = []
     for layer in run.asked_layers:
-        rows_at_once = run.chunk_side(layer)
-        methods = list_methods(
-            LayerFeatures(run, layer), Fitting(seed, variance, centroids), folder, reporter
-        )
+        methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
         for method in _with(methods, class_tokens.get(layer)):
-            if method.note:
-                notes.append(f"{layer}: {method.name}: {method.note}")
-            for groups, task in tasks.items():
-                key = Key(layer, method.name, method.kernel, groups)
-                scores[key] = score_method(method.read_rows, task, ks, rows_at_once)
-        for groups, task in tasks.items():
-            scores[Key(layer, CHANCE, "-", groups)] = np.repeat(chance_scores(task)[:, None], len(ks), axis=1)
+            notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
+            scores |= _score(method, layer, tasks, ks, run.chunk_side(layer))
+        scores |= _expect(layer, tasks, ks)
     table = tabulate(scores, ks, resamples=resamples, seed=seed)
     return Evidence(
         "retrieval",
@@ -104,11 +98,23 @@ def evaluate(
     )
 
 
-def score_method(
-    read_rows: RowReader, task: RetrievalTask, ks: Sequence[int], rows_at_once: int
-) -> NDArray[np.float64]:
-    """Return each query's F1@k, (N, len(ks)); NaN for those that cannot be judged."""
-    return score_hits(find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once), task, ks)
+def _score(
+    method: Method, layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int], rows_at_once: int
+) -> Scores:
+    """Return each query's F1@k by a method, for each handling of near-duplicates."""
+    scores = {}
+    for groups, task in tasks.items():
+        hits = find_hits(method.read_rows, task, max(ks), rows_at_once=rows_at_once)
+        scores[Key(layer, method.name, method.kernel, groups)] = score_hits(hits, task, ks)
+    return scores
+
+
+def _expect(layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int]) -> Scores:
+    """Return what each query can expect of hits drawn at random: the same for every k."""
+    return {
+        Key(layer, CHANCE, "-", groups): np.repeat(chance_scores(task)[:, None], len(ks), axis=1)
+        for groups, task in tasks.items()
+    }
 
 
 def _checked(k: Sequence[int] | int) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
@@ -81,7 +83,7 @@ class Fitting:
 
 
 def list_methods(
-    features: LayerFeatures, fitting: Fitting, folder: Path, reporter: Reporter
+    features: LayerFeatures, fitting: Fitting, folder: Path, reporter: Reporter, workers: int
 ) -> Iterator[Method]:
     """Yield every way to compare the images of a layer; each is to be used before the next is asked for.
 
@@ -95,6 +97,8 @@ def list_methods(
         Where late interaction is kept, so that it is computed once, and VLAD's vectors for as long as they are needed.
     reporter
         Where progress is told.
+    workers
+        Threads of late interaction.
     """
     run, layer = features.run, features.layer
     for kernel in KERNELS:
@@ -105,7 +109,7 @@ def list_methods(
     yield Method(POOLED, "cosine", cosine_rows(queries, database))
     yield _whitened(queries, database, fitting)
     yield from _vlad(features, fitting, folder)
-    yield from _late_interaction(features, folder / "late-interaction.zarr", reporter)
+    yield from _late_interaction(features, folder / "late-interaction.zarr", reporter, workers)
 
 
 def _whitened(queries: NDArray[np.float32], database: NDArray[np.float32], fitting: Fitting) -> Method:
@@ -147,9 +151,11 @@ def _write_vlad(
     return vectors  # type: ignore[no-any-return]
 
 
-def _late_interaction(features: LayerFeatures, root: Path, reporter: Reporter) -> Iterator[Method]:
+def _late_interaction(
+    features: LayerFeatures, root: Path, reporter: Reporter, workers: int
+) -> Iterator[Method]:
     store = LateInteraction(features, root)
-    store.fill(reporter)
+    store.fill(reporter, workers)
     for name in (MAXSIM, CHAMFER):
         yield Method(name, "cosine", store.reader(name))
 
@@ -188,8 +194,15 @@ class LateInteraction:
         columns = slice(0, self._layout.n_columns)
         return lambda rows: chunks.read_region(self._arrays[name], (rows, columns)).astype(np.float64)
 
-    def fill(self, reporter: Reporter) -> None:
-        """Compute the tiles that are missing.
+    def fill(self, reporter: Reporter, workers: int) -> None:
+        """Compute the tiles that are missing, in threads.
+
+        Parameters
+        ----------
+        reporter
+            Where progress is told.
+        workers
+            Tiles at a time; each holds two panels of features.
 
         Raises
         ------
@@ -201,9 +214,12 @@ class LateInteraction:
         missing = [tile for tile in tiles if not set(self._mirrored(tile)) <= present]
         if not missing:
             return
-        with reporter.stage("late interaction", len(tiles), "tiles", len(tiles) - len(missing)) as shown:
-            for tile in missing:
-                self._solve(tile)
+        with (
+            reporter.stage("late interaction", len(tiles), "tiles", len(tiles) - len(missing)) as shown,
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for _ in pool.map(self._solve, missing):
                 shown.advance(1)
 
     def _mirrored(self, tile: tuple[int, int]) -> list[tuple[int, int]]:

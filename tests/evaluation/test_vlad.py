@@ -57,8 +57,8 @@ def test_of_unit_tokens_it_does_not_know_the_scale_of_an_image(seed, scale):
 def test_tokens_on_their_centroids_leave_nothing():
     _, centroids = draw(0)
     assert not vlad(centroids[None, [0, 1, 1, 2]], centroids).any()
-    third = np.full((1, 2, 3), 1 / 3)  # rounding alone would pass for a direction
-    assert not vlad(third, np.full((1, 3), 1 / 3 + 1e-17)).any()
+    beside = np.nextafter(centroids, 9)[None]  # rounding alone would pass for a direction
+    assert not vlad(beside, centroids).any()
 
 
 def test_centroids_are_the_centres_of_clusters_and_those_of_their_seed():

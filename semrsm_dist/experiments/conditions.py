@@ -2,7 +2,8 @@
 
 The paper leaves open how the gain depends on the scale of objects, on clutter, on how differently they are placed and
 on resolution. Scenes of digits have a control for each. And one task is made for position to matter: a digit on
-the left is another label than the same digit on the right, which no permutation-invariant similarity can tell apart.
+the left is another label than the same digit on the right. Matching is blind to that, unless the features themselves
+know where they are, as those near the borders of a padded network do.
 
 Each condition is a small run of its own below the given run's directory.
 """

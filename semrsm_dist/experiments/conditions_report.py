@@ -46,9 +46,14 @@ def _summarise(gains: pd.DataFrame) -> Iterator[str]:
     yield "semantic against spatio-semantic, by interval:"
     for factor, part in gains.groupby("factor", sort=False):
         better, worse = int((part["low"] > 0).sum()), int((part["high"] < 0).sum())
+        ends = part[part["level"].isin([part["level"].min(), part["level"].max()])].sort_values("level")
+        told = ", ".join(
+            f"{layer} {' to '.join(f'{gain:+.2f}' for gain in gains)}"
+            for layer, gains in ends.groupby("layer", sort=False)["gain"]
+        )
         yield (
             f"  {factor}: better in {better}, worse in {worse}, undecided in {len(part) - better - worse} of "
-            f"{len(part)} (levels x layers)"
+            f"{len(part)} (levels x layers); gain from {part['level'].min():.3g} to {part['level'].max():.3g}: {told}"
         )
 
 

@@ -54,7 +54,10 @@ class ResampledCorrelation:
         """Return the linear correlation of the ranks, each pair as often as it occurs, ties by their mean rank."""
         if self._is_constant:
             return math.nan
-        ranks_x, ranks_y = (_weighted_ranks(place, weights) for place in (self._place_x, self._place_y))
+        ranks_x, ranks_y = (
+            _weighted_ranks(places, weights, int(places.max()) + 1)
+            for places in (self._place_x, self._place_y)
+        )
         return _weighted_pearson(ranks_x, ranks_y, weights)
 
     def kendall(self, weights: Weights) -> float:
@@ -72,23 +75,50 @@ def _dense_ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return places
 
 
-def _weighted_ranks(places: NDArray[np.int64], weights: Weights) -> NDArray[np.float64]:
-    occurrences = np.bincount(places, weights)
-    middle: NDArray[np.float64] = np.cumsum(occurrences) - (occurrences - 1) / 2
-    return middle[places]
+@compiled
+def _weighted_ranks(places: NDArray[np.int64], weights: Weights, n_places: int) -> NDArray[np.float64]:
+    """Return the mean rank of each number, where it and its equals occur as often as their weights say."""
+    occurrences = np.zeros(n_places, dtype=np.int64)
+    for p in range(len(places)):
+        occurrences[places[p]] += weights[p]
+    ranks = np.empty(n_places, dtype=np.float64)
+    before = 0
+    for place in range(n_places):
+        ranks[place] = before + (occurrences[place] + 1) / 2
+        before += occurrences[place]
+    return ranks[places]
 
 
 def _weighted_pearson(x: NDArray[np.float64], y: NDArray[np.float64], weights: Weights) -> float:
-    total = float(weights.sum())
-    if total == 0:
-        return math.nan
-    shares = weights / total
-    x, y = x - shares @ x, y - shares @ y
-    weighted = shares * x
-    spread_x, spread_y = float(weighted @ x), float(shares * y @ y)
+    spread_x, spread_y, product = _weighted_products(x, y, weights)
     if not (spread_x > 0 and spread_y > 0):
         return math.nan
-    return float(np.clip(weighted @ y / math.sqrt(spread_x) / math.sqrt(spread_y), -1.0, 1.0))
+    return float(np.clip(product / math.sqrt(spread_x) / math.sqrt(spread_y), -1.0, 1.0))
+
+
+@compiled
+def _weighted_products(
+    x: NDArray[np.float64], y: NDArray[np.float64], weights: Weights
+) -> tuple[float, float, float]:
+    """Return the sums of squares of x and of y and of their products about the weighted means; of nothing, zeros.
+
+    A loop, because threaded products of long vectors take many times as long on a machine with other work.
+    """
+    total = 0
+    sum_x = sum_y = 0.0
+    for p in range(len(x)):
+        total += weights[p]
+        sum_x += weights[p] * x[p]
+        sum_y += weights[p] * y[p]
+    spread_x = spread_y = product = 0.0
+    if total > 0:
+        mean_x, mean_y = sum_x / total, sum_y / total
+        for p in range(len(x)):
+            from_x, from_y = x[p] - mean_x, y[p] - mean_y
+            spread_x += weights[p] * from_x * from_x
+            spread_y += weights[p] * from_y * from_y
+            product += weights[p] * from_x * from_y
+    return spread_x, spread_y, product
 
 
 @compiled

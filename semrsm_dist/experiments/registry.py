@@ -56,6 +56,9 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
         "layers": Experiment(
             "CKA and RSA between layers, within a network and before and after pruning and fine-tuning"
         ),
+        "approximation": Experiment(
+            "run time and quality of every matcher, and which window is best at which number of tokens"
+        ),
     }
 )
 """Every experiment by its name; experiment `a-b` is the function `evaluate` of `semrsm_dist.experiments.a_b`."""

@@ -1,0 +1,231 @@
+"""How alike the RSMs of all layers are, and which layers change when a network is pruned or trained on.
+
+All layers and both kinds of RSM are compared with each other within a network, and layer by layer between two networks
+on the same images: by CKA, and by the correlation of the entries (Pearson, Spearman, Kendall's tau-a), as in
+representational similarity analysis. Wald et al. (2024) find semantic and spatio-semantic RSMs to differ most in early
+layers. What semantic RSMs say of a network before and after pruning and fine-tuning they leave open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from semrsm_dist import pipeline
+from semrsm_dist.config import RunConfig, load_config
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
+from semrsm_dist.evaluation.correlation import Allocate
+from semrsm_dist.evaluation.pairs import Pairs, RowReader
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.layers_report import (
+    DIFFERENCE,
+    WITHIN,
+    draw_layers,
+    find_most_changed,
+    write_text,
+)
+from semrsm_dist.experiments.layers_variants import (
+    ORIGINAL,
+    default_variants,
+    derive_config,
+    require_variants,
+)
+from semrsm_dist.kernels import require_kernel
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results import Run
+from semrsm_dist.store.blocks import KINDS
+from semrsm_dist.store.scratch import scratch_arrays
+
+RESAMPLES = 200
+IMAGES = 200
+
+Place = tuple[str, str]
+"""Layer and kind of an RSM."""
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    kernel: str = "cosine",
+    resamples: int = RESAMPLES,
+    variants: Sequence[str] | None = None,
+    images: int = IMAGES,
+    other: str | Path | None = None,
+) -> Evidence:
+    """Compare the RSMs of all layers within a network, and with those of other networks.
+
+    Parameters
+    ----------
+    config
+        A run of images against themselves.
+    reporter
+        Where progress is told.
+    seed, resamples
+        Of the bootstrap over images.
+    kernel
+        Of the RSMs.
+    variants
+        Networks to make from the run's own and to compare with it: `pruned-SHARE` and `fine-tuned`; by default some of
+        each if the network is one that ships, else none.
+    images
+        Scenes of digits that a variant is run on, at most.
+    other
+        A configuration file of another run of the same images to compare with.
+
+    Raises
+    ------
+    ConfigError
+        If a run has queries, or there is no such kernel or variant.
+    InputError
+        If the other run has other images.
+    """
+    require_kernel(kernel)
+    if variants is None:
+        chosen = default_variants(config)
+    else:
+        chosen = (variants,) if isinstance(variants, str) else tuple(variants)
+    require_variants(config, chosen)
+    second = None if other is None else load_config(other)
+    for each in (config, second):
+        if each is not None and each.queries is not None:
+            raise ConfigError(
+                f"{each.run}: layers are compared by images against themselves, but this run compares queries with a "
+                "database; give one without the section queries"
+            )
+    pipeline.run(config, reporter=reporter)
+    jobs = [Comparison(WITHIN, Run(config.run), None)]
+    if second is not None:
+        pipeline.run(second, reporter=reporter)
+        jobs.append(Comparison(str(second.run), Run(config.run), Run(second.run)))
+    if chosen:
+        runs = {name: derive_config(config, name, images) for name in (ORIGINAL, *chosen)}
+        for derived in runs.values():
+            pipeline.run(derived, reporter=reporter)
+        jobs += [Comparison(name, Run(runs[ORIGINAL].run), Run(runs[name].run)) for name in chosen]
+    rows: list[dict[str, Any]] = []
+    changed: dict[str, Any] = {}
+    with (
+        scratch_arrays(config.run / "evaluation") as allocate,
+        reporter.stage("evaluation", sum(len(job.places()) for job in jobs), "comparisons") as shown,
+    ):
+        for job in jobs:
+            job.require_same_images()
+            found = {}
+            for places in job.places():
+                found[places] = job.compare(*places, kernel, resamples, seed, allocate)
+                shown.advance(1)
+            rows += job.tabulate(found)
+            changed[job.name] = find_most_changed(found)
+    table = pd.DataFrame(rows).assign(kernel=kernel, resamples=resamples, seed=seed)
+    return Evidence(
+        experiment="layers",
+        table=table,
+        draw=lambda figure: draw_layers(table, figure),
+        text=write_text(table, changed),
+        settings={
+            "config": config.model_dump(mode="json"),
+            "other": None if second is None else second.model_dump(mode="json"),
+            "kernel": kernel,
+            "variants": list(chosen),
+            "images": images,
+            "resamples": resamples,
+            "seed": seed,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The RSMs of a run compared with each other, or with those of a second run.
+
+    Attributes
+    ----------
+    name
+        What the table calls it.
+    run, other
+        The runs; None for a comparison within one.
+    """
+
+    name: str
+    run: Run
+    other: Run | None
+
+    def require_same_images(self) -> None:
+        """Raise InputError unless both runs are of the same images in the same order."""
+        if self.other is None:
+            return
+        one, two = self.run.manifest(), self.other.manifest()
+        if one.digest() != two.digest():
+            raise InputError(
+                f"{self.other.directory.path}: its {len(two.readable)} images are not the {len(one.readable)} of "
+                f"{self.run.directory.path} in the same order, so their RSMs cannot be compared entry by entry; run "
+                "both on the same data"
+            )
+
+    def places(self) -> list[tuple[Place, Place]]:
+        """Return which RSMs are compared: within a run all with each other, between two those of one kind."""
+        own = list(product(self.run.asked_layers, KINDS))
+        if self.other is None:
+            return list(combinations(own, 2))
+        return [
+            ((a, kind), (b, kind))
+            for kind in KINDS
+            for a, b in product(self.run.asked_layers, self.other.asked_layers)
+        ]
+
+    def compare(
+        self, place: Place, other: Place, kernel: str, resamples: int, seed: int, allocate: Allocate
+    ) -> dict[str, Estimate]:
+        """Return all measures of how two RSMs agree."""
+
+        def rows_of(run: Run, layer: str, kind: str) -> RowReader:
+            return run.similarity_rows(layer, kernel, kind)
+
+        pairs = Pairs(
+            rows_of(self.run, *place),
+            rows_of(self.other or self.run, *other),
+            len(self.run.manifest().readable),
+            self.run.chunk_side(place[0]),
+        )
+        return agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+
+    def tabulate(self, found: dict[tuple[Place, Place], dict[str, Estimate]]) -> Iterator[dict[str, Any]]:
+        """Yield a row for each measure of each two RSMs; between runs, for layers of one name, how the kinds differ."""
+        n_images = len(self.run.manifest().readable)
+        for ((layer_a, kind_a), (layer_b, kind_b)), estimates in found.items():
+            for measure, estimate in estimates.items():
+                places = {"layer_a": layer_a, "kind_a": kind_a, "layer_b": layer_b, "kind_b": kind_b}
+                yield {"comparison": self.name, **places, **_row(measure, estimate, n_images)}
+        for layer in [] if self.other is None else self.run.asked_layers:
+            if ((layer, "semantic"), (layer, "semantic")) not in found:
+                continue
+            semantic, spatial = (
+                found[(layer, kind), (layer, kind)] for kind in ("semantic", "spatio-semantic")
+            )
+            for measure, estimate in semantic.items():
+                places = {"layer_a": layer, "kind_a": DIFFERENCE, "layer_b": layer, "kind_b": DIFFERENCE}
+                difference = estimate.minus(spatial[measure])
+                yield {"comparison": self.name, **places, **_row(measure, difference, n_images)}
+
+
+def _row(measure: str, estimate: Estimate, n_images: int) -> dict[str, Any]:
+    interval = estimate.interval()
+    return {
+        "measure": measure,
+        "value": estimate.value,
+        "low": interval.low,
+        "high": interval.high,
+        "confidence": interval.confidence,
+        "n_images": n_images,
+        "n_pairs": estimate.n_pairs,
+        "n_left_out": estimate.n_left_out,
+        "n_resampled": estimate.n_resampled,
+    }

@@ -1,0 +1,177 @@
+"""The agreement of layers as words and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from semrsm_dist.evaluation.agreement import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WITHIN = "within"
+DIFFERENCE = "semantic - spatio-semantic"
+"""Kind of the rows that hold how far what the two kinds say of a layer is apart."""
+
+KINDS = ("spatio-semantic", "semantic")
+COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
+
+Places = tuple[tuple[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class MostChanged:
+    """The layer whose RSM agrees least with its own before, by CKA.
+
+    Attributes
+    ----------
+    layer
+        By kind.
+    share
+        By kind, the share of resamples in which it is that layer.
+    apart
+        The share of resamples in which the kinds name different layers.
+    """
+
+    layer: dict[str, str]
+    share: dict[str, float]
+    apart: float
+
+
+def find_most_changed(
+    found: Mapping[Places, Mapping[str, Estimate]], measure: str = "cka"
+) -> MostChanged | None:
+    """Return which layer changed most by each kind of RSM; None where no layers of one name are compared."""
+    layers = [a for (a, kind), (b, other) in found if a == b and kind == other == KINDS[0]]
+    estimates = {
+        kind: [found[(layer, kind), (layer, kind)][measure] for layer in layers] for kind in KINDS if layers
+    }
+    if len(layers) < 2 or any(np.isnan(each.value) for some in estimates.values() for each in some):
+        return None
+    least = {kind: int(np.argmin([each.value for each in some])) for kind, some in estimates.items()}
+    resampled = {
+        kind: np.argmin(np.stack([each.replicates for each in some]), axis=0)
+        for kind, some in estimates.items()
+    }
+    count = resampled[KINDS[0]].size
+    return MostChanged(
+        layer={kind: layers[index] for kind, index in least.items()},
+        share={kind: float(np.mean(resampled[kind] == least[kind])) if count else np.nan for kind in KINDS},
+        apart=float(np.mean(resampled[KINDS[0]] != resampled[KINDS[1]])) if count else np.nan,
+    )
+
+
+def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -> str:
+    """Return how far the kinds agree within each layer, and what each says of the layers that changed."""
+    lines = ["CKA (debiased) of the semantic and the spatio-semantic RSM of a layer:"]
+    within = table[(table.comparison == WITHIN) & (table.measure == "cka")]
+    own = within[(within.layer_a == within.layer_b) & (within.kind_a != within.kind_b)]
+    lines += [f"  {row.layer_a:<12} {_number(row)}" for row in own.itertuples()]
+    for name in table.comparison.unique():
+        if name == WITHIN:
+            continue
+        rows = table[(table.comparison == name) & (table.measure == "cka") & (table.layer_a == table.layer_b)]
+        lines += ["", f"CKA of each layer, {name}, with the network before ({rows.n_images.max()} images):"]
+        for layer, parts in rows.groupby("layer_a", sort=False):
+            by_kind = {row.kind_a: _number(row) for row in parts.itertuples()}
+            lines.append(
+                f"  {layer:<12} "
+                + "   ".join(f"{kind} {by_kind[kind]}" for kind in (*KINDS, DIFFERENCE) if kind in by_kind)
+            )
+        lines.append("  " + _conclude(changed.get(name)))
+    undefined = table[table.value.isna()]
+    if len(undefined):
+        lines += [
+            "",
+            f"undefined: {len(undefined)} of {len(table)} values, of matrices that are constant or too small",
+        ]
+    left_out = int(table.n_left_out.max())
+    if left_out:
+        lines += ["", f"left out: up to {left_out} pairs without a similarity"]
+    return "\n".join(lines)
+
+
+def _number(row: object) -> str:
+    value, low, high = (getattr(row, name) for name in ("value", "low", "high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _conclude(changed: MostChanged | None) -> str:
+    if changed is None:
+        return "no layers of one name to order"
+    named = ", ".join(
+        f"{kind} {changed.layer[kind]} (in {changed.share[kind]:.0%} of resamples)" for kind in KINDS
+    )
+    if changed.layer[KINDS[0]] == changed.layer[KINDS[1]]:
+        verdict = "the same conclusion"
+    else:
+        verdict = f"another conclusion, in {changed.apart:.0%} of resamples"
+    return f"changed most: {named}: {verdict}"
+
+
+def draw_layers(table: pd.DataFrame, figure: Figure) -> None:
+    """Draw the CKA of layers within the network as maps, and before and after as lines with intervals."""
+    others = [name for name in table.comparison.unique() if name != WITHIN]
+    columns = max(3, len(others))
+    figure.set_size_inches(3.4 * columns, 3.2 * (2 if others else 1))
+    axes = figure.subplots(2 if others else 1, columns, squeeze=False)
+    cka = table[table.measure == "cka"]
+    within = cka[cka.comparison == WITHIN]
+    shown = (
+        ("spatio-semantic", "spatio-semantic"),
+        ("semantic", "semantic"),
+        ("semantic", "spatio-semantic"),
+    )
+    low = float(np.nanmin([0.0, within.value.min()]))
+    for panel, kinds in zip(axes[0], shown, strict=False):
+        _draw_map(panel, within, kinds, low)
+    for panel in axes[0, len(shown) :]:
+        panel.set_axis_off()
+    for panel, name in zip(axes[-1] if others else (), others, strict=False):
+        _draw_lines(panel, cka[cka.comparison == name], name)
+    for panel in axes[-1, len(others) :] if others else ():
+        panel.set_axis_off()
+    if others:
+        axes[-1, 0].set_ylabel("CKA with the network before", fontsize=8)
+        axes[-1, 0].legend(fontsize=8, frameon=False)
+
+
+def _draw_map(panel: Axes, within: pd.DataFrame, kinds: tuple[str, str], low: float) -> None:
+    layers = list(dict.fromkeys([*within.layer_a, *within.layer_b]))
+    values = np.full((len(layers), len(layers)), np.nan)
+    if kinds[0] == kinds[1]:
+        np.fill_diagonal(values, 1.0)
+    for row in within.itertuples():
+        for (layer_a, kind_a), (layer_b, kind_b) in (
+            ((row.layer_a, row.kind_a), (row.layer_b, row.kind_b)),
+            ((row.layer_b, row.kind_b), (row.layer_a, row.kind_a)),
+        ):
+            if (kind_a, kind_b) == kinds:
+                values[layers.index(layer_a), layers.index(layer_b)] = row.value
+    panel.imshow(values, vmin=low, vmax=1.0, cmap="viridis")
+    if len(layers) <= 8:
+        for i, j in np.argwhere(~np.isnan(values)):
+            colour = "black" if values[i, j] > (1.0 + low) / 2 else "white"
+            panel.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
+    panel.set_yticks(range(len(layers)), layers, fontsize=8)
+    panel.set_xlabel(kinds[1], fontsize=8)
+    panel.set_ylabel(kinds[0], fontsize=8)
+    panel.set_title("CKA between layers", fontsize=9)
+
+
+def _draw_lines(panel: Axes, rows: pd.DataFrame, name: str) -> None:
+    same = rows[rows.layer_a == rows.layer_b]
+    for offset, kind in zip((-0.06, 0.06), KINDS, strict=True):
+        here = same[same.kind_a == kind]
+        places = np.arange(len(here)) + offset
+        panel.plot(places, here.value, "o-", color=COLOURS[kind], ms=4, label=kind)
+        panel.vlines(places, here.low, here.high, color=COLOURS[kind], lw=1.2)
+        panel.set_xticks(range(len(here)), list(here.layer_a), rotation=30, ha="right", fontsize=8)
+    panel.set_title(name, fontsize=9)

@@ -1,0 +1,188 @@
+"""Whether images that look alike to a model get alike outputs: RSM entries against what the classifier says.
+
+The similarity of each pair of images is correlated with the Jensen-Shannon divergence (JSD) of what the model's head
+says of them. The divergence is large where outputs differ: a good RSM gives a negative correlation, and the more
+negative the better (Wald et al. 2024, the table of output similarities).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from semrsm_dist import pipeline
+from semrsm_dist.config import RunConfig
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.agreement import Estimate, agreement
+from semrsm_dist.evaluation.correlation import Allocate
+from semrsm_dist.evaluation.divergence import (
+    Outputs,
+    outputs_from_probabilities,
+    outputs_of_classes,
+    outputs_of_labels,
+)
+from semrsm_dist.evaluation.pairs import ROWS_AT_ONCE, Pairs, RowReader
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.output_similarity_report import DIFFERENCE, draw_correlations, write_text
+from semrsm_dist.kernels import KERNELS
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results import Run
+from semrsm_dist.stages.outputs import require_outputs
+from semrsm_dist.store.blocks import KINDS
+from semrsm_dist.store.scratch import scratch_arrays
+
+MEASURES = ("pearson", "spearman")
+RESAMPLES = 300
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    probabilities: str | Path | None = None,
+    outputs: str | None = None,
+) -> Evidence:
+    """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds.
+
+    Parameters
+    ----------
+    config
+        A run of images against themselves, by default through a model with a class head.
+    reporter
+        Where progress is told.
+    seed, resamples
+        Of the bootstrap over images.
+    probabilities
+        A `.npy` file of ready-made probabilities (images, classes), in the order of the run's images, to take in place
+        of the model's own.
+    outputs
+        What the model's outputs mean if its weights do not say: `classes` or `labels`.
+
+    Raises
+    ------
+    ConfigError
+        If the run has queries, or a model without classes and no probabilities are given.
+    InputError
+        If the probabilities given are none, or not of these images.
+    """
+    if config.queries is not None:
+        raise ConfigError(
+            "output-similarity compares images with each other, but this run compares queries with a database; give a "
+            "run without the section queries"
+        )
+    if probabilities is None:
+        require_outputs(config, outputs)  # before hours of matching
+    pipeline.run(config, reporter=reporter)
+    said, meaning = _find_outputs(config, probabilities, outputs, reporter)
+    run = Run(config.run)
+    names = run.manifest().image_ids()
+    if len(said.probabilities) != len(names):
+        raise InputError(
+            f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {len(names)}; give "
+            "one row for each image that could be read, in the order of the run's images.parquet"
+        )
+    rows: list[dict[str, Any]] = []
+    with (
+        scratch_arrays(config.run / "evaluation") as allocate,
+        reporter.stage("evaluation", len(run.asked_layers) * len(KERNELS), "kernels") as shown,
+    ):
+        divergence = _keep(said.divergence_rows(), len(names), allocate)
+        for layer in run.asked_layers:
+            for kernel in KERNELS:
+                found = {
+                    kind: agreement(
+                        Pairs(
+                            run.similarity_rows(layer, kernel, kind),
+                            lambda rows: divergence[rows],
+                            len(names),
+                            run.chunk_side(layer),
+                        ),
+                        MEASURES,
+                        resamples=resamples,
+                        seed=seed,
+                        allocate=allocate,
+                    )
+                    for kind in KINDS
+                }
+                rows += _tabulate({"layer": layer, "kernel": kernel}, found)
+                shown.advance(1)
+    table = pd.DataFrame(rows).assign(
+        n_images=len(names),
+        outputs=meaning,
+        resamples=resamples,
+        seed=seed,
+    )
+    return Evidence(
+        experiment="output-similarity",
+        table=table,
+        draw=lambda figure: draw_correlations(table, figure),
+        text=write_text(table),
+        settings={
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+            "resamples": resamples,
+            "outputs": meaning,
+            "probabilities": None if probabilities is None else str(probabilities),
+        },
+    )
+
+
+def _find_outputs(
+    config: RunConfig, probabilities: str | Path | None, given: str | None, reporter: Reporter
+) -> tuple[Outputs, str]:
+    """Return the distributions of each image, and what they are of."""
+    if probabilities is not None:
+        return outputs_from_probabilities(_load(Path(probabilities)), where=str(probabilities)), "given"
+    found = pipeline.compute_outputs(config, meaning=given, reporter=reporter)
+    make = outputs_of_classes if found.meaning == "classes" else outputs_of_labels
+    return make(found.logits), found.meaning
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an array of probabilities ({error}); write it with numpy.save"
+        ) from error
+    return array
+
+
+def _keep(read: RowReader, n: int, allocate: Allocate) -> NDArray[np.float64]:
+    """Return all divergences, computed once; in a file where they are many."""
+    divergence = allocate(n * n).reshape(n, n)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        divergence[rows] = read(rows)
+    return divergence
+
+
+def _tabulate(place: dict[str, Any], found: dict[str, dict[str, Estimate]]) -> list[dict[str, Any]]:
+    """Return a row for each measure and kind, and one for the difference of the kinds."""
+    rows = []
+    for measure in MEASURES:
+        estimates = {kind: found[kind][measure] for kind in KINDS}
+        estimates[DIFFERENCE] = estimates["semantic"].minus(estimates["spatio-semantic"])
+        for kind, estimate in estimates.items():
+            interval = estimate.interval()
+            rows.append(
+                {
+                    **place,
+                    "kind": kind,
+                    "measure": measure,
+                    "value": estimate.value,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "confidence": interval.confidence,
+                    "n_pairs": estimate.n_pairs,
+                    "n_left_out": estimate.n_left_out,
+                    "n_resampled": estimate.n_resampled,
+                }
+            )
+    return rows

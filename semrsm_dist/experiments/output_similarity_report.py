@@ -1,0 +1,87 @@
+"""The correlations of RSMs with the classifier's outputs as words and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DIFFERENCE = "semantic - spatio-semantic"
+"""Kind of the rows that hold how far the two kinds are apart; negative where matching helps."""
+
+KINDS = ("spatio-semantic", "semantic")
+COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
+
+MEANINGS = {
+    "classes": "one of the classes (softmax)",
+    "labels": "yes or no to each label (sigmoid; the divergence is the mean over labels)",
+    "given": "given probabilities",
+}
+
+
+def write_text(table: pd.DataFrame) -> str:
+    """Return the Pearson correlations as the paper tabulates them, and how often matching changes them for sure."""
+    first = table.iloc[0]
+    shown = table[(table.measure == "pearson") & (table.kind != DIFFERENCE)]
+    grid = shown.pivot_table(
+        index="layer", columns=["kernel", "kind"], values="value", sort=False, dropna=False
+    )
+    lines = [
+        "Pearson correlation of similarity and JSD of the outputs (more negative is better), "
+        f"{first.n_images} images; outputs: {MEANINGS[first.outputs]}",
+        "",
+        grid.to_string(float_format="{:.3f}".format, na_rep="undefined"),
+        "",
+    ]
+    for measure, rows in table[table.kind == DIFFERENCE].groupby("measure", sort=False):
+        better, worse = int((rows.high < 0).sum()), int((rows.low > 0).sum())
+        undefined = int(rows.value.isna().sum())
+        lines.append(
+            f"{measure}: of {len(rows)} layers x kernels, matching makes it more negative in {better}, less in "
+            f"{worse}, neither for sure in {len(rows) - better - worse - undefined}"
+            + (f", undefined in {undefined}" if undefined else "")
+            + f" ({first.confidence:.0%} intervals over images)"
+        )
+    return "\n".join([*lines, *_caveats(table)])
+
+
+def _caveats(table: pd.DataFrame) -> list[str]:
+    lines = []
+    kept = table[table.kind != DIFFERENCE]
+    if kept.value.isna().any():
+        where = kept[kept.value.isna()]
+        lines.append(
+            f"undefined: {len(where)} of {len(kept)} correlations, as the outputs or the similarities are the same for "
+            "all pairs, or no pair is left"
+        )
+    left_out = kept.groupby(["layer", "kernel"], sort=False).n_left_out.max()
+    for (layer, kernel), count in left_out[left_out > 0].items():
+        lines.append(f"left out: {count} pairs of {layer}, {kernel}, whose similarity is undefined")
+    if (kept.n_resampled < kept.n_images).any() and (kept.resamples > 0).all():
+        lines.append(f"intervals: from {kept.n_resampled.max()} of the images, scaled to all of them")
+    return lines
+
+
+def draw_correlations(table: pd.DataFrame, figure: Figure) -> None:
+    """Draw a panel for each measure and kernel: the correlation over the layers, with intervals."""
+    measures, kernels = (list(table[name].unique()) for name in ("measure", "kernel"))
+    layers = list(table.layer.unique())
+    figure.set_size_inches(3.4 * len(kernels) + 0.6, 2.9 * len(measures))
+    axes = figure.subplots(len(measures), len(kernels), sharex=True, sharey="row", squeeze=False)
+    for row, measure in zip(axes, measures, strict=True):
+        for panel, kernel in zip(row, kernels, strict=True):
+            for offset, kind in zip((-0.06, 0.06), KINDS, strict=True):
+                here = table[(table.measure == measure) & (table.kernel == kernel) & (table.kind == kind)]
+                values = here.set_index("layer").loc[layers]
+                places = np.arange(len(layers)) + offset
+                panel.plot(places, values.value, "o-", color=COLOURS[kind], ms=4, label=kind)
+                panel.vlines(places, values.low, values.high, color=COLOURS[kind], lw=1.2)
+            panel.axhline(0, color="0.6", lw=0.8, zorder=0)
+            panel.set_title(f"{kernel}, {measure}", fontsize=9)
+            panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
+        row[0].set_ylabel("correlation with output JSD\n(lower is better)", fontsize=8)
+    axes[0, 0].legend(fontsize=8, frameon=False)

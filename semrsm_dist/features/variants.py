@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from semrsm_dist.data.digits import N_CLASSES, DigitScenes
+from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.handwriting import N_CLASSES
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.features import registry
 from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval, draw_counts, percentile_interval
-from semrsm_dist.evaluation.pairs import is_constant
-from semrsm_dist.evaluation.retrieval import RowReader
+from semrsm_dist.evaluation.pairs import RowReader, is_constant
 
 Matrix = NDArray[np.float64]
 

@@ -7,17 +7,18 @@ best hits of each query (`find_hits`), and how well they fit (`score_hits`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.label_overlap import label_f1, overlap_rows
+from semrsm_dist.evaluation.pairs import RowReader
 
 Labels = Sequence[tuple[str, ...]]
 Names = Sequence[str | None]
-RowReader = Callable[[slice], NDArray[np.float64]]
 
 ROWS_AT_ONCE = 512
 NO_HIT = -1
@@ -129,53 +130,6 @@ class RetrievalScore:
     n_left_out: int
 
 
-def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
-    """Return the overlap of two label sets, 2 |Q n R| / (|Q| + |R|).
-
-    This is our reading of the retrieval score in Wald et al. (2024), section 4.2.
-    """
-    return 2.0 * len(query & hit) / (len(query) + len(hit))
-
-
-def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> NDArray[np.float64]:
-    """Return the F1 (N,) that each query can expect of a hit drawn from all that it may have; NaN without any."""
-    read_rows = task.overlap_rows()
-    expected = np.full(task.n_queries, np.nan)
-    for start in range(0, task.n_queries, rows_at_once):
-        block = read_rows(slice(start, min(start + rows_at_once, task.n_queries)))
-        task.rule_out(block, start)
-        counts = np.count_nonzero(~np.isnan(block), axis=1)
-        np.divide(
-            np.nansum(block, axis=1), counts, out=expected[start : start + len(block)], where=counts > 0
-        )
-    return expected
-
-
-def overlap_rows(queries: Sequence[Collection[str]], database: Sequence[Collection[str]]) -> RowReader:
-    """Return a row reader of the label F1 of all pairs of (N) queries and (M) database images; NaN without labels."""
-    places = {
-        label: place
-        for place, label in enumerate(sorted({x for item in (*queries, *database) for x in item}))
-    }
-
-    def indicate(labels: Sequence[Collection[str]]) -> NDArray[np.float32]:
-        indicators = np.zeros((len(labels), len(places)), dtype=np.float32)
-        for row, item in zip(indicators, labels, strict=True):
-            row[[places[label] for label in item]] = 1.0
-        return indicators
-
-    left, right = indicate(queries), indicate(database)
-
-    def read(rows: slice) -> NDArray[np.float64]:
-        sizes = left[rows].sum(axis=1)[:, None] + right.sum(axis=1)
-        labelled = np.logical_and.outer(left[rows].any(axis=1), right.any(axis=1))
-        overlaps = np.full(sizes.shape, np.nan)
-        np.divide(2.0 * (left[rows] @ right.T), sizes, out=overlaps, where=labelled)
-        return overlaps
-
-    return read
-
-
 def find_hits(
     read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> NDArray[np.intp]:
@@ -245,6 +199,20 @@ def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -
         if overlaps:
             scores[query] = [sum(overlaps[:k]) / len(overlaps[:k]) for k in ks]
     return scores
+
+
+def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> NDArray[np.float64]:
+    """Return the F1 (N,) that each query can expect of a hit drawn from all that it may have; NaN without any."""
+    read_rows = task.overlap_rows()
+    expected = np.full(task.n_queries, np.nan)
+    for start in range(0, task.n_queries, rows_at_once):
+        block = read_rows(slice(start, min(start + rows_at_once, task.n_queries)))
+        task.rule_out(block, start)
+        counts = np.count_nonzero(~np.isnan(block), axis=1)
+        np.divide(
+            np.nansum(block, axis=1), counts, out=expected[start : start + len(block)], where=counts > 0
+        )
+    return expected
 
 
 def retrieval_scores(

@@ -21,8 +21,9 @@ from semrsm_dist import pipeline
 from semrsm_dist.config import DigitScenesData, RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES, mean_interval
+from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
 from semrsm_dist.experiments.conditions_grid import FACTORS, Condition, list_conditions, require_factors
 from semrsm_dist.experiments.conditions_report import draw_gains, write_text
 from semrsm_dist.experiments.evidence import Evidence

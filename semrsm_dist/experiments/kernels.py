@@ -24,8 +24,9 @@ from semrsm_dist import pipeline
 from semrsm_dist.config import RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES, Interval, mean_interval
+from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pearson import Entries, pearson_interval
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.kernels_report import (
     CHANGE,

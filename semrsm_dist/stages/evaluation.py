@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import InputError
+from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, RowReader, Side, retrieval_scores
+from semrsm_dist.evaluation.retrieval import RetrievalTask, Side, retrieval_scores
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
 from semrsm_dist.results import Run

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from semrsm_dist.evaluation.bootstrap import draw_counts, percentile_interval
 from semrsm_dist.evaluation.pearson import Entries, pearson_interval
-from semrsm_dist.evaluation.retrieval import label_f1, overlap_rows
 
 
 def entries(x, y, symmetric, rows_at_once=3):
@@ -74,15 +73,3 @@ def test_what_does_not_vary_correlates_with_nothing():
     nothing = pearson_interval(entries(np.full((5, 5), np.nan), y, True), resamples=5)
     assert np.isnan(nothing.interval.estimate)
     assert (nothing.n_pairs, nothing.n_left_out) == (0, 10)
-
-
-label_sets = st.lists(st.sampled_from("abcd"), max_size=5).map(tuple)
-
-
-@given(st.lists(label_sets, min_size=1, max_size=5), st.lists(label_sets, min_size=1, max_size=5))
-def test_overlaps_of_labels_are_those_of_each_pair(queries, database):
-    found = overlap_rows(queries, database)(slice(0, len(queries)))
-    for i, query in enumerate(queries):
-        for j, image in enumerate(database):
-            expected = label_f1(frozenset(query), frozenset(image)) if query and image else np.nan
-            assert found[i, j] == pytest.approx(expected, nan_ok=True)

@@ -15,7 +15,6 @@ from semrsm_dist.evaluation.retrieval import (
     _smallest,
     chance_scores,
     find_hits,
-    label_f1,
     retrieval_scores,
     score_hits,
 )
@@ -151,17 +150,6 @@ def test_fewer_candidates_than_hits_are_enough():
 def test_no_hits_cannot_be_scored(k):
     with pytest.raises(ConfigError, match=f"F1@k is {k}, but at least one hit"):
         retrieval_f1(reader(np.ones((2, 2))), Side([("a",), ("b",)]), k=k)
-
-
-@given(label_sets, label_sets)
-def test_label_overlap(query, hit):
-    if not query and not hit:
-        return
-    f1 = label_f1(frozenset(query), frozenset(hit))
-    assert f1 == label_f1(frozenset(hit), frozenset(query))
-    assert (f1 == 1) == (set(query) == set(hit))
-    assert (f1 == 0) == (not set(query) & set(hit))
-    assert 0 <= f1 <= 1
 
 
 @given(st.lists(similarities, max_size=40), st.integers(1, 45))

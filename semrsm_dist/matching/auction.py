@@ -39,6 +39,10 @@ _PACKING = 2.0**-22  # more than rounding both representations to float32 change
 _MARGIN = 0.9
 
 
+_TOKENS_AT_ONCE = (
+    4096  # of the rows in one compiled call: it can be interrupted after well below a second a column
+)
+
 Matrix = NDArray[np.float64]
 
 
@@ -85,7 +89,7 @@ class Auction(Matcher):
     """
 
     name: ClassVar[str] = "auction"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     certified: ClassVar[bool] = True
     takes_unequal: ClassVar[bool] = True
 
@@ -121,43 +125,46 @@ class Auction(Matcher):
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         work = _workspace(rows.n_tokens)
-        solved = np.empty((3, rows.n_images, columns.n_images))
-        self._solve(rows, r, columns, range(c, c + 1), work, (solved[0], solved[1], solved[2]))
-        return (
-            float(solved[0, r, c]),
-            float(solved[1, r, c]),
-            _partners(rows, r, columns, c, work.permutation),
-        )
+        tile = TileResult(*np.empty((3, 1, 1)))
+        self._solve(rows.part(slice(r, r + 1)), range(1), columns.part(slice(c, c + 1)), False, work, tile)
+        partners = _partners(rows, r, columns, c, work.permutation)
+        return float(tile.matched[0, 0]), float(tile.upper_bound[0, 0]), partners
 
-    def _solve_row(
-        self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult
-    ) -> tuple[float, float]:
-        out = (tile.matched, tile.upper_bound, tile.identity)
+    def rows_at_once(self, n_tokens: int) -> int:
+        """Return how many rows of a tile are solved between two looks at whether to go on."""
+        return max(1, _TOKENS_AT_ONCE // n_tokens)
+
+    def _solve_rows(
+        self, rows: Panel, span: range, columns: Panel, triangular: bool, tile: TileResult
+    ) -> NDArray[np.float64]:
         work = _workspace(rows.n_tokens)
         clock, cycles = time.perf_counter(), _cycles()
-        self._solve(rows, r, columns, range(first, columns.n_images), work, out)
+        self._solve(rows, span, columns, triangular, work, tile)
         seconds, passed = time.perf_counter() - clock, _cycles() - cycles
-        products, solving = work.cycles * (seconds / passed if passed else 0.0)
-        return float(products), float(solving)
+        return work.cycles.astype(np.float64) * (seconds / passed if passed else 0.0)
 
     def _solve(
         self,
         rows: Panel,
-        r: int,
-        columns: Panel,
         span: range,
+        columns: Panel,
+        triangular: bool,
         work: _Workspace,
-        out: tuple[Matrix, Matrix, Matrix],
+        tile: TileResult,
     ) -> None:
-        """Match image r of `rows` with a span of `columns`, finishing exactly where the auction cannot."""
+        """Match a span of `rows` with `columns`, finishing exactly where the auction cannot."""
         rounding = rounding_of_product(rows.n_channels)
         images, others = _images(rows), _images(columns)
-        c = span.start
-        while c < span.stop:
-            c = _solve_until_open(images, r, others, c, span.stop, self.tolerance, rounding, work, *out)
-            if c < span.stop:
-                _finish_exactly(images, r, others, c, work, *out)
-                c += 1
+        out = (tile.matched, tile.upper_bound, tile.identity)
+        r, c = span.start, span.start + 1 if triangular else 0
+        while True:
+            r, c = _solve_until_open(
+                images, others, r, c, span.stop, triangular, self.tolerance, rounding, work, *out
+            )
+            if r == span.stop:
+                return
+            _finish_exactly(images, r, others, c, work, *out)
+            c += 1
 
 
 def _images(panel: Panel) -> _Images:
@@ -194,28 +201,33 @@ def _cycles() -> int:
 @compiled
 def _solve_until_open(
     rows: _Images,
-    r: int,
     columns: _Images,
-    start: int,
+    r: int,
+    c: int,
     stop: int,
+    triangular: bool,
     tolerance: float,
     rounding: float,
     work: _Workspace,
     matched: Matrix,
     upper_bound: Matrix,
     identity: Matrix,
-) -> int:
-    """Match image r of `rows` with images of `columns` from `start` on.
+) -> tuple[int, int]:
+    """Match images of `rows` up to `stop` with `columns`, row by row, from the pair (r, c) on.
 
-    Returns the first image whose pair needs the exact finish (its prices are in `work`), or `stop`.
+    Returns the first pair that needs the exact finish (its prices are in `work`), or (stop, 0).
     The finish is not called from here because its code would double the time to compile.
     """
-    for c in range(start, stop):
-        gap, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, work)
-        if not min(gap, bound) < np.inf:
-            return c
-        _conclude(rows, r, columns, c, gap, bound, work, matched, upper_bound, identity)
-    return stop
+    while r < stop:
+        while c < columns.scales.size:
+            gap, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, work)
+            if not min(gap, bound) < np.inf:
+                return r, c
+            _conclude(rows, r, columns, c, gap, bound, work, matched, upper_bound, identity)
+            c += 1
+        r += 1
+        c = r + 1 if triangular else 0
+    return stop, 0
 
 
 @compiled

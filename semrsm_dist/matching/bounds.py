@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, dot, dot_of_differences, mask_above, raise_maxima, row_max
+from semrsm_dist.matching.lanes import (
+    LANES,
+    aligned_dot,
+    dot,
+    dot_of_differences,
+    mask_above,
+    raise_maxima,
+    row_max,
+)
 from semrsm_dist.matching.panel import Panel
 
 _FLOAT32_UNIT = 2.0**-24
@@ -182,15 +190,14 @@ def matched_value(
 def identity_and_matched_value(
     z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], permutation: NDArray[np.integer[Any]]
 ) -> tuple[float, float]:
-    """Return ``sum_s <z_i[s], z_j[s]>`` and the `matched_value`, reading the representations once."""
+    """Return ``sum_s <z_i[s], z_j[s]>`` and the `matched_value` of a whole permutation, both in float64.
+
+    Both sums take their terms in the same order: they are equal where the permutation changes nothing.
+    """
     n_tokens, n_channels = z_i.shape
     flat_i, flat_j = z_i.ravel(), z_j.ravel()
-    identity, matched = 0.0, 0.0
-    for s in range(n_tokens):
-        start = s * n_channels
-        identity += dot(flat_i, start, flat_j, start, n_channels)
-        matched += dot(flat_i, start, flat_j, permutation[s] * n_channels, n_channels)
-    return identity, matched
+    identity = aligned_dot(flat_i, flat_j, np.arange(n_tokens), n_channels)
+    return identity, aligned_dot(flat_i, flat_j, permutation, n_channels)
 
 
 @compiled

@@ -243,15 +243,19 @@ def _sum_in_float64(builder: Any, n: Any, product: Callable[[Any, Any, bool], An
     sums = _variable(builder, ir.Constant(_vector(_DOUBLE), [0.0] * LANES))
     with cgutils.for_range(builder, whole) as loop:
         builder.store(product(builder.mul(loop.index, lanes), builder.load(sums), True), sums)
-    # Without the flag "reassoc" this reduction adds in sequence; halving by hand is faster and fixed too.
-    total = builder.load(sums)
-    for width in (8, 4, 2, 1):
-        total = builder.fadd(*_halves(builder, total, width))
     tail = _variable(builder, ir.Constant(_DOUBLE, 0.0))
     one = ir.Constant(n.type, 1)
     with cgutils.for_range_slice(builder, builder.mul(whole, lanes), n, one) as (index, _):
         builder.store(product(index, builder.load(tail), False), tail)
-    return builder.fadd(builder.extract_element(total, _INT32(0)), builder.load(tail))
+    return builder.fadd(_add_up(builder, builder.load(sums)), builder.load(tail))
+
+
+def _add_up(builder: Any, lanes: Any) -> Any:
+    """Return the sum over the lanes of a vector."""
+    # Without the flag "reassoc" a reduction adds in sequence; halving by hand is faster and fixed too.
+    for width in (8, 4, 2, 1):
+        lanes = builder.fadd(*_halves(builder, lanes, width))
+    return builder.extract_element(lanes, _INT32(0))
 
 
 def _reader(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Callable[[Any, bool], Any]:
@@ -284,6 +288,36 @@ def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) ->
             return _multiply_add(builder, left(at, vectors), right(at, vectors), total, vectors)
 
         return _sum_in_float64(builder, arguments[4], product)
+
+    return signature, codegen
+
+
+@intrinsic
+def aligned_dot(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> Any:
+    """Return ``sum_s <a[s], b[permutation[s]]>`` of flat arrays of tokens of `n` channels, summed in float64.
+
+    The lanes are added up once, at the end: for few channels that is most of the work otherwise.
+    """
+    signature = types.float64(a, b, permutation, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        partners = context.make_array(sig.args[2])(context, builder, arguments[2])
+        n_rows, length = cgutils.unpack_tuple(builder, partners.shape)[0], arguments[3]
+        lanes, one = ir.Constant(length.type, LANES), ir.Constant(length.type, 1)
+        whole = builder.mul(builder.sdiv(length, lanes), lanes)
+        total = _variable(builder, ir.Constant(_vector(_DOUBLE), [0.0] * LANES))
+        tail = _variable(builder, ir.Constant(_DOUBLE, 0.0))
+        with cgutils.for_range(builder, n_rows) as row:
+            partner = builder.load(builder.gep(partners.data, [row.index]))
+            left = _reader(context, builder, sig.args[0], arguments[0], builder.mul(row.index, length))
+            right = _reader(context, builder, sig.args[1], arguments[1], builder.mul(partner, length))
+            with cgutils.for_range_slice(builder, ir.Constant(length.type, 0), whole, lanes) as (index, _):
+                terms = left(index, True), right(index, True), builder.load(total)
+                builder.store(_multiply_add(builder, *terms, True), total)
+            with cgutils.for_range_slice(builder, whole, length, one) as (index, _):
+                terms = left(index, False), right(index, False), builder.load(tail)
+                builder.store(_multiply_add(builder, *terms, False), tail)
+        return builder.fadd(_add_up(builder, builder.load(total)), builder.load(tail))
 
     return signature, codegen
 

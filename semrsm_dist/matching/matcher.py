@@ -89,7 +89,7 @@ class Matcher(ABC):
             `rows` is `columns`: only pairs r < k are matched, the result is mirrored, and the
             diagonal holds the squared norms.
         cancelled : callable, optional
-            Asked once a row of the tile.
+            Asked once every few rows of the tile.
 
         Returns
         -------
@@ -112,11 +112,12 @@ class Matcher(ABC):
         shape = (rows.n_images, columns.n_images)
         tile = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
         seconds = np.zeros(2)
-        for r in range(rows.n_images):
+        step = self.rows_at_once(rows.n_tokens)
+        for start in range(0, rows.n_images, step):
             if cancelled is not None and cancelled():
                 raise CancelledError
-            first = r + 1 if triangular else 0
-            seconds += self._solve_row(rows, r, columns, first, tile)
+            span = range(start, min(start + step, rows.n_images))
+            seconds += self._solve_rows(rows, span, columns, triangular, tile)
         if triangular:
             _mirror(tile, rows.squared_norms)
         return TileResult(tile.matched, tile.upper_bound, tile.identity, float(seconds[0]), float(seconds[1]))
@@ -178,6 +179,19 @@ class Matcher(ABC):
     @abstractmethod
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Return value, upper bound and permutation of image r of `rows` with image c of `columns`."""
+
+    def rows_at_once(self, n_tokens: int) -> int:
+        """Return how many rows of a tile are solved between two looks at whether to go on."""
+        return 1
+
+    def _solve_rows(
+        self, rows: Panel, span: range, columns: Panel, triangular: bool, tile: TileResult
+    ) -> NDArray[np.float64]:
+        """Fill rows of `tile`, right of the diagonal if triangular; return seconds of products and of matching."""
+        seconds = np.zeros(2)
+        for r in span:
+            seconds += self._solve_row(rows, r, columns, r + 1 if triangular else 0, tile)
+        return seconds
 
     def _solve_row(
         self, rows: Panel, r: int, columns: Panel, first: int, tile: TileResult

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from semrsm_dist.cli import main
-from semrsm_dist.config import load_config
-from semrsm_dist.config_yaml import parse_settings
+from semrsm_dist.config_yaml import parse_settings, read_document
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evidence import Evidence, read_settings
@@ -35,8 +33,8 @@ def test_every_experiment_can_be_called_and_takes_a_seed(name):
 
 
 def test_the_embedded_run_is_the_quick_start():
-    assert yaml.safe_load((JOBS / "digits.yaml").read_text()) == DIGITS
-    assert load_config(JOBS / "digits.yaml").run == Path(DIGITS["run"])
+    document, _ = read_document(JOBS / "digits.yaml", ())
+    assert document == DIGITS
 
 
 def test_an_unknown_experiment_is_refused_with_near_names(capsys):

@@ -174,9 +174,10 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
     class Misled(Auction):
         """Starts the finish from prices that mean nothing, as after a price war."""
 
-        def _solve(self, rows, r, columns, span, work, out):
+        def _solve(self, rows, span, columns, triangular, work, tile):
             work.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
-            _finish_exactly(_images(rows), r, _images(columns), span.start, work, *out)
+            out = (tile.matched, tile.upper_bound, tile.identity)
+            _finish_exactly(_images(rows), 0, _images(columns), 0, work, *out)
 
     check(Misled().match(z_i, z_j), z_i, z_j, 1e-15)
 

@@ -1,0 +1,148 @@
+"""Layers against layers: numbers from the definitions, networks before and after, and what is refused."""
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from scipy import stats
+
+from semrsm_dist.config import parse_config
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.agreement import Estimate
+from semrsm_dist.experiments.layers import evaluate
+from semrsm_dist.experiments.layers_report import find_most_changed
+from semrsm_dist.progress import SilentReporter
+
+KINDS = ("semantic", "spatio-semantic")
+
+
+def upper(matrix):
+    return np.asarray(matrix)[np.triu_indices(len(matrix), k=1)]
+
+
+def of_digits(run):
+    return parse_config(
+        {
+            "run": str(run),
+            "data": {"source": "digits", "n_images": 12},
+            "model": {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]},
+            "matching": {"matcher": "hungarian"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def within(small, tmp_path_factory):
+    config = small.make_config(tmp_path_factory.mktemp("layers"), n=12)
+    return config, evaluate(config, reporter=SilentReporter(), resamples=20)
+
+
+def test_all_layers_and_kinds_are_compared_by_every_measure(within):
+    table = within[1].table
+    assert len(table) == 6 * 5  # two layers, two kinds; five measures
+    assert set(table.comparison) == {"within"} and (table.n_pairs == 66).all()
+    assert table.query("measure != 'cka-biased'").low.notna().all()
+
+
+def test_values_are_those_of_scipy(within, small):
+    config, evidence = within
+    matrices = {
+        (layer, kind): small.similarities(*small.load(config, layer), kind, "cosine")
+        for layer in ("early", "late")
+        for kind in KINDS
+    }
+    for row in evidence.table.itertuples():
+        a, b = (matrices[place] for place in ((row.layer_a, row.kind_a), (row.layer_b, row.kind_b)))
+        if row.measure in ("cka", "cka-biased"):
+            continue
+        function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
+        assert row.value == pytest.approx(function[row.measure](upper(a), upper(b)).statistic, abs=1e-5)
+
+
+def test_two_runs_are_compared_layer_by_layer(small, tmp_path):
+    config = small.make_config(tmp_path / "one", n=8)
+    second = small.make_config(tmp_path / "two", n=8)
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(second.model_dump(mode="json", exclude_none=True)))
+    table = evaluate(config, reporter=SilentReporter(), resamples=4, other=path).table
+    between = table[table.comparison == str(second.run)]
+    same = between[(between.layer_a == between.layer_b) & between.kind_a.isin(KINDS)]
+    assert same.query("measure != 'kendall'").value.to_numpy() == pytest.approx(
+        1
+    )  # the features are the same
+    assert (
+        between.query("measure == 'kendall' and layer_a == layer_b and kind_a in @KINDS").value > 0.999
+    ).all()
+    difference = between[between.kind_a == "semantic - spatio-semantic"]
+    assert list(difference.layer_a.unique()) == ["early", "late"]
+    assert difference.value.to_numpy() == pytest.approx(0, abs=1e-9)
+
+
+def test_runs_of_other_images_are_refused(small, tmp_path):
+    path = tmp_path / "two.yaml"
+    second = small.make_config(tmp_path / "two", n=9)
+    path.write_text(yaml.safe_dump(second.model_dump(mode="json", exclude_none=True)))
+    with pytest.raises(InputError, match="9 images are not the 8"):
+        evaluate(small.make_config(tmp_path / "one", n=8), reporter=SilentReporter(), resamples=2, other=path)
+
+
+def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(tmp_path):
+    config = of_digits(tmp_path / "run")
+    evidence = evaluate(
+        config, reporter=SilentReporter(), resamples=10, images=10, variants=["pruned-0.0", "pruned-0.9"]
+    )
+    same = evidence.table.query("layer_a == layer_b and kind_a == kind_b and kind_a in @KINDS")
+    untouched = same[same.comparison == "pruned-0.0"]
+    assert (untouched.n_images == 10).all()
+    assert untouched.query("measure != 'kendall'").value.to_numpy() == pytest.approx(1)
+    assert (same[same.comparison == "pruned-0.9"].query("measure == 'cka'").value < 0.9).all()
+    assert "CKA of each layer, pruned-0.9" in evidence.text
+    figure = Figure()
+    evidence.draw(figure)
+    figure.canvas.draw()
+    assert (config.run / "evaluation/layers/weights/test_resnet.pruned-0.9.safetensors").is_file()
+
+
+@pytest.mark.parametrize("variants", [["pruned"], ["pruned-1.5"], "fine-tune", ["pruned-.5", "pruned-.5"]])
+def test_unknown_variants_are_refused_before_anything_runs(variants, tmp_path):
+    config = of_digits(tmp_path / "run")
+    with pytest.raises(ConfigError, match="variant"):
+        evaluate(config, reporter=SilentReporter(), variants=variants)
+    assert not config.run.exists()
+
+
+def test_features_have_no_network_to_prune(small, tmp_path):
+    with pytest.raises(ConfigError, match="--with other="):
+        evaluate(small.make_config(tmp_path), reporter=SilentReporter(), variants=["pruned-0.5"])
+
+
+def test_queries_are_refused(small, tmp_path):
+    with pytest.raises(ConfigError, match="queries"):
+        evaluate(small.make_config(tmp_path, n_queries=3), reporter=SilentReporter())
+
+
+def estimates(**values):
+    """Return CKA before and after: by kind, the replicates of each layer."""
+    return {
+        ((layer, kind), (layer, kind)): {"cka": Estimate(float(np.mean(some)), np.array(some), 1, 0, 1)}
+        for kind, layers in zip(KINDS, values.values(), strict=True)
+        for layer, some in layers.items()
+    }
+
+
+def test_the_layer_that_changed_most_is_told_with_how_sure_it_is():
+    found = estimates(
+        semantic={"a": [0.5, 0.6, 0.5, 0.9], "b": [0.8] * 4}, spatial={"a": [0.9] * 4, "b": [0.2] * 4}
+    )
+    changed = find_most_changed(found)
+    assert changed.layer == {"semantic": "a", "spatio-semantic": "b"}
+    assert changed.share == {"semantic": 0.75, "spatio-semantic": 1.0}
+    assert changed.apart == 0.75
+
+
+def test_nothing_changed_most_where_layers_have_other_names_or_no_value():
+    assert find_most_changed({}) is None
+    assert (
+        find_most_changed(estimates(semantic={"a": [np.nan], "b": [1.0]}, spatial={"a": [1.0], "b": [1.0]}))
+        is None
+    )

@@ -73,7 +73,9 @@ class MatchingWorker:
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,
             "load_seconds": loaded - started,
-            "solve_seconds": solved - loaded,
+            "product_seconds": result.products,
+            "match_seconds": result.solving,
+            "solve_seconds": solved - loaded - result.products - result.solving,
             "write_seconds": time.perf_counter() - solved,
         }
 

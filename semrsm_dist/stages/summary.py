@@ -13,8 +13,17 @@ from semrsm_dist.stages.identity import Identity
 from semrsm_dist.stages.session import Session
 
 STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
-WORKER_PARTS = {"solve": "solving", "load": "loading", "write": "writing"}
-"""What a worker's time on tiles goes into, and what people call it."""
+WORKER_PARTS = {
+    "product": "affinity products",
+    "match": "matching",
+    "solve": "solving",
+    "load": "loading",
+    "write": "writing",
+}
+"""What a worker's time on tiles goes into, and what people call it.
+
+Solving is all of it, or what is left of it where the matcher tells products and matching apart.
+"""
 
 
 def summarise(

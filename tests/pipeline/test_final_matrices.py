@@ -10,7 +10,7 @@ import pytest
 import semrsm_dist as srs
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.export import export_npy
-from semrsm_dist.stages.summary import format_summary
+from semrsm_dist.stages.summary import WORKER_PARTS, format_summary
 from semrsm_dist.status import format_status, read_status
 
 CHUNK = "rsm.zarr/last/semantic_cosine/c/0/0"
@@ -118,7 +118,8 @@ def test_work_is_what_the_workers_said(shop):
     document = shop.of_features("run", shop.features())
     summary = shop.run(document)
     assert summary["work"]["assembly"] == {"found": 0, "computed": 1}
-    assert set(summary["worker_seconds"]) == {"solve", "load", "write"}
+    assert {"solve", "load", "write"} <= set(summary["worker_seconds"]) <= set(WORKER_PARTS)
+    assert min(summary["worker_seconds"].values()) > 0
     assert "% solving" in format_summary(summary)
     again = shop.run(document)
     assert again["work"]["assembly"] == {"found": 1, "computed": 0}

@@ -3,6 +3,7 @@
 >>> import semrsm_dist as srs
 >>> m = srs.match(z_i, z_j)                              # two images, (S, C) each  # doctest: +SKIP
 >>> K = srs.similarity_matrix(z, kernel="cosine")        # (N, S, C) -> (N, N), in memory  # doctest: +SKIP
+>>> found = srs.top_k(z, k=10)                           # the most similar images only  # doctest: +SKIP
 >>> run = srs.open_run("runs/digits")                    # what `semrsm run` computed  # doctest: +SKIP
 >>> run.similarity("layer3", kernel="cosine", kind="semantic")  # doctest: +SKIP
 """
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from semrsm_dist.config import load_config as load_config
     from semrsm_dist.matching.similarity import match as match
     from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
+    from semrsm_dist.matching.top_k import top_k as top_k
     from semrsm_dist.pipeline import run as run
     from semrsm_dist.results import Run as Run
     from semrsm_dist.results import open_run as open_run
@@ -26,12 +28,13 @@ _HOMES = {
     "load_config": "semrsm_dist.config",
     "match": "semrsm_dist.matching.similarity",
     "similarity_matrix": "semrsm_dist.matching.similarity",
+    "top_k": "semrsm_dist.matching.top_k",
     "run": "semrsm_dist.pipeline",
     "Run": "semrsm_dist.results",
     "open_run": "semrsm_dist.results",
 }
 
-__all__ = ["Run", "RunConfig", "load_config", "match", "open_run", "run", "similarity_matrix"]
+__all__ = ["Run", "RunConfig", "load_config", "match", "open_run", "run", "similarity_matrix", "top_k"]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,8 +41,8 @@ def cosine(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
     values, rows, columns = _checked(matched, n_i, n_j)
     # Even powers of two taken out of the norms keep their product in range, and are put back into the result without
     # rounding. The square root of n * n is n, so that an image is exactly as similar to itself as 1.
-    mantissas_i, exponents_i = _even_exponents(rows)
-    mantissas_j, exponents_j = _even_exponents(columns)
+    mantissas_i, exponents_i = even_exponents(rows)
+    mantissas_j, exponents_j = even_exponents(columns)
     norms = np.sqrt(mantissas_i[:, None] * mantissas_j[None, :])
     result = np.full(values.shape, np.nan)
     np.divide(values, norms, out=result, where=norms > 0)
@@ -50,7 +50,7 @@ def cosine(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
     return np.clip(result, -1.0, 1.0, out=result)
 
 
-def _even_exponents(squared_norms: Matrix) -> tuple[Matrix, NDArray[np.intc]]:
+def even_exponents(squared_norms: Matrix) -> tuple[Matrix, NDArray[np.intc]]:
     """Return (m, e) with n = m * 4**e and m in [0.5, 2), so that sqrt(n) = sqrt(m) * 2**e; m is 0 where n is."""
     mantissas, exponents = np.frexp(squared_norms)
     halves = exponents // 2

@@ -220,7 +220,7 @@ def _solve_until_open(
     """
     while r < stop:
         while c < columns.scales.size:
-            gap, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, work)
+            gap, bound = _auction_pair(rows, r, columns, c, tolerance, rounding, -np.inf, work)
             if not min(gap, bound) < np.inf:
                 return r, c
             _conclude(rows, r, columns, c, gap, bound, work, matched, upper_bound, identity)
@@ -273,11 +273,13 @@ def _auction_pair(
     c: int,
     tolerance: float,
     rounding: float,
+    floor: float,
     work: _Workspace,
 ) -> tuple[float, float]:
     """Write a permutation within the tolerance to `work`, and return a gap and an upper bound.
 
-    One of both can be infinity; both are if no such permutation was found. Affinities are those of the
+    One of both can be infinity; both are if no such permutation was found. A gap of -infinity says that there
+    is none because the bound, which then comes with it, fell below `floor`. Affinities are those of the
     centred, scaled representations: a value is ``common + scale * (sum of its affinities)``. The product's
     float32 errors move such a sum by at most `slack`, float64 rounding moves the result by at most `margin`.
     """
@@ -322,8 +324,12 @@ def _auction_pair(
         work.waiting[:width],
         work.lowered[:width],
         work.bests[:width],
+        (floor - common - margin) / scale - slack,
     )
     work.cycles[0] += multiplied - began
+    if not finished and dual < np.inf:
+        work.cycles[1] += read_cycles() - multiplied
+        return -np.inf, common + scale * (dual + slack) + margin
     gap = np.inf
     if finished and not certifiable:
         gap = scale * distance_from_optimum(

@@ -118,6 +118,7 @@ def run_auction(
     waiting: NDArray[np.int32],
     lowered: NDArray[np.float32],
     bests: NDArray[np.float32],
+    floor: float = -np.inf,
 ) -> tuple[bool, float]:
     """Assign until the bound exceeds the value by at most `tolerance`, in units of the affinity.
 
@@ -133,13 +134,15 @@ def run_auction(
         The gap to reach, positive.
     prices, columns, owners, waiting, lowered, bests : (padded(S),)
         Workspace; `prices` and `columns` are the result.
+    floor : float
+        Give up as soon as the bound is below this.
 
     Returns
     -------
     finished : bool
-        False when the bids ran out or float32 could not prove it; only `prices` are then useful.
+        False when given up, when the bids ran out or when float32 could not prove it; only `prices` are then useful.
     bound : float
-        Upper bound on the value of every assignment (`tighten_prices`); infinite when not finished.
+        Upper bound on the value of every assignment (`tighten_prices`); infinite when neither finished nor given up.
     """
     for j in range(prices.size):
         prices[j] = 0.0 if j < n_tokens else np.inf
@@ -159,6 +162,8 @@ def run_auction(
         if budget < 0:
             return False, np.inf
         bound = tighten_prices(affinity, n_tokens, prices, lowered, bests)
+        if bound < floor:
+            return False, bound
         value = 0.0
         for i in range(n_tokens):
             value += np.float64(affinity[i * step + columns[i]])

@@ -126,16 +126,19 @@ def similarity_matrix(
     chosen = make_matcher(matcher, **parameters)
     if kind == "spatio-semantic":
         chosen = make_matcher("identity")
-    rows, columns = _prepare_all(chosen, z, y)
-    matched = _match_all(chosen, rows, columns, y is None, workers or _available_cores())
+    rows, columns = prepare_all(chosen, z, y)
+    matched = _match_all(chosen, rows, columns, y is None, workers or available_cores())
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
 
 
-def _prepare_all(
-    matcher: Matcher, z: ArrayLike | Sequence[ArrayLike], y: ArrayLike | Sequence[ArrayLike] | None
+def prepare_all(
+    matcher: Matcher,
+    z: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike | Sequence[ArrayLike] | None,
+    names: tuple[str, str] = ("z", "y"),
 ) -> tuple[Panel, Panel]:
-    """Return the panels of rows and columns, filled up to one number of tokens."""
-    given = {"z": z} if y is None else {"z": z, "y": y}
+    """Return the panels of rows and columns, filled up to one number of tokens; `names` is what errors call them."""
+    given = {names[0]: z} if y is None else {names[0]: z, names[1]: y}
     stacks = {}
     for name, images in given.items():
         with _naming(name):
@@ -205,7 +208,8 @@ def _tiles(shape: tuple[int, int], symmetric: bool, workers: int) -> Iterator[tu
             yield slice(r, min(r + side, shape[0])), slice(c, min(c + side, shape[1]))
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

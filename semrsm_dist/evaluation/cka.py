@@ -85,6 +85,7 @@ def cka(matrices: Pairs, *, debiased: bool = True, counts: NDArray[np.int64] | N
             np.where(np.outer(survey.defined[rows], survey.defined), read(rows) - mean, 0.0)
             for read, mean in zip((matrices.read_x, matrices.read_y), survey.means, strict=True)
         )
+        _require_whole(x, y)
         if debiased:
             x[own - rows.start, own] = y[own - rows.start, own] = 0.0
         sums_x[rows], sums_y[rows] = x @ weights, y @ weights
@@ -138,7 +139,7 @@ def _without_fit(product: Values, sums_x: Values, sums_y: Values, weights: Value
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """Which images are defined, the mean entries of both matrices, and whether either is constant."""
+    """Which images are defined, about the mean entries of both matrices, and whether either is constant."""
 
     defined: NDArray[np.bool_]
     means: Values
@@ -146,24 +147,26 @@ class _Survey:
 
 
 def _survey(matrices: Pairs) -> _Survey:
-    n, readers = matrices.n_images, (matrices.read_x, matrices.read_y)
-    defined = np.ones(n, dtype=bool)
+    defined = np.ones(matrices.n_images, dtype=bool)
+    low, high, total, count = np.full(2, np.inf), np.full(2, -np.inf), np.zeros(2), np.zeros(2)
     for rows in matrices.row_slices():
-        for read in readers:
-            defined[rows] &= ~np.isnan(np.diagonal(read(rows)[:, rows]))
-    low, high, total = np.full(2, np.inf), np.full(2, -np.inf), np.zeros(2)
-    columns = np.arange(n)
-    for rows in matrices.row_slices():
-        kept = np.outer(defined[rows], defined) & (columns != columns[rows, None])
-        both = np.stack([read(rows)[kept] for read in readers])
-        if np.isnan(both).any():
-            raise InputError(
-                "a similarity of two images is undefined although both are similar to themselves; CKA cannot be taken "
-                "of such a matrix: leave these images out"
-            )
-        if both.size:
-            low, high = np.minimum(low, both.min(axis=1)), np.maximum(high, both.max(axis=1))
-            total += both.sum(axis=1)
-    count = max(int(defined.sum()) * int(defined.sum() - 1), 1)
+        own = np.arange(rows.start, rows.stop)
+        for which, read in enumerate((matrices.read_x, matrices.read_y)):
+            block = read(rows).copy()
+            defined[rows] &= ~np.isnan(block[own - rows.start, own])
+            block[own - rows.start, own] = np.nan
+            values = block[~np.isnan(block)]
+            if values.size:
+                low[which], high[which] = min(low[which], values.min()), max(high[which], values.max())
+                total[which] += values.sum()
+                count[which] += values.size
     constant = any(is_constant(*ends) for ends in zip(low, high, strict=True))
-    return _Survey(defined, total / count, constant)
+    return _Survey(defined, total / np.maximum(count, 1), constant)
+
+
+def _require_whole(*blocks: Values) -> None:
+    if any(np.isnan(block).any() for block in blocks):
+        raise InputError(
+            "a similarity of two images is undefined although both are similar to themselves; CKA cannot be taken of "
+            "such a matrix: leave these images out"
+        )

@@ -31,7 +31,8 @@ def max_similarities(
     Parameters
     ----------
     queries : (A, S, C)
-        Tokens, taken as they are: see `unit_tokens` for cosines.
+        Tokens, taken as they are: see `unit_tokens` for cosines. NaN fills up images that have fewer than S, and
+        takes no part.
     database : (B, T, C)
         Tokens.
     product_bytes
@@ -47,6 +48,10 @@ def max_similarities(
     pair_bytes = n_tokens * n_others * left.itemsize
     rows = max(1, min(n_left, product_bytes // pair_bytes))
     columns = max(1, min(n_right, product_bytes // (pair_bytes * rows)))
+    is_full = not (np.isnan(left[..., 0]).any() or np.isnan(right[..., 0]).any())
+    largest, mean = (
+        (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
+    )  # what leaves out NaN is slower
     forward, backward = np.empty((n_left, n_right)), np.empty((n_left, n_right))
     for i in range(0, n_left, rows):
         flat = left[i : i + rows].reshape(-1, n_channels)
@@ -54,8 +59,8 @@ def max_similarities(
             product = flat @ right[j : j + columns].reshape(-1, n_channels).T
             affinities = product.reshape(-1, n_tokens, len(right[j : j + columns]), n_others)
             block = np.s_[i : i + rows, j : j + columns]
-            forward[block] = affinities.max(axis=3).mean(axis=1, dtype=np.float64)
-            backward[block] = affinities.max(axis=1).mean(axis=2, dtype=np.float64)
+            forward[block] = mean(largest.reduce(affinities, axis=3), axis=1, dtype=np.float64)
+            backward[block] = mean(largest.reduce(affinities, axis=1), axis=2, dtype=np.float64)
     return forward, backward
 
 

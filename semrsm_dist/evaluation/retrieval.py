@@ -64,11 +64,10 @@ class RetrievalTask:
         self._queries = [frozenset(labels) for labels in queries.labels]
         self._candidates = [frozenset(labels) for labels in other.labels]
         self._unlabelled = np.array([not labels for labels in self._candidates])
-        shared = (
-            _shared_codes(queries.groups, other.groups),
-            None if self._same else _shared_codes(queries.contents, other.contents),
-        )
-        self._alike = [codes for codes in shared if codes is not None]
+        groups = _shared_codes(queries.groups, other.groups)
+        contents = None if self._same else _shared_codes(queries.contents, other.contents)
+        self._alike = [codes for codes in (groups, contents) if codes is not None]
+        self._has_copies = contents is not None and bool(np.intersect1d(*contents).size)
 
     @property
     def n_queries(self) -> int:
@@ -88,12 +87,18 @@ class RetrievalTask:
                     row[column_codes == row_codes[query]] = np.nan
 
     def judge(self, query: int, hits: Sequence[int] | NDArray[np.intp]) -> list[float]:
-        """Return the label F1 of each of a query's hits."""
+        """Return the label F1 of each of a query's hits; none for a query without labels."""
+        if not self._queries[query]:
+            return []
         return [label_f1(self._queries[query], self._candidates[hit]) for hit in hits]
 
     def overlap_rows(self) -> RowReader:
         """Return a row reader of the label F1 of all queries and candidates; NaN where either has no labels."""
         return overlap_rows(self._queries, self._candidates)
+
+    def depends_on_groups_alone(self) -> bool:
+        """Tell whether groups alone say who may be whose hit: all candidates have labels, none is a query's copy."""
+        return not self._unlabelled.any() and not self._has_copies
 
     def count_hopeless(self) -> int:
         """Return how many labelled queries share no label with any other candidate: their F1 is 0 whatever is found."""

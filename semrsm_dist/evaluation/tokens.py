@@ -13,7 +13,8 @@ Tokens = NDArray[np.floating[Any]]
 def unit_tokens(z: Tokens) -> NDArray[np.float32]:
     """Return (..., S, C) tokens at length 1 each; zero tokens, which have no direction, stay zero.
 
-    Lengths are taken in float64, in which those of float32 tokens neither overflow nor vanish.
+    Tokens of NaN, which fill up smaller images, stay NaN. Lengths are taken in float64, in which those of float32
+    tokens neither overflow nor vanish.
     """
     wide = np.array(z, dtype=np.float64)
     norms = np.linalg.norm(wide, axis=-1, keepdims=True)

@@ -56,7 +56,7 @@ def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     Parameters
     ----------
     z : (N, S, C)
-        Tokens of the images.
+        Tokens of the images; NaN fills up those that have fewer than S, and takes no part.
     centroids : (K, C)
         From `fit_centroids`.
 
@@ -68,7 +68,7 @@ def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     result = np.empty((len(z), centroids.size), dtype=np.float32)
     half_squares = 0.5 * np.einsum("kc,kc->k", centroids, centroids)
     for index, image in enumerate(z):
-        tokens = image.astype(np.float64)
+        tokens = image[~np.isnan(image[:, 0])].astype(np.float64)
         nearest = np.argmax(tokens @ centroids.T - half_squares, axis=1)
         members = nearest == np.arange(len(centroids))[:, None]
         sums = members @ tokens - members.sum(axis=1, keepdims=True) * centroids

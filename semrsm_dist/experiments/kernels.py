@@ -39,7 +39,14 @@ from semrsm_dist.experiments.kernels_report import (
     draw_kernels,
     write_text,
 )
-from semrsm_dist.experiments.token_variants import AS_THEY_ARE, Variant, list_variants, match_variants
+from semrsm_dist.experiments.token_variants import (
+    AS_THEY_ARE,
+    CENTRED,
+    CENTRED_EACH,
+    Variant,
+    list_variants,
+    match_variants,
+)
 from semrsm_dist.kernels import KERNELS
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results import Run
@@ -96,7 +103,8 @@ def evaluate(
     judge = _Judge(task, task.overlap_rows(), resamples, seed)
     derived = match_variants(config, run, config.run / "evaluation" / "kernels", reporter)
     rows: list[dict[str, Any]] = []
-    with reporter.stage("kernels", len(run.asked_layers) * (3 + len(derived)), "variants") as shown:
+    n_variants = len({AS_THEY_ARE, CENTRED, CENTRED_EACH, *derived})
+    with reporter.stage("kernels", len(run.asked_layers) * n_variants, "variants") as shown:
         for layer in run.asked_layers:
             before: Scores = {}
             for variant in list_variants(run, derived, layer):
@@ -110,7 +118,7 @@ def evaluate(
         "kernels",
         table,
         lambda figure: draw_kernels(figure, table),
-        write_text(table),
+        write_text(table, centring_matches=CENTRED in derived),
         {"config": config.model_dump(mode="json"), **settings},
     )
 

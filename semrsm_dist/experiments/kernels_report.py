@@ -27,9 +27,22 @@ BELOW: dict[str, Any] = {
 STYLES = {"spatio-semantic": "--", "semantic": "-"}
 
 
-def write_text(table: pd.DataFrame) -> str:
-    """Return the sweep of widths, then what treated tokens give."""
-    return "\n\n".join([_write_sweep(table), _write_tokens(table)])
+def write_text(table: pd.DataFrame, *, centring_matches: bool = False) -> str:
+    """Return the sweep of widths, then what treated tokens give.
+
+    Parameters
+    ----------
+    table
+        Of the experiment.
+    centring_matches
+        Whether centred tokens had to be matched anew, as images differ in their number of tokens.
+    """
+    unchanged = (
+        "Images differ in their number of tokens: centring decides which find a partner, and was matched anew."
+        if centring_matches
+        else "Less the data set's mean, distances and so RBF are as before; less either mean, the matching is."
+    )
+    return "\n\n".join([_write_sweep(table), f"{_write_tokens(table)}\n{unchanged}"])
 
 
 def _write_sweep(table: pd.DataFrame) -> str:
@@ -62,8 +75,7 @@ def _write_tokens(table: pd.DataFrame) -> str:
     listed: str = pd.DataFrame(rows).to_string(index=False, float_format=_number, na_rep="-")
     return (
         "tokens, by cosine (r: correlation with label overlap; gap: largest certified one on the cosine scale):\n"
-        f"{listed}\nLess the data set's mean, distances and so RBF are as before; less either mean, the matching is.\n"
-        "change: of F1@1 by semantic cosine from tokens as they are, mean over queries [interval]"
+        f"{listed}\nchange: of F1@1 by semantic cosine from tokens as they are, mean over queries [interval]"
     )
 
 

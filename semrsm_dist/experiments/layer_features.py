@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.results import Run
-from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.features import FeatureStore, count_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,15 @@ class LayerFeatures:
         for start in range(0, self.count(side), panel):
             yield slice(start, min(start + panel, self.count(side)))
 
+    def token_counts(self, side: str) -> NDArray[np.int64]:
+        """Return how many tokens each image of a side has, (N,); the features are read once."""
+        return np.concatenate([count_tokens(self.store(side).read(images)) for images in self.panels(side)])
+
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
-        """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement."""
+        """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement.
+
+        Places that smaller images leave empty are drawn too, and left out.
+        """
         total = self.count("images") * self.n_tokens
         drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))
         store, parts = self.store("images"), []
@@ -64,5 +71,6 @@ class LayerFeatures:
             first, last = np.searchsorted(drawn, [images.start * self.n_tokens, images.stop * self.n_tokens])
             if first < last:
                 tokens = store.read(images).reshape(-1, self.n_channels)
-                parts.append(unit_tokens(tokens[drawn[first:last] - images.start * self.n_tokens]))
+                tokens = tokens[drawn[first:last] - images.start * self.n_tokens]
+                parts.append(unit_tokens(tokens[~np.isnan(tokens[:, 0])]))
         return np.concatenate(parts)

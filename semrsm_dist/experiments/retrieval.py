@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semrsm_dist import pipeline
 from semrsm_dist.config import KernelConfig, MatchingConfig, RunConfig
@@ -21,13 +23,30 @@ from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import RetrievalTask, chance_scores, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.layer_features import LayerFeatures
-from semrsm_dist.experiments.retrieval_methods import CHANCE, CLASS_TOKEN, Fitting, Method, list_methods
-from semrsm_dist.experiments.retrieval_report import Key, Scores, draw_scores, tabulate, write_text
+from semrsm_dist.experiments.retrieval_methods import (
+    CHANCE,
+    CLASS_TOKEN,
+    SEMANTIC,
+    Fitting,
+    Method,
+    list_methods,
+)
+from semrsm_dist.experiments.retrieval_report import (
+    Key,
+    Scores,
+    add_effort,
+    draw_scores,
+    tabulate,
+    write_effort,
+    write_text,
+)
+from semrsm_dist.experiments.search import progressive_hits
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results import Run
 from semrsm_dist.stages.evaluation import require_labels, retrieval_task
 
 KS = (1, 3, 5, 10)
+SEARCHES = ("matrix", "progressive")
 
 
 def evaluate(
@@ -39,6 +58,7 @@ def evaluate(
     variance: float = 0.95,
     centroids: int = 16,
     resamples: int = RESAMPLES,
+    search: str = "matrix",
 ) -> Evidence:
     """Compare retrieval by semantic similarity with all else.
 
@@ -58,15 +78,21 @@ def evaluate(
         Of VLAD.
     resamples
         Of the bootstrap. Queries are resampled; the database stays as it is.
+    search
+        How the hits by semantic cosine are found: from the `matrix`, or by `progressive` search from the features,
+        which tells what share of the pairs it had to solve; both find the same.
 
     Raises
     ------
     ConfigError
-        If `k` is empty, or no list of numbers of at least 1.
+        If `k` is empty, or no list of numbers of at least 1; or `search` is unknown, or cannot be progressive: the
+        run does not match with `auction`, some images of the database have no labels, or some are copies of queries.
     InputError
         If no query or no image of the database has labels.
     """
     ks = _checked(k)
+    if search not in SEARCHES:
+        raise ConfigError(f"unknown search {search!r}: known are {', '.join(SEARCHES)}")
     pipeline.run(config, reporter=reporter)
     run = Run(config.run)
     tasks = _list_tasks(run)
@@ -75,13 +101,21 @@ def evaluate(
     fitting, workers = Fitting(seed, variance, centroids), config.workers or available_cpus()
     scores: Scores = {}
     notes: list[str] = []
+    effort: list[dict[str, Any]] = []
     for layer in run.asked_layers:
         methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
         for method in _with(methods, class_tokens.get(layer)):
             notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
             scores |= _score(method, layer, tasks, ks, run.chunk_side(layer))
         scores |= _expect(layer, tasks, ks)
+        if search == "progressive":
+            found = {groups: _search(run, layer, groups, task, ks, workers) for groups, task in tasks.items()}
+            scores |= {Key(layer, SEMANTIC, "cosine", groups): item[0] for groups, item in found.items()}
+            effort += [item[1] for item in found.values()]
     table = tabulate(scores, ks, resamples=resamples, seed=seed)
+    if effort:
+        add_effort(table, effort)
+        notes += write_effort(effort)
     return Evidence(
         "retrieval",
         table,
@@ -94,6 +128,7 @@ def evaluate(
             "variance": variance,
             "centroids": centroids,
             "resamples": resamples,
+            "search": search,
         },
     )
 
@@ -107,6 +142,20 @@ def _score(
         hits = find_hits(method.read_rows, task, max(ks), rows_at_once=rows_at_once)
         scores[Key(layer, method.name, method.kernel, groups)] = score_hits(hits, task, ks)
     return scores
+
+
+def _search(
+    run: Run, layer: str, groups: str, task: RetrievalTask, ks: Sequence[int], workers: int
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Return each query's F1@k by semantic cosine from progressive search, and what it took."""
+    if not task.depends_on_groups_alone():
+        raise ConfigError(
+            "search: progressive finds hits among all images of the database, but some have no labels or are copies of "
+            "queries, and cannot be hits here; leave search at matrix"
+        )
+    hits = progressive_hits(run, layer, max(ks), near_duplicates=groups == "included", workers=workers)
+    effort = {"layer": layer, "groups": groups, **hits.shares(), "identical": hits.identical}
+    return score_hits(hits.found.indices.astype(np.intp), task, ks), effort
 
 
 def _expect(layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int]) -> Scores:

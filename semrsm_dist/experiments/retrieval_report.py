@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -114,6 +114,35 @@ def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
             )
         told = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
         yield f"  {other}: {told}"
+
+
+EFFORT = ("without_product", "sketched", "with_product", "solved")
+"""Shares of the pairs that progressive search decides at each step, by bounds and by matching to the end."""
+
+
+def add_effort(table: pd.DataFrame, effort: Sequence[Mapping[str, Any]]) -> None:
+    """Add the shares of `EFFORT` as columns, in the rows of F1 by semantic cosine; NaN in all others."""
+    table[list(EFFORT)] = np.nan
+    for row in effort:
+        found = (table["layer"] == row["layer"]) & (table["groups"] == row["groups"])
+        found &= (table["method"] == SEMANTIC) & (table["kernel"] == "cosine") & table["against"].isna()
+        table.loc[found, list(EFFORT)] = [row[name] for name in EFFORT]
+
+
+def write_effort(effort: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line a layer on what progressive search took: the shares of pairs decided at each step."""
+    for row in effort:
+        same = {
+            True: "the hits of the matrix",
+            False: "NOT the hits of the matrix",
+            None: "hits not compared",
+        }
+        handling = "" if row["groups"] == "none" else f", near-duplicates {row['groups']}"
+        yield (
+            f"{row['layer']}{handling}: progressive search: {row['without_product']:.1%} of the pairs without a "
+            f"product, {row['sketched']:.1%} with that of a few channels, {row['with_product']:.1%} with the product, "
+            f"{row['solved']:.1%} solved; {same[row['identical']]}"
+        )
 
 
 def draw_scores(figure: Figure, table: pd.DataFrame) -> None:

@@ -1,7 +1,8 @@
 """A run's similarities had its tokens been treated otherwise before matching: centred, brought to unit length, or both.
 
 Centring changes no matching (see `semrsm_dist.evaluation.centring`), so it is derived from what the run has found.
-Unit length does: those variants are runs of their own, on features written beside the given run.
+Unit length does: those variants are runs of their own, on features written beside the given run. So are the centred
+ones where images differ in their number of tokens: then some tokens find no partner, and centring decides which.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ CENTRED, CENTRED_EACH = "less the data set's mean", "less each image's mean"
 UNIT, CENTRED_UNIT = "unit length", "less the data set's mean, then unit length"
 MATCHED = {UNIT: "unit", CENTRED_UNIT: "centred-unit"}
 """Variants with a matching of their own, and the folder of each."""
+
+MATCHED_IF_UNEQUAL = {CENTRED: "centred", CENTRED_EACH: "centred-each"}
+"""Variants that have one too if images differ in their number of tokens."""
 
 Matrix = NDArray[np.float64]
 
@@ -108,6 +112,13 @@ def list_variants(run: Run, derived: Mapping[str, Run], layer: str) -> Iterator[
     """Yield a layer's variants: those that follow from the run, then those of the derived runs."""
     plain = read_variant(run, layer, AS_THEY_ARE)
     yield plain
+    if CENTRED not in derived:
+        yield from _derive_centred(run, plain, layer)
+    for name, other in derived.items():
+        yield read_variant(other, layer, name)
+
+
+def _derive_centred(run: Run, plain: Variant, layer: str) -> Iterator[Variant]:
     features = LayerFeatures(run, layer)
     pooled_j = features.store("images").read_pooled()
     pooled_i = features.store(features.query_side).read_pooled()
@@ -124,8 +135,6 @@ def list_variants(run: Run, derived: Mapping[str, Run], layer: str) -> Iterator[
             plain.rows_at_once,
             plain.symmetric,
         )
-    for name, other in derived.items():
-        yield read_variant(other, layer, name)
 
 
 def read_variant(run: Run, layer: str, name: str) -> Variant:
@@ -165,13 +174,22 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
         Where progress is told.
     """
     found = {}
-    for name, place in MATCHED.items():
+    for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():
         complete = _open_complete(folder / place, run.asked_layers)
         if complete is None:
             _compute(config, run, name, folder / place, reporter)
             complete = Run(folder / place)
         found[name] = complete
     return found
+
+
+def has_unequal_tokens(run: Run) -> bool:
+    """Tell whether images of a run differ in their number of tokens, in any layer; the features are read once."""
+    sides = ["images"] if run.is_symmetric else ["images", "queries"]
+    layers = [LayerFeatures(run, layer) for layer in run.asked_layers]
+    return any(
+        (features.token_counts(side) != features.n_tokens).any() for features in layers for side in sides
+    )
 
 
 def _open_complete(path: Path, layers: Sequence[str]) -> Run | None:
@@ -218,11 +236,15 @@ def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter
         }
     )
     pyarrow.parquet.write_table(table, folder / f"{side}.parquet")
-    layers = {}
+    layers, counts = {}, {}
     with reporter.stage("transform", len(run.asked_layers) * len(manifest.image_ids()), "images") as shown:
         for layer in run.asked_layers:
             features = LayerFeatures(run, layer)
             layers[layer] = folder / f"{side}-{layer}.npy"
+            found = features.token_counts(side)
+            if (found != features.n_tokens).any():
+                counts[layer] = folder / f"{side}-{layer}-counts.npy"
+                np.save(counts[layer], found)
             shape = (features.count(side), features.n_tokens, features.n_channels)
             array: Any = np.lib.format.open_memmap(layers[layer], mode="w+", dtype=np.float32, shape=shape)
             transform = _choose_transform(features, name)
@@ -230,7 +252,9 @@ def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter
                 array[images] = transform(features.store(side).read(images))
                 shown.advance(images.stop - images.start)
             array.flush()
-    return FeaturesData(source="features", layers=layers, table=folder / f"{side}.parquet")
+    return FeaturesData(
+        source="features", layers=layers, token_counts=counts, table=folder / f"{side}.parquet"
+    )
 
 
 def _choose_transform(
@@ -238,5 +262,9 @@ def _choose_transform(
 ) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.float32]]:
     if name == UNIT:
         return unit_tokens
+    if name == CENTRED_EACH:
+        return lambda z: centred_tokens(z, np.nanmean(z, axis=1, keepdims=True, dtype=np.float64))
     mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    if name == CENTRED:
+        return lambda z: centred_tokens(z, mean)
     return lambda z: unit_tokens(centred_tokens(z, mean))

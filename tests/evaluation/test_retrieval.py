@@ -224,3 +224,14 @@ def test_one_set_of_labels_makes_every_hit_right():
     assert RetrievalTask(Side([("a",), (), ("a",)])).has_one_label_set()
     assert not RetrievalTask(Side([("a",), ("a", "b")])).has_one_label_set()
     assert not RetrievalTask(Side([("a",)]), Side([("b",)])).has_one_label_set()
+
+
+def test_groups_alone_decide_unless_labels_are_missing_or_queries_have_copies():
+    labelled = Side([("a",), ("b",)], contents=["x", None])
+    assert RetrievalTask(labelled).depends_on_groups_alone()
+    assert RetrievalTask(labelled, Side([("a",)], contents=["y"])).depends_on_groups_alone()
+    assert not RetrievalTask(labelled, Side([("a",)], contents=["x"])).depends_on_groups_alone()
+    assert not RetrievalTask(Side([("a",), ()])).depends_on_groups_alone()
+    assert RetrievalTask(
+        Side([("a",), ()]), labelled
+    ).depends_on_groups_alone()  # a query without labels is left out

@@ -58,6 +58,15 @@ def make_config(folder: Path, n: int = 14, n_queries: int = 0, wanted=SHAPES, **
     return parse_config(document)
 
 
+def with_unequal_tokens(config: RunConfig, folder: Path) -> tuple[RunConfig, np.ndarray]:
+    """Return a configuration whose images have fewer tokens than there is room for, and how many each has."""
+    n_tokens = SHAPES["early"][0]
+    counts = 2 + np.arange(len(load(config, "early")[0])) % (n_tokens - 1)
+    np.save(folder / "counts.npy", counts)
+    data = config.data.model_copy(update={"token_counts": {"early": folder / "counts.npy"}})
+    return config.model_copy(update={"data": data}), counts
+
+
 def load(config: RunConfig, layer: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of the rows and of the columns in float64."""
     database = np.load(config.data.layers[layer]).astype(np.float64)
@@ -85,7 +94,7 @@ def similarities(
 ) -> np.ndarray:
     """Return a kernel's similarities, written from its formula."""
     inner = inner_products(queries, database, kind)
-    n_i, n_j = (np.sum(z**2, axis=(1, 2)) for z in (queries, database))
+    n_i, n_j = (np.array([np.sum(image**2) for image in z]) for z in (queries, database))
     if kernel == "linear":
         return inner
     if kernel == "cosine":

@@ -172,3 +172,27 @@ def test_no_labels_at_all_are_refused(small, tmp_path):
     config = small.make_config(tmp_path, wanted=["late"], n=6, labels=[[]] * 6)
     with pytest.raises(InputError, match="images: none has labels"):
         evaluate(config, **OPTIONS)
+
+
+def test_images_that_differ_in_their_number_of_tokens_are_matched_anew_when_centred(small, tmp_path):
+    config, counts = small.with_unequal_tokens(small.make_config(tmp_path, n=9, wanted=["early"]), tmp_path)
+    evidence = evaluate(config, **OPTIONS)
+    images = [z[:count] for z, count in zip(small.load(config, "early")[0], counts, strict=True)]
+    mean = np.mean([image.mean(axis=0) for image in images], axis=0)
+    labels = small.load_labels(config.data)
+    treatments = {
+        AS_THEY_ARE: lambda z: z,
+        CENTRED: lambda z: z - mean,
+        CENTRED_EACH: lambda z: z - z.mean(axis=0),
+        UNIT: small.unit,
+        CENTRED_UNIT: lambda z: small.unit(z - mean),
+    }
+    table = evidence.table[(evidence.table["kernel"] == "cosine") & (evidence.table["kind"] == "semantic")]
+    for tokens, treat_one in treatments.items():
+        treated = [treat_one(image) for image in images]
+        cosine = small.similarities(treated, treated, "semantic", "cosine")
+        rows = table[table["tokens"] == tokens].set_index("quantity")["value"]
+        assert rows[F1] == pytest.approx(small.retrieval(cosine, labels, labels, 1).mean()), tokens
+        expected = expected_correlation(small, cosine, labels, labels, same=True)
+        assert rows[CORRELATION] == pytest.approx(expected, abs=1e-5), tokens
+    assert "matched anew" in evidence.text

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.vlad import fit_centroids
@@ -219,3 +219,41 @@ def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_pa
         "f1"
     ]
     assert scores["norm", 3] == pytest.approx(small.retrieval(token @ token.T, labels, labels, 3).mean())
+
+
+def test_progressive_search_finds_the_hits_of_the_matrix_and_tells_what_it_took(small, tmp_path):
+    config = small.make_config(tmp_path, wanted=["late"], groups=True)
+    config = config.model_copy(update={"matching": MatchingConfig(matcher="auction", tolerance=1e-3)})
+    plain, searched = (evaluate_small(config, search=search) for search in ("matrix", "progressive"))
+    pd.testing.assert_frame_equal(searched.table[plain.table.columns], plain.table)
+    shares = searched.table[["without_product", "sketched", "with_product", "solved"]].sum(axis=1)
+    is_searched = (
+        (plain.table["method"] == "semantic")
+        & (plain.table["kernel"] == "cosine")
+        & plain.table["against"].isna()
+    )
+    np.testing.assert_allclose(shares, is_searched.astype(float))
+    assert searched.text.count("solved; the hits of the matrix") == 2
+
+
+def test_progressive_search_is_refused_where_labels_decide_who_can_be_a_hit(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, wanted=["late"], labels=[["a"]] * 5 + [[]])
+    with pytest.raises(ConfigError, match="some have no labels"):
+        evaluate_small(config, search="progressive")
+    with pytest.raises(ConfigError, match="unknown search 'fast'"):
+        evaluate_small(config, search="fast")
+
+
+def test_images_may_differ_in_their_number_of_tokens(small, tmp_path):
+    config, counts = small.with_unequal_tokens(small.make_config(tmp_path, n=9, wanted=["early"]), tmp_path)
+    evidence = evaluate_small(config, seed=1)
+    labels = small.load_labels(config.data)
+    images = [small.unit(z[:count]) for z, count in zip(small.load(config, "early")[0], counts, strict=True)]
+    maxsim = np.array([[np.mean((one @ other.T).max(axis=1)) for other in images] for one in images])
+    centroids = fit_centroids(np.concatenate(images), OPTIONS["centroids"], seed=1)
+    vlads = np.stack([vlad_of(small, image, centroids) for image in images])
+    scores = evidence.table[evidence.table["against"].isna()].set_index(["method", "kernel", "k"])["f1"]
+    matrices = {"MaxSim": maxsim, "Chamfer": (maxsim + maxsim.T) / 2, "VLAD": vlads @ vlads.T}
+    for method, matrix in matrices.items():
+        expected = small.retrieval(matrix, labels, labels, 3)
+        assert scores[method, "cosine", 3] == pytest.approx(expected.mean()), method

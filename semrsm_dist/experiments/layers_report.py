@@ -85,6 +85,11 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
                 + "   ".join(f"{kind} {by_kind[kind]}" for kind in (*KINDS, DIFFERENCE) if kind in by_kind)
             )
         lines.append("  " + _conclude(changed.get(name)))
+    if (table.comparison != WITHIN).any():
+        lines += [
+            "",
+            "Intervals are over images: each network is one, and another training would give another.",
+        ]
     undefined = table[table.value.isna()]
     if len(undefined):
         lines += [

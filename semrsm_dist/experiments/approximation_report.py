@@ -109,7 +109,7 @@ def _answer(part: pd.DataFrame, keep: float) -> str:
                 f"{row['value']:.0f}, but the certified auction of all tokens is as fast and keeps as much"
             )
         else:
-            verdict = f"{row['value']:.0f}, faster than any auction that keeps as much"
+            verdict = f"{row['value']:.0f}, faster than any auction tried that keeps as much"
         sentences.append(f"best window of {row['matcher']} ({inside}): {verdict}")
     return "\n".join(sentences) or "no window is smaller than S: match all tokens together"
 
@@ -152,6 +152,8 @@ def draw_approximation(figure: Figure, table: pd.DataFrame) -> None:
 
 
 def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - slow to load
+
     wide = by_method(part).dropna(subset=[SHARE])
     wide["loss"] = np.clip(1.0 - wide[SHARE], LEAST_LOSS, None)
     wide["ms"] = 1e3 * wide[SECONDS]
@@ -172,6 +174,10 @@ def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
             if is_exact:
                 _name_sizes(axis, line)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
     axis.set_yscale("log")
     axis.set_ylim(1.6, LEAST_LOSS / 1.6)  # upwards is better
     axis.set_yticks([1, 0.1, 0.01, 1e-3, LEAST_LOSS], ["all", "10 %", "1 %", "0.1 %", "0.01 %\nor less"])

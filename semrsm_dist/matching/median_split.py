@@ -56,6 +56,10 @@ class MedianSplit(Matcher):
         """What alters the numbers, by name."""
         return {"window": self.window, "tolerance": self.tolerance}
 
+    def compile(self) -> None:
+        """Compile the split and the match of leaves; see `Matcher.compile`."""
+        super(MedianSplit, MedianSplit(window=1)).compile()  # the few tokens it tries are split, too
+
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
         """Return the memory that matching one pair takes beside the panels, in bytes."""
         width = padded(min(self.window, n_tokens))

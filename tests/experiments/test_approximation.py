@@ -113,19 +113,21 @@ def test_times_are_positive_and_relative_to_the_same_run(found):
             assert row["low"] <= row["value"] * (1 + 1e-9) and row["value"] <= row["high"] * (1 + 1e-9)
 
 
-def test_the_best_window_is_the_fastest_that_keeps_enough(found):
-    table = select(found[1].table, layer="early")
-    for keep in (0.01, 0.7, 0.999999):
-        own = select(table, matcher="batch-optimal")
-        shares = select(own, quantity="share of the gain").set_index("size")["value"]
-        seconds = select(own, quantity="seconds a pair").set_index("size")["value"]
-        kept = shares.index[shares >= keep]
-        answers = select(answer_windows(table, keep), matcher="batch-optimal")
-        best = value(answers, quantity="best window")
-        if len(kept):
-            assert best == seconds[kept].idxmin()
-        else:
-            assert np.isnan(best) and np.isnan(value(answers, quantity="best window beaten by the auction"))
+@pytest.mark.parametrize(
+    ("keep", "auction_seconds", "best", "beaten"),
+    [(0.7, 0.5, 2, 1.0), (0.7, 1.5, 2, 0.0), (0.85, 1.5, 3, 1.0), (0.95, 0.5, np.nan, np.nan)],
+)
+def test_the_best_window_is_the_fastest_that_keeps_enough(found, keep, auction_seconds, best, beaten):
+    table = select(found[1].table, layer="early").copy()
+    shares, seconds = (table["quantity"] == name for name in ("share of the gain", "seconds a pair"))
+    table.loc[shares & (table["matcher"] == "auction"), "value"] = 0.9
+    table.loc[seconds & (table["matcher"] == "auction"), "value"] = auction_seconds
+    for size, share in ((2, 0.8), (3, 0.9)):
+        table.loc[shares & (table["size"] == size), "value"] = share
+        table.loc[seconds & (table["size"] == size), "value"] = float(size) - 1.0
+    answers = select(answer_windows(table, keep), matcher="batch-optimal")
+    np.testing.assert_equal(value(answers, quantity="best window"), best)
+    np.testing.assert_equal(value(answers, quantity="best window beaten by the auction"), beaten)
 
 
 def test_nothing_is_as_good_as_a_method_on_the_front_and_cheaper(found):

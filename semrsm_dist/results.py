@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
-from semrsm_dist.kernels import KERNELS, derive
+from semrsm_dist.kernels import KERNELS, derive, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.rbf_width import median_sigma
 from semrsm_dist.store.blocks import KINDS
@@ -141,9 +141,42 @@ class Run:
         norms_i, norms_j = dataset["squared_norm_i"].values, dataset["squared_norm_j"].values
         return lambda rows: derive(kernel, inner[rows].values, norms_i[rows], norms_j, sigma=sigma)
 
-    def gap(self, layer: str) -> xr.DataArray:
-        """Return the certified error: the best possible inner product is at most `matched + gap`."""
-        return self.dataset(layer)["gap"]
+    def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
+        """Return the certified error of what a layer's matching found.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`.
+        kernel
+            Of the similarities whose error is wanted; by default that of the inner products.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (image_i, image_j), float64: the best possible permutation gives at most `matched + gap`, or with a
+            kernel the similarity plus this. An RBF's width is taken as exact.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `similarity`.
+        """
+        dataset = self.dataset(layer)
+        gap = dataset["gap"]
+        if kernel is None:
+            return gap
+        _, _, sigma = self._find(layer, kernel, "semantic", None)
+        if kernel == "rbf" and sigma is None:
+            sigma = dataset["semantic_rbf"].attrs["sigma"]
+        matched, norms = (
+            dataset["matched"].values,
+            (dataset["squared_norm_i"].values, dataset["squared_norm_j"].values),
+        )
+        values = kernel_gap(kernel, matched, matched + gap.values, *norms, sigma=sigma)
+        return xr.DataArray(
+            values, coords=gap.coords, dims=gap.dims, name=f"gap_{kernel}", attrs={"kernel": kernel}
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return the summary that the last session wrote.

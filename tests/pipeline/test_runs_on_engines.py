@@ -264,6 +264,20 @@ def test_a_run_is_read_as_xarray_objects(done):
     assert matrix.shape == (8, 23)
     assert matrix.dtype == np.float64
     assert (run.gap("a").values >= 0).all()
+    best, _ = solve_by_scipy(*(read_features(done, side, "a") for side in ("queries", "images")))
+    data = run.dataset("a")
+    for kernel in ("linear", "cosine", "rbf"):
+        similarity = run.similarity("a", kernel)
+        bound = similarity.values + run.gap("a", kernel).values
+        optimum = kernel_by_hand(
+            kernel,
+            best,
+            data["squared_norm_i"].values,
+            data["squared_norm_j"].values,
+            similarity.attrs.get("sigma"),
+        )
+        assert (optimum <= bound + 1e-9 * np.abs(optimum).max()).all()
+        assert (bound > similarity.values).any()
     assert (
         run.similarity("a").values >= run.similarity("a", kind="spatio-semantic").values - TOLERANCE
     ).all()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.auction import EXACT
+from semrsm_dist.matching.auction_pair import EXACT
 from semrsm_dist.matching.augment import assign_exactly
 from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import matched_value, norm_bound

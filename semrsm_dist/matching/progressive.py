@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.auction import _auction_pair, _common_value, _Images, _norms_when_filled, _Workspace
+from semrsm_dist.matching.auction_pair import Images, Workspace, common_value, match_pair, norms_when_filled
 from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import float64_rounding, identity_and_matched_value
 from semrsm_dist.matching.jit import compiled
@@ -40,7 +40,7 @@ class Side(NamedTuple):
         As `Sketches.packed`.
     """
 
-    images: _Images
+    images: Images
     mantissas: NDArray[np.float64]
     halves: NDArray[np.intc]
     sketches: NDArray[np.float32]
@@ -105,7 +105,7 @@ def search_rows(
     bounds: NDArray[np.float64],
     floors: NDArray[np.float64],
     settings: Settings,
-    work: _Workspace,
+    work: Workspace,
     best: NDArray[np.float64],
     best_indices: NDArray[np.int64],
     solved: NDArray[np.float64],
@@ -158,7 +158,7 @@ def search_rows(
 
 @compiled
 def _decide(
-    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, work: _Workspace
+    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, work: Workspace
 ) -> tuple[int, float]:
     """Return what it took to decide about a pair, -1 if it needs the exact finish, and its value if it is solved.
 
@@ -173,7 +173,7 @@ def _decide(
         floor = (least - rounding) * norms
         if settings.sketch_channels > 0 and _sketch_bound(rows, r, columns, c, floor, settings, work) < floor:
             return SKETCHED, 0.0
-    gap, bound = _auction_pair(left, r, right, c, settings.tolerance, settings.rounding, floor, work)
+    gap, bound = match_pair(left, r, right, c, settings.tolerance, settings.rounding, floor, work)
     if gap == -np.inf:
         return WITH_PRODUCT, 0.0
     if not min(gap, bound) < np.inf:
@@ -189,7 +189,7 @@ def _decide(
 
 @compiled
 def _sketch_bound(
-    rows: Side, r: int, columns: Side, c: int, floor: float, settings: Settings, work: _Workspace
+    rows: Side, r: int, columns: Side, c: int, floor: float, settings: Settings, work: Workspace
 ) -> float:
     """Return an upper bound on the matched inner product of a pair from their sketches; see `pruning_bounds`."""
     left, right = rows.images, columns.images
@@ -197,9 +197,9 @@ def _sketch_bound(
     n_tokens = max(left.token_counts[r], right.token_counts[c])
     width = -(-n_tokens // LANES) * LANES
     norms = np.sqrt(left.squared_norms[r]) * np.sqrt(right.squared_norms[c])
-    fixed = _common_value(left, r, right, c) + float64_rounding(n_tokens, left.raw.shape[2]) * norms
+    fixed = common_value(left, r, right, c) + float64_rounding(n_tokens, left.raw.shape[2]) * norms
     scale = left.scales[r] * right.scales[c]
-    size = _norms_when_filled(left, r, n_tokens)[0] * _norms_when_filled(right, c, n_tokens)[0]
+    size = norms_when_filled(left, r, n_tokens)[0] * norms_when_filled(right, c, n_tokens)[0]
     if n_tokens == 1 or not size > 0.0:
         return np.inf
     slack = settings.sketch_rounding * size

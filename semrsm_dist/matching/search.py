@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.kernels import cosine, even_exponents
-from semrsm_dist.matching.auction import Auction, _images, _workspace
+from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.auction_pair import images_of, make_workspace
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.product import rounding_of_product
 from semrsm_dist.matching.progressive import NOBODY, SOLVED, Settings, Side, merge, offer, search_rows
@@ -154,7 +155,7 @@ class Search:
             best, indices = self.best[block].copy(), self.indices[block].copy()
             floors = self.best[:, -1].copy() if self.same else np.full(self.columns.n_images, np.inf)
         solved, counts = np.full(order.shape, np.nan), np.zeros(4, np.int64)
-        work = _workspace(self.rows.n_tokens)
+        work = make_workspace(self.rows.n_tokens)
         pairs = (self.left, block.start, self.right, order, bounds, floors, self.settings, work)
         r = w = 0
         while True:
@@ -179,7 +180,7 @@ class Search:
 
 
 def _side(panel: PackedPanel, sketches: Sketches) -> Side:
-    return Side(_images(panel), *even_exponents(panel.squared_norms), sketches.packed)
+    return Side(images_of(panel), *even_exponents(panel.squared_norms), sketches.packed)
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:

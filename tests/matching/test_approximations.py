@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.matching.auction import EXACT
+from semrsm_dist.matching.auction_pair import EXACT
 from semrsm_dist.matching.median_split import _leaves
 from semrsm_dist.matching.panel import read_only
 from semrsm_dist.matching.projection import draw_basis

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.matching import bidding
-from semrsm_dist.matching.auction import EXACT, Auction, _finish_exactly, _images, _workspace
+from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.auction_pair import EXACT, finish_exactly, images_of, make_workspace
 from semrsm_dist.matching.bounds import distance_from_optimum
 from semrsm_dist.matching.product import multiply_packed, rounding_of_product
 from semrsm_dist.matching.registry import make_matcher
@@ -177,7 +178,7 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
         def _solve(self, rows, span, columns, triangular, work, tile):
             work.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
             out = (tile.matched, tile.upper_bound, tile.identity)
-            _finish_exactly(_images(rows), 0, _images(columns), 0, work, *out)
+            finish_exactly(images_of(rows), 0, images_of(columns), 0, work, *out)
 
     check(Misled().match(z_i, z_j), z_i, z_j, 1e-15)
 
@@ -187,7 +188,7 @@ def test_bids_are_bounded(kind):
     """Even a gap that float32 cannot reach ends the auction after the bids allowed."""
     z = make(kind, 50, 6, np.random.default_rng(5)).astype(np.float32)
     panel = Auction().prepare(z)
-    work = _workspace(50)
+    work = make_workspace(50)
     multiply_packed(panel.packed[0], panel.packed[1], 6, 50, work.affinity)
     budget = 50 * bidding.BIDS_PER_TOKEN
     work.prices[:] = np.inf
@@ -218,7 +219,7 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
     rng = np.random.default_rng(seed)
     z_i, z_j = make(kind, n_tokens, n_channels, rng).astype(dtype)
     rows, columns = Auction().prepare(z_i[None]), Auction().prepare(z_j[None])
-    work = _workspace(n_tokens)
+    work = make_workspace(n_tokens)
     multiply_packed(rows.packed[0], columns.packed[0], n_channels, n_tokens, work.affinity)
     work.prices[:] = np.inf
     work.prices[:n_tokens] = rng.normal(size=n_tokens)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching.auction import EXACT
+from semrsm_dist.matching.auction_pair import EXACT
 from semrsm_dist.matching.registry import MATCHERS, make_matcher
 
 EVERY = (

@@ -12,7 +12,8 @@ import semrsm_dist as srs
 from semrsm_dist import kernels
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.matching import progressive, pruning_bounds
-from semrsm_dist.matching.auction import Auction, _workspace
+from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.auction_pair import make_workspace
 from semrsm_dist.matching.panel import stack_tokens
 from semrsm_dist.matching.search import Search
 
@@ -191,7 +192,7 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
             best = optimum(z_i, z_j)
             rounding = 1e-14 * np.linalg.norm(z_i.astype(float)) * np.linalg.norm(z_j.astype(float))
             assert bounds[i, j] >= best - rounding
-            work = _workspace(panel.n_tokens)
+            work = make_workspace(panel.n_tokens)
             bound = progressive._sketch_bound(side, i, side, j, -np.inf, setting, work)
             assert bound >= best - rounding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,28 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.config import RunConfig, parse_config
+from semrsm_dist.progress import SilentReporter
 
 LABELS = "abcd"
+
+
+class Stages(SilentReporter):
+    """Keeps the names of the stages."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    @contextlib.contextmanager
+    def stage(self, name, *arguments, **options):
+        self.names.append(name)
+        with super().stage(name, *arguments, **options) as shown:
+            yield shown
+
+
+@pytest.fixture
+def stages() -> Stages:
+    """A reporter that keeps the names of the stages."""
+    return Stages()
 
 
 @pytest.fixture(scope="session")

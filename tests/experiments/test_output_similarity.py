@@ -1,7 +1,5 @@
 """RSMs against outputs: numbers recomputed from the network, outputs given as a file, and what is refused."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -21,19 +19,6 @@ from semrsm_dist.stages.images import make_image_set
 from semrsm_dist.stages.outputs import require_outputs
 
 N = 14
-
-
-class Stages(SilentReporter):
-    """Keeps the names of the stages."""
-
-    def __init__(self):
-        self.names = []
-
-    @contextlib.contextmanager
-    def stage(self, name, *arguments, **options):
-        self.names.append(name)
-        with super().stage(name, *arguments, **options) as shown:
-            yield shown
 
 
 def digits(run, weights="digits"):
@@ -87,15 +72,14 @@ def test_the_difference_of_the_kinds_is_told_with_an_interval_of_its_own(found):
     assert difference.low < difference.value < difference.high
 
 
-def test_outputs_are_extracted_once(found):
+def test_outputs_are_extracted_once(found, stages):
     config, evidence = found
-    stages = Stages()
     again = evaluate(config, reporter=stages, resamples=30)
     assert "extraction" not in stages.names and "matching" not in stages.names
     assert again.table.equals(evidence.table)
 
 
-def test_a_lost_chunk_of_outputs_is_extracted_again(found):
+def test_a_lost_chunk_of_outputs_is_extracted_again(found, stages):
     config, evidence = found
     chunk = next(
         path
@@ -103,7 +87,6 @@ def test_a_lost_chunk_of_outputs_is_extracted_again(found):
         if path.is_file()
     )
     chunk.write_bytes(b"damaged")
-    stages = Stages()
     assert evaluate(config, reporter=stages, resamples=30).table.equals(evidence.table)
     assert "extraction" in stages.names
 

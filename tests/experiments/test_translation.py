@@ -1,6 +1,5 @@
 """Shifted crops: numbers recomputed from the pixels, and what a run is that it must not ask for."""
 
-import contextlib
 import shutil
 
 import numpy as np
@@ -17,19 +16,6 @@ from semrsm_dist.progress import SilentReporter
 SHIFTS = (0.0, 0.125, 0.3125)
 MODEL = {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]}
 N = 6
-
-
-class Stages(SilentReporter):
-    """Keeps the names of the stages."""
-
-    def __init__(self):
-        self.names = []
-
-    @contextlib.contextmanager
-    def stage(self, name, *arguments, **options):
-        self.names.append(name)
-        with super().stage(name, *arguments, **options) as shown:
-            yield shown
 
 
 def config(run, data, **sections):
@@ -133,9 +119,8 @@ def test_the_table_is_tidy_and_complete(found):
     assert "layer4" in evidence.text
 
 
-def test_a_second_time_computes_nothing_and_finds_the_same(found):
+def test_a_second_time_computes_nothing_and_finds_the_same(found, stages):
     run, evidence = found
-    stages = Stages()
     again = evaluate(digits(run), reporter=stages, images=N, shifts=SHIFTS, resamples=20)
     assert not {"extraction", "matching"} & set(stages.names)
     assert again.table.equals(evidence.table)

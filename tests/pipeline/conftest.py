@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,23 @@ from semrsm_dist.progress import Reporter, SilentReporter, Stage
 COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
 
 Document = dict[str, Any]
+
+# In a process of its own: the peak of its memory before the run (libraries, compiled code) and after it.
+MEASURE = """
+import json, sys
+import semrsm_dist as srs
+from semrsm_dist.config import parse_config
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+warm, wanted = json.load(sys.stdin)
+srs.run(parse_config(warm))
+before = peak()
+srs.run(parse_config(wanted))
+json.dump([before, peak()], sys.stdout)
+"""
 
 
 class Workshop:
@@ -114,6 +132,19 @@ class Workshop:
         return srs.run(
             parse_config(document), engine=engine, reporter=Before(*before) if before else reporter
         )
+
+    def measure_memory(self, warm: Document, wanted: Document) -> int:
+        """Return by how many bytes a run raises the peak memory of a process that has done a small one."""
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE],
+            input=json.dumps([warm, wanted]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        before, after = json.loads(done.stdout)
+        return int(after - before)
 
     def interrupt(self, document: Document, stage: str, after: int) -> bool:
         """Run in this process until `after` units of a stage are done; return False if it came to its end before."""

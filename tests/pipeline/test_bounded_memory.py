@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -14,23 +10,6 @@ import semrsm_dist as srs
 WORKERS = 2
 WORKER_MEMORY = 16 * 2**20
 TOKENS, CHANNELS = 49, 128
-
-# In a process of its own: the peak of its memory before the run (libraries, compiled code) and after it.
-MEASURE = """
-import json, sys
-import semrsm_dist as srs
-from semrsm_dist.config import parse_config
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-warm, wanted = json.load(sys.stdin)
-srs.run(parse_config(warm))
-before = peak()
-srs.run(parse_config(wanted))
-json.dump([before, peak()], sys.stdout)
-"""
 
 
 def write_features(path, n_images):
@@ -53,16 +32,7 @@ def measure(shop, n_images):
     queries = write_features(shop.path / "queries.npy", 40)
     images = write_features(shop.path / f"{n_images}.npy", n_images)
     documents = [document(f"warm{n_images}", queries), document(f"run{n_images}", images)]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE],
-        input=json.dumps(documents),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    before, after = json.loads(done.stdout)
-    return after - before
+    return shop.measure_memory(*documents)
 
 
 @pytest.mark.timeout(240)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -18,23 +16,6 @@ from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.stages import identity
 from semrsm_dist.stages.extraction import ExtractorFactory, choose_device
-
-# In a process of its own: the peak of its memory before the run (libraries, network) and after it.
-MEASURE = """
-import json, sys
-import semrsm_dist as srs
-from semrsm_dist.config import parse_config
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-warm, wanted = json.load(sys.stdin)
-srs.run(parse_config(warm))
-before = peak()
-srs.run(parse_config(wanted))
-json.dump([before, peak()], sys.stdout)
-"""
 
 
 @pytest.mark.timeout(120)
@@ -49,17 +30,9 @@ def test_a_worker_holds_few_images_of_full_size(shop):
     documents = [shop.of_images(name, shop.path / name, **options) for name in ("small", "large")]
     for document in documents:
         document["run"] += "-run"
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE],
-        input=json.dumps(documents),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    before, after = json.loads(done.stdout)
+    grown = shop.measure_memory(*documents)
     decoded = size[0] * size[1] * 3
-    assert after - before < 16 * decoded  # four readers, and what decoding and resizing take; never 48
+    assert grown < 16 * decoded  # four readers, and what decoding and resizing take; never 48
 
 
 class AtStage:

@@ -260,8 +260,11 @@ def test_nothing_but_zeros(shop):
 
 def test_sizes_that_do_not_go_together(shop):
     z = shop.features()
-    for name, shape, words in (("s", (3, 7, 4), "S = 7 and C = 4"), ("c", (3, 6, 5), "S = 6 and C = 5")):
-        document = shop.of_features("run", z)
+    for name, shape, matcher, words in (
+        ("s", (3, 7, 4), "batch-optimal", "S = 7 and C = 4"),  # others match images that differ in S
+        ("c", (3, 6, 5), "auction", "S = 6 and C = 5"),
+    ):
+        document = shop.of_features("run", z, matching={"matcher": matcher})
         asked = shop.features(f"{name}.npy", shape)
         document["queries"] = {"source": "features", "layers": {"last": str(asked)}}
         refused(shop, document, InputError, words, "but 6 and 4")

@@ -197,9 +197,9 @@ def test_a_run_agrees_with_scipy_on_the_features_it_stored(done):
             np.fill_diagonal(best, n_j)
         assert (matched <= best + ROUNDING * scale).all()
         assert (best <= matched + gap + ROUNDING * scale).all()
-        if matcher == "hungarian" or tolerance == 0:
+        if matcher == "hungarian" or (matcher == "auction" and tolerance == 0):
             np.testing.assert_array_less(best - matched, 1e-6 * scale)
-        if tolerance is not None:
+        if matcher == "auction":
             assert (gap <= (tolerance + 1e-6) * scale).all()
         np.testing.assert_allclose(data["identity"].values, identity, atol=ROUNDING * scale.max())
         np.testing.assert_allclose(data["squared_norm_i"].values, n_i, rtol=1e-12)

@@ -6,6 +6,7 @@
 >>> found = srs.top_k(z, k=10)                           # the most similar images only  # doctest: +SKIP
 >>> run = srs.open_run("runs/digits")                    # what `semrsm run` computed  # doctest: +SKIP
 >>> run.similarity("layer3", kernel="cosine", kind="semantic")  # doctest: +SKIP
+>>> srs.evaluate("retrieval").table                      # what it is worth  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semrsm_dist.config import RunConfig as RunConfig
     from semrsm_dist.config import load_config as load_config
+    from semrsm_dist.experiments.registry import evaluate as evaluate
     from semrsm_dist.matching.similarity import match as match
     from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
     from semrsm_dist.matching.top_k import top_k as top_k
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "RunConfig": "semrsm_dist.config",
+    "evaluate": "semrsm_dist.experiments.registry",
     "load_config": "semrsm_dist.config",
     "match": "semrsm_dist.matching.similarity",
     "similarity_matrix": "semrsm_dist.matching.similarity",
@@ -34,7 +37,17 @@ _HOMES = {
     "open_run": "semrsm_dist.results",
 }
 
-__all__ = ["Run", "RunConfig", "load_config", "match", "open_run", "run", "similarity_matrix", "top_k"]
+__all__ = [
+    "Run",
+    "RunConfig",
+    "evaluate",
+    "load_config",
+    "match",
+    "open_run",
+    "run",
+    "similarity_matrix",
+    "top_k",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,20 +60,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    def add_set(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="replace a value of the configuration, by dotted key",
-        )
-
-    def add_engine(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
-        sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
-        sub.add_argument("--workers", type=int, help="at most so many workers")
-
     for name, command, text in (
         ("run", _run, "compute a run, or what is missing of it"),
         ("plan", _plan, "what a run would cost, from a calibration on its own images"),
@@ -81,34 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, command, text)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file")
-        add_set(sub)
+        _add_set(sub)
         if name != "validate":
-            add_engine(sub)
+            _add_engine(sub)
         if name != "run":
             sub.add_argument("--json", action="store_true", help="for programs")
 
     evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth")
-    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
-    evaluate.epilog = "experiments:\n" + "\n".join(
-        f"  {name:<18} {experiment.summary}" for name, experiment in EXPERIMENTS.items()
-    )
-    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
-    evaluate.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="the run it judges; digit scenes if not given"
-    )
-    add_set(evaluate)
-    evaluate.add_argument(
-        "--with",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="parameters",
-        help="a parameter of the experiment, such as seed=1",
-    )
-    evaluate.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"
-    )
-    add_engine(evaluate)
+    _add_evaluate_options(evaluate)
 
     status = add("status", _status, "progress, rate, time left and failed tiles of a run")
     status.add_argument("run", metavar="RUN", help="the run directory")
@@ -143,6 +109,46 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--kind", default="semantic", help="semantic or spatio-semantic")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="where to; RUN/export if not given")
     return parser
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the configuration, by dotted key",
+    )
+
+
+def _add_engine(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
+    sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
+    sub.add_argument("--workers", type=int, help="at most so many workers")
+
+
+def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
+    evaluate.epilog = "experiments:\n" + "\n".join(
+        f"  {name:<18} {experiment.summary}" for name, experiment in EXPERIMENTS.items()
+    )
+    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
+    evaluate.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="the run it judges; digit scenes if not given"
+    )
+    _add_set(evaluate)
+    evaluate.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="parameters",
+        help="a parameter of the experiment, such as seed=1",
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"
+    )
+    _add_engine(evaluate)
 
 
 def _load(options: argparse.Namespace) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,20 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
     # numba looks only at the file of the function itself, not at those of the functions it calls:
     # without this, a change there would leave old machine code in use.
-    index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if hasattr(index, "_source_stamp"):
-        index._source_stamp = _sources_digest(Path(function.__code__.co_filename).parent)
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if hasattr(cache, "_cache_file"):
+        digest = _sources_digest(Path(function.__code__.co_filename).parent)
+        make_index: Any = _Index  # numba has no annotations
+        cache._cache_file = make_index(cache._cache_path, cache._impl.filename_base, digest)
     return cast(Function, dispatcher)
+
+
+class _Index(IndexDataCacheFile):
+    """An index of cached machine code that an earlier version of the sources may have written."""
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()  # type: ignore[no-untyped-call]
+        except (AttributeError, ImportError, pickle.UnpicklingError, EOFError):
+            # Its signatures are pickled before its stamp: a type that was renamed since cannot be read.
+            return {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numba.core import caching
 
 from semrsm_dist.matching import bidding, jit
@@ -30,6 +33,38 @@ def test_a_change_in_any_file_of_a_room_invalidates_cached_code(tmp_path):
     assert bidding.run_auction._cache._cache_file._source_stamp == jit._sources_digest(room)
     (tmp_path / "bidding.py").write_text("changed")
     assert jit._sources_digest(tmp_path) != jit._sources_digest(room)
+
+
+SOURCE = """
+from typing import NamedTuple
+from semrsm_dist.matching.jit import compiled
+
+class {name}(NamedTuple):
+    value: float
+
+@compiled
+def double(pair):
+    return 2.0 * pair.value
+
+answer = double({name}(21.0))
+"""
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypatch, torn):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Before", "After"):
+        (tmp_path / "compiled_room.py").write_text(SOURCE.format(name=name))
+        jit._sources_digest.cache_clear()
+        sys.modules.pop("compiled_room", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("compiled_room")
+        assert module.answer == 42.0
+        [index] = (tmp_path / "__pycache__").glob("*.nbi")
+        if torn:
+            index.write_bytes(index.read_bytes()[:-20])
+    monkeypatch.delitem(sys.modules, "compiled_room")
+    jit._sources_digest.cache_clear()
 
 
 def test_matching_lets_other_threads_run():

@@ -41,7 +41,7 @@ class Auction(Matcher):
     """
 
     name: ClassVar[str] = "auction"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     certified: ClassVar[bool] = True
     takes_unequal: ClassVar[bool] = True
 
@@ -69,10 +69,10 @@ class Auction(Matcher):
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
         """Return the memory that matching one pair takes beside the panels, in bytes.
 
-        The affinity in float32 and, for a pair that needs the exact finish, in float64.
+        The affinity in float32 and in 16 bits and, for a pair that needs the exact finish, in float64.
         """
         width = padded(n_tokens)
-        return 12 * width**2 + 16 * width * n_channels + 64 * width
+        return 14 * width**2 + 16 * width * n_channels + 64 * width
 
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.augment import assign_exactly
-from semrsm_dist.matching.bidding import run_auction
+from semrsm_dist.matching.bidding import Market, make_market, part_of_market, run_auction
 from semrsm_dist.matching.bounds import (
     distance_from_optimum,
     float64_rounding,
@@ -59,12 +59,7 @@ class Workspace(NamedTuple):
     """Memory for one pair, used again for the next."""
 
     affinity: NDArray[np.float32]
-    prices: NDArray[np.float32]
-    columns: NDArray[np.int32]
-    owners: NDArray[np.int32]
-    waiting: NDArray[np.int32]
-    lowered: NDArray[np.float32]
-    bests: NDArray[np.float32]
+    market: Market
     permutation: NDArray[np.intp]
     cycles: NDArray[np.int64]  # spent in products and in matching
 
@@ -80,12 +75,7 @@ def make_workspace(n_tokens: int) -> Workspace:
     width = padded(n_tokens)
     return Workspace(
         empty_aligned((width * width,), np.float32),
-        empty_aligned((width,), np.float32),
-        np.empty(width, np.int32),
-        np.empty(width, np.int32),
-        np.empty(width, np.int32),
-        empty_aligned((width,), np.float32),
-        np.empty(width, np.float32),
+        make_market(width),
         np.empty(n_tokens, np.intp),
         np.zeros(2, np.int64),
     )
@@ -169,7 +159,7 @@ def match_pair(
     certifiable = target > 2.0 * slack
     if not certifiable:
         target = max(_MARGIN * allowed / scale, _FINEST * size)
-    affinity, prices = work.affinity[: width * width], work.prices[:width]
+    affinity, market = work.affinity[: width * width], part_of_market(work.market, width)
     part = width * n_channels
     began = read_cycles()
     multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, n_tokens, affinity)
@@ -179,12 +169,7 @@ def match_pair(
         n_tokens,
         size,
         target,
-        prices,
-        work.columns[:width],
-        work.owners[:width],
-        work.waiting[:width],
-        work.lowered[:width],
-        work.bests[:width],
+        market,
         (floor - common - margin) / scale - slack,
     )
     work.cycles[0] += multiplied - began
@@ -195,8 +180,8 @@ def match_pair(
     if finished and not certifiable:
         gap = scale * distance_from_optimum(
             affinity,
-            prices,
-            work.columns[:width],
+            market.prices,
+            market.columns,
             rows.raw[r, :n_tokens],
             rows.means[r],
             rows.lengths[r],
@@ -209,7 +194,7 @@ def match_pair(
     if not finished or not (certifiable or gap + margin <= allowed):
         return np.inf, np.inf
     for s in range(n_tokens):
-        work.permutation[s] = work.columns[s]
+        work.permutation[s] = market.columns[s]
     if certifiable:
         bound = min(bound, common + scale * (dual + slack) + margin)
     return gap + margin, bound
@@ -259,7 +244,7 @@ def finish_exactly(
     multiplied = read_cycles()
     prices = np.empty(n_tokens)
     for j in range(n_tokens):
-        prices[j] = work.prices[j]
+        prices[j] = work.market.prices[j]
     best, dual = assign_exactly(affinity, n_tokens, prices)
     for s in range(n_tokens):
         work.permutation[s] = best[s]

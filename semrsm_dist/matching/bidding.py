@@ -3,9 +3,15 @@
 Bertsekas' forward auction with eps-scaling, two bids at a time. An unassigned row takes the
 column j with the largest ``A_ij - p_j``, raises its price by the lead over the second best plus eps and
 evicts the row that held it. When all rows are assigned, the assignment is within S eps of the optimum.
-Usually it is several times better, which tightened prices prove (`tighten_prices`): so the gap is measured after
-each phase, and eps is chosen for the gap expected rather than for S eps. The next phase, with a smaller
-eps, starts from the tightened prices, and rows that hold a best column at these prices keep it.
+Usually it is several times better, which tightened prices prove (`tighten_prices`): so eps is chosen for the gap
+expected rather than for S eps. The next phase, with a smaller eps, starts from lowered prices, and rows
+that hold a nearly best column at these prices keep it.
+
+Bids look at affinities in 16 bits, of which a register holds twice as many and the cache twice the matrix. What
+makes that accurate is refinement: rounded is not A but what is left of it at prices that earlier phases found,
+``A_ij - p_j - max_k (A_ik - p_k)``, in units that suit the eps of the phases to come. Columns far from
+the best are clipped; few bids come near them, and then the residuals are rounded anew. Whatever rounding and
+clipping do to the bids, the bound and the value are computed from the affinities in float32.
 
 D. P. Bertsekas, Auction algorithms for network flow problems, Computational Optimization and
 Applications 1 (1992), 7-66.
@@ -13,97 +19,88 @@ Applications 1 (1992), 7-66.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.bounds import tighten_prices
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, best_two
+from semrsm_dist.matching.lane_bids import (
+    CLIPPED,
+    LARGEST,
+    SMALLEST,
+    best_two,
+    raise_maxima,
+    round_residuals,
+    row_max,
+)
+from semrsm_dist.matching.lanes import LANES
+from semrsm_dist.matching.product import FLOAT32_UNIT
 
 FREE = -1
 
 BIDS_PER_TOKEN = 400
 """An auction that needs more bids than this for each token is in a price war; it stops unfinished."""
 
-# Chosen on photographs through networks with random weights (S = 49 to 784) at tolerances from 1e-2 to 0, where
-# the valley is flat: half or double of the first, 8 to 25 for the second and 0.2 to 0.45 for the third
-# changed most times by less than 20 %, none for the better everywhere.
+# Chosen on photographs through networks with random weights (S = 49 to 3136) at tolerances from 1e-2 to 0, where
+# the valley is flat.
 _FIRST_GAP = 0.1  # S eps of the first phase, relative to the norms
 _MOST_SHRINK = 14.0  # of eps, from one phase to the next
 _EXPECTED_GAP = 0.3  # proven gap of a finished phase, relative to S eps: rarely more
 _RETRY_SHRINK = 2.0  # where it was more
+_LEAST_RETRY = 1e-3  # of the eps that should have done: prices in float32 can be too coarse for what is asked
+_FEWEST_UNITS, _MOST_UNITS = 4.0, 64.0  # units of an eps: fewer round too much, more clip too much
+_MOST_LEAD = 2**13  # units by which a bid can exceed eps; every smaller rise is a good bid too
+
+
+class Market(NamedTuple):
+    """The state of an auction, for S rows and S columns, and memory that it works with."""
+
+    prices: NDArray[np.float32]  # of the columns; +inf beyond S
+    columns: NDArray[np.int32]  # of each row
+    owners: NDArray[np.int32]  # of each column, `FREE` for none
+    waiting: NDArray[np.int32]  # rows without a column, of which the last bids next
+    lowered: NDArray[np.float32]
+    bests: NDArray[np.float32]
+    rounded: NDArray[np.int16]  # residuals of the affinities, flat, in units
+    rises: NDArray[np.int16]  # of the prices since the residuals were rounded, in units
+    lowered_rises: NDArray[np.int16]
+    rounded_bests: NDArray[np.int16]
 
 
 @compiled
-def run_phase(
-    affinity: NDArray[np.float32],
-    prices: NDArray[np.float32],
-    columns: NDArray[np.int32],
-    owners: NDArray[np.int32],
-    waiting: NDArray[np.int32],
-    n_waiting: int,
-    epsilon: np.float32,
-    budget: int,
-) -> int:
-    """Let the rows that wait bid until every row holds a column; return what is left of `budget`, -1 if unfinished.
+def make_market(width: int) -> Market:
+    """Return memory for auctions among at most so many rows, a multiple of 16."""
+    return Market(
+        np.empty(width, np.float32),
+        np.empty(width, np.int32),
+        np.empty(width, np.int32),
+        np.empty(width, np.int32),
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+        np.empty(width * width, np.int16),
+        np.empty(width, np.int16),
+        np.empty(width, np.int16),
+        np.empty(width, np.int16),
+    )
 
-    Two rows bid at the same prices, so that the processor looks for both at once: nearly twice as fast up to
-    200 columns. If both want one column, the second waits on. Otherwise both bids are good: what the first
-    takes is then worth less to the second, whose price rises by less than it might, still by eps or more.
 
-    Parameters
-    ----------
-    affinity : (padded(S) ** 2,)
-        Flat, rows of padded(S) columns.
-    prices : (padded(S),)
-        Of the columns; raised.
-    columns, owners : (padded(S),)
-        The column of each row and the row of each column, `FREE` for none.
-    waiting : (padded(S),)
-        Its first `n_waiting` entries are the rows without a column; the last of them bids next.
-    epsilon : float32
-        Least rise of a price.
-    budget : int
-        Bids allowed.
-    """
-    step = prices.size
-    n_blocks = step // LANES
-    while n_waiting > 0:
-        if budget <= 0:
-            return -1
-        i = waiting[n_waiting - 1]
-        best, second, j = best_two(affinity, i * step, prices, n_blocks)
-        rise = (best - second) + epsilon
-        n_waiting -= 1
-        budget -= 1
-        if n_waiting > 0:
-            other = waiting[n_waiting - 1]
-            best, second, place = best_two(affinity, other * step, prices, n_blocks)
-            if place != j:
-                n_waiting -= 1
-                budget -= 1
-                price = prices[place] + ((best - second) + epsilon)
-                if not price > prices[place]:  # float32 holds no price between: eps is too fine
-                    return -1
-                prices[place] = price
-                evicted = owners[place]
-                owners[place] = other
-                columns[other] = place
-                if evicted != FREE:
-                    waiting[n_waiting] = evicted
-                    n_waiting += 1
-        # The same once more: a function would cost more than the bid, as numba counts references to its arrays.
-        price = prices[j] + rise
-        if not price > prices[j]:
-            return -1
-        prices[j] = price
-        evicted = owners[j]
-        owners[j] = i
-        columns[i] = j
-        if evicted != FREE:
-            waiting[n_waiting] = evicted
-            n_waiting += 1
-    return budget
+@compiled
+def part_of_market(market: Market, width: int) -> Market:
+    """Return the first part of the memory, for fewer rows: a multiple of 16."""
+    return Market(
+        market.prices[:width],
+        market.columns[:width],
+        market.owners[:width],
+        market.waiting[:width],
+        market.lowered[:width],
+        market.bests[:width],
+        market.rounded[: width * width],
+        market.rises[:width],
+        market.lowered_rises[:width],
+        market.rounded_bests[:width],
+    )
 
 
 @compiled
@@ -112,12 +109,7 @@ def run_auction(
     n_tokens: int,
     size: float,
     tolerance: float,
-    prices: NDArray[np.float32],
-    columns: NDArray[np.int32],
-    owners: NDArray[np.int32],
-    waiting: NDArray[np.int32],
-    lowered: NDArray[np.float32],
-    bests: NDArray[np.float32],
+    market: Market,
     floor: float = -np.inf,
 ) -> tuple[bool, float]:
     """Assign until the bound exceeds the value by at most `tolerance`, in units of the affinity.
@@ -132,8 +124,8 @@ def run_auction(
         Product of the norms of both (centred, scaled) representations: the scale of eps.
     tolerance : float
         The gap to reach, positive.
-    prices, columns, owners, waiting, lowered, bests : (padded(S),)
-        Workspace; `prices` and `columns` are the result.
+    market
+        Arrays of padded(S); its `prices` and `columns` are the result.
     floor : float
         Give up as soon as the bound is below this.
 
@@ -144,54 +136,238 @@ def run_auction(
     bound : float
         Upper bound on the value of every assignment (`tighten_prices`); infinite when neither finished nor given up.
     """
-    for j in range(prices.size):
-        prices[j] = 0.0 if j < n_tokens else np.inf
-    step = prices.size
+    _open(n_tokens, market)
     budget = BIDS_PER_TOKEN * n_tokens
     last = tolerance / _EXPECTED_GAP
     gap = max(_FIRST_GAP * size, last)
     n_steps = np.ceil(np.log(gap / last) / np.log(_MOST_SHRINK))
     shrink = (gap / last) ** (1.0 / n_steps) if n_steps > 0 else _RETRY_SHRINK
-    for i in range(n_tokens):
-        owners[i] = FREE
-        waiting[i] = n_tokens - 1 - i
-    n_waiting = n_tokens
+    unit = 0.0  # nothing is rounded yet
+    kept = 0.5  # rows whose column is worse than the best by so much of eps need not bid again
     while True:
-        epsilon = np.float32(gap / n_tokens)
-        budget = run_phase(affinity, prices, columns, owners, waiting, n_waiting, epsilon, budget)
+        epsilon = gap / n_tokens
+        if unit == 0.0 or epsilon < _FEWEST_UNITS * unit:
+            _take_rises(n_tokens, unit, market)
+            unit = max(epsilon / _MOST_UNITS, min(epsilon, last / n_tokens) / _FEWEST_UNITS)
+            _round_residuals(affinity, n_tokens, unit, market)
+        steps = round(epsilon / unit)
+        n_waiting = _release(n_tokens, kept * steps, market)
+        if n_waiting == 0 and kept == 0.0:  # an optimum, but for rounding: float32 can prove no more
+            return False, np.inf
+        budget = _run_phase(affinity, n_tokens, n_waiting, steps, unit, budget, market)
         if budget < 0:
             return False, np.inf
-        bound = tighten_prices(affinity, n_tokens, prices, lowered, bests)
-        if bound < floor:
-            return False, bound
-        value = 0.0
-        for i in range(n_tokens):
-            value += np.float64(affinity[i * step + columns[i]])
-        if bound - value <= tolerance:
-            return True, bound
-        n_waiting = _release(affinity, n_tokens, prices, columns, owners, waiting, bests)
-        if n_waiting == 0:  # an optimum, but for rounding: float32 can prove no more
-            return False, np.inf
-        gap = max(gap / shrink, last) if gap > 1.01 * last else gap / _RETRY_SHRINK
+        if gap > 1.01 * last:
+            _lower_rises(n_tokens, market)
+            if floor > -np.inf:
+                bound = _bound(affinity, n_tokens, unit, market)
+                if bound < floor:
+                    return False, bound
+            gap = max(gap / shrink, last)
+        else:
+            _take_rises(n_tokens, unit, market)
+            bound = tighten_prices(affinity, n_tokens, market.prices, market.lowered, market.bests)
+            if bound < floor:
+                return False, bound
+            if bound - _value(affinity, n_tokens, market) <= tolerance:
+                return True, bound
+            gap /= _RETRY_SHRINK
+            if gap < _LEAST_RETRY * last:
+                return False, np.inf
+            unit, kept = 0.0, 0.0
 
 
 @compiled
-def _release(
+def _open(n_tokens: int, market: Market) -> None:
+    """Begin with prices of zero and all rows without a column."""
+    for j in range(market.prices.size):
+        market.prices[j] = 0.0 if j < n_tokens else np.inf
+        market.columns[j] = FREE
+        market.owners[j] = FREE
+        market.rises[j] = 0
+
+
+@compiled
+def _round_residuals(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Market) -> None:
+    """Round what is left of the affinities at the present prices."""
+    step = market.prices.size
+    factor = np.float32(1.0 / unit)
+    for i in range(n_tokens):
+        best = row_max(affinity, i * step, market.prices, step // LANES)
+        round_residuals(affinity, i * step, market.prices, best, factor, market.rounded, step // LANES)
+        market.rounded_bests[i] = 0
+    for j in range(step):
+        market.rises[j] = 0 if j < n_tokens else LARGEST
+
+
+@compiled
+def _take_rises(n_tokens: int, unit: float, market: Market) -> None:
+    """Add to the prices what they rose by since the residuals were rounded."""
+    for j in range(n_tokens):
+        market.prices[j] += np.float32(market.rises[j] * unit)
+        market.rises[j] = 0
+
+
+@compiled
+def _release(n_tokens: int, kept: float, market: Market) -> int:
+    """Take their columns from rows that could do better by more than `kept` units; return how many wait."""
+    step = market.prices.size
+    n_waiting = 0
+    for i in range(n_tokens - 1, -1, -1):
+        j = market.columns[i]
+        if j != FREE:
+            worth = np.int64(market.rounded[i * step + j]) - market.rises[j]
+            if worth >= market.rounded_bests[i] - kept:
+                continue
+            market.owners[j] = FREE
+        market.waiting[n_waiting] = i
+        n_waiting += 1
+    return n_waiting
+
+
+@compiled
+def _run_phase(
     affinity: NDArray[np.float32],
     n_tokens: int,
-    prices: NDArray[np.float32],
+    n_waiting: int,
+    steps: int,
+    unit: float,
+    budget: int,
+    market: Market,
+) -> int:
+    """Bid until every row holds a column; return what is left of `budget`, -1 if that was not enough."""
+    while True:
+        n_waiting, budget = run_bids(
+            market.rounded,
+            market.rises,
+            market.columns,
+            market.owners,
+            market.waiting,
+            n_waiting,
+            steps,
+            budget,
+        )
+        if n_waiting == 0:
+            return budget
+        _take_rises(n_tokens, unit, market)
+        if budget <= 0:
+            return -1
+        _round_residuals(affinity, n_tokens, unit, market)  # 16 bits do not reach further
+
+
+@compiled
+def run_bids(
+    rounded: NDArray[np.int16],
+    rises: NDArray[np.int16],
     columns: NDArray[np.int32],
     owners: NDArray[np.int32],
     waiting: NDArray[np.int32],
-    bests: NDArray[np.float32],
-) -> int:
-    """Let rows keep the columns that are still a best one; return how many do not and wait again."""
-    step = prices.size
-    n_waiting = 0
-    for i in range(n_tokens - 1, -1, -1):
-        j = columns[i]
-        if affinity[i * step + j] - prices[j] < bests[i]:
-            owners[j] = FREE
-            waiting[n_waiting] = i
+    n_waiting: int,
+    steps: int,
+    budget: int,
+) -> tuple[int, int]:
+    """Let the rows that wait bid until none does, the budget is spent or 16 bits do not reach further.
+
+    Two rows bid at the same prices, so that the processor looks for both at once: nearly twice as fast up to
+    200 columns. If both want one column, the second waits on. Otherwise both bids are good: what the first
+    takes is then worth less to the second, whose price rises by less than it might, still by eps or more.
+
+    Parameters
+    ----------
+    rounded : (padded(S) ** 2,)
+        Affinities at the prices when the rises were zero, in units.
+    rises : (padded(S),)
+        Of the prices of the columns, in units; raised.
+    columns, owners : (padded(S),)
+        The column of each row and the row of each column, `FREE` for none.
+    waiting : (padded(S),)
+        Its first `n_waiting` entries are the rows without a column; the last of them bids next.
+    steps : int
+        Least rise of a price, eps, in units.
+    budget : int
+        Bids allowed.
+
+    Returns
+    -------
+    n_waiting, budget : int
+        What is left of both. At least one bid is made if the rises are zero.
+    """
+    step = rises.size
+    n_blocks = step // LANES
+    while n_waiting > 0 and budget > 0:
+        i = waiting[n_waiting - 1]
+        best, second, j = best_two(rounded, i * step, rises, n_blocks)
+        rise = rises[j] + min(best - second, _MOST_LEAD) + steps
+        if best <= CLIPPED or rise >= LARGEST:
+            break
+        n_waiting -= 1
+        budget -= 1
+        if n_waiting > 0:
+            other = waiting[n_waiting - 1]
+            best, second, place = best_two(rounded, other * step, rises, n_blocks)
+            other_rise = rises[place] + min(best - second, _MOST_LEAD) + steps
+            if place != j and best > CLIPPED and other_rise < LARGEST:
+                n_waiting -= 1
+                budget -= 1
+                rises[place] = other_rise
+                evicted = owners[place]
+                owners[place] = other
+                columns[other] = place
+                if evicted != FREE:
+                    waiting[n_waiting] = evicted
+                    n_waiting += 1
+        # The same once more: a function would cost more than the bid, as numba counts references to its arrays.
+        rises[j] = rise
+        evicted = owners[j]
+        owners[j] = i
+        columns[i] = j
+        if evicted != FREE:
+            waiting[n_waiting] = evicted
             n_waiting += 1
-    return n_waiting
+    return n_waiting, budget
+
+
+@compiled
+def _lower_rises(n_tokens: int, market: Market) -> None:
+    """Lower the rises as far as they prove the same: `tighten_prices` in units."""
+    step = market.prices.size
+    for j in range(step):
+        market.lowered_rises[j] = SMALLEST
+    for i in range(n_tokens):
+        best = row_max(market.rounded, i * step, market.rises, step // LANES)
+        market.rounded_bests[i] = best
+        raise_maxima(market.rounded, i * step, best, market.lowered_rises, step // LANES)
+    for j in range(n_tokens):
+        market.rises[j] = market.lowered_rises[j]
+
+
+@compiled
+def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Market) -> float:
+    """Return the upper bound that the prices with their rises prove, and change nothing.
+
+    That is ``sum_i max_j (A_ij - p_j) + sum_j p_j``, rounded up as in `tighten_prices`. Whoever asks for it gets the
+    same assignment in the end as who does not.
+    """
+    step = market.prices.size
+    total, size = 0.0, 0.0
+    for j in range(step):
+        market.lowered[j] = np.inf
+        if j < n_tokens:
+            market.lowered[j] = market.prices[j] + np.float32(market.rises[j] * unit)
+            total += np.float64(market.lowered[j])
+            size += abs(np.float64(market.lowered[j]))
+    rounded = 0.0
+    for i in range(n_tokens):
+        best = np.float64(row_max(affinity, i * step, market.lowered, step // LANES))
+        total += best
+        rounded += abs(best)
+    return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
+
+
+@compiled
+def _value(affinity: NDArray[np.float32], n_tokens: int, market: Market) -> float:
+    """Return the sum of the affinities of the assignment."""
+    value = 0.0
+    for i in range(n_tokens):
+        value += np.float64(affinity[i * market.prices.size + market.columns[i]])
+    return value

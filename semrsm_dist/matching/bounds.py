@@ -8,18 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import (
-    LANES,
-    aligned_dot,
-    dot,
-    dot_of_differences,
-    mask_above,
-    raise_maxima,
-    row_max,
-)
+from semrsm_dist.matching.lane_bids import mask_above, raise_maxima, row_max
+from semrsm_dist.matching.lane_sums import aligned_dot, dot, dot_of_differences
+from semrsm_dist.matching.lanes import LANES
 from semrsm_dist.matching.panel import Panel
-
-_FLOAT32_UNIT = 2.0**-24
+from semrsm_dist.matching.product import FLOAT32_UNIT
 
 
 @compiled
@@ -71,7 +64,7 @@ def tighten_prices(
         prices[j] = lowered[j]
         total += np.float64(prices[j])
         rounded += abs(np.float64(prices[j]))
-    return total + rounded * _FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
+    return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
 
 @compiled
@@ -119,7 +112,7 @@ def distance_from_optimum(
         unit = lengths_i[i] * longest_j
         held = np.float64(affinity[i * step + c]) - np.float64(prices[c])
         # Rounding of affinities, and of the subtraction and the threshold in float32.
-        threshold = np.float32(held - 2.0 * rounding * unit - 4.0 * _FLOAT32_UNIT * abs(held))
+        threshold = np.float32(held - 2.0 * rounding * unit - 4.0 * FLOAT32_UNIT * abs(held))
         worst = 0.0
         for block in range(n_blocks):
             above = mask_above(affinity, i * step, prices, block, threshold)

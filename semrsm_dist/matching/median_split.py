@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from semrsm_dist.matching.auction_pair import EXACT
 from semrsm_dist.matching.augment import assign_exactly
-from semrsm_dist.matching.bidding import run_auction
+from semrsm_dist.matching.bidding import make_market, run_auction
 from semrsm_dist.matching.bounds import matched_value, norm_bound
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, dot
+from semrsm_dist.matching.lane_sums import dot
+from semrsm_dist.matching.lanes import LANES
 from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count, check_tolerance
 from semrsm_dist.matching.panel import Panel
 from semrsm_dist.matching.product import multiply_packed, pack, padded
@@ -46,6 +47,7 @@ class MedianSplit(Matcher):
     """
 
     name: ClassVar[str] = "median-split"
+    version: ClassVar[int] = 2
 
     def __init__(self, window: int = 128, tolerance: float = 0.0) -> None:
         self.window = check_count(self.name, "window", window)
@@ -211,19 +213,13 @@ def _match_leaf(
         return np.arange(n)
     affinity = np.empty(width * width, np.float32)
     multiply_packed(packed_i, packed_j, n_channels, n, affinity)
-    prices, lowered, bests = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
-    columns, owners, waiting = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
     target = max(tolerance * tokens_i * tokens_j, _FINEST * size)
-    finished, _ = run_auction(affinity, n, size, target, prices, columns, owners, waiting, lowered, bests)
+    market = make_market(width)
+    finished, _ = run_auction(affinity, n, size, target, market)
     if finished:
-        return columns[:n].astype(np.intp)
-    return assign_exactly(
-        affinity.reshape(width, width).astype(np.float64), n, prices[:n].astype(np.float64)
-    )[0]
+        return market.columns[:n].astype(np.intp)
+    prices = market.prices[:n].astype(np.float64)
+    return assign_exactly(affinity.reshape(width, width).astype(np.float64), n, prices)[0]
 
 
 @compiled

@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import (
-    LANES,
+from semrsm_dist.matching.lane_products import (
     PRODUCT_ROWS,
     PRODUCT_VECTORS,
     multiply_one,
     multiply_three,
     multiply_two,
 )
+from semrsm_dist.matching.lanes import LANES
 
 CHANNEL_BLOCK = 128
 """Channels summed in one chain: keeps both factors in the first cache and rounding errors small."""
 
-_FLOAT32_UNIT = 2.0**-24
+FLOAT32_UNIT = 2.0**-24
+"""What rounding to float32 can change, relative to the number."""
 
 
 def padded(n_tokens: int) -> int:
@@ -42,7 +43,7 @@ def rounding_of_product(n_channels: int) -> float:
     chain of additions (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
     chain = min(n_channels, CHANNEL_BLOCK) + -(-n_channels // CHANNEL_BLOCK) + 1
-    return chain * _FLOAT32_UNIT / (1.0 - chain * _FLOAT32_UNIT)
+    return chain * FLOAT32_UNIT / (1.0 - chain * FLOAT32_UNIT)
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.auction_pair import Images, Workspace, common_value, match_pair, norms_when_filled
-from semrsm_dist.matching.bidding import run_auction
+from semrsm_dist.matching.bidding import part_of_market, run_auction
 from semrsm_dist.matching.bounds import float64_rounding, identity_and_matched_value
 from semrsm_dist.matching.jit import compiled
 from semrsm_dist.matching.lanes import LANES
@@ -210,12 +210,7 @@ def _sketch_bound(
         n_tokens,
         size,
         _SKETCH_GAP * size,
-        work.prices[:width],
-        work.columns[:width],
-        work.owners[:width],
-        work.waiting[:width],
-        work.lowered[:width],
-        work.bests[:width],
+        part_of_market(work.market, width),
         (floor - fixed) / scale - slack,
     )
     return float(fixed + scale * (dual + slack))

@@ -22,12 +22,11 @@ from scipy.linalg import eigh
 
 from semrsm_dist.matching.bounds import float64_rounding
 from semrsm_dist.matching.panel import PackedPanel, empty_aligned, read_only
-from semrsm_dist.matching.product import pack, padded, rounding_of_product
+from semrsm_dist.matching.product import FLOAT32_UNIT, pack, padded, rounding_of_product
 
 SMALLEST_NORMS = 1e-280
 """Products of norms below this are too near to underflow for float64 rounding to be relative: nothing is pruned."""
 
-_FLOAT32_UNIT = 2.0**-24
 _SUMMED_AT_ONCE = 8192  # values of sorted channels; more would round more, fewer would multiply slower
 _SAMPLED = 2048  # tokens to find principal directions from
 # Channels of a sketch: no more than leave out this share of the norms, an eighth of the channels at most, and no
@@ -87,7 +86,7 @@ def sorted_channel_bounds(
     # Whatever order a BLAS adds in (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and
     # rounding to float32 before.
     chain = min(n_values, _SUMMED_AT_ONCE) + 1
-    rounding = chain * _FLOAT32_UNIT / (1.0 - chain * _FLOAT32_UNIT)
+    rounding = chain * FLOAT32_UNIT / (1.0 - chain * FLOAT32_UNIT)
     size_i, lost_i = _norms_when_filled(rows)
     size_j, lost_j = _norms_when_filled(columns)
     total += (
@@ -190,5 +189,5 @@ def sketch(panel: PackedPanel, directions: NDArray[np.float64]) -> Sketches:
     # With y rounded to float32 and U^T U = I + D, the remainder is orthogonal to U but for (unit + |D|) |y|, which
     # counts for both tokens, and <U y_a, U y_b> differs from <y_a, y_b> by |D| |y_a| |y_b|. Float64 rounds far less.
     skew = float(np.linalg.norm(directions.T @ directions - np.eye(n_kept)))
-    rounding = 1.001 * (rounding_of_product(n_kept + 1) + 4.0 * _FLOAT32_UNIT + 3.0 * skew)
+    rounding = 1.001 * (rounding_of_product(n_kept + 1) + 4.0 * FLOAT32_UNIT + 3.0 * skew)
     return Sketches(read_only(packed), n_kept + 1, rounding)

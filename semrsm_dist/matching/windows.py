@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from semrsm_dist.matching.auction import Auction
 from semrsm_dist.matching.bounds import inner_product, norm_bound
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import dot
+from semrsm_dist.matching.lane_sums import dot
 from semrsm_dist.matching.matcher import Matcher, PairMatch, check_tolerance
 from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel, read_only
 from semrsm_dist.matching.result import TileResult

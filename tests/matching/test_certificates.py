@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.matching import bidding
+from semrsm_dist.matching import bidding, lane_bids
 from semrsm_dist.matching.auction import Auction
 from semrsm_dist.matching.auction_pair import EXACT, finish_exactly, images_of, make_workspace
 from semrsm_dist.matching.bounds import distance_from_optimum
@@ -176,7 +176,7 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
         """Starts the finish from prices that mean nothing, as after a price war."""
 
         def _solve(self, rows, span, columns, triangular, work, tile):
-            work.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
+            work.market.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
             out = (tile.matched, tile.upper_bound, tile.identity)
             finish_exactly(images_of(rows), 0, images_of(columns), 0, work, *out)
 
@@ -191,17 +191,18 @@ def test_bids_are_bounded(kind):
     work = make_workspace(50)
     multiply_packed(panel.packed[0], panel.packed[1], 6, 50, work.affinity)
     budget = 50 * bidding.BIDS_PER_TOKEN
-    work.prices[:] = np.inf
-    work.prices[:50] = 0.0
-    work.owners[:] = bidding.FREE
-    work.waiting[:50] = np.arange(50)
-    state = (work.columns, work.owners, work.waiting)
-    left = bidding.run_phase(work.affinity, work.prices, *state, 50, np.float32(1e-30), budget)
-    assert -1 <= left < budget
-    finished, bound = bidding.run_auction(
-        work.affinity, 50, 1.0, 1e-30, work.prices, *state, work.lowered, work.bests
-    )
-    assert np.isfinite(work.prices[:50]).all()
+    market = work.market
+    market.rounded[:] = np.random.default_rng(6).integers(lane_bids.CLIPPED, 1, market.rounded.size)
+    market.rises[:] = lane_bids.LARGEST
+    market.rises[:50] = 0
+    market.owners[:] = bidding.FREE
+    market.waiting[:50] = np.arange(50)
+    state = (market.rounded, market.rises, market.columns, market.owners, market.waiting)
+    n_waiting, left = bidding.run_bids(*state, 50, 1, budget)
+    assert left < budget
+    assert n_waiting == 0 or left == 0 or market.rises.max() > 0
+    finished, bound = bidding.run_auction(work.affinity, 50, 1.0, 1e-30, market)
+    assert np.isfinite(market.prices[:50]).all()
     assert finished or bound == np.inf
 
 
@@ -221,21 +222,21 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
     rows, columns = Auction().prepare(z_i[None]), Auction().prepare(z_j[None])
     work = make_workspace(n_tokens)
     multiply_packed(rows.packed[0], columns.packed[0], n_channels, n_tokens, work.affinity)
-    work.prices[:] = np.inf
-    work.prices[:n_tokens] = rng.normal(size=n_tokens)
-    work.columns[:n_tokens] = rng.permutation(n_tokens)
+    work.market.prices[:] = np.inf
+    work.market.prices[:n_tokens] = rng.normal(size=n_tokens)
+    work.market.columns[:n_tokens] = rng.permutation(n_tokens)
     scale = rows.scales[0] * columns.scales[0]
-    assignment = (work.affinity, work.prices, work.columns)
+    assignment = (work.affinity, work.market.prices, work.market.columns)
     images = (rows.raw[0], rows.means[0], rows.lengths[0], columns.raw[0])
     longest = columns.token_norms[0, 0] / columns.scales[0]
     rounding = rounding_of_product(n_channels) + 2.0**-22
     distance = distance_from_optimum(*assignment, *images, longest, scale, rounding)
-    value = np.sum(z_i.astype(float) * z_j.astype(float)[work.columns[:n_tokens]])
+    value = np.sum(z_i.astype(float) * z_j.astype(float)[work.market.columns[:n_tokens]])
     best = optimum(z_i, z_j)
     assert value + distance * scale >= best - ROUNDING * norms_of(z_i, z_j)
     centred_i, centred_j = (z.astype(float) - z.astype(float).mean(axis=0) for z in (z_i, z_j))
-    affinity = centred_i @ centred_j.T / scale - work.prices[:n_tokens]
-    slack = affinity.max(axis=1) - affinity[np.arange(n_tokens), work.columns[:n_tokens]]
+    affinity = centred_i @ centred_j.T / scale - work.market.prices[:n_tokens]
+    slack = affinity.max(axis=1) - affinity[np.arange(n_tokens), work.market.columns[:n_tokens]]
     assert distance <= slack.sum() + 1e-3 * n_tokens * np.abs(affinity).max()
 
 

@@ -155,7 +155,7 @@ def _solve_until_open(
             gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, -np.inf, work)
             if not min(gap, bound) < np.inf:
                 return r, c
-            conclude(rows, r, columns, c, gap, bound, work, matched, upper_bound, identity)
+            conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)
             c += 1
         r += 1
         c = r + 1 if triangular else 0

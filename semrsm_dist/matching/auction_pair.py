@@ -8,13 +8,14 @@ tokens has ``<Z_i, P Z_j> = S_i mu_i . mu_j + <A, P B>``, as B sums to zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.augment import assign_exactly
-from semrsm_dist.matching.bidding import Market, make_market, part_of_market, run_auction
+from semrsm_dist.matching.bidding import Market, make_market, run_auction
 from semrsm_dist.matching.bounds import (
     distance_from_optimum,
     float64_rounding,
@@ -22,7 +23,7 @@ from semrsm_dist.matching.bounds import (
     inner_product,
 )
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES, read_cycles
+from semrsm_dist.matching.lanes import read_cycles
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, read_only
 from semrsm_dist.matching.product import multiply_packed, pack, padded
 
@@ -89,7 +90,7 @@ def conclude(
     c: int,
     gap: float,
     bound: float,
-    work: Workspace,
+    permutation: NDArray[np.intp],
     matched: Matrix,
     upper_bound: Matrix,
     identity: Matrix,
@@ -97,23 +98,23 @@ def conclude(
     """Write the value of the permutation found, and the bound or, if that is less, the value plus the gap."""
     count = max(rows.token_counts[r], columns.token_counts[c])
     trace, value = identity_and_matched_value(
-        rows.raw[r, :count], columns.raw[c, :count], work.permutation[:count]
+        rows.raw[r, :count], columns.raw[c, :count], permutation[:count]
     )
     bound = min(bound, value + gap)
     if rows.token_counts[r] != columns.token_counts[c]:
         trace = np.nan  # there is no position by position
     elif value < trace:  # never worse than no matching at all
         value = trace
-        _set_identity(work)
+        _set_identity(permutation)
     identity[r, c] = trace
     matched[r, c] = value
     upper_bound[r, c] = max(bound, value)
 
 
 @compiled
-def _set_identity(work: Workspace) -> None:
-    for s in range(work.permutation.size):
-        work.permutation[s] = s
+def _set_identity(permutation: NDArray[np.intp]) -> None:
+    for s in range(permutation.size):
+        permutation[s] = s
 
 
 @compiled
@@ -135,23 +136,29 @@ def match_pair(
     float32 errors move such a sum by at most `slack`, float64 rounding moves the result by at most `margin`.
     """
     n_channels = rows.raw.shape[2]
-    n_tokens = max(rows.token_counts[r], columns.token_counts[c])
-    width = -(-n_tokens // LANES) * LANES
+    count_i, count_j = rows.token_counts[r], columns.token_counts[c]
+    n_tokens, fewest = max(count_i, count_j), min(count_i, count_j)
+    width = padded(n_tokens)
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
-    common = common_value(rows, r, columns, c)
+    common = fewest * inner_product(
+        rows.means[r], columns.means[c]
+    )  # to all matchings; centring takes it out
     scale = rows.scales[r] * columns.scales[c]
-    size_i, lost_i = norms_when_filled(rows, r, n_tokens)
-    size_j, lost_j = norms_when_filled(columns, c, n_tokens)
+    missing_i, missing_j = n_tokens - count_i, n_tokens - count_j
+    size_i = norm_when_filled(rows.centred_norms[r], rows.filling_norms[r], missing_i)
+    size_j = norm_when_filled(columns.centred_norms[c], columns.filling_norms[c], missing_j)
+    lost_i = norm_when_filled(rows.rounding_norms[r], rows.filling_rounding_norms[r], missing_i)
+    lost_j = norm_when_filled(columns.rounding_norms[c], columns.filling_rounding_norms[c], missing_j)
     size = size_i * size_j
-    if rows.token_counts[r] == columns.token_counts[c]:
+    if count_i == count_j:
         spread = inner_product(rows.token_norms[r, :n_tokens], columns.token_norms[c, :n_tokens])
     else:
         spread = scale * (size_i + lost_i) * (size_j + lost_j)
     bound = common + spread + margin  # see bounds.norm_bound
     if n_tokens == 1 or 2.0 * (spread + margin) <= allowed:  # images (almost) without variation
-        _set_identity(work)
+        _set_identity(work.permutation)
         return 0.0 if n_tokens == 1 else np.inf, bound
     slack = rounding * size + lost_i * (size_j + lost_j) + lost_j * size_i
     # Both the value found and the bound may be off by the slack and the margin.
@@ -159,7 +166,7 @@ def match_pair(
     certifiable = target > 2.0 * slack
     if not certifiable:
         target = max(_MARGIN * allowed / scale, _FINEST * size)
-    affinity, market = work.affinity[: width * width], part_of_market(work.market, width)
+    affinity, market = work.affinity[: width * width], work.market
     part = width * n_channels
     began = read_cycles()
     multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, n_tokens, affinity)
@@ -201,22 +208,9 @@ def match_pair(
 
 
 @compiled
-def common_value(rows: Images, r: int, columns: Images, c: int) -> float:
-    """Return the part of a value that all matchings share, which centring takes out."""
-    fewest = min(rows.token_counts[r], columns.token_counts[c])
-    common: float = fewest * inner_product(rows.means[r], columns.means[c])
-    return common
-
-
-@compiled
-def norms_when_filled(images: Images, t: int, n_tokens: int) -> tuple[float, float]:
-    """Return `centred_norms` and `rounding_norms` of an image filled up to `n_tokens`."""
-    missing = n_tokens - images.token_counts[t]
-    if missing == 0:
-        return images.centred_norms[t], images.rounding_norms[t]
-    size = images.centred_norms[t] ** 2 + missing * images.filling_norms[t] ** 2
-    lost = images.rounding_norms[t] ** 2 + missing * images.filling_rounding_norms[t] ** 2
-    return np.sqrt(size), np.sqrt(lost)
+def norm_when_filled(norm: float, filling: float, missing: int) -> float:
+    """Return the norm of an image with so many filling tokens added."""
+    return norm if missing == 0 else math.sqrt(norm**2 + missing * filling**2)
 
 
 @compiled
@@ -234,7 +228,7 @@ def finish_exactly(
     began = read_cycles()
     n_channels = rows.raw.shape[2]
     n_tokens = max(rows.token_counts[r], columns.token_counts[c])
-    width = -(-n_tokens // LANES) * LANES
+    width = padded(n_tokens)
     packed_i = np.empty(width * n_channels)
     packed_j = np.empty(width * n_channels)
     affinity = np.empty((width, width))
@@ -252,5 +246,7 @@ def finish_exactly(
     work.cycles[1] += read_cycles() - multiplied
     scale = rows.scales[r] * columns.scales[c]
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
-    bound = common_value(rows, r, columns, c) + scale * dual + float64_rounding(n_tokens, n_channels) * norms
-    conclude(rows, r, columns, c, np.inf, bound, work, matched, upper_bound, identity)
+    fewest = min(rows.token_counts[r], columns.token_counts[c])
+    common = fewest * inner_product(rows.means[r], columns.means[c])
+    bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
+    conclude(rows, r, columns, c, np.inf, bound, work.permutation, matched, upper_bound, identity)

@@ -36,7 +36,7 @@ from semrsm_dist.matching.lane_bids import (
     row_max,
 )
 from semrsm_dist.matching.lanes import LANES
-from semrsm_dist.matching.product import FLOAT32_UNIT
+from semrsm_dist.matching.product import FLOAT32_UNIT, padded
 
 FREE = -1
 
@@ -83,23 +83,6 @@ def make_market(width: int) -> Market:
         np.empty(width, np.int16),
         np.empty(width, np.int16),
         np.empty(width, np.int16),
-    )
-
-
-@compiled
-def part_of_market(market: Market, width: int) -> Market:
-    """Return the first part of the memory, for fewer rows: a multiple of 16."""
-    return Market(
-        market.prices[:width],
-        market.columns[:width],
-        market.owners[:width],
-        market.waiting[:width],
-        market.lowered[:width],
-        market.bests[:width],
-        market.rounded[: width * width],
-        market.rises[:width],
-        market.lowered_rises[:width],
-        market.rounded_bests[:width],
     )
 
 
@@ -180,7 +163,7 @@ def run_auction(
 @compiled
 def _open(n_tokens: int, market: Market) -> None:
     """Begin with prices of zero and all rows without a column."""
-    for j in range(market.prices.size):
+    for j in range(padded(n_tokens)):
         market.prices[j] = 0.0 if j < n_tokens else np.inf
         market.columns[j] = FREE
         market.owners[j] = FREE
@@ -190,7 +173,7 @@ def _open(n_tokens: int, market: Market) -> None:
 @compiled
 def _round_residuals(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Market) -> None:
     """Round what is left of the affinities at the present prices."""
-    step = market.prices.size
+    step = padded(n_tokens)
     factor = np.float32(1.0 / unit)
     for i in range(n_tokens):
         best = row_max(affinity, i * step, market.prices, step // LANES)
@@ -211,7 +194,7 @@ def _take_rises(n_tokens: int, unit: float, market: Market) -> None:
 @compiled
 def _release(n_tokens: int, kept: float, market: Market) -> int:
     """Take their columns from rows that could do better by more than `kept` units; return how many wait."""
-    step = market.prices.size
+    step = padded(n_tokens)
     n_waiting = 0
     for i in range(n_tokens - 1, -1, -1):
         j = market.columns[i]
@@ -239,6 +222,7 @@ def _run_phase(
     while True:
         n_waiting, budget = run_bids(
             market.rounded,
+            n_tokens,
             market.rises,
             market.columns,
             market.owners,
@@ -258,6 +242,7 @@ def _run_phase(
 @compiled
 def run_bids(
     rounded: NDArray[np.int16],
+    n_tokens: int,
     rises: NDArray[np.int16],
     columns: NDArray[np.int32],
     owners: NDArray[np.int32],
@@ -292,7 +277,7 @@ def run_bids(
     n_waiting, budget : int
         What is left of both. At least one bid is made if the rises are zero.
     """
-    step = rises.size
+    step = padded(n_tokens)
     n_blocks = step // LANES
     while n_waiting > 0 and budget > 0:
         i = waiting[n_waiting - 1]
@@ -330,7 +315,7 @@ def run_bids(
 @compiled
 def _lower_rises(n_tokens: int, market: Market) -> None:
     """Lower the rises as far as they prove the same: `tighten_prices` in units."""
-    step = market.prices.size
+    step = padded(n_tokens)
     for j in range(step):
         market.lowered_rises[j] = SMALLEST
     for i in range(n_tokens):
@@ -348,7 +333,7 @@ def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Ma
     That is ``sum_i max_j (A_ij - p_j) + sum_j p_j``, rounded up as in `tighten_prices`. Whoever asks for it gets the
     same assignment in the end as who does not.
     """
-    step = market.prices.size
+    step = padded(n_tokens)
     total, size = 0.0, 0.0
     for j in range(step):
         market.lowered[j] = np.inf
@@ -367,7 +352,8 @@ def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Ma
 @compiled
 def _value(affinity: NDArray[np.float32], n_tokens: int, market: Market) -> float:
     """Return the sum of the affinities of the assignment."""
+    step = padded(n_tokens)
     value = 0.0
     for i in range(n_tokens):
-        value += np.float64(affinity[i * market.prices.size + market.columns[i]])
+        value += np.float64(affinity[i * step + market.columns[i]])
     return value

@@ -12,7 +12,7 @@ from semrsm_dist.matching.lane_bids import mask_above, raise_maxima, row_max
 from semrsm_dist.matching.lane_sums import aligned_dot, dot, dot_of_differences
 from semrsm_dist.matching.lanes import LANES
 from semrsm_dist.matching.panel import Panel
-from semrsm_dist.matching.product import FLOAT32_UNIT
+from semrsm_dist.matching.product import FLOAT32_UNIT, padded
 
 
 @compiled
@@ -48,7 +48,7 @@ def tighten_prices(
     bests : (at least S,)
         Receives ``u_i``; lowering the prices leaves them as they are.
     """
-    step = prices.size
+    step = padded(n_tokens)
     for j in range(step):
         lowered[j] = -np.inf
     total = 0.0
@@ -103,7 +103,7 @@ def distance_from_optimum(
     """
     n_tokens, n_channels = z_i.shape
     flat_i, flat_j = z_i.ravel(), z_j.ravel()
-    step = prices.size
+    step = padded(n_tokens)
     n_blocks = step // LANES
     rounding64 = float64_rounding(1, n_channels)
     total = 0.0
@@ -188,15 +188,14 @@ def identity_and_matched_value(
     Both sums take their terms in the same order: they are equal where the permutation changes nothing.
     """
     n_tokens, n_channels = z_i.shape
-    flat_i, flat_j = z_i.ravel(), z_j.ravel()
-    identity = aligned_dot(flat_i, flat_j, np.arange(n_tokens), n_channels)
-    return identity, aligned_dot(flat_i, flat_j, permutation, n_channels)
+    identity = aligned_dot(z_i, z_j, np.arange(n_tokens), n_channels)
+    return identity, aligned_dot(z_i, z_j, permutation, n_channels)
 
 
 @compiled
 def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     """Return the inner product of two contiguous arrays of equal shape, summed in float64."""
-    value: float = dot(a.ravel(), 0, b.ravel(), 0, a.size)
+    value: float = dot(a, 0, b, 0, a.size)
     return value
 
 

@@ -15,7 +15,6 @@ from semrsm_dist.matching.bidding import make_market, run_auction
 from semrsm_dist.matching.bounds import matched_value, norm_bound
 from semrsm_dist.matching.jit import compiled
 from semrsm_dist.matching.lane_sums import dot
-from semrsm_dist.matching.lanes import LANES
 from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count, check_tolerance
 from semrsm_dist.matching.panel import Panel
 from semrsm_dist.matching.product import multiply_packed, pack, padded
@@ -205,7 +204,7 @@ def _match_leaf(
 ) -> NDArray[np.intp]:
     """Return the best permutation of a leaf's tokens (n, C), as exact as affinities in float32 are."""
     n, n_channels = z_i.shape
-    width = -(-n // LANES) * LANES
+    width = padded(n)
     packed_i, size_i, tokens_i = _pack_leaf(z_i, width)
     packed_j, size_j, tokens_j = _pack_leaf(z_j, width)
     size = size_i * size_j

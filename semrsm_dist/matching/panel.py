@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.matching.product import pack, padded
+from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.lanes import LANES
+from semrsm_dist.matching.product import inverse_factors, pack, padded
 
 _ALIGNMENT = 64
 
@@ -163,19 +166,46 @@ def prepare_packed_panel(z: ArrayLike, token_counts: ArrayLike | None = None) ->
     norms = np.empty((4, panel.n_images))
     lengths = np.empty((panel.n_images, panel.n_tokens))
     for t, count in enumerate(panel.token_counts):
-        centred = panel.raw[t] - panel.means[t]
-        scales[t] = np.ldexp(1.0, np.frexp(np.abs(centred).max())[1])
-        scaled = centred / scales[t]
-        rounded = scaled.astype(np.float32).astype(np.float64)
-        lost = scaled - rounded
-        filling = slice(count, count + 1)
-        norms[:, t] = [
-            np.linalg.norm(part) for part in (rounded[:count], lost[:count], rounded[filling], lost[filling])
-        ]
-        lengths[t] = np.sqrt(np.einsum("sc,sc->s", scaled, scaled))
-        pack(panel.raw[t], panel.means[t], scales[t], packed[t])
+        raw, mean = read_only(panel.raw[t]), panel.means[t]
+        scales[t], *norms[:, t] = _pack_image(raw, mean, count, packed[t], lengths[t])
     own = (getattr(panel, field.name) for field in fields(panel))
     return PackedPanel(*own, *map(read_only, (packed, scales, *norms, lengths)))
+
+
+@compiled
+def _pack_image(
+    z: NDArray[np.floating[Any]],
+    mean: NDArray[np.float64],
+    count: int,
+    packed: NDArray[np.float32],
+    lengths: NDArray[np.float64],
+) -> tuple[float, float, float, float, float]:
+    """Write the packed tokens of an image and their lengths; return its scale and its four norms."""
+    n_tokens, n_channels = z.shape
+    largest = 0.0
+    for s in range(n_tokens):
+        for c in range(n_channels):
+            largest = max(largest, abs(np.float64(z[s, c]) - mean[c]))
+    scale = math.ldexp(1.0, math.frexp(largest)[1])
+    pack(z, mean, scale, packed)
+    first, second = inverse_factors(scale)
+    squares, lost_squares, filling, lost_filling = 0.0, 0.0, 0.0, 0.0
+    for s in range(n_tokens):
+        exact, rounded, lost = 0.0, 0.0, 0.0
+        start = s // LANES * LANES * n_channels + s % LANES
+        for c in range(n_channels):
+            value = (np.float64(z[s, c]) - mean[c]) * first * second
+            single = np.float64(packed[start + c * LANES])
+            exact += value * value
+            rounded += single * single
+            lost += (value - single) ** 2
+        lengths[s] = np.sqrt(exact)
+        if s < count:
+            squares += rounded
+            lost_squares += lost
+        elif s == count:
+            filling, lost_filling = rounded, lost
+    return scale, np.sqrt(squares), np.sqrt(lost_squares), np.sqrt(filling), np.sqrt(lost_filling)
 
 
 def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:

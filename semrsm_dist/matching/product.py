@@ -9,9 +9,11 @@ but the two images (a BLAS gives none of these).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
@@ -31,6 +33,7 @@ FLOAT32_UNIT = 2.0**-24
 """What rounding to float32 can change, relative to the number."""
 
 
+@register_jitable
 def padded(n_tokens: int) -> int:
     """Return `n_tokens` rounded up to whole vectors."""
     return -(-n_tokens // LANES) * LANES
@@ -47,17 +50,25 @@ def rounding_of_product(n_channels: int) -> float:
 
 
 @compiled
+def inverse_factors(scale: float) -> tuple[float, float]:
+    """Return two powers of two by which to multiply instead of dividing by a third, whose inverse may overflow."""
+    exponent = math.frexp(scale)[1] - 1
+    return math.ldexp(1.0, -(exponent // 2)), math.ldexp(1.0, exponent // 2 - exponent)
+
+
+@compiled
 def pack(
     z: NDArray[np.floating[Any]], mean: NDArray[np.float64], scale: float, out: NDArray[np.floating[Any]]
 ) -> None:
-    """Write ``(z - mean) / scale`` for z (S, C) into `out` in the packed order."""
+    """Write ``(z - mean) / scale`` for z (S, C) into `out` in the packed order; `scale` is a power of two."""
     n_tokens, n_channels = z.shape
+    first, second = inverse_factors(scale)
     for block in range(out.size // (n_channels * LANES)):
         for lane in range(LANES):
             token = block * LANES + lane
             start = block * n_channels * LANES + lane
             for c in range(n_channels):
-                value = (np.float64(z[token, c]) - mean[c]) / scale if token < n_tokens else 0.0
+                value = (np.float64(z[token, c]) - mean[c]) * first * second if token < n_tokens else 0.0
                 out[start + c * LANES] = value
 
 

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.auction_pair import Images, Workspace, common_value, match_pair, norms_when_filled
-from semrsm_dist.matching.bidding import part_of_market, run_auction
-from semrsm_dist.matching.bounds import float64_rounding, identity_and_matched_value
+from semrsm_dist.matching.auction_pair import Images, Workspace, match_pair, norm_when_filled
+from semrsm_dist.matching.bidding import run_auction
+from semrsm_dist.matching.bounds import float64_rounding, identity_and_matched_value, inner_product
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES
-from semrsm_dist.matching.product import multiply_packed
+from semrsm_dist.matching.product import multiply_packed, padded
 from semrsm_dist.matching.pruning_bounds import SMALLEST_NORMS
 
 NOBODY = 2**62
@@ -194,12 +193,15 @@ def _sketch_bound(
     """Return an upper bound on the matched inner product of a pair from their sketches; see `pruning_bounds`."""
     left, right = rows.images, columns.images
     n_channels = settings.sketch_channels
-    n_tokens = max(left.token_counts[r], right.token_counts[c])
-    width = -(-n_tokens // LANES) * LANES
+    count_i, count_j = left.token_counts[r], right.token_counts[c]
+    n_tokens = max(count_i, count_j)
+    width = padded(n_tokens)
     norms = np.sqrt(left.squared_norms[r]) * np.sqrt(right.squared_norms[c])
-    fixed = common_value(left, r, right, c) + float64_rounding(n_tokens, left.raw.shape[2]) * norms
+    common = min(count_i, count_j) * inner_product(left.means[r], right.means[c])
+    fixed = common + float64_rounding(n_tokens, left.raw.shape[2]) * norms
     scale = left.scales[r] * right.scales[c]
-    size = norms_when_filled(left, r, n_tokens)[0] * norms_when_filled(right, c, n_tokens)[0]
+    size = norm_when_filled(left.centred_norms[r], left.filling_norms[r], n_tokens - count_i)
+    size *= norm_when_filled(right.centred_norms[c], right.filling_norms[c], n_tokens - count_j)
     if n_tokens == 1 or not size > 0.0:
         return np.inf
     slack = settings.sketch_rounding * size
@@ -210,7 +212,7 @@ def _sketch_bound(
         n_tokens,
         size,
         _SKETCH_GAP * size,
-        part_of_market(work.market, width),
+        work.market,
         (floor - fixed) / scale - slack,
     )
     return float(fixed + scale * (dual + slack))

@@ -197,7 +197,7 @@ def test_bids_are_bounded(kind):
     market.rises[:50] = 0
     market.owners[:] = bidding.FREE
     market.waiting[:50] = np.arange(50)
-    state = (market.rounded, market.rises, market.columns, market.owners, market.waiting)
+    state = (market.rounded, 50, market.rises, market.columns, market.owners, market.waiting)
     n_waiting, left = bidding.run_bids(*state, 50, 1, budget)
     assert left < budget
     assert n_waiting == 0 or left == 0 or market.rises.max() > 0

@@ -142,9 +142,8 @@ def match_pair(
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
     allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
     margin = float64_rounding(n_tokens, n_channels) * norms
-    common = fewest * inner_product(
-        rows.means[r], columns.means[c]
-    )  # to all matchings; centring takes it out
+    # What all matchings share, and centring takes out.
+    common = fewest * inner_product(rows.means[r], columns.means[c])
     scale = rows.scales[r] * columns.scales[c]
     missing_i, missing_j = n_tokens - count_i, n_tokens - count_j
     size_i = norm_when_filled(rows.centred_norms[r], rows.filling_norms[r], missing_i)

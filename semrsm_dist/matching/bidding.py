@@ -61,11 +61,11 @@ class Market(NamedTuple):
     columns: NDArray[np.int32]  # of each row
     owners: NDArray[np.int32]  # of each column, `FREE` for none
     waiting: NDArray[np.int32]  # rows without a column, of which the last bids next
-    lowered: NDArray[np.float32]
-    bests: NDArray[np.float32]
+    lowered: NDArray[np.float32]  # prices while they are tightened
+    bests: NDArray[np.float32]  # largest affinity minus price of each row
     rounded: NDArray[np.int16]  # residuals of the affinities, flat, in units
     rises: NDArray[np.int16]  # of the prices since the residuals were rounded, in units
-    lowered_rises: NDArray[np.int16]
+    lowered_rises: NDArray[np.int16]  # `lowered` and `bests` in units
     rounded_bests: NDArray[np.int16]
 
 

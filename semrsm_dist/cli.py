@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from semrsm_dist.errors import SemrsmError
+from semrsm_dist.experiments.parameters import PARAMETERS
 from semrsm_dist.experiments.registry import EXPERIMENTS, require_experiment
 
 INTERRUPTED = 130
@@ -129,8 +130,14 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
 
 def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
-    evaluate.epilog = "experiments:\n" + "\n".join(
-        f"  {name:<18} {experiment.summary}" for name, experiment in EXPERIMENTS.items()
+    evaluate.epilog = "experiments, and what --with sets:\n" + "\n".join(
+        "\n".join(
+            [
+                f"\n  {name}: {experiment.summary}",
+                *(f"    {parameter:<18} {known.about}" for parameter, known in PARAMETERS[name].items()),
+            ]
+        )
+        for name, experiment in EXPERIMENTS.items()
     )
     evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
     evaluate.add_argument(
@@ -143,7 +150,7 @@ def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="parameters",
-        help="a parameter of the experiment, such as seed=1",
+        help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
     )
     evaluate.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"

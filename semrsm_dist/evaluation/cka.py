@@ -167,6 +167,7 @@ def _survey(matrices: Pairs) -> _Survey:
 def _require_whole(*blocks: Values) -> None:
     if any(np.isnan(block).any() for block in blocks):
         raise InputError(
-            "a similarity of two images is undefined although both are similar to themselves; CKA cannot be taken of "
-            "such a matrix: leave these images out"
+            "a similarity of two images is undefined although both are similar to themselves, as position by position "
+            "where numbers of tokens differ; CKA cannot be taken of such a matrix: leave images out until all have as "
+            "many tokens"
         )

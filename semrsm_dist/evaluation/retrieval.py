@@ -114,6 +114,28 @@ class RetrievalTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Hits:
+    """The best hits of N queries, and what is doubtful about them.
+
+    Attributes
+    ----------
+    indices : (N, k)
+        Columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k.
+    tied : (N, k)
+        Whether the first hit, the first two, ... up to k leave out a candidate that is as similar as the last of them.
+    n_candidates : (N,)
+        Images that each query may find.
+    n_undefined : (N,)
+        Those of them whose similarity is NaN, which are never hits.
+    """
+
+    indices: NDArray[np.intp]
+    tied: NDArray[np.bool_]
+    n_candidates: NDArray[np.intp]
+    n_undefined: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
 class RetrievalScore:
     """Mean F1 of the best k hits.
 
@@ -135,9 +157,7 @@ class RetrievalScore:
     n_left_out: int
 
 
-def find_hits(
-    read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE
-) -> NDArray[np.intp]:
+def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE) -> Hits:
     """Return the k most similar candidates of each query.
 
     Parameters
@@ -152,11 +172,6 @@ def find_hits(
     rows_at_once
         How many rows to ask for at once; that of a stored matrix's chunks reads every chunk once.
 
-    Returns
-    -------
-    (N, k) array
-        Columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k.
-
     Raises
     ------
     ConfigError
@@ -164,15 +179,25 @@ def find_hits(
     """
     if k < 1:
         raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
-    hits = np.full((task.n_queries, k), NO_HIT, dtype=np.intp)
-    for start in range(0, task.n_queries, rows_at_once):
-        rows = slice(start, min(start + rows_at_once, task.n_queries))
+    n = task.n_queries
+    hits = np.full((n, k), NO_HIT, dtype=np.intp)
+    tied = np.zeros((n, k), dtype=bool)
+    n_candidates, n_undefined = np.zeros((2, n), dtype=np.intp)
+    for start in range(0, n, rows_at_once):
+        rows = slice(start, min(start + rows_at_once, n))
         block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
+        undefined = np.isnan(block)
+        block[undefined] = 0.0
         task.rule_out(block, start)
+        allowed = ~np.isnan(block)
+        n_candidates[rows] = np.count_nonzero(allowed, axis=1)
+        n_undefined[rows] = np.count_nonzero(allowed & undefined, axis=1)
+        block[undefined] = np.nan
         for query, row in enumerate(block, start):
-            best = _smallest(row, k)
-            hits[query, : best.size] = best
-    return hits
+            best = _smallest(row, k + 1)
+            hits[query, : min(k, best.size)] = best[:k]
+            tied[query, : max(best.size - 1, 0)] = row[best[1:]] == row[best[:-1]]
+    return Hits(hits, tied, n_candidates, n_undefined)
 
 
 def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -> NDArray[np.float64]:
@@ -181,7 +206,7 @@ def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -
     Parameters
     ----------
     hits
-        (N, K) from `find_hits`, with K at least the largest of `ks`.
+        (N, K) `Hits.indices`, with K at least the largest of `ks`.
 
     Returns
     -------
@@ -241,7 +266,8 @@ def retrieval_scores(
         return []
     if min(ks) < 1:
         raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit must be looked at; give 1 or more")
-    scores = score_hits(find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once), task, ks)
+    hits = find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once)
+    scores = score_hits(hits.indices, task, ks)
     judged = scores[~np.isnan(scores[:, 0])]
     means = judged.mean(axis=0) if len(judged) else np.full(len(ks), np.nan)
     return [

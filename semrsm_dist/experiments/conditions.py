@@ -123,7 +123,7 @@ def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
     }
     at_once = run.chunk_side(layer)
     scores = {
-        method: score_hits(find_hits(read, task, 1, rows_at_once=at_once), task, (1,))[:, 0]
+        method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
         for method, read in readers.items()
     }
     return {"chance": _expect(task), **scores}

@@ -118,7 +118,7 @@ def evaluate(
         "kernels",
         table,
         lambda figure: draw_kernels(figure, table),
-        write_text(table, centring_matches=CENTRED in derived),
+        write_text(table, centring_matches=CENTRED in derived, one_label_set=task.has_one_label_set()),
         {"config": config.model_dump(mode="json"), **settings},
     )
 
@@ -135,7 +135,7 @@ class _Judge:
     def score(self, variant: Variant, read: RowReader) -> NDArray[np.float64]:
         """Return F1@1 of each query."""
         hits = find_hits(read, self.task, 1, rows_at_once=variant.rows_at_once)
-        return score_hits(hits, self.task, (1,))[:, 0]
+        return score_hits(hits.indices, self.task, (1,))[:, 0]
 
     def mean(self, scores: NDArray[np.float64]) -> dict[str, Any]:
         interval = mean_interval(scores, resamples=self.resamples, seed=self.seed)

@@ -27,7 +27,7 @@ BELOW: dict[str, Any] = {
 STYLES = {"spatio-semantic": "--", "semantic": "-"}
 
 
-def write_text(table: pd.DataFrame, *, centring_matches: bool = False) -> str:
+def write_text(table: pd.DataFrame, *, centring_matches: bool = False, one_label_set: bool = False) -> str:
     """Return the sweep of widths, then what treated tokens give.
 
     Parameters
@@ -36,13 +36,21 @@ def write_text(table: pd.DataFrame, *, centring_matches: bool = False) -> str:
         Of the experiment.
     centring_matches
         Whether centred tokens had to be matched anew, as images differ in their number of tokens.
+    one_label_set
+        Whether all labelled images bear the same labels.
     """
     unchanged = (
         "Images differ in their number of tokens: centring decides which find a partner, and was matched anew."
         if centring_matches
         else "Less the data set's mean, distances and so RBF are as before; less either mean, the matching is."
     )
-    return "\n\n".join([_write_sweep(table), f"{_write_tokens(table)}\n{unchanged}"])
+    parts = [_write_sweep(table), f"{_write_tokens(table)}\n{unchanged}"]
+    if one_label_set:
+        parts.append(
+            "note: all labelled images bear the same labels: every hit is right, and the correlation with the overlap "
+            "of labels is undefined"
+        )
+    return "\n\n".join(parts)
 
 
 def _write_sweep(table: pd.DataFrame) -> str:
@@ -113,8 +121,10 @@ def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
             correlation.fill_between(found["multiple"], found["low"], found["high"], color=shade, alpha=0.12)
             shares = chosen[chosen["quantity"].isin([NEAR_ZERO, NEAR_ONE])].groupby("multiple")["value"].sum()
             saturation.plot(shares.index, shares, style, color=shade, marker="o", markersize=4)
-    for axes in (correlation, saturation):
-        axes.set_xscale("log", base=2)
+    for axes, quantities in ((correlation, [CORRELATION]), (saturation, [NEAR_ZERO, NEAR_ONE])):
+        drawn = table[table["quantity"].isin(quantities) & table["multiple"].notna()]
+        if drawn["value"].notna().any():  # an empty axis has no logarithm
+            axes.set_xscale("log", base=2)
         axes.set_xlabel("RBF width / median width")
         axes.grid(alpha=0.3)
     correlation.set(ylabel="Pearson correlation", title="RBF similarity and overlap of labels")

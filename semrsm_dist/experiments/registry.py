@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from semrsm_dist.errors import ConfigError, did_you_mean
 from semrsm_dist.experiments.embedded import DIGITS
+from semrsm_dist.experiments.parameters import check_parameters
 
 if TYPE_CHECKING:
     from semrsm_dist.config import RunConfig
     from semrsm_dist.experiments.evidence import Evidence
     from semrsm_dist.progress import Reporter
-
-GIVEN = ("config", "reporter")
-"""Parameters of every experiment that are not its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ def evaluate(
     folder
         Where the table and the figure go; by default the folder `evaluation` of the run.
     **parameters
-        Of the experiment itself, such as `seed`.
+        Of the experiment itself, such as `seed`; `semrsm_dist.experiments.parameters` lists them.
 
     Returns
     -------
@@ -117,21 +114,16 @@ def evaluate(
     Raises
     ------
     ConfigError
-        If there is no such experiment or parameter, or the configuration does not go with it.
+        If there is no such experiment or parameter, a parameter is not what it must be, or the configuration does not
+        go with the experiment.
     """
     from semrsm_dist.config import default_config  # noqa: PLC0415 - slow to load
     from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
 
     function = find_experiment(name)
-    known = [parameter for parameter in inspect.signature(function).parameters if parameter not in GIVEN]
-    for parameter in parameters:
-        if parameter not in known:
-            raise ConfigError(
-                f"experiment {name!r} has no parameter {parameter!r}: it takes {', '.join(known)}"
-                f"{did_you_mean(parameter, known)}"
-            )
+    checked = check_parameters(name, parameters)
     if config is None:
         config = default_config(EXPERIMENTS[name].default, (), origin=f"experiment {name}")
-    evidence = function(config, reporter=reporter or SilentReporter(), **parameters)
+    evidence = function(config, reporter=reporter or SilentReporter(), **checked)
     evidence.save(Path(folder) if folder is not None else config.run / "evaluation")
     return evidence

@@ -20,7 +20,7 @@ from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, chance_scores, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import Hits, RetrievalTask, chance_scores, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Evidence
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.retrieval_methods import (
@@ -34,9 +34,11 @@ from semrsm_dist.experiments.retrieval_methods import (
 from semrsm_dist.experiments.retrieval_report import (
     Key,
     Scores,
+    add_doubts,
     add_effort,
     draw_scores,
     tabulate,
+    write_doubts,
     write_effort,
     write_text,
 )
@@ -100,19 +102,25 @@ def evaluate(
     class_tokens = _read_class_tokens(config, run, folder, reporter)
     fitting, workers = Fitting(seed, variance, centroids), config.workers or available_cpus()
     scores: Scores = {}
+    hits: dict[Key, Hits] = {}
     notes: list[str] = []
     effort: list[dict[str, Any]] = []
     for layer in run.asked_layers:
         methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
         for method in _with(methods, class_tokens.get(layer)):
             notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
-            scores |= _score(method, layer, tasks, ks, run.chunk_side(layer))
+            for groups, task in tasks.items():
+                key = Key(layer, method.name, method.kernel, groups)
+                hits[key] = find_hits(method.read_rows, task, max(ks), rows_at_once=run.chunk_side(layer))
+                scores[key] = score_hits(hits[key].indices, task, ks)
         scores |= _expect(layer, tasks, ks)
         if search == "progressive":
             found = {groups: _search(run, layer, groups, task, ks, workers) for groups, task in tasks.items()}
             scores |= {Key(layer, SEMANTIC, "cosine", groups): item[0] for groups, item in found.items()}
             effort += [item[1] for item in found.values()]
     table = tabulate(scores, ks, resamples=resamples, seed=seed)
+    add_doubts(table, hits)
+    notes += write_doubts(hits, ks)
     if effort:
         add_effort(table, effort)
         notes += write_effort(effort)
@@ -131,17 +139,6 @@ def evaluate(
             "search": search,
         },
     )
-
-
-def _score(
-    method: Method, layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int], rows_at_once: int
-) -> Scores:
-    """Return each query's F1@k by a method, for each handling of near-duplicates."""
-    scores = {}
-    for groups, task in tasks.items():
-        hits = find_hits(method.read_rows, task, max(ks), rows_at_once=rows_at_once)
-        scores[Key(layer, method.name, method.kernel, groups)] = score_hits(hits, task, ks)
-    return scores
 
 
 def _search(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from semrsm_dist.evaluation.retrieval import Hits
+
 
 class Key(NamedTuple):
     """What a score belongs to: layer, method, kernel, and what was done with near-duplicates."""
@@ -83,13 +85,21 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
     for groups, part in table[table["k"] == k].groupby("groups", sort=False):
         handling = "" if groups == "none" else f", near-duplicates {groups}"
         scores = part[part["against"].isna()]
-        count, left_out = scores["n_queries"].max(), scores["n_left_out"].min()
+        count, left_out = (_range(scores[name]) for name in ("n_queries", "n_left_out"))
+        differs = " depending on the method" if "to" in left_out else ""
         parts.append(
-            f"F1@{k}{handling} ({count} queries, {left_out} left out; kernel in brackets where it is not cosine):\n"
+            f"F1@{k}{handling} ({count} queries, {left_out} left out{differs}; "
+            "kernel in brackets where it is not cosine):\n"
             + _pivot(scores).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
         )
         parts.append("\n".join(_compare(part[part["kernel"] == "cosine"], k)))
     return "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
+
+
+def _range(counts: pd.Series[int]) -> str:
+    """Return a number that all methods share, or the smallest and the largest."""
+    least, most = counts.min(), counts.max()
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _pivot(scores: pd.DataFrame) -> pd.DataFrame:
@@ -106,14 +116,66 @@ def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
     for other, rows in part[part["against"].notna()].groupby("against", sort=False):
         if other == CHANCE:
             continue
-        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "undecided": [], "undefined": []}
         for row in rows.to_dict("records"):
+            if np.isnan(row["f1"]):
+                verdicts["undefined"].append(str(row["layer"]))
+                continue
             verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
             verdicts[verdict].append(
                 f"{row['layer']} {row['f1']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             )
         told = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
         yield f"  {other}: {told}"
+
+
+def add_doubts(table: pd.DataFrame, hits: Mapping[Key, Hits]) -> None:
+    """Add what is doubtful about hits, in the rows of F1 itself; NaN in all others.
+
+    `n_tied` counts queries whose best k hits leave out an image as similar as the last of them, `n_undefined` the
+    pairs, of `n_pairs`, that have no similarity.
+    """
+    table[["n_tied", "n_undefined", "n_pairs"]] = np.nan
+    for key, found in hits.items():
+        rows = table["against"].isna()
+        for name, value in key._asdict().items():
+            rows &= table[name] == value
+        table.loc[rows, "n_tied"] = [int(found.tied[:, k - 1].sum()) for k in table.loc[rows, "k"]]
+        table.loc[rows, ["n_undefined", "n_pairs"]] = found.n_undefined.sum(), found.n_candidates.sum()
+
+
+def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
+    """Yield what to know about hits that are missing or that are no better than others, in a line a layer."""
+    undefined: dict[tuple[str, str], list[str]] = {}
+    tied: dict[tuple[str, str], list[str]] = {}
+    few: dict[str, str] = {}
+    for key, found in hits.items():
+        name = key.method if key.kernel in ("cosine", "-") else f"{key.method} ({key.kernel})"
+        place = key.layer, "" if key.groups == "none" else f", near-duplicates {key.groups}"
+        if found.n_undefined.any():
+            undefined.setdefault(place, []).append(
+                f"{found.n_undefined.sum()} of {found.n_candidates.sum()} by {name}"
+            )
+        n_tied = int(found.tied[:, min(ks) - 1].sum())
+        if n_tied:
+            tied.setdefault(place, []).append(f"{n_tied} by {name}")
+        judged = found.n_candidates[found.n_candidates > 0]
+        if judged.size and judged.min() < max(ks):
+            few[place[1]] = (
+                f"{np.count_nonzero(judged < max(ks))} of {judged.size} queries{place[1]} have fewer than {max(ks)} "
+                f"images to find, the fewest {judged.min()}: they are judged on those there are"
+            )
+    yield from few.values()
+    for (layer, handling), names in undefined.items():
+        yield (
+            f"{layer}{handling}: pairs without a similarity (a norm of zero, or numbers of tokens that differ), which "
+            f"are never hits, so that methods choose from different images: {', '.join(names)}"
+        )
+    for (layer, handling), names in tied.items():
+        yield (
+            f"{layer}{handling}: queries whose best {min(ks)} leave out others as similar (the first in the data "
+            f"count): {', '.join(names)}"
+        )
 
 
 EFFORT = ("without_product", "sketched", "with_product", "solved")

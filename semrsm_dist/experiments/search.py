@@ -105,7 +105,7 @@ def _is_identical(run: Run, layer: str, task: RetrievalTask, found: TopK) -> boo
     except IncompleteError:
         return None
     n_queries, k = found.indices.shape
-    if not np.array_equal(find_hits(read_rows, task, k, rows_at_once=n_rows), found.indices):
+    if not np.array_equal(find_hits(read_rows, task, k, rows_at_once=n_rows).indices, found.indices):
         return False
     for start in range(0, n_queries, n_rows):
         rows = slice(start, min(start + n_rows, n_queries))

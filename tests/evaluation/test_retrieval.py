@@ -188,13 +188,29 @@ def test_hits_and_scores_are_told_query_by_query():
     matrix = np.array([[9, 2, 3, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
     task = RetrievalTask(Side(labels))
     hits = find_hits(reader(matrix), task, 2)
-    np.testing.assert_array_equal(hits, [[1, 3], [3, 0], [NO_HIT, NO_HIT], [NO_HIT, NO_HIT]])
+    np.testing.assert_array_equal(hits.indices, [[1, 3], [3, 0], [NO_HIT, NO_HIT], [NO_HIT, NO_HIT]])
+    np.testing.assert_array_equal(hits.n_candidates, [2, 2, 0, 2])
+    np.testing.assert_array_equal(hits.n_undefined, [0, 0, 0, 2])
+    assert not hits.tied.any()
     nothing = [math.nan, math.nan]
     np.testing.assert_allclose(
-        score_hits(hits, task, (1, 2)), [[2 / 3, 1 / 3], [2 / 3, 2 / 3], nothing, nothing]
+        score_hits(hits.indices, task, (1, 2)), [[2 / 3, 1 / 3], [2 / 3, 2 / 3], nothing, nothing]
     )
     with pytest.raises(ConfigError, match="F1@3 was asked for"):
-        score_hits(hits, task, (3,))
+        score_hits(hits.indices, task, (3,))
+
+
+def test_hits_that_leave_out_their_equals_are_told():
+    labels = [("a",)] * 5
+    matrix = np.array(
+        [[9, 3, 3, 1, math.nan], [1, 9, 4, 4, 4], [4, 3, 9, 2, 2], [0, 0, 0, 9, 0], [5, 4, 3, 2, 9]]
+    )
+    hits = find_hits(reader(matrix), RetrievalTask(Side(labels)), 3, rows_at_once=2)
+    np.testing.assert_array_equal(
+        hits.tied, [[True, False, False], [True, True, False], [False, False, True], [True] * 3, [False] * 3]
+    )
+    np.testing.assert_array_equal(hits.n_undefined, [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(hits.n_candidates, [4] * 5)
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 6))
@@ -216,7 +232,7 @@ def test_chance_is_the_mean_over_all_possible_hits(data, n, rows_at_once):
     labels = lists(data.draw, label_sets, n)
     task = RetrievalTask(Side(labels, lists(data.draw, group_names, n)))
     everything = find_hits(lambda rows: np.zeros((rows.stop - rows.start, n)), task, n)
-    expected = score_hits(everything, task, (n,))[:, 0]
+    expected = score_hits(everything.indices, task, (n,))[:, 0]
     np.testing.assert_allclose(chance_scores(task, rows_at_once=rows_at_once), expected)
 
 

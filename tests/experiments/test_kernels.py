@@ -174,6 +174,16 @@ def test_no_labels_at_all_are_refused(small, tmp_path):
         evaluate(config, **OPTIONS)
 
 
+def test_a_single_class_is_told_and_its_figure_drawn(small, tmp_path):
+    config = small.make_config(tmp_path, wanted=["late"], n=6, labels=[["a"]] * 6)
+    evidence = evaluate(config, **OPTIONS)
+    correlations = evidence.table[evidence.table["quantity"] == CORRELATION]
+    assert correlations["value"].isna().all()
+    assert "all labelled images bear the same labels" in evidence.text
+    _, figure = evidence.save(tmp_path)
+    assert figure.stat().st_size > 0
+
+
 def test_images_that_differ_in_their_number_of_tokens_are_matched_anew_when_centred(small, tmp_path):
     config, counts = small.with_unequal_tokens(small.make_config(tmp_path, n=9, wanted=["early"]), tmp_path)
     evidence = evaluate(config, **OPTIONS)

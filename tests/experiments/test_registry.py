@@ -1,9 +1,11 @@
 """Experiments are found by name, take parameters by name, and leave table and figure whole."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,6 +14,7 @@ from semrsm_dist.config_yaml import parse_settings, read_document
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evidence import Evidence, read_settings
+from semrsm_dist.experiments.parameters import PARAMETERS, check_parameters
 from semrsm_dist.experiments.registry import EXPERIMENTS, evaluate, find_experiment
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -47,6 +50,54 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="no parameter 'sead'"):
         evaluate(name, None, folder=tmp_path, sead=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_parameters_told_are_those_that_an_experiment_takes(name):
+    taken = inspect.signature(find_experiment(name)).parameters
+    assert list(PARAMETERS[name]) == [
+        parameter for parameter in taken if parameter not in ("config", "reporter")
+    ]
+    for parameter, known in PARAMETERS[name].items():
+        default = taken[parameter].default
+        assert default is None or known.check(default) == (tuple(default) if known.many else default)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed=x", "a whole number of at least 0"),
+        ("seed=-1", "a whole number of at least 0"),
+        ("seed=true", "a whole number of at least 0"),
+        ("resamples=0", "a whole number of at least 1"),
+        ("resamples=[3]", "a whole number of at least 1"),
+        ("resamples=2.5", "a whole number of at least 1"),
+        ("multiples=abc", "a list of numbers"),
+        ("multiples=[1, x]", "a list of numbers"),
+        ("multiples={a: 1}", "a list of numbers"),
+    ],
+)
+def test_a_parameter_of_another_kind_is_refused_before_anything_runs(tmp_path, capsys, setting, expected):
+    run = tmp_path / "run"
+    assert main(["evaluate", "kernels", "--set", f"run={run}", "--with", setting]) == 2
+    error = capsys.readouterr().err
+    assert f"{setting.partition('=')[0]} is " in error
+    assert f"it must be {expected}" in error
+    assert not run.exists()
+
+
+def test_one_value_of_many_and_none_for_the_default_are_taken():
+    assert check_parameters("retrieval", {"k": 5, "seed": None}) == {"k": (5,)}
+    assert check_parameters("translation", {"shifts": np.float64(0.25)}) == {"shifts": (0.25,)}
+
+
+def test_help_tells_every_experiment_and_what_it_can_be_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = capsys.readouterr().out
+    for name, parameters in PARAMETERS.items():
+        assert f"{name}: {EXPERIMENTS[name].summary}" in shown
+        assert all(f"    {parameter} " in shown for parameter in parameters)
 
 
 def test_saved_evidence_can_be_read_again_with_what_it_depends_on(tmp_path):

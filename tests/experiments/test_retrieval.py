@@ -164,6 +164,48 @@ def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):
     assert "every hit is right" in evidence.text
 
 
+def test_ties_and_what_cannot_be_compared_are_told(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, labels=[["a"], ["b"]] * 3, wanted=["late"])
+    z = np.load(config.data.layers["late"])
+    z[:5] = z[0]  # five images alike
+    np.save(config.data.layers["late"], z)
+    evidence = evaluate_small(config)
+    rows = evidence.table[evidence.table["against"].isna() & (evidence.table["k"] == 1)]
+    rows = rows.set_index(["method", "kernel"])
+    assert rows.loc[("semantic", "cosine"), "n_tied"] == 6
+    assert rows.loc[("semantic", "cosine"), "n_pairs"] == 30
+    assert "leave out others as similar" in evidence.text
+    assert "6 by semantic," in evidence.text
+
+
+def test_a_query_without_a_norm_is_told_apart_by_method(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, labels=[["a"], ["b"]] * 3, wanted=["late"])
+    z = np.load(config.data.layers["late"])
+    z[2] = 0.0
+    np.save(config.data.layers["late"], z)
+    evidence = evaluate_small(config)
+    assert "(5 to 6 queries, 0 to 1 left out depending on the method;" in evidence.text
+    assert "10 of 30 by semantic," in evidence.text
+    rows = evidence.table[evidence.table["against"].isna()].set_index(["method", "kernel", "k"])
+    assert rows.loc[("semantic", "cosine", 1), "n_undefined"] == 10
+    assert rows.loc[("average pooling", "cosine", 1), "n_left_out"] == 1
+
+
+def test_more_hits_than_there_are_images_are_told(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, labels=[["a"], ["b"]] * 3, wanted=["late"])
+    evidence = evaluate_small(config, k=[1, 50])
+    assert "6 of 6 queries have fewer than 50 images to find, the fewest 5" in evidence.text
+
+
+def test_one_group_of_all_images_leaves_scores_undefined(small, tmp_path):
+    config = small.make_config(tmp_path, n=4, groups=False, wanted=["late"])
+    table = pd.read_parquet(config.data.table).assign(group="one")
+    table.to_parquet(config.data.table)
+    evidence = evaluate_small(config)
+    assert "undefined: late" in evidence.text
+    assert "nan" not in evidence.text
+
+
 def test_no_labels_at_all_are_refused(small, tmp_path):
     config = small.make_config(tmp_path, n=6, labels=[[]] * 6, wanted=["late"])
     with pytest.raises(InputError, match="images: none has labels"):
@@ -254,6 +296,9 @@ def test_images_may_differ_in_their_number_of_tokens(small, tmp_path):
     vlads = np.stack([vlad_of(small, image, centroids) for image in images])
     scores = evidence.table[evidence.table["against"].isna()].set_index(["method", "kernel", "k"])["f1"]
     matrices = {"MaxSim": maxsim, "Chamfer": (maxsim + maxsim.T) / 2, "VLAD": vlads @ vlads.T}
+    defined = np.sum(counts[:, None] == counts) - 9
+    assert f"{72 - defined} of 72 by spatio-semantic" in evidence.text
+    assert "by semantic" not in evidence.text
     for method, matrix in matrices.items():
         expected = small.retrieval(matrix, labels, labels, 3)
         assert scores[method, "cosine", 3] == pytest.approx(expected.mean()), method

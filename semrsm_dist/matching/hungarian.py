@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.matching.bounds import float64_rounding, matched_value
 from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch
@@ -25,6 +24,8 @@ class Hungarian(Matcher):
 
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
+        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - slow to load, for other matchers too
+
         z_i, z_j = rows.tokens(r), columns.tokens(c)
         affinity = z_i.astype(np.float64) @ z_j.astype(np.float64).T
         permutation = np.full(len(z_i), UNMATCHED, np.intp)

@@ -185,7 +185,8 @@ def test_a_query_in_its_own_database_is_known_by_its_content():
 
 def test_hits_and_scores_are_told_query_by_query():
     labels = [("a",), ("a", "b"), (), ("b",)]
-    matrix = np.array([[9, 2, 3, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
+    # Without labels, image 2 is nobody's candidate: that its similarity to image 0 is undefined does not count.
+    matrix = np.array([[9, 2, math.nan, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
     task = RetrievalTask(Side(labels))
     hits = find_hits(reader(matrix), task, 2)
     np.testing.assert_array_equal(hits.indices, [[1, 3], [3, 0], [NO_HIT, NO_HIT], [NO_HIT, NO_HIT]])

@@ -63,7 +63,7 @@ def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypat
         [index] = (tmp_path / "__pycache__").glob("*.nbi")
         if torn:
             index.write_bytes(index.read_bytes()[:-20])
-    monkeypatch.delitem(sys.modules, "compiled_room")
+    del sys.modules["compiled_room"]
     jit._sources_digest.cache_clear()
 
 

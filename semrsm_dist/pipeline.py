@@ -311,7 +311,13 @@ def _match(
         matcher.compile()
     pair_seconds = {item.layer: item.pair_seconds for item in work}
     worker = MatchingWorker(
-        session.directory.path, identity.row_side, dict(layouts), matcher.name, dict(matcher.parameters)
+        session.directory.path,
+        identity.row_side,
+        dict(layouts),
+        matcher.name,
+        dict(matcher.parameters),
+        panel_bytes={item.layer: item.panel_bytes for item in work},
+        room=budget,
     )
     tasks = plan_tasks(work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget)
     failures = session.work(

@@ -19,7 +19,7 @@ from semrsm_dist.matching.auction_pair import (
     match_pair,
 )
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import read_cycles
+from semrsm_dist.matching.lanes import borrowed, read_cycles
 from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, check_tolerance
 from semrsm_dist.matching.panel import Panel, prepare_packed_panel
 from semrsm_dist.matching.product import padded, rounding_of_product
@@ -27,6 +27,9 @@ from semrsm_dist.matching.result import TileResult
 
 # Tokens of the rows in one compiled call, which cannot be interrupted: with up to thousands of columns, seconds.
 _TOKENS_AT_ONCE = 4096
+
+# Bytes of the columns that are matched with all rows of a call before the next ones are looked at.
+_CACHE = 2**19
 
 
 class Auction(Matcher):
@@ -108,21 +111,39 @@ class Auction(Matcher):
         rounding = rounding_of_product(rows.n_channels)
         images, others = images_of(rows), images_of(columns)
         out = (tile.matched, tile.upper_bound, tile.identity)
+        at_once = _columns_at_once(rows)
         r, c = span.start, span.start + 1 if triangular else 0
-        while True:
-            r, c = _solve_until_open(
-                images, others, r, c, span.stop, triangular, self.tolerance, rounding, work, *out
+        first = c
+        while first < columns.n_images:
+            first, r, c = _solve_until_open(
+                images,
+                others,
+                first,
+                r,
+                c,
+                (span.start, span.stop),
+                at_once,
+                triangular,
+                self.tolerance,
+                rounding,
+                work,
+                *out,
             )
-            if r == span.stop:
-                return
-            finish_exactly(images, r, others, c, work, *out)
-            c += 1
+            if first < columns.n_images:
+                finish_exactly(images, r, others, c, work, *out)
+                c += 1
 
 
 def _partners(rows: Panel, r: int, columns: Panel, c: int, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return the partner of each token that image r has; `UNMATCHED` for zero tokens that fill image c up."""
     partners = permutation[: rows.token_counts[r]]
     return np.where(partners < columns.token_counts[c], partners, UNMATCHED)
+
+
+def _columns_at_once(panel: Panel) -> int:
+    """Return how many images of a panel fit in the second cache with room for one row's and the affinity."""
+    image = panel.n_channels * (padded(panel.n_tokens) * 4 + panel.n_tokens * panel.raw.itemsize)
+    return max(1, _CACHE // image)
 
 
 @compiled
@@ -134,9 +155,11 @@ def _cycles() -> int:
 def _solve_until_open(
     rows: Images,
     columns: Images,
+    first: int,
     r: int,
     c: int,
-    stop: int,
+    span: tuple[int, int],
+    at_once: int,
     triangular: bool,
     tolerance: float,
     rounding: float,
@@ -144,19 +167,27 @@ def _solve_until_open(
     matched: Matrix,
     upper_bound: Matrix,
     identity: Matrix,
-) -> tuple[int, int]:
-    """Match images of `rows` up to `stop` with `columns`, row by row, from the pair (r, c) on.
+) -> tuple[int, int, int]:
+    """Match images of `rows` in a span with `columns`, from the pair (r, c) on; `first` begins its block of columns.
 
-    Returns the first pair that needs the exact finish (its prices are in `work`), or (stop, 0).
+    All rows meet `at_once` columns, then the next columns. Returns the first pair that needs the exact finish (its
+    prices are in `work`) and the beginning of its block, or a beginning beyond the last column.
     The finish is not called from here because its code would double the time to compile.
     """
-    while r < stop:
-        while c < columns.scales.size:
-            gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, -np.inf, work)
-            if not min(gap, bound) < np.inf:
-                return r, c
-            conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)
-            c += 1
-        r += 1
-        c = r + 1 if triangular else 0
-    return stop, 0
+    rows, columns, work = borrowed(rows), borrowed(columns), borrowed(work)
+    matched, upper_bound, identity = borrowed(matched), borrowed(upper_bound), borrowed(identity)
+    n_columns = columns.scales.size
+    while first < n_columns:
+        last = min(first + at_once, n_columns)
+        while r < span[1]:
+            while c < last:
+                gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, -np.inf, work)
+                if not min(gap, bound) < np.inf:
+                    return first, r, c
+                conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)
+                c += 1
+            r += 1
+            c = max(first, r + 1) if triangular else first
+        first, r = last, span[0]
+        c = max(first, r + 1) if triangular else first
+    return first, r, c

@@ -187,8 +187,8 @@ def identity_and_matched_value(
 
     Both sums take their terms in the same order: they are equal where the permutation changes nothing.
     """
-    n_tokens, n_channels = z_i.shape
-    identity = aligned_dot(z_i, z_j, np.arange(n_tokens), n_channels)
+    n_channels = z_i.shape[1]
+    identity = aligned_dot(z_i, z_j, None, n_channels)
     return identity, aligned_dot(z_i, z_j, permutation, n_channels)
 
 

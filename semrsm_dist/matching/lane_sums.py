@@ -85,21 +85,24 @@ def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) ->
 
 @intrinsic
 def aligned_dot(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> Any:
-    """Return ``sum_s <a[s], b[permutation[s]]>`` of flat arrays of tokens of `n` channels, summed in float64.
+    """Return ``sum_s <a[s], b[permutation[s]]>`` of (S, n) tokens, summed in float64; None is the identity.
 
     The lanes are added up once, at the end: for few channels that is most of the work otherwise.
     """
     signature = types.float64(a, b, permutation, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        partners = context.make_array(sig.args[2])(context, builder, arguments[2])
-        n_rows, length = cgutils.unpack_tuple(builder, partners.shape)[0], arguments[3]
+        tokens = context.make_array(sig.args[0])(context, builder, arguments[0])
+        n_rows, length = cgutils.unpack_tuple(builder, tokens.shape)[0], arguments[3]
         lanes, one = ir.Constant(length.type, LANES), ir.Constant(length.type, 1)
         whole = builder.mul(builder.sdiv(length, lanes), lanes)
         total = variable(builder, ir.Constant(vector(DOUBLE), [0.0] * LANES))
         tail = variable(builder, ir.Constant(DOUBLE, 0.0))
         with cgutils.for_range(builder, n_rows) as row:
-            partner = builder.load(builder.gep(partners.data, [row.index]))
+            partner = row.index
+            if sig.args[2] != types.none:
+                partners = pointer(context, builder, sig.args[2], arguments[2])
+                partner = builder.load(builder.gep(partners, [row.index]))
             left = _reader(context, builder, sig.args[0], arguments[0], builder.mul(row.index, length))
             right = _reader(context, builder, sig.args[1], arguments[1], builder.mul(partner, length))
             with cgutils.for_range_slice(builder, ir.Constant(length.type, 0), whole, lanes) as (index, _):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import zarr
 
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.matching.matcher import Matcher
@@ -15,7 +19,7 @@ from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import choose_block_side
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.stages.faults import failure_receipt
-from semrsm_dist.store.blocks import BlockStore
+from semrsm_dist.store.blocks import BlockStore, write_tile
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore, count_tokens
 
@@ -26,9 +30,23 @@ SHORTEST_TASK = 0.5
 """Seconds below which a task is not worth handing out."""
 
 
+_Key = tuple[str, str, int]
+"""Side, layer and number of a panel."""
+
+
+class _Held(threading.local):
+    """The prepared panels that a thread of a worker holds, over tiles and tasks."""
+
+    def __init__(self) -> None:
+        self.panels: dict[_Key, Panel] = {}
+
+    def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
+        return _Held, ()  # a worker travels without them
+
+
 @dataclass(frozen=True)
 class MatchingWorker:
-    """Solves tiles: loads each panel once per task, matches, writes the tile, and says so.
+    """Solves tiles: loads the panels that it does not hold, matches, writes the tile, and says so.
 
     Parameters
     ----------
@@ -40,6 +58,10 @@ class MatchingWorker:
         The layout of each layer.
     matcher, parameters
         The matcher and its parameters.
+    panel_bytes
+        Memory of a prepared panel of each layer.
+    room
+        Memory for panels in bytes. The two of a tile are held even if they take more.
     """
 
     run: Path
@@ -47,28 +69,34 @@ class MatchingWorker:
     layouts: Mapping[str, Layout]
     matcher: str
     parameters: Mapping[str, int | float]
+    panel_bytes: Mapping[str, int]
+    room: int
+    _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
         matcher = make_matcher(self.matcher, **self.parameters)
-        panels = _Panels(self, matcher)
-        for tile in cast("tuple[Tile, ...]", units):
+        blocks = cache(lambda layer: BlockStore(RunDirectory(self.run).blocks, layer).open())
+        tiles = cast("tuple[Tile, ...]", units)
+        for index, tile in enumerate(tiles):
             try:
-                yield Receipt(tile, counts=self._solve(tile, matcher, panels))
+                yield Receipt(tile, counts=self._solve(tiles[index:], matcher, blocks))
             except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
                 yield failure_receipt(tile, error, self.run)
 
-    def _solve(self, tile: Tile, matcher: Matcher, panels: _Panels) -> dict[str, float]:
+    def _solve(
+        self, tiles: Sequence[Tile], matcher: Matcher, blocks: Callable[[str], zarr.Array[Any]]
+    ) -> dict[str, float]:
+        """Solve the first of the tiles that are still to come."""
+        tile = tiles[0]
         started = time.perf_counter()
-        rows, columns = panels.load(tile)
+        rows, columns = self._load(tiles, matcher)
         loaded = time.perf_counter()
         layout = self.layouts[tile.layer]
         result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
         solved = time.perf_counter()
-        store = BlockStore(RunDirectory(self.run).blocks, tile.layer)
-        store.write(
-            (tile.row, tile.column), result.matched, result.identity, result.upper_bound - result.matched
-        )
+        gap = result.upper_bound - result.matched
+        write_tile(blocks(tile.layer), (tile.row, tile.column), result.matched, result.identity, gap)
         return {
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,
@@ -79,36 +107,38 @@ class MatchingWorker:
             "write_seconds": time.perf_counter() - solved,
         }
 
+    def _load(self, tiles: Sequence[Tile], matcher: Matcher) -> list[Panel]:
+        """Return the panels of the first tile, making room by those that the next ones need last."""
+        panels = self._held.panels
+        needed = self._keys(tiles[0])
+        for key in needed:
+            if key not in panels:
+                self._make_room(key, needed, tiles)
+                panels[key] = self._read(matcher, *key)
+        return [panels[key] for key in needed]
 
-class _Panels:
-    """The prepared panels a task holds: all rows of its block, and one column at a time."""
+    def _make_room(self, key: _Key, needed: Sequence[_Key], tiles: Sequence[Tile]) -> None:
+        panels = self._held.panels
+        wanted: dict[_Key, int] = {}
+        for place, tile in enumerate(tiles):
+            for coming in self._keys(tile):
+                wanted.setdefault(coming, place)
+        # Unwanted panels go first, then those that are wanted last; needed ones stay.
+        leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, len(tiles)), held))
+        taken = sum(self.panel_bytes[layer] for _, layer, _ in [*panels, key])
+        while leaving and taken > self.room:
+            gone = leaving.pop()
+            del panels[gone]
+            taken -= self.panel_bytes[gone[1]]
 
-    def __init__(self, worker: MatchingWorker, matcher: Matcher) -> None:
-        self._worker = worker
-        self._matcher = matcher
-        self._rows: dict[tuple[str, int], Panel] = {}
-        self._column: tuple[tuple[str, int], Panel] | None = None
+    def _keys(self, tile: Tile) -> tuple[_Key, _Key]:
+        return (self.row_side, tile.layer, tile.row), ("images", tile.layer, tile.column)
 
-    def load(self, tile: Tile) -> tuple[Panel, Panel]:
-        layout = self._worker.layouts[tile.layer]
-        self._rows = {key: panel for key, panel in self._rows.items() if key[0] == tile.layer}
-        row_key, column_key = (tile.layer, tile.row), (tile.layer, tile.column)
-        if row_key not in self._rows:
-            if layout.symmetric and self._column is not None and self._column[0] == row_key:
-                self._rows[row_key] = self._column[1]
-            else:
-                self._rows[row_key] = self._read(self._worker.row_side, tile.layer, layout.rows(tile.row))
-        if layout.symmetric and column_key in self._rows:
-            return self._rows[row_key], self._rows[column_key]
-        if self._column is None or self._column[0] != column_key:
-            self._column = None  # let go of the old one before the new one takes memory
-            self._column = column_key, self._read("images", tile.layer, layout.columns(tile.column))
-        return self._rows[row_key], self._column[1]
-
-    def _read(self, side: str, layer: str, images: slice) -> Panel:
-        store = FeatureStore(RunDirectory(self._worker.run).features, side, layer)
-        z = store.read(images)
-        return self._matcher.prepare(z, count_tokens(z))
+    def _read(self, matcher: Matcher, side: str, layer: str, panel: int) -> Panel:
+        layout = self.layouts[layer]
+        images = layout.columns(panel) if side == "images" else layout.rows(panel)
+        z = FeatureStore(RunDirectory(self.run).features, side, layer).read(images)
+        return matcher.prepare(z, count_tokens(z))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,22 +54,6 @@ class BlockStore:
         """Open the array, for many reads or writes."""
         return chunks.open_array(self.root, self.layer)
 
-    def write(
-        self,
-        tile: tuple[int, int],
-        matched: NDArray[np.float64],
-        identity: NDArray[np.float64],
-        gap: NDArray[np.float64],
-    ) -> None:
-        """Write one tile: three (R, K) arrays.
-
-        Raises
-        ------
-        OSError
-            As the file system raises it.
-        """
-        chunks.write_chunk(self.open(), (0, *tile), np.stack([matched, identity, gap]))
-
     def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
         """Return (3, R, K): matched, identity and gap of one tile.
 
@@ -102,3 +86,20 @@ class BlockStore:
         for tile in damaged:
             chunks.delete_chunk(self.root, self.layer, (0, *tile))
         return damaged
+
+
+def write_tile(
+    array: zarr.Array[Any],
+    tile: tuple[int, int],
+    matched: NDArray[np.float64],
+    identity: NDArray[np.float64],
+    gap: NDArray[np.float64],
+) -> None:
+    """Write one tile, three (R, K) arrays, to an array that `BlockStore.open` returned.
+
+    Raises
+    ------
+    OSError
+        As the file system raises it.
+    """
+    chunks.write_chunk(array, (0, *tile), np.stack([matched, identity, gap]))

@@ -1,5 +1,7 @@
 """From missing tiles to tasks: nothing lost, nothing twice, within memory and time, largest first."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,18 +27,25 @@ def layer_works(draw):
     return works
 
 
-class Panels(matching._Panels):
-    """The panels a task really holds, without what is in them."""
+class Loader(MatchingWorker):
+    """A worker that notes which panels it reads and how many it holds, without what is in them."""
 
-    def __init__(self, worker):
-        super().__init__(worker, None)
-        self.loads = 0
-        self.most = 0
+    def __init__(self, row_side, layouts, room):
+        super().__init__("run", row_side, layouts, "auction", {}, dict.fromkeys(layouts, PANEL), room)
+        object.__setattr__(self, "loads", [])
+        object.__setattr__(self, "most", 0)
 
-    def _read(self, side, layer, images):
-        self.loads += 1
-        self.most = max(self.most, len(self._rows) + (self._column is not None) + 1)
-        return side, layer, images
+    def _read(self, matcher, *key):
+        self.loads.append(key)
+        object.__setattr__(self, "most", max(self.most, len(self._held.panels) + 1))
+        return key
+
+    def load_all(self, tiles):
+        """Load what the tiles of a task need, one after the other."""
+        for index, tile in enumerate(tiles):
+            rows, columns = self._load(tiles[index:], None)
+            assert rows == (self.row_side, tile.layer, tile.row)
+            assert columns == ("images", tile.layer, tile.column)
 
 
 @given(
@@ -66,19 +75,13 @@ def test_every_wanted_tile_is_in_exactly_one_task(works, workers, task_seconds, 
     st.floats(0.1, 1e4),
     st.integers(2, 12).map(lambda panels: panels * PANEL),
 )
-def test_a_task_never_holds_more_panels_than_the_memory(works, workers, task_seconds, budget):
+def test_a_worker_never_holds_more_panels_than_the_memory(works, workers, task_seconds, budget):
     for row_side in ("images", "queries"):
         chosen = [work for work in works if work.layout.symmetric == (row_side == "images")]
-        layouts = {work.layer: work.layout for work in chosen}
-        worker = MatchingWorker("run", row_side, layouts, "auction", {})
+        worker = Loader(row_side, {work.layer: work.layout for work in chosen}, budget)
         for task in plan_tasks(chosen, workers=workers, task_seconds=task_seconds, budget=budget):
-            panels = Panels(worker)
-            for tile in task.units:
-                layout = layouts[tile.layer]
-                rows, columns = panels.load(tile)
-                assert rows == (row_side, tile.layer, layout.rows(tile.row))
-                assert columns[1:] == (tile.layer, layout.columns(tile.column))
-            assert panels.most * PANEL <= budget
+            worker.load_all(task.units)
+        assert worker.most * PANEL <= budget
 
 
 def test_panels_are_loaded_for_many_tiles():
@@ -87,10 +90,42 @@ def test_panels_are_loaded_for_many_tiles():
     tasks = plan_tasks([work], workers=1, task_seconds=1e4, budget=5 * PANEL)
     largest = max(tasks, key=lambda task: len(task.units))
     assert len(largest.units) == 16
-    panels = Panels(MatchingWorker("run", "queries", {"a": layout}, "auction", {}))
-    for tile in largest.units:
-        panels.load(tile)
-    assert panels.loads == 8
+    worker = Loader("queries", {"a": layout}, 5 * PANEL)
+    worker.load_all(largest.units)
+    assert len(worker.loads) == 8
+
+
+def test_panels_that_fit_are_loaded_once_for_all_tasks():
+    layout = Layout(40, 40, 5, symmetric=True)
+    work = LayerWork("a", layout, list(layout.tiles()), 1.0, PANEL)
+    worker = Loader("images", {"a": layout}, 8 * PANEL)
+    for task in plan_tasks([work], workers=1, task_seconds=100, budget=4 * PANEL):
+        worker.load_all(task.units)
+    assert sorted(worker.loads) == [("images", "a", panel) for panel in range(8)]
+
+
+def test_the_panel_that_is_wanted_last_makes_room():
+    layout = Layout(4, 4, 1, symmetric=False)
+    worker = Loader("queries", {"a": layout}, 3 * PANEL)
+    worker.load_all([Tile("a", 0, 0), Tile("a", 1, 0), Tile("a", 0, 1), Tile("a", 1, 1)])
+    assert worker.loads == [("queries", "a", 0), ("images", "a", 0), ("queries", "a", 1), ("images", "a", 1)]
+
+
+def test_two_panels_are_held_whatever_the_memory():
+    layout = Layout(4, 4, 1, symmetric=False)
+    worker = Loader("queries", {"a": layout}, 0)
+    worker.load_all([Tile("a", 0, 0), Tile("a", 1, 1)])
+    assert worker.most == 2
+
+
+def test_a_worker_travels_without_its_panels():
+    worker = MatchingWorker(
+        "run", "images", {"a": Layout(4, 4, 1, symmetric=True)}, "auction", {}, {"a": 1}, 9
+    )
+    worker._held.panels["images", "a", 0] = object()
+    sent = pickle.loads(pickle.dumps(worker))
+    assert sent == worker
+    assert sent._held.panels == {}
 
 
 def test_work_goes_round_and_ends_in_single_tiles():
@@ -134,9 +169,6 @@ def test_fewer_blocks_than_workers_become_single_tiles():
 def test_a_block_on_the_diagonal_loads_each_panel_once():
     layout = Layout(60, 60, 10, symmetric=True)
     (block,) = plan_blocks(layout, list(layout.tiles()), block_side=6)
-    panels = Panels(MatchingWorker("run", "images", {"a": layout}, "auction", {}))
-    for row, column in block:
-        rows, columns = panels.load(Tile("a", row, column))
-        assert rows == ("images", "a", layout.rows(row))
-        assert columns == ("images", "a", layout.columns(column))
-    assert panels.loads == 6
+    worker = Loader("images", {"a": layout}, 100 * PANEL)
+    worker.load_all([Tile("a", *tile) for tile in block])
+    assert len(worker.loads) == 6

@@ -181,7 +181,7 @@ def _solve_until_open(
         last = min(first + at_once, n_columns)
         while r < span[1]:
             while c < last:
-                gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, -np.inf, work)
+                gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, work)
                 if not min(gap, bound) < np.inf:
                     return first, r, c
                 conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)

@@ -22,7 +22,7 @@ from semrsm_dist.matching.bounds import (
     identity_and_matched_value,
     inner_product,
 )
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lanes import read_cycles
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, read_only
 from semrsm_dist.matching.product import multiply_packed, pack, padded
@@ -82,7 +82,7 @@ def make_workspace(n_tokens: int) -> Workspace:
     )
 
 
-@compiled
+@inlined
 def conclude(
     rows: Images,
     r: int,
@@ -111,77 +111,127 @@ def conclude(
     upper_bound[r, c] = max(bound, value)
 
 
-@compiled
+@inlined
 def _set_identity(permutation: NDArray[np.intp]) -> None:
     for s in range(permutation.size):
         permutation[s] = s
 
 
-@compiled
+@inlined
 def match_pair(
-    rows: Images,
-    r: int,
-    columns: Images,
-    c: int,
-    tolerance: float,
-    rounding: float,
-    floor: float,
-    work: Workspace,
+    rows: Images, r: int, columns: Images, c: int, tolerance: float, rounding: float, work: Workspace
 ) -> tuple[float, float]:
-    """Write a permutation within the tolerance to `work`, and return a gap and an upper bound.
+    """Write a permutation within the tolerance to `work`, and return a gap and an upper bound; see `bid_for_pair`."""
+    pair = frame_pair(rows, r, columns, c, tolerance, rounding)
+    if is_flat(pair):
+        return settle_flat(pair, work)
+    multiply_pair(rows, r, columns, c, pair, work)
+    return bid_for_pair(rows, r, columns, c, pair, rounding, -np.inf, work)
 
-    One of both can be infinity; both are if no such permutation was found. A gap of -infinity says that there
-    is none because the bound, which then comes with it, fell below `floor`. Affinities are those of the
-    centred, scaled representations: a value is ``common + scale * (sum of its affinities)``. The product's
-    float32 errors move such a sum by at most `slack`, float64 rounding moves the result by at most `margin`.
+
+class Pair(NamedTuple):
+    """What is known of a pair before its product.
+
+    Affinities are those of the centred, scaled representations: a value is ``common + scale * (sum of its
+    affinities)``. The product's float32 errors move such a sum by at most `slack`, float64 rounding moves the
+    result by at most `margin`.
     """
-    n_channels = rows.raw.shape[2]
+
+    n_tokens: int
+    allowed: float  # gap between bound and value
+    common: float  # what all matchings share, and centring takes out
+    scale: float
+    size_i: float  # norms of the scaled images
+    size_j: float
+    spread: float  # no matching is worth more than this beyond what is common; see bounds.norm_bound
+    slack: float
+    margin: float
+
+
+@inlined
+def frame_pair(rows: Images, r: int, columns: Images, c: int, tolerance: float, rounding: float) -> Pair:
+    """Return what the norms and means of two images tell about their matchings."""
     count_i, count_j = rows.token_counts[r], columns.token_counts[c]
     n_tokens, fewest = max(count_i, count_j), min(count_i, count_j)
-    width = padded(n_tokens)
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
-    allowed = (tolerance if tolerance > 0.0 else EXACT) * norms
-    margin = float64_rounding(n_tokens, n_channels) * norms
-    # What all matchings share, and centring takes out.
-    common = fewest * inner_product(rows.means[r], columns.means[c])
     scale = rows.scales[r] * columns.scales[c]
     missing_i, missing_j = n_tokens - count_i, n_tokens - count_j
     size_i = norm_when_filled(rows.centred_norms[r], rows.filling_norms[r], missing_i)
     size_j = norm_when_filled(columns.centred_norms[c], columns.filling_norms[c], missing_j)
     lost_i = norm_when_filled(rows.rounding_norms[r], rows.filling_rounding_norms[r], missing_i)
     lost_j = norm_when_filled(columns.rounding_norms[c], columns.filling_rounding_norms[c], missing_j)
-    size = size_i * size_j
     if count_i == count_j:
         spread = inner_product(rows.token_norms[r, :n_tokens], columns.token_norms[c, :n_tokens])
     else:
         spread = scale * (size_i + lost_i) * (size_j + lost_j)
-    bound = common + spread + margin  # see bounds.norm_bound
-    if n_tokens == 1 or 2.0 * (spread + margin) <= allowed:  # images (almost) without variation
-        _set_identity(work.permutation)
-        return 0.0 if n_tokens == 1 else np.inf, bound
-    slack = rounding * size + lost_i * (size_j + lost_j) + lost_j * size_i
-    # Both the value found and the bound may be off by the slack and the margin.
-    target = (allowed - 2.0 * margin) / scale - 2.0 * slack
-    certifiable = target > 2.0 * slack
-    if not certifiable:
-        target = max(_MARGIN * allowed / scale, _FINEST * size)
-    affinity, market = work.affinity[: width * width], work.market
+    return Pair(
+        n_tokens,
+        (tolerance if tolerance > 0.0 else EXACT) * norms,
+        fewest * inner_product(rows.means[r], columns.means[c]),
+        scale,
+        size_i,
+        size_j,
+        spread,
+        rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
+        float64_rounding(n_tokens, rows.raw.shape[2]) * norms,
+    )
+
+
+@inlined
+def is_flat(pair: Pair) -> bool:
+    """Tell whether every matching of a pair is within the tolerance: its images vary too little."""
+    return pair.n_tokens == 1 or 2.0 * (pair.spread + pair.margin) <= pair.allowed
+
+
+@inlined
+def settle_flat(pair: Pair, work: Workspace) -> tuple[float, float]:
+    """Write the identity to `work`, and return a gap and an upper bound."""
+    _set_identity(work.permutation)
+    return 0.0 if pair.n_tokens == 1 else np.inf, pair.common + pair.spread + pair.margin
+
+
+@inlined
+def multiply_pair(rows: Images, r: int, columns: Images, c: int, pair: Pair, work: Workspace) -> None:
+    """Write the affinities of a pair to `work`."""
+    n_channels = rows.raw.shape[2]
+    width = padded(pair.n_tokens)
     part = width * n_channels
     began = read_cycles()
-    multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, n_tokens, affinity)
-    multiplied = read_cycles()
+    affinity = work.affinity[: width * width]
+    multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, pair.n_tokens, affinity)
+    work.cycles[0] += read_cycles() - began
+
+
+@inlined
+def bid_for_pair(
+    rows: Images,
+    r: int,
+    columns: Images,
+    c: int,
+    pair: Pair,
+    rounding: float,
+    floor: float,
+    work: Workspace,
+) -> tuple[float, float]:
+    """Write a permutation within the tolerance to `work`, whose affinities are there; return a gap and an upper bound.
+
+    One of both can be infinity; both are if no such permutation was found. A gap of -infinity says that there
+    is none because the bound, which then comes with it, fell below `floor`.
+    """
+    began = read_cycles()
+    n_tokens, size, scale = pair.n_tokens, pair.size_i * pair.size_j, pair.scale
+    affinity, market = work.affinity[: padded(n_tokens) ** 2], work.market
+    # Both the value found and the bound may be off by the slack and the margin.
+    target = (pair.allowed - 2.0 * pair.margin) / scale - 2.0 * pair.slack
+    certifiable = target > 2.0 * pair.slack
+    if not certifiable:
+        target = max(_MARGIN * pair.allowed / scale, _FINEST * size)
     finished, dual = run_auction(
-        affinity,
-        n_tokens,
-        size,
-        target,
-        market,
-        (floor - common - margin) / scale - slack,
+        affinity, n_tokens, size, target, market, affinity_floor(pair, floor, pair.slack)
     )
-    work.cycles[0] += multiplied - began
     if not finished and dual < np.inf:
-        work.cycles[1] += read_cycles() - multiplied
-        return -np.inf, common + scale * (dual + slack) + margin
+        work.cycles[1] += read_cycles() - began
+        return -np.inf, bound_of_dual(pair, dual, pair.slack)
     gap = np.inf
     if finished and not certifiable:
         gap = scale * distance_from_optimum(
@@ -196,17 +246,28 @@ def match_pair(
             scale,
             rounding + _PACKING,
         )
-    work.cycles[1] += read_cycles() - multiplied
-    if not finished or not (certifiable or gap + margin <= allowed):
+    work.cycles[1] += read_cycles() - began
+    if not finished or not (certifiable or gap + pair.margin <= pair.allowed):
         return np.inf, np.inf
     for s in range(n_tokens):
         work.permutation[s] = market.columns[s]
-    if certifiable:
-        bound = min(bound, common + scale * (dual + slack) + margin)
-    return gap + margin, bound
+    bound = pair.common + pair.spread + pair.margin
+    return gap + pair.margin, min(bound, bound_of_dual(pair, dual, pair.slack)) if certifiable else bound
 
 
-@compiled
+@inlined
+def bound_of_dual(pair: Pair, dual: float, slack: float) -> float:
+    """Return the upper bound on all values that one on the sums of affinities gives, which may be off by `slack`."""
+    return pair.common + pair.scale * (dual + slack) + pair.margin
+
+
+@inlined
+def affinity_floor(pair: Pair, floor: float, slack: float) -> float:
+    """Return what all sums of affinities must be below for `bound_of_dual` to be below `floor`."""
+    return (floor - pair.common - pair.margin) / pair.scale - slack
+
+
+@inlined
 def norm_when_filled(norm: float, filling: float, missing: int) -> float:
     """Return the norm of an image with so many filling tokens added."""
     return norm if missing == 0 else math.sqrt(norm**2 + missing * filling**2)

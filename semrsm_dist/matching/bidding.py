@@ -61,8 +61,8 @@ class Market(NamedTuple):
     columns: NDArray[np.int32]  # of each row
     owners: NDArray[np.int32]  # of each column, `FREE` for none
     waiting: NDArray[np.int32]  # rows without a column, of which the last bids next
-    lowered: NDArray[np.float32]  # prices while they are tightened
-    bests: NDArray[np.float32]  # largest affinity minus price of each row
+    lowered: NDArray[np.float32]  # the prices of the last bound
+    bests: NDArray[np.float32]  # and the largest affinity minus price of each row
     rounded: NDArray[np.int16]  # residuals of the affinities, flat, in units
     rises: NDArray[np.int16]  # of the prices since the residuals were rounded, in units
     lowered_rises: NDArray[np.int16]  # `lowered` and `bests` in units
@@ -328,10 +328,10 @@ def _lower_rises(n_tokens: int, market: Market) -> None:
 
 @compiled
 def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Market) -> float:
-    """Return the upper bound that the prices with their rises prove, and change nothing.
+    """Return the upper bound that the prices with their rises prove, and change neither.
 
-    That is ``sum_i max_j (A_ij - p_j) + sum_j p_j``, rounded up as in `tighten_prices`. Whoever asks for it gets the
-    same assignment in the end as who does not.
+    The bound is ``sum_i max_j (A_ij - p_j) + sum_j p_j``, rounded up as in `tighten_prices`; `lowered` and `bests`
+    then hold its two parts. Whoever asks for it gets the same assignment in the end as who does not.
     """
     step = padded(n_tokens)
     total, size = 0.0, 0.0
@@ -343,9 +343,9 @@ def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Ma
             size += abs(np.float64(market.lowered[j]))
     rounded = 0.0
     for i in range(n_tokens):
-        best = np.float64(row_max(affinity, i * step, market.lowered, step // LANES))
-        total += best
-        rounded += abs(best)
+        market.bests[i] = row_max(affinity, i * step, market.lowered, step // LANES)
+        total += np.float64(market.bests[i])
+        rounded += abs(np.float64(market.bests[i]))
     return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
 

@@ -8,10 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.auction_pair import Images, Workspace, match_pair, norm_when_filled
+from semrsm_dist.matching.auction_pair import (
+    Images,
+    Pair,
+    Workspace,
+    affinity_floor,
+    bid_for_pair,
+    bound_of_dual,
+    frame_pair,
+    is_flat,
+    make_workspace,
+    multiply_pair,
+    settle_flat,
+)
 from semrsm_dist.matching.bidding import run_auction
-from semrsm_dist.matching.bounds import float64_rounding, identity_and_matched_value, inner_product
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.bounds import bound_from_prices, identity_and_matched_value
+from semrsm_dist.matching.jit import compiled, inlined
+from semrsm_dist.matching.lanes import borrowed
 from semrsm_dist.matching.product import multiply_packed, padded
 from semrsm_dist.matching.pruning_bounds import SMALLEST_NORMS
 
@@ -23,6 +36,9 @@ WITHOUT_PRODUCT, SKETCHED, WITH_PRODUCT, SOLVED = range(4)
 
 # A sketch is worth one coarse phase of its auction: this gap, relative to the norms, rarely takes a second one.
 _SKETCH_GAP = 0.03
+_MOST_LEARNED = (
+    16  # later auctions count like the 16th: what is usual for the candidates that are left may differ
+)
 _COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and what it is compared with
 
 
@@ -37,12 +53,28 @@ class Side(NamedTuple):
         The squared norms, as `semrsm_dist.kernels.even_exponents` writes them.
     sketches : (T, padded(S) * channels)
         As `Sketches.packed`.
+    prices : (T, padded(S))
+        What a token usually costs in auctions against other images, divided by the norm of the other: proves
+        useful bounds before a pair has prices of its own. Threads share them without a lock: whatever they hold,
+        the bounds hold.
+    n_learned : (T,)
+        Auctions that the prices of an image are the mean of.
     """
 
     images: Images
     mantissas: NDArray[np.float64]
     halves: NDArray[np.intc]
     sketches: NDArray[np.float32]
+    prices: NDArray[np.float32]
+    n_learned: NDArray[np.int64]
+
+
+class Memory(NamedTuple):
+    """Memory for one pair, used again for the next."""
+
+    work: Workspace
+    row_prices: NDArray[np.float32]
+    column_prices: NDArray[np.float32]
 
 
 class Settings(NamedTuple):
@@ -52,6 +84,12 @@ class Settings(NamedTuple):
     rounding: float
     sketch_channels: int
     sketch_rounding: float
+
+
+def make_memory(n_tokens: int) -> Memory:
+    """Return memory for pairs of at most so many tokens."""
+    width = padded(n_tokens)
+    return Memory(make_workspace(n_tokens), np.empty(width, np.float32), np.empty(width, np.float32))
 
 
 @compiled
@@ -104,7 +142,7 @@ def search_rows(
     bounds: NDArray[np.float64],
     floors: NDArray[np.float64],
     settings: Settings,
-    work: Workspace,
+    memory: Memory,
     best: NDArray[np.float64],
     best_indices: NDArray[np.int64],
     solved: NDArray[np.float64],
@@ -135,6 +173,7 @@ def search_rows(
     counts : (4,)
         Raised by what each pair took.
     """
+    rows, columns, memory = borrowed(rows), borrowed(columns), borrowed(memory)
     k = best.shape[1]
     while r < order.shape[0]:
         while w < order.shape[1] and bounds[r, w] > -np.inf:
@@ -143,7 +182,7 @@ def search_rows(
             if bounds[r, w] < least:
                 counts[WITHOUT_PRODUCT] += 1
             else:
-                outcome, matched = _decide(rows, first + r, columns, c, least, settings, work)
+                outcome, matched = _decide(rows, first + r, columns, c, least, settings, memory)
                 if outcome < 0:
                     return r, w
                 counts[outcome] += 1
@@ -157,62 +196,89 @@ def search_rows(
 
 @compiled
 def _decide(
-    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, work: Workspace
+    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, memory: Memory
 ) -> tuple[int, float]:
     """Return what it took to decide about a pair, -1 if it needs the exact finish, and its value if it is solved.
 
     The value is the one that the matcher `auction` returns, which depends on nothing but the two images.
     """
-    left, right = rows.images, columns.images
+    left, right, work = rows.images, columns.images, memory.work
+    pair = frame_pair(left, r, right, c, settings.tolerance, settings.rounding)
     norms = np.sqrt(left.squared_norms[r]) * np.sqrt(right.squared_norms[c])
     floor = -np.inf
     if least > -np.inf and norms >= SMALLEST_NORMS:
-        n_tokens = max(left.token_counts[r], right.token_counts[c])
-        rounding = _COSINE_ROUNDING + float64_rounding(n_tokens, left.raw.shape[2])  # of the value itself
-        floor = (least - rounding) * norms
-        if settings.sketch_channels > 0 and _sketch_bound(rows, r, columns, c, floor, settings, work) < floor:
-            return SKETCHED, 0.0
-    gap, bound = match_pair(left, r, right, c, settings.tolerance, settings.rounding, floor, work)
-    if gap == -np.inf:
-        return WITH_PRODUCT, 0.0
+        floor = (least - _COSINE_ROUNDING) * norms - pair.margin  # rounding of the value itself
+        if settings.sketch_channels > 0:
+            bound = _sketch_bound(rows, r, columns, c, pair, floor, settings, memory)
+            if bound < floor:
+                return SKETCHED, 0.0
+    if is_flat(pair):
+        gap, bound = settle_flat(pair, work)
+    else:
+        multiply_pair(left, r, right, c, pair, work)
+        if floor > -np.inf:
+            dual = _usual_bound(rows, r, columns, c, pair, memory)
+            if dual < affinity_floor(pair, floor, pair.slack):
+                return WITH_PRODUCT, 0.0
+        gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
+        if gap == -np.inf:
+            _learn_prices(rows, r, columns, c, pair, memory)
+            return WITH_PRODUCT, 0.0
     if not min(gap, bound) < np.inf:
         return -1, 0.0
-    count = max(left.token_counts[r], right.token_counts[c])
-    trace, value = identity_and_matched_value(
-        left.raw[r, :count], right.raw[c, :count], work.permutation[:count]
-    )
+    z_i, z_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
+    trace, value = identity_and_matched_value(z_i, z_j, work.permutation[: pair.n_tokens])
     if left.token_counts[r] == right.token_counts[c]:
         value = max(trace, value)  # as the matcher: never worse than no matching at all
     return SOLVED, value
 
 
+@inlined
+def _usual_bound(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory: Memory) -> float:
+    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of both images."""
+    for s in range(padded(pair.n_tokens)):
+        inside = s < pair.n_tokens
+        memory.row_prices[s] = np.float32(rows.prices[r, s] * pair.size_j)
+        memory.column_prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
+    work = memory.work
+    return bound_from_prices(
+        work.affinity, pair.n_tokens, memory.row_prices, memory.column_prices, work.market.lowered
+    )
+
+
+@inlined
+def _learn_prices(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory: Memory) -> None:
+    """Let the prices that proved the last bound of an auction count in the usual prices of both images' tokens."""
+    if pair.size_i > 0.0 and pair.size_j > 0.0:
+        _average(rows, r, memory.work.market.bests, pair.n_tokens, 1.0 / pair.size_j)
+        _average(columns, c, memory.work.market.lowered, pair.n_tokens, 1.0 / pair.size_i)
+
+
+@inlined
+def _average(side: Side, image: int, prices: NDArray[np.float32], n_tokens: int, factor: float) -> None:
+    side.n_learned[image] = min(side.n_learned[image] + 1, _MOST_LEARNED)
+    weight = 1.0 / side.n_learned[image]
+    for s in range(n_tokens):
+        side.prices[image, s] += np.float32(weight * (prices[s] * factor - side.prices[image, s]))
+
+
 @compiled
 def _sketch_bound(
-    rows: Side, r: int, columns: Side, c: int, floor: float, settings: Settings, work: Workspace
+    rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, settings: Settings, memory: Memory
 ) -> float:
     """Return an upper bound on the matched inner product of a pair from their sketches; see `pruning_bounds`."""
-    left, right = rows.images, columns.images
-    n_channels = settings.sketch_channels
-    count_i, count_j = left.token_counts[r], right.token_counts[c]
-    n_tokens = max(count_i, count_j)
-    width = padded(n_tokens)
-    norms = np.sqrt(left.squared_norms[r]) * np.sqrt(right.squared_norms[c])
-    common = min(count_i, count_j) * inner_product(left.means[r], right.means[c])
-    fixed = common + float64_rounding(n_tokens, left.raw.shape[2]) * norms
-    scale = left.scales[r] * right.scales[c]
-    size = norm_when_filled(left.centred_norms[r], left.filling_norms[r], n_tokens - count_i)
-    size *= norm_when_filled(right.centred_norms[c], right.filling_norms[c], n_tokens - count_j)
-    if n_tokens == 1 or not size > 0.0:
+    size = pair.size_i * pair.size_j
+    if pair.n_tokens == 1 or not size > 0.0:
         return np.inf
-    slack = settings.sketch_rounding * size
+    n_channels, work = settings.sketch_channels, memory.work
+    width = padded(pair.n_tokens)
     affinity, part = work.affinity[: width * width], width * n_channels
-    multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, n_tokens, affinity)
-    _, dual = run_auction(
-        affinity,
-        n_tokens,
-        size,
-        _SKETCH_GAP * size,
-        work.market,
-        (floor - fixed) / scale - slack,
-    )
-    return float(fixed + scale * (dual + slack))
+    multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, pair.n_tokens, affinity)
+    slack = settings.sketch_rounding * size
+    least = affinity_floor(pair, floor, slack)
+    dual = _usual_bound(rows, r, columns, c, pair, memory)
+    if not dual < least:
+        _, dual = run_auction(affinity, pair.n_tokens, size, _SKETCH_GAP * size, work.market, least)
+        if dual < np.inf:
+            _learn_prices(rows, r, columns, c, pair, memory)
+    return bound_of_dual(pair, dual, slack)

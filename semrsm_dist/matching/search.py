@@ -13,10 +13,19 @@ from numpy.typing import NDArray
 
 from semrsm_dist.kernels import cosine, even_exponents
 from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import images_of, make_workspace
+from semrsm_dist.matching.auction_pair import images_of
 from semrsm_dist.matching.panel import PackedPanel
-from semrsm_dist.matching.product import rounding_of_product
-from semrsm_dist.matching.progressive import NOBODY, SOLVED, Settings, Side, merge, offer, search_rows
+from semrsm_dist.matching.product import padded, rounding_of_product
+from semrsm_dist.matching.progressive import (
+    NOBODY,
+    SOLVED,
+    Settings,
+    Side,
+    make_memory,
+    merge,
+    offer,
+    search_rows,
+)
 from semrsm_dist.matching.pruning_bounds import (
     Sketches,
     principal_directions,
@@ -155,8 +164,8 @@ class Search:
             best, indices = self.best[block].copy(), self.indices[block].copy()
             floors = self.best[:, -1].copy() if self.same else np.full(self.columns.n_images, np.inf)
         solved, counts = np.full(order.shape, np.nan), np.zeros(4, np.int64)
-        work = make_workspace(self.rows.n_tokens)
-        pairs = (self.left, block.start, self.right, order, bounds, floors, self.settings, work)
+        memory = make_memory(self.rows.n_tokens)
+        pairs = (self.left, block.start, self.right, order, bounds, floors, self.settings, memory)
         r = w = 0
         while True:
             r, w = search_rows(*pairs, best, indices, solved, counts, r, w)
@@ -180,7 +189,9 @@ class Search:
 
 
 def _side(panel: PackedPanel, sketches: Sketches) -> Side:
-    return Side(images_of(panel), *even_exponents(panel.squared_norms), sketches.packed)
+    prices = np.zeros((panel.n_images, padded(panel.n_tokens)), np.float32)
+    norms = even_exponents(panel.squared_norms)
+    return Side(images_of(panel), *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:

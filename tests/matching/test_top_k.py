@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,8 @@ from scipy.optimize import linear_sum_assignment
 import semrsm_dist as srs
 from semrsm_dist import kernels
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching import progressive, pruning_bounds
+from semrsm_dist.matching import auction_pair, progressive, pruning_bounds
 from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import make_workspace
 from semrsm_dist.matching.panel import stack_tokens
 from semrsm_dist.matching.search import Search
 
@@ -166,6 +166,23 @@ def optimum(z_i, z_j):
     return affinity[rows, columns].sum()
 
 
+@numba.njit
+def frame(rows, r, columns, c, tolerance, rounding):
+    return auction_pair.frame_pair(rows, r, columns, c, tolerance, rounding)
+
+
+@numba.njit
+def is_flat(pair):
+    return auction_pair.is_flat(pair)
+
+
+@numba.njit
+def usual_bound(side, i, j, pair, memory):
+    auction_pair.multiply_pair(side.images, i, side.images, j, pair, memory.work)
+    dual = progressive._usual_bound(side, i, side, j, pair, memory)
+    return auction_pair.bound_of_dual(pair, dual, pair.slack)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
@@ -187,14 +204,19 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
     search = Search(Auction(), panel, panel, 1)
     side = search.left._replace(sketches=sketches.packed)
     setting = search.settings._replace(sketch_channels=6, sketch_rounding=sketches.rounding)
+    memory = progressive.make_memory(panel.n_tokens)
     for i, z_i in enumerate(images):
         for j, z_j in enumerate(images):
             best = optimum(z_i, z_j)
             rounding = 1e-14 * np.linalg.norm(z_i.astype(float)) * np.linalg.norm(z_j.astype(float))
             assert bounds[i, j] >= best - rounding
-            work = make_workspace(panel.n_tokens)
-            bound = progressive._sketch_bound(side, i, side, j, -np.inf, setting, work)
-            assert bound >= best - rounding
+            pair = frame(side.images, i, side.images, j, setting.tolerance, setting.rounding)
+            for floor in (-np.inf, best):  # the second learns prices where they do not suffice, and uses them
+                bound = progressive._sketch_bound(side, i, side, j, pair, floor, setting, memory)
+                assert bound >= best - rounding
+            if not is_flat(pair):
+                side.prices[:] = rng.normal(size=side.prices.shape) * rng.choice([0.0, 0.1, 10.0])
+                assert usual_bound(side, i, j, pair, memory) >= best - rounding
 
 
 def test_bounds_from_sorted_channels_are_tight_for_one_channel():

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.bounds import tighten_prices
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lane_bids import (
     CLIPPED,
     LARGEST,
@@ -295,21 +295,29 @@ def run_bids(
                 n_waiting -= 1
                 budget -= 1
                 rises[place] = other_rise
-                evicted = owners[place]
-                owners[place] = other
-                columns[other] = place
-                if evicted != FREE:
-                    waiting[n_waiting] = evicted
-                    n_waiting += 1
-        # The same once more: a function would cost more than the bid, as numba counts references to its arrays.
+                n_waiting = _evict(other, place, columns, owners, waiting, n_waiting)
         rises[j] = rise
-        evicted = owners[j]
-        owners[j] = i
-        columns[i] = j
-        if evicted != FREE:
-            waiting[n_waiting] = evicted
-            n_waiting += 1
+        n_waiting = _evict(i, j, columns, owners, waiting, n_waiting)
     return n_waiting, budget
+
+
+@inlined
+def _evict(
+    row: int,
+    column: int,
+    columns: NDArray[np.int32],
+    owners: NDArray[np.int32],
+    waiting: NDArray[np.int32],
+    n_waiting: int,
+) -> int:
+    """Give a column to a row, let the row that held it wait, and return how many do."""
+    evicted = owners[column]
+    owners[column] = row
+    columns[row] = column
+    if evicted == FREE:
+        return n_waiting
+    waiting[n_waiting] = evicted
+    return n_waiting + 1
 
 
 @compiled

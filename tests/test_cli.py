@@ -401,6 +401,10 @@ def test_an_interrupt_while_the_command_still_loads_is_quiet(place):
         )
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60)
+        if (
+            "init_import_site" in err
+        ):  # a busy machine: the interpreter itself was not up yet, and gives up with 1
+            continue
         assert process.returncode in (130, -signal.SIGINT)
         assert out == ""

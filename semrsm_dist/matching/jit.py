@@ -27,30 +27,17 @@ def _sources_digest(folder: Path) -> bytes:
     return digest.digest()
 
 
-def inlined(function: Function) -> Function:
-    """Compile as `compiled` does, and copy the machine code into functions that call this one.
-
-    A call passes every field of every array in its arguments: for those of two images, hundreds.
-    """
-    return _compile(function, forceinline=True)
-
-
 def compiled(function: Function) -> Function:
     """Compile `function` with numba on its first call; threads run it in parallel.
 
     The machine code is cached next to the source, or in the user's cache directory where the
     installation is read-only, or not at all where neither can be written.
     """
-    return _compile(function, forceinline=False)
-
-
-def _compile(function: Function, *, forceinline: bool) -> Function:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
     try:
-        dispatcher = numba.njit(cache=True, **options)(function)
+        dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError as error:  # numba found no writable cache directory
         logger.debug("%s is compiled without a cache: %s", function.__name__, error)
-        return cast(Function, numba.njit(**options)(function))
+        return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
     # numba looks only at the file of the function itself, not at those of the functions it calls:
     # without this, a change there would leave old machine code in use.
     cache: Any = getattr(dispatcher, "_cache", None)
@@ -59,6 +46,15 @@ def _compile(function: Function, *, forceinline: bool) -> Function:
         make_index: Any = _Index  # numba has no annotations
         cache._cache_file = make_index(cache._cache_path, cache._impl.filename_base, digest)
     return cast(Function, dispatcher)
+
+
+def inlined(function: Function) -> Function:
+    """Copy `function` into the compiled functions that call it, before they are compiled.
+
+    A call passes every field of every array in its arguments, hundreds for two images: for the steps of a pair, more
+    work than many of them. Where the code is large and the arguments few, `compiled` takes less time to compile.
+    """
+    return cast(Function, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 class _Index(IndexDataCacheFile):

@@ -194,7 +194,7 @@ def search_rows(
     return r, w
 
 
-@compiled
+@inlined
 def _decide(
     rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, memory: Memory
 ) -> tuple[int, float]:
@@ -262,7 +262,7 @@ def _average(side: Side, image: int, prices: NDArray[np.float32], n_tokens: int,
         side.prices[image, s] += np.float32(weight * (prices[s] * factor - side.prices[image, s]))
 
 
-@compiled
+@inlined
 def _sketch_bound(
     rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, settings: Settings, memory: Memory
 ) -> float:

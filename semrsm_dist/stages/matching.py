@@ -8,9 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-import zarr
+from typing import cast
 
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.matching.matcher import Matcher
@@ -19,7 +17,7 @@ from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import choose_block_side
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.stages.faults import failure_receipt
-from semrsm_dist.store.blocks import BlockStore, write_tile
+from semrsm_dist.store.blocks import BlockStore, OpenBlocks
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore, count_tokens
 
@@ -76,7 +74,7 @@ class MatchingWorker:
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
         matcher = make_matcher(self.matcher, **self.parameters)
-        blocks = cache(lambda layer: BlockStore(RunDirectory(self.run).blocks, layer).open())
+        blocks = cache(lambda layer: BlockStore(RunDirectory(self.run).blocks, layer).open_to_write())
         tiles = cast("tuple[Tile, ...]", units)
         for index, tile in enumerate(tiles):
             try:
@@ -85,7 +83,7 @@ class MatchingWorker:
                 yield failure_receipt(tile, error, self.run)
 
     def _solve(
-        self, tiles: Sequence[Tile], matcher: Matcher, blocks: Callable[[str], zarr.Array[Any]]
+        self, tiles: Sequence[Tile], matcher: Matcher, blocks: Callable[[str], OpenBlocks]
     ) -> dict[str, float]:
         """Solve the first of the tiles that are still to come."""
         tile = tiles[0]
@@ -96,7 +94,7 @@ class MatchingWorker:
         result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
         solved = time.perf_counter()
         gap = result.upper_bound - result.matched
-        write_tile(blocks(tile.layer), (tile.row, tile.column), result.matched, result.identity, gap)
+        blocks(tile.layer).write((tile.row, tile.column), result.matched, result.identity, gap)
         return {
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,

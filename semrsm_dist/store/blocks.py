@@ -24,6 +24,29 @@ KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBlocks:
+    """The solved tiles of one layer, open for many writes."""
+
+    array: zarr.Array[Any]
+
+    def write(
+        self,
+        tile: tuple[int, int],
+        matched: NDArray[np.float64],
+        identity: NDArray[np.float64],
+        gap: NDArray[np.float64],
+    ) -> None:
+        """Write one tile: three (R, K) arrays.
+
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        chunks.write_chunk(self.array, (0, *tile), np.stack([matched, identity, gap]))
+
+
+@dataclass(frozen=True, slots=True)
 class BlockStore:
     """The solved tiles of one layer.
 
@@ -51,8 +74,12 @@ class BlockStore:
         )
 
     def open(self) -> zarr.Array[Any]:
-        """Open the array, for many reads or writes."""
+        """Open the array, for many reads."""
         return chunks.open_array(self.root, self.layer)
+
+    def open_to_write(self) -> OpenBlocks:
+        """Open the array, for many writes."""
+        return OpenBlocks(self.open())
 
     def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
         """Return (3, R, K): matched, identity and gap of one tile.
@@ -86,20 +113,3 @@ class BlockStore:
         for tile in damaged:
             chunks.delete_chunk(self.root, self.layer, (0, *tile))
         return damaged
-
-
-def write_tile(
-    array: zarr.Array[Any],
-    tile: tuple[int, int],
-    matched: NDArray[np.float64],
-    identity: NDArray[np.float64],
-    gap: NDArray[np.float64],
-) -> None:
-    """Write one tile, three (R, K) arrays, to an array that `BlockStore.open` returned.
-
-    Raises
-    ------
-    OSError
-        As the file system raises it.
-    """
-    chunks.write_chunk(array, (0, *tile), np.stack([matched, identity, gap]))

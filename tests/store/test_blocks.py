@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
-from semrsm_dist.store.blocks import QUANTITIES, BlockStore, write_tile
+from semrsm_dist.store.blocks import QUANTITIES, BlockStore
 
 LAYOUT = Layout(7, 7, 3, symmetric=True)
 rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def filled(root, layout=LAYOUT, layer="layer1.0"):
     store.create(layout.n_rows, layout.n_columns, layout.side)
     tiles = {tile: tile_of(layout, *tile) for tile in layout.tiles()}
     for tile, quantities in tiles.items():
-        write_tile(store.open(), tile, *quantities)
+        store.open_to_write().write(tile, *quantities)
     return store, tiles
 
 
@@ -49,7 +49,7 @@ def test_the_order_of_the_quantities_is_on_disk(tmp_path):
     assert QUANTITIES == ("matched", "identity", "gap")
     assert tuple(store.open().attrs["quantities"]) == QUANTITIES
     ones = np.ones((3, 3))
-    write_tile(store.open(), (0, 0), ones, 2 * ones, 3 * ones)
+    store.open_to_write().write((0, 0), ones, 2 * ones, 3 * ones)
     np.testing.assert_array_equal(store.open()[:, 0, 0], [1, 2, 3])
 
 
@@ -65,7 +65,7 @@ def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
 
 def test_an_undefined_tile_is_there(tmp_path):
     store, _ = filled(tmp_path)
-    write_tile(store.open(), (0, 1), *[np.full((3, 3), np.nan)] * 3)
+    store.open_to_write().write((0, 1), *[np.full((3, 3), np.nan)] * 3)
     assert np.isnan(store.read((0, 1))).all()
     assert store.remove_damaged() == []
 
@@ -103,7 +103,7 @@ def test_wrong_shapes_write_nothing(tmp_path, shapes):
     store = BlockStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="shape"):
-        write_tile(store.open(), (0, 1), *[np.zeros(shape) for shape in shapes])
+        store.open_to_write().write((0, 1), *[np.zeros(shape) for shape in shapes])
     assert store.present() == set()
 
 
@@ -111,7 +111,7 @@ def test_single_precision_is_refused(tmp_path):
     store = BlockStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="not float32"):
-        write_tile(store.open(), (0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
+        store.open_to_write().write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
 
 
 def test_other_sizes_are_not_overwritten(tmp_path):

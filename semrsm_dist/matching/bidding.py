@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.bounds import tighten_prices
+from semrsm_dist.matching.bounds import rounded_up, tighten_prices
 from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lane_bids import (
     CLIPPED,
@@ -36,7 +36,7 @@ from semrsm_dist.matching.lane_bids import (
     row_max,
 )
 from semrsm_dist.matching.lanes import LANES
-from semrsm_dist.matching.product import FLOAT32_UNIT, padded
+from semrsm_dist.matching.product import padded
 
 FREE = -1
 
@@ -354,7 +354,7 @@ def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Ma
         market.bests[i] = row_max(affinity, i * step, market.lowered, step // LANES)
         total += np.float64(market.bests[i])
         rounded += abs(np.float64(market.bests[i]))
-    return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
+    return rounded_up(total, rounded, size, n_tokens)
 
 
 @compiled

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lane_bids import mask_above, raise_maxima, row_max
 from semrsm_dist.matching.lane_sums import aligned_dot, dot, dot_of_differences
 from semrsm_dist.matching.lanes import LANES
@@ -19,6 +19,22 @@ from semrsm_dist.matching.product import FLOAT32_UNIT, padded
 def float64_rounding(n_tokens: int, n_channels: int) -> float:
     """Return e such that a float64 value differs from the exact one by at most e ||Z_i|| ||Z_j||."""
     return (n_tokens + n_channels + 16.0) * 2.0**-52
+
+
+@inlined
+def rounded_up(total: float, rounded: float, size: float, n_tokens: int) -> float:
+    """Return a bound that prices prove, summed in float64, plus what rounding can have taken from it.
+
+    Parameters
+    ----------
+    total
+        The sum of the prices of one side and of the largest affinities minus price of the other.
+    rounded
+        The sum of the absolute values of those that rounding to float32 went into: half a unit in the last place each.
+    size
+        The same of those that it did not.
+    """
+    return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
 
 @compiled
@@ -64,7 +80,7 @@ def tighten_prices(
         prices[j] = lowered[j]
         total += np.float64(prices[j])
         rounded += abs(np.float64(prices[j]))
-    return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
+    return rounded_up(total, rounded, size, n_tokens)
 
 
 @compiled
@@ -109,9 +125,10 @@ def bound_from_prices(
         rows_rounded += abs(best)
         by_columns += np.float64(column_prices[j])
         columns_size += abs(np.float64(column_prices[j]))
-    by_columns += columns_rounded * FLOAT32_UNIT + (columns_size + columns_rounded) * n_tokens * 2.0**-52
-    by_rows += rows_rounded * FLOAT32_UNIT + (rows_size + rows_rounded) * n_tokens * 2.0**-52
-    return min(by_columns, by_rows)
+    return min(
+        rounded_up(by_columns, columns_rounded, columns_size, n_tokens),
+        rounded_up(by_rows, rows_rounded, rows_size, n_tokens),
+    )
 
 
 @compiled

@@ -219,6 +219,25 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
                 assert usual_bound(side, i, j, pair, memory) >= best - rounding
 
 
+def test_prices_of_earlier_auctions_prove_better_bounds_than_none():
+    rng = np.random.default_rng(8)
+    brightness = np.exp(rng.normal(size=(40, 30, 1)))  # tokens that all others want
+    panel = Auction().prepare(brightness * rng.normal(size=(40, 30, 16)) + rng.normal(size=(40, 1, 16)))
+    search = Search(Auction(), panel, panel, 1)
+    search.run(1)
+    side, setting = search.left, search.settings
+    assert np.count_nonzero(side.n_learned) > 30
+    memory = progressive.make_memory(panel.n_tokens)
+    bounds = np.empty((2, 39))
+    for prices in (side.prices, np.zeros_like(side.prices)):
+        for j in range(1, 40):
+            pair = frame(side.images, 0, side.images, j, setting.tolerance, setting.rounding)
+            bounds[int(not prices.any()), j - 1] = usual_bound(
+                side._replace(prices=prices), 0, j, pair, memory
+            )
+    assert (bounds[0] < bounds[1]).mean() > 0.9
+
+
 def test_bounds_from_sorted_channels_are_tight_for_one_channel():
     z = np.random.default_rng(6).normal(size=(4, 30, 1))
     panel = Auction().prepare(z)

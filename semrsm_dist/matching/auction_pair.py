@@ -193,12 +193,12 @@ def settle_flat(pair: Pair, work: Workspace) -> tuple[float, float]:
 @inlined
 def multiply_pair(rows: Images, r: int, columns: Images, c: int, pair: Pair, work: Workspace) -> None:
     """Write the affinities of a pair to `work`."""
-    n_channels = rows.raw.shape[2]
-    width = padded(pair.n_tokens)
+    n, n_channels = pair.n_tokens, rows.raw.shape[2]
+    width = padded(n)
     part = width * n_channels
     began = read_cycles()
     affinity = work.affinity[: width * width]
-    multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, pair.n_tokens, affinity)
+    multiply_packed(rows.packed[r, :part], columns.packed[c, :part], n_channels, n, n, affinity)
     work.cycles[0] += read_cycles() - began
 
 
@@ -294,7 +294,7 @@ def finish_exactly(
     affinity = np.empty((width, width))
     pack(rows.raw[r, :n_tokens], rows.means[r], rows.scales[r], packed_i)
     pack(columns.raw[c, :n_tokens], columns.means[c], columns.scales[c], packed_j)
-    multiply_packed(packed_i, packed_j, n_channels, n_tokens, affinity.ravel())
+    multiply_packed(packed_i, packed_j, n_channels, n_tokens, n_tokens, affinity.ravel())
     multiplied = read_cycles()
     prices = np.empty(n_tokens)
     for j in range(n_tokens):

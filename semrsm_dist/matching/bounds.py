@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lane_bids import mask_above, raise_maxima, row_max
-from semrsm_dist.matching.lane_sums import aligned_dot, dot, dot_of_differences
+from semrsm_dist.matching.lane_sums import aligned_dots, dot, dot_of_differences
 from semrsm_dist.matching.lanes import LANES
 from semrsm_dist.matching.panel import Panel
 from semrsm_dist.matching.product import FLOAT32_UNIT, padded
@@ -251,9 +251,8 @@ def identity_and_matched_value(
 
     Both sums take their terms in the same order: they are equal where the permutation changes nothing.
     """
-    n_channels = z_i.shape[1]
-    identity = aligned_dot(z_i, z_j, None, n_channels)
-    return identity, aligned_dot(z_i, z_j, permutation, n_channels)
+    values: tuple[float, float] = aligned_dots(z_i, z_j, permutation, z_i.shape[1])
+    return values
 
 
 @compiled

@@ -71,7 +71,7 @@ def _fill_affinity(
     nowhere = np.zeros(n_channels)
     pack(z_i, nowhere, 1.0, packed_i)
     pack(z_j, nowhere, 1.0, packed_j)
-    multiply_packed(packed_i, packed_j, n_channels, n_tokens, out)
+    multiply_packed(packed_i, packed_j, n_channels, n_tokens, z_j.shape[0], out)
 
 
 @compiled

@@ -10,6 +10,7 @@ from llvmlite import ir
 from semrsm_dist.matching.lanes import (
     DOUBLE,
     FLOAT,
+    INT64,
     LANES,
     call,
     cgutils,
@@ -17,6 +18,7 @@ from semrsm_dist.matching.lanes import (
     load,
     pointer,
     splat,
+    store,
     suffix,
     types,
     variable,
@@ -24,53 +26,57 @@ from semrsm_dist.matching.lanes import (
 )
 
 _HAS_AVX512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
-PRODUCT_ROWS = 8 if _HAS_AVX512 else 4
-"""Rows of one block of the product in float32, half as many in float64: what the registers hold."""
-PRODUCT_VECTORS = 3 if _HAS_AVX512 else 1
+ROWS_AT_ONCE = (8, 4) if _HAS_AVX512 else (6, 4)
+"""Rows of a block of the product in float32, many and few; half as many in float64. What the registers hold."""
+VECTORS_AT_ONCE = 3 if _HAS_AVX512 else 1
+"""Vectors of 16 columns in the widest block."""
+HALF = LANES // 2
 
 
-def _make_multiply(n_vectors: int) -> Any:
-    """Return the intrinsic that multiplies a block of packed rows by ``16 * n_vectors`` packed columns."""
+def make_multiply(n_rows: int, n_vectors: int, width: int = LANES) -> Any:
+    """Return the intrinsic that multiplies a block of packed rows by packed columns.
+
+    Columns are `n_vectors` vectors of 16 or, if `width` is `HALF`, the first half of one: the other half of the
+    product is then zero. Rows may begin at any token.
+    """
 
     @intrinsic
     def multiply(
-        typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, b_step: Any, n: Any,
-        out: Any, out_offset: Any, out_step: Any, add: Any,
+        typingctx: Any, a: Any, b: Any, n_channels: Any, row: Any, column: Any, first: Any, n: Any,
+        out: Any, out_step: Any, add: Any,
     ) -> Any:  # fmt: skip
         integer = types.int64
-        signature = types.void(a, integer, b, integer, integer, integer, out, integer, integer, types.boolean)
+        signature = types.void(a, b, integer, integer, integer, integer, integer, out, integer, types.boolean)
 
         def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            channels, row, column, begin, length, out_width = (arguments[k] for k in (2, 3, 4, 5, 6, 8))
             element = FLOAT if sig.args[0].dtype == types.float32 else DOUBLE
             align = 4 if element is FLOAT else 8
-            n_rows = PRODUCT_ROWS if element is FLOAT else PRODUCT_ROWS // 2
-            kind = vector(element)
-            a_start = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-            b_start = pointer(context, builder, sig.args[2], arguments[2])
-            columns = []
-            for v in range(n_vectors):
-                shift = builder.mul(arguments[4], ir.Constant(arguments[4].type, v))
-                columns.append(builder.gep(b_start, [builder.add(arguments[3], shift)]))
-            zero = ir.Constant(kind, [0.0] * LANES)
-            sums = [[variable(builder, zero) for _ in range(n_vectors)] for _ in range(n_rows)]
-            with cgutils.for_range(builder, arguments[5]) as loop:
-                at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-                loaded = [load(builder, column, at, kind, align) for column in columns]
-                for r in range(n_rows):
-                    place = builder.add(at, ir.Constant(at.type, r))
-                    factor = splat(builder, load(builder, a_start, place, element, align))
-                    for v in range(n_vectors):
+            kind = vector(element, width)
+            zero = ir.Constant(kind, [0.0] * width)
+            tops = [builder.add(row, INT64(r)) for r in range(n_rows if element is FLOAT else n_rows // 2)]
+            lefts = [builder.add(column, INT64(LANES * v)) for v in range(n_vectors)]
+            a_start, b_start, out_start = (
+                pointer(context, builder, sig.args[k], arguments[k]) for k in (0, 1, 7)
+            )
+            a_tokens = [builder.gep(a_start, [_place(builder, token, begin, channels)]) for token in tops]
+            b_tokens = [builder.gep(b_start, [_place(builder, token, begin, channels)]) for token in lefts]
+            sums = [[variable(builder, zero) for _ in lefts] for _ in tops]
+            with cgutils.for_range(builder, length) as loop:
+                at = builder.mul(loop.index, INT64(LANES))
+                loaded = [load(builder, token, at, kind, align) for token in b_tokens]
+                for token, totals in zip(a_tokens, sums, strict=True):
+                    factor = splat(builder, load(builder, token, at, element, align), width)
+                    for part, total in zip(loaded, totals, strict=True):
                         name = f"llvm.fmuladd.{suffix(kind)}"
-                        value = call(builder, name, kind, [factor, loaded[v], builder.load(sums[r][v])])
-                        builder.store(value, sums[r][v])
-            out_start = pointer(context, builder, sig.args[6], arguments[6])
-            for r in range(n_rows):
-                row = builder.add(arguments[7], builder.mul(arguments[8], ir.Constant(arguments[8].type, r)))
-                for v in range(n_vectors):
-                    at = builder.gep(out_start, [builder.add(row, ir.Constant(row.type, LANES * v))])
-                    at = builder.bitcast(at, kind.as_pointer())
-                    before = builder.select(arguments[9], builder.load(at, align=align), zero)
-                    builder.store(builder.fadd(before, builder.load(sums[r][v])), at, align=align)
+                        builder.store(call(builder, name, kind, [factor, part, builder.load(total)]), total)
+            for token, totals in zip(tops, sums, strict=True):
+                for place, total in zip(lefts, totals, strict=True):
+                    at = builder.add(builder.mul(token, out_width), place)
+                    before = builder.select(arguments[9], load(builder, out_start, at, kind, align), zero)
+                    store(builder, builder.fadd(before, builder.load(total)), out_start, at, align)
+                    if width == HALF:
+                        store(builder, zero, out_start, builder.add(at, INT64(HALF)), align)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -78,6 +84,8 @@ def _make_multiply(n_vectors: int) -> Any:
     return multiply
 
 
-multiply_one = _make_multiply(1)
-multiply_two = _make_multiply(2)
-multiply_three = _make_multiply(3)
+def _place(builder: Any, token: Any, channel: Any, n_channels: Any) -> Any:
+    """Return where in a packed image a channel of a token lies."""
+    block, lane = builder.ashr(token, INT64(LANES.bit_length() - 1)), builder.and_(token, INT64(LANES - 1))
+    first = builder.add(builder.mul(block, n_channels), channel)
+    return builder.add(builder.mul(first, INT64(LANES)), lane)

@@ -17,10 +17,13 @@ from semrsm_dist.matching.lanes import (
     intrinsic,
     load,
     pointer,
+    prefetch,
     types,
     variable,
     vector,
 )
+
+_ROWS_AHEAD = 2  # tokens from what is summed to what is fetched
 
 
 def _sum_in_float64(builder: Any, n: Any, product: Callable[[Any, Any, bool], Any]) -> Any:
@@ -84,34 +87,54 @@ def dot(typingctx: Any, a: Any, a_offset: Any, b: Any, b_offset: Any, n: Any) ->
 
 
 @intrinsic
-def aligned_dot(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> Any:
-    """Return ``sum_s <a[s], b[permutation[s]]>`` of (S, n) tokens, summed in float64; None is the identity.
+def aligned_dots(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> Any:
+    """Return ``sum_s <a[s], b[s]>`` and ``sum_s <a[s], b[permutation[s]]>`` of (S, n) tokens, summed in float64.
 
-    The lanes are added up once, at the end: for few channels that is most of the work otherwise.
+    Both sums take their terms in the same order. The lanes are added up once, at the end: for few channels that is
+    most of the work otherwise. Large images come from beyond the second cache, so each is read once, and ahead:
+    the processor cannot foresee the partners.
     """
-    signature = types.float64(a, b, permutation, types.int64)
+    signature = types.UniTuple(types.float64, 2)(a, b, permutation, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         tokens = context.make_array(sig.args[0])(context, builder, arguments[0])
         n_rows, length = cgutils.unpack_tuple(builder, tokens.shape)[0], arguments[3]
-        lanes, one = ir.Constant(length.type, LANES), ir.Constant(length.type, 1)
+        zero, one, lanes = (ir.Constant(length.type, k) for k in (0, 1, LANES))
         whole = builder.mul(builder.sdiv(length, lanes), lanes)
-        total = variable(builder, ir.Constant(vector(DOUBLE), [0.0] * LANES))
-        tail = variable(builder, ir.Constant(DOUBLE, 0.0))
+        totals = [variable(builder, ir.Constant(vector(DOUBLE), [0.0] * LANES)) for _ in range(2)]
+        tails = [variable(builder, ir.Constant(DOUBLE, 0.0)) for _ in range(2)]
+        partners = pointer(context, builder, sig.args[2], arguments[2])
+        last = builder.sub(n_rows, one)
+
+        def places(row: Any) -> list[tuple[int, Any]]:
+            """Return array and offset of the three tokens that a row takes."""
+            partner = builder.load(builder.gep(partners, [row]))
+            return [(k, builder.mul(token, length)) for k, token in ((0, row), (1, row), (1, partner))]
+
         with cgutils.for_range(builder, n_rows) as row:
-            partner = row.index
-            if sig.args[2] != types.none:
-                partners = pointer(context, builder, sig.args[2], arguments[2])
-                partner = builder.load(builder.gep(partners, [row.index]))
-            left = _reader(context, builder, sig.args[0], arguments[0], builder.mul(row.index, length))
-            right = _reader(context, builder, sig.args[1], arguments[1], builder.mul(partner, length))
-            with cgutils.for_range_slice(builder, ir.Constant(length.type, 0), whole, lanes) as (index, _):
-                terms = left(index, True), right(index, True), builder.load(total)
-                builder.store(_multiply_add(builder, *terms, True), total)
-            with cgutils.for_range_slice(builder, whole, length, one) as (index, _):
-                terms = left(index, False), right(index, False), builder.load(tail)
-                builder.store(_multiply_add(builder, *terms, False), tail)
-        return builder.fadd(_add_up(builder, builder.load(total)), builder.load(tail))
+            ahead = builder.add(row.index, ir.Constant(length.type, _ROWS_AHEAD))
+            ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
+            coming = [
+                builder.gep(pointer(context, builder, sig.args[k], arguments[k]), [place])
+                for k, place in places(ahead)
+            ]
+            left, *rights = (
+                _reader(context, builder, sig.args[k], arguments[k], place) for k, place in places(row.index)
+            )
+            for begin, end, step, sums in ((zero, whole, lanes, totals), (whole, length, one, tails)):
+                with cgutils.for_range_slice(builder, begin, end, step) as (at, _):
+                    vectors = step is lanes
+                    for start in coming if vectors else ():
+                        prefetch(builder, start, at)
+                    factor = left(at, vectors)
+                    for right, total in zip(rights, sums, strict=True):
+                        terms = factor, right(at, vectors), builder.load(total)
+                        builder.store(_multiply_add(builder, *terms, vectors), total)
+        values = (
+            builder.fadd(_add_up(builder, builder.load(total)), builder.load(tail))
+            for total, tail in zip(totals, tails, strict=True)
+        )
+        return cgutils.pack_array(builder, list(values))
 
     return signature, codegen
 

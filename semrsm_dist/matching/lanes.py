@@ -68,6 +68,13 @@ def store(builder: Any, value: Any, start: Any, offset: Any, align: int) -> None
     builder.store(value, at, align=align)
 
 
+def prefetch(builder: Any, start: Any, offset: Any) -> None:
+    """Ask for the cache line of an element that is read soon; any address is allowed."""
+    at = builder.bitcast(builder.gep(start, [offset]), ir.IntType(8).as_pointer())
+    for_reading, keep, data = INT32(0), INT32(3), INT32(1)
+    call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [at, for_reading, keep, data])
+
+
 def splat(builder: Any, scalar: Any, count: int = LANES) -> Any:
     """Return a vector that holds one scalar in all lanes."""
     kind = vector(scalar.type, count)

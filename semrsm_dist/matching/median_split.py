@@ -211,7 +211,7 @@ def _match_leaf(
     if n == 1 or not size > 0.0:
         return np.arange(n)
     affinity = np.empty(width * width, np.float32)
-    multiply_packed(packed_i, packed_j, n_channels, n, affinity)
+    multiply_packed(packed_i, packed_j, n_channels, n, n, affinity)
     target = max(tolerance * tokens_i * tokens_j, _FINEST * size)
     market = make_market(width)
     finished, _ = run_auction(affinity, n, size, target, market)

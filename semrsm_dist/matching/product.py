@@ -17,13 +17,7 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lane_products import (
-    PRODUCT_ROWS,
-    PRODUCT_VECTORS,
-    multiply_one,
-    multiply_three,
-    multiply_two,
-)
+from semrsm_dist.matching.lane_products import HALF, ROWS_AT_ONCE, VECTORS_AT_ONCE, make_multiply
 from semrsm_dist.matching.lanes import LANES
 
 CHANNEL_BLOCK = 128
@@ -72,34 +66,68 @@ def pack(
                 out[start + c * LANES] = value
 
 
+def _make_multiply_columns(n_vectors: int, width: int = LANES) -> Any:
+    """Return the function that multiplies a packed image by a block of packed columns, for some of the channels."""
+    many, few = ROWS_AT_ONCE
+    multiply_many, multiply_few = make_multiply(many, n_vectors, width), make_multiply(few, n_vectors, width)
+
+    @register_jitable
+    def multiply_columns(
+        a: NDArray[np.floating[Any]],
+        b: NDArray[np.floating[Any]],
+        n_channels: int,
+        n_rows: int,
+        column: int,
+        first: int,
+        n: int,
+        out: NDArray[np.floating[Any]],
+        out_width: int,
+    ) -> None:
+        at_once, at_least = many * 4 // a.itemsize, few * 4 // a.itemsize
+        row = 0
+        while row < n_rows:
+            # Cut so that no row beyond the padded ones is written.
+            left = n_rows - row
+            if at_least < left <= at_once or left > 2 * at_least:
+                multiply_many(a, b, n_channels, row, column, first, n, out, out_width, first > 0)
+                row += at_once
+            else:
+                multiply_few(a, b, n_channels, row, column, first, n, out, out_width, first > 0)
+                row += at_least
+
+    return multiply_columns
+
+
+_multiply_half = _make_multiply_columns(1, HALF)
+_multiply_one = _make_multiply_columns(1)
+_multiply_most = _make_multiply_columns(VECTORS_AT_ONCE) if VECTORS_AT_ONCE > 1 else _multiply_one
+
+
 @compiled
 def multiply_packed(
     a: NDArray[np.floating[Any]],
     b: NDArray[np.floating[Any]],
     n_channels: int,
     n_rows: int,
+    n_columns: int,
     out: NDArray[np.floating[Any]],
 ) -> None:
-    """Write the affinities of two packed images into `out`, flat, rows of ``padded(S)`` columns.
+    """Write the affinities of `n_rows` and `n_columns` packed tokens into `out`, flat, ``padded(n_columns)`` to a row.
 
-    `out` holds ``padded(S) ** 2`` entries; of its rows, at least the first `n_rows` are written.
+    `out` has room for ``padded(n_rows)`` rows, of which at least `n_rows` are written.
     """
-    n_blocks = b.size // (n_channels * LANES)
-    step = n_blocks * LANES
-    block_rows = PRODUCT_ROWS * 4 // a.itemsize
+    out_width = padded(n_columns)
     for first in range(0, n_channels, CHANNEL_BLOCK):
         n = min(CHANNEL_BLOCK, n_channels - first)
-        add = first > 0
-        for block in range(0, n_blocks, PRODUCT_VECTORS):
-            width = min(PRODUCT_VECTORS, n_blocks - block)
-            b_at = (block * n_channels + first) * LANES
-            b_step = n_channels * LANES
-            for row in range(0, n_rows, block_rows):
-                a_at = (row // LANES * n_channels + first) * LANES + row % LANES
-                out_at = row * step + block * LANES
-                if width == 3:
-                    multiply_three(a, a_at, b, b_at, b_step, n, out, out_at, step, add)
-                elif width == 2:
-                    multiply_two(a, a_at, b, b_at, b_step, n, out, out_at, step, add)
-                else:
-                    multiply_one(a, a_at, b, b_at, b_step, n, out, out_at, step, add)
+        column = 0
+        while column < n_columns:
+            left = n_columns - column
+            if VECTORS_AT_ONCE > 1 and left > (VECTORS_AT_ONCE - 1) * LANES:
+                _multiply_most(a, b, n_channels, n_rows, column, first, n, out, out_width)
+                column += VECTORS_AT_ONCE * LANES
+            elif left > HALF:
+                _multiply_one(a, b, n_channels, n_rows, column, first, n, out, out_width)
+                column += LANES
+            else:
+                _multiply_half(a, b, n_channels, n_rows, column, first, n, out, out_width)
+                column += LANES

@@ -270,15 +270,15 @@ def _sketch_bound(
     size = pair.size_i * pair.size_j
     if pair.n_tokens == 1 or not size > 0.0:
         return np.inf
-    n_channels, work = settings.sketch_channels, memory.work
-    width = padded(pair.n_tokens)
+    n_channels, n, work = settings.sketch_channels, pair.n_tokens, memory.work
+    width = padded(n)
     affinity, part = work.affinity[: width * width], width * n_channels
-    multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, pair.n_tokens, affinity)
+    multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, n, n, affinity)
     slack = settings.sketch_rounding * size
     least = affinity_floor(pair, floor, slack)
     dual = _usual_bound(rows, r, columns, c, pair, memory)
     if not dual < least:
-        _, dual = run_auction(affinity, pair.n_tokens, size, _SKETCH_GAP * size, work.market, least)
+        _, dual = run_auction(affinity, n, size, _SKETCH_GAP * size, work.market, least)
         if dual < np.inf:
             _learn_prices(rows, r, columns, c, pair, memory)
     return bound_of_dual(pair, dual, slack)

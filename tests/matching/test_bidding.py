@@ -127,7 +127,7 @@ def affinity_of(z):
     panel = Auction().prepare(z)
     images = images_of(panel)
     affinity = np.empty(padded(z.shape[1]) ** 2, np.float32)
-    multiply_packed(images.packed[0], images.packed[1], z.shape[2], z.shape[1], affinity)
+    multiply_packed(images.packed[0], images.packed[1], z.shape[2], z.shape[1], z.shape[1], affinity)
     return affinity, float(np.prod(images.centred_norms[:2]))
 
 

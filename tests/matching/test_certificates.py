@@ -189,7 +189,7 @@ def test_bids_are_bounded(kind):
     z = make(kind, 50, 6, np.random.default_rng(5)).astype(np.float32)
     panel = Auction().prepare(z)
     work = make_workspace(50)
-    multiply_packed(panel.packed[0], panel.packed[1], 6, 50, work.affinity)
+    multiply_packed(panel.packed[0], panel.packed[1], 6, 50, 50, work.affinity)
     budget = 50 * bidding.BIDS_PER_TOKEN
     market = work.market
     market.rounded[:] = np.random.default_rng(6).integers(lane_bids.CLIPPED, 1, market.rounded.size)
@@ -221,7 +221,7 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
     z_i, z_j = make(kind, n_tokens, n_channels, rng).astype(dtype)
     rows, columns = Auction().prepare(z_i[None]), Auction().prepare(z_j[None])
     work = make_workspace(n_tokens)
-    multiply_packed(rows.packed[0], columns.packed[0], n_channels, n_tokens, work.affinity)
+    multiply_packed(rows.packed[0], columns.packed[0], n_channels, n_tokens, n_tokens, work.affinity)
     work.market.prices[:] = np.inf
     work.market.prices[:n_tokens] = rng.normal(size=n_tokens)
     work.market.columns[:n_tokens] = rng.permutation(n_tokens)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
@@ -17,7 +16,10 @@ from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.rbf_width import median_sigma
 from semrsm_dist.store.blocks import KINDS
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.matrices import LayerMatrices, MatrixStore
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Run:
@@ -78,7 +80,7 @@ class Run:
         ConfigError, IncompleteError
             As `dataset`.
         """
-        return int(self.dataset(layer)["matched"].encoding["chunks"][0])
+        return self.matrices(layer).matrix("matched").chunk_side
 
     def dataset(self, layer: str) -> xr.Dataset:
         """Open all matrices of a layer lazily.
@@ -89,6 +91,18 @@ class Run:
             If the layer is unknown.
         IncompleteError
             If it has not been assembled yet.
+        """
+        from semrsm_dist.store.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        return open_dataset(self.matrices(layer))
+
+    def matrices(self, layer: str) -> LayerMatrices:
+        """Open all matrices of a layer as numpy arrays.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `dataset`.
         """
         return MatrixStore(self.directory.matrices, self._known(layer)).open()
 
@@ -121,8 +135,11 @@ class Run:
         IncompleteError
             If the layer has not been assembled yet.
         """
-        dataset, name, sigma = self._find(layer, kernel, kind, sigma)
-        if name in dataset:
+        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        _, stored, sigma = self._find(layer, kernel, kind, sigma)
+        dataset, name = self.dataset(layer), f"{kind}_{kernel}"
+        if stored:
             return dataset[name]
         inner = dataset[KINDS[kind]]
         values = self.similarity_rows(layer, kernel, kind, sigma=sigma)(slice(None))
@@ -133,13 +150,15 @@ class Run:
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
     ) -> Callable[[slice], NDArray[np.float64]]:
         """Return a function from a slice of rows to these rows of `similarity`, for matrices larger than memory."""
-        dataset, name, sigma = self._find(layer, kernel, kind, sigma)
-        if name in dataset:
-            matrix = dataset[name]
-            return lambda rows: np.asarray(matrix[rows].values)
-        inner = dataset[KINDS[kind]]
-        norms_i, norms_j = dataset["squared_norm_i"].values, dataset["squared_norm_j"].values
-        return lambda rows: derive(kernel, inner[rows].values, norms_i[rows], norms_j, sigma=sigma)
+        matrices, stored, sigma = self._find(layer, kernel, kind, sigma)
+        if stored:
+            similarity = matrices.matrix(f"{kind}_{kernel}")
+            return lambda rows: similarity.read((rows, slice(None)))
+        inner = matrices.matrix(KINDS[kind])
+        norms_i, norms_j = (matrices.coordinate(f"squared_norm_{side}") for side in "ij")
+        return lambda rows: derive(
+            kernel, inner.read((rows, slice(None))), norms_i[rows], norms_j, sigma=sigma
+        )
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
         """Return the certified error of what a layer's matching found.
@@ -162,6 +181,8 @@ class Run:
         ConfigError, IncompleteError
             As `similarity`.
         """
+        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+
         dataset = self.dataset(layer)
         gap = dataset["gap"]
         if kernel is None:
@@ -195,8 +216,8 @@ class Run:
 
     def _find(
         self, layer: str, kernel: str, kind: str, sigma: float | None
-    ) -> tuple[xr.Dataset, str, float | None]:
-        """Return the data set, the name of the wanted matrix, to be derived if it is not there, and its sigma."""
+    ) -> tuple[LayerMatrices, bool, float | None]:
+        """Return the layer's matrices, whether the wanted one is among them or has to be derived, and its sigma."""
         if kind not in KINDS:
             raise ConfigError(
                 f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
@@ -207,13 +228,13 @@ class Run:
             )
         if sigma is not None and kernel != "rbf":
             raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
-        dataset = self.dataset(layer)
-        name = f"{kind}_{kernel}"
-        if sigma is not None and name in dataset and dataset[name].attrs["sigma"] != sigma:
-            return dataset.drop_vars(name), name, sigma
-        if kernel == "rbf" and sigma is None and name not in dataset:
+        matrices, name = self.matrices(layer), f"{kind}_{kernel}"
+        stored = name in matrices.names
+        if stored and sigma is not None:
+            stored = matrices.matrix(name).attributes["sigma"] == sigma
+        elif kernel == "rbf" and sigma is None and not stored:
             sigma = median_sigma(self.directory, layer, self.layout(layer), KINDS[kind])
-        return dataset, name, sigma
+        return matrices, stored, sigma
 
     def _known(self, layer: str) -> str:
         if layer not in self.record["layers"]:

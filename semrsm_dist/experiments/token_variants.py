@@ -139,16 +139,17 @@ def _derive_centred(run: Run, plain: Variant, layer: str) -> Iterator[Variant]:
 
 def read_variant(run: Run, layer: str, name: str) -> Variant:
     """Return a layer's inner products as a run has found them."""
-    data = run.dataset(layer)
+    matrices = run.matrices(layer)
 
     def reader(quantity: str) -> RowReader:
-        return lambda rows: np.asarray(data[quantity][rows].values)
+        matrix = matrices.matrix(quantity)
+        return lambda rows: matrix.read((rows, slice(None)))
 
     return Variant(
         name,
         {"gap": reader("gap"), **{kind: reader(quantity) for kind, quantity in KINDS.items()}},
-        data["squared_norm_i"].values,
-        data["squared_norm_j"].values,
+        matrices.coordinate("squared_norm_i"),
+        matrices.coordinate("squared_norm_j"),
         run.chunk_side(layer),
         run.is_symmetric,
     )
@@ -196,7 +197,7 @@ def _open_complete(path: Path, layers: Sequence[str]) -> Run | None:
     try:
         run = Run(path)
         for layer in layers:
-            run.dataset(layer)
+            run.matrices(layer)
     except (ConfigError, IncompleteError):
         return None
     return run

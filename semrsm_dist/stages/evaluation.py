@@ -135,18 +135,19 @@ def _dependence(session: Session, layouts: Mapping[str, Layout]) -> dict[str, An
 
 def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dict[str, Any]:
     """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
-    data = run.dataset(layer)
-    norms_i, norms_j = np.sqrt(data["squared_norm_i"].values), np.sqrt(data["squared_norm_j"].values)
+    matrices = run.matrices(layer)
+    gap = matrices.matrix("gap")
+    norms_i, norms_j = (np.sqrt(matrices.coordinate(f"squared_norm_{side}")) for side in "ij")
     total, count, largest = 0.0, 0, -math.inf
     # Chunk by chunk, each read once: rows of a large matrix would not fit.
-    chunks = Layout(layout.n_rows, layout.n_columns, run.chunk_side(layer), layout.symmetric)
+    chunks = Layout(layout.n_rows, layout.n_columns, gap.chunk_side, layout.symmetric)
     for row, column in chunks.tiles():
         rows, columns = chunks.rows(row), chunks.columns(column)
         scale = norms_i[rows, None] * norms_j[None, columns]
         defined = scale > 0
         if layout.symmetric and row == column:
             defined = np.triu(defined, k=1)
-        cosine_gap = data["gap"][rows, columns].values[defined] / scale[defined]
+        cosine_gap = gap.read((rows, columns))[defined] / scale[defined]
         if cosine_gap.size:
             total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
             largest = max(largest, float(cosine_gap.max()))

@@ -1,4 +1,4 @@
-"""The final matrices of a layer: an xarray data set in a Zarr group.
+"""The final matrices of a layer: a Zarr group that xarray opens as a data set.
 
 Dimensions are `image_i` (rows) and `image_j` (columns), with the image ids as coordinates and labels beside them. A
 symmetric matrix is stored whole, so that every reader gets rows as they are.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from semrsm_dist.errors import IncompleteError
 from semrsm_dist.store import chunks
@@ -144,8 +141,8 @@ class MatrixStore:
             zarr.open_group(self.group, mode="a", use_consolidated=True).attrs[COMPLETE] = True
         gather_metadata(self.root)
 
-    def open(self) -> xr.Dataset:
-        """Open the layer lazily; reading a damaged chunk of a matrix raises DamagedChunkError, which names its file.
+    def open(self) -> LayerMatrices:
+        """Open the layer for reading.
 
         Raises
         ------
@@ -159,20 +156,31 @@ class MatrixStore:
                 f"{'assembled yet' if missing == self.group else 'all there any more: this is missing'}; start the "
                 "run's command again to finish it (semrsm status tells how far it is)"
             )
-        dataset: xr.Dataset = xr.open_zarr(self.group, chunks=None)
-        return dataset.assign(
-            {
-                name: self._lazily(name, matrix.variable)
-                for name, matrix in dataset.items()
-                if matrix.ndim == 2
-            }
-        )
+        return LayerMatrices(self.group)
 
-    def _lazily(self, name: Hashable, opened: xr.Variable) -> xr.Variable:
-        """Return a variable that reads as xarray's own does, but tells which chunk is damaged."""
-        matrix: Any = indexing.LazilyIndexedArray(_Matrix(self.group, str(name)))
-        cached = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(matrix))  # type: ignore[no-untyped-call]
-        return xr.Variable(opened.dims, cached, opened.attrs, opened.encoding)
+
+class LayerMatrices:
+    """The matrices of an assembled layer, as numpy arrays.
+
+    Parameters
+    ----------
+    group
+        Directory of the layer's group.
+    """
+
+    def __init__(self, group: Path) -> None:
+        self.group = group
+        opened = zarr.open_group(group, mode="r")
+        self.names = frozenset(name for name, array in opened.arrays() if array.ndim == len(DIMENSIONS))
+
+    def matrix(self, name: str) -> StoredMatrix:
+        """Return one of the matrices, to be read in parts."""
+        return StoredMatrix(self.group, name)
+
+    def coordinate(self, name: str) -> NDArray[Any]:
+        """Return what stands beside the rows or columns, one entry each."""
+        array = chunks.open_array(self.group, name)
+        return chunks.read_region(array, (slice(0, array.shape[0]),))
 
 
 def gather_metadata(root: Path) -> None:
@@ -199,21 +207,33 @@ def _consolidate(group: Path) -> None:
         zarr.consolidate_metadata(group)
 
 
-class _Matrix(BackendArray):
-    """A stored matrix as xarray reads it."""
+class StoredMatrix:
+    """A final matrix on disk; reading a damaged chunk raises DamagedChunkError, which names its file.
+
+    Parameters
+    ----------
+    group
+        Directory of the layer's group.
+    name
+        Name of the matrix.
+    """
 
     def __init__(self, group: Path, name: str) -> None:
         self._group, self._name = group, name
         self._array = chunks.open_array(group, name)
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype = np.dtype(np.float64)
+        self.attributes: dict[str, Any] = dict(self._array.attrs)
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+    @property
+    def chunk_side(self) -> int:
+        """Rows and columns of a chunk."""
+        return int(self._array.chunks[0])
 
-    def _read(self, key: tuple[Any, ...]) -> Any:
+    def read(self, key: tuple[Any, ...]) -> NDArray[np.float64]:
+        """Return a part: numbers, slices or index arrays for rows and for columns, each on its own."""
         try:
-            return self._array.oindex[key]
+            return np.asarray(self._array.oindex[key])
         except (*chunks.DECODING_ERRORS, OSError) as error:
             for index in self._touched(key):
                 self._check(index)

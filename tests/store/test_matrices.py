@@ -9,6 +9,7 @@ import zarr
 
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.store import chunks
+from semrsm_dist.store.datasets import open_dataset
 from semrsm_dist.store.matrices import COORDINATES, MatrixStore
 
 SHAPE, SIDE = (5, 7), 3
@@ -44,7 +45,7 @@ def assemble(root, names=("matched", "gap"), attributes=None):
 def test_a_complete_layer_opens_with_its_coordinates(tmp_path):
     store = assemble(tmp_path)
     store.finish()
-    data = store.open()
+    data = open_dataset(store.open())
     assert data["matched"].dims == ("image_i", "image_j")
     np.testing.assert_array_equal(data["matched"].values, VALUES)
     np.testing.assert_array_equal(data["gap"].values, 2 * VALUES)
@@ -84,7 +85,7 @@ def test_beginning_again_makes_it_incomplete_and_drops_other_matrices(tmp_path):
     assert not store.is_complete()
     again = assemble(tmp_path, attributes={"recipe": {"kernels": []}})
     again.finish()
-    data = MatrixStore(tmp_path, "blocks.0").open()
+    data = open_dataset(MatrixStore(tmp_path, "blocks.0").open())
     assert set(data.data_vars) == {"matched", "gap"}
     assert "semantic_rbf" not in xr.open_zarr(tmp_path, group="blocks.0", chunks=None)
     np.testing.assert_array_equal(data["matched"].values, VALUES)
@@ -102,9 +103,9 @@ def test_a_kill_before_the_metadata_is_gathered_does_no_harm(tmp_path, monkeypat
         store.finish()
     monkeypatch.undo()
     if store.is_complete():
-        np.testing.assert_array_equal(store.open()["matched"].values, VALUES)
+        np.testing.assert_array_equal(open_dataset(store.open())["matched"].values, VALUES)
     assemble(tmp_path).finish()
-    np.testing.assert_array_equal(store.open()["matched"].values, VALUES)
+    np.testing.assert_array_equal(open_dataset(store.open())["matched"].values, VALUES)
 
 
 def test_coordinates_are_replaced(tmp_path):
@@ -112,7 +113,7 @@ def test_coordinates_are_replaced(tmp_path):
     store.write_coordinate("labels_i", "image_i", ["new"] * 5)
     store.write_coordinate("squared_norm_i", "image_i", np.full(5, 0.5))
     store.finish()
-    data = store.open()
+    data = open_dataset(store.open())
     assert data["labels_i"].values.tolist() == ["new"] * 5
     assert data["squared_norm_i"].values.tolist() == [0.5] * 5
 
@@ -161,7 +162,7 @@ def test_a_damaged_description_is_told(tmp_path):
     file.unlink()
     assert not store.is_complete()
     assemble(tmp_path).finish()
-    np.testing.assert_array_equal(store.open()["gap"].values, 2 * VALUES)
+    np.testing.assert_array_equal(open_dataset(store.open())["gap"].values, 2 * VALUES)
 
 
 @pytest.mark.parametrize("lost", ["matched/c/0/1", "gap/c/1/2", "image_i/c/0", "labels_i/c/0", "group_j/c/0"])
@@ -188,7 +189,7 @@ def test_a_damaged_chunk_is_named_with_what_helps(tmp_path):
     store.finish()
     file = store.group / "matched" / "c" / "1" / "2"
     file.write_bytes(b"x" + file.read_bytes()[1:])
-    data = store.open()["matched"]
+    data = open_dataset(store.open())["matched"]
     np.testing.assert_array_equal(data[:3].values, VALUES[:3])
     for part in (data, data[3], data[2:, 6], data[[0, 4]], data.isel(image_i=[4], image_j=[6, 0])):
         with pytest.raises(
@@ -205,4 +206,4 @@ def test_a_damaged_chunk_is_named_with_what_helps(tmp_path):
 def test_parts_are_those_of_the_matrix(tmp_path, key):
     store = assemble(tmp_path)
     store.finish()
-    np.testing.assert_array_equal(store.open()["matched"][key].values, VALUES[key])
+    np.testing.assert_array_equal(open_dataset(store.open())["matched"][key].values, VALUES[key])

@@ -1,0 +1,45 @@
+"""The final matrices of a layer as an xarray data set: what users read, and the pipeline itself does without.
+
+xarray takes half a second to load, which every command would pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from semrsm_dist.store.matrices import LayerMatrices, StoredMatrix
+
+
+def open_dataset(layer: LayerMatrices) -> xr.Dataset:
+    """Open a layer's matrices lazily, with their coordinates.
+
+    Reading a damaged chunk of a matrix raises DamagedChunkError, which names its file.
+    """
+    dataset: xr.Dataset = xr.open_zarr(layer.group, chunks=None)
+    return dataset.assign(
+        {name: _lazily(layer, name, dataset[name].variable) for name in sorted(layer.names)}
+    )
+
+
+def _lazily(layer: LayerMatrices, name: Hashable, opened: xr.Variable) -> xr.Variable:
+    """Return a variable that reads as xarray's own does, but tells which chunk is damaged."""
+    matrix: Any = indexing.LazilyIndexedArray(_Matrix(layer.matrix(str(name))))
+    cached = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(matrix))  # type: ignore[no-untyped-call]
+    return xr.Variable(opened.dims, cached, opened.attrs, opened.encoding)
+
+
+class _Matrix(BackendArray):
+    """A stored matrix as xarray reads it."""
+
+    def __init__(self, stored: StoredMatrix) -> None:
+        self._stored = stored
+        self.shape, self.dtype = stored.shape, stored.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        outer = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, outer, self._stored.read)

@@ -110,7 +110,7 @@ class Auction(Matcher):
     ) -> None:
         """Match a span of `rows` with `columns`, finishing exactly where the auction cannot."""
         rounding = rounding_of_product(rows.n_channels)
-        images, others = images_of(rows), images_of(columns)
+        images, others = images_of(rows, columns)
         out = (tile.matched, tile.upper_bound, tile.identity)
         at_once = _columns_at_once(rows)
         r, c = span.start, span.start + 1 if triangular else 0

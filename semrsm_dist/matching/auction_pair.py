@@ -9,7 +9,7 @@ tokens has ``<Z_i, P Z_j> = S_i mu_i . mu_j + <A, P B>``, as B sums to zero.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,16 @@ Matrix = NDArray[np.float64]
 
 
 class Images(NamedTuple):
-    """The arrays of a `PackedPanel`, in a form that compiled code takes."""
+    """The arrays of a `PackedPanel`, in a form that compiled code takes.
 
-    raw: NDArray[Any]
+    Attributes
+    ----------
+    raw : ndarray of float32, (T, S, C) or (T, S, 2 C)
+        The representations as given; if they are `double`, the bytes of float64. So there is one type of images, and
+        all that is large is compiled once.
+    """
+
+    raw: NDArray[np.float32]
     token_counts: NDArray[np.int64]
     squared_norms: NDArray[np.float64]
     means: NDArray[np.float64]
@@ -54,6 +61,7 @@ class Images(NamedTuple):
     filling_norms: NDArray[np.float64]
     filling_rounding_norms: NDArray[np.float64]
     lengths: NDArray[np.float64]
+    double: bool
 
 
 class Workspace(NamedTuple):
@@ -65,10 +73,19 @@ class Workspace(NamedTuple):
     cycles: NDArray[np.int64]  # spent in products and in matching
 
 
-def images_of(panel: Panel) -> Images:
-    """Return the arrays of a packed panel for compiled code."""
+def images_of(rows: Panel, columns: Panel) -> tuple[Images, Images]:
+    """Return the arrays of two packed panels for compiled code; if one is in float64, both are."""
+    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
+    images = _images(rows, double)
+    return images, images if columns is rows else _images(columns, double)
+
+
+def _images(panel: Panel, double: bool) -> Images:
     packed = cast(PackedPanel, panel)
-    return Images(*(read_only(getattr(packed, field)) for field in Images._fields))
+    raw = packed.raw.astype(np.float64 if double else np.float32, copy=False).view(np.float32)
+    others = [field for field in Images._fields if field not in ("raw", "double")]
+    arrays = {field: read_only(getattr(packed, field)) for field in others}
+    return Images(raw=read_only(raw), double=double, **arrays)
 
 
 def make_workspace(n_tokens: int) -> Workspace:
@@ -98,7 +115,7 @@ def conclude(
     """Write the value of the permutation found, and the bound or, if that is less, the value plus the gap."""
     count = max(rows.token_counts[r], columns.token_counts[c])
     trace, value = identity_and_matched_value(
-        rows.raw[r, :count], columns.raw[c, :count], permutation[:count]
+        rows.raw[r, :count], columns.raw[c, :count], rows.double, permutation[:count]
     )
     bound = min(bound, value + gap)
     if rows.token_counts[r] != columns.token_counts[c]:
@@ -109,6 +126,16 @@ def conclude(
     identity[r, c] = trace
     matched[r, c] = value
     upper_bound[r, c] = max(bound, value)
+
+
+@compiled
+def _pack_in_float64(
+    raw: NDArray[np.float32], double: bool, mean: NDArray[np.float64], scale: float, out: NDArray[np.float64]
+) -> None:
+    if double:
+        pack(raw.view(np.float64), mean, scale, out)
+    else:
+        pack(raw, mean, scale, out)
 
 
 @inlined
@@ -173,7 +200,7 @@ def frame_pair(rows: Images, r: int, columns: Images, c: int, tolerance: float, 
         size_j,
         spread,
         rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
-        float64_rounding(n_tokens, rows.raw.shape[2]) * norms,
+        float64_rounding(n_tokens, rows.means.shape[1]) * norms,
     )
 
 
@@ -193,7 +220,7 @@ def settle_flat(pair: Pair, work: Workspace) -> tuple[float, float]:
 @inlined
 def multiply_pair(rows: Images, r: int, columns: Images, c: int, pair: Pair, work: Workspace) -> None:
     """Write the affinities of a pair to `work`."""
-    n, n_channels = pair.n_tokens, rows.raw.shape[2]
+    n, n_channels = pair.n_tokens, rows.means.shape[1]
     width = padded(n)
     part = width * n_channels
     began = read_cycles()
@@ -234,15 +261,17 @@ def bid_for_pair(
         return -np.inf, bound_of_dual(pair, dual, pair.slack)
     gap = np.inf
     if finished and not certifiable:
+        longest = max(columns.token_norms[c, 0] / columns.scales[c], columns.lengths[c, n_tokens - 1])
         gap = scale * distance_from_optimum(
             affinity,
             market.prices,
             market.columns,
             rows.raw[r, :n_tokens],
+            columns.raw[c, :n_tokens],
+            rows.double,
             rows.means[r],
             rows.lengths[r],
-            columns.raw[c, :n_tokens],
-            max(columns.token_norms[c, 0] / columns.scales[c], columns.lengths[c, n_tokens - 1]),
+            longest,
             scale,
             rounding + _PACKING,
         )
@@ -286,14 +315,14 @@ def finish_exactly(
 ) -> None:
     """Match one pair to the optimum in float64, from the prices in `work`."""
     began = read_cycles()
-    n_channels = rows.raw.shape[2]
+    n_channels = rows.means.shape[1]
     n_tokens = max(rows.token_counts[r], columns.token_counts[c])
     width = padded(n_tokens)
     packed_i = np.empty(width * n_channels)
     packed_j = np.empty(width * n_channels)
     affinity = np.empty((width, width))
-    pack(rows.raw[r, :n_tokens], rows.means[r], rows.scales[r], packed_i)
-    pack(columns.raw[c, :n_tokens], columns.means[c], columns.scales[c], packed_j)
+    _pack_in_float64(rows.raw[r, :n_tokens], rows.double, rows.means[r], rows.scales[r], packed_i)
+    _pack_in_float64(columns.raw[c, :n_tokens], columns.double, columns.means[c], columns.scales[c], packed_j)
     multiply_packed(packed_i, packed_j, n_channels, n_tokens, n_tokens, affinity.ravel())
     multiplied = read_cycles()
     prices = np.empty(n_tokens)

@@ -136,10 +136,11 @@ def distance_from_optimum(
     affinity: NDArray[np.float32],
     prices: NDArray[np.float32],
     columns: NDArray[np.int32],
-    z_i: NDArray[np.floating[Any]],
+    z_i: NDArray[np.float32],
+    z_j: NDArray[np.float32],
+    double: bool,
     mean_i: NDArray[np.float64],
     lengths_i: NDArray[np.float64],
-    z_j: NDArray[np.floating[Any]],
     longest_j: float,
     scale: float,
     rounding: float,
@@ -154,8 +155,8 @@ def distance_from_optimum(
     ----------
     affinity, prices, columns
         As an auction leaves them. The affinity is that of z_i centred by `mean_i` and z_j, divided by `scale`.
-    z_i, z_j : (S, C)
-        The representations as given.
+    z_i, z_j : (S, C) or (S, 2 C)
+        The representations as given; if they are `double`, the bytes of float64.
     lengths_i : (S,)
         Norms of the tokens of z_i, centred and scaled.
     longest_j : float
@@ -165,7 +166,7 @@ def distance_from_optimum(
     rounding : float
         A float32 affinity differs from the exact one by at most ``rounding * lengths_i[i] * longest_j``.
     """
-    n_tokens, n_channels = z_i.shape
+    n_tokens, n_channels = z_i.shape[0], mean_i.size
     flat_i, flat_j = z_i.ravel(), z_j.ravel()
     step = padded(n_tokens)
     n_blocks = step // LANES
@@ -185,9 +186,12 @@ def distance_from_optimum(
             k = block * LANES
             while above != 0:
                 if above & 1:
-                    gain = dot_of_differences(
-                        flat_i, i * n_channels, mean_i, flat_j, k * n_channels, c * n_channels, n_channels
-                    )
+                    places = k * n_channels, c * n_channels, n_channels
+                    if double:
+                        a, b = flat_i.view(np.float64), flat_j.view(np.float64)
+                        gain = dot_of_differences(a, i * n_channels, mean_i, b, *places)
+                    else:
+                        gain = dot_of_differences(flat_i, i * n_channels, mean_i, flat_j, *places)
                     price = np.float64(prices[k]) - np.float64(prices[c])
                     worst = max(worst, gain / scale - price + rounding64 * unit)
                 above >>= 1
@@ -245,13 +249,21 @@ def matched_value(
 
 @compiled
 def identity_and_matched_value(
-    z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], permutation: NDArray[np.integer[Any]]
+    z_i: NDArray[np.float32],
+    z_j: NDArray[np.float32],
+    double: bool,
+    permutation: NDArray[np.integer[Any]],
 ) -> tuple[float, float]:
     """Return ``sum_s <z_i[s], z_j[s]>`` and the `matched_value` of a whole permutation, both in float64.
 
-    Both sums take their terms in the same order: they are equal where the permutation changes nothing.
+    Representations are (S, C) or, if they are `double`, the bytes of float64, (S, 2 C). Both sums take their terms
+    in the same order: they are equal where the permutation changes nothing.
     """
-    values: tuple[float, float] = aligned_dots(z_i, z_j, permutation, z_i.shape[1])
+    values: tuple[float, float]
+    if double:
+        values = aligned_dots(z_i.view(np.float64), z_j.view(np.float64), permutation, z_i.shape[1] // 2)
+    else:
+        values = aligned_dots(z_i, z_j, permutation, z_i.shape[1])
     return values
 
 

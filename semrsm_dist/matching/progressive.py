@@ -226,8 +226,8 @@ def _decide(
             return WITH_PRODUCT, 0.0
     if not min(gap, bound) < np.inf:
         return -1, 0.0
-    z_i, z_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
-    trace, value = identity_and_matched_value(z_i, z_j, work.permutation[: pair.n_tokens])
+    raw_i, raw_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
+    trace, value = identity_and_matched_value(raw_i, raw_j, left.double, work.permutation[: pair.n_tokens])
     if left.token_counts[r] == right.token_counts[c]:
         value = max(trace, value)  # as the matcher: never worse than no matching at all
     return SOLVED, value

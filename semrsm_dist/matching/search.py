@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.kernels import cosine, even_exponents
 from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import images_of
+from semrsm_dist.matching.auction_pair import Images, images_of
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.product import padded, rounding_of_product
 from semrsm_dist.matching.progressive import (
@@ -78,8 +78,9 @@ class Search:
         self.same = rows is columns
         directions = principal_directions(columns)
         sketches = sketch(columns, directions)
-        self.right = _side(columns, sketches)
-        self.left = self.right if self.same else _side(rows, sketch(rows, directions))
+        images, others = images_of(rows, columns)
+        self.right = _side(columns, others, sketches)
+        self.left = self.right if self.same else _side(rows, images, sketch(rows, directions))
         self.sorted_columns = sort_channels(columns)
         self.sorted_rows = self.sorted_columns if self.same else sort_channels(rows)
         rounding = rounding_of_product(rows.n_channels)
@@ -188,10 +189,10 @@ class Search:
         return float(cosine([[matched]], row.squared_norms, column.squared_norms)[0, 0])
 
 
-def _side(panel: PackedPanel, sketches: Sketches) -> Side:
+def _side(panel: PackedPanel, images: Images, sketches: Sketches) -> Side:
     prices = np.zeros((panel.n_images, padded(panel.n_tokens)), np.float32)
     norms = even_exponents(panel.squared_norms)
-    return Side(images_of(panel), *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
+    return Side(images, *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:

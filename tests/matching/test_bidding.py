@@ -125,7 +125,7 @@ def test_bids_leave_every_row_with_a_column_that_is_best_but_for_eps(n_tokens, s
 
 def affinity_of(z):
     panel = Auction().prepare(z)
-    images = images_of(panel)
+    images = images_of(panel, panel)[0]
     affinity = np.empty(padded(z.shape[1]) ** 2, np.float32)
     multiply_packed(images.packed[0], images.packed[1], z.shape[2], z.shape[1], z.shape[1], affinity)
     return affinity, float(np.prod(images.centred_norms[:2]))

@@ -178,7 +178,8 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
         def _solve(self, rows, span, columns, triangular, work, tile):
             work.market.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3
             out = (tile.matched, tile.upper_bound, tile.identity)
-            finish_exactly(images_of(rows), 0, images_of(columns), 0, work, *out)
+            left, right = images_of(rows, columns)
+            finish_exactly(left, 0, right, 0, work, *out)
 
     check(Misled().match(z_i, z_j), z_i, z_j, 1e-15)
 
@@ -227,7 +228,8 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
     work.market.columns[:n_tokens] = rng.permutation(n_tokens)
     scale = rows.scales[0] * columns.scales[0]
     assignment = (work.affinity, work.market.prices, work.market.columns)
-    images = (rows.raw[0], rows.means[0], rows.lengths[0], columns.raw[0])
+    left, right = images_of(rows, columns)
+    images = (left.raw[0], right.raw[0], left.double, left.means[0], left.lengths[0])
     longest = columns.token_norms[0, 0] / columns.scales[0]
     rounding = rounding_of_product(n_channels) + 2.0**-22
     distance = distance_from_optimum(*assignment, *images, longest, scale, rounding)
@@ -238,6 +240,19 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
     affinity = centred_i @ centred_j.T / scale - work.market.prices[:n_tokens]
     slack = affinity.max(axis=1) - affinity[np.arange(n_tokens), work.market.columns[:n_tokens]]
     assert distance <= slack.sum() + 1e-3 * n_tokens * np.abs(affinity).max()
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-15])
+def test_images_in_float32_meet_images_in_float64(tolerance):
+    rng = np.random.default_rng(4)
+    single, double = rng.normal(size=(5, 21, 7)).astype(np.float32), rng.normal(size=(4, 21, 7))
+    matcher = Auction(tolerance)
+    mixed = matcher.solve_tile(matcher.prepare(single), matcher.prepare(double))
+    wide = matcher.solve_tile(matcher.prepare(single.astype(np.float64)), matcher.prepare(double))
+    for name in ("matched", "upper_bound", "identity"):
+        np.testing.assert_array_equal(getattr(mixed, name), getattr(wide, name))
+    exact = np.einsum("isc,jsc->ij", single.astype(np.float64), double)
+    np.testing.assert_allclose(mixed.identity, exact, rtol=1e-12, atol=1e-12)
 
 
 def test_semantic_is_never_below_spatio_semantic():

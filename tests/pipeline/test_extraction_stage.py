@@ -22,7 +22,7 @@ from semrsm_dist.stages.extraction import ExtractorFactory, choose_device
 def test_a_worker_holds_few_images_of_full_size(shop):
     size = (3000, 2000)
     first = shop.image("large/0.jpg", size=size).read_bytes()
-    for k in range(1, 48):
+    for k in range(1, 32):
         (shop.path / "large" / f"{k}.jpg").write_bytes(first)
     for k in range(2):
         shop.image(f"small/{k}.png", seed=k)
@@ -32,7 +32,7 @@ def test_a_worker_holds_few_images_of_full_size(shop):
         document["run"] += "-run"
     grown = shop.measure_memory(*documents)
     decoded = size[0] * size[1] * 3
-    assert grown < 16 * decoded  # four readers, and what decoding and resizing take; never 48
+    assert grown < 16 * decoded  # four readers, and what decoding and resizing take; never 32
 
 
 class AtStage:

@@ -84,54 +84,6 @@ def tighten_prices(
 
 
 @compiled
-def bound_from_prices(
-    affinity: NDArray[np.float32],
-    n_tokens: int,
-    row_prices: NDArray[np.float32],
-    column_prices: NDArray[np.float32],
-    maxima: NDArray[np.float32],
-) -> float:
-    """Return the smaller of the upper bounds that prices of the columns and prices of the rows prove.
-
-    They are ``sum_i max_j (A_ij - p_j) + sum_j p_j`` and the same of the transposed affinity, rounded up as in
-    `tighten_prices`, for one look at the matrix.
-
-    Parameters
-    ----------
-    affinity : (padded(S) ** 2,)
-        Flat, rows of padded(S) columns.
-    row_prices : (at least S,)
-        Any finite prices.
-    column_prices : (padded(S),)
-        Finite for the S columns, +inf beyond them.
-    maxima : (padded(S),)
-        Workspace.
-    """
-    step = padded(n_tokens)
-    for j in range(step):
-        maxima[j] = -np.inf
-    by_columns, by_rows, columns_rounded, rows_rounded = 0.0, 0.0, 0.0, 0.0
-    columns_size, rows_size = 0.0, 0.0
-    for i in range(n_tokens):
-        best = np.float64(row_max(affinity, i * step, column_prices, step // LANES))
-        raise_maxima(affinity, i * step, row_prices[i], maxima, step // LANES)
-        by_columns += best
-        columns_rounded += abs(best)
-        by_rows += np.float64(row_prices[i])
-        rows_size += abs(np.float64(row_prices[i]))
-    for j in range(n_tokens):
-        best = np.float64(maxima[j])
-        by_rows += best
-        rows_rounded += abs(best)
-        by_columns += np.float64(column_prices[j])
-        columns_size += abs(np.float64(column_prices[j]))
-    return min(
-        rounded_up(by_columns, columns_rounded, columns_size, n_tokens),
-        rounded_up(by_rows, rows_rounded, rows_size, n_tokens),
-    )
-
-
-@compiled
 def distance_from_optimum(
     affinity: NDArray[np.float32],
     prices: NDArray[np.float32],

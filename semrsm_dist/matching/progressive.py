@@ -22,7 +22,7 @@ from semrsm_dist.matching.auction_pair import (
     settle_flat,
 )
 from semrsm_dist.matching.bidding import run_auction
-from semrsm_dist.matching.bounds import bound_from_prices, identity_and_matched_value
+from semrsm_dist.matching.bounds import identity_and_matched_value, tighten_prices
 from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lanes import borrowed
 from semrsm_dist.matching.product import multiply_packed, padded
@@ -73,8 +73,7 @@ class Memory(NamedTuple):
     """Memory for one pair, used again for the next."""
 
     work: Workspace
-    row_prices: NDArray[np.float32]
-    column_prices: NDArray[np.float32]
+    prices: NDArray[np.float32]
 
 
 class Settings(NamedTuple):
@@ -88,8 +87,7 @@ class Settings(NamedTuple):
 
 def make_memory(n_tokens: int) -> Memory:
     """Return memory for pairs of at most so many tokens."""
-    width = padded(n_tokens)
-    return Memory(make_workspace(n_tokens), np.empty(width, np.float32), np.empty(width, np.float32))
+    return Memory(make_workspace(n_tokens), np.empty(padded(n_tokens), np.float32))
 
 
 @compiled
@@ -217,7 +215,7 @@ def _decide(
     else:
         multiply_pair(left, r, right, c, pair, work)
         if floor > -np.inf:
-            dual = _usual_bound(rows, r, columns, c, pair, memory)
+            dual = _usual_bound(columns, c, pair, memory)
             if dual < affinity_floor(pair, floor, pair.slack):
                 return WITH_PRODUCT, 0.0
         gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
@@ -234,16 +232,13 @@ def _decide(
 
 
 @inlined
-def _usual_bound(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory: Memory) -> float:
-    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of both images."""
+def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
+    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
     for s in range(padded(pair.n_tokens)):
         inside = s < pair.n_tokens
-        memory.row_prices[s] = np.float32(rows.prices[r, s] * pair.size_j)
-        memory.column_prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
-    work = memory.work
-    return bound_from_prices(
-        work.affinity, pair.n_tokens, memory.row_prices, memory.column_prices, work.market.lowered
-    )
+        memory.prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
+    market = memory.work.market
+    return tighten_prices(memory.work.affinity, pair.n_tokens, memory.prices, market.lowered, market.bests)
 
 
 @inlined
@@ -276,7 +271,7 @@ def _sketch_bound(
     multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, n, n, affinity)
     slack = settings.sketch_rounding * size
     least = affinity_floor(pair, floor, slack)
-    dual = _usual_bound(rows, r, columns, c, pair, memory)
+    dual = _usual_bound(columns, c, pair, memory)
     if not dual < least:
         _, dual = run_auction(affinity, n, size, _SKETCH_GAP * size, work.market, least)
         if dual < np.inf:

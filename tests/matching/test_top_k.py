@@ -179,7 +179,7 @@ def is_flat(pair):
 @numba.njit
 def usual_bound(side, i, j, pair, memory):
     auction_pair.multiply_pair(side.images, i, side.images, j, pair, memory.work)
-    dual = progressive._usual_bound(side, i, side, j, pair, memory)
+    dual = progressive._usual_bound(side, j, pair, memory)
     return auction_pair.bound_of_dual(pair, dual, pair.slack)
 
 

@@ -25,6 +25,12 @@ from semrsm_dist.matching.bidding import run_auction
 from semrsm_dist.matching.bounds import identity_and_matched_value, tighten_prices
 from semrsm_dist.matching.jit import compiled, inlined
 from semrsm_dist.matching.lanes import borrowed
+from semrsm_dist.matching.longest_first import (
+    LongestFirst,
+    make_longest_first,
+    multiply_while_open,
+    sort_tokens,
+)
 from semrsm_dist.matching.product import multiply_packed, padded
 from semrsm_dist.matching.pruning_bounds import SMALLEST_NORMS
 
@@ -74,6 +80,7 @@ class Memory(NamedTuple):
 
     work: Workspace
     prices: NDArray[np.float32]
+    sorted_row: LongestFirst
 
 
 class Settings(NamedTuple):
@@ -85,9 +92,10 @@ class Settings(NamedTuple):
     sketch_rounding: float
 
 
-def make_memory(n_tokens: int) -> Memory:
+def make_memory(n_tokens: int, n_channels: int) -> Memory:
     """Return memory for pairs of at most so many tokens."""
-    return Memory(make_workspace(n_tokens), np.empty(padded(n_tokens), np.float32))
+    prices = np.empty(padded(n_tokens), np.float32)
+    return Memory(make_workspace(n_tokens), prices, make_longest_first(n_tokens, n_channels))
 
 
 @compiled
@@ -213,11 +221,10 @@ def _decide(
     if is_flat(pair):
         gap, bound = settle_flat(pair, work)
     else:
-        multiply_pair(left, r, right, c, pair, work)
-        if floor > -np.inf:
-            dual = _usual_bound(columns, c, pair, memory)
-            if dual < affinity_floor(pair, floor, pair.slack):
-                return WITH_PRODUCT, 0.0
+        if floor == -np.inf:
+            multiply_pair(left, r, right, c, pair, work)
+        elif _is_too_low(rows, r, columns, c, pair, floor, memory):
+            return WITH_PRODUCT, 0.0
         gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
         if gap == -np.inf:
             _learn_prices(rows, r, columns, c, pair, memory)
@@ -232,11 +239,35 @@ def _decide(
 
 
 @inlined
-def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
-    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
+def _is_too_low(rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, memory: Memory) -> bool:
+    """Tell whether usual prices prove that no value reaches `floor`; if not, all affinities are in `memory`."""
+    left, right, work = rows.images, columns.images, memory.work
+    part = padded(pair.n_tokens) * left.means.shape[1]
+    sort_tokens(left.packed[r], left.lengths[r], r, pair.n_tokens, memory.sorted_row)
+    _set_usual_prices(columns, c, pair, memory)
+    return multiply_while_open(
+        memory.sorted_row,
+        right.packed[c, :part],
+        right.lengths[c],
+        pair.n_tokens,
+        memory.prices,
+        affinity_floor(pair, floor, pair.slack),
+        work.market.lowered,
+        work.affinity,
+    )
+
+
+@inlined
+def _set_usual_prices(columns: Side, c: int, pair: Pair, memory: Memory) -> None:
     for s in range(padded(pair.n_tokens)):
         inside = s < pair.n_tokens
         memory.prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
+
+
+@inlined
+def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
+    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
+    _set_usual_prices(columns, c, pair, memory)
     market = memory.work.market
     return tighten_prices(memory.work.affinity, pair.n_tokens, memory.prices, market.lowered, market.bests)
 

@@ -165,7 +165,7 @@ class Search:
             best, indices = self.best[block].copy(), self.indices[block].copy()
             floors = self.best[:, -1].copy() if self.same else np.full(self.columns.n_images, np.inf)
         solved, counts = np.full(order.shape, np.nan), np.zeros(4, np.int64)
-        memory = make_memory(self.rows.n_tokens)
+        memory = make_memory(self.rows.n_tokens, self.rows.n_channels)
         pairs = (self.left, block.start, self.right, order, bounds, floors, self.settings, memory)
         r = w = 0
         while True:

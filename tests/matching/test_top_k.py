@@ -12,9 +12,11 @@ from scipy.optimize import linear_sum_assignment
 import semrsm_dist as srs
 from semrsm_dist import kernels
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching import auction_pair, progressive, pruning_bounds
+from semrsm_dist.matching import auction_pair, longest_first, progressive, pruning_bounds
 from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.auction_pair import images_of
 from semrsm_dist.matching.panel import stack_tokens
+from semrsm_dist.matching.product import multiply_packed, padded, rounding_of_product
 from semrsm_dist.matching.search import Search
 
 KINDS = (
@@ -204,7 +206,7 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
     search = Search(Auction(), panel, panel, 1)
     side = search.left._replace(sketches=sketches.packed)
     setting = search.settings._replace(sketch_channels=6, sketch_rounding=sketches.rounding)
-    memory = progressive.make_memory(panel.n_tokens)
+    memory = progressive.make_memory(panel.n_tokens, panel.n_channels)
     for i, z_i in enumerate(images):
         for j, z_j in enumerate(images):
             best = optimum(z_i, z_j)
@@ -219,6 +221,92 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
                 assert usual_bound(side, i, j, pair, memory) >= best - rounding
 
 
+@numba.njit
+def multiply_while_open(rows, columns, n_tokens, prices, floor, memory, affinity):
+    longest_first.sort_tokens(rows.packed[0], rows.lengths[0], 0, n_tokens, memory)
+    lowered = np.empty_like(prices)
+    part = prices.size * rows.means.shape[1]
+    packed = columns.packed[0, :part]
+    return longest_first.multiply_while_open(
+        memory, packed, columns.lengths[0], n_tokens, prices, floor, lowered, affinity
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    n_tokens=st.integers(2, 100),
+    n_channels=st.sampled_from((1, 3, 40)),
+    spread=st.floats(0, 3),
+    offset=st.sampled_from((0.0, 1e-6, 1e-2, 0.3)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_by_length_prove_only_what_holds_or_give_the_whole_product(
+    kind, n_tokens, n_channels, spread, offset, seed
+):
+    rng = np.random.default_rng(seed)
+    z = make(kind, 2, n_tokens, n_channels, rng) * np.exp(spread * rng.normal(size=(2, n_tokens, 1)))
+    panels = [Auction().prepare(z[k : k + 1].astype(np.float32)) for k in range(2)]
+    sides = images_of(*panels)
+    width = padded(n_tokens)
+    whole = np.empty(width**2, np.float32)
+    multiply_packed(sides[0].packed[0], sides[1].packed[0], n_channels, n_tokens, n_tokens, whole)
+    matrix = whole.reshape(width, width)[:n_tokens, :n_tokens].astype(np.float64)
+    best = matrix[linear_sum_assignment(matrix, maximize=True)].sum()
+    size = sides[0].centred_norms[0] * sides[1].centred_norms[0]
+    prices = np.full(width, np.inf, np.float32)
+    prices[:n_tokens] = rng.choice([0.0, 0.1, 3.0]) * rng.normal(size=n_tokens) * size / n_tokens
+    memory = longest_first.make_longest_first(n_tokens, n_channels)
+    slack = (rounding_of_product(n_channels) + 2.0**-22) * size  # of affinities and of packing
+    for floor in (best - slack - offset * size, best + slack + offset * size, np.inf):
+        found = np.full(width**2, np.nan, np.float32)
+        proved = multiply_while_open(sides[0], sides[1], n_tokens, prices, floor, memory, found)
+        assert not proved or floor > best - slack
+        if not proved:
+            rows = slice(0, n_tokens * width)
+            np.testing.assert_array_equal(found[rows], whole[rows])
+    assert proved  # whatever is asked of infinity
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n_tokens=st.integers(1, 150),
+    spread=st.sampled_from((0.0, 0.1, 2.0)),
+    scale=st.sampled_from((0.0, 1.0, 30.0)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_what_rows_can_add_is_bounded_closely_by_their_lengths(n_tokens, spread, scale, seed):
+    rng = np.random.default_rng(seed)
+    lengths_i, lengths_j = np.exp(spread * rng.normal(size=(2, n_tokens)))
+    lengths_i[::-1].sort()
+    prices = (scale * rng.normal(size=n_tokens)).astype(np.float32)
+    n_bands = -(-n_tokens // longest_first.BAND)
+    rest = np.full(n_bands + 1, np.nan)
+    longest_first._bound_rest(lengths_i, lengths_j, prices, rest)
+    most = (lengths_i[:, None] * lengths_j - prices).max(axis=1)
+    exact = np.array([most[band * longest_first.BAND :].sum() for band in range(n_bands + 1)])
+    size = np.abs(most).sum() + np.abs(prices).sum() + 1.0
+    assert (rest >= exact).all()
+    # Every row adds at most what the longest of its band does.
+    coarse = [most[i // longest_first.BAND * longest_first.BAND] - most[i] for i in range(n_tokens)]
+    assert (rest - exact <= sum(coarse) + 1e-9 * size).all()
+
+
+def test_few_long_tokens_decide_before_the_rest_is_multiplied():
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(2, 200, 16))
+    z[:, rng.permutation(200)[:190]] *= 1e-3
+    panels = [Auction().prepare(image[None].astype(np.float32)) for image in z]
+    sides = images_of(*panels)
+    memory = longest_first.make_longest_first(200, 16)
+    affinity = np.full(padded(200) ** 2, np.nan, np.float32)
+    prices = np.where(np.arange(padded(200)) < 200, 0, np.inf).astype(np.float32)
+    size = float(sides[0].centred_norms[0] * sides[1].centred_norms[0])
+    assert multiply_while_open(sides[0], sides[1], 200, prices, 1.5 * size, memory, affinity)
+    rows = affinity.reshape(-1, padded(200))
+    assert np.isfinite(rows).all(axis=1).sum() == longest_first.BAND
+
+
 def test_prices_of_earlier_auctions_prove_better_bounds_than_none():
     rng = np.random.default_rng(8)
     brightness = np.exp(rng.normal(size=(40, 30, 1)))  # tokens that all others want
@@ -227,7 +315,7 @@ def test_prices_of_earlier_auctions_prove_better_bounds_than_none():
     search.run(1)
     side, setting = search.left, search.settings
     assert np.count_nonzero(side.n_learned) > 30
-    memory = progressive.make_memory(panel.n_tokens)
+    memory = progressive.make_memory(panel.n_tokens, panel.n_channels)
     bounds = np.empty((2, 39))
     for prices in (side.prices, np.zeros_like(side.prices)):
         for j in range(1, 40):

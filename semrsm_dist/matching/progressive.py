@@ -45,6 +45,9 @@ _SKETCH_GAP = 0.03
 _MOST_LEARNED = (
     16  # later auctions count like the 16th: what is usual for the candidates that are left may differ
 )
+# Bytes of an image whose product begins with the longest tokens: every band of rows reads it again, which from beyond
+# the second cache takes longer than the rows that it spares.
+_LARGEST_COLUMNS = 2**18
 _COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and what it is compared with
 
 
@@ -221,10 +224,14 @@ def _decide(
     if is_flat(pair):
         gap, bound = settle_flat(pair, work)
     else:
-        if floor == -np.inf:
+        needed = affinity_floor(pair, floor, pair.slack)
+        if floor > -np.inf and 4 * padded(pair.n_tokens) * left.means.shape[1] <= _LARGEST_COLUMNS:
+            if _multiply_while_open(rows, r, columns, c, pair, needed, memory):
+                return WITH_PRODUCT, 0.0
+        else:
             multiply_pair(left, r, right, c, pair, work)
-        elif _is_too_low(rows, r, columns, c, pair, floor, memory):
-            return WITH_PRODUCT, 0.0
+            if floor > -np.inf and _usual_bound(columns, c, pair, memory) < needed:
+                return WITH_PRODUCT, 0.0
         gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
         if gap == -np.inf:
             _learn_prices(rows, r, columns, c, pair, memory)
@@ -239,8 +246,10 @@ def _decide(
 
 
 @inlined
-def _is_too_low(rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, memory: Memory) -> bool:
-    """Tell whether usual prices prove that no value reaches `floor`; if not, all affinities are in `memory`."""
+def _multiply_while_open(
+    rows: Side, r: int, columns: Side, c: int, pair: Pair, needed: float, memory: Memory
+) -> bool:
+    """Tell whether usual prices prove all sums of affinities below `needed`; if not, these are in `memory`."""
     left, right, work = rows.images, columns.images, memory.work
     part = padded(pair.n_tokens) * left.means.shape[1]
     sort_tokens(left.packed[r], left.lengths[r], r, pair.n_tokens, memory.sorted_row)
@@ -251,7 +260,7 @@ def _is_too_low(rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: fl
         right.lengths[c],
         pair.n_tokens,
         memory.prices,
-        affinity_floor(pair, floor, pair.slack),
+        needed,
         work.market.lowered,
         work.affinity,
     )

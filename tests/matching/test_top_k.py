@@ -114,6 +114,13 @@ def test_the_full_matrix_is_met_where_blocks_and_sketches_take_part(kind, symmet
         assert found.sketched + found.without_product > 0.2 * found.pairs
 
 
+@pytest.mark.parametrize("n_channels", (12, 600), ids=["rows by length", "the product at once"])
+def test_products_of_many_rows_decide_what_the_full_matrix_says(n_channels):
+    z = make("sparse", 24, 110, n_channels, np.random.default_rng(5)).astype(np.float32)
+    found = check(z, None, 2, 1e-3)
+    assert found.with_product > 0.3 * found.pairs
+
+
 @pytest.mark.parametrize("scale", (1e-30, 1e-160, 1e30))
 def test_scales_do_not_matter(scale):
     z = make("clustered", 12, 17, 16, np.random.default_rng(0)) * scale

@@ -33,7 +33,7 @@ class TopK:
     sketched : int
         Pairs decided with the product of a few channels, by the usual prices of their tokens or an auction.
     with_product : int
-        Pairs decided with the full product, by the usual prices or before an auction on it was finished.
+        Pairs decided with the product or a part of its rows, by the usual prices or before an auction was finished.
     solved : int
         Pairs matched to the end.
     """
@@ -101,10 +101,10 @@ def top_k(
     -----
     By weak duality any prices prove a bound, for one look at the affinities. Those of earlier auctions decide three
     quarters or more of the pairs whose product is there; maxima of rows and columns, which are prices of zero, a fifth
-    to a half.
+    to a half. Rows that are not multiplied yet are bounded by their lengths (`semrsm_dist.matching.longest_first`).
 
     Memory: the representations in float32 three times (as given, packed, with sorted channels) and, for sketches, an
-    eighth of that size; O(N k); and for each thread the bounds of a few queries.
+    eighth of that size; O(N k); and for each thread the bounds of a few queries and one image with its affinities.
 
     Examples
     --------

@@ -3,7 +3,7 @@
 Let p be any prices of the columns. Whatever the permutation, the matched affinities sum to at most
 ``sum_j p_j + sum_i max_j (A_ij - p_j)`` (weak duality of the assignment problem). A row i that is not multiplied yet
 adds at most ``max_j (|a_i| |b_j| - p_j)`` to the second sum (Cauchy-Schwarz). Most of that excess lies in the
-longest tokens, so that with usual prices a third of the rows often proves what all of them would.
+longest tokens, so that with usual prices two fifths of the rows often prove what all of them would.
 """
 
 from __future__ import annotations

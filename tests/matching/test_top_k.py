@@ -299,6 +299,14 @@ def test_what_rows_can_add_is_bounded_closely_by_their_lengths(n_tokens, spread,
     assert (rest - exact <= sum(coarse) + 1e-9 * size).all()
 
 
+def test_what_rows_can_add_is_exact_where_it_is_linear_in_their_lengths():
+    lengths = np.sort(np.exp(np.random.default_rng(0).normal(size=90)))[::-1].copy()
+    rest = np.empty(4)
+    longest_first._bound_rest(lengths, np.full(90, 2.0), np.zeros(90, np.float32), rest)
+    exact = [2.0 * lengths[band * longest_first.BAND :].sum() for band in range(4)]
+    np.testing.assert_allclose(rest, exact, rtol=1e-9)
+
+
 def test_few_long_tokens_decide_before_the_rest_is_multiplied():
     rng = np.random.default_rng(3)
     z = rng.normal(size=(2, 200, 16))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.config import FeaturesData, RunConfig
-from semrsm_dist.data.manifest import OK
 from semrsm_dist.engine import Engine, Failure, Resources, make_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
@@ -21,7 +20,7 @@ from semrsm_dist.plan.cost import guess_pair_seconds
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.stages.assembly import assemble_layers
-from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.extraction import SideImages, extract_features
 from semrsm_dist.stages.faults import list_failures
 from semrsm_dist.stages.identity import Identity, compare, identify, model_spec
 from semrsm_dist.stages.images import make_image_set, require_enough
@@ -223,11 +222,11 @@ def _layout(record: Record, layer: str) -> Layout:
 def _fill_features(session: Session, identity: Identity, record: Record) -> None:
     config, panel = session.config, record["panel"]
     unfinished = [layer for layer in identity.layers if not _is_matched(session, record, layer)]
+    to_extract: dict[str, SideImages] = {}
     for side, manifest in identity.manifests.items():
-        records = manifest.readable
         for layer, sizes in identity.layers.items():
             FeatureStore(session.directory.features, side, layer).create(
-                len(records), sizes["n_tokens"], sizes["n_channels"], panel, config.features.dtype
+                len(manifest.readable), sizes["n_tokens"], sizes["n_channels"], panel, config.features.dtype
             )
         for layer in unfinished:
             _remove_damaged_features(session, side, layer)
@@ -242,23 +241,19 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
                 image_ids=manifest.image_ids(),
                 panel=panel,
             )
-        elif data is not None and config.model is not None:
-            layers = list(identity.layers)
-            if all(FeatureStore(session.directory.features, side, layer).is_complete() for layer in layers):
-                session.counts["extraction"]["found"] += -(-len(records) // panel)
-                continue
-            extract_features(
-                session,
-                side,
-                make_image_set(data),
-                [row for row in manifest.rows if row.status == OK],
-                spec=model_spec(config.model),
-                facts=record["cached"]["model"]["facts"],
-                layers=identity.layers,
-                precision=record["cached"]["model"]["precision"],
-                batch_size=record["batch_size"],
-                panel=panel,
-            )
+        elif data is not None:
+            to_extract[side] = SideImages.of(make_image_set(data), manifest)
+    if to_extract and config.model is not None:
+        extract_features(
+            session,
+            to_extract,
+            spec=model_spec(config.model),
+            facts=record["cached"]["model"]["facts"],
+            layers=identity.layers,
+            precision=record["cached"]["model"]["precision"],
+            batch_size=record["batch_size"],
+            panel=panel,
+        )
 
 
 def _is_matched(session: Session, record: Record, layer: str) -> bool:

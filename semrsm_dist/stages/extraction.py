@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from semrsm_dist.data.manifest import ManifestRow
+from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
 from semrsm_dist.data.records import ImageSet
 from semrsm_dist.engine.local import own_gpu
 from semrsm_dist.engine.protocol import Receipt, Resources, Task, Worker
@@ -37,16 +37,44 @@ It is also how many images of full size a worker holds at most; what waits for t
 """
 
 
+class Panel(NamedTuple):
+    """Images of one side whose features are written together: the unit of this stage."""
+
+    side: str
+    number: int
+
+
+@dataclass(frozen=True)
+class SideImages:
+    """What one side of the matrix is made of.
+
+    Parameters
+    ----------
+    image_set, rows
+        The readable images, in the order of the matrix, with the hashes that their content must have.
+    """
+
+    image_set: ImageSet
+    rows: tuple[ManifestRow, ...]
+
+    @classmethod
+    def of(cls, image_set: ImageSet, manifest: Manifest) -> SideImages:
+        """Return the readable images of a manifest."""
+        return cls(image_set, tuple(row for row in manifest.rows if row.status == OK))
+
+
 @dataclass(frozen=True)
 class ExtractorFactory:
     """Makes an extraction worker where it is called: the model is loaded in the actor, not sent to it.
 
+    One worker serves all sides, so that the model is loaded once for queries and database together.
+
     Parameters
     ----------
-    run, side
-        The run directory and which of its sides.
-    image_set, rows
-        The readable images, in the order of the matrix, with the hashes that their content must have.
+    run
+        The run directory.
+    sides
+        The images of each of its sides.
     spec, facts, layers
         The model, and what `describe_model` must find when it is loaded: its facts and the sizes of its layers.
     precision, batch_size
@@ -58,9 +86,7 @@ class ExtractorFactory:
     """
 
     run: Path
-    side: str
-    image_set: ImageSet
-    rows: tuple[ManifestRow, ...]
+    sides: Mapping[str, SideImages]
     spec: ModelSpec
     facts: Mapping[str, Any]
     layers: Mapping[str, Mapping[str, int]]
@@ -134,11 +160,14 @@ class _ExtractionWorker:
         self._setup = setup
         self._extractor = extractor
         features = RunDirectory(setup.run).features
-        self._stores = {layer: FeatureStore(features, setup.side, layer) for layer in setup.layers}
+        self._stores = {
+            side: {layer: FeatureStore(features, side, layer) for layer in setup.layers}
+            for side in setup.sides
+        }
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Extract panels, by number; the next panel's images are read while the model is at work."""
-        panels = cast("tuple[int, ...]", units)
+        """Extract panels; the next panel's images are read while the model is at work."""
+        panels = cast("tuple[Panel, ...]", units)
         with ThreadPoolExecutor(READERS) as readers:
             pending = self._start_reading(readers, panels[0])
             for position, panel in enumerate(panels):
@@ -150,11 +179,12 @@ class _ExtractionWorker:
                 except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
                     yield failure_receipt(panel, error, self._setup.run)
 
-    def _start_reading(self, readers: ThreadPoolExecutor, panel: int) -> list[Future[Prepared]]:
-        return [readers.submit(self._read, row) for row in self._rows(panel)]
+    def _start_reading(self, readers: ThreadPoolExecutor, panel: Panel) -> list[Future[Prepared]]:
+        image_set = self._setup.sides[panel.side].image_set
+        return [readers.submit(self._read, image_set, row) for row in self._rows(panel)]
 
-    def _read(self, row: ManifestRow) -> Prepared:
-        loaded = self._setup.image_set.load(row.record)
+    def _read(self, image_set: ImageSet, row: ManifestRow) -> Prepared:
+        loaded = image_set.load(row.record)
         if loaded.sha256 != row.sha256:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "
@@ -163,11 +193,11 @@ class _ExtractionWorker:
             )
         return self._extractor.transform(loaded.image)
 
-    def _rows(self, panel: int) -> tuple[ManifestRow, ...]:
-        start = panel * self._setup.panel
-        return self._setup.rows[start : start + self._setup.panel]
+    def _rows(self, panel: Panel) -> tuple[ManifestRow, ...]:
+        start = panel.number * self._setup.panel
+        return self._setup.sides[panel.side].rows[start : start + self._setup.panel]
 
-    def _extract(self, panel: int, images: list[Prepared]) -> Receipt:
+    def _extract(self, panel: Panel, images: list[Prepared]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
         rows, batch_size = self._rows(panel), self._extractor.batch_size
@@ -176,7 +206,8 @@ class _ExtractionWorker:
         except NonFiniteFeaturesError as error:
             refused = [(error.layer, rows[index].image_id) for index in error.indices]
             return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
-        missing = {layer: store for layer, store in self._stores.items() if not store.has_panel(panel)}
+        stores = self._stores[panel.side]
+        missing = {layer: store for layer, store in stores.items() if not store.has_panel(panel.number)}
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
             stored = {
                 layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
@@ -189,7 +220,7 @@ class _ExtractionWorker:
         if refused:
             return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
         for layer, store in missing.items():
-            store.write_panel(panel, stored[layer])
+            store.write_panel(panel.number, stored[layer])
         now = self._extractor.batch_size
         news = PanelNews(smaller_batch=now) if now < batch_size else None
         return Receipt(panel, counts={"images": len(rows)}, value=news)
@@ -197,9 +228,7 @@ class _ExtractionWorker:
 
 def extract_features(
     session: Session,
-    side: str,
-    image_set: ImageSet,
-    rows: Sequence[ManifestRow],
+    sides: Mapping[str, SideImages],
     *,
     spec: ModelSpec,
     facts: Mapping[str, Any],
@@ -208,13 +237,13 @@ def extract_features(
     batch_size: int,
     panel: int,
 ) -> None:
-    """Extract what is missing of one side's features; all layers come from one pass of the model.
+    """Extract what is missing of the features; all layers come from one pass of the model.
 
     Parameters
     ----------
     session
         The session.
-    side, image_set, rows, spec, facts, layers, precision, batch_size, panel
+    sides, spec, facts, layers, precision, batch_size, panel
         As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
         output depend on it.
 
@@ -228,10 +257,15 @@ def extract_features(
     config = session.config.model
     if config is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
-    spans = slices(len(rows), panel)
-    stores = [FeatureStore(session.directory.features, side, layer) for layer in layers]
-    present = set.intersection(*(store.present() for store in stores))
-    missing = [index for index in range(len(spans)) if index not in present]
+    n_images = {
+        Panel(side, index): stop - start
+        for side, images in sides.items()
+        for index, (start, stop) in enumerate(slices(len(images.rows), panel))
+    }
+    present = {
+        Panel(side, index) for side in sides for index in _present(session.directory.features, side, layers)
+    }
+    missing = [unit for unit in n_images if unit not in present]
     session.counts["extraction"]["found"] += len(present)
     session.counts["extraction"]["computed"] += len(missing)
     if not missing:
@@ -240,9 +274,7 @@ def extract_features(
     count = config.actors or min(len(missing), gpus or session.engine.slots)
     factory = ExtractorFactory(
         run=session.directory.path,
-        side=side,
-        image_set=image_set,
-        rows=tuple(rows),
+        sides={side: sides[side] for side in {unit.side: None for unit in missing}},
         spec=spec,
         facts=facts,
         layers=layers,
@@ -259,8 +291,8 @@ def extract_features(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
-        total=len(rows),
-        done=sum(spans[index][1] - spans[index][0] for index in present),
+        total=sum(n_images.values()),
+        done=sum(n_images[unit] for unit in present),
         unit="images",
         amount=lambda receipt: int(receipt.counts["images"]),
         on_value=lambda receipt: news.append(cast("PanelNews", receipt.value)),
@@ -268,15 +300,20 @@ def extract_features(
     halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
     if halved:
         session.warn(
-            f"{side}: a GPU's memory did not suffice for batches of {batch_size} images; batches of down to "
-            f"{min(halved)} took their place, on which the last bits of features depend"
+            f"a GPU's memory did not suffice for batches of {batch_size} images; batches of down to {min(halved)} "
+            "took their place, on which the last bits of features depend"
         )
     _raise_if_refused([item for told in news for item in told.refused])
     if failures:
         raise WorkError(
-            f"{len(failures)} of {len(spans)} panels of {side} could not be extracted; the others are kept and the "
-            f"same command tries again. First cause: {first_cause(failures)}"
+            f"{len(failures)} of {len(n_images)} panels of {' and '.join(sides)} could not be extracted; the others "
+            f"are kept and the same command tries again. First cause: {first_cause(failures)}"
         )
+
+
+def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
+    """Return the numbers of the panels that no layer lacks."""
+    return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 
 
 def _warn_of_other_batches(session: Session, batch_size: int, panel: int) -> None:

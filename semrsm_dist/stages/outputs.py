@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.config import FeaturesData, RunConfig
-from semrsm_dist.data.manifest import OK, Manifest
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.extraction import SideImages, extract_features
 from semrsm_dist.stages.identity import model_spec
 from semrsm_dist.stages.images import make_image_set
 from semrsm_dist.stages.session import Session
@@ -95,9 +95,7 @@ def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: s
     store.remove_damaged()
     extract_features(
         session,
-        SIDE,
-        make_image_set(config.data),
-        [row for row in manifest.rows if row.status == OK],
+        {SIDE: SideImages.of(make_image_set(config.data), manifest)},
         spec=model_spec(config.model),
         facts=record["cached"]["model"]["facts"],
         layers={OUTPUTS: {"n_tokens": sizes.n_tokens, "n_channels": sizes.n_channels}},

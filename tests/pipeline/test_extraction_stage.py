@@ -71,6 +71,22 @@ def test_an_image_replaced_after_the_scan_gives_no_features_under_the_old_hash(s
     shop.run(document)
 
 
+def test_queries_and_database_share_the_actors(shop, monkeypatch):
+    document = shop.of_images("run", shop.images(n=7), workers=1)
+    document["queries"] = {"source": "folder", "path": str(shop.images("queries", n=5))}
+    made = []
+    make = ExtractorFactory.__call__
+    monkeypatch.setattr(ExtractorFactory, "__call__", lambda factory: (made.append(1), make(factory))[1])
+    summary = shop.run(document)
+    assert len(made) == 1
+    assert summary["work"]["extraction"] == {"found": 0, "computed": 2}
+    for side in ("images", "queries"):  # each as it is alone
+        alone = shop.of_images(f"{side} alone", shop.path / side)
+        shop.run(alone)
+        folder = shop.path / "run" / "features.zarr" / side
+        assert shop.tree(folder) == shop.tree(shop.path / f"{side} alone" / "features.zarr" / "images")
+
+
 def with_model(document, **options):
     return document | {"model": document["model"] | options}
 
@@ -166,9 +182,7 @@ def test_a_node_with_another_model_is_refused(shop, change, key):
     model = record["cached"]["model"]
     factory = ExtractorFactory(
         run=shop.path / "run",
-        side="images",
-        image_set=None,
-        rows=(),
+        sides={},
         spec=ModelSpec("test_resnet", "random", (64, 64), seed=0),
         facts=model["facts"],
         layers=model["layers"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from numba.core import caching
@@ -52,6 +55,7 @@ answer = double({name}(21.0))
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypatch, torn):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # beside the source, whatever the environment says
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("Before", "After"):
         (tmp_path / "compiled_room.py").write_text(SOURCE.format(name=name))
@@ -65,6 +69,60 @@ def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypat
             index.write_bytes(index.read_bytes()[:-20])
     del sys.modules["compiled_room"]
     jit._sources_digest.cache_clear()
+
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {folder!r})
+from together import inner, outer
+print("ready", flush=True)
+sys.stdin.readline()
+assert outer(6.0) == 13.0
+print([sum(function.stats.cache_misses.values()) for function in (inner, outer)])
+"""
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path):
+    (tmp_path / "together.py").write_text(
+        "from semrsm_dist.matching.jit import compiled\n"
+        "@compiled\ndef inner(x):\n    return x + x\n"
+        "@compiled\ndef outer(x):\n    return inner(x) + 1.0\n"
+    )
+    script = TOGETHER.format(folder=str(tmp_path))
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) for _ in range(3)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        compiled = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    # Who compiles the outer one compiles the inner one with it; the others find both.
+    assert sorted(compiled) == ["[0, 0]\n", "[0, 0]\n", "[1, 1]\n"]
+
+
+def test_a_process_that_never_finishes_compiling_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "PATIENCE", 0.2)
+    lock = tmp_path / "stopped.lock"
+    with lock.open("w") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        started = time.perf_counter()
+        assert jit._compile_in_turn(str.upper, lock, "compiled") == "COMPILED"
+        assert time.perf_counter() - started >= 0.2
+
+
+def test_a_function_that_cannot_be_compiled_gives_its_turn_back(tmp_path):
+    lock = tmp_path / "failing.lock"
+    with pytest.raises(ZeroDivisionError):
+        jit._compile_in_turn(lambda _: 1 / 0, lock, "")
+    with lock.open("a") as free:
+        fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_matching_lets_other_threads_run():

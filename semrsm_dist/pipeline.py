@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import threading
 import time
@@ -344,6 +345,7 @@ def _tiles_failed(failures: list[Failure]) -> WorkError:
     )
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     names = ("semrsm-dist", "numpy", "scipy", "numba", "zarr", "torch", "timm", "ray")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

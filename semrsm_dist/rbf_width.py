@@ -26,7 +26,7 @@ def median_sigma(
     matrix enters with each pair of different images once. Where all images coincide any width gives the same kernel,
     and 1 is returned.
     """
-    store = BlockStore(directory.blocks, layer)
+    solved = BlockStore(directory.blocks, layer)
     norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
     norms_i = (
         norms_j
@@ -40,7 +40,7 @@ def median_sigma(
     def distances() -> Iterator[NDArray[np.float64]]:
         with told.stage("rbf width", len(tiles), "tiles") as shown:
             for row, column in tiles:
-                inner = store.read((row, column))[position]
+                inner = solved.read((row, column))[position]
                 squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])
                 on_diagonal = layout.symmetric and row == column
                 yield squared[np.triu(squared > 0, k=1) if on_diagonal else squared > 0]

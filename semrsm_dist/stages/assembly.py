@@ -102,14 +102,14 @@ class AssemblyWorker:
         inner = dict(zip(QUANTITIES, self._read(chunk), strict=True))
         norms_i = layer.norms_i[layer.chunks.rows(chunk.row)]
         norms_j = layer.norms_j[layer.chunks.columns(chunk.column)]
+        matrices = MatrixStore(RunDirectory(self.run).matrices, chunk.layer)
         for name, block in inner.items():
-            self._write(chunk, name, block)
+            self._write(matrices, chunk, name, block)
         for matrix in layer.kernels:  # one at a time: each is as large as a tile of the result may be
             values = derive(matrix.kernel, inner[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma)
-            self._write(chunk, matrix.name, values)
+            self._write(matrices, chunk, matrix.name, values)
 
-    def _write(self, chunk: Tile, name: str, block: NDArray[np.float64]) -> None:
-        matrices = MatrixStore(RunDirectory(self.run).matrices, chunk.layer)
+    def _write(self, matrices: MatrixStore, chunk: Tile, name: str, block: NDArray[np.float64]) -> None:
         matrices.write(name, (chunk.row, chunk.column), block)
         if self.layers[chunk.layer].layout.symmetric and chunk.row != chunk.column:
             matrices.write(name, (chunk.column, chunk.row), block.T)
@@ -119,21 +119,22 @@ class AssemblyWorker:
         layer = self.layers[chunk.layer]
         layout, merge = layer.layout, layer.merge
         rows, columns = layer.chunks.rows(chunk.row), layer.chunks.columns(chunk.column)
-        store = BlockStore(RunDirectory(self.run).blocks, chunk.layer)
+        solved = BlockStore(RunDirectory(self.run).blocks, chunk.layer)
         block = np.full((len(QUANTITIES), rows.stop - rows.start, columns.stop - columns.start), np.nan)
         for row in range(chunk.row * merge, min((chunk.row + 1) * merge, layout.row_panels)):
             for column in range(chunk.column * merge, min((chunk.column + 1) * merge, layout.column_panels)):
-                r, c = layout.rows(row), layout.columns(column)
-                target = block[
-                    :,
-                    r.start - rows.start : r.stop - rows.start,
-                    c.start - columns.start : c.stop - columns.start,
-                ]
                 if layout.symmetric and column < row:
-                    target[:] = store.read((column, row)).transpose(0, 2, 1)
-                else:
-                    target[:] = store.read((row, column))
+                    continue  # mirrored from above the diagonal
+                tile = solved.read((row, column))
+                r, c = _shifted(layout.rows(row), rows.start), _shifted(layout.columns(column), columns.start)
+                block[:, r, c] = tile
+                if layout.symmetric and chunk.row == chunk.column and row != column:
+                    block[:, c, r] = tile.transpose(0, 2, 1)
         return block
+
+
+def _shifted(part: slice, start: int) -> slice:
+    return slice(part.start - start, part.stop - start)
 
 
 def assemble_layers(
@@ -178,10 +179,8 @@ def assemble_layers(
         if layer not in missing
     )
     if not missing:
-        if layouts:
-            gather_metadata(
-                session.directory.matrices
-            )  # in case an earlier session was killed before it could
+        if layouts:  # in case an earlier session was killed before it could
+            gather_metadata(session.directory.matrices)
         return
     with session.timed("assembly"):
         assemblies = {layer: _plan_layer(session, layer, layouts[layer], row_side) for layer in missing}
@@ -210,6 +209,7 @@ def assemble_layers(
         )
     for layer in missing:
         stores[layer].finish()
+    gather_metadata(session.directory.matrices)
 
 
 def _chunk_layout(layout: Layout) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.plan.cost import choose_block_side
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.stages.faults import failure_receipt
-from semrsm_dist.store.blocks import BlockStore, OpenBlocks
+from semrsm_dist.store.blocks import BlockStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore, count_tokens
 
@@ -33,10 +33,12 @@ _Key = tuple[str, str, int]
 
 
 class _Held(threading.local):
-    """The prepared panels that a thread of a worker holds, over tiles and tasks."""
+    """What a thread of a worker holds over tiles and tasks: prepared panels, and the stores that it has opened."""
 
     def __init__(self) -> None:
         self.panels: dict[_Key, Panel] = {}
+        self.features = cache(FeatureStore)
+        self.blocks = cache(BlockStore)
 
     def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
         return _Held, ()  # a worker travels without them
@@ -74,17 +76,14 @@ class MatchingWorker:
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
         matcher = make_matcher(self.matcher, **self.parameters)
-        blocks = cache(lambda layer: BlockStore(RunDirectory(self.run).blocks, layer).open_to_write())
         tiles = cast("tuple[Tile, ...]", units)
         for index, tile in enumerate(tiles):
             try:
-                yield Receipt(tile, counts=self._solve(tiles[index:], matcher, blocks))
+                yield Receipt(tile, counts=self._solve(tiles[index:], matcher))
             except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
                 yield failure_receipt(tile, error, self.run)
 
-    def _solve(
-        self, tiles: Sequence[Tile], matcher: Matcher, blocks: Callable[[str], OpenBlocks]
-    ) -> dict[str, float]:
+    def _solve(self, tiles: Sequence[Tile], matcher: Matcher) -> dict[str, float]:
         """Solve the first of the tiles that are still to come."""
         tile = tiles[0]
         started = time.perf_counter()
@@ -94,7 +93,8 @@ class MatchingWorker:
         result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
         solved = time.perf_counter()
         gap = result.upper_bound - result.matched
-        blocks(tile.layer).write((tile.row, tile.column), result.matched, result.identity, gap)
+        blocks = self._held.blocks(RunDirectory(self.run).blocks, tile.layer)
+        blocks.write((tile.row, tile.column), result.matched, result.identity, gap)
         return {
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,
@@ -135,7 +135,7 @@ class MatchingWorker:
     def _read(self, matcher: Matcher, side: str, layer: str, panel: int) -> Panel:
         layout = self.layouts[layer]
         images = layout.columns(panel) if side == "images" else layout.rows(panel)
-        z = FeatureStore(RunDirectory(self.run).features, side, layer).read(images)
+        z = self._held.features(RunDirectory(self.run).features, side, layer).read(images)
         return matcher.prepare(z, count_tokens(z))
 
 

@@ -7,12 +7,10 @@ position, and the certified gap. They are written together, so that a tile is th
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from semrsm_dist.store import chunks
@@ -21,29 +19,6 @@ QUANTITIES = ("matched", "identity", "gap")
 
 KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 """The two similarities of a pair and the inner product that each comes from."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBlocks:
-    """The solved tiles of one layer, open for many writes."""
-
-    array: zarr.Array[Any]
-
-    def write(
-        self,
-        tile: tuple[int, int],
-        matched: NDArray[np.float64],
-        identity: NDArray[np.float64],
-        gap: NDArray[np.float64],
-    ) -> None:
-        """Write one tile: three (R, K) arrays.
-
-        Raises
-        ------
-        OSError
-            As the file system raises it.
-        """
-        chunks.write_chunk(self.array, (0, *tile), np.stack([matched, identity, gap]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +35,10 @@ class BlockStore:
 
     root: Path
     layer: str
+    _arrays: chunks.OpenArrays = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_arrays", chunks.OpenArrays(self.root))
 
     def create(self, n_rows: int, n_columns: int, side: int) -> None:
         """Make the array, or check that the one that is there fits."""
@@ -73,13 +52,21 @@ class BlockStore:
             attributes={"quantities": list(QUANTITIES)},
         )
 
-    def open(self) -> zarr.Array[Any]:
-        """Open the array, for many reads."""
-        return chunks.open_array(self.root, self.layer)
+    def write(
+        self,
+        tile: tuple[int, int],
+        matched: NDArray[np.float64],
+        identity: NDArray[np.float64],
+        gap: NDArray[np.float64],
+    ) -> None:
+        """Write one tile: three (R, K) arrays.
 
-    def open_to_write(self) -> OpenBlocks:
-        """Open the array, for many writes."""
-        return OpenBlocks(self.open())
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        chunks.write_chunk(self._arrays[self.layer], (0, *tile), np.stack([matched, identity, gap]))
 
     def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
         """Return (3, R, K): matched, identity and gap of one tile.
@@ -87,9 +74,9 @@ class BlockStore:
         Raises
         ------
         StorageError
-            If it is damaged.
+            If it is damaged or not there.
         """
-        return chunks.read_chunk(self.open(), (0, *tile))
+        return chunks.read_chunk(self._arrays[self.layer], (0, *tile))
 
     def present(self) -> set[tuple[int, int]]:
         """Return the tiles that are there, without reading them."""
@@ -105,7 +92,7 @@ class BlockStore:
 
     def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
         """Delete the tiles that cannot be decoded, and return them."""
-        array = self.open()
+        array = self._arrays[self.layer]
         tiles = sorted(self.present())
         with ThreadPoolExecutor(threads) as pool:
             intact = list(pool.map(lambda tile: chunks.is_decodable(array, (0, *tile)), tiles))

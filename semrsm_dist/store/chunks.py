@@ -123,6 +123,29 @@ def create_array(
     return array.with_config({"write_empty_chunks": True})
 
 
+class OpenArrays:
+    """The arrays of a group by name, each opened at its first use and kept: opening takes as long as reading a chunk.
+
+    Parameters
+    ----------
+    group
+        Directory of the Zarr group.
+    """
+
+    def __init__(self, group: Path) -> None:
+        self.group = group
+        self._opened: dict[str, zarr.Array[Any]] = {}
+
+    def __getitem__(self, name: str) -> zarr.Array[Any]:
+        """Return an array; raises what `open_array` raises."""
+        if name not in self._opened:
+            self._opened[name] = open_array(self.group, name)
+        return self._opened[name]
+
+    def __reduce__(self) -> tuple[type[OpenArrays], tuple[Path]]:
+        return OpenArrays, (self.group,)  # another process opens its own
+
+
 def open_array(group: Path, name: str) -> zarr.Array[Any]:
     """Open an array for reading and for writing whole chunks.
 
@@ -271,6 +294,8 @@ def delete_chunk(group: Path, name: str, index: Sequence[int]) -> None:
 def _open_if_there(group: Path, name: str) -> zarr.Array[Any] | None:
     path = group / name
     try:
+        if not (path / "zarr.json").is_file():  # Zarr would look for older formats, too
+            return None
         with reading_metadata(path):
             try:
                 array = zarr.open_array(path, mode="r+")

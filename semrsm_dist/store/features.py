@@ -8,7 +8,7 @@ differ in their number of tokens, NaN fills the smaller ones up.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class FeatureStore:
     root: Path
     side: str
     layer: str
+    _arrays: chunks.OpenArrays = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_arrays", chunks.OpenArrays(self.group))
 
     @property
     def group(self) -> Path:
@@ -108,7 +112,7 @@ class FeatureStore:
         OSError
             As the file system raises it.
         """
-        features = chunks.open_array(self.group, FEATURES)
+        features = self._arrays[FEATURES]
         room = tuple(part.stop - part.start for part in chunks.chunk_region(features, (index, 0, 0)))
         counts = np.full(room[0], room[1]) if token_counts is None else token_counts
         if z.ndim != 3 or z.shape[0::2] != room[0::2] or len(counts) != room[0] or z.shape[1] < counts.max():
@@ -120,8 +124,8 @@ class FeatureStore:
             wide = stored[t, :count].astype(np.float64)
             norms[t] = np.einsum("sc,sc->", wide, wide)
             pooled[t] = wide.mean(axis=0)
-        chunks.write_chunk(chunks.open_array(self.group, SQUARED_NORM), (index,), norms)
-        chunks.write_chunk(chunks.open_array(self.group, POOLED), (index, 0), pooled)
+        chunks.write_chunk(self._arrays[SQUARED_NORM], (index,), norms)
+        chunks.write_chunk(self._arrays[POOLED], (index, 0), pooled)
         chunks.write_chunk(features, (index, 0, 0), stored)
 
     def present(self) -> set[int]:
@@ -136,7 +140,7 @@ class FeatureStore:
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
             for name, rest in _CHUNKS.items():
-                array = chunks.open_array(self.group, name)
+                array = self._arrays[name]
                 indices = [(panel, *map(int, rest)) for panel in panels]
                 intact = pool.map(partial(chunks.is_decodable, array), indices)
                 for index, ok in zip(indices, intact, strict=True):
@@ -147,7 +151,7 @@ class FeatureStore:
 
     def is_complete(self) -> bool:
         """Tell whether all panels are there."""
-        array = chunks.open_array(self.group, FEATURES)
+        array = self._arrays[FEATURES]
         return len(self.present()) == -(-array.shape[0] // array.chunks[0])
 
     def has_panel(self, index: int) -> bool:
@@ -158,7 +162,7 @@ class FeatureStore:
 
     def dtype(self) -> np.dtype[Any]:
         """Return the type that features are stored in."""
-        return np.dtype(chunks.open_array(self.group, FEATURES).dtype)
+        return np.dtype(self._arrays[FEATURES].dtype)
 
     def read(self, images: slice) -> NDArray[np.floating[Any]]:
         """Return (T, S, C) features of consecutive images, in the stored type; see `count_tokens`.
@@ -168,7 +172,7 @@ class FeatureStore:
         StorageError
             If they are missing or damaged.
         """
-        array = chunks.open_array(self.group, FEATURES)
+        array = self._arrays[FEATURES]
         _, n_tokens, n_channels = array.shape
         z = chunks.read_region(array, (images, slice(0, n_tokens), slice(0, n_channels)))
         if np.isnan(z[:, 0, 0]).any():
@@ -199,7 +203,7 @@ class FeatureStore:
         return self._read_whole(POOLED)
 
     def _read_whole(self, name: str) -> NDArray[Any]:
-        array = chunks.open_array(self.group, name)
+        array = self._arrays[name]
         values = chunks.read_region(array, tuple(slice(0, length) for length in array.shape))
         if np.isnan(values).any():  # features are finite, so this is what missing chunks read as
             raise StorageError(

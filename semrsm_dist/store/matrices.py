@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -41,7 +41,8 @@ class MatrixStore:
     def __init__(self, root: Path, layer: str) -> None:
         self.root = root
         self.layer = layer
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._arrays = chunks.OpenArrays(self.group)
+        self._group: zarr.Group | None = None
 
     @property
     def group(self) -> Path:
@@ -71,15 +72,18 @@ class MatrixStore:
 
     def _find_missing(self) -> Path | None:
         """Return the first thing that is not there: the group if it is not assembled, an array or a chunk."""
-        attributes = self.read_attributes()
-        name: str
-        if not attributes.get(COMPLETE) or ARRAYS not in attributes:
+        try:
+            with chunks.reading_metadata(self.group):
+                group = zarr.open_group(self.group, mode="r")
+        except FileNotFoundError:
             return self.group
-        for name in attributes[ARRAYS]:
+        if not group.attrs.get(COMPLETE) or ARRAYS not in group.attrs:
+            return self.group
+        arrays = dict(group.arrays())  # as gathered when the layer was finished: one read for all of them
+        for name in cast("list[str]", group.attrs[ARRAYS]):
             if not (self.group / name / "zarr.json").is_file():
                 return self.group / name
-            array = chunks.open_array(self.group, name)
-            missing = set(np.ndindex(array.cdata_shape)) - chunks.list_chunks(self.group, name)
+            missing = set(np.ndindex(arrays[name].cdata_shape)) - chunks.list_chunks(self.group, name)
             if missing:
                 return self.group.joinpath(name, "c", *map(str, min(missing)))
         return None
@@ -89,7 +93,7 @@ class MatrixStore:
 
         Matrices of other names go: what an earlier assembly left would pass for part of this one.
         """
-        group = chunks.create_group(self.root, self.layer)
+        self._group = group = chunks.create_group(self.root, self.layer)
         with chunks.writing(self.group):
             _forget_metadata(self.root)
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
@@ -99,38 +103,43 @@ class MatrixStore:
     def add_matrix(self, name: str, shape: tuple[int, int], side: int, attributes: dict[str, Any]) -> None:
         """Make one matrix, or reopen it."""
         array = chunks.create_array(
-            self.group, name, shape=shape, chunks=(side, side), dtype="float64", dimension_names=DIMENSIONS
+            self.group,
+            name,
+            shape=shape,
+            chunks=(side, side),
+            dtype="float64",
+            dimension_names=DIMENSIONS,
+            attributes=attributes,
         )
-        with chunks.writing(self.group):
-            array.attrs.put(attributes)
+        if dict(array.attrs) != attributes:  # it was there
+            with chunks.writing(self.group):
+                array.attrs.put(attributes)
 
     def write(self, name: str, tile: tuple[int, int], values: NDArray[np.float64]) -> None:
         """Write one chunk of a matrix that `add_matrix` made, here or in another process."""
-        if name not in self._arrays:
-            self._arrays[name] = chunks.open_array(self.group, name)
         chunks.write_chunk(self._arrays[name], tile, np.ascontiguousarray(values))
 
     def write_coordinate(
         self, name: str, dimension: str, values: Sequence[str] | NDArray[np.float64]
     ) -> None:
         """Write a coordinate of one dimension: text or numbers, replacing what is there."""
-        text = not isinstance(values, np.ndarray)
         with chunks.writing(self.group):
-            array = (
-                zarr.open_group(self.group, mode="a", use_consolidated=False)
-                .create_array(
-                    name,
-                    shape=(len(values),),
-                    dtype="str" if text else "float64",
-                    dimension_names=(dimension,),
-                    overwrite=True,
-                )
-                .with_config({"write_empty_chunks": True})
+            group = self._group or zarr.open_group(self.group, mode="a", use_consolidated=False)
+            group.create_array(
+                name,
+                data=values
+                if isinstance(values, np.ndarray)
+                else np.asarray(values, np.dtypes.StringDType()),
+                dimension_names=(dimension,),
+                config={"write_empty_chunks": True},
+                overwrite=True,
             )
-            array[:] = np.asarray(values, dtype=np.dtypes.StringDType()) if text else values
 
     def finish(self) -> None:
-        """Gather the layer's metadata, so that it opens in one read, and mark it complete."""
+        """Gather the layer's metadata, so that it opens in one read, and mark it complete.
+
+        When all layers are finished, `gather_metadata` does the same for the root.
+        """
         with chunks.writing(self.group):
             group = zarr.open_group(self.group, mode="a", use_consolidated=False)
             group.attrs[ARRAYS] = sorted(group.array_keys())
@@ -139,7 +148,6 @@ class MatrixStore:
             # nothing gathered meanwhile, which `gather_metadata` would notice.
             _forget_metadata(self.root)
             zarr.open_group(self.group, mode="a", use_consolidated=True).attrs[COMPLETE] = True
-        gather_metadata(self.root)
 
     def open(self) -> LayerMatrices:
         """Open the layer for reading.
@@ -170,6 +178,7 @@ class LayerMatrices:
 
     def __init__(self, group: Path) -> None:
         self.group = group
+        self._arrays = chunks.OpenArrays(group)
         opened = zarr.open_group(group, mode="r")
         self.names = frozenset(name for name, array in opened.arrays() if array.ndim == len(DIMENSIONS))
 
@@ -179,7 +188,7 @@ class LayerMatrices:
 
     def coordinate(self, name: str) -> NDArray[Any]:
         """Return what stands beside the rows or columns, one entry each."""
-        array = chunks.open_array(self.group, name)
+        array = self._arrays[name]
         return chunks.read_region(array, (slice(0, array.shape[0]),))
 
 

@@ -26,7 +26,7 @@ def filled(root, layout=LAYOUT, layer="layer1.0"):
     store.create(layout.n_rows, layout.n_columns, layout.side)
     tiles = {tile: tile_of(layout, *tile) for tile in layout.tiles()}
     for tile, quantities in tiles.items():
-        store.open_to_write().write(tile, *quantities)
+        store.write(tile, *quantities)
     return store, tiles
 
 
@@ -47,10 +47,10 @@ def test_tiles_come_back_and_are_counted(tmp_path_factory, n_rows, n_columns, si
 def test_the_order_of_the_quantities_is_on_disk(tmp_path):
     store, _ = filled(tmp_path)
     assert QUANTITIES == ("matched", "identity", "gap")
-    assert tuple(store.open().attrs["quantities"]) == QUANTITIES
+    assert tuple(chunks.open_array(tmp_path, "layer1.0").attrs["quantities"]) == QUANTITIES
     ones = np.ones((3, 3))
-    store.open_to_write().write((0, 0), ones, 2 * ones, 3 * ones)
-    np.testing.assert_array_equal(store.open()[:, 0, 0], [1, 2, 3])
+    store.write((0, 0), ones, 2 * ones, 3 * ones)
+    np.testing.assert_array_equal(chunks.open_array(tmp_path, "layer1.0")[:, 0, 0], [1, 2, 3])
 
 
 def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
@@ -65,7 +65,7 @@ def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
 
 def test_an_undefined_tile_is_there(tmp_path):
     store, _ = filled(tmp_path)
-    store.open_to_write().write((0, 1), *[np.full((3, 3), np.nan)] * 3)
+    store.write((0, 1), *[np.full((3, 3), np.nan)] * 3)
     assert np.isnan(store.read((0, 1))).all()
     assert store.remove_damaged() == []
 
@@ -103,7 +103,7 @@ def test_wrong_shapes_write_nothing(tmp_path, shapes):
     store = BlockStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="shape"):
-        store.open_to_write().write((0, 1), *[np.zeros(shape) for shape in shapes])
+        store.write((0, 1), *[np.zeros(shape) for shape in shapes])
     assert store.present() == set()
 
 
@@ -111,7 +111,7 @@ def test_single_precision_is_refused(tmp_path):
     store = BlockStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="not float32"):
-        store.open_to_write().write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
+        store.write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
 
 
 def test_other_sizes_are_not_overwritten(tmp_path):

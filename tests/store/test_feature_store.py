@@ -148,14 +148,17 @@ def test_another_layer_of_the_same_name_is_not_overwritten(store, tmp_path):
 
 def test_a_layer_that_is_gone_is_told(store):
     shutil.rmtree(store.group)
+    later = FeatureStore(store.root, store.side, store.layer)
     for reading in (
-        store.read_squared_norms,
-        store.read_pooled,
-        store.is_complete,
-        lambda: store.read(slice(0, 1)),
+        later.read_squared_norms,
+        later.read_pooled,
+        later.is_complete,
+        lambda: later.read(slice(0, 1)),
     ):
         with pytest.raises(StorageError, match="no such array"):
             reading()
+    with pytest.raises(StorageError, match="are missing"):  # it was open
+        store.read(slice(0, 1))
     assert store.present() == set()
 
 

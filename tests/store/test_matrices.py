@@ -10,7 +10,7 @@ import zarr
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.store import chunks
 from semrsm_dist.store.datasets import open_dataset
-from semrsm_dist.store.matrices import COORDINATES, MatrixStore
+from semrsm_dist.store.matrices import COORDINATES, MatrixStore, gather_metadata
 
 SHAPE, SIDE = (5, 7), 3
 TILES = [(row, column) for row in range(2) for column in range(3)]
@@ -59,6 +59,7 @@ def test_a_complete_layer_opens_with_its_coordinates(tmp_path):
 
 def test_a_reader_needs_nothing_but_xarray(tmp_path):
     assemble(tmp_path / "rsm.zarr").finish()
+    gather_metadata(tmp_path / "rsm.zarr")
     alone = xr.open_zarr(tmp_path / "rsm.zarr" / "blocks.0", chunks=None)
     grouped = xr.open_zarr(tmp_path / "rsm.zarr", group="blocks.0", chunks=None)
     xr.testing.assert_identical(alone.load(), grouped.load())
@@ -85,6 +86,7 @@ def test_beginning_again_makes_it_incomplete_and_drops_other_matrices(tmp_path):
     assert not store.is_complete()
     again = assemble(tmp_path, attributes={"recipe": {"kernels": []}})
     again.finish()
+    gather_metadata(tmp_path)
     data = open_dataset(MatrixStore(tmp_path, "blocks.0").open())
     assert set(data.data_vars) == {"matched", "gap"}
     assert "semantic_rbf" not in xr.open_zarr(tmp_path, group="blocks.0", chunks=None)
@@ -125,6 +127,7 @@ def test_layers_share_a_root(tmp_path):
         store.add_matrix("matched", SHAPE, SIDE, {})
         write_all(store, values=VALUES if layer == "a" else -VALUES)
         store.finish()
+    gather_metadata(tmp_path)
     for layer, sign in (("a", 1), ("b", -1)):
         values = xr.open_zarr(tmp_path, group=layer, chunks=None)["matched"].values
         np.testing.assert_array_equal(values, sign * VALUES)

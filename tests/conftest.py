@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Machines are shared: how long an example takes says nothing about the code.
@@ -11,3 +14,40 @@ settings.load_profile("any machine")
 # A script's background jobs ignore interrupts, and their children inherit that: no test of interrupts would see one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SLOWEST = (
+    "pipeline/test_resume.py",
+    "pipeline/test_runs_on_engines.py",
+    "pipeline/test_bad_input.py",
+    "engine/test_ray_faults.py",
+    "test_job_submission.py",
+    "engine/test_engines.py",
+    "test_cli.py",
+    "matching/test_matchers.py",
+    "matching/test_top_k.py",
+    "pipeline/test_full_disk.py",
+    "pipeline/test_extraction_stage.py",
+    "experiments/test_retrieval.py",
+    "features/test_paper_presets.py",
+    "features/test_feature_layers.py",
+    "pipeline/test_bounded_memory.py",
+    "experiments/test_kernels.py",
+)
+"""Files that take longest; a file that is not here takes less than a quarter of a minute."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hand out files to several processes in the order below; by the number of their tests, a long one comes last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run fast files first, then the slow ones from the longest on, so that all processes end together."""
+    items.sort(key=lambda item: _place(item.path.parts))
+
+
+def _place(parts: Sequence[str]) -> int:
+    tests = Path(__file__).parent.parts
+    name = "/".join(parts[len(tests) :])
+    return 1 + SLOWEST.index(name) if name in SLOWEST else 0

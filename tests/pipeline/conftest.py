@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import semrsm_dist as srs
+from semrsm_dist import cli
 from semrsm_dist.config import parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.progress import Reporter, SilentReporter, Stage
@@ -38,6 +40,7 @@ Document = dict[str, Any]
 MEASURE = """
 import json, sys
 import semrsm_dist as srs
+from semrsm_dist import cli
 from semrsm_dist.config import parse_config
 
 def peak():
@@ -161,20 +164,23 @@ class Workshop:
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def command(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command `semrsm` to its end."""
-        return subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            text=True,
-            capture_output=True,
-            timeout=240,
-            check=False,
-            cwd=options.pop("cwd", self.path),
-            **options,
-        )
+    def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run the command `semrsm` to its end, in this process, which has the libraries loaded."""
+        out, err = io.StringIO(), io.StringIO()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                contextlib.chdir(self.path),
+            ):
+                status = cli.main([str(argument) for argument in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     @contextlib.contextmanager
-    def process(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    def process(self, *arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
         """Start the command `semrsm`; what is left of it at the end is killed, this process alone."""
         process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
@@ -182,6 +188,7 @@ class Workshop:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self.path,
+            **options,
         )
         try:
             yield process

@@ -337,11 +337,12 @@ def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(shop):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
-    done = shop.command("run", config, preexec_fn=limit)
-    assert done.returncode == 1
-    assert "File too large" in done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    with shop.process("run", config, preexec_fn=limit) as process:
+        stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "File too large" in stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
     assert shop.run(shop.of_features("run", z))["images"] == {"images": 64}
 
 

@@ -369,14 +369,15 @@ def test_extreme_shapes(shop, shape):
     np.testing.assert_allclose(found, best, atol=1e-6 * norms.max())
 
 
-def test_relative_paths_belong_to_the_working_directory(shop, monkeypatch):
-    shop.features("a place/z.npy")
-    (shop.path / "elsewhere").mkdir()
-    config = shop.path / "elsewhere" / "config.yaml"
+def test_relative_paths_belong_to_the_working_directory(module_shop, tmp_path):
+    shop = type(module_shop)(tmp_path / "a place")
+    shop.features("z.npy")
+    (tmp_path / "elsewhere").mkdir()
+    config = tmp_path / "elsewhere" / "config.yaml"
     config.write_bytes(b"run: runs/mine\r\ndata:\r\n  source: features\r\n  layers: {last: z.npy}\r\n")
-    done = shop.command("run", config, cwd=shop.path / "a place")
+    done = shop.command("run", config)
     assert done.returncode == 0, done.stderr
-    assert srs.open_run(shop.path / "a place" / "runs" / "mine").similarity("last").shape == (20, 20)
+    assert srs.open_run(shop.path / "runs" / "mine").similarity("last").shape == (20, 20)
 
 
 def test_a_run_directory_may_be_reached_through_a_link(shop):

@@ -97,6 +97,9 @@ class MatrixStore:
         with chunks.writing(self.group):
             _forget_metadata(self.root)
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
+            for folder in self.group.iterdir():  # arrays that a full disk cut short: Zarr would warn of each
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
             for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
                 del group[name]
 

@@ -120,6 +120,18 @@ def test_coordinates_are_replaced(tmp_path):
     assert data["squared_norm_i"].values.tolist() == [0.5] * 5
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_a_full_disk_cut_short_is_made_anew(tmp_path):
+    store = assemble(tmp_path)
+    for name in ("group_i", "semantic_rbf"):
+        shutil.rmtree(store.group / name, ignore_errors=True)
+        (store.group / name).mkdir()
+    assemble(tmp_path).finish()
+    gather_metadata(tmp_path)
+    assert not (store.group / "semantic_rbf").exists()
+    np.testing.assert_array_equal(open_dataset(store.open())["matched"].values, VALUES)
+
+
 def test_layers_share_a_root(tmp_path):
     for layer in ("a", "b"):
         store = MatrixStore(tmp_path, layer)

@@ -338,11 +338,11 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(place):
 
 @pytest.fixture(scope="module")
 def slow(place):
-    """A configuration whose matching takes some seconds."""
-    np.save(place / "slow.npy", np.random.default_rng(0).normal(size=(40, 196, 8)).astype(np.float32))
+    """A configuration whose matching takes a second."""
+    np.save(place / "slow.npy", np.random.default_rng(0).normal(size=(40, 144, 8)).astype(np.float32))
     document = {
         "data": {"source": "features", "layers": {"last": "slow.npy"}},
-        "matching": {"matcher": "hungarian", "tile": 2},
+        "matching": {"matcher": "hungarian", "tile": 4},
         "workers": 1,
     }
     (place / "slow.yaml").write_text(yaml.safe_dump(document))
@@ -377,7 +377,7 @@ def test_a_terminal_gets_a_bar(place, slow, size):
 
 
 def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys):
-    monkeypatch.setattr("semrsm_dist.progress.LINE_SECONDS", 0.4)
+    monkeypatch.setattr("semrsm_dist.progress.LINE_SECONDS", 0.1)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/lines") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("matching")]
     assert len(lines) >= 3

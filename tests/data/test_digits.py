@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from semrsm_dist.data.digits import DigitScenes, Placement, Scene
 from semrsm_dist.data.handwriting import digit_sources
@@ -28,8 +27,15 @@ def covered_share(a: Placement, b: Placement) -> float:
     return float((masks[0] & masks[1]).sum() / min(a.size, b.size) ** 2)
 
 
-def test_splits_are_stratified_and_share_no_digit():
-    classes = load_digits().target
+@pytest.fixture
+def classes():
+    """The digit in every picture, according to scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    return load_digits().target
+
+
+def test_splits_are_stratified_and_share_no_digit(classes):
     training, evaluation = digit_sources("training"), digit_sources("evaluation")
     assert set(np.concatenate(training)).isdisjoint(np.concatenate(evaluation))
     assert sorted(np.concatenate(training + evaluation)) == list(range(1797))
@@ -45,8 +51,7 @@ def test_scenes_use_only_digits_of_their_split(split):
     assert used <= set(np.concatenate(digit_sources(split)))
 
 
-def test_labels_are_the_digits_placed_according_to_scikit_learn():
-    classes = load_digits().target
+def test_labels_are_the_digits_placed_according_to_scikit_learn(classes):
     scenes = DigitScenes(60)
     for index, record in enumerate(scenes.records()):
         placements = scenes.scene(index).placements

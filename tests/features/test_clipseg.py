@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features import clipseg
@@ -27,8 +26,10 @@ VOCABULARY = ["<|startoftext|>", "<|endoftext|>", "a", "a</w>", "c", "c</w>", "t
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> tuple[CLIPSegForImageSegmentation, Path]:
+def published(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
     """The whole network as transformers builds it, and a folder with its files as the hub has them."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
     torch.manual_seed(3)
     network = CLIPSegForImageSegmentation(CLIPSegConfig(**clipseg._CONFIGS[NAME])).eval()
     folder = tmp_path_factory.mktemp("snapshot")

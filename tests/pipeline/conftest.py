@@ -98,6 +98,16 @@ class Workshop:
             self.image(f"{folder}/class{index % 3}/{index:03d}.png", size=(36 + index, 50 - index % 7))
         return self.path / folder
 
+    def spoil(self, folder: Path) -> list[str]:
+        """Put four unreadable files into a folder of `images`, and return their names."""
+        good = (folder / "class0" / "000.png").read_bytes()
+        (folder / "class0" / "cut.png").write_bytes(good[: len(good) // 2])
+        (folder / "class1" / "empty.jpg").write_bytes(b"")
+        (folder / "class1" / "text.png").write_text("no image")
+        photo = self.image("photo.jpg").read_bytes()
+        (folder / "class2" / "half.jpg").write_bytes(photo[:400])
+        return ["class0/cut.png", "class1/empty.jpg", "class1/text.png", "class2/half.jpg"]
+
     def of_features(self, run: str, layers: dict[str, Path] | Path, **sections: Any) -> Document:
         """Return the configuration of a run on ready-made features."""
         layers = {"last": layers} if isinstance(layers, Path) else layers

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 import semrsm_dist as srs
-from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
 from semrsm_dist.export import export_npy
-
-
-@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.timeout(120))])
-def engine(request):
-    engine = make_engine(request.param, workers=2)
-    yield engine
-    engine.close()
 
 
 def refused(shop, document, kind, *words, **options):
@@ -46,25 +38,14 @@ def test_one_image_makes_no_matrix(shop):
     refused(shop, shop.of_images("run", shop.path / "one"), InputError, "1 usable image,", "at least 2")
 
 
-def spoil(shop, folder):
-    """Put four unreadable files among the images."""
-    good = (folder / "class0" / "000.png").read_bytes()
-    (folder / "class0" / "cut.png").write_bytes(good[: len(good) // 2])
-    (folder / "class1" / "empty.jpg").write_bytes(b"")
-    (folder / "class1" / "text.png").write_text("no image")
-    shop.image("photo.jpg")
-    (folder / "class2" / "half.jpg").write_bytes((shop.path / "photo.jpg").read_bytes()[:400])
-    return ["class0/cut.png", "class1/empty.jpg", "class1/text.png", "class2/half.jpg"]
-
-
-def test_unreadable_images_are_listed_and_refused_or_skipped_and_recorded(shop, engine):
+def test_unreadable_images_are_listed_and_refused_or_skipped_and_recorded(shop):
     folder = shop.images(n=9)
-    bad = spoil(shop, folder)
+    bad = shop.spoil(folder)
     document = shop.of_images("run", folder)
     words = ("4 of 13 images cannot be read", *bad, "unreadable: skip")
-    refused(shop, document, InputError, *words, engine=engine)
+    refused(shop, document, InputError, *words)
     assert not (shop.path / "run" / "run.json").exists()
-    summary = shop.run(document | {"unreadable": "skip"}, engine=engine)
+    summary = shop.run(document | {"unreadable": "skip"})
     assert summary["images"] == {"images": 9}
     assert summary["unreadable"] == {"images": 4}
     assert all(name in summary["warnings"][0] for name in bad)
@@ -179,19 +160,6 @@ def test_odd_names_of_layers_that_it_can(shop, name):
 
 
 # --- features --------------------------------------------------------------------------------------------
-
-
-def test_features_that_are_not_finite_name_the_images(shop, engine):
-    z = np.random.default_rng(0).normal(size=(50, 6, 4)).astype(np.float32)
-    z[41, 2, 1], z[7, 0, 0] = np.inf, np.nan
-    table = shop.path / "table.csv"
-    table.write_text("image_id,labels\n" + "".join(f"photo {index},\n" for index in range(50)))
-    document = shop.of_features("run", shop.save("bad.npy", z))
-    document["data"]["table"] = str(table)
-    words = ("'photo 7' (index 7", "'photo 41' (index 41", "NaN or infinite")
-    error = refused(shop, document, InputError, *words, engine=engine)
-    assert "photo 8'" not in str(error)
-    assert not shop.blocks(shop.path / "run")
 
 
 def test_features_of_the_queries_that_are_not_finite(shop):

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 import semrsm_dist as srs
 from semrsm_dist.config import parse_config
 from semrsm_dist.engine import make_engine
+from semrsm_dist.errors import InputError
 from semrsm_dist.features.models import ModelSpec, load_model
 
 KERNELS = ["linear", "cosine", "rbf"]
@@ -34,25 +35,33 @@ def engine(request):
 
 
 def folder_through_a_convolutional_network(shop):
-    return shop.of_images("-", shop.images(n=11), kernels=KERNELS, matching={"tolerance": TOLERANCE})
+    folder = shop.images(n=11)
+    shop.spoil(folder)
+    matching = {"tolerance": TOLERANCE}
+    return shop.of_images("-", folder, kernels=KERNELS, matching=matching, unreadable="skip")
 
 
-def table_through_a_transformer(shop):
+def tables_through_a_transformer(shop):
+    """Queries against a database, from one table each."""
     shown = {1: "cat|dog", 3: "cow", 5: "cow", 7: "hen"}
     rows = [("image_id", "uri", "labels", "group")]
     for index in range(9):
         shop.image(f"pictures/{index}.png", size=(40 + index, 44))
         uri = f"pictures/{3 if index == 5 else index}.png"  # two frames of a film, the same
         rows.append((f"picture {index}", uri, shown.get(index, ""), f"g{index // 3}"))
-    table = shop.path / "table.csv"
-    table.write_text("\r\n".join(",".join(row) for row in rows) + "\r\n")
+    asked = [rows[0], ("a cow", "pictures/3.png", "cow", "g1"), ("nobody knows", "pictures/8.png", "", "")]
+    tables = {}
+    for name, lines in {"data": rows, "queries": asked}.items():
+        tables[name] = {"source": "table", "path": str(shop.path / f"{name}.csv")}
+        (shop.path / f"{name}.csv").write_text("\r\n".join(",".join(line) for line in lines) + "\r\n")
     return {
-        "data": {"source": "table", "path": str(table)},
+        **tables,
         "model": {
             "name": "test_vit",
             "weights": "random",
             "layers": ["blocks.1", "blocks.5"],
             "input_size": 64,
+            "actors": 1,
         },
         "kernels": KERNELS,
         "matching": {"matcher": "hungarian"},
@@ -91,13 +100,6 @@ def queries_against_features(shop):
     return document | {"queries": {"source": "features", "layers": asked}}
 
 
-def queries_against_images(shop):
-    document = shop.of_images(
-        "-", shop.images("database", 7), kernels=KERNELS, matching={"tolerance": TOLERANCE}
-    )
-    return document | {"queries": {"source": "folder", "path": str(shop.images("asked", 4))}}
-
-
 def images_of_unequal_size(shop):
     z = np.random.default_rng(2).normal(size=(17, 9, 4)).astype(np.float32) + 1.0
     counts = np.random.default_rng(3).integers(1, 10, 17)
@@ -113,12 +115,11 @@ def images_of_unequal_size(shop):
 
 CASES = [
     folder_through_a_convolutional_network,
-    table_through_a_transformer,
+    tables_through_a_transformer,
     features_of_tokens,
     feature_maps,
     zarr_in_half_precision,
     queries_against_features,
-    queries_against_images,
     images_of_unequal_size,
 ]
 
@@ -240,17 +241,21 @@ def test_rows_and_columns_are_the_images_in_their_order(done, documents):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("done", [table_through_a_transformer], indirect=True)
+@pytest.mark.parametrize("done", [tables_through_a_transformer], indirect=True)
 def test_a_table_gives_ids_labels_and_groups(done):
     data = xr.open_zarr(done / "rsm.zarr", group="blocks.5")
     assert data["image_j"].values.tolist() == [f"picture {index}" for index in range(9)]
     assert data["labels_j"].values.tolist() == ["", "cat|dog", "", "cow", "", "cow", "", "hen", ""]
-    assert data["group_i"].values.tolist() == [f"g{index // 3}" for index in range(9)]
+    assert data["group_j"].values.tolist() == [f"g{index // 3}" for index in range(9)]
+    assert data["image_i"].values.tolist() == ["a cow", "nobody knows"]
+    assert data["labels_i"].values.tolist() == ["cow", ""]
+    assert data["group_i"].values.tolist() == ["g1", ""]
     matrix = data["semantic_cosine"].values
-    assert matrix[3, 5] == pytest.approx(1)
+    assert matrix[0, [3, 5]] == pytest.approx([1, 1])
+    assert matrix[1, 8] == pytest.approx(1)
     scores = srs.open_run(done).summary()["retrieval"]
-    assert {score["n_queries"] for score in scores} == {4}
-    assert {score["f1"] for score in scores} == {0.0}  # the only other cow is of the same group
+    assert {score["n_queries"] for score in scores} == {1}
+    assert {score["f1"] for score in scores} == {0.0}  # all cows are of the query's own group
 
 
 @pytest.mark.timeout(240)
@@ -289,6 +294,35 @@ def test_a_run_is_read_as_xarray_objects(done):
         np.testing.assert_allclose(
             found, kernel_by_hand(kernel, identity, n_i, n_j, sigma), rtol=1e-9, atol=1e-12
         )
+
+
+# --- what users get wrong ----------------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_refused_by_name(shop, engine):
+    folder = shop.images(n=9)
+    bad = shop.spoil(folder)
+    with pytest.raises(InputError, match="4 of 13 images cannot be read") as caught:
+        shop.run(shop.of_images("run", folder), engine=engine)
+    assert all(name in str(caught.value) for name in bad)
+    assert not (shop.path / "run" / "run.json").exists()
+
+
+def test_features_that_are_not_finite_name_the_images(shop, engine):
+    z = np.random.default_rng(0).normal(size=(50, 6, 4)).astype(np.float32)
+    z[41, 2, 1], z[7, 0, 0] = np.inf, np.nan
+    table = shop.path / "table.csv"
+    table.write_text("image_id,labels\n" + "".join(f"photo {index},\n" for index in range(50)))
+    document = shop.of_features("run", shop.save("bad.npy", z))
+    document["data"]["table"] = str(table)
+    with pytest.raises(InputError, match="NaN or infinite") as caught:
+        shop.run(document, engine=engine)
+    assert all(words in str(caught.value) for words in ("'photo 7' (index 7", "'photo 41' (index 41"))
+    assert "photo 8'" not in str(caught.value)
+    assert not shop.blocks(shop.path / "run")
+
+
+# --- kernels ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(240)

@@ -66,10 +66,8 @@ def _compile_in_turn(compile_here: Callable[[Any], Any], lock: Path, signature: 
 
     Functions wait in the order of their calls, which has no cycle, so no two processes wait for each other.
     """
-    with (
-        global_compiler_lock,
-        _turn(lock),
-    ):  # numba's first, as its `compile` would: no two threads wait crosswise
+    # Numba's own lock first, which its `compile` takes too: no two threads wait crosswise.
+    with global_compiler_lock, _turn(lock):
         return compile_here(signature)
 
 

@@ -43,6 +43,9 @@ class Panel(NamedTuple):
     side: str
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.side}/{self.number}"
+
 
 @dataclass(frozen=True)
 class SideImages:

@@ -7,10 +7,13 @@ position, and the certified gap. They are written together, so that a tile is th
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from semrsm_dist.store import chunks
@@ -21,7 +24,7 @@ KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 """The two similarities of a pair and the inner product that each comes from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BlockStore:
     """The solved tiles of one layer.
 
@@ -35,10 +38,10 @@ class BlockStore:
 
     root: Path
     layer: str
-    _arrays: chunks.OpenArrays = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_arrays", chunks.OpenArrays(self.root))
+    @cached_property
+    def _array(self) -> zarr.Array[Any]:
+        return chunks.open_array(self.root, self.layer)
 
     def create(self, n_rows: int, n_columns: int, side: int) -> None:
         """Make the array, or check that the one that is there fits."""
@@ -66,7 +69,7 @@ class BlockStore:
         OSError
             As the file system raises it.
         """
-        chunks.write_chunk(self._arrays[self.layer], (0, *tile), np.stack([matched, identity, gap]))
+        chunks.write_chunk(self._array, (0, *tile), np.stack([matched, identity, gap]))
 
     def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
         """Return (3, R, K): matched, identity and gap of one tile.
@@ -76,7 +79,7 @@ class BlockStore:
         StorageError
             If it is damaged or not there.
         """
-        return chunks.read_chunk(self._arrays[self.layer], (0, *tile))
+        return chunks.read_chunk(self._array, (0, *tile))
 
     def present(self) -> set[tuple[int, int]]:
         """Return the tiles that are there, without reading them."""
@@ -92,7 +95,7 @@ class BlockStore:
 
     def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
         """Delete the tiles that cannot be decoded, and return them."""
-        array = self._arrays[self.layer]
+        array = self._array
         tiles = sorted(self.present())
         with ThreadPoolExecutor(threads) as pool:
             intact = list(pool.map(lambda tile: chunks.is_decodable(array, (0, *tile)), tiles))

@@ -142,9 +142,6 @@ class OpenArrays:
             self._opened[name] = open_array(self.group, name)
         return self._opened[name]
 
-    def __reduce__(self) -> tuple[type[OpenArrays], tuple[Path]]:
-        return OpenArrays, (self.group,)  # another process opens its own
-
 
 def open_array(group: Path, name: str) -> zarr.Array[Any]:
     """Open an array for reading and for writing whole chunks.

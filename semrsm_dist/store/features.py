@@ -8,8 +8,8 @@ differ in their number of tokens, NaN fills the smaller ones up.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _CHUNKS: dict[str, tuple[str, ...]] = {SQUARED_NORM: (), POOLED: ("0",), FEATURE
 """The arrays of a layer, and what follows the panel's number in the name of a chunk."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureStore:
     """The features of one side (`images` or `queries`) in one layer.
 
@@ -42,10 +42,10 @@ class FeatureStore:
     root: Path
     side: str
     layer: str
-    _arrays: chunks.OpenArrays = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_arrays", chunks.OpenArrays(self.group))
+    @cached_property
+    def _arrays(self) -> chunks.OpenArrays:
+        return chunks.OpenArrays(self.group)
 
     @property
     def group(self) -> Path:

@@ -120,6 +120,15 @@ def test_coordinates_are_replaced(tmp_path):
     assert data["squared_norm_i"].values.tolist() == [0.5] * 5
 
 
+def test_a_matrix_that_is_made_again_is_described_anew(tmp_path):
+    for sigma in (2.0, 3.0):
+        store = assemble(tmp_path)
+        store.add_matrix("gap", SHAPE, SIDE, {"sigma": sigma})
+        store.finish()
+        assert store.open().matrix("gap").attributes == {"sigma": sigma}
+        assert open_dataset(store.open())["gap"].attrs == {"sigma": sigma}
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_array_that_a_full_disk_cut_short_is_made_anew(tmp_path):
     store = assemble(tmp_path)

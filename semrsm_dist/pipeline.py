@@ -23,7 +23,7 @@ from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.stages.assembly import assemble_layers
 from semrsm_dist.stages.extraction import SideImages, extract_features
 from semrsm_dist.stages.faults import list_failures
-from semrsm_dist.stages.identity import Identity, compare, identify, model_spec
+from semrsm_dist.stages.identity import Identity, compare, identify
 from semrsm_dist.stages.images import make_image_set, require_enough
 from semrsm_dist.stages.importing import import_features
 from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
@@ -248,7 +248,6 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
         extract_features(
             session,
             to_extract,
-            spec=model_spec(config.model),
             facts=record["cached"]["model"]["facts"],
             layers=identity.layers,
             precision=record["cached"]["model"]["precision"],

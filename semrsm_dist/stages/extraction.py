@@ -17,7 +17,7 @@ from semrsm_dist.engine.local import own_gpu
 from semrsm_dist.engine.protocol import Receipt, Resources, Task, Worker
 from semrsm_dist.errors import InputError, ResumeError, WorkError
 from semrsm_dist.stages.faults import failure_receipt, first_cause
-from semrsm_dist.stages.identity import describe_model
+from semrsm_dist.stages.identity import describe_model, model_spec
 from semrsm_dist.stages.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
@@ -233,7 +233,6 @@ def extract_features(
     session: Session,
     sides: Mapping[str, SideImages],
     *,
-    spec: ModelSpec,
     facts: Mapping[str, Any],
     layers: Mapping[str, Mapping[str, int]],
     precision: str,
@@ -242,11 +241,13 @@ def extract_features(
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
 
+    Where nothing is missing, no library that runs models is loaded.
+
     Parameters
     ----------
     session
         The session.
-    sides, spec, facts, layers, precision, batch_size, panel
+    sides, facts, layers, precision, batch_size, panel
         As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
         output depend on it.
 
@@ -278,7 +279,7 @@ def extract_features(
     factory = ExtractorFactory(
         run=session.directory.path,
         sides={side: sides[side] for side in {unit.side: None for unit in missing}},
-        spec=spec,
+        spec=model_spec(config),
         facts=facts,
         layers=layers,
         precision=precision,

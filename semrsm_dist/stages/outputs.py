@@ -96,7 +96,6 @@ def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: s
     extract_features(
         session,
         {SIDE: SideImages.of(make_image_set(config.data), manifest)},
-        spec=model_spec(config.model),
         facts=record["cached"]["model"]["facts"],
         layers={OUTPUTS: {"n_tokens": sizes.n_tokens, "n_channels": sizes.n_channels}},
         precision=record["cached"]["model"]["precision"],

@@ -7,6 +7,7 @@ symmetric matrix is stored whole, so that every reader gets rows as they are.
 from __future__ import annotations
 
 import itertools
+import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,13 +76,15 @@ class MatrixStore:
         try:
             with chunks.reading_metadata(self.group):
                 group = zarr.open_group(self.group, mode="r")
+                if not group.attrs.get(COMPLETE) or ARRAYS not in group.attrs:
+                    return self.group
+                arrays = dict(
+                    group.arrays()
+                )  # as gathered when the layer was finished: one read for all of them
         except FileNotFoundError:
             return self.group
-        if not group.attrs.get(COMPLETE) or ARRAYS not in group.attrs:
-            return self.group
-        arrays = dict(group.arrays())  # as gathered when the layer was finished: one read for all of them
         for name in cast("list[str]", group.attrs[ARRAYS]):
-            if not (self.group / name / "zarr.json").is_file():
+            if name not in arrays or not (self.group / name / "zarr.json").is_file():
                 return self.group / name
             missing = set(np.ndindex(arrays[name].cdata_shape)) - chunks.list_chunks(self.group, name)
             if missing:
@@ -97,9 +100,10 @@ class MatrixStore:
         with chunks.writing(self.group):
             _forget_metadata(self.root)
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
-            for folder in self.group.iterdir():  # arrays that a full disk cut short: Zarr would warn of each
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+            for folder in self.group.iterdir():
+                # What a full disk cut short or has lost its description is assembled anew; Zarr would warn of it.
+                if folder.is_dir() and not (folder / "zarr.json").is_file():
+                    shutil.rmtree(folder)
             for name in [name for name, array in group.arrays() if array.ndim == 2 and name not in names]:
                 del group[name]
 
@@ -126,13 +130,12 @@ class MatrixStore:
         self, name: str, dimension: str, values: Sequence[str] | NDArray[np.float64]
     ) -> None:
         """Write a coordinate of one dimension: text or numbers, replacing what is there."""
+        data = values if isinstance(values, np.ndarray) else np.asarray(values, np.dtypes.StringDType())
         with chunks.writing(self.group):
             group = self._group or zarr.open_group(self.group, mode="a", use_consolidated=False)
             group.create_array(
                 name,
-                data=values
-                if isinstance(values, np.ndarray)
-                else np.asarray(values, np.dtypes.StringDType()),
+                data=data,
                 dimension_names=(dimension,),
                 config={"write_empty_chunks": True},
                 overwrite=True,

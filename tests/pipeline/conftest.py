@@ -40,7 +40,6 @@ Document = dict[str, Any]
 MEASURE = """
 import json, sys
 import semrsm_dist as srs
-from semrsm_dist import cli
 from semrsm_dist.config import parse_config
 
 def peak():

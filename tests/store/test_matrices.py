@@ -208,6 +208,21 @@ def test_a_matrix_that_has_gone_makes_the_layer_incomplete(tmp_path):
         store.open()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_description_of_a_matrix_is_told_by_who_reads_it_and_heals(tmp_path):
+    store = assemble(tmp_path)
+    store.finish()
+    file = store.group / "gap" / "zarr.json"
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(StorageError, match=r"gap/zarr\.json: not the description .*delete this file"):
+        store.open().matrix("gap")
+    file.unlink()
+    assert not store.is_complete()
+    again = assemble(tmp_path)
+    again.finish()
+    np.testing.assert_array_equal(again.open().matrix("gap").read((slice(None), slice(None))), 2 * VALUES)
+
+
 def test_a_damaged_chunk_is_named_with_what_helps(tmp_path):
     store = assemble(tmp_path)
     store.finish()

@@ -1,7 +1,7 @@
 """What all tests share."""
 
+import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,12 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast files first, then the slow ones from the longest on, so that all processes end together."""
-    items.sort(key=lambda item: _place(item.path.parts))
+    items.sort(key=lambda item: _place(os.path.relpath(item.path, Path(__file__).parent)))
 
 
-def _place(parts: Sequence[str]) -> int:
-    tests = Path(__file__).parent.parts
-    name = "/".join(parts[len(tests) :])
+def _place(name: str) -> int:
     if name == FIRST:
         return -1
     return 1 + SLOWEST.index(name) if name in SLOWEST else 0

@@ -301,12 +301,7 @@ def extract_features(
         amount=lambda receipt: int(receipt.counts["images"]),
         on_value=lambda receipt: news.append(cast("PanelNews", receipt.value)),
     )
-    halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
-    if halved:
-        session.warn(
-            f"a GPU's memory did not suffice for batches of {batch_size} images; batches of down to {min(halved)} "
-            "took their place, on which the last bits of features depend"
-        )
+    _warn_of_smaller_batches(session, batch_size, news)
     _raise_if_refused([item for told in news for item in told.refused])
     if failures:
         raise WorkError(
@@ -330,6 +325,15 @@ def _warn_of_other_batches(session: Session, batch_size: int, panel: int) -> Non
         else "the run was begun with them"
     )
     session.warn(f"model.batch_size: {asked}: images are extracted in batches of {batch_size}, as {reason}")
+
+
+def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[PanelNews]) -> None:
+    halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
+    if halved:
+        session.warn(
+            f"a GPU's memory did not suffice for batches of {batch_size} images; batches of down to {min(halved)} "
+            "took their place, on which the last bits of features depend"
+        )
 
 
 def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:

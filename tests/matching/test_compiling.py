@@ -117,6 +117,16 @@ def test_a_process_that_never_finishes_compiling_does_not_stop_the_others(tmp_pa
         assert time.perf_counter() - started >= 0.2
 
 
+def test_a_function_that_needs_itself_for_other_types_does_not_wait_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "PATIENCE", 20.0)
+    waits = []
+    wait_for = jit._wait_for
+    monkeypatch.setattr(jit, "_wait_for", lambda *arguments: (waits.append(1), wait_for(*arguments)))
+    lock = tmp_path / "recursive.lock"
+    assert jit._compile_in_turn(lambda word: jit._compile_in_turn(str.upper, lock, word), lock, "x") == "X"
+    assert len(waits) == 1
+
+
 def test_a_function_that_cannot_be_compiled_gives_its_turn_back(tmp_path):
     lock = tmp_path / "failing.lock"
     with pytest.raises(ZeroDivisionError):

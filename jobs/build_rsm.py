@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from semrsm_dist.cli import main
+from semrsm_dist.__main__ import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -10,18 +10,16 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from semrsm_dist.errors import SemrsmError
 from semrsm_dist.experiments.parameters import PARAMETERS
 from semrsm_dist.experiments.registry import EXPERIMENTS, require_experiment
+from semrsm_dist.interrupts import INTERRUPTED, stopping_in_order
 
-INTERRUPTED = 130
 INCOMPLETE = 3
 
 
@@ -29,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -43,10 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of standard output has gone; give the interpreter nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,9 +176,10 @@ def _run(options: argparse.Namespace) -> int:
     from semrsm_dist.results import Run
     from semrsm_dist.stages.summary import format_summary
 
-    summary = run(config, reporter=ConsoleReporter())
-    print(format_summary(summary))
-    figure = draw_overview(Run(config.run))
+    with stopping_in_order() as stop:
+        summary = run(config, reporter=ConsoleReporter(), stop=stop)
+        print(format_summary(summary))
+        figure = draw_overview(Run(config.run))
     print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
     return 0
 
@@ -194,7 +188,8 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
     from semrsm_dist.planning import format_plan, plan_run
 
-    plan = plan_run(config)
+    with stopping_in_order():
+        plan = plan_run(config)
     print(json.dumps(plan, indent=1) if options.json else format_plan(plan))
     return 0
 
@@ -223,7 +218,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     require_experiment(options.experiment)
     from semrsm_dist.config import default_config
     from semrsm_dist.config_yaml import parse_settings
-    from semrsm_dist.experiments.registry import evaluate
+    from semrsm_dist.experiments.registry import evaluate, find_experiment
     from semrsm_dist.progress import ConsoleReporter
 
     if options.config is None:
@@ -233,7 +228,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         config = _load(options)
     parameters = parse_settings(options.parameters, "--with")
     folder = options.out or config.run / "evaluation"
-    evidence = evaluate(options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters)
+    find_experiment(options.experiment)  # loads what it needs
+    with stopping_in_order():
+        evidence = evaluate(
+            options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters
+        )
     print(evidence.text)
     print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
     return 0
@@ -278,10 +277,8 @@ def _export(options: argparse.Namespace) -> int:
 
     run = Run(options.run)
     folder = options.out or Path(options.run) / "export"
-    for path in export_npy(run, folder, layers=options.layer, kernel=options.kernel, kind=options.kind):
+    with stopping_in_order():
+        written = export_npy(run, folder, layers=options.layer, kernel=options.kernel, kind=options.kind)
+    for path in written:
         print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,7 @@ import semrsm_dist as srs
 from semrsm_dist import cli
 from semrsm_dist.store.directory import RunDirectory
 
-COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
+COMMAND = (sys.executable, "-m", "semrsm_dist")
 COMMANDS = ("run", "plan", "validate", "status", "models", "layers", "export")
 
 
@@ -56,11 +56,7 @@ def semrsm(path, *arguments):
 def call(monkeypatch, path, *arguments):
     """Run a command in this process, which spares the time that libraries take to load."""
     monkeypatch.chdir(path)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        return cli.main(list(map(str, arguments)))
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    return cli.main(list(map(str, arguments)))
 
 
 # --- help and usage --------------------------------------------------------------------------------------
@@ -390,21 +386,46 @@ def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys)
     assert "took" in lines[-1]
 
 
-def test_an_interrupt_while_the_command_still_loads_is_quiet(place):
-    for wait in (0.05, 0.3, 0.8):
-        process = subprocess.Popen(
-            [*COMMAND, "run", "slow.yaml", "--set", "run=runs/early"],
-            cwd=place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(wait)
-        process.send_signal(signal.SIGINT)
+# The interpreter tells on standard error what it has loaded, so that the moment is known.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["semrsm_dist.cli", "pydantic", "numba"])
+def test_an_interrupt_while_the_command_still_loads_ends_it(place, module, number):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        *COMMAND[1:],
+        "run",
+        "slow.yaml",
+        "--set",
+        "run=runs/early",
+    ]
+    with subprocess.Popen(
+        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == module:
+                break
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-        if (
-            "init_import_site" in err
-        ):  # a busy machine: the interpreter itself was not up yet, and gives up with 1
-            continue
-        assert process.returncode in (130, -signal.SIGINT)
-        assert out == ""
+    assert process.returncode == 130
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("import time:")] == [
+        "semrsm: interrupted before it began"
+    ]
+    assert not (place / "runs" / "early").exists()
+
+
+def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):
+    from semrsm_dist import pipeline
+
+    identify = pipeline.identify
+
+    def identify_and_swallow(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return identify(*arguments)
+
+    monkeypatch.setattr(pipeline, "identify", identify_and_swallow)
+    assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -32,7 +32,7 @@ from semrsm_dist.config import parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.progress import Reporter, SilentReporter, Stage
 
-COMMAND = (sys.executable, "-m", "semrsm_dist.cli")
+COMMAND = (sys.executable, "-m", "semrsm_dist")
 
 Document = dict[str, Any]
 
@@ -176,16 +176,12 @@ class Workshop:
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run the command `semrsm` to its end, in this process, which has the libraries loaded."""
         out, err = io.StringIO(), io.StringIO()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with (
-                contextlib.redirect_stdout(out),
-                contextlib.redirect_stderr(err),
-                contextlib.chdir(self.path),
-            ):
-                status = cli.main([str(argument) for argument in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(self.path),
+        ):
+            status = cli.main([str(argument) for argument in arguments])
         return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     @contextlib.contextmanager

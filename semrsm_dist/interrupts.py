@@ -1,0 +1,75 @@
+"""What an interrupt (SIGINT, SIGTERM) does to the command: end it while it loads, stop it in order while it works.
+
+Python's own way, a KeyboardInterrupt wherever the main thread is, cannot be relied on while modules load: raised in a
+callback of the import system it is printed and forgotten, and extension modules turn it into errors of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeAlias
+
+from semrsm_dist.errors import SemrsmError
+
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Handler: TypeAlias = Callable[[int, FrameType | None], None]
+
+
+def end_while_loading() -> None:
+    """From now on end the process when it is interrupted: there is nothing yet that would have to be put in order."""
+    _install(_end)
+
+
+@contextlib.contextmanager
+def stopping_in_order() -> Iterator[threading.Event]:
+    """Raise KeyboardInterrupt in the block when it is interrupted, and set an event in case that gets lost.
+
+    Yields
+    ------
+    threading.Event
+        Set by an interrupt; for what looks from time to time whether it has to stop.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it was interrupted, also where a library made another error of that.
+    """
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        raise KeyboardInterrupt
+
+    before = _install(interrupt)
+    try:
+        yield stop
+    except SemrsmError:
+        raise
+    except Exception as error:
+        if stop.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"semrsm: interrupted before it began\n")
+    os._exit(INTERRUPTED)
+
+
+def _install(handler: Handler) -> dict[signal.Signals, Any]:
+    """Set a handler for every interrupt that is not ignored on purpose, as nohup does; return what was there."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    kept = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, handler)
+    return kept

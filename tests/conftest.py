@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before Ray is imported, here or in a child: no token file in the home folder, no usage report, and workers that are
+# not put behind all else that runs on the machine, the tests beside them among it.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
+
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,10 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-# Before Ray is imported, here or in a child: no token file in the home folder, no usage report.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
 import pytest

@@ -56,6 +56,19 @@ class Estimate:
         """Return the bootstrap percentile interval."""
         return percentile_interval(self.value, self.replicates, confidence)
 
+    def columns(self) -> dict[str, float | int]:
+        """Return the value, its interval and what it is made of, as columns of a table."""
+        interval = self.interval()
+        return {
+            "value": self.value,
+            "low": interval.low,
+            "high": interval.high,
+            "confidence": interval.confidence,
+            "n_pairs": self.n_pairs,
+            "n_left_out": self.n_left_out,
+            "n_resampled": self.n_resampled,
+        }
+
     def minus(self, other: Estimate) -> Estimate:
         """Return the difference; its interval holds if both were resampled with one seed, image by image alike."""
         return Estimate(

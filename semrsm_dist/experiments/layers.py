@@ -94,36 +94,22 @@ def evaluate(
         chosen = (variants,) if isinstance(variants, str) else tuple(variants)
     require_variants(config, chosen)
     second = None if other is None else load_config(other)
-    for each in (config, second):
-        if each is not None and each.queries is not None:
-            raise ConfigError(
-                f"{each.run}: layers are compared by images against themselves, but this run compares queries with a "
-                "database; give one without the section queries"
-            )
-    pipeline.run(config, reporter=reporter)
-    jobs = [Comparison(WITHIN, Run(config.run), None)]
-    if second is not None:
-        pipeline.run(second, reporter=reporter)
-        jobs.append(Comparison(str(second.run), Run(config.run), Run(second.run)))
-    if chosen:
-        runs = {name: derive_config(config, name, images) for name in (ORIGINAL, *chosen)}
-        for derived in runs.values():
-            pipeline.run(derived, reporter=reporter)
-        jobs += [Comparison(name, Run(runs[ORIGINAL].run), Run(runs[name].run)) for name in chosen]
+    _require_symmetric(config, second)
+    comparisons = _run_all(config, second, chosen, images, reporter)
     rows: list[dict[str, Any]] = []
     changed: dict[str, Any] = {}
     with (
         scratch_arrays(config.run / "evaluation") as allocate,
-        reporter.stage("evaluation", sum(len(job.places()) for job in jobs), "comparisons") as shown,
+        reporter.stage("evaluation", sum(len(each.places()) for each in comparisons), "comparisons") as shown,
     ):
-        for job in jobs:
-            job.require_same_images()
+        for each in comparisons:
+            each.require_same_images()
             found = {}
-            for places in job.places():
-                found[places] = job.compare(*places, kernel, resamples, seed, allocate)
+            for places in each.places():
+                found[places] = each.compare(*places, kernel, resamples, seed, allocate)
                 shown.advance(1)
-            rows += job.tabulate(found)
-            changed[job.name] = find_most_changed(found)
+            rows += each.tabulate(found)
+            changed[each.name] = find_most_changed(found)
     table = pd.DataFrame(rows).assign(kernel=kernel, resamples=resamples, seed=seed)
     return Evidence(
         experiment="layers",
@@ -140,6 +126,33 @@ def evaluate(
             "seed": seed,
         },
     )
+
+
+def _require_symmetric(*configs: RunConfig | None) -> None:
+    for config in configs:
+        if config is not None and config.queries is not None:
+            raise ConfigError(
+                f"{config.run}: layers are compared by images against themselves, but this run compares queries with "
+                "a database; give one without the section queries"
+            )
+
+
+def _run_all(
+    config: RunConfig, second: RunConfig | None, variants: Sequence[str], images: int, reporter: Reporter
+) -> list[Comparison]:
+    """Compute what is missing of all runs, and return what is to be compared with what."""
+    pipeline.run(config, reporter=reporter)
+    comparisons = [Comparison(WITHIN, Run(config.run), None)]
+    if second is not None:
+        pipeline.run(second, reporter=reporter)
+        comparisons.append(Comparison(str(second.run), Run(config.run), Run(second.run)))
+    if variants:
+        derived = {name: derive_config(config, name, images) for name in (ORIGINAL, *variants)}
+        for each in derived.values():
+            pipeline.run(each, reporter=reporter)
+        runs = {name: Run(each.run) for name, each in derived.items()}
+        comparisons += [Comparison(name, runs[ORIGINAL], runs[name]) for name in variants]
+    return comparisons
 
 
 @dataclass(frozen=True)
@@ -217,15 +230,4 @@ class Comparison:
 
 
 def _row(measure: str, estimate: Estimate, n_images: int) -> dict[str, Any]:
-    interval = estimate.interval()
-    return {
-        "measure": measure,
-        "value": estimate.value,
-        "low": interval.low,
-        "high": interval.high,
-        "confidence": interval.confidence,
-        "n_images": n_images,
-        "n_pairs": estimate.n_pairs,
-        "n_left_out": estimate.n_left_out,
-        "n_resampled": estimate.n_resampled,
-    }
+    return {"measure": measure, **estimate.columns(), "n_images": n_images}

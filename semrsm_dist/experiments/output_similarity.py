@@ -7,6 +7,7 @@ negative the better (Wald et al. 2024, the table of output similarities).
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -81,43 +82,14 @@ def evaluate(
     pipeline.run(config, reporter=reporter)
     said, meaning = _find_outputs(config, probabilities, outputs, reporter)
     run = Run(config.run)
-    names = run.manifest().image_ids()
-    if len(said.probabilities) != len(names):
+    n_images = len(run.manifest().image_ids())
+    if len(said.probabilities) != n_images:
         raise InputError(
-            f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {len(names)}; give "
+            f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {n_images}; give "
             "one row for each image that could be read, in the order of the run's images.parquet"
         )
-    rows: list[dict[str, Any]] = []
-    with (
-        scratch_arrays(config.run / "evaluation") as allocate,
-        reporter.stage("evaluation", len(run.asked_layers) * len(KERNELS), "kernels") as shown,
-    ):
-        divergence = _keep(said.divergence_rows(), len(names), allocate)
-        for layer in run.asked_layers:
-            for kernel in KERNELS:
-                found = {
-                    kind: agreement(
-                        Pairs(
-                            run.similarity_rows(layer, kernel, kind),
-                            lambda rows: divergence[rows],
-                            len(names),
-                            run.chunk_side(layer),
-                        ),
-                        MEASURES,
-                        resamples=resamples,
-                        seed=seed,
-                        allocate=allocate,
-                    )
-                    for kind in KINDS
-                }
-                rows += _tabulate({"layer": layer, "kernel": kernel}, found)
-                shown.advance(1)
-    table = pd.DataFrame(rows).assign(
-        n_images=len(names),
-        outputs=meaning,
-        resamples=resamples,
-        seed=seed,
-    )
+    rows = _correlate(run, said, reporter, resamples=resamples, seed=seed)
+    table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)
     return Evidence(
         experiment="output-similarity",
         table=table,
@@ -154,6 +126,28 @@ def _load(path: Path) -> NDArray[Any]:
     return array
 
 
+def _correlate(
+    run: Run, said: Outputs, reporter: Reporter, *, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return rows of the table: the RSMs of all layers, kernels and kinds against the divergences."""
+    n = len(said.probabilities)
+    rows: list[dict[str, Any]] = []
+    with (
+        scratch_arrays(run.directory.path / "evaluation") as allocate,
+        reporter.stage("evaluation", len(run.asked_layers) * len(KERNELS), "kernels") as shown,
+    ):
+        divergence = _keep(said.divergence_rows(), n, allocate)
+        for layer, kernel in itertools.product(run.asked_layers, KERNELS):
+            found = {}
+            for kind in KINDS:
+                entries = run.similarity_rows(layer, kernel, kind)
+                pairs = Pairs(entries, lambda rows: divergence[rows], n, run.chunk_side(layer))
+                found[kind] = agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+            rows += _tabulate({"layer": layer, "kernel": kernel}, found)
+            shown.advance(1)
+    return rows
+
+
 def _keep(read: RowReader, n: int, allocate: Allocate) -> NDArray[np.float64]:
     """Return all divergences, computed once; in a file where they are many."""
     divergence = allocate(n * n).reshape(n, n)
@@ -165,24 +159,12 @@ def _keep(read: RowReader, n: int, allocate: Allocate) -> NDArray[np.float64]:
 
 def _tabulate(place: dict[str, Any], found: dict[str, dict[str, Estimate]]) -> list[dict[str, Any]]:
     """Return a row for each measure and kind, and one for the difference of the kinds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for measure in MEASURES:
         estimates = {kind: found[kind][measure] for kind in KINDS}
         estimates[DIFFERENCE] = estimates["semantic"].minus(estimates["spatio-semantic"])
-        for kind, estimate in estimates.items():
-            interval = estimate.interval()
-            rows.append(
-                {
-                    **place,
-                    "kind": kind,
-                    "measure": measure,
-                    "value": estimate.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "confidence": interval.confidence,
-                    "n_pairs": estimate.n_pairs,
-                    "n_left_out": estimate.n_left_out,
-                    "n_resampled": estimate.n_resampled,
-                }
-            )
+        rows += [
+            {**place, "kind": kind, "measure": measure, **estimate.columns()}
+            for kind, estimate in estimates.items()
+        ]
     return rows

@@ -60,12 +60,16 @@ class RayEngine:
             return
         if address is None and os.environ.get("RAY_ADDRESS"):
             address = "auto"
-        with _signal_handlers_kept():
-            _redirect_messages()
-            if address is None:
-                _start(workers or available_cpus())
-            else:
-                _join(address)
+        try:
+            with _signal_handlers_kept():
+                _redirect_messages()
+                if address is None:
+                    _start(workers or available_cpus())
+                else:
+                    _join(address)
+        except BaseException:  # an interrupt above all: leave no half of it behind
+            ray.shutdown()
+            raise
 
     @property
     def slots(self) -> int:
@@ -222,12 +226,16 @@ def _redirect_messages() -> None:
 
 @contextlib.contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Undo the SIGTERM handler that ``ray.init`` installs: what SIGTERM does is the program's to say."""
+    """Undo the SIGTERM handlers that ``ray.init`` installs, which exit: what SIGTERM does is the program's to say."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # one of them was called
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, handler)

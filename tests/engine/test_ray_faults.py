@@ -13,8 +13,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from semrsm_dist.engine import Receipt, Resources, Task, make_engine, ray_pools, run_tasks
+from semrsm_dist.engine import Receipt, Resources, Task, make_engine, ray_engine, ray_pools, run_tasks
 from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.interrupts import stopping_in_order
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
@@ -288,6 +289,21 @@ def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, engine, monkeypa
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         job.close()
+    assert not ray.is_initialized()
+
+
+def test_a_sigterm_while_ray_starts_is_for_the_program(cluster, engine, monkeypatch):
+    engine.close()
+    join = ray_engine._join
+
+    def join_and_be_stopped(address):
+        join(address)
+        os.kill(os.getpid(), signal.SIGTERM)  # Ray's own handler is in place, and would exit with 15
+
+    monkeypatch.setattr(ray_engine, "_join", join_and_be_stopped)
+    with pytest.raises(KeyboardInterrupt), stopping_in_order() as stop:
+        make_engine("ray", address=cluster.address)
+    assert stop.is_set()
     assert not ray.is_initialized()
 
 

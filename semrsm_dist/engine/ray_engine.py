@@ -9,9 +9,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
@@ -61,7 +63,7 @@ class RayEngine:
         if address is None and os.environ.get("RAY_ADDRESS"):
             address = "auto"
         try:
-            with _signal_handlers_kept():
+            with _sigterm_kept():
                 _redirect_messages()
                 if address is None:
                     _start(workers or available_cpus())
@@ -225,17 +227,28 @@ def _redirect_messages() -> None:
 
 
 @contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Undo the SIGTERM handlers that ``ray.init`` installs, which exit: what SIGTERM does is the program's to say."""
+def _sigterm_kept() -> Iterator[None]:
+    """Keep a SIGTERM until Ray has started, and then leave it to the program's own handler.
+
+    Ray would install handlers that exit, and it crashes where it is stopped in the middle of its start.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGTERM)
+    came: list[int] = []
+    has_timer = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if not has_timer:  # Ray's C++ side sets an alarm that aborts the process after 3 s
+            signal.alarm(0)
+
+    handler, install = signal.signal(signal.SIGTERM, keep), ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda ray_handler: None
     try:
         yield
-    except SystemExit:  # one of them was called
-        signal.signal(signal.SIGTERM, handler)
-        signal.raise_signal(signal.SIGTERM)
-        raise
     finally:
+        ray_utils.set_sigterm_handler = install
         signal.signal(signal.SIGTERM, handler)
+        if came:
+            signal.raise_signal(signal.SIGTERM)

@@ -292,19 +292,39 @@ def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, engine, monkeypa
     assert not ray.is_initialized()
 
 
-def test_a_sigterm_while_ray_starts_is_for_the_program(cluster, engine, monkeypatch):
+def test_a_sigterm_while_ray_starts_is_kept_for_the_program(cluster, engine, monkeypatch):
     engine.close()
-    join = ray_engine._join
+    connect = ray_engine.ray_worker.connect
+    went_on = []
 
-    def join_and_be_stopped(address):
-        join(address)
-        os.kill(os.getpid(), signal.SIGTERM)  # Ray's own handler is in place, and would exit with 15
+    def be_stopped_and_connect(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        connect(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGTERM)
+        went_on.append(True)
 
-    monkeypatch.setattr(ray_engine, "_join", join_and_be_stopped)
+    monkeypatch.setattr(ray_engine.ray_worker, "connect", be_stopped_and_connect)
     with pytest.raises(KeyboardInterrupt), stopping_in_order() as stop:
         make_engine("ray", address=cluster.address)
+    assert went_on
     assert stop.is_set()
     assert not ray.is_initialized()
+
+
+def test_rays_alarm_does_not_abort_a_program_that_was_stopped(monkeypatch):
+    seconds, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the limit of this test's own time
+
+    def be_stopped(address):
+        signal.alarm(100)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ray_engine, "_join", be_stopped)
+    try:
+        with pytest.raises(KeyboardInterrupt), stopping_in_order():
+            make_engine("ray", address="127.0.0.1:1")
+        assert signal.alarm(0) == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 @pytest.mark.parametrize(

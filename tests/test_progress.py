@@ -52,6 +52,21 @@ def test_a_file_gets_one_line_every_ten_seconds_and_one_at_the_end(clock):
     assert stream.getvalue().splitlines()[-1] == "matching: 1000/1000 pairs (100 %), 33.3 pairs/s, took 30 s"
 
 
+def test_a_stage_says_once_how_long_it_took_and_before_that_only_what_is_so(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 10, "pairs") as stage:
+        clock.now += 10
+        stage.advance(10)
+        assert stream.getvalue() == ""  # the line that closes the stage says it better
+        clock.now += 10
+        stage.tick()
+        clock.now += 5
+    assert stream.getvalue().splitlines() == [
+        "matching: 10/10 pairs (100 %), 0.5 pairs/s, finishing",
+        "matching: 10/10 pairs (100 %), 0.4 pairs/s, took 25 s",
+    ]
+
+
 def test_silence_of_the_workers_is_told_as_well(clock):
     stream = io.StringIO()
     with ConsoleReporter(stream).stage("matching", 10, "pairs") as stage:

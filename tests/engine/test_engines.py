@@ -178,7 +178,7 @@ def test_an_interrupt_stops_the_workers_quickly(start, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_tasks(pool, batches(400, 100), on_receipt=lambda receipt: first.set())
     stopping = worker.begun().total()
-    assert stopping < 40
+    assert stopping < 100
     time.sleep(1.0)
     assert worker.begun().total() <= stopping + 2  # Ray kills its processes a moment later
 

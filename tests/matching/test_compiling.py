@@ -140,22 +140,26 @@ def test_matching_lets_other_threads_run():
     matcher.compile()
     z = np.cumsum(np.random.default_rng(0).normal(size=(2, 2600, 4)), axis=1).astype(np.float32)
     rows, columns = matcher.prepare(z[:1]), matcher.prepare(z[1:])
-    done = threading.Event()
-    spent = []
 
-    def solve():
-        start = time.perf_counter()
-        matcher.solve_tile(rows, columns)
-        spent.append(time.perf_counter() - start)
-        done.set()
+    def longest_stop():
+        """Return the longest time that this thread was kept waiting, as a share of the time that matching took."""
+        spent = []
 
-    thread = threading.Thread(target=solve)
-    longest, last = 0.0, time.perf_counter()
-    thread.start()
-    while not done.is_set():
-        time.sleep(0.0005)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    thread.join()
-    # Holding the interpreter lock, the exact finish would stop this thread for most of the time.
-    assert longest < 0.4 * spent[0]
+        def solve():
+            start = time.perf_counter()
+            matcher.solve_tile(rows, columns)
+            spent.append(time.perf_counter() - start)
+
+        thread = threading.Thread(target=solve)
+        longest, last = 0.0, time.perf_counter()
+        thread.start()
+        while not spent:
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        thread.join()
+        return longest / spent[0]
+
+    # Holding the interpreter lock, the exact finish would stop this thread for most of the time, and every time; what
+    # else runs on the machine may stop it once.
+    assert any(longest_stop() < 0.4 for _ in range(3))

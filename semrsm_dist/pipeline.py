@@ -7,29 +7,29 @@ import functools
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from semrsm_dist.config import FeaturesData, RunConfig
-from semrsm_dist.engine import Engine, Failure, Resources, make_engine
+from semrsm_dist.engine import Engine, Failure, make_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.registry import make_matcher
-from semrsm_dist.plan.cost import guess_pair_seconds
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.stages.assembly import assemble_layers
-from semrsm_dist.stages.extraction import SideImages, extract_features
+from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.extraction_worker import SideImages
 from semrsm_dist.stages.faults import list_failures
 from semrsm_dist.stages.identity import Identity, compare, identify
 from semrsm_dist.stages.images import make_image_set, require_enough
 from semrsm_dist.stages.importing import import_features
-from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
+from semrsm_dist.stages.matching import match_layers
 from semrsm_dist.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.stages.session import Session
-from semrsm_dist.stages.sizing import choose_sizes, panel_budget, require_disk
+from semrsm_dist.stages.sizing import choose_sizes, require_disk
 from semrsm_dist.stages.summary import summarise
 from semrsm_dist.store.blocks import BlockStore
 from semrsm_dist.store.directory import RunDirectory
@@ -152,7 +152,14 @@ def _run_session(session: Session, matcher: Matcher, record: Record | None) -> d
     _keep(session, identity, record)
     layouts = {layer: _layout(record, layer) for layer in identity.layers}
     _fill_features(session, identity, record)
-    failures = _match(session, matcher, identity, record, layouts)
+    failures = match_layers(
+        session,
+        matcher,
+        layouts,
+        row_side=identity.row_side,
+        sizes=record["layers"],
+        panel=record["panel"],
+    )
     failed_layers = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
     assemble_layers(
         session,
@@ -271,70 +278,6 @@ def _remove_damaged_features(session: Session, side: str, layer: str) -> None:
         session.warn(
             f"layer {layer}: damaged features of {side} were removed (panels: {len(damaged)}) and are made again"
         )
-
-
-def _match(
-    session: Session, matcher: Matcher, identity: Identity, record: Record, layouts: Mapping[str, Layout]
-) -> list[Failure]:
-    config = session.config.matching
-    budget = panel_budget(session.config, matcher, record["layers"], record["panel"])
-    work: list[LayerWork] = []
-    found_pairs = 0
-    for layer, layout in layouts.items():
-        store = BlockStore(session.directory.blocks, layer)
-        store.create(layout.n_rows, layout.n_columns, layout.side)
-        damaged = _remove_damaged(session, store)
-        if damaged:
-            session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
-        present = store.present()
-        wanted = [tile for tile in layout.tiles() if tile not in present]
-        found_pairs += layout.total_pairs - sum(layout.n_pairs(*tile) for tile in wanted)
-        session.counts["matching"]["found"] += len(present)
-        sizes = record["layers"][layer]
-        work.append(
-            LayerWork(
-                layer,
-                layout,
-                wanted,
-                guess_pair_seconds(matcher.name, sizes["n_tokens"], sizes["n_channels"]),
-                matcher.panel_bytes(layout.side, sizes["n_tokens"], sizes["n_channels"]),
-            )
-        )
-    if not any(item.wanted for item in work):
-        return []
-    with session.timed("compile"):
-        matcher.compile()
-    pair_seconds = {item.layer: item.pair_seconds for item in work}
-    worker = MatchingWorker(
-        session.directory.path,
-        identity.row_side,
-        dict(layouts),
-        matcher.name,
-        dict(matcher.parameters),
-        panel_bytes={item.layer: item.panel_bytes for item in work},
-        room=budget,
-    )
-    tasks = plan_tasks(work, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget)
-    failures = session.work(
-        "matching",
-        lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
-        tasks,
-        total=sum(layout.total_pairs for layout in layouts.values()),
-        done=found_pairs,
-        unit="pairs",
-        amount=lambda receipt: int(receipt.counts["pairs"]),
-        effort=lambda receipt: pair_seconds[cast("Tile", receipt.unit).layer] * receipt.counts["pairs"],
-    )
-    session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
-    return failures
-
-
-def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]]:
-    """Read what an unfinished session left, once: a crash of the machine can leave unreadable chunks."""
-    if MatrixStore(session.directory.matrices, store.layer).is_complete():
-        return []
-    with session.timed("check"):
-        return store.remove_damaged()
 
 
 def _tiles_failed(failures: list[Failure]) -> WorkError:

@@ -7,7 +7,7 @@ average pooling with and without PCA and whitening, VLAD, late interaction, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +107,17 @@ def evaluate(
     effort: list[dict[str, Any]] = []
     for layer in run.asked_layers:
         methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
-        for method in _with(methods, class_tokens.get(layer)):
-            notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
-            for groups, task in tasks.items():
-                key = Key(layer, method.name, method.kernel, groups)
-                hits[key] = find_hits(method.read_rows, task, max(ks), rows_at_once=run.chunk_side(layer))
-                scores[key] = score_hits(hits[key].indices, task, ks)
+        found, told = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
+        hits |= found
+        notes += told
+        scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
         scores |= _expect(layer, tasks, ks)
         if search == "progressive":
-            found = {groups: _search(run, layer, groups, task, ks, workers) for groups, task in tasks.items()}
-            scores |= {Key(layer, SEMANTIC, "cosine", groups): item[0] for groups, item in found.items()}
-            effort += [item[1] for item in found.values()]
+            for groups, task in tasks.items():
+                scores[Key(layer, SEMANTIC, "cosine", groups)], took = _search(
+                    run, layer, groups, task, ks, workers
+                )
+                effort.append(took)
     table = tabulate(scores, ks, resamples=resamples, seed=seed)
     add_doubts(table, hits)
     notes += write_doubts(hits, ks)
@@ -139,6 +139,20 @@ def evaluate(
             "search": search,
         },
     )
+
+
+def _find(
+    run: Run, layer: str, methods: Iterable[Method], tasks: dict[str, RetrievalTask], k: int
+) -> tuple[dict[Key, Hits], list[str]]:
+    """Return the hits of each method at each task, and what the methods have to say of themselves."""
+    hits: dict[Key, Hits] = {}
+    notes: list[str] = []
+    for method in methods:
+        notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
+        for groups, task in tasks.items():
+            key = Key(layer, method.name, method.kernel, groups)
+            hits[key] = find_hits(method.read_rows, task, k, rows_at_once=run.chunk_side(layer))
+    return hits, notes
 
 
 def _search(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from semrsm_dist.config import FeaturesData, RunConfig
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.stages.extraction import SideImages, extract_features
+from semrsm_dist.stages.extraction import extract_features
+from semrsm_dist.stages.extraction_worker import SideImages
 from semrsm_dist.stages.identity import model_spec
 from semrsm_dist.stages.images import make_image_set
 from semrsm_dist.stages.session import Session

@@ -15,7 +15,7 @@ from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.stages import identity
-from semrsm_dist.stages.extraction import ExtractorFactory, choose_device
+from semrsm_dist.stages.extraction_worker import ExtractorFactory, choose_device
 
 
 @pytest.mark.timeout(120)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks
 from semrsm_dist.stages import matching
-from semrsm_dist.stages.matching import LayerWork, MatchingWorker, plan_tasks
+from semrsm_dist.stages.matching import LayerWork, plan_tasks
+from semrsm_dist.stages.matching_worker import MatchingWorker
 
 PANEL = 100
 

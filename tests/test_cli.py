@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -401,17 +402,20 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
         "run=runs/early",
     ]
     with subprocess.Popen(
-        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
+        fcntl.fcntl(
+            process.stderr, fcntl.F_SETPIPE_SZ, 4096
+        )  # it gets no further than a page of unread lines
         for line in process.stderr:
-            if line.split("|")[-1].strip() == module:
+            if line.split(b"|")[-1].strip() == module.encode():
                 break
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out == ""
-    assert [line for line in err.splitlines() if not line.startswith("import time:")] == [
-        "semrsm: interrupted"
+    assert out == b""
+    assert [line for line in err.splitlines() if not line.startswith(b"import time:")] == [
+        b"semrsm: interrupted"
     ]
     assert not (place / "runs" / "early").exists()
 

@@ -78,26 +78,37 @@ def moments(shop, run):
     ]
 
 
-@pytest.mark.timeout(280)
-def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, until, slow_whole):
+def kill_at_many_moments(shop, until, run):
+    """Return how often the run was killed before it came to its end."""
     chance = random.Random(20241)
-    config = shop.write(slow(shop, "killed"))
+    config = shop.write(slow(shop, run))
     killed = 0
-    for moment in moments(shop, "killed"):
-        before = shop.chunks(shop.path / "killed")
+    for moment in moments(shop, run):
+        before = shop.chunks(shop.path / run)
         with shop.process("run", config) as process:
             if until(moment, process):
                 time.sleep(chance.uniform(0, 0.1))
                 process.kill()
         killed += process.returncode == -signal.SIGKILL
-        after = shop.chunks(shop.path / "killed")
+        after = shop.chunks(shop.path / run)
         assert before.items() <= after.items()  # finished chunks are neither lost nor written again
-    assert killed >= 6
-    found = len(shop.blocks(shop.path / "killed"))
-    summary = shop.run(slow(shop, "killed"))
-    assert after.items() <= shop.chunks(shop.path / "killed").items()
+    return killed
+
+
+@pytest.mark.timeout(280)
+def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, until, slow_whole):
+    runs = (
+        "killed",
+        "killed again",
+        "killed once more",
+    )  # where this process is kept waiting, kills come too late
+    run = next(run for run in runs if kill_at_many_moments(shop, until, run) >= 6)
+    after = shop.chunks(shop.path / run)
+    found = len(shop.blocks(shop.path / run))
+    summary = shop.run(slow(shop, run))
+    assert after.items() <= shop.chunks(shop.path / run).items()
     assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
-    assert trees(shop, "killed") == slow_whole
+    assert trees(shop, run) == slow_whole
 
 
 @pytest.mark.timeout(280)
@@ -158,11 +169,16 @@ def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until, slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
     config = shop.write(slow(shop, "stopped"))
-    with shop.process("run", config) as process:
-        assert until(lambda: len(shop.blocks(shop.path / "stopped")) >= 10, process)
-        sent = time.monotonic()
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+    for _ in range(5):
+        with shop.process("run", config) as process:
+            until(lambda: len(shop.blocks(shop.path / "stopped")) >= 10, process)
+            if len(shop.blocks(shop.path / "stopped")) < 60:
+                sent = time.monotonic()
+                process.send_signal(number)
+                _, stderr = process.communicate(timeout=60)
+                break
+            process.kill()
+        shutil.rmtree(shop.path / "stopped")  # too late for an interrupt: this process was kept waiting
     assert process.returncode == 130
     assert time.monotonic() - sent < 10
     assert "interrupted" in stderr

@@ -247,13 +247,18 @@ def numbers_of(section: BaseModel) -> dict[str, Any]:
 
 
 def facts_of(section: BaseModel) -> dict[str, Any]:
-    """Return `numbers_of` as a fingerprint knows them: without added fields that are at their defaults."""
+    """Return `numbers_of` as a fingerprint knows them, and those of the sections within this one.
+
+    Added fields that are at their defaults are left out.
+    """
     fields = type(section).model_fields
-    return {
+    own = {
         name: value
         for name, value in numbers_of(section).items()
         if value != fields[name].default or Numbers(added=True) not in fields[name].metadata
     }
+    within = {name: getattr(section, name) for name in fields}
+    return own | {name: facts_of(value) for name, value in within.items() if isinstance(value, BaseModel)}
 
 
 def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:

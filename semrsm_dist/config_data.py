@@ -1,7 +1,8 @@
 """The sections `data` and `queries`: one for each source of images or features.
 
 Which images a run has is told by the hashes in its manifest, so what only chooses among files (a path, a split, a
-sample) is not marked `Numbers`.
+sample) is not marked `Numbers`. What makes other images out of the same files is: a file that has not changed since
+is not hashed again.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class CropsData(Section):
 
     source: Literal["crops"]
     of: Annotated[Images, Field(discriminator="source")]
-    share: Annotated[Real, Field(gt=0, le=1)] = 64 / 84
+    share: Annotated[Real, Field(gt=0, le=1), Numbers(added=True)] = 64 / 84
     shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
     sample: Count | None = None
     seed: Seed = 0

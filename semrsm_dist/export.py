@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from semrsm_dist.results import Run
 from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import write_npy
 
 
 def export_npy(
@@ -57,32 +55,14 @@ def export_npy(
         folder.mkdir(parents=True, exist_ok=True)
         for layer, read_rows in zip(chosen, readers, strict=True):
             written.append(folder / f"{layer}.{kind}.{kernel}.npy")
-            _write_npy(written[-1], shape, read_rows, run.chunk_side(layer))
-        for dimension, side in sides.items():
+            side = run.chunk_side(layer)
+            rows = (slice(start, min(start + side, shape[0])) for start in range(0, shape[0], side))
+            write_npy(written[-1], shape, "<f8", map(read_rows, rows))
+        for dimension, images in sides.items():
             written.append(folder / f"{dimension}.txt")
-            lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(side).image_ids())
+            lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(images).image_ids())
             written[-1].write_text(lines, encoding="utf-8")
     return written
-
-
-def _write_npy(
-    path: Path, shape: tuple[int, int], read_rows: Callable[[slice], NDArray[np.float64]], rows_at_once: int
-) -> None:
-    """Write a matrix by rows, and under its name only when it is whole.
-
-    Not through a memory map: on a full disk that ends the process with a bus error.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            header = {"descr": "<f8", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, shape[0], rows_at_once):
-                rows = slice(start, min(start + rows_at_once, shape[0]))
-                file.write(np.ascontiguousarray(read_rows(rows), dtype="<f8").data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _one_line(image_id: str) -> str:

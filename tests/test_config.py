@@ -575,6 +575,9 @@ def test_controls_that_were_added_are_no_facts_until_they_are_used():
     added = {"displacement", "arrangement"}
     data = parse_config(DIGITS).data
     assert facts_of(data) == {name: value for name, value in numbers_of(data).items() if name not in added}
+    crops = parse_config({**DIGITS, "data": {"source": "crops", "of": DIGITS["data"], "share": 0.5}}).data
+    assert facts_of(crops) == {"share": 0.5, "of": facts_of(data)}
+    assert facts_of(crops.model_copy(update={"share": 64 / 84})) == {"of": facts_of(data)}
     used = DigitScenesData(source="digits", digits=2, arrangement="pair")
     assert facts_of(used).keys() - facts_of(data).keys() == {"arrangement"}
     assert facts_of(parse_config(DIGITS).model) == numbers_of(parse_config(DIGITS).model)

@@ -6,21 +6,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
-from semrsm_dist.data.files import absolute, locate
+from semrsm_dist.data.files import locate
 from semrsm_dist.data.folder import list_files
 from semrsm_dist.errors import ConfigError, InputError, StorageError, did_you_mean
 
 _logger = logging.getLogger(__name__)
-
-
-def join(folder: str | Path, *parts: str) -> str:
-    """Return a location below a folder, which may be a URI, the same in any working directory."""
-    return "/".join((absolute(folder).rstrip("/"), *parts))
 
 
 def require_split(split: str, known: Collection[str], source: str) -> None:

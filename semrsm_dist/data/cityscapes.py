@@ -13,13 +13,12 @@ from typing import Any
 
 from semrsm_dist.data.annotations import (
     draw_sample,
-    join,
     list_below,
     read_json,
     require_split,
     warn_unlabelled,
 )
-from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.files import FileImages, absolute, join
 from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError, did_you_mean
 

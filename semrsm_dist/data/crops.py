@@ -113,7 +113,7 @@ class ShiftedCrops:
         name, _, tag = record.image_id.rpartition(_MARK)
         for shift in self.shifts:
             if tag == _tag(shift):
-                return replace(record, image_id=name), shift
+                return replace(record, image_id=name), float(tag)  # so that equal ids are equal crops
         raise InputError(
             f"image {record.image_id!r} is none of these crops, whose ids end in "
             f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the image set that listed it"

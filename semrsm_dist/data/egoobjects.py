@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist.data.annotations import draw_sample, join, read_json, require_split, shorten
-from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.annotations import draw_sample, read_json, require_split, shorten
+from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError
 
@@ -83,11 +83,11 @@ class EgoObjectsImages(FileImages):
         objects = _entries(document, "annotations", ("image_id",), where)
         _require_listed(objects, {str(image["id"]) for image in listed}, where)
         labels = _labels_by_image(objects, self._names(document), where)
-        folder = absolute(self.images).rstrip("/") if self.images else join(self.path, "images")
+        folder = join(self.images) if self.images else join(self.path, "images")
         return [
             ImageRecord(
                 name,
-                f"{folder}/{images[name]['url']}",
+                below(folder, images[name]["url"]),
                 tuple(sorted(labels.get(name, ()))),
                 None if images[name].get("group_id") is None else str(images[name]["group_id"]),
             )

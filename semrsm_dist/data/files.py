@@ -15,6 +15,9 @@ from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.records import ImageRecord, LoadedImage, UnreadableImageError
 from semrsm_dist.errors import InputError, StorageError
 
+REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Schemes of the remote file systems that pyarrow knows."""
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _OPTIONS = re.compile(r"\?\w+=[^/]*$")  # of a file system, such as ?region=eu-west-1
 
@@ -40,7 +43,7 @@ class FileImages:
         system, path = locate(record.uri)
         try:
             info = system.get_file_info(path)
-        except _ABOUT_THE_FILE:
+        except (*_ABOUT_THE_FILE, ValueError):
             return None
         except OSError as error:
             raise _storage_failure(record, error) from error
@@ -55,6 +58,8 @@ class FileImages:
                 return bytes(stream.read())
         except _ABOUT_THE_FILE as error:
             raise UnreadableImageError(_name(record), _why(error)) from error
+        except ValueError as error:  # pyarrow's ArrowInvalid: a key that the file system cannot have
+            raise UnreadableImageError(_name(record), f"there can be no such file: {error}") from error
         except OSError as error:
             if system.get_file_info(path).type == fs.FileType.Directory:
                 raise UnreadableImageError(_name(record), "it is a folder") from error
@@ -81,11 +86,34 @@ def locate(location: str) -> tuple[fs.FileSystem, str]:
     if scheme == "file":
         return _local(), unquote(slash + path)
     # The path is cut off and joined by hand: pyarrow's URI parser refuses spaces and other characters of keys.
-    options = _OPTIONS.search(path)
-    if options:
-        path = path[: options.start()]
-    system, root = _remote(f"{scheme}://{host}/{options.group() if options else ''}")
+    path, options = split_options(path, is_remote=True)
+    system, root = _remote(f"{scheme}://{host}/{options}")
     return system, f"{root.rstrip('/')}/{path}"
+
+
+def split_options(location: str, *, is_remote: bool | None = None) -> tuple[str, str]:
+    """Return a location without the options of a file system that end a URI, and the options.
+
+    >>> split_options("s3://bucket/images?region=eu-west-1")
+    ('s3://bucket/images', '?region=eu-west-1')
+    """
+    found = _OPTIONS.search(location) if (is_uri(location) if is_remote is None else is_remote) else None
+    return (location[: found.start()], found.group()) if found else (location, "")
+
+
+def join(folder: str | Path, *parts: str) -> str:
+    """Return a location below a folder, which may be a URI, the same in any working directory.
+
+    >>> join("s3://bucket/images/?region=eu-west-1", "a", "0.png")
+    's3://bucket/images/a/0.png?region=eu-west-1'
+    """
+    return below(absolute(folder), *parts)
+
+
+def below(root: str, *parts: str) -> str:
+    """Return `join` of a location that is absolute already."""
+    place, options = split_options(root)
+    return ("/".join((place.rstrip("/"), *parts)) or "/") + options
 
 
 def absolute(location: str | Path) -> str:

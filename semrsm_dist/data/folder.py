@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from semrsm_dist.data.files import FileImages, absolute, is_uri, locate
+from semrsm_dist.data.files import FileImages, below, is_uri, join, locate
 from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError
 
@@ -56,7 +56,7 @@ class FolderImages(FileImages):
         return {"kind": "folder", "path": self._root()}
 
     def _root(self) -> str:
-        return absolute(self.path).rstrip("/")
+        return join(self.path)
 
     def _record(self, root: str, name: str) -> ImageRecord:
         try:
@@ -66,7 +66,7 @@ class FolderImages(FileImages):
                 f"the file name {name!r} in {root!r} is not valid Unicode, so no table can hold it. Rename the file"
             ) from None
         parts = PurePosixPath(name).parts
-        return ImageRecord(name, f"{root}/{name}", (parts[0],) if len(parts) > 1 else ())
+        return ImageRecord(name, below(root, name), (parts[0],) if len(parts) > 1 else ())
 
 
 def is_image(name: str) -> bool:

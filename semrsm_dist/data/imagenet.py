@@ -12,13 +12,12 @@ from typing import Any
 from semrsm_dist.data.annotations import (
     draw_sample,
     is_folder,
-    join,
     list_below,
     read_bytes,
     read_lines,
     shorten,
 )
-from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
 from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError
@@ -58,8 +57,8 @@ class ImageNetImages(FileImages):
 
     def records(self) -> list[ImageRecord]:
         """Return the validation images."""
-        below = join(self.path, "val")
-        folder = below if is_folder(below) else absolute(self.path).rstrip("/")
+        inner = join(self.path, "val")
+        folder = inner if is_folder(inner) else join(self.path)
         paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
         if not paths:
             raise InputError(f"no images in {folder!r}: {self._remedy()}")
@@ -71,7 +70,7 @@ class ImageNetImages(FileImages):
         labels = self._flat_labels(flat, folder) if flat else _nested_labels(paths, folder)
         by_name = {path.name: path for path in labels}
         return [
-            ImageRecord(name, f"{folder}/{by_name[name]}", (labels[by_name[name]],))
+            ImageRecord(name, below(folder, str(by_name[name])), (labels[by_name[name]],))
             for name in draw_sample(by_name, self.sample, self.seed)
         ]
 
@@ -86,21 +85,17 @@ class ImageNetImages(FileImages):
 
     def _flat_labels(self, paths: Sequence[PurePosixPath], folder: str) -> dict[PurePosixPath, str]:
         """Return all images of the ground truth, whose line number is the image's number."""
-        kit = (
-            absolute(self.devkit).rstrip("/")
-            if self.devkit
-            else join(self.path, "ILSVRC2012_devkit_t12", "data")
-        )
+        kit = join(self.devkit) if self.devkit else join(self.path, "ILSVRC2012_devkit_t12", "data")
         remedy = (
             f"without class folders the images need {TRUTH} and {CLASSES} of ILSVRC2012_devkit_t12.tar.gz "
             f"(image-net.org): put both into {kit}, or say where they are with --set data.devkit=FOLDER"
         )
-        wnids = _read_classes(f"{kit}/{CLASSES}", remedy)
+        wnids = _read_classes(below(kit, CLASSES), remedy)
         labels: dict[PurePosixPath, str] = {}
-        for number, line in enumerate(read_lines(f"{kit}/{TRUTH}", remedy), start=1):
+        for number, line in enumerate(read_lines(below(kit, TRUTH), remedy), start=1):
             if not line.strip().isdecimal() or int(line) not in wnids:
                 raise InputError(
-                    f"{kit}/{TRUTH}: line {number}: {line!r} is no class of {CLASSES}; get both anew"
+                    f"{below(kit, TRUTH)}: line {number}: {line!r} is no class of {CLASSES}; get both anew"
                 )
             labels[PurePosixPath(_NAME.format(number))] = wnids[int(line)]
         strange = [path for path in paths if path not in labels]

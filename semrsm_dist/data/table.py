@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from semrsm_dist.data.files import FileImages, absolute, is_uri, locate
+from semrsm_dist.data.files import REMOTE, FileImages, absolute, below, is_uri, locate, split_options
 from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError, did_you_mean
 
@@ -70,22 +70,36 @@ def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecor
     if needs_uri:
         _check_filled(uris, "uri", location)
     check_unique_ids((name for name in ids if name), location)
-    folder = posixpath.dirname(location)
+    place, options = split_options(location)
+    folder = posixpath.dirname(place) + options
+    places = [_resolve(uri, folder) for uri in uris]
+    _check_schemes(places, location)
     return [
-        ImageRecord(image_id or "", _resolve(uri, folder), labels, group or None)
-        for image_id, uri, labels, group in zip(ids, uris, _labels(table, location), groups, strict=True)
+        ImageRecord(image_id or "", place, labels, group or None)
+        for image_id, place, labels, group in zip(ids, places, _labels(table, location), groups, strict=True)
     ]
+
+
+def _check_schemes(uris: Sequence[str], location: str) -> None:
+    """Refuse a file system that nobody knows here, not at the image that a worker cannot open."""
+    schemes = {uri.partition("://")[0].lower(): uri for uri in reversed(uris) if is_uri(uri)}
+    for scheme, uri in schemes.items():
+        if scheme not in REMOTE:  # to open one of these may take a network
+            try:
+                locate(uri)
+            except InputError as error:
+                raise InputError(f"{location}: {uri}: {error}") from error
 
 
 def _resolve(uri: str | None, folder: str) -> str:
     if not uri or is_uri(uri) or uri.startswith("/"):
         return uri or ""
-    return f"{folder}/{uri}"
+    return below(folder, uri)
 
 
 def _read_table(location: str) -> pa.Table:
     readers = {".parquet": _read_parquet, ".pq": _read_parquet, ".csv": _read_csv}
-    suffix = posixpath.splitext(location)[1].lower()
+    suffix = posixpath.splitext(split_options(location)[0])[1].lower()
     if suffix not in readers:
         raise InputError(
             f"{location}: a table of images ends in .parquet, .pq or .csv, not in {suffix or 'nothing'!r}; convert or "
@@ -117,6 +131,12 @@ def _read_csv(file: pa.NativeFile) -> pa.Table:
 
 def _check_columns(table: pa.Table, location: str, needs_uri: bool) -> None:
     needed = ["image_id", "uri", "labels"] if needs_uri else ["image_id", "labels"]
+    repeated = [name for name in (*needed, "uri", "group") if table.column_names.count(name) > 1]
+    if repeated:
+        raise InputError(
+            f"{location}: the table has more than one column {repeated[0]!r}, and nothing tells which is meant; rename "
+            "or remove the others"
+        )
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         near = did_you_mean(missing[0], table.column_names)
@@ -144,11 +164,12 @@ def _check_filled(values: Sequence[str | None], name: str, location: str) -> Non
 
 
 def _labels(table: pa.Table, location: str) -> list[tuple[str, ...]]:
+    """Return the label sets, from lists or from text; a label is told by what is not blank about it."""
     column = table.column("labels")
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        rows = [[] if row is None else row for row in column.to_pylist()]
-        return [tuple(str(label) for label in row if label is not None) for row in rows]
-    texts = _texts(table, "labels", location)
-    return [
-        tuple(part.strip() for part in (text or "").split(LABEL_SEPARATOR) if part.strip()) for text in texts
-    ]
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    rows: list[list[str]]
+    if any(is_kind(column.type) for is_kind in kinds):
+        rows = [[str(item) for item in row or () if item is not None] for row in column.to_pylist()]
+    else:
+        rows = [(text or "").split(LABEL_SEPARATOR) for text in _texts(table, "labels", location)]
+    return [tuple(label.strip() for label in row if label.strip()) for row in rows]

@@ -8,14 +8,13 @@ from pathlib import Path, PurePosixPath
 
 from semrsm_dist.data.annotations import (
     draw_sample,
-    join,
     list_below,
     read_lines,
     require_split,
     shorten,
     warn_unlabelled,
 )
-from semrsm_dist.data.files import FileImages, absolute
+from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
 from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError
@@ -84,7 +83,9 @@ class TinyImageNetImages(FileImages):
                 f"{folder}: holds no images of {len(without)} of the {len(classes)} classes in wnids.txt "
                 f"({shorten(without)}); {self._remedy()}"
             )
-        return {path.name: ImageRecord(path.name, f"{folder}/{path}", (path.parts[0],)) for path in paths}
+        return {
+            path.name: ImageRecord(path.name, below(folder, str(path)), (path.parts[0],)) for path in paths
+        }
 
     def _val(self, classes: Collection[str]) -> dict[str, ImageRecord]:
         where, folder = join(self.path, "val", "val_annotations.txt"), join(self.path, "val", "images")
@@ -101,7 +102,7 @@ class TinyImageNetImages(FileImages):
         ]
         warn_unlabelled("TinyImageNet val", unlisted)
         return {
-            name: ImageRecord(name, f"{folder}/{name}", (labels[name],) if name in labels else ())
+            name: ImageRecord(name, below(folder, name), (labels[name],) if name in labels else ())
             for name in (*labels, *unlisted)
         }
 

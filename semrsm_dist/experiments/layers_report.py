@@ -34,9 +34,10 @@ class MostChanged:
     layer
         By kind.
     share
-        By kind, the share of resamples in which it is that layer.
+        By kind, the share of resamples in which it is that layer; NaN without resamples in which all layers have a
+        value.
     apart
-        The share of resamples in which the kinds name different layers.
+        The share of these resamples in which the kinds name different layers.
     """
 
     layer: dict[str, str]
@@ -55,11 +56,11 @@ def find_most_changed(
     if len(layers) < 2 or any(np.isnan(each.value) for some in estimates.values() for each in some):
         return None
     least = {kind: int(np.argmin([each.value for each in some])) for kind, some in estimates.items()}
-    resampled = {
-        kind: np.argmin(np.stack([each.replicates for each in some]), axis=0)
-        for kind, some in estimates.items()
-    }
-    count = resampled[KINDS[0]].size
+    replicates = {kind: np.stack([each.replicates for each in some]) for kind, some in estimates.items()}
+    # CKA is undefined in a resample of fewer than four different images.
+    defined = ~np.any([np.isnan(each).any(axis=0) for each in replicates.values()], axis=0)
+    resampled = {kind: np.argmin(each[:, defined], axis=0) for kind, each in replicates.items()}
+    count = int(defined.sum())
     return MostChanged(
         layer={kind: layers[index] for kind, index in least.items()},
         share={kind: float(np.mean(resampled[kind] == least[kind])) if count else np.nan for kind in KINDS},
@@ -111,13 +112,17 @@ def _conclude(changed: MostChanged | None) -> str:
     if changed is None:
         return "no layers of one name to order"
     named = ", ".join(
-        f"{kind} {changed.layer[kind]} (in {changed.share[kind]:.0%} of resamples)" for kind in KINDS
+        f"{kind} {changed.layer[kind]} (in {_percent(changed.share[kind])} of resamples)" for kind in KINDS
     )
     if changed.layer[KINDS[0]] == changed.layer[KINDS[1]]:
         verdict = "the same conclusion"
     else:
-        verdict = f"another conclusion, in {changed.apart:.0%} of resamples"
+        verdict = f"another conclusion, in {_percent(changed.apart)} of resamples"
     return f"changed most: {named}: {verdict}"
+
+
+def _percent(share: float) -> str:
+    return "an unknown share" if np.isnan(share) else f"{share:.0%}"
 
 
 def draw_layers(table: pd.DataFrame, figure: Figure) -> None:

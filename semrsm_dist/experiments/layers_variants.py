@@ -63,13 +63,15 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
     if config.model is None:
         raise ConfigError("a variant needs a network; give a run with the section model")
     folder, data, model = config.run / "evaluation" / "layers", config.data, config.model
-    if isinstance(data, DigitScenesData) and data.n_images > images:
-        data = data.model_copy(update={"n_images": images})
+    run = folder / name
+    if isinstance(data, DigitScenesData):
+        data = data.model_copy(update={"n_images": min(data.n_images, images)})
+        run = folder / f"{data.n_images}-images" / name  # fewer scenes are another run
     if name != ORIGINAL:
         weights = (folder / "weights" / f"{model.name}.{name}.safetensors").absolute()
         _make_weights(model_spec(model), name, weights)
         model = model.model_copy(update={"weights": str(weights)})
-    return config.model_copy(update={"run": folder / name, "data": data, "model": model})
+    return config.model_copy(update={"run": run, "data": data, "model": model})
 
 
 def _make_weights(spec: ModelSpec, name: str, path: Path) -> None:

@@ -77,10 +77,13 @@ def evaluate(
             "output-similarity compares images with each other, but this run compares queries with a database; give a "
             "run without the section queries"
         )
+    given = None  # or unusable: found out before hours of matching
     if probabilities is None:
-        require_outputs(config, outputs)  # before hours of matching
+        require_outputs(config, outputs)
+    else:
+        given = outputs_from_probabilities(_load(Path(probabilities)), where=str(probabilities))
     pipeline.run(config, reporter=reporter)
-    said, meaning = _find_outputs(config, probabilities, outputs, reporter)
+    said, meaning = (given, "given") if given is not None else _find_outputs(config, outputs, reporter)
     run = Run(config.run)
     n_images = len(run.manifest().image_ids())
     if len(said.probabilities) != n_images:
@@ -105,13 +108,9 @@ def evaluate(
     )
 
 
-def _find_outputs(
-    config: RunConfig, probabilities: str | Path | None, given: str | None, reporter: Reporter
-) -> tuple[Outputs, str]:
-    """Return the distributions of each image, and what they are of."""
-    if probabilities is not None:
-        return outputs_from_probabilities(_load(Path(probabilities)), where=str(probabilities)), "given"
-    found = pipeline.compute_outputs(config, meaning=given, reporter=reporter)
+def _find_outputs(config: RunConfig, outputs: str | None, reporter: Reporter) -> tuple[Outputs, str]:
+    """Return what the model says of each image as distributions, and what they are of."""
+    found = pipeline.compute_outputs(config, meaning=outputs, reporter=reporter)
     make = outputs_of_classes if found.meaning == "classes" else outputs_of_labels
     return make(found.logits), found.meaning
 

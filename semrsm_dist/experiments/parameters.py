@@ -27,14 +27,18 @@ class Parameter:
         What it is, in a line.
     many
         It is a list; one value alone counts as a list of one.
-    least
-        The smallest number allowed.
+    least, most
+        The smallest and the largest number allowed.
+    above
+        A number that is too small itself.
     """
 
     kind: type[int] | type[float] | type[str]
     about: str
     many: bool = False
     least: int | None = None
+    most: int | None = None
+    above: int | None = None
 
     def check(self, value: Any) -> Any:
         """Return the value, a single one of many as a tuple; raise ValueError saying what is expected."""
@@ -51,18 +55,25 @@ class Parameter:
     def expected(self) -> str:
         """Words for what values it takes."""
         noun = {int: "whole number", float: "number", str: "text"}[self.kind]
-        least = "" if self.least is None else f" of at least {self.least}"
-        return f"a list of {noun}s{least}" if self.many else f"a {noun}{least}"
+        limits = {"of at least": self.least, "above": self.above, "of at most": self.most}
+        told = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+        return f"a list of {noun}s {told}".rstrip() if self.many else f"a {noun} {told}".rstrip()
 
     def _check_one(self, value: Any) -> Any:
         kinds: dict[type, tuple[type, ...]] = {int: (Integral,), float: (Real,), str: (str, Path)}
-        is_kind = isinstance(value, kinds[self.kind]) and not isinstance(value, bool)
-        if not is_kind or (self.least is not None and not value >= self.least):
+        if not isinstance(value, kinds[self.kind]) or isinstance(value, bool) or not self._is_within(value):
             raise ValueError(self.expected)
         return value
 
+    def _is_within(self, value: Any) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+        )
 
-SEED = Parameter(int, "of the bootstrap, and of whatever else is drawn by chance", least=0)
+
+SEED = Parameter(int, "of the bootstrap, and of whatever else is drawn by chance", least=0, most=2**32 - 1)
 RESAMPLES = Parameter(int, "of the bootstrap", least=1)
 KERNEL = Parameter(str, "linear, cosine or rbf")
 
@@ -71,7 +82,9 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         "retrieval": {
             "seed": SEED,
             "k": Parameter(int, "hits per query, one score each", many=True, least=1),
-            "variance": Parameter(float, "share of the variance that PCA keeps before whitening", least=0),
+            "variance": Parameter(
+                float, "share of the variance that PCA keeps before whitening", above=0, most=1
+            ),
             "centroids": Parameter(int, "of VLAD", least=1),
             "resamples": RESAMPLES,
             "search": Parameter(str, "matrix, or progressive: from the features, solving few pairs"),
@@ -109,7 +122,7 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             "kernel": KERNEL,
             "resamples": RESAMPLES,
             "variants": Parameter(str, "networks to make and compare: pruned-SHARE, fine-tuned", many=True),
-            "images": Parameter(int, "scenes that variants are run on, at most"),
+            "images": Parameter(int, "scenes that variants are run on, at most", least=2),
             "other": Parameter(str, "configuration of another run of the same images"),
         },
         "approximation": {

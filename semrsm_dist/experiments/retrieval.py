@@ -93,8 +93,7 @@ def evaluate(
         If no query or no image of the database has labels.
     """
     ks = _checked(k)
-    if search not in SEARCHES:
-        raise ConfigError(f"unknown search {search!r}: known are {', '.join(SEARCHES)}")
+    _require_search(search, config)
     pipeline.run(config, reporter=reporter)
     run = Run(config.run)
     tasks = _list_tasks(run)
@@ -182,6 +181,17 @@ def _checked(k: Sequence[int] | int) -> tuple[int, ...]:
     if not ks or not all(isinstance(item, int) and item >= 1 for item in ks):
         raise ConfigError(f"k: expected numbers of hits of at least 1, such as [1, 5], found {k!r}")
     return tuple(sorted(set(ks)))
+
+
+def _require_search(search: str, config: RunConfig) -> None:
+    if search not in SEARCHES:
+        raise ConfigError(f"unknown search {search!r}: known are {', '.join(SEARCHES)}")
+    matcher = config.matching.matcher
+    if search == "progressive" and matcher != "auction":
+        raise ConfigError(
+            f"search: progressive needs the matcher 'auction', but the run matches with {matcher!r}, whose numbers a "
+            "search cannot give; leave search at matrix"
+        )
 
 
 def _list_tasks(run: Run) -> dict[str, RetrievalTask]:

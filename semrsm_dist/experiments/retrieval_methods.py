@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store import chunks
+from semrsm_dist.store.npy import write_npy
 
 SEMANTIC, SPATIAL = "semantic", "spatio-semantic"
 POOLED, WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN, CHANCE = (
@@ -145,10 +145,11 @@ def _write_vlad(
     features: LayerFeatures, side: str, centroids: NDArray[np.float64], path: Path
 ) -> NDArray[np.float32]:
     shape = (features.count(side), centroids.size)
-    vectors: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for images in features.panels(side):
-        vectors[images] = vlad(unit_tokens(features.store(side).read(images)), centroids)
-    return vectors  # type: ignore[no-any-return]
+    store = features.store(side)
+    vectors = (vlad(unit_tokens(store.read(images)), centroids) for images in features.panels(side))
+    write_npy(path, shape, np.float32, vectors)
+    mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return mapped
 
 
 def _late_interaction(

@@ -26,10 +26,11 @@ from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.kernels import derive, squared_distances
 from semrsm_dist.median import streaming_median
-from semrsm_dist.progress import Reporter
+from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results import Run
 from semrsm_dist.store.blocks import KINDS
 from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import write_npy
 
 AS_THEY_ARE = "as they are"
 CENTRED, CENTRED_EACH = "less the data set's mean", "less each image's mean"
@@ -227,7 +228,9 @@ def _compute(config: RunConfig, run: Run, name: str, path: Path, reporter: Repor
 
 
 def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter) -> FeaturesData:
-    folder.mkdir(parents=True, exist_ok=True)
+    vectors, numbers = folder / side, folder / f"{side}-counts"
+    for place in (vectors, numbers):
+        place.mkdir(parents=True, exist_ok=True)
     manifest = run.manifest(side)
     table = pa.table(
         {
@@ -241,21 +244,25 @@ def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter
     with reporter.stage("transform", len(run.asked_layers) * len(manifest.image_ids()), "images") as shown:
         for layer in run.asked_layers:
             features = LayerFeatures(run, layer)
-            layers[layer] = folder / f"{side}-{layer}.npy"
+            layers[layer] = vectors / f"{layer}.npy"
             found = features.token_counts(side)
             if (found != features.n_tokens).any():
-                counts[layer] = folder / f"{side}-{layer}-counts.npy"
+                counts[layer] = numbers / f"{layer}.npy"
                 np.save(counts[layer], found)
             shape = (features.count(side), features.n_tokens, features.n_channels)
-            array: Any = np.lib.format.open_memmap(layers[layer], mode="w+", dtype=np.float32, shape=shape)
-            transform = _choose_transform(features, name)
-            for images in features.panels(side):
-                array[images] = transform(features.store(side).read(images))
-                shown.advance(images.stop - images.start)
-            array.flush()
+            write_npy(layers[layer], shape, np.float32, _transformed(features, side, name, shown))
     return FeaturesData(
         source="features", layers=layers, token_counts=counts, table=folder / f"{side}.parquet"
     )
+
+
+def _transformed(
+    features: LayerFeatures, side: str, name: str, shown: Stage
+) -> Iterator[NDArray[np.float32]]:
+    transform, store = _choose_transform(features, name), features.store(side)
+    for images in features.panels(side):
+        yield transform(store.read(images))
+        shown.advance(images.stop - images.start)
 
 
 def _choose_transform(

@@ -92,7 +92,7 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
 
 
 def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    native = dtype.newbyteorder("=")
+    native = dtype if dtype.kind == "T" else dtype.newbyteorder("=")  # text of any length has no byte order
     if native in _FLOATS:
         return native
     if native in _EXACT_INTEGERS:
@@ -215,9 +215,9 @@ class NpyFeatures(FeatureArray):
         super().__init__(self._file, interpret(str(path), mapped.shape, mapped.dtype, layout))
 
     def signature(self) -> str:
-        """Return size and time of the file."""
+        """Return size and times of the file."""
         stat = self._file.stat()
-        return f"npy {stat.st_size} {stat.st_mtime_ns}"
+        return f"npy {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
     def describe(self) -> dict[str, Any]:
         """Return path, format, shape and type."""

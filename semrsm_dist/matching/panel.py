@@ -251,7 +251,7 @@ def as_representations(z: ArrayLike) -> NDArray[Any]:
             f"expected representations of shape (images, tokens, channels), none of them 0, "
             f"found {array.shape}{hint if array.ndim == 4 else ''}"
         )
-    if array.dtype not in (np.float16, np.float32, np.float64):
+    if array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
         raise InputError(
             f"expected representations of float16, float32 or float64, found {array.dtype}: "
             "convert them with z.astype('float32')"
@@ -262,7 +262,7 @@ def as_representations(z: ArrayLike) -> NDArray[Any]:
 def _checked(z: ArrayLike, token_counts: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
     array = as_representations(z)
     # float16 and foreign byte orders have no compiled code; both conversions are exact.
-    wide = np.float64 if array.dtype == np.float64 else np.float32
+    wide = np.float64 if array.dtype.newbyteorder("=") == np.float64 else np.float32
     raw = np.ascontiguousarray(array, dtype=wide)
     if token_counts is None:
         return raw, np.full(len(raw), raw.shape[1], np.int64)

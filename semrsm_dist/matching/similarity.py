@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -21,6 +21,9 @@ from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.matching.result import Match
 
 KINDS = ("semantic", "spatio-semantic")
+
+Stack = tuple[NDArray[Any], NDArray[np.int64]]
+"""Representations (N, S, C), those of fewer tokens filled up with zeros, and the number of tokens of each."""
 
 _TILE = 64
 
@@ -124,10 +127,15 @@ def similarity_matrix(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
     chosen = make_matcher(matcher, **parameters)
+    stacks = _stack_all({"z": z} if y is None else {"z": z, "y": y})
+    undefined = None
     if kind == "spatio-semantic":
         chosen = make_matcher("identity")
-    rows, columns = prepare_all(chosen, z, y)
+        stacks, undefined = _without_counts(stacks)
+    rows, columns = _prepare(chosen, stacks)
     matched = _match_all(chosen, rows, columns, y is None, workers or available_cores())
+    if undefined is not None:
+        matched[undefined] = np.nan
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
 
 
@@ -138,26 +146,47 @@ def prepare_all(
     names: tuple[str, str] = ("z", "y"),
 ) -> tuple[Panel, Panel]:
     """Return the panels of rows and columns, filled up to one number of tokens; `names` is what errors call them."""
-    given = {names[0]: z} if y is None else {names[0]: z, names[1]: y}
+    return _prepare(matcher, _stack_all({names[0]: z} if y is None else {names[0]: z, names[1]: y}))
+
+
+def _stack_all(given: Mapping[str, ArrayLike | Sequence[ArrayLike]]) -> dict[str, Stack]:
+    """Return the representations under each name as one array, all filled up to one number of tokens."""
     stacks = {}
     for name, images in given.items():
         with _naming(name):
             stacks[name] = _stack(images)
     most = max(stack.shape[1] for stack, _ in stacks.values())
+    return {name: fill_tokens(stack, counts, most) for name, (stack, counts) in stacks.items()}
+
+
+def _prepare(matcher: Matcher, stacks: Mapping[str, Stack]) -> tuple[Panel, Panel]:
+    """Return the panels of rows and columns; one array is both."""
     panels = []
     for name, (stack, counts) in stacks.items():
         with _naming(name):
-            panels.append(matcher.prepare(*fill_tokens(stack, counts, most)))
+            panels.append(matcher.prepare(stack, counts))
     matcher.check_pair(panels[0], panels[-1])
     return panels[0], panels[-1]
 
 
-def _stack(images: ArrayLike | Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _without_counts(stacks: Mapping[str, Stack]) -> tuple[dict[str, Stack], NDArray[np.bool_]]:
+    """Return stacks whose filling counts as tokens, which adds nothing to a product, and where counts differ."""
+    counts = [numbers for _, numbers in stacks.values()]
+    filled = {name: (stack, np.full(len(stack), stack.shape[1])) for name, (stack, _) in stacks.items()}
+    return filled, counts[0][:, None] != counts[-1]
+
+
+def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
     """Return representations as one array (N, S, C), and the number of tokens of each."""
-    if isinstance(images, Sequence) and images and all(hasattr(image, "shape") for image in images):
-        sizes = {np.shape(image) for image in images}
-        if len(sizes) > 1:
-            return stack_tokens(cast("Sequence[ArrayLike]", images))
+    if isinstance(images, Sequence):
+        try:
+            images = [np.asarray(image) for image in images]
+        except ValueError as error:  # rows of one image that differ in length
+            raise InputError(
+                f"expected representations of shape (tokens, channels), with equal channels: {error}"
+            ) from error
+        if len({image.shape for image in images}) > 1:
+            return stack_tokens(images)
     array = as_representations(cast("ArrayLike", images))
     return array, np.full(len(array), array.shape[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import cast
 
 import numpy as np
@@ -80,7 +81,8 @@ def top_k(
     tolerance : float
         Of the matcher `auction`, on the cosine scale.
     groups, database_groups : sequences of N and M names, optional
-        Images of the query's group are not its hits. None is in no group. Without a database, only `groups`.
+        Images of the query's group are not its hits. Names are text or whole numbers; None is in no group. Without a
+        database, only `groups`.
     workers : int, optional
         Threads; by default one for each core this process may use. No influence on hits and similarities; the
         counts may differ by a few pairs.
@@ -95,7 +97,8 @@ def top_k(
     ConfigError
         k, tolerance or workers out of range.
     InputError
-        Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one an image.
+        Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one an image or are
+        something else, such as NaN for a missing one.
 
     Notes
     -----
@@ -148,13 +151,24 @@ def _group_codes(
         return None
     if rows is None or columns is None:
         raise ConfigError("groups and database_groups are compared with each other: give both, or none")
-    for name, given, n_images in (("groups", rows, n_rows), ("database_groups", columns, n_columns)):
-        if len(given) != n_images:
-            raise InputError(
-                f"{name}: expected a group or None for each of {n_images} images, found {len(given)}"
-            )
-    known = {group: code for code, group in enumerate({*rows, *columns} - {None})}
+    of_rows, of_columns = _named("groups", rows, n_rows), _named("database_groups", columns, n_columns)
+    known = {group: code for code, group in enumerate({*of_rows, *of_columns} - {None})}
     return (
-        np.array([-1 if group is None else known[group] for group in rows]),
-        np.array([-2 if group is None else known[group] for group in columns]),
+        np.array([-1 if group is None else known[group] for group in of_rows]),
+        np.array([-2 if group is None else known[group] for group in of_columns]),
     )
+
+
+def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str | None]:
+    """Return the groups, refusing what may stand for a missing one: equal, they would be a group."""
+    if len(groups) != n_images:
+        raise InputError(
+            f"{name}: expected a group or None for each of {n_images} images, found {len(groups)}"
+        )
+    for index, group in enumerate(groups):
+        if group is not None and not isinstance(group, (str, Integral)):
+            raise InputError(
+                f"{name}: the group of an image is text, a whole number or None, found {group!r} for image {index}; "
+                "give None where there is none"
+            )
+    return list(groups)

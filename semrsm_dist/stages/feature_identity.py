@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config import Data, FeaturesData
+from semrsm_dist.data.files import absolute
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.token_counts import load_token_counts
@@ -21,6 +22,9 @@ from semrsm_dist.store.fingerprint import Fingerprint
 Sizes = dict[str, int]
 Features = tuple[dict[str, Manifest], dict[str, Sizes], dict[str, Fingerprint], dict[str, Any]]
 """Manifests by side, sizes and facts by layer, and what to keep in the record."""
+
+COUNTS_FACTS = ("token_counts_path", "token_counts_sha256", "unequal")
+"""What is kept of token counts beside the features that they belong to."""
 
 LONGEST_NAME = 200
 """Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
@@ -51,6 +55,7 @@ def identify_features(
     layers: dict[str, Sizes] = {}
     layer_facts: dict[str, Fingerprint] = {}
     sources: dict[str, Any] = {}
+    tables: dict[str, str | None] = {}
     for side, data in sides.items():
         if not isinstance(data, FeaturesData):
             raise ConfigError(f"{side}: expected ready-made features on both sides")
@@ -68,7 +73,9 @@ def identify_features(
                 f"{side}: the layers hold different numbers of images ({counts}); all must hold the same images in the "
                 "same order"
             )
-        manifests[side] = list_feature_images(side, data, next(iter(counts.values())))
+        tables[side] = None if data.table is None else absolute(data.table)
+        known_table = cached.get("tables", {}).get(side)
+        manifests[side] = _identify_images(session, side, data, next(iter(counts.values())), known_table)
     for layer, sizes in layers.items():
         here = [source for key, source in sources.items() if key.split("/", 1)[1] == layer]
         if any(source.get("unequal") or source["sizes"] != sizes for source in here):
@@ -77,7 +84,19 @@ def identify_features(
                 "matched, and spatio-semantic similarities of such pairs are undefined (NaN)"
             )
         layer_facts[layer] |= {f"{layer}.{name}": size for name, size in sizes.items()}
-    return manifests, layers, layer_facts, {"sources": sources}
+    return manifests, layers, layer_facts, {"sources": sources, "tables": tables}
+
+
+def _identify_images(
+    session: Session, side: str, data: FeaturesData, n_images: int, known_table: str | None
+) -> Manifest:
+    """Return what the table of images says; what the run noted of it, if the table is gone."""
+    if isinstance(data.table, Path) and not data.table.exists() and known_table == absolute(data.table):
+        kept = session.directory.manifest(side)
+        if kept.exists():
+            session.warn(f"{data.table}: is gone; the run goes on with its own copy of this table")
+            return Manifest.from_parquet(kept)
+    return list_feature_images(side, data, n_images)
 
 
 def _facts(side: str, layer: str, source: Mapping[str, Any]) -> Fingerprint:
@@ -115,25 +134,42 @@ def _identify_source(
 ) -> dict[str, Any]:
     """Return size and hash of ready-made features; as recorded, if the run has them all and the source is gone."""
     path, counts_path = data.layers[layer], data.token_counts.get(layer)
-    if known and known.get("path") == str(path.absolute()) and not path.exists():
+    here = known if known and known.get("path") == str(path.absolute()) else None
+    if here and not path.exists():
         store = FeatureStore(session.directory.features, side, layer)
         if store.group.is_dir() and store.is_complete():
             session.warn(f"{path}: is gone; the run goes on with its own copy of these features")
-            return dict(known)
+            facts = {name: value for name, value in here.items() if name not in COUNTS_FACTS}
+            return facts | _identify_counts(counts_path, facts, here)
     source = open_array(path, data.layout)
     signature = source.signature()
-    facts: dict[str, Any] = {
+    facts = {
         "path": str(path.absolute()),
         "signature": signature,
-        "sha256": known["sha256"] if known and known["signature"] == signature else source.digest(),
+        "sha256": here["sha256"] if here and here["signature"] == signature else source.digest(),
         "n_images": source.n_images,
         "sizes": {"n_tokens": source.n_tokens, "n_channels": source.n_channels},
     }
-    if counts_path is not None:
-        counts = load_token_counts(counts_path, source.n_images, source.n_tokens)
-        facts["token_counts_sha256"] = hashlib.sha256(counts.tobytes()).hexdigest()
-        facts["unequal"] = bool(counts.min() < source.n_tokens)
-    return facts
+    return facts | _identify_counts(counts_path, facts, None)
+
+
+def _identify_counts(
+    path: Path | None, features: Mapping[str, Any], known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return hash and kind of the token counts of some features; as known, if they are gone with the features."""
+    if path is None:
+        return {}
+    place = str(path.absolute())
+    same_place = known is not None and known.get("token_counts_path", place) == place
+    if known and "token_counts_sha256" in known and same_place and not path.exists():
+        return {name: known[name] for name in COUNTS_FACTS if name in known}
+    n_tokens = features["sizes"]["n_tokens"]
+    counts = load_token_counts(path, features["n_images"], n_tokens)
+    return {
+        "token_counts_path": place,
+        "token_counts_sha256": hashlib.sha256(counts.tobytes()).hexdigest(),
+        "unequal": bool(counts.min() < n_tokens),
+    }
 
 
 def _require_plain_name(side: str, layer: str) -> None:

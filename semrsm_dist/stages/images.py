@@ -20,7 +20,7 @@ from semrsm_dist.data.records import ImageRecord, ImageSet
 from semrsm_dist.data.table import TableImages, read_records
 from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import ConfigError, InputError, StorageError
+from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError
 from semrsm_dist.stages.faults import failure_receipt, first_cause
 from semrsm_dist.stages.session import Session, slices
 
@@ -69,7 +69,7 @@ class ScanWorker:
             try:
                 rows = scan(self.image_set, batch.records)
                 yield Receipt(batch, counts={"images": len(rows)}, value=rows)
-            except StorageError as error:
+            except SemrsmError as error:
                 yield failure_receipt(batch, error)
 
 

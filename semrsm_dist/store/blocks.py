@@ -6,6 +6,7 @@ position, and the certified gap. They are written together, so that a tile is th
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,10 +89,11 @@ class BlockStore:
     def arrival_times(self) -> dict[tuple[int, int], float]:
         """Return when each tile that is there was written, in seconds since the epoch."""
         root = self.root / self.layer / "c" / "0"
-        return {
-            (row, column): root.joinpath(str(row), str(column)).stat().st_mtime
-            for row, column in self.present()
-        }
+        times = {}
+        for row, column in self.present():
+            with contextlib.suppress(FileNotFoundError):  # a driver may remove a damaged one meanwhile
+                times[row, column] = root.joinpath(str(row), str(column)).stat().st_mtime
+        return times
 
     def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
         """Delete the tiles that cannot be decoded, and return them."""

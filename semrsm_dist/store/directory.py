@@ -138,7 +138,8 @@ class RunDirectory:
         """Remove what writers that were killed have left under temporary names."""
         for group in (self.features, self.blocks, self.matrices):
             for path in group.rglob("*.partial"):
-                path.unlink(missing_ok=True)
+                if not path.is_dir():  # as that of a layer of such a name is
+                    path.unlink(missing_ok=True)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Keep the summary beside the results."""

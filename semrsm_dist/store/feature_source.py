@@ -97,7 +97,8 @@ class ZarrFeatures(FeatureArray):
         for file in sorted(self.path.rglob("*")):
             if file.is_file():
                 stat = file.stat()
-                digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+                digest.update(f"{file.relative_to(self.path)} {stat.st_size} {times}\n".encode())
         return f"zarr {digest.hexdigest()}"
 
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
+from semrsm_dist.data.files import join
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.records import ImageRecord, UnreadableImageError
 from semrsm_dist.data.table import TableImages, read_records
@@ -132,6 +133,54 @@ def test_a_folder_of_another_file_system(monkeypatch, folder):
     assert seen[-1] == "s3://bucket/?region=eu"
 
 
+def test_options_of_a_file_system_stay_at_the_end(monkeypatch, folder):
+    seen = set()
+
+    def bucket(root):
+        seen.add(root)
+        return LocalFileSystem(), str(folder.parent)
+
+    monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
+    place = f"s3://bucket/{folder.name}/?region=eu-west-1&scheme=http"
+    images = FolderImages(place)
+    records = images.records()
+    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(folder).records()]
+    assert records[0].uri == f"s3://bucket/{folder.name}/{records[0].image_id}?region=eu-west-1&scheme=http"
+    for record in records:
+        content = (folder / record.image_id).read_bytes()
+        assert images.load(record).sha256 == hashlib.sha256(content).hexdigest()
+    rows = f"image_id,uri,labels\na,{records[0].image_id},x\nb,s3://other/key.png,\n"
+    (folder / "table.csv").write_text(rows)
+    table = TableImages(f"s3://bucket/{folder.name}/table.csv?region=eu-west-1")
+    assert [r.uri for r in table.records()] == [
+        f"s3://bucket/{folder.name}/{records[0].image_id}?region=eu-west-1",
+        "s3://other/key.png",
+    ]
+    assert seen == {"s3://bucket/?region=eu-west-1&scheme=http", "s3://bucket/?region=eu-west-1"}
+
+
+def test_the_root_of_a_file_system_is_a_folder_like_any_other(monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("semrsm_dist.data.folder._list_local", lambda root: iter([f"{root}x", "a/b.png"]))
+    assert [record.uri for record in FolderImages("/").records()] == ["/a/b.png"]
+    assert join("/") == "/" and join("/", "a") == "/a" and join("/a/", "b", "c") == "/a/b/c"
+
+
+def test_a_key_that_a_file_system_cannot_have_is_an_image_that_cannot_be_read(monkeypatch):
+    class Picky(LocalFileSystem):
+        def open_input_stream(self, path, **options):
+            raise pa.ArrowInvalid("Empty path component")
+
+        def get_file_info(self, path):
+            raise pa.ArrowInvalid("Empty path component")
+
+    monkeypatch.setattr("semrsm_dist.data.files._remote", lambda root: (Picky(), "bucket"))
+    images, record = FolderImages("s3://bucket"), ImageRecord("a", "s3://bucket//a.png")
+    with pytest.raises(UnreadableImageError, match="no such file: Empty path component"):
+        images.load(record)
+    assert images.stamp(record) is None
+
+
 def test_a_name_that_no_table_can_hold_is_refused(folder):
     try:
         Path(os.fsdecode(os.fsencode(folder) + b"/dog/\xff.png")).write_bytes(b"x")
@@ -236,8 +285,10 @@ def test_uris_of_other_file_systems_reach_pyarrow(table_folder):
 def test_unknown_scheme_is_refused(table_folder):
     rows = {"image_id": ["a"], "uri": ["ftp://host/a.png"], "labels": [[]]}
     images = TableImages(write_table(table_folder, "csv", rows))
+    with pytest.raises(InputError, match=r"images\.csv: ftp://host/a\.png: .*s3://"):
+        images.records()
     with pytest.raises(InputError, match=r"ftp://host/.*s3://"):
-        images.read(images.records()[0])
+        images.read(ImageRecord("a", "ftp://host/a.png"))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +300,8 @@ def test_unknown_scheme_is_refused(table_folder):
         pa.array(["1 | 2", None]),
         pa.array(["1|2|", ""]).dictionary_encode(),
         pa.array([["1", None, "2"], [None]]),
+        pa.array([["1 ", " 2"], [""]]),
+        pa.array([["1", "2"], [None, " "]], pa.list_(pa.string(), 2)),
     ],
 )
 def test_labels_of_every_column_type(tmp_path, labels):
@@ -280,6 +333,13 @@ def test_missing_columns_are_named(table_folder, kind, missing):
     rows = {name: values for name, values in ROWS.items() if name != missing}
     with pytest.raises(InputError, match=rf"lacks the column\(s\) {missing}; it has"):
         TableImages(write_table(table_folder, kind, rows)).records()
+
+
+@pytest.mark.parametrize("column", ["image_id", "uri", "labels", "group"])
+def test_repeated_columns_are_named(tmp_path, column):
+    (tmp_path / "t.csv").write_text(f"image_id,uri,labels,group,{column}\na,a.png,cat,,b\n")
+    with pytest.raises(InputError, match=f"more than one column '{column}'"):
+        TableImages(tmp_path / "t.csv").records()
 
 
 def test_a_misspelt_column_is_suggested(tmp_path):

@@ -1,5 +1,7 @@
 """Layers against layers: numbers from the definitions, networks before and after, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import yaml
@@ -101,6 +103,8 @@ def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(
     evidence.draw(figure)
     figure.canvas.draw()
     assert (config.run / "evaluation/layers/weights/test_resnet.pruned-0.9.safetensors").is_file()
+    fewer = evaluate(config, reporter=SilentReporter(), resamples=2, images=8, variants=["pruned-0.9"])
+    assert (fewer.table[fewer.table.comparison == "pruned-0.9"].n_images == 8).all()
 
 
 @pytest.mark.parametrize("variants", [["pruned"], ["pruned-1.5"], "fine-tune", ["pruned-.5", "pruned-.5"]])
@@ -138,6 +142,26 @@ def test_the_layer_that_changed_most_is_told_with_how_sure_it_is():
     assert changed.layer == {"semantic": "a", "spatio-semantic": "b"}
     assert changed.share == {"semantic": 0.75, "spatio-semantic": 1.0}
     assert changed.apart == 0.75
+
+
+def test_resamples_without_a_value_are_no_votes_for_the_first_layer():
+    defined = estimates(
+        semantic={"a": [0.9, 0.9], "b": [0.5, 0.5]}, spatial={"a": [0.9, 0.1], "b": [0.5] * 2}
+    )
+    with_gaps = {
+        places: {
+            "cka": dataclasses.replace(each["cka"], replicates=np.append(each["cka"].replicates, np.nan))
+        }
+        for places, each in defined.items()
+    }
+    changed = find_most_changed(with_gaps)
+    assert changed == find_most_changed(defined)
+    assert changed.share == {"semantic": 1.0, "spatio-semantic": 0.5}
+    nowhere = {
+        places: {"cka": dataclasses.replace(each["cka"], replicates=np.full(3, np.nan))}
+        for places, each in defined.items()
+    }
+    assert np.isnan([find_most_changed(nowhere).apart, *find_most_changed(nowhere).share.values()]).all()
 
 
 def test_nothing_changed_most_where_layers_have_other_names_or_no_value():

@@ -127,20 +127,21 @@ def test_the_same_probabilities_for_all_images_leave_the_correlation_undefined(s
     assert "undefined: 12 of 12" in evidence.text and (evidence.table.n_pairs == 28).all()
 
 
-@pytest.mark.parametrize(
-    ("array", "reason"),
-    [(np.full((7, 3), 1 / 3), "of 7 images, but the run has 8"), (np.ones((8, 3)), "no probabilities")],
-)
-def test_probabilities_that_do_not_fit_are_refused(small, tmp_path, array, reason):
-    np.save(tmp_path / "p.npy", array)
-    with pytest.raises(InputError, match=reason):
+def test_probabilities_of_other_images_are_refused(small, tmp_path):
+    np.save(tmp_path / "p.npy", np.full((7, 3), 1 / 3))
+    with pytest.raises(InputError, match="of 7 images, but the run has 8"):
         evaluate(features(small, tmp_path), reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
 
 
-def test_a_file_that_is_no_array_is_refused(small, tmp_path):
+def test_a_file_of_no_probabilities_is_refused_before_anything_runs(small, tmp_path):
+    config = features(small, tmp_path)
     (tmp_path / "p.npy").write_text("0.5 0.5")
     with pytest.raises(InputError, match="cannot be read as an array"):
-        evaluate(features(small, tmp_path), reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+        evaluate(config, reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+    np.save(tmp_path / "p.npy", np.ones((8, 3)))
+    with pytest.raises(InputError, match="no probabilities"):
+        evaluate(config, reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+    assert not config.run.exists()  # which would have been for nothing
 
 
 def test_features_without_probabilities_are_refused_before_anything_runs(small, tmp_path):

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from semrsm_dist.cli import main
+from semrsm_dist.config import parse_config
 from semrsm_dist.config_yaml import parse_settings, read_document
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, SemrsmError, StorageError
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evidence import Evidence, read_settings
 from semrsm_dist.experiments.parameters import PARAMETERS, check_parameters
@@ -64,9 +65,45 @@ def test_the_parameters_told_are_those_that_an_experiment_takes(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("retrieval", "seed", 2**32),
+        ("retrieval", "variance", 1.5),
+        ("retrieval", "variance", 0.0),
+        ("retrieval", "variance", float("nan")),
+        ("retrieval", "centroids", 0),
+        ("retrieval", "search", "fast"),
+        ("kernels", "multiples", [0.0]),
+        ("translation", "images", 1),
+        ("translation", "share", 1.5),
+        ("translation", "shifts", [-0.5]),
+        ("conditions", "images", 1),
+        ("conditions", "factors", ["weather"]),
+        ("conditions", "kernel", "cosin"),
+        ("output-similarity", "probabilities", "nowhere.npy"),
+        ("output-similarity", "outputs", "words"),
+        ("layers", "images", 1),
+        ("layers", "variants", ["pruned"]),
+        ("layers", "other", "nowhere.yaml"),
+        ("layers", "kernel", "cosin"),
+        ("approximation", "keep", 0.0),
+        ("approximation", "n_rows", 0),
+        ("approximation", "rounds", 0),
+        ("approximation", "tolerances", [-1.0]),
+        ("approximation", "sizes", [0]),
+    ],
+)
+def test_an_impossible_value_is_refused_before_anything_runs(tmp_path, name, parameter, value):
+    config = parse_config({**DIGITS, "run": str(tmp_path / "run")})
+    with pytest.raises(SemrsmError):
+        evaluate(name, config, folder=tmp_path, **{parameter: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("seed=x", "a whole number of at least 0"),
+        ("seed=x", "a whole number of at least 0 and of at most 4294967295"),
         ("seed=-1", "a whole number of at least 0"),
         ("seed=true", "a whole number of at least 0"),
         ("resamples=0", "a whole number of at least 1"),

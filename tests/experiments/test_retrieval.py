@@ -280,10 +280,20 @@ def test_progressive_search_finds_the_hits_of_the_matrix_and_tells_what_it_took(
 
 def test_progressive_search_is_refused_where_labels_decide_who_can_be_a_hit(small, tmp_path):
     config = small.make_config(tmp_path, n=6, wanted=["late"], labels=[["a"]] * 5 + [[]])
+    config = config.model_copy(update={"matching": MatchingConfig(matcher="auction")})
     with pytest.raises(ConfigError, match="some have no labels"):
         evaluate_small(config, search="progressive")
+
+
+def test_an_unknown_or_impossible_search_is_refused_before_anything_runs(small, tmp_path):
+    config = small.make_config(tmp_path, n=6, wanted=["late"])
     with pytest.raises(ConfigError, match="unknown search 'fast'"):
         evaluate_small(config, search="fast")
+    with pytest.raises(
+        ConfigError, match="needs the matcher 'auction', but the run matches with 'hungarian'"
+    ):
+        evaluate_small(config, search="progressive")
+    assert not config.run.exists()
 
 
 def test_images_may_differ_in_their_number_of_tokens(small, tmp_path):

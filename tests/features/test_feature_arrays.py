@@ -218,6 +218,12 @@ def test_files_that_are_no_array_are_refused_and_not_executed(tmp_path, content,
         open_array(path)
 
 
+def test_an_array_of_texts_is_refused(tmp_path):
+    zarr.create_array(tmp_path / "words", shape=(3, 2, 2), dtype=str)
+    with pytest.raises(InputError, match=r"words: .*is not taken for features"):
+        open_array(tmp_path / "words")
+
+
 def test_a_shortened_file_is_refused_on_opening_and_on_reading(tmp_path):
     path = write(tmp_path, numbers(64, 16, 16), "npy")
     source = open_array(path)

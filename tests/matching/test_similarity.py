@@ -93,3 +93,11 @@ def test_what_cannot_be_is_refused():
     z[2, 0, 0] = np.nan
     with pytest.raises(InputError, match="y: image 2"):
         similarity_matrix(images(2), z)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_foreign_byte_orders_are_the_same_numbers(dtype):
+    z = images(4).astype(dtype)
+    native = z.astype(z.dtype.newbyteorder("="))
+    assert np.array_equal(similarity_matrix(z), similarity_matrix(native))
+    assert match(z[0], z[1]).value == match(native[0], native[1]).value

@@ -156,10 +156,29 @@ def test_similarity_matrices_take_images_of_any_size():
     np.testing.assert_allclose(rbf, np.exp(-distances / 18.0), rtol=1e-12)
 
 
-def test_position_by_position_needs_positions_in_both():
-    images = [np.ones((3, 2)), np.ones((4, 2))]
-    with pytest.raises(InputError, match="equal numbers of tokens"):
-        srs.similarity_matrix(images, kind="spatio-semantic")
+@pytest.mark.parametrize("kernel", ["linear", "cosine", "rbf"])
+def test_position_by_position_needs_positions_in_both(kernel):
+    rng = np.random.default_rng(5)
+    images = [rng.normal(size=(n, 2)) for n in (3, 4, 3, 4, 4)]
+    options = {"kernel": kernel, "kind": "spatio-semantic"} | ({"sigma": 2.0} if kernel == "rbf" else {})
+    whole = srs.similarity_matrix(images, **options)
+    assert np.array_equal(whole, whole.T, equal_nan=True)
+    short, long = [0, 2], [1, 3, 4]
+    for some in (short, long):
+        alone = srs.similarity_matrix([images[index] for index in some], **options)
+        np.testing.assert_allclose(whole[np.ix_(some, some)], alone, rtol=1e-12)
+    assert np.isnan(whole[np.ix_(short, long)]).all()
+    rows = srs.similarity_matrix(images, np.stack([images[index] for index in long]), **options)
+    np.testing.assert_allclose(rows, whole[:, long], rtol=1e-12)
+
+
+def test_images_may_be_lists_of_numbers():
+    images = [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]]
+    arrays = [np.array(image) for image in images]
+    assert np.array_equal(srs.similarity_matrix(images), srs.similarity_matrix(arrays))
+    assert np.array_equal(srs.similarity_matrix(images[:1] * 2), srs.similarity_matrix(arrays[:1] * 2))
+    with pytest.raises(InputError, match="z: expected representations of shape"):
+        srs.similarity_matrix([[[1.0, 2.0], [3.0]]])
 
 
 @pytest.mark.parametrize("name", EQUAL)

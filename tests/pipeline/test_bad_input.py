@@ -151,9 +151,13 @@ def test_names_of_layers_that_the_store_cannot_hold(shop, name):
     assert sorted(path.name for path in shop.path.iterdir()) in (["run", "z.npy"], ["z.npy"])
 
 
-@pytest.mark.parametrize("name", ["a b", "ä", "a|b", "layer.1", "c", "features", "$x$", "0", "a.npy"])
+@pytest.mark.parametrize(
+    "name", ["a b", "ä", "a|b", "layer.1", "c", "features", "$x$", "0", "a.npy", "a.partial"]
+)
 def test_odd_names_of_layers_that_it_can(shop, name):
-    shop.run(shop.of_features("run", {name: shop.features(), "other": shop.features("y.npy")}))
+    document = shop.of_features("run", {name: shop.features(), "other": shop.features("y.npy")})
+    assert shop.interrupt(document, "matching", 1)
+    shop.run(document)
     assert srs.open_run(shop.path / "run").similarity(name).shape == (20, 20)
     written, *_ = export_npy(srs.open_run(shop.path / "run"), shop.path / "out", layers=[name])
     assert np.load(written).shape == (20, 20)

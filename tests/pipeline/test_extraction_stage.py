@@ -256,3 +256,20 @@ def test_a_run_that_holds_all_its_ready_made_features_does_not_need_their_source
     next((shop.path / "run").glob("features.zarr/images/*/features/c/0/0/0")).unlink()
     with pytest.raises(InputError, match="no such file"):
         shop.run(document)
+
+
+def test_a_run_that_holds_its_features_does_not_need_the_table_of_their_images_either(shop):
+    def document(table):
+        document = shop.of_features("run", shop.features(shape=(3, 6, 4)))
+        return document | {"data": document["data"] | {"table": str(shop.path / table)}}
+
+    (shop.path / "table.csv").write_text("image_id,labels\na,x\nb,x\nc,y\n")
+    scores = shop.run(document("table.csv"))["retrieval"]
+    (shop.path / "table.csv").rename(shop.path / "moved.csv")
+    summary = shop.run(document("table.csv"))
+    assert any(
+        "table.csv: is gone; the run goes on with its own copy" in line for line in summary["warnings"]
+    )
+    assert summary["retrieval"] == scores
+    with pytest.raises(InputError, match="does not exist"):  # never was the run's table
+        shop.run(document("tabel.csv"))

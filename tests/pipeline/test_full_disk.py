@@ -123,3 +123,23 @@ def test_an_export_to_a_full_disk_leaves_no_part_of_a_matrix(shop, disk):
     assert shop.command("export", shop.path / "run", "--out", disk / "out").returncode == 0
     matrix = np.load(disk / "out" / "last.semantic.cosine.npy")
     assert np.array_equal(matrix, srs.open_run(shop.path / "run").similarity("last").values)
+
+
+@pytest.mark.parametrize("experiment", ["retrieval", "kernels"])
+def test_an_experiment_on_a_full_disk_says_so_and_goes_on_with_more_room(shop, disk, experiment):
+    table = shop.path / "table.csv"
+    table.write_text("image_id,labels\n" + "".join(f"{index},{index % 3}\n" for index in range(128)))
+    run = document(shop, "run")
+    config = shop.write(run | {"data": run["data"] | {"table": str(table)}})
+    shop.run(run | {"data": run["data"] | {"table": str(table)}})
+    (shop.path / "run" / "evaluation").symlink_to(disk)
+    resize(disk, "64k")
+    command = ["evaluate", experiment, config, "--with", "resamples=5"]
+    failed = shop.command(*command)
+    assert failed.returncode == 1, failed.stderr
+    assert "No space left on device" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    resize(disk, "64m")
+    done = shop.command(*command)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in disk.rglob("*") if path.name.startswith(".vlad-")]

@@ -19,7 +19,7 @@ import timm
 import torch
 
 import semrsm_dist as srs
-from semrsm_dist.errors import ConfigError, IncompleteError, ResumeError, StorageError, WorkError
+from semrsm_dist.errors import ConfigError, IncompleteError, InputError, ResumeError, StorageError, WorkError
 from semrsm_dist.store import matrices
 from semrsm_dist.store.directory import RunDirectory
 
@@ -361,6 +361,49 @@ def test_changed_order_of_images_is_refused_and_changed_places_are_not(shop):
         os.utime(path)
     summary = shop.run(document(names, "moved"))
     assert all(count["computed"] == 0 for count in summary["work"].values())
+
+
+def test_other_crops_of_the_same_files_are_refused(shop):
+    crops = {"source": "crops", "shifts": [0.0, 0.2], "share": 0.5}
+    folder = crops | {"of": {"source": "folder", "path": str(shop.images(n=4))}}
+    document = shop.of_images("run", shop.path) | {"data": folder}
+    shop.run(document)
+    refused(shop, document | {"data": folder | {"share": 0.6}}, "images.share", "0.5 -> 0.6")
+    scenes = {"source": "digits", "n_images": 4, "canvas": 64}
+    document = shop.of_images("scenes", shop.path) | {"data": crops | {"of": scenes}}
+    shop.run(document)
+    refused(
+        shop, document | {"data": crops | {"of": scenes | {"canvas": 72}}}, "images.of.canvas", "64 -> 72"
+    )
+
+
+def test_other_features_are_refused_though_size_and_time_are_the_same(shop):
+    one, other = shop.features("one.npy"), shop.features("other.npy", seed=1)
+    for path in (one, other):
+        os.utime(path, ns=(0, 0))
+    document = shop.of_features("run", one)
+    shop.run(document)
+    refused(shop, shop.of_features("run", other), "images.last.sha256")
+    other.replace(one)
+    refused(shop, document, "images.last.sha256")
+
+
+def test_other_token_counts_are_refused_though_the_features_are_gone(shop):
+    z = shop.features("z.npy", (6, 5, 4))
+    some, others = shop.save("some.npy", np.full(6, 4)), shop.save("others.npy", np.full(6, 3))
+
+    def document(**counts):
+        document = shop.of_features("run", z)
+        return document | {"data": document["data"] | {"token_counts": counts}}
+
+    shop.run(document(last=str(some)))
+    z.rename(shop.path / "elsewhere.npy")
+    refused(shop, document(last=str(others)), "images.last.token_counts_sha256")
+    refused(shop, document(), "images.last.token_counts_sha256", "-> (absent)")
+    some.unlink()
+    assert any("is gone" in line for line in shop.run(document(last=str(some)))["warnings"])
+    with pytest.raises(InputError, match=r"never\.npy: there is no such file"):
+        shop.run(document(last=str(shop.path / "never.npy")))
 
 
 def test_changed_weights_and_input_sizes_are_refused(shop):

@@ -14,7 +14,7 @@ from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.local import LocalEngine
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import InputError, StorageError
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.stages.images import ScanBatch, ScanWorker, scan_images
 from semrsm_dist.stages.session import Session
@@ -117,15 +117,17 @@ def test_the_order_is_kept_over_many_batches(shop, monkeypatch):
     assert len(manifest) == 9
 
 
-def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch):
+@pytest.mark.parametrize("error", [StorageError, InputError])
+def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch, error):
     def fails(self, record):
-        raise StorageError("the network is away")
+        raise error("the network is away")
 
     monkeypatch.setattr(FolderImages, "stamp", fails)
     batch = ScanBatch(0, (ImageRecord("a", "/a"),))
     (receipt,) = ScanWorker(FolderImages("/"))((batch,))
     assert receipt.unit is batch
-    assert "the network is away" in receipt.error
+    assert receipt.error.endswith("the network is away")
+    assert "Traceback" not in receipt.error
 
 
 @pytest.mark.parametrize("source", ["features", "folder"])

@@ -139,6 +139,14 @@ def test_arrival_times_are_those_of_the_files(tmp_path):
     assert all(before <= moment <= time.time() + 2 for moment in times.values())
 
 
+def test_a_tile_that_is_removed_while_one_looks_has_no_arrival_time(tmp_path, monkeypatch):
+    store, tiles = filled(tmp_path)
+    there = store.present()
+    file_of(tmp_path, store, (1, 2)).unlink()
+    monkeypatch.setattr(BlockStore, "present", lambda self: there)
+    assert store.arrival_times().keys() == tiles.keys() - {(1, 2)}
+
+
 def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     store, _ = filled(tmp_path)
     file = file_of(tmp_path, store, (1, 2))

@@ -65,10 +65,14 @@ class LocalEngine:
     def start_tasks(self, worker: Worker, resources: Resources) -> LocalPool:
         """Return a pool with as many threads as the CPUs and the memory allow; all call the same `worker`."""
         threads = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
+        return LocalPool(lambda: worker, self._fitting(threads, resources), resources)
+
+    def _fitting(self, count: int, resources: Resources) -> int:
+        """Return how many workers there is memory for, at most `count` and at least one."""
         if resources.memory:
-            threads = min(threads, self._memory // resources.memory)
+            count = min(count, self._memory // resources.memory)
             self._warn_of_memory(resources.memory)
-        return LocalPool(lambda: worker, max(1, threads), resources)
+        return max(1, count)
 
     def _warn_of_memory(self, wanted: int) -> None:
         if wanted > self._memory and not self._warned:
@@ -81,8 +85,8 @@ class LocalEngine:
             )
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
-        """Return a pool of `count` threads, each with the worker that `factory` made inside it."""
-        return LocalPool(factory, max(1, count), resources, gpus=self._gpus)
+        """Return a pool of `count` threads, or as many as the memory allows, each with a worker that `factory` made."""
+        return LocalPool(factory, self._fitting(count, resources), resources, gpus=self._gpus)
 
     def describe(self) -> dict[str, object]:
         """Return what the container allows: one node, its CPU slots, GPUs and memory in bytes."""

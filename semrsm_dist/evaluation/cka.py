@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.pairs import Pairs, is_constant
+from semrsm_dist.evaluation.pairs import ROUNDING, Pairs, is_constant
 
 Values = NDArray[np.float64]
 
@@ -37,8 +37,8 @@ class Alignment:
     Attributes
     ----------
     values : (R,)
-        For each resample; NaN where a matrix is constant but for its diagonal, or there are fewer than four different
-        images. Debiased ones can be negative.
+        For each resample; NaN where a matrix is constant but for its diagonal, or a sum ``a_i + a_j`` of what belongs
+        to single images, or there are fewer than four different images. Debiased ones can be negative.
     n_images
         Images that it is made of.
     n_left_out
@@ -97,7 +97,9 @@ def cka(matrices: Pairs, *, debiased: bool = True, counts: NDArray[np.int64] | N
         centred(products["xx"], sums_x, sums_x, weights),
         centred(products["yy"], sums_y, sums_y, weights),
     )
-    enough = ((weights > 0).sum(axis=0) >= FEWEST) & (left > 0) & (right > 0)
+    # What is left of a matrix without anything that belongs to two images, not one, is rounding of its squares.
+    varies = (left > ROUNDING * products["xx"]) & (right > ROUNDING * products["yy"])
+    enough = ((weights > 0).sum(axis=0) >= FEWEST) & varies
     values = np.full(len(across), np.nan)
     np.divide(across, np.sqrt(np.where(enough, left * right, 1.0)), out=values, where=enough)
     return Alignment(values, n_defined, n - n_defined)

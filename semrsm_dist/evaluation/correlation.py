@@ -89,6 +89,7 @@ def rank_correlations(
     x, y, *spare = (np.asarray(array[:n]) for array in arrays)
     left_out = pairs.n_all - n
     workspace = (spare[0], spare[1])
+    nothing_varies = n < 2 or any(is_constant(float(each.min()), float(each.max())) for each in (x, y))
     sort_counting(x, y, workspace, block=block)
     tied_x, tied_both = _count_ties(x, y)
     _rank_in_place(x)
@@ -96,7 +97,7 @@ def rank_correlations(
     tied_y, _ = _count_ties(y, x)
     _rank_in_place(y)
     choices = n * (n - 1) // 2
-    if n < 2 or choices in (tied_x, tied_y):
+    if nothing_varies or choices in (tied_x, tied_y):
         return {name: Correlation(math.nan, n, left_out) for name in ("spearman", "kendall")}
     concordance = choices - int(tied_x) - int(tied_y) + int(tied_both) - 2 * discordant
     return {

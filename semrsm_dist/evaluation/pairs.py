@@ -77,6 +77,10 @@ class Pairs:
         return x, y
 
 
+ROUNDING = 1e-13
+"""How far equal numbers may lie apart after they were computed, as a share of the largest."""
+
+
 def is_constant(low: float, high: float) -> bool:
     """Tell whether numbers from `low` to `high` differ by no more than rounding, so that nothing varies with them."""
-    return not high - low > 1e-13 * max(abs(low), abs(high))
+    return not high - low > ROUNDING * max(abs(low), abs(high))

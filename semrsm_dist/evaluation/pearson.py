@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval, draw_counts, percentile_interval
-from semrsm_dist.evaluation.pairs import RowReader, is_constant
+from semrsm_dist.evaluation.pairs import ROUNDING, RowReader, is_constant
 
 Matrix = NDArray[np.float64]
 
@@ -83,7 +83,7 @@ def pearson_interval(
 
     Images are resampled, on both sides if they differ. A pair of an image with its own copy is no entry.
     """
-    n_pairs, means, nothing_varies = _locate(entries)
+    n_pairs, means, scales, nothing_varies = _locate(entries)
     left_out = entries.n_all - n_pairs
     if nothing_varies:
         return PearsonResult(Interval(np.nan, np.nan, np.nan, confidence), n_pairs, left_out)
@@ -95,12 +95,12 @@ def pearson_interval(
         x, y = (values - mean * kept for values, mean in zip(both, means, strict=True))
         for position, values in enumerate((kept.astype(np.float64), x, y, x * x, y * y, x * y)):
             sums[position] += np.einsum("ri,ri->r", rows[:, part], columns @ values.T)
-    values = _correlate(sums)
+    values = _correlate(sums, scales)
     return PearsonResult(percentile_interval(float(values[0]), values[1:], confidence), n_pairs, left_out)
 
 
-def _locate(entries: Entries) -> tuple[int, NDArray[np.float64], bool]:
-    """Return the number of entries, the mean of each matrix, and whether either is constant."""
+def _locate(entries: Entries) -> tuple[int, NDArray[np.float64], NDArray[np.float64], bool]:
+    """Return the number of entries, the mean and the largest size in each matrix, and whether either is constant."""
     count, sums = 0, np.zeros(2)
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for _, kept, *both in entries.blocks():
@@ -110,7 +110,7 @@ def _locate(entries: Entries) -> tuple[int, NDArray[np.float64], bool]:
             low = np.minimum(low, [values[kept].min() for values in both])
             high = np.maximum(high, [values[kept].max() for values in both])
     nothing_varies = count < 2 or any(is_constant(*ends) for ends in zip(low, high, strict=True))
-    return count, sums / max(count, 1), nothing_varies
+    return count, sums / max(count, 1), np.maximum(np.abs(low), np.abs(high)), nothing_varies
 
 
 def _counts_and_once(n_images: int, resamples: int, seed: int) -> Matrix:
@@ -119,12 +119,22 @@ def _counts_and_once(n_images: int, resamples: int, seed: int) -> Matrix:
     return np.concatenate([np.ones((1, n_images)), counts])
 
 
-def _correlate(sums: Matrix) -> Matrix:
-    """Return the correlations from (6, R) weighted sums of 1, x, y, x^2, y^2 and xy."""
+def _correlate(sums: Matrix, scales: NDArray[np.float64]) -> Matrix:
+    """Return the correlations from (6, R) weighted sums of 1, x, y, x^2, y^2 and xy.
+
+    NaN where one of them does not vary: in a resample without the only image that differs, what is left of its
+    spread is rounding, of the numbers (up to `scales` in size) and of their squares.
+    """
     weight, x, y, xx, yy, xy = sums
     result = np.full(sums.shape[1], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = (xx - x * x / weight) * (yy - y * y / weight)
-        defined = (weight > 0) & (spread > 0)
-        np.divide(xy - x * y / weight, np.sqrt(spread), out=result, where=defined)
+        spreads = [
+            np.where(spread > np.maximum(weight * (ROUNDING * scale) ** 2, ROUNDING * squares), spread, 0.0)
+            for spread, squares, scale in (
+                (xx - x * x / weight, xx, scales[0]),
+                (yy - y * y / weight, yy, scales[1]),
+            )
+        ]
+        defined = (weight > 0) & (spreads[0] > 0) & (spreads[1] > 0)
+        np.divide(xy - x * y / weight, np.sqrt(spreads[0]) * np.sqrt(spreads[1]), out=result, where=defined)
     return np.clip(result, -1.0, 1.0, out=result)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.evaluation.pairs import is_constant
+from semrsm_dist.evaluation.pairs import ROUNDING, is_constant
 from semrsm_dist.matching.jit import compiled
 
 Weights = NDArray[np.int64]
@@ -39,6 +39,7 @@ class ResampledCorrelation:
         self._is_constant = order.size < 2 or any(
             is_constant(float(values.min()), float(values.max())) for values in (self._x, self._y)
         )
+        self._rounding = [ROUNDING * np.abs(values).max(initial=0.0) for values in (self._x, self._y)]
         if not self._is_constant:
             self._x, self._y = self._x - self._x.mean(), self._y - self._y.mean()
 
@@ -48,7 +49,9 @@ class ResampledCorrelation:
 
     def pearson(self, weights: Weights) -> float:
         """Return the linear correlation; NaN where it is undefined."""
-        return math.nan if self._is_constant else _weighted_pearson(self._x, self._y, weights)
+        return (
+            math.nan if self._is_constant else _weighted_pearson(self._x, self._y, weights, *self._rounding)
+        )
 
     def spearman(self, weights: Weights) -> float:
         """Return the linear correlation of the ranks, each pair as often as it occurs, ties by their mean rank."""
@@ -63,7 +66,7 @@ class ResampledCorrelation:
     def kendall(self, weights: Weights) -> float:
         """Return tau-a over all choices of two pairs; a pair and its own copies are tied."""
         total = int(weights.sum())
-        if self._is_constant or total < 2:
+        if self._is_constant or not all(_vary(places, weights) for places in (self._place_x, self._place_y)):
             return math.nan
         concordance = _concordance(self._place_x, self._place_y, weights, int(self._place_y.max()) + 1)
         return concordance / (total * (total - 1) // 2)
@@ -89,9 +92,23 @@ def _weighted_ranks(places: NDArray[np.int64], weights: Weights, n_places: int) 
     return ranks[places]
 
 
-def _weighted_pearson(x: NDArray[np.float64], y: NDArray[np.float64], weights: Weights) -> float:
+def _vary(places: NDArray[np.int64], weights: Weights) -> bool:
+    """Tell whether there are two different places among those that occur."""
+    there = places[weights > 0]
+    return bool(there.size) and bool(there.min() < there.max())
+
+
+def _weighted_pearson(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    weights: Weights,
+    rounding_x: float = 0.0,
+    rounding_y: float = 0.0,
+) -> float:
+    """Return the correlation; NaN where the numbers that occur lie apart by no more than rounding."""
     spread_x, spread_y, product = _weighted_products(x, y, weights)
-    if not (spread_x > 0 and spread_y > 0):
+    total = int(weights.sum())
+    if not (spread_x > total * rounding_x**2 and spread_y > total * rounding_y**2):
         return math.nan
     return float(np.clip(product / math.sqrt(spread_x) / math.sqrt(spread_y), -1.0, 1.0))
 

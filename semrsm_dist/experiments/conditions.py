@@ -74,7 +74,8 @@ def evaluate(
     Raises
     ------
     ConfigError
-        If the run is not on digit scenes, or kernel, factors or images are unknown or out of range.
+        If the run is not on digit scenes, kernel, factors or images are unknown or out of range, or no condition is
+        possible.
     """
     require_kernel(kernel)
     require_factors(factors)
@@ -93,6 +94,11 @@ def evaluate(
             left_out.append(f"{condition.factor} {condition.level:.4g}: {str(error).splitlines()[0]}")
             continue
         rows += _measure(Run(derived.run), condition, kernel=kernel, resamples=resamples, seed=seed)
+    if not rows:
+        raise ConfigError(
+            "factors: none of the conditions can be made of these scenes; widen the ranges of data or vary others:\n"
+            + "\n".join(f"  {line}" for line in left_out)
+        )
     table = pd.DataFrame(rows)
     return Evidence(
         "conditions",

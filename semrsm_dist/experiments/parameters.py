@@ -63,7 +63,10 @@ class Parameter:
         kinds: dict[type, tuple[type, ...]] = {int: (Integral,), float: (Real,), str: (str, Path)}
         if not isinstance(value, kinds[self.kind]) or isinstance(value, bool) or not self._is_within(value):
             raise ValueError(self.expected)
-        return value
+        if isinstance(value, (int, float, str, Path)):
+            return value
+        kind: Any = self.kind  # NumPy's numbers are none of these, and JSON does not know them
+        return kind(value)
 
     def _is_within(self, value: Any) -> bool:
         return (

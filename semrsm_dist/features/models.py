@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class LoadedModel:
         (sigmoid), None if there is no head or nothing says that they are classes.
     prompt_tokens
         The prompt as the network reads it; empty without one.
+    build_options
+        How the network departs from timm's of this name, where a weight file describes it.
     """
 
     module: nn.Module
@@ -95,6 +97,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     outputs: str | None = None
     prompt_tokens: tuple[int, ...] = ()
+    build_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -124,6 +127,7 @@ class LoadedModel:
             else None,
             "weights_sha256": self.weights_sha256,
             "n_prefix_tokens": self.n_prefix_tokens,
+            "build_options": dict(self.build_options),
             "n_classes": self.n_classes,
             "classes": list(self.classes) if self.classes else None,
             "outputs": self.outputs,
@@ -211,13 +215,13 @@ def _load_shipped(spec: ModelSpec, arch: str, tag: str, size: Size | None) -> Lo
 def _load_described(spec: ModelSpec, path: Path, meta: dict[str, Any], size: Size | None) -> LoadedModel:
     """Build the network that a weight file describes: the shipped ones, and what was made from them."""
     size = size or meta["input_size"]
-    kwargs = {**(meta.get("model_kwargs") or {}), "num_classes": int(meta["num_classes"])}
-    module = _create(spec.name, size, **kwargs)
+    options = dict(meta.get("model_kwargs") or {})
+    module = _create(spec.name, size, **{**options, "num_classes": int(meta["num_classes"])})
     checkpoints.load_file(module, path)
     config: dict[str, Any] = {"crop_pct": 1.0}
     config |= {key: meta[key] for key in ("mean", "std", "interpolation") if key in meta}
     classes = tuple(str(name) for name in meta.get("classes") or ())
-    return _finished(module, spec, size, config, classes, meta.get("outputs"))
+    return replace(_finished(module, spec, size, config, classes, meta.get("outputs")), build_options=options)
 
 
 def _finished(
@@ -277,6 +281,23 @@ def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs:
             raise
         raise _size_error(name, size or own, error) from error
     return module
+
+
+def build_for_shapes(model: LoadedModel, size: Size) -> nn.Module:
+    """Build the network for another input size on torch's meta device: without numbers, it tells shapes alone.
+
+    Raises
+    ------
+    ConfigError
+        The network has no other sizes, or cannot be built without numbers.
+    """
+    options = {**model.build_options, "num_classes": model.n_classes, "img_size": size}
+    try:
+        with torch.device("meta"):
+            module: nn.Module = timm.create_model(model.spec.name, pretrained=False, **options)
+    except _BUILD_ERRORS as error:
+        raise ConfigError(f"model {model.spec.name!r} cannot be built for {size}: {error}") from error
+    return module.eval()
 
 
 def _create_pretrained(name: str, size: Size | None) -> nn.Module:

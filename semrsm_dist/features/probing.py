@@ -2,13 +2,14 @@
 
 Whether a module's output holds one vector per position cannot be told from its size alone: attention maps,
 windows and channels-last tensors can all look like feature maps. Two facts decide: the grids of timm's own
-stages, and which axes grow with the image: rows when it becomes twice as high, columns when twice as wide.
+stages, and which axes grow with the image: rows when it becomes twice as high, columns when twice as wide. Networks
+made for one size are built anew for the others, without numbers; where that cannot be either, the grids decide alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,13 +17,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.features.models import LoadedModel, build_for_shapes
 
 Grid = tuple[int, int]
 Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
-_FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError)
+_FORWARD_ERRORS = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    IndexError,
+    TypeError,
+)  # of sizes it is not made for
 
 CLASS_TOKEN = "@class"
 """What follows the name of a layer where its class token is meant and not its positions."""
@@ -168,11 +176,7 @@ def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
     """
     height, width = model.input_size
     outputs = _probe(model.module, (height, width))
-    try:
-        tall = _probe(model.module, (2 * height, width))
-        wide = _probe(model.module, (height, 2 * width))
-    except _FORWARD_ERRORS:
-        tall = wide = {}  # made for one size only: the grids have to decide
+    tall, wide = _probe_stretched(model, (2 * height, width)), _probe_stretched(model, (height, 2 * width))
     grids = {stage.grid for stage in stages if stage.grid} or _patch_grid(model)
     readable: list[LayerInfo] = []
     refused: dict[str, str] = {}
@@ -197,9 +201,19 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
         outputs.setdefault(name, []).append(shape)
 
     names = [name for name, _ in module.named_modules() if name]
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.inference_mode(), hooks(module, [(name, partial(note, name)) for name in names]):
-        forward_features(module, _blank(size, _PROBE_IMAGES))
+        forward_features(module, _blank(size, _PROBE_IMAGES).to(device))
     return outputs
+
+
+def _probe_stretched(model: LoadedModel, size: Grid) -> dict[str, list[_Shape]]:
+    """Return what `_probe` finds at another size, of a network built for it if need be; nothing if there is none."""
+    with suppress(*_FORWARD_ERRORS):
+        return _probe(model.module, size)
+    with suppress(*_FORWARD_ERRORS, ConfigError):
+        return _probe(build_for_shapes(model, size), size)
+    return {}
 
 
 def _blank(size: Grid, n_images: int = 1) -> Tensor:
@@ -227,10 +241,15 @@ def _read_shapes(
     if isinstance(shape, str):
         return f"returns a {shape}, not a tensor"
     said = f"has the output shape {shape} for {_PROBE_IMAGES} images"
+    wrong = None
     if len(shape) not in (3, 4):
-        return f"{said}: neither tokens (batch, tokens, channels) nor a feature map"
-    if shape[0] != _PROBE_IMAGES:
-        return f"{said}: the first axis is not the image (windows, or the same for all images?)"
+        wrong = "neither tokens (batch, tokens, channels) nor a feature map"
+    elif shape[0] != _PROBE_IMAGES:
+        wrong = "the first axis is not the image (windows, or the same for all images?)"
+    elif len(shape) == 3 and not _grows(shape, stretched, ([1], [1])):
+        wrong = "its second axis is not the positions, of which a larger image has more"
+    if wrong:
+        return f"{said}: {wrong}"
     if len(shape) == 3:
         return _read_tokens(name, shape, grids, model.n_prefix_tokens) or (
             f"{said}: {shape[1]} tokens lie on none of the grids {sorted(grids)}, with or without "
@@ -258,11 +277,10 @@ def _read_map(
     model: LoadedModel,
 ) -> LayerInfo | None:
     _, a, b, c = shape
-    tall, wide = stretched
     layouts: list[Layout]
-    if tall and wide:
-        grown = (_grown_axes(shape, tall[0]), _grown_axes(shape, wide[0]))
-        layouts = ["nchw"] if grown == ([2], [3]) else ["nhwc"] if grown == ([1], [2]) else []
+    if all(stretched):
+        layouts = ["nchw"] if _grows(shape, stretched, ([2], [3])) else []
+        layouts += ["nhwc"] if _grows(shape, stretched, ([1], [2])) else []
     else:
         layouts = ["nchw"] if (b, c) in grids else []
         layouts += ["nhwc"] if (a, b) in grids else []
@@ -273,6 +291,18 @@ def _read_map(
     if layouts == ["nhwc"]:
         return LayerInfo(name, a * b, c, (a, b), "module", "nhwc")
     return None
+
+
+def _grows(
+    shape: tuple[int, ...],
+    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
+    expected: tuple[list[int], list[int]],
+) -> bool:
+    """Tell whether a taller and a wider image make these axes grow; true where there is nothing to tell by."""
+    tall, wide = stretched
+    if not tall or not wide:
+        return True
+    return (_grown_axes(shape, tall[0]), _grown_axes(shape, wide[0])) == expected
 
 
 def _grown_axes(shape: tuple[int, ...], other: _Shape) -> list[int]:

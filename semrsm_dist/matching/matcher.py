@@ -144,10 +144,11 @@ class Matcher(ABC):
 
     def compile(self) -> None:
         """Compile what is compiled at first use, so that it can be a stage of its own."""
-        z = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
-        for dtype in (np.float32, np.float64):
-            panel = self.prepare(z.astype(dtype))
-            self.solve_tile(panel, panel)
+        for n_tokens in (4, 16):  # affinities that fill whole lanes have another memory layout
+            z = np.random.default_rng(0).normal(size=(2, n_tokens, 3)).astype(np.float32)
+            for dtype in (np.float32, np.float64):
+                panel = self.prepare(z.astype(dtype))
+                self.solve_tile(panel, panel)
 
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""

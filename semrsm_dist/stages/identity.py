@@ -179,7 +179,7 @@ def describe_model(
         "weights_sha256": description["weights_sha256"],
         "preprocessing": description["data_config"],
         "n_prefix_tokens": description["n_prefix_tokens"],
-        **({"prompt": description["prompt"]} if description["prompt"] else {}),
+        **{key: description[key] for key in ("prompt", "build_options") if description[key]},
     }
     sizes = {layer.name: {"n_tokens": layer.n_tokens, "n_channels": layer.n_channels} for layer in layers}
     return facts, sizes

@@ -142,5 +142,28 @@ def test_a_constant_matrix_has_no_alignment(k, debiased):
     assert np.isnan(value(k, gram(8, 3, 0), debiased)).all()
 
 
+@pytest.mark.parametrize("n", [8, 10, 20, 30, 200])
+@pytest.mark.parametrize("kind", ["outlier", "sum"])
+@pytest.mark.parametrize("debiased", [True, False])
+def test_what_belongs_to_single_images_alone_is_no_alignment(n, kind, debiased):
+    rng = np.random.default_rng(n)
+    own = rng.normal(size=n) if kind == "sum" else (np.arange(n) == 3) * 0.7
+    k = own[:, None] + own
+    for pair in ((k, gram(n, 3, 0)), (gram(n, 3, 0), k), (k, k)):
+        assert np.isnan(value(*pair, debiased)).all()
+    assert np.isfinite(value(k + 1e-4 * gram(n, 3, 1), gram(n, 3, 0), debiased)).all()
+
+
+def test_resamples_without_the_only_images_that_differ_have_none():
+    k, other = np.ones((12, 12)), gram(12, 3, 0)
+    k[2, 5] = k[5, 2] = 0.3
+    counts = draw_counts(12, resamples=40, seed=0)
+    found = value(k, other, True, counts=counts)
+    both = (counts[:, 2] > 0) & (counts[:, 5] > 0)
+    assert 0 < both.sum() < 40
+    assert np.isnan(found[~both]).all()
+    assert np.isfinite(found[both]).any()
+
+
 def test_three_images_are_too_few():
     assert np.isnan(value(gram(3, 3, 0), gram(3, 3, 1), debiased=True)).all()

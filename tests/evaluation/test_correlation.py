@@ -121,6 +121,25 @@ def test_a_constant_is_known_by_more_than_its_last_bit():
     assert np.isnan(pearson(Pairs.of(x, symmetric(20, 1))).value)
 
 
+def test_ranks_of_a_constant_are_no_ranks_of_its_last_bits():
+    x = 1.0 + np.where(symmetric(20, 0) > 0, 2e-16, 0.0)
+    assert np.ptp(x) > 0
+    for pairs in (Pairs.of(x, symmetric(20, 1)), Pairs.of(symmetric(20, 1), x)):
+        assert np.isnan([item.value for item in rank_correlations(pairs).values()]).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
+def test_a_resample_without_the_only_image_that_differs_has_no_correlation(offset):
+    x = np.full((12, 12), 0.1 + offset)
+    x[4] = x[:, 4] = 0.7 + offset
+    resampled = ResampledCorrelation(x, symmetric(12, 1)), ResampledCorrelation(symmetric(12, 1), x)
+    for counts in draw_counts(12, resamples=40, seed=0):
+        for each in resampled:
+            weights = each.weights(counts)
+            found = [each.pearson(weights), each.spearman(weights), each.kendall(weights)]
+            assert np.isnan(found).all() if counts[4] == 0 else np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("decimals", [None, 0])
 def test_a_resample_is_the_correlation_of_repeated_pairs(decimals):
     x, y = symmetric(9, 0, decimals), symmetric(9, 1, decimals)

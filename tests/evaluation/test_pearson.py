@@ -73,3 +73,18 @@ def test_what_does_not_vary_correlates_with_nothing():
     nothing = pearson_interval(entries(np.full((5, 5), np.nan), y, True), resamples=5)
     assert np.isnan(nothing.interval.estimate)
     assert (nothing.n_pairs, nothing.n_left_out) == (0, 10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
+def test_resamples_without_the_only_image_that_differs_are_left_out(offset):
+    x, y = np.full((12, 12), 0.1 + offset), draw(0, 12, 12, symmetric=True)[1]
+    x[4] = x[:, 4] = 0.7 + offset
+    counts = draw_counts(12, resamples=60, seed=4)
+    with_it = counts[counts[:, 4] > 0]
+    assert len(with_it) < 60
+    replicates = [replicate(x, y, each, each, True) for each in with_it]
+    expected = percentile_interval(replicate(x, y, *np.ones((2, 12), dtype=int), True), replicates)
+    for both in ((x, y), (y, x)):
+        found = pearson_interval(entries(*both, True), resamples=60, seed=4).interval
+        for name in ("estimate", "low", "high"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-8)

@@ -162,6 +162,18 @@ def test_what_a_base_does_not_allow_is_told():
     assert any(c.factor == "displacement" for c in conditions)
 
 
+def test_conditions_that_are_all_impossible_are_told(tmp_path):
+    wide = {"source": "digits", "n_images": 6, "scale": [7.0, 9.0], "digits": [1, 1]}
+    with pytest.raises(ConfigError, match=r"none of the conditions.*\n  .*digit"):
+        evaluate(
+            config(tmp_path / "r", data=wide),
+            reporter=SilentReporter(),
+            images=6,
+            factors=["pair"],
+            layers=["layer4"],
+        )
+
+
 def test_other_images_and_unknown_names_are_refused(tmp_path):
     folder = config(tmp_path / "r", data={"source": "folder", "path": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"data\.source: digits"):

@@ -128,6 +128,14 @@ def test_one_value_of_many_and_none_for_the_default_are_taken():
     assert check_parameters("translation", {"shifts": np.float64(0.25)}) == {"shifts": (0.25,)}
 
 
+def test_numpys_numbers_become_pythons_which_json_knows():
+    given = {"seed": np.int64(3), "multiples": np.array([1, 2.5], np.float32), "resamples": np.uint8(9)}
+    checked = check_parameters("kernels", given)
+    assert json.loads(json.dumps(checked)) == {"seed": 3, "multiples": [1, 2.5], "resamples": 9}
+    assert check_parameters("retrieval", {"k": np.array([1, 5])}) == {"k": (1, 5)}
+    assert isinstance(check_parameters("retrieval", {"k": np.array([1, 5])})["k"][0], int)
+
+
 def test_help_tells_every_experiment_and_what_it_can_be_told(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])

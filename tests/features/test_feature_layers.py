@@ -153,6 +153,31 @@ def test_swin_blocks_are_channels_last_and_its_windows_are_refused():
         resolve_layers(model, ["layers.0.blocks.1.attn"])
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "refused", "readable"),
+    [
+        # Its last stage is one window: heads and a table of 64 x 64 pairs look like the first stage's map.
+        ("swinv2_tiny_window8_256", None, "layers.3.blocks.0.attn.softmax", "layers.3.blocks.0.mlp"),
+        # As many positions as channels: what mixes positions hands out channels first.
+        ("mixer_s16_224", (256, 512), "blocks.0.mlp_tokens", "blocks.0.mlp_channels"),
+        ("resmlp_12_224", (256, 384), "blocks.0.linear_tokens", "blocks.0.mlp_channels"),
+    ],
+)
+def test_what_looks_like_positions_at_one_size_only_is_refused(name, size, refused, readable):
+    model = load_model(ModelSpec(name, "random", size))
+    assert resolve_layers(model, [readable])[0].name == readable
+    with pytest.raises(ConfigError, match=re.escape(refused)):
+        resolve_layers(model, [refused])
+
+
+def test_a_network_that_fails_at_another_size_can_be_read_at_its_own():
+    model = load_model(ModelSpec("mvitv2_tiny", "random"))
+    (layer,) = resolve_layers(model, ["stages.0.blocks.0.norm1"])
+    assert (layer.n_tokens, layer.n_channels) == (56 * 56, 96)
+    with pytest.raises(ConfigError, match="did you mean"):
+        resolve_layers(model, ["stages.0.blocks.0.norm3"])
+
+
 def test_sam_blocks_stay_on_their_grid():
     model = load("samvit_base_patch16", 64)
     torch.testing.assert_close(

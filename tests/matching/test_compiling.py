@@ -16,7 +16,7 @@ import pytest
 from numba.core import caching
 
 from semrsm_dist.matching import bidding, jit
-from semrsm_dist.matching.registry import make_matcher
+from semrsm_dist.matching.registry import MATCHERS, make_matcher
 
 
 def add_one(x):
@@ -163,3 +163,31 @@ def test_matching_lets_other_threads_run():
     # Holding the interpreter lock, the exact finish would stop this thread for most of the time, and every time; what
     # else runs on the machine may stop it once.
     assert any(longest_stop() < 0.4 for _ in range(3))
+
+
+# In a process of its own: here other tests have called everything in every way.
+CALL_EVERY_MATCHER = """
+import gc, numba, numpy as np
+from semrsm_dist.matching.registry import MATCHERS, make_matcher
+
+def count():
+    functions = [item for item in gc.get_objects() if isinstance(item, numba.core.dispatcher.Dispatcher)]
+    return {f"{each.py_func.__module__}.{each.py_func.__name__}": len(each.signatures) for each in functions}
+
+for name in MATCHERS:
+    matcher = make_matcher(name)
+    matcher.compile()
+    before = count()
+    for n_tokens in (1, 9, 16, 48):
+        panel = matcher.prepare(np.random.default_rng(0).normal(size=(2, n_tokens, 8)).astype(np.float32))
+        matcher.solve_tile(panel, panel)
+    after = count()
+    print(name, sorted(function for function in after if after[function] > before.get(function, 0)))
+"""
+
+
+def test_after_compiling_no_number_of_tokens_compiles_anything_more():
+    done = subprocess.run(
+        [sys.executable, "-c", CALL_EVERY_MATCHER], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{name} []" for name in MATCHERS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -431,6 +433,23 @@ def test_changed_weights_and_input_sizes_are_refused(shop):
     refused(shop, document(input_size=96), "model.preprocessing.input_size", "[3, 64, 64] -> [3, 96, 96]")
     refused(shop, document(weights="random", seed=3), "model.weights_sha256")
     refused(shop, document(precision="bfloat16"), "model.precision", "float32 -> bfloat16")
+    assert shop.run(document())["work"]["extraction"]["computed"] == 0
+
+
+def test_another_network_around_the_same_weights_is_refused(shop):
+    folder, weights = shop.images(n=3), shop.path / "described.safetensors"
+
+    def document(**options):
+        described = {"architecture": "test_resnet", "num_classes": "10", "input_size": "64"}
+        torch.manual_seed(0)
+        state = timm.create_model("test_resnet", num_classes=10).state_dict()
+        metadata = described | {"model_kwargs": json.dumps(options), "mean": "[0, 0, 0]", "std": "[1, 1, 1]"}
+        safetensors.torch.save_file(state, weights, metadata=metadata)
+        model = {"name": "test_resnet", "weights": str(weights), "layers": ["layer4"]}
+        return shop.of_images("run", folder, model=model)
+
+    shop.run(document())
+    refused(shop, document(act_layer="gelu"), "model.build_options.act_layer", "(absent) -> gelu")
     assert shop.run(document())["work"]["extraction"]["computed"] == 0
 
 

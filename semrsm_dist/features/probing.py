@@ -24,13 +24,8 @@ Grid = tuple[int, int]
 Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
-_FORWARD_ERRORS = (
-    RuntimeError,
-    AssertionError,
-    ValueError,
-    IndexError,
-    TypeError,
-)  # of sizes it is not made for
+_FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)
+"""What networks raise at sizes that they are not made for."""
 
 CLASS_TOKEN = "@class"
 """What follows the name of a layer where its class token is meant and not its positions."""

@@ -306,6 +306,17 @@ def test_local_memory_bounds_the_threads(tmp_path):
     pool.close()
 
 
+@pytest.mark.parametrize(("share", "fitting"), [(2.5, 2), (0.5, 1), (20, 8)])
+def test_local_memory_bounds_the_actors_too(tmp_path, share, fitting):
+    engine = make_engine("local", workers=8)
+    needs = Resources(memory=int(engine.describe()["memory"] / share))
+    made = []
+    pool = engine.start_actors(lambda: made.append(1) or Recorder(tmp_path), 8, needs)
+    assert run_tasks(pool, batches(32, 1), on_receipt=lambda receipt: None) == []
+    pool.close()
+    assert len(made) == fitting
+
+
 def test_more_memory_than_there_is_is_warned_of_once(tmp_path, caplog):
     engine = make_engine("local", workers=4)
     for _ in range(2):

@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
-from semrsm_dist.matching.auction import Auction
+from semrsm_dist.matching.matchers.auction import Auction
 
 TOLERANCES = (1e-2, 1e-3, 1e-4, 0.0)
 LAYERS = (

@@ -15,26 +15,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semrsm_dist.config import RunConfig as RunConfig
-    from semrsm_dist.config import load_config as load_config
+    from semrsm_dist.config.schema import RunConfig as RunConfig
+    from semrsm_dist.config.schema import load_config as load_config
     from semrsm_dist.experiments.registry import evaluate as evaluate
+    from semrsm_dist.matching.search.top_k import top_k as top_k
     from semrsm_dist.matching.similarity import match as match
     from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
-    from semrsm_dist.matching.top_k import top_k as top_k
-    from semrsm_dist.pipeline import run as run
-    from semrsm_dist.results import Run as Run
-    from semrsm_dist.results import open_run as open_run
+    from semrsm_dist.pipeline.driver import run as run
+    from semrsm_dist.results.run import Run as Run
+    from semrsm_dist.results.run import open_run as open_run
 
 _HOMES = {
-    "RunConfig": "semrsm_dist.config",
+    "RunConfig": "semrsm_dist.config.schema",
     "evaluate": "semrsm_dist.experiments.registry",
-    "load_config": "semrsm_dist.config",
+    "load_config": "semrsm_dist.config.schema",
     "match": "semrsm_dist.matching.similarity",
     "similarity_matrix": "semrsm_dist.matching.similarity",
-    "top_k": "semrsm_dist.matching.top_k",
-    "run": "semrsm_dist.pipeline",
-    "Run": "semrsm_dist.results",
-    "open_run": "semrsm_dist.results",
+    "top_k": "semrsm_dist.matching.search.top_k",
+    "run": "semrsm_dist.pipeline.driver",
+    "Run": "semrsm_dist.results.run",
+    "open_run": "semrsm_dist.results.run",
 }
 
 __all__ = [

@@ -31,7 +31,7 @@ SLOWEST = (
     "pipeline/test_runs_on_engines.py",
     "pipeline/test_bounded_memory.py",
     "engine/test_engines.py",
-    "test_cli.py",
+    "cli/test_cli.py",
     "matching/test_matchers.py",
     "matching/test_top_k.py",
     "pipeline/test_bad_input.py",

@@ -9,8 +9,8 @@ import pytest
 
 from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import InputError, StorageError, WorkError
+from semrsm_dist.pipeline.faults import failure_receipt, first_cause, list_failures
 from semrsm_dist.plan.tiling import Tile
-from semrsm_dist.stages.faults import failure_receipt, first_cause, list_failures
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 
 UNIT = Tile("layer1", 2, 3)

@@ -18,8 +18,8 @@ from semrsm_dist.data.annotations import (
     require_split,
     warn_unlabelled,
 )
+from semrsm_dist.data.entries import ImageRecord
 from semrsm_dist.data.files import FileImages, absolute, join
-from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError, did_you_mean
 
 SPLITS = ("train", "val", "test")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from semrsm_dist.data.records import ImageRecord, ImageSet, LoadedImage
+from semrsm_dist.data.entries import ImageRecord, ImageSet, LoadedImage
 from semrsm_dist.errors import ConfigError, InputError
 
 SHARE = 64 / 84

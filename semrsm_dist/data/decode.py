@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from semrsm_dist.data.records import UnreadableImageError
+from semrsm_dist.data.entries import UnreadableImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb (half a gigabyte as RGB)
 

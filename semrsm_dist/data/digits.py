@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semrsm_dist.data.entries import ImageRecord, LoadedImage
 from semrsm_dist.data.handwriting import DIGIT_SIDE, N_CLASSES, Split, digit_sources, enlarge, to_bytes
 from semrsm_dist.data.placing import Corner, Window, place_boxes, regular_slots
-from semrsm_dist.data.records import ImageRecord, LoadedImage
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
 Arrangement = Literal["free", "pair"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.data.annotations import draw_sample, read_json, require_split, shorten
+from semrsm_dist.data.entries import ImageRecord, check_unique_ids
 from semrsm_dist.data.files import FileImages, absolute, below, join
-from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import fs
 
 from semrsm_dist.data.decode import decode_with_mode
-from semrsm_dist.data.records import ImageRecord, LoadedImage, UnreadableImageError
+from semrsm_dist.data.entries import ImageRecord, LoadedImage, UnreadableImageError
 from semrsm_dist.errors import InputError, StorageError
 
 REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")

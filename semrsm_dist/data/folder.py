@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
+from semrsm_dist.data.entries import ImageRecord
 from semrsm_dist.data.files import FileImages, below, is_uri, join, locate
-from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError
 
 EXTENSIONS = frozenset(

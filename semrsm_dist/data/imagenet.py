@@ -17,9 +17,9 @@ from semrsm_dist.data.annotations import (
     read_lines,
     shorten,
 )
+from semrsm_dist.data.entries import ImageRecord, check_unique_ids
 from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
-from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError
 
 TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"

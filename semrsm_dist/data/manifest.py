@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from semrsm_dist.data.records import ImageRecord, ImageSet, UnreadableImageError, check_unique_ids
+from semrsm_dist.data.entries import ImageRecord, ImageSet, UnreadableImageError, check_unique_ids
 from semrsm_dist.errors import InputError, StorageError
 
 OK, UNREADABLE = "ok", "unreadable"

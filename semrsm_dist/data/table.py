@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from semrsm_dist.data.entries import ImageRecord, check_unique_ids
 from semrsm_dist.data.files import REMOTE, FileImages, absolute, below, is_uri, locate, split_options
-from semrsm_dist.data.records import ImageRecord, check_unique_ids
 from semrsm_dist.errors import InputError, did_you_mean
 
 LABEL_SEPARATOR = "|"

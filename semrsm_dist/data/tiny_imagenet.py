@@ -14,9 +14,9 @@ from semrsm_dist.data.annotations import (
     shorten,
     warn_unlabelled,
 )
+from semrsm_dist.data.entries import ImageRecord
 from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
-from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import InputError
 
 SPLITS = ("train", "val")

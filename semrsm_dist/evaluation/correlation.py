@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.merge_sort import BLOCK, sort_counting
 from semrsm_dist.evaluation.pairs import Pairs, is_constant
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.compiled.jit import compiled
 
 Allocate = Callable[[int], NDArray[np.float64]]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.compiled.jit import compiled
 
 BLOCK = 1 << 20
 """Pairs that are sorted in memory at once."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.pairs import ROUNDING, is_constant
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.compiled.jit import compiled
 
 Weights = NDArray[np.int64]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.tokens import unit_tokens
-from semrsm_dist.results import Run
+from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore, count_tokens
 
 

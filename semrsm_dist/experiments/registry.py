@@ -14,7 +14,7 @@ from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.parameters import check_parameters
 
 if TYPE_CHECKING:
-    from semrsm_dist.config import RunConfig
+    from semrsm_dist.config.schema import RunConfig
     from semrsm_dist.experiments.evidence import Evidence
     from semrsm_dist.progress import Reporter
 
@@ -117,7 +117,7 @@ def evaluate(
         If there is no such experiment or parameter, a parameter is not what it must be, or the configuration does not
         go with the experiment.
     """
-    from semrsm_dist.config import default_config  # noqa: PLC0415 - slow to load
+    from semrsm_dist.config.schema import default_config  # noqa: PLC0415 - slow to load
     from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
 
     function = find_experiment(name)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.jit import compiled, inlined
-from semrsm_dist.matching.lane_bids import mask_above, raise_maxima, row_max
-from semrsm_dist.matching.lane_sums import aligned_dots, dot, dot_of_differences
-from semrsm_dist.matching.lanes import LANES
+from semrsm_dist.matching.compiled.jit import compiled, inlined
+from semrsm_dist.matching.compiled.lane_bids import mask_above, raise_maxima, row_max
+from semrsm_dist.matching.compiled.lane_sums import aligned_dots, dot, dot_of_differences
+from semrsm_dist.matching.compiled.lanes import LANES
+from semrsm_dist.matching.compiled.product import FLOAT32_UNIT, padded
 from semrsm_dist.matching.panel import Panel
-from semrsm_dist.matching.product import FLOAT32_UNIT, padded
 
 
 @compiled

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.matching.jit import compiled
-from semrsm_dist.matching.lanes import LANES
-from semrsm_dist.matching.product import inverse_factors, pack, padded
+from semrsm_dist.matching.compiled.jit import compiled
+from semrsm_dist.matching.compiled.lanes import LANES
+from semrsm_dist.matching.compiled.product import inverse_factors, pack, padded
 
 _ALIGNMENT = 64
 
@@ -94,12 +94,12 @@ class PackedPanel(Panel):
     by a power of two, which is exact, so that its values neither overflow nor vanish in float32.
 
     Zero tokens that fill an image up to S are centred like all others, which makes them the negative mean: matching
-    an image with a larger one is then matching two images of equal size (see `semrsm_dist.matching.auction`).
+    an image with a larger one is then matching two images of equal size (see `semrsm_dist.matching.matchers.auction`).
 
     Attributes
     ----------
     packed : ndarray of float32, (T, padded(S) * C)
-        Centred and scaled tokens, see `semrsm_dist.matching.product`.
+        Centred and scaled tokens, see `semrsm_dist.matching.compiled.product`.
     scales : ndarray of float64, (T,)
         The powers of two.
     centred_norms, rounding_norms : ndarray of float64, (T,)

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
-from semrsm_dist.kernels import derive, require_kernel
+from semrsm_dist.matching.kernels import derive, require_kernel
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers.registry import make_matcher
 from semrsm_dist.matching.panel import Panel, as_representations, fill_tokens, stack_tokens
-from semrsm_dist.matching.registry import make_matcher
 from semrsm_dist.matching.result import Match
 
 KINDS = ("semantic", "spatio-semantic")
@@ -37,7 +37,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
         Representations of float16, float32 or float64. Where they differ in their number of tokens, all tokens of
         the smaller one are matched (`auction`, `hungarian` and `greedy` can do that).
     matcher : str
-        Name in `semrsm_dist.matching.registry.MATCHERS`.
+        Name in `semrsm_dist.matching.matchers.registry.MATCHERS`.
     **parameters
         Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
 
@@ -86,11 +86,11 @@ def similarity_matrix(
     y : array_like, (M, S, C), or sequence of M array_like, (S_j, C), optional
         Without it, the symmetric matrix of z with itself.
     kernel : str
-        ``linear``, ``cosine`` or ``rbf``, see `semrsm_dist.kernels`.
+        ``linear``, ``cosine`` or ``rbf``, see `semrsm_dist.matching.kernels`.
     matcher : str
-        Name in `semrsm_dist.matching.registry.MATCHERS`.
+        Name in `semrsm_dist.matching.matchers.registry.MATCHERS`.
     sigma : float, optional
-        Width of the RBF kernel; by default the median rule of `semrsm_dist.kernels.median_sigma`.
+        Width of the RBF kernel; by default the median rule of `semrsm_dist.matching.kernels.median_sigma`.
     kind : str
         ``semantic`` matches tokens, ``spatio-semantic`` compares position by position.
     workers : int, optional

@@ -10,8 +10,8 @@ from PIL import Image
 
 from semrsm_dist.data.crops import ShiftedCrops, crop_box, crop_id, largest_shift
 from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.entries import ImageRecord, UnreadableImageError
 from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.records import ImageRecord, UnreadableImageError
 from semrsm_dist.errors import ConfigError, InputError
 
 

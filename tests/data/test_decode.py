@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semrsm_dist.data.decode import decode, decode_with_mode, scale_to_8_bits
-from semrsm_dist.data.records import UnreadableImageError
+from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.errors import InputError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

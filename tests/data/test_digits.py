@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semrsm_dist.data.digits import DigitScenes, Placement, Scene
+from semrsm_dist.data.entries import ImageRecord
 from semrsm_dist.data.handwriting import digit_sources
-from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.errors import ConfigError, InputError
 
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
+from semrsm_dist.data.entries import ImageRecord, UnreadableImageError
 from semrsm_dist.data.files import join
 from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.records import ImageRecord, UnreadableImageError
 from semrsm_dist.data.table import TableImages, read_records
 from semrsm_dist.errors import InputError, StorageError
 

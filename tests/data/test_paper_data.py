@@ -12,16 +12,16 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.annotations import draw_sample
 from semrsm_dist.data.cityscapes import CityscapesImages
 from semrsm_dist.data.egoobjects import EgoObjectsImages
+from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.data.imagenet import ImageNetImages
 from semrsm_dist.data.manifest import UNREADABLE, scan
-from semrsm_dist.data.records import UnreadableImageError
 from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.stages.images import make_image_set
+from semrsm_dist.pipeline.stages.scan import make_image_set
 
 
 def write_image(path: Path, value: int = 100, mode: str = "RGB") -> None:

@@ -12,7 +12,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import NodeAvail
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from semrsm_dist.config import MatchingConfig
+from semrsm_dist.config.schema import MatchingConfig
 from semrsm_dist.engine import Resources, ray_pools
 from semrsm_dist.engine.ray_engine import GROWTH, RayEngine
 from semrsm_dist.engine.ray_pools import TaskPool, asked

@@ -13,9 +13,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from semrsm_dist.cli.interrupts import stopping_in_order
 from semrsm_dist.engine import Receipt, Resources, Task, make_engine, ray_engine, ray_pools, run_tasks
 from semrsm_dist.errors import ConfigError, StorageError
-from semrsm_dist.interrupts import stopping_in_order
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.config import RunConfig, parse_config
+from semrsm_dist.config.schema import RunConfig, parse_config
 from semrsm_dist.progress import SilentReporter
 
 LABELS = "abcd"

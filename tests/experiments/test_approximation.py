@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.experiments.approximation import evaluate
-from semrsm_dist.experiments.approximation_table import answer_windows
+from semrsm_dist.experiments.approximation.experiment import evaluate
+from semrsm_dist.experiments.approximation.table import answer_windows
 from semrsm_dist.experiments.evidence import read_settings
 from semrsm_dist.progress import SilentReporter
 

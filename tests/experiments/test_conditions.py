@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.config import DigitScenesData, parse_config
+from semrsm_dist.config.schema import DigitScenesData, parse_config
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.experiments import conditions_grid
-from semrsm_dist.experiments.conditions import evaluate
-from semrsm_dist.experiments.conditions_grid import FACTORS, list_conditions
+from semrsm_dist.experiments.conditions import grid as conditions_grid
+from semrsm_dist.experiments.conditions.experiment import evaluate
+from semrsm_dist.experiments.conditions.grid import FACTORS, list_conditions
+from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.results import Run
-from semrsm_dist.stages.images import make_image_set
+from semrsm_dist.results.run import Run
 
 MODEL = {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]}
 DATA = {"source": "digits", "seed": 3}

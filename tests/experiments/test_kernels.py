@@ -6,9 +6,9 @@ import pytest
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.experiments.kernels import evaluate
-from semrsm_dist.experiments.kernels_report import CHANGE, CORRELATION, F1, GAIN, GAP, NEAR_ONE, NEAR_ZERO
-from semrsm_dist.experiments.token_variants import (
+from semrsm_dist.experiments.kernels.experiment import evaluate
+from semrsm_dist.experiments.kernels.report import CHANGE, CORRELATION, F1, GAIN, GAP, NEAR_ONE, NEAR_ZERO
+from semrsm_dist.experiments.kernels.token_variants import (
     AS_THEY_ARE,
     CENTRED,
     CENTRED_EACH,
@@ -17,7 +17,7 @@ from semrsm_dist.experiments.token_variants import (
     read_variant,
 )
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.results import Run
+from semrsm_dist.results.run import Run
 
 MULTIPLES = [0.125, 1.0, 8.0]
 OPTIONS = {"reporter": SilentReporter(), "resamples": 30, "multiples": MULTIPLES}

@@ -8,11 +8,11 @@ import yaml
 from matplotlib.figure import Figure
 from scipy import stats
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.agreement import Estimate
-from semrsm_dist.experiments.layers import evaluate
-from semrsm_dist.experiments.layers_report import find_most_changed
+from semrsm_dist.experiments.layers.experiment import evaluate
+from semrsm_dist.experiments.layers.report import find_most_changed
 from semrsm_dist.progress import SilentReporter
 
 KINDS = ("semantic", "spatio-semantic")

@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.experiments.output_similarity import evaluate
+from semrsm_dist.experiments.output_similarity.experiment import evaluate
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.features.registry import find_shipped
+from semrsm_dist.pipeline.stages.outputs import require_outputs
+from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.results import Run
-from semrsm_dist.stages.images import make_image_set
-from semrsm_dist.stages.outputs import require_outputs
+from semrsm_dist.results.run import Run
 
 N = 14
 

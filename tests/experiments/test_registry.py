@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semrsm_dist.cli import main
-from semrsm_dist.config import parse_config
-from semrsm_dist.config_yaml import parse_settings, read_document
+from semrsm_dist.cli.commands import main
+from semrsm_dist.config.reading import parse_settings, read_document
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, SemrsmError, StorageError
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evidence import Evidence, read_settings

@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semrsm_dist.config import MatchingConfig, parse_config
+from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.vlad import fit_centroids
 from semrsm_dist.experiments.layer_features import LayerFeatures
-from semrsm_dist.experiments.retrieval import evaluate
+from semrsm_dist.experiments.retrieval.experiment import evaluate
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.results import Run
+from semrsm_dist.results.run import Run
 
 OPTIONS = {"reporter": SilentReporter(), "resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3]}
 
@@ -249,7 +249,7 @@ def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_pa
     import torch
 
     from semrsm_dist.features.models import ModelSpec, load_model
-    from semrsm_dist.stages.images import make_image_set
+    from semrsm_dist.pipeline.stages.scan import make_image_set
 
     model, images = load_model(ModelSpec("test_vit", "digits")), make_image_set(config.data)
     batch = torch.stack([model.transform(images.read(record)) for record in images.records()])

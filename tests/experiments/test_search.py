@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semrsm_dist import pipeline
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.experiments.search import progressive_hits
-from semrsm_dist.results import open_run
+from semrsm_dist.experiments.retrieval.search import progressive_hits
+from semrsm_dist.pipeline import driver
+from semrsm_dist.results.run import open_run
 
 
 def compute(small, folder, matcher="auction", **options):
     document = small.make_config(folder, **options).model_dump(mode="json", exclude_none=True)
     config = parse_config(document | {"matching": {"matcher": matcher, "tile": 8}})
-    pipeline.run(config)
+    driver.run(config)
     return open_run(config.run)
 
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.experiments.translation import evaluate
+from semrsm_dist.experiments.translation.experiment import evaluate
 from semrsm_dist.progress import SilentReporter
 
 SHIFTS = (0.0, 0.125, 0.3125)

@@ -18,7 +18,7 @@ from semrsm_dist.features import clipseg
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.layers import LayerReader, class_token_layers, resolve_layers
 from semrsm_dist.features.models import ModelSpec, list_models, load_model
-from semrsm_dist.stages.identity import describe_model
+from semrsm_dist.pipeline.inputs import describe_model
 
 NAME = "test_clipseg"
 TOKENS = [0, 3, 9, 1]  # what the vocabulary below makes of "a cat"

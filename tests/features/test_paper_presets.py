@@ -10,14 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from semrsm_dist.config import RunConfig, load_config
+from semrsm_dist.config.schema import RunConfig, load_config
 from semrsm_dist.errors import InputError
 from semrsm_dist.features import registry
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.matching.registry import make_matcher
-from semrsm_dist.stages.identity import model_spec
-from semrsm_dist.stages.images import make_image_set
+from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.pipeline.inputs import model_spec
+from semrsm_dist.pipeline.stages.scan import make_image_set
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "paper"
 BLOCKS = "vision.encoder.layers"

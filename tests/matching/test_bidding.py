@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.matching import bidding, lane_bids
-from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import images_of
-from semrsm_dist.matching.lanes import LANES
-from semrsm_dist.matching.product import multiply_packed, padded
+from semrsm_dist.matching.assignment import bidding
+from semrsm_dist.matching.assignment.auction_pair import images_of
+from semrsm_dist.matching.compiled import lane_bids
+from semrsm_dist.matching.compiled.lanes import LANES
+from semrsm_dist.matching.compiled.product import multiply_packed, padded
+from semrsm_dist.matching.matchers.auction import Auction
 
 
 @numba.njit

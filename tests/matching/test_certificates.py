@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.matching import bidding, lane_bids
-from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import EXACT, finish_exactly, images_of, make_workspace
+from semrsm_dist.matching.assignment import bidding
+from semrsm_dist.matching.assignment.auction_pair import EXACT, finish_exactly, images_of, make_workspace
 from semrsm_dist.matching.bounds import distance_from_optimum
-from semrsm_dist.matching.product import multiply_packed, rounding_of_product
-from semrsm_dist.matching.registry import make_matcher
+from semrsm_dist.matching.compiled import lane_bids
+from semrsm_dist.matching.compiled.product import multiply_packed, rounding_of_product
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.matchers.registry import make_matcher
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 

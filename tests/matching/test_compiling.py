@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 from numba.core import caching
 
-from semrsm_dist.matching import bidding, jit
-from semrsm_dist.matching.registry import MATCHERS, make_matcher
+import semrsm_dist
+from semrsm_dist.matching.compiled import jit
+from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
 
 
 def add_one(x):
@@ -31,16 +34,39 @@ def test_functions_compile_where_nothing_can_be_written(monkeypatch):
     assert jit.compiled(add_one)(1) == 2
 
 
-def test_a_change_in_any_file_of_a_room_invalidates_cached_code(tmp_path):
-    room = Path(bidding.__file__).parent
-    assert bidding.run_auction._cache._cache_file._source_stamp == jit._sources_digest(room)
-    (tmp_path / "bidding.py").write_text("changed")
-    assert jit._sources_digest(tmp_path) != jit._sources_digest(room)
+def test_a_change_in_any_file_of_the_room_invalidates_cached_code(tmp_path):
+    package = Path(semrsm_dist.__file__).parent
+    copy = tmp_path / "semrsm_dist"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    # `greedy` calls what lies in another folder.
+    code = (
+        "import numpy as np, semrsm_dist as srs; from semrsm_dist.matching.matchers import greedy as m;"
+        "srs.match(np.eye(3), np.eye(3), matcher='greedy');"
+        "print(sum(m._fill_affinity.stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+
+    def compilations():
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(run.stdout)
+
+    assert compilations() == 1
+    assert compilations() == 0
+    product = copy / "matching" / "compiled" / "product.py"
+    product.write_text(product.read_text() + "\n# changed\n")
+    assert compilations() == 1
 
 
 SOURCE = """
 from typing import NamedTuple
-from semrsm_dist.matching.jit import compiled
+from semrsm_dist.matching.compiled.jit import compiled
 
 class {name}(NamedTuple):
     value: float
@@ -84,7 +110,7 @@ print([sum(function.stats.cache_misses.values()) for function in (inner, outer)]
 
 def test_of_processes_that_start_together_one_compiles(tmp_path):
     (tmp_path / "together.py").write_text(
-        "from semrsm_dist.matching.jit import compiled\n"
+        "from semrsm_dist.matching.compiled.jit import compiled\n"
         "@compiled\ndef inner(x):\n    return x + x\n"
         "@compiled\ndef outer(x):\n    return inner(x) + 1.0\n"
     )
@@ -168,7 +194,7 @@ def test_matching_lets_other_threads_run():
 # In a process of its own: here other tests have called everything in every way.
 CALL_EVERY_MATCHER = """
 import gc, numba, numpy as np
-from semrsm_dist.matching.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
 
 def count():
     functions = [item for item in gc.get_objects() if isinstance(item, numba.core.dispatcher.Dispatcher)]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching import auction
-from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import EXACT, make_workspace
-from semrsm_dist.matching.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.assignment.auction_pair import EXACT, make_workspace
+from semrsm_dist.matching.matchers import auction
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
 from semrsm_dist.matching.result import TileResult
 
 EVERY = (

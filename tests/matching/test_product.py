@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semrsm_dist.matching.bounds import inner_product
+from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded, rounding_of_product
 from semrsm_dist.matching.panel import empty_aligned
-from semrsm_dist.matching.product import multiply_packed, pack, padded, rounding_of_product
 
 dtypes = st.sampled_from((np.float32, np.float64))
 

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 import semrsm_dist as srs
-from semrsm_dist import kernels
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching import auction_pair, longest_first, progressive, pruning_bounds
-from semrsm_dist.matching.auction import Auction
-from semrsm_dist.matching.auction_pair import images_of
+from semrsm_dist.matching import kernels
+from semrsm_dist.matching.assignment import auction_pair
+from semrsm_dist.matching.assignment.auction_pair import images_of
+from semrsm_dist.matching.compiled.product import multiply_packed, padded, rounding_of_product
+from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import stack_tokens
-from semrsm_dist.matching.product import multiply_packed, padded, rounding_of_product
-from semrsm_dist.matching.search import Search
+from semrsm_dist.matching.search import longest_first, progressive, pruning_bounds
+from semrsm_dist.matching.search.search import Search
 
 KINDS = (
     "plain",

@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 
 import semrsm_dist as srs
 from semrsm_dist.errors import InputError
-from semrsm_dist.matching.auction_pair import EXACT
-from semrsm_dist.matching.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.assignment.auction_pair import EXACT
+from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import semrsm_dist as srs
-from semrsm_dist import cli
-from semrsm_dist.config import parse_config
+from semrsm_dist.cli import commands as cli
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.progress import Reporter, SilentReporter, Stage
 
@@ -35,7 +35,7 @@ Document = dict[str, Any]
 MEASURE = """
 import json, sys
 import semrsm_dist as srs
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 
 def peak():
     with open("/proc/self/status") as status:

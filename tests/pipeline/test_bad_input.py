@@ -10,7 +10,7 @@ import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
-from semrsm_dist.export import export_npy
+from semrsm_dist.results.export import export_npy
 
 
 def refused(shop, document, kind, *words, **options):

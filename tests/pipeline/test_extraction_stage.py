@@ -14,8 +14,8 @@ from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
-from semrsm_dist.stages import identity
-from semrsm_dist.stages.extraction_worker import ExtractorFactory, choose_device
+from semrsm_dist.pipeline import inputs as identity
+from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, choose_device
 
 
 @pytest.mark.timeout(120)

@@ -9,9 +9,9 @@ import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.errors import IncompleteError, StorageError
-from semrsm_dist.export import export_npy
-from semrsm_dist.stages.summary import WORKER_PARTS, format_summary
-from semrsm_dist.status import format_status, read_status
+from semrsm_dist.pipeline.summary import WORKER_PARTS, format_summary
+from semrsm_dist.results.export import export_npy
+from semrsm_dist.results.status import format_status, read_status
 
 CHUNK = "rsm.zarr/last/semantic_cosine/c/0/0"
 

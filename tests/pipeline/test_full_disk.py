@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import semrsm_dist as srs
-from semrsm_dist import pipeline
 from semrsm_dist.errors import StorageError
+from semrsm_dist.pipeline import driver
 
 GROUPS = ("features.zarr", "blocks.zarr", "rsm.zarr")
 
@@ -60,7 +60,7 @@ def test_a_disk_that_cannot_hold_the_run_is_noticed_before_anything_is_computed(
 # Sizes in KiB at which the disk fills: before the record, among the features, the tiles, the matrices, at the end.
 @pytest.mark.parametrize("size", [8, 60, 120, 200, 320, 400, 480, 640, 700])
 def test_a_disk_that_fills_on_the_way_loses_nothing(shop, disk, monkeypatch, size):
-    monkeypatch.setattr(pipeline, "require_disk", lambda *arguments: None)
+    monkeypatch.setattr(driver, "require_disk", lambda *arguments: None)
     resize(disk, f"{size}k")
     with pytest.raises(StorageError) as caught:
         shop.run(document(shop, "disk/run"))

@@ -249,7 +249,7 @@ def test_what_is_finished_is_found_and_what_is_missing_computed(shop):
 # In a process of its own, as only a new one tells what a command loads.
 COMMAND_WITHOUT_A_NETWORK = """
 import sys
-from semrsm_dist.cli import main
+from semrsm_dist.cli.commands import main
 status = main(sys.argv[1:])
 slow = {"torch", "timm", "torchvision", "ray"} & sys.modules.keys()
 sys.exit(f"loaded {slow}" if slow else status)

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 import semrsm_dist as srs
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import InputError
 from semrsm_dist.features.models import ModelSpec, load_model

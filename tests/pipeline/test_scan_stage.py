@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from semrsm_dist.config import parse_config
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.data.entries import ImageRecord
 from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.records import ImageRecord
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.local import LocalEngine
 from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, scan_images
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.stages.images import ScanBatch, ScanWorker, scan_images
-from semrsm_dist.stages.session import Session
 from semrsm_dist.store.directory import RunDirectory
 
 
@@ -109,7 +109,7 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_number_of_images(shop, eng
 
 
 def test_the_order_is_kept_over_many_batches(shop, monkeypatch):
-    monkeypatch.setattr("semrsm_dist.stages.images.SCAN_BATCH", 2)
+    monkeypatch.setattr("semrsm_dist.pipeline.stages.scan.SCAN_BATCH", 2)
     folder = shop.images(n=9)
     engine = make_engine("local", workers=3)
     manifest = scan_again(shop, folder, engine)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.matching.registry import MATCHERS
+from semrsm_dist.matching.matchers.registry import MATCHERS
 from semrsm_dist.plan.cost import choose_block_side, feature_bytes, guess_pair_seconds, result_bytes
 
 tokens = st.integers(1, 5000)

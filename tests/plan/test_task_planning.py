@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semrsm_dist.pipeline.stages import matching
+from semrsm_dist.pipeline.stages.matching import LayerWork, plan_tasks
+from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks
-from semrsm_dist.stages import matching
-from semrsm_dist.stages.matching import LayerWork, plan_tasks
-from semrsm_dist.stages.matching_worker import MatchingWorker
 
 PANEL = 100
 

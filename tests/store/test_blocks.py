@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
-from semrsm_dist.store.blocks import QUANTITIES, BlockStore
+from semrsm_dist.store.tiles import QUANTITIES, BlockStore
 
 LAYOUT = Layout(7, 7, 3, symmetric=True)
 rng = np.random.default_rng(0)

@@ -1,0 +1,284 @@
+"""The command `semrsm`. Results go to standard output, everything else to standard error.
+
+Exit status: 0 done, 1 some work failed, 2 usage, configuration or a refused resume, 3 incomplete, 130
+interrupted. What a command needs is imported when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
+from semrsm_dist.errors import SemrsmError
+from semrsm_dist.experiments.parameters import PARAMETERS
+from semrsm_dist.experiments.registry import EXPERIMENTS, require_experiment
+
+INCOMPLETE = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except SemrsmError as error:
+        print(f"semrsm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("semrsm: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of standard output has gone; give the interpreter nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="semrsm",
+        description="Semantic representational similarity matrices of vision models, at any scale.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    for name, command, text in (
+        ("run", _run, "compute a run, or what is missing of it"),
+        ("plan", _plan, "what a run would cost, from a calibration on its own images"),
+        ("validate", _validate, "print the resolved configuration, or what is wrong with it"),
+    ):
+        sub = add(name, command, text)
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file")
+        _add_set(sub)
+        if name != "validate":
+            _add_engine(sub)
+        if name != "run":
+            sub.add_argument("--json", action="store_true", help="for programs")
+
+    evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth")
+    _add_evaluate_options(evaluate)
+
+    status = add("status", _status, "progress, rate, time left and failed tiles of a run")
+    status.add_argument("run", metavar="RUN", help="the run directory")
+    status.add_argument("--json", action="store_true", help="for programs")
+
+    models = add("models", _models, "models by name, with the weights there are")
+    models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
+    models.add_argument(
+        "--weights", choices=("digits", "pretrained", "random"), help="only models with these weights"
+    )
+
+    layers = add("layers", _layers, "the layers of a model, with their tokens (S) and channels (C)")
+    layers.add_argument("model", metavar="MODEL")
+    layers.add_argument(
+        "--modules", action="store_true", help="every module that can be read, not only the stages"
+    )
+    layers.add_argument(
+        "--weights",
+        choices=("random", "digits"),
+        default="random",
+        help="digits: the network as shipped, whose patches may be others than timm's",
+    )
+    layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image")
+
+    export = add("export", _export, "write similarity matrices in another format")
+    export.add_argument("run", metavar="RUN", help="the run directory")
+    export.add_argument("--to", choices=("npy",), default="npy", help="the format")
+    export.add_argument(
+        "--layer", action="append", help="a layer; if not given, those the run was last asked for"
+    )
+    export.add_argument("--kernel", default="cosine", help="linear, cosine or rbf")
+    export.add_argument("--kind", default="semantic", help="semantic or spatio-semantic")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="where to; RUN/export if not given")
+    return parser
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the configuration, by dotted key",
+    )
+
+
+def _add_engine(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
+    sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
+    sub.add_argument("--workers", type=int, help="at most so many workers")
+
+
+def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
+    evaluate.epilog = "experiments, and what --with sets:\n" + "\n".join(
+        "\n".join(
+            [
+                f"\n  {name}: {experiment.summary}",
+                *(f"    {parameter:<18} {known.about}" for parameter, known in PARAMETERS[name].items()),
+            ]
+        )
+        for name, experiment in EXPERIMENTS.items()
+    )
+    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
+    evaluate.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="the run it judges; digit scenes if not given"
+    )
+    _add_set(evaluate)
+    evaluate.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="parameters",
+        help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"
+    )
+    _add_engine(evaluate)
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from semrsm_dist.config.schema import load_config
+
+    return load_config(options.config, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    overrides = list(options.set)
+    for name in ("engine", "address", "workers"):
+        value = getattr(options, name, None)
+        if value is not None:
+            overrides.append(f"{name}={json.dumps(value)}")
+    if getattr(options, "address", None) and getattr(options, "engine", None) is None:
+        overrides.append("engine=ray")
+    return overrides
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from semrsm_dist.pipeline.driver import run
+    from semrsm_dist.pipeline.summary import format_summary
+    from semrsm_dist.progress import ConsoleReporter
+    from semrsm_dist.results.overview import draw_overview
+    from semrsm_dist.results.run import Run
+
+    with stopping_in_order() as stop:
+        summary = run(config, reporter=ConsoleReporter(), stop=stop)
+        print(format_summary(summary))
+        figure = draw_overview(Run(config.run))
+    print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from semrsm_dist.pipeline.planning import format_plan, plan_run
+
+    with stopping_in_order():
+        plan = plan_run(config)
+    print(json.dumps(plan, indent=1) if options.json else format_plan(plan))
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    config = _load(options)
+    from semrsm_dist.config.schema import FeaturesData
+    from semrsm_dist.matching.matchers.registry import make_matcher
+    from semrsm_dist.pipeline.stages.scan import make_image_set
+
+    make_matcher(config.matching.matcher, **config.matching.parameters)
+    for data in (config.data, config.queries):
+        if data is not None and not isinstance(data, FeaturesData):
+            make_image_set(data)
+    document = config.model_dump(mode="json", exclude_none=True)
+    if options.json:
+        print(json.dumps(document, indent=1))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(document, sort_keys=False), end="")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    require_experiment(options.experiment)
+    from semrsm_dist.config.reading import parse_settings
+    from semrsm_dist.config.schema import default_config
+    from semrsm_dist.experiments.registry import evaluate, find_experiment
+    from semrsm_dist.progress import ConsoleReporter
+
+    if options.config is None:
+        document = EXPERIMENTS[options.experiment].default
+        config = default_config(document, _overrides(options), origin=f"experiment {options.experiment}")
+    else:
+        config = _load(options)
+    parameters = parse_settings(options.parameters, "--with")
+    folder = options.out or config.run / "evaluation"
+    find_experiment(options.experiment)  # loads what it needs
+    with stopping_in_order():
+        evidence = evaluate(
+            options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters
+        )
+    print(evidence.text)
+    print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from semrsm_dist.results.status import format_status, read_status
+
+    status = read_status(options.run)
+    print(json.dumps(status, indent=1) if options.json else format_status(status))
+    return 0 if status["complete"] else INCOMPLETE
+
+
+def _models(options: argparse.Namespace) -> int:
+    from semrsm_dist.features.registry import list_models
+
+    rows = list_models(options.pattern, weights=options.weights)
+    for row in rows:
+        print(f"{row.name:<56} {row.weights:<11} {row.input_size[0]} x {row.input_size[1]}")
+    if not rows:
+        print(f"semrsm: no model matches {options.pattern!r}; try 'semrsm models' for all", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _layers(options: argparse.Namespace) -> int:
+    from semrsm_dist.features.layers import describe_layers
+    from semrsm_dist.features.models import ModelSpec, load_model
+
+    # Names and sizes do not depend on pretrained weights, so none are fetched.
+    model = load_model(ModelSpec(name=options.model, weights=options.weights, input_size=options.input_size))
+    print(f"{'layer':<40} {'S':>6} {'C':>6}  grid      kind")
+    for layer in describe_layers(model, modules=options.modules):
+        grid = f"{layer.grid[0]} x {layer.grid[1]}" if layer.grid else "-"
+        print(f"{layer.name:<40} {layer.n_tokens:>6} {layer.n_channels:>6}  {grid:<9} {layer.kind}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from semrsm_dist.results.export import export_npy
+    from semrsm_dist.results.run import Run
+
+    run = Run(options.run)
+    folder = options.out or Path(options.run) / "export"
+    with stopping_in_order():
+        written = export_npy(run, folder, layers=options.layer, kernel=options.kernel, kind=options.kind)
+    for path in written:
+        print(path)
+    return 0

@@ -1,0 +1,299 @@
+"""The configuration of a run: strict, small, and explicit about what a change means for resuming.
+
+A configuration is a YAML file. Unknown keys, wrong types and impossible values are refused with the file,
+the line, the key, the value and the remedy. Fields fall into two groups:
+
+* those marked `Numbers` alter the entries of the matrix: what they resolve to (pixels, weights, parameters) is
+  the run's fingerprint, and a run directory refuses to continue when it differs;
+* all others (engine, workers, memory, retries, kernels, evaluation) may change from one start to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ByteSize, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from semrsm_dist.config.fields import AutoCount, AutoPair, Count, LocalPath, Numbers, Real, Section, Seed
+from semrsm_dist.config.problems import explain, find_place
+from semrsm_dist.config.reading import KeyPath, Places, apply_overrides, read_document
+from semrsm_dist.config.sources import (
+    CityscapesData,
+    CropsData,
+    Data,
+    DigitScenesData,
+    EgoObjectsData,
+    FeaturesData,
+    FolderData,
+    ImageNetData,
+    Images,
+    TableData,
+    TinyImageNetData,
+)
+from semrsm_dist.errors import ConfigError
+
+__all__ = [
+    "CropsData",
+    "Data",
+    "DigitScenesData",
+    "FeaturesData",
+    "FolderData",
+    "Images",
+    "KernelConfig",
+    "MatchingConfig",
+    "ModelConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "StorageConfig",
+    "default_config",
+    "facts_of",
+    "load_config",
+    "numbers_of",
+    "parse_config",
+]
+
+
+class ModelConfig(Section):
+    """The vision model, what of it is read, and how it runs."""
+
+    name: Annotated[str, Numbers()]
+    weights: Annotated[str, Numbers()] = "pretrained"
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    input_size: Annotated[AutoPair, Numbers()] = None
+    prompt: Annotated[str | None, Numbers()] = None
+    seed: Annotated[Seed, Numbers()] = 0
+    precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Numbers()] = "auto"
+    batch_size: Count = 32
+    actors: AutoCount = None
+
+
+class StorageConfig(Section):
+    """How features are kept on disk."""
+
+    dtype: Annotated[Literal["float32", "float16"], Numbers()] = "float32"
+
+
+class MatchingConfig(Section):
+    """How two images' concept vectors are matched, and with what means."""
+
+    matcher: Annotated[str, Numbers()] = "auction"
+    tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, Numbers()] = None
+    window: Annotated[Count | None, Numbers()] = None
+    k: Annotated[Count | None, Numbers()] = None
+    sample: Annotated[Count | None, Numbers()] = None
+    channels: Annotated[Count | None, Numbers()] = None
+    seed: Annotated[Seed | None, Numbers()] = None
+    tile: AutoCount = None
+    worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
+    task_seconds: Annotated[Real, Field(gt=0)] = 15.0
+    attempts: Count = 3
+
+    @property
+    def parameters(self) -> dict[str, int | float]:
+        """Return the matcher's parameters that were given."""
+        names = ("tolerance", "window", "k", "sample", "channels", "seed")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class KernelConfig(Section):
+    """A kernel to materialise; `sigma` is the RBF width, from the median distance when absent."""
+
+    name: Literal["linear", "cosine", "rbf"]
+    sigma: Annotated[Real, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _only_rbf_has_a_width(self) -> KernelConfig:
+        if self.sigma is not None and self.name != "rbf":
+            raise ValueError(f"sigma belongs to the kernel rbf, not to {self.name}; remove it")
+        return self
+
+
+class RetrievalConfig(Section):
+    """Retrieval on the images' labels, reported in the summary when there are labels."""
+
+    k: tuple[Count, ...] = (1,)
+    kernel: Literal["linear", "cosine", "rbf"] = "cosine"
+
+
+class RunConfig(Section):
+    """One run: one directory, one set of images (or queries against images), some layers."""
+
+    run: LocalPath
+    data: Data
+    queries: Data | None = None
+    model: ModelConfig | None = None
+    features: StorageConfig = StorageConfig()
+    matching: MatchingConfig = MatchingConfig()
+    kernels: tuple[KernelConfig, ...] = (KernelConfig(name="cosine"),)
+    retrieval: RetrievalConfig = RetrievalConfig()
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: AutoCount = None
+
+    @model_validator(mode="after")
+    def _images_need_a_model(self) -> RunConfig:
+        ready = isinstance(self.data, FeaturesData)
+        if self.queries is not None and isinstance(self.queries, FeaturesData) != ready:
+            raise _refusal(
+                "queries",
+                "data and queries must both be images or both be ready-made features; give both of one kind",
+            )
+        if isinstance(self.queries, FeaturesData) and isinstance(self.data, FeaturesData):
+            missing = set(self.queries.layers) ^ set(self.data.layers)
+            if missing:
+                raise _refusal(
+                    "queries",
+                    f"data and queries must name the same layers; only one has {sorted(missing)}: "
+                    "add them to the other, or remove them",
+                )
+        if ready and self.model is not None:
+            raise _refusal("model", "ready-made features need no model; remove the section model")
+        if not ready and self.model is None:
+            raise _refusal("data", "images need a model; add the section model with name, weights and layers")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_are_distinct(self) -> RunConfig:
+        names = [kernel.name for kernel in self.kernels]
+        if len(set(names)) != len(names):
+            raise _refusal(
+                "kernels", f"kernels: each may stand once, found {', '.join(names)}; remove the repeated one"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    overrides
+        `dotted.key=value` settings that replace what the file says; the value is YAML.
+
+    Returns
+    -------
+    RunConfig
+        With paths of data and run as written, except for `~`: relative to the working directory.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or anything in it is not understood. The message has one line per problem.
+    """
+    document, places = read_document(Path(path), overrides)
+    return parse_config(document, origin=str(path), places=places)
+
+
+def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
+    """Return a configuration that ships as nested mappings, with overrides as in `load_config`.
+
+    Raises
+    ------
+    ConfigError
+        If an override is not understood.
+    """
+    own, places = deepcopy(dict(document)), Places()
+    apply_overrides(own, places, overrides)
+    return parse_config(own, origin=origin, places=places)
+
+
+def parse_config(
+    document: Mapping[str, Any], *, origin: str = "configuration", places: Places | None = None
+) -> RunConfig:
+    """Validate a configuration given as nested mappings.
+
+    Parameters
+    ----------
+    document
+        The mappings.
+    origin
+        Name of the configuration in messages.
+    places
+        Where each key is written, by its path.
+
+    Raises
+    ------
+    ConfigError
+        With one line per problem: place, key, value, what is expected.
+    """
+    places = places or {}
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error.errors(), document, origin, places, _KEYS))) from error
+    _check_matcher(config.matching, origin, places)
+    return config
+
+
+def numbers_of(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of a section that are marked `Numbers`, by name."""
+    return {
+        name: getattr(section, name)
+        for name, field in type(section).model_fields.items()
+        if any(isinstance(mark, Numbers) for mark in field.metadata)
+    }
+
+
+def facts_of(section: BaseModel) -> dict[str, Any]:
+    """Return `numbers_of` as a fingerprint knows them, and those of the sections within this one.
+
+    Added fields that are at their defaults are left out.
+    """
+    fields = type(section).model_fields
+    own = {
+        name: value
+        for name, value in numbers_of(section).items()
+        if value != fields[name].default or Numbers(added=True) not in fields[name].metadata
+    }
+    within = {name: getattr(section, name) for name in fields}
+    return own | {name: facts_of(value) for name, value in within.items() if isinstance(value, BaseModel)}
+
+
+def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:
+    from semrsm_dist.matching.matchers.registry import make_matcher  # noqa: PLC0415 - compiles; not needed for --help
+
+    try:
+        make_matcher(matching.matcher, **matching.parameters)
+    except ConfigError as error:
+        key: KeyPath = ("matching", "matcher")
+        raise ConfigError(f"{find_place(key, origin, places)}: {'.'.join(key)}: {error}") from error
+
+
+def _refusal(key: str, reason: str) -> PydanticCustomError:
+    """Return an error of the whole configuration that is to be told at one of its keys."""
+    return PydanticCustomError("refused", "{reason}", {"key": key, "reason": reason})
+
+
+_KEYS: dict[str, list[str]] = {
+    name: list(section.model_fields)
+    for name, section in (
+        ("", RunConfig),
+        ("data.digits", DigitScenesData),
+        ("data.folder", FolderData),
+        ("data.table", TableData),
+        ("data.egoobjects", EgoObjectsData),
+        ("data.cityscapes", CityscapesData),
+        ("data.tiny-imagenet", TinyImageNetData),
+        ("data.imagenet", ImageNetData),
+        ("data.features", FeaturesData),
+        ("data.crops", CropsData),
+        ("model", ModelConfig),
+        ("features", StorageConfig),
+        ("matching", MatchingConfig),
+        ("kernels", KernelConfig),
+        ("retrieval", RetrievalConfig),
+    )
+}
+"""The keys of each section, for messages."""

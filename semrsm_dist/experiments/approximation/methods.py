@@ -1,0 +1,165 @@
+"""The matchers that are compared, and their values and times on the same pairs in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers.registry import make_matcher
+
+SIZES = {"batch-optimal": "window", "median-split": "window", "topk-greedy": "k", "subsample": "sample"}
+"""What limits the number of tokens that a matcher takes together."""
+
+CHANNEL_DIVISORS = (2, 4, 8)
+"""Projections keep these shares of the channels."""
+
+SLOW = 2.0
+"""Seconds of a round beyond which a method is timed only once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A matcher with parameters.
+
+    Attributes
+    ----------
+    matcher
+        Its name.
+    parameter, size
+        The parameter that makes it cheaper, and its value; empty and NaN where there is none.
+    tolerance
+        Of its inner matching, on the cosine scale; NaN where it has none.
+    seed
+        Of its draw, if it has one.
+    """
+
+    matcher: str
+    parameter: str = ""
+    size: float = np.nan
+    tolerance: float = np.nan
+    seed: int | None = None
+
+    def make(self) -> Matcher:
+        """Return the matcher."""
+        given: dict[str, int | float] = {self.parameter: int(self.size)} if self.parameter else {}
+        if not np.isnan(self.tolerance):
+            given["tolerance"] = self.tolerance
+        if self.seed is not None:
+            given["seed"] = self.seed
+        return make_matcher(self.matcher, **given)
+
+    def label(self) -> str:
+        """Return the matcher with what distinguishes it."""
+        size = f" {self.parameter} {self.size:.0f}" if self.parameter else ""
+        tolerance = "" if np.isnan(self.tolerance) else f" tolerance {self.tolerance:g}"
+        return f"{self.matcher}{size}{tolerance}"
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What a method gives on R x K pairs, and the processor time that it takes.
+
+    Attributes
+    ----------
+    method
+        The method.
+    matched, upper_bound, identity : (R, K)
+        As `TileResult`.
+    pair_seconds, image_seconds : list of (R,)
+        One a round: seconds a pair, and seconds to prepare an image, of each row of pairs.
+    """
+
+    method: Method
+    matched: NDArray[np.float64]
+    upper_bound: NDArray[np.float64]
+    identity: NDArray[np.float64]
+    pair_seconds: list[NDArray[np.float64]] = field(default_factory=list)
+    image_seconds: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The settings that are tried.
+
+    Attributes
+    ----------
+    tolerances
+        Of the auction.
+    inner_tolerances
+        Of the match within windows, samples and projections.
+    sizes
+        Windows, k and samples.
+    seed
+        Of random matchers.
+    """
+
+    tolerances: tuple[float, ...]
+    inner_tolerances: tuple[float, ...]
+    sizes: tuple[int, ...]
+    seed: int
+
+
+def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> list[Method]:
+    """Return the methods for representations of S x C, with sizes below S; `exact` adds the Hungarian method."""
+    methods = [Method("hungarian")] if exact else []
+    methods += [Method("auction", tolerance=tolerance) for tolerance in grid.tolerances]
+    for name, parameter in SIZES.items():
+        drawn = grid.seed if name == "subsample" else None
+        inner_tolerances = (np.nan,) if name == "topk-greedy" else grid.inner_tolerances
+        for size in (size for size in grid.sizes if size < n_tokens):
+            methods += [Method(name, parameter, size, inner, drawn) for inner in inner_tolerances]
+    for k in sorted({n_channels // divisor for divisor in CHANNEL_DIVISORS} - {0, n_channels}):
+        methods += [Method("projection", "channels", k, inner, grid.seed) for inner in grid.inner_tolerances]
+    return [*methods, Method("greedy"), Method("identity")]
+
+
+def measure_methods(
+    methods: Sequence[Method],
+    rows: NDArray[Any],
+    columns: NDArray[Any],
+    *,
+    rounds: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Match each of `rows` (R, S, C) with each of `columns` (K, S, C) by each method, several times.
+
+    Method after method does one row of pairs, then the next row follows, so that whatever else the machine does hits
+    all alike. Times are processor time of this thread, of matching as a run does it; panels are prepared anew for each
+    row, timed apart, and only one method's are held. Compiling is not counted.
+    """
+    shape = (len(rows), len(columns))
+    matchers = [method.make() for method in methods]
+    for matcher in matchers:
+        matcher.compile()
+    found = [Measurement(method, np.empty(shape), np.empty(shape), np.empty(shape)) for method in methods]
+    for turn in range(rounds):
+        timed = [turn == 0 or one.pair_seconds[0].sum() * shape[1] < SLOW for one in found]
+        for one, wanted in zip(found, timed, strict=True):
+            if wanted:
+                one.pair_seconds.append(np.empty(shape[0]))
+                one.image_seconds.append(np.empty(shape[0]))
+        for r in range(shape[0]):
+            for one, matcher, wanted in zip(found, matchers, timed, strict=True):
+                if wanted:
+                    _measure_row(one, matcher, rows[r : r + 1], columns, r)
+            advance()
+    return found
+
+
+def _measure_row(
+    measurement: Measurement, matcher: Matcher, row: NDArray[Any], columns: NDArray[Any], r: int
+) -> None:
+    started = time.thread_time()
+    left, right = matcher.prepare(row), matcher.prepare(columns)
+    prepared = time.thread_time()
+    tile = matcher.solve_tile(left, right)
+    measurement.pair_seconds[-1][r] = (time.thread_time() - prepared) / len(columns)
+    measurement.image_seconds[-1][r] = (prepared - started) / (1 + len(columns))
+    measurement.matched[r], measurement.upper_bound[r] = tile.matched[0], tile.upper_bound[0]
+    measurement.identity[r] = tile.identity[0]

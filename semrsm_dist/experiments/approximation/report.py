@@ -1,0 +1,198 @@
+"""Approximate matchers in words and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from semrsm_dist.experiments.approximation.table import (
+    BEATEN,
+    BEST,
+    BY_AUCTION,
+    BY_HUNGARIAN,
+    FRONT,
+    RATIO,
+    SECONDS,
+    SHARE,
+    by_method,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEAST_LOSS = 1e-4
+"""Smaller losses are drawn here."""
+
+STYLES: dict[str, dict[str, Any]] = {
+    "auction": {"color": "C3", "marker": "*", "markersize": 9},
+    "hungarian": {"color": "black", "marker": "D"},
+    "batch-optimal": {"color": "C0", "marker": "o"},
+    "median-split": {"color": "C2", "marker": "s"},
+    "topk-greedy": {"color": "C1", "marker": "^"},
+    "greedy": {"color": "C5", "marker": "v"},
+    "subsample": {"color": "C4", "marker": "P"},
+    "projection": {"color": "C6", "marker": "X"},
+    "identity": {"color": "C7", "marker": "d"},
+}
+
+
+def write_text(table: pd.DataFrame, keep: float) -> str:
+    """Return, layer by layer, the fastest setting of each matcher that keeps `keep` of the gain, and what beats it."""
+    parts = [
+        f"Of each matcher the fastest setting that keeps {keep:.0%} of the gain over no matching, or else the one that "
+        "keeps most.\nTimes are processor time of one thread; * marks settings that none beats in both time and share."
+    ]
+    for layer, part in table.groupby("layer", sort=False):
+        facts = part.iloc[0]
+        parts.append(
+            f"{layer}: S = {facts['n_tokens']}, C = {facts['n_channels']}, {facts['n_pairs']} pairs of "
+            f"{facts['n_rows']} with {facts['n_columns']} images\n{_list_methods(part, keep)}\n"
+            f"{_answer(part, keep)}{_undefined(part)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _list_methods(part: pd.DataFrame, keep: float) -> str:
+    wide = by_method(part)
+    lines = []
+    for matcher, tried in wide.groupby("matcher", sort=False):
+        kept = tried[tried[SHARE] >= keep]
+        if len(kept):
+            chosen = kept.loc[kept[SECONDS].idxmin()]
+        elif tried[SHARE].notna().any():
+            chosen = tried.loc[tried[SHARE].idxmax()]
+        else:
+            chosen = tried.iloc[0]
+        hungarian = chosen.get(BY_HUNGARIAN, np.nan)
+        lines.append(
+            {
+                "matcher": f"{matcher}{' *' if chosen[FRONT] else ''}",
+                "setting": _setting(chosen),
+                "ms a pair": f"{1e3 * chosen[SECONDS]:.3f}",
+                "x hungarian": "-" if np.isnan(hungarian) else f"{hungarian:.2g}",
+                "x auction 1e-3": f"{chosen[BY_AUCTION]:.2g}",
+                "of optimum": _number(chosen[RATIO]),
+                "share of gain": f"{_number(chosen[SHARE])} {_interval(part, chosen)}",
+            }
+        )
+    listed: str = pd.DataFrame(lines).to_string(index=False)
+    return listed
+
+
+def _setting(row: pd.Series) -> str:
+    size = f"{row['parameter']} {row['size']:.0f}" if row["parameter"] else ""
+    tolerance = "" if np.isnan(row["tolerance"]) else f"tolerance {row['tolerance']:g}"
+    return ", ".join(filter(None, (size, tolerance))) or "-"
+
+
+def _interval(part: pd.DataFrame, chosen: pd.Series) -> str:
+    same = (part["matcher"] == chosen["matcher"]) & (part["quantity"] == SHARE)
+    for name in ("size", "tolerance"):
+        same &= part[name].isna() if np.isnan(chosen[name]) else part[name] == chosen[name]
+    row = part[same].iloc[0]
+    return f"[{_number(row['low'])}, {_number(row['high'])}]"
+
+
+def _answer(part: pd.DataFrame, keep: float) -> str:
+    """Return which window is best, matcher by matcher."""
+    sentences = []
+    beaten = part[part["quantity"] == BEATEN].set_index(["matcher", "tolerance"])["value"]
+    for _, row in part[part["quantity"] == BEST].iterrows():
+        inside = "exact inside" if row["tolerance"] == 0.0 else f"tolerance {row['tolerance']:g} inside"
+        if np.isnan(row["value"]):
+            verdict = f"none below S keeps {keep:.0%}: match all tokens together"
+        elif beaten[row["matcher"], row["tolerance"]]:
+            verdict = (
+                f"{row['value']:.0f}, but the certified auction of all tokens is as fast and keeps as much"
+            )
+        else:
+            verdict = f"{row['value']:.0f}, faster than any auction tried that keeps as much"
+        sentences.append(f"best window of {row['matcher']} ({inside}): {verdict}")
+    return "\n".join(sentences) or "no window is smaller than S: match all tokens together"
+
+
+def _undefined(part: pd.DataFrame) -> str:
+    counts = {
+        what: int(part.loc[part["quantity"] == quantity, "n_undefined"].max())
+        for quantity, what in ((SHARE, "nothing to gain"), (RATIO, "no positive optimum"))
+    }
+    left_out = [f"{count} pairs with {what}" for what, count in counts.items() if count]
+    return f"\nleft out: {', '.join(left_out)}" if left_out else ""
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def draw_approximation(figure: Figure, table: pd.DataFrame) -> None:
+    """Draw the share of the gain that is lost against time, one panel a layer."""
+    layers = list(table["layer"].unique())
+    n_columns = min(2, len(layers))
+    n_rows = -(-len(layers) // n_columns)
+    figure.set_size_inches(6.2 * n_columns, 4.0 * n_rows + 0.7)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for axis in axes[len(layers) :]:
+        axis.remove()
+    for axis, layer in zip(axes, layers, strict=False):
+        _draw_layer(axis, table[table["layer"] == layer])
+        axis.set_xlabel("milliseconds a pair")
+    for axis in axes[: len(layers) : n_columns]:
+        axis.set_ylabel("share of the gain lost")
+    handles = {
+        label: handle
+        for axis in axes[: len(layers)]
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False
+    )
+
+
+def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - slow to load
+
+    wide = by_method(part).dropna(subset=[SHARE])
+    wide["loss"] = np.clip(1.0 - wide[SHARE], LEAST_LOSS, None)
+    wide["ms"] = 1e3 * wide[SECONDS]
+    front = wide[wide[FRONT] == 1.0].sort_values("ms")
+    axis.step(
+        front["ms"], front["loss"], where="post", color="0.8", linewidth=5, label="Pareto front", zorder=1
+    )
+    for matcher, tried in wide.groupby("matcher", sort=False):
+        style = STYLES[str(matcher)] | {"linewidth": 1.0}
+        if matcher == "auction":
+            axis.plot(tried["ms"], tried["loss"], label=matcher, zorder=3, **style)
+            continue
+        for tolerance, line in tried.groupby("tolerance", sort=False, dropna=False):
+            is_exact = not tolerance > 0.0
+            look = {} if is_exact else {"linestyle": ":", "markerfacecolor": "white"}
+            label = str(matcher) if is_exact else f"{matcher}, tolerance {tolerance:g} inside"
+            axis.plot(line["ms"], line["loss"], label=label, zorder=2, **{"markersize": 5, **style, **look})
+            if is_exact:
+                _name_sizes(axis, line)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_yscale("log")
+    axis.set_ylim(1.6, LEAST_LOSS / 1.6)  # upwards is better
+    axis.set_yticks([1, 0.1, 0.01, 1e-3, LEAST_LOSS], ["all", "10 %", "1 %", "0.1 %", "0.01 %\nor less"])
+    facts = part.iloc[0]
+    axis.set_title(f"{facts['layer']}: S = {facts['n_tokens']}, C = {facts['n_channels']}", fontsize=10)
+    axis.grid(alpha=0.3)
+
+
+def _name_sizes(axis: Axes, line: pd.DataFrame) -> None:
+    for _, row in line[line["size"].notna()].iterrows():
+        axis.annotate(
+            f"{row['size']:.0f}",
+            (row["ms"], row["loss"]),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=6,
+            color=STYLES[row["matcher"]]["color"],
+        )

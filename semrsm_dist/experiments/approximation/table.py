@@ -1,0 +1,176 @@
+"""Measured matchers as a tidy table, and what it says about windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, draw_counts, percentile_interval
+from semrsm_dist.evaluation.match_quality import judge_matches, mean_over_pairs, pareto_front
+from semrsm_dist.experiments.approximation.methods import Measurement
+
+SECONDS, PREPARE = "seconds a pair", "seconds to prepare an image"
+BY_HUNGARIAN, BY_AUCTION = "time relative to hungarian", "time relative to auction"
+RATIO, SHARE, LOSS = "ratio to optimum", "share of the gain", "cosine loss"
+GAP, OPTIMUM_GAP = "certified cosine gap", "cosine gap of the optimum"
+FRONT, BEST, BEATEN = "on the front", "best window", "best window beaten by the auction"
+"""The quantities of the table."""
+
+METHOD = ["matcher", "parameter", "size", "tolerance"]
+WINDOWED = ("batch-optimal", "median-split")
+
+DIGITS = 4
+"""Shares that are equal to so many digits count as equal."""
+
+
+def tabulate_layer(
+    found: Sequence[Measurement],
+    rows: NDArray[Any],
+    columns: NDArray[Any],
+    *,
+    reference: float,
+    seed: int,
+    resamples: int,
+) -> pd.DataFrame:
+    """Return one row a method and quantity, with intervals over images where a quantity varies with them.
+
+    Parameters
+    ----------
+    found
+        From `measure_methods`.
+    rows, columns : (R, S, C), (K, S, C)
+        The representations that were matched.
+    reference
+        Tolerance of the auction that times are compared with.
+    seed, resamples
+        Of the bootstrap.
+    """
+    norms = np.outer(*(np.sqrt(np.sum(z.astype(np.float64) ** 2, axis=(1, 2))) for z in (rows, columns)))
+    by_name = {(one.method.matcher, one.method.tolerance): one for one in found}
+    hungarian = next((one for one in found if one.method.matcher == "hungarian"), None)
+    best = hungarian or by_name["auction", 0.0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        optimum_gap = np.where(norms > 0.0, (best.upper_bound - best.matched) / norms, np.nan)
+    accuracy = float(np.nanmax(optimum_gap)) if np.isfinite(optimum_gap).any() else 0.0
+    against = {BY_HUNGARIAN: hungarian, BY_AUCTION: by_name["auction", reference]}
+    counts = draw_counts(len(rows), resamples=resamples, seed=seed)
+
+    def over_pairs(values: NDArray[np.float64]) -> Interval:
+        return mean_over_pairs(values, resamples=resamples, seed=seed)
+
+    table: list[dict[str, Any]] = []
+    for one in found:
+        add = _adder(table, one, rows, columns, seed)
+        quality = judge_matches(one.matched, one.identity, best.matched, norms, accuracy)
+        seconds = np.min(one.pair_seconds, axis=0)
+        add(SECONDS, _ratio_of_means(seconds, np.ones_like(seconds), counts))
+        prepare = float(np.min(one.image_seconds, axis=0).mean())
+        add(PREPARE, Interval(prepare, np.nan, np.nan, CONFIDENCE))
+        for quantity, other in against.items():
+            if other is not None:
+                add(quantity, _ratio_of_means(seconds, np.min(other.pair_seconds, axis=0), counts))
+        for quantity, values in ((RATIO, quality.ratio), (SHARE, quality.share), (LOSS, quality.loss)):
+            add(quantity, over_pairs(values), int(np.isnan(values).sum()))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap = np.where(norms > 0.0, (one.upper_bound - one.matched) / norms, np.nan)
+        add(GAP, over_pairs(gap), int(np.isnan(gap).sum()))
+        if one is best:
+            add(OPTIMUM_GAP, over_pairs(gap), int(np.isnan(gap).sum()))
+    return _with_front(pd.DataFrame(table))
+
+
+def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
+    """Return the best window of each windowed matcher of one layer, and whether the auction beats it.
+
+    The best window is the fastest one whose mean share of the gain is at least `keep`; NaN if there is none. The
+    auction beats it if, at some tolerance, it takes no longer and keeps no less.
+    """
+    wide = by_method(table)
+    wide[SHARE] = wide[SHARE].round(DIGITS)
+    auction = wide[wide["matcher"] == "auction"]
+    facts = table.iloc[0][["n_tokens", "n_channels", "confidence", "n_rows", "n_columns", "n_pairs", "seed"]]
+    answers = []
+    windowed = wide[wide["matcher"].isin(WINDOWED)]
+    for (matcher, tolerance), tried in windowed.groupby(["matcher", "tolerance"], sort=False):
+        kept = tried[tried[SHARE] >= keep]
+        best = kept.loc[kept[SECONDS].idxmin()] if len(kept) else None
+        beaten = np.nan
+        if best is not None:
+            beaten = float(((auction[SECONDS] <= best[SECONDS]) & (auction[SHARE] >= best[SHARE])).any())
+        window = np.nan if best is None else float(best["size"])
+        for quantity, value in ((BEST, window), (BEATEN, beaten)):
+            answers.append(
+                {
+                    **facts.to_dict(),
+                    "matcher": matcher,
+                    "parameter": "window",
+                    "size": np.nan,
+                    "tolerance": tolerance,
+                    "quantity": quantity,
+                    "value": value,
+                    "low": np.nan,
+                    "high": np.nan,
+                    "n_undefined": 0,
+                }
+            )
+    return pd.DataFrame(answers, columns=table.columns).astype(table.dtypes)
+
+
+def by_method(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a method of one layer, one column a quantity."""
+    measured = table[~table["quantity"].isin([BEST, BEATEN])]
+    return pd.DataFrame(
+        dict(zip(METHOD, method, strict=True)) | dict(zip(part["quantity"], part["value"], strict=True))
+        for method, part in measured.groupby(METHOD, sort=False, dropna=False)
+    )
+
+
+def _adder(
+    table: list[dict[str, Any]], one: Measurement, rows: NDArray[Any], columns: NDArray[Any], seed: int
+) -> Callable[..., None]:
+    def add(quantity: str, interval: Interval, n_undefined: int = 0) -> None:
+        table.append(
+            {
+                "n_tokens": rows.shape[1],
+                "n_channels": rows.shape[2],
+                "matcher": one.method.matcher,
+                "parameter": one.method.parameter,
+                "size": one.method.size,
+                "tolerance": one.method.tolerance,
+                "quantity": quantity,
+                "value": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "confidence": interval.confidence,
+                "n_rows": len(rows),
+                "n_columns": len(columns),
+                "n_pairs": len(rows) * len(columns),
+                "n_undefined": n_undefined,
+                "seed": seed,
+            }
+        )
+
+    return add
+
+
+def _ratio_of_means(
+    values: NDArray[np.float64], others: NDArray[np.float64], counts: NDArray[np.int64]
+) -> Interval:
+    """Return the mean of `values` over that of `others`, both one a row image, which are resampled together."""
+    return percentile_interval(float(values.mean() / others.mean()), (counts @ values) / (counts @ others))
+
+
+def _with_front(table: pd.DataFrame) -> pd.DataFrame:
+    """Add for each method whether it is on the Pareto front of time and share of the gain."""
+    seconds, share = (table[table["quantity"] == quantity] for quantity in (SECONDS, SHARE))
+    front = seconds.assign(
+        quantity=FRONT,
+        value=pareto_front(seconds["value"], share["value"].round(DIGITS)).astype(float),
+        low=np.nan,
+        high=np.nan,
+    )
+    return pd.concat([table, front], ignore_index=True)

@@ -1,0 +1,222 @@
+"""When permutation invariance helps: its gain under one condition after another, also where it must lose.
+
+The paper leaves open how the gain depends on the scale of objects, on clutter, on how differently they are placed and
+on resolution. Scenes of digits have a control for each. And one task is made for position to matter: a digit on
+the left is another label than the same digit on the right. Matching is blind to that, unless the features themselves
+know where they are, as those near the borders of a padded network do.
+
+Each condition is a small run of its own below the given run's directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import DigitScenesData, RunConfig
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.bootstrap import RESAMPLES, mean_interval
+from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
+from semrsm_dist.experiments.conditions.grid import FACTORS, Condition, list_conditions, require_factors
+from semrsm_dist.experiments.conditions.report import draw_gains, write_text
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.matching.kernels import require_kernel
+from semrsm_dist.pipeline import driver
+from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, retrieval_task
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.features import FeatureStore
+
+Scores = NDArray[np.float64]
+"""F1@1 of each query, NaN where there is none."""
+
+IMAGES = 200
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    images: int = IMAGES,
+    layers: Sequence[str] | None = None,
+    factors: Sequence[str] = tuple(FACTORS),
+    kernel: str = "cosine",
+    resamples: int = RESAMPLES,
+) -> Evidence:
+    """Measure F1@1 of semantic less spatio-semantic similarity under each condition.
+
+    Parameters
+    ----------
+    config
+        A run on digit scenes, around which the conditions lie; their seed is that of its scenes.
+    reporter
+        Where progress is told.
+    seed
+        Of the bootstrap over queries.
+    images
+        Scenes of each run.
+    layers
+        As in the configuration; by default two of its own, an early and the last one.
+    factors
+        Some of `conditions_grid.FACTORS`; by default all.
+    kernel
+        Of both similarities. Average pooling is compared by cosine.
+    resamples
+        Of the bootstrap.
+
+    Raises
+    ------
+    ConfigError
+        If the run is not on digit scenes, kernel, factors or images are unknown or out of range, or no condition is
+        possible.
+    """
+    require_kernel(kernel)
+    require_factors(factors)
+    scenes = _require_scenes(config, images)
+    base = _base_config(config, scenes, layers=layers, kernel=kernel)
+    driver.run(base, reporter=reporter)
+    own_size = _input_size(Run(base.run))
+    conditions, left_out = list_conditions(scenes, own_size, factors)
+    runs = {(scenes.model_dump_json(), own_size): base}
+    rows: list[dict[str, Any]] = []
+    for condition in conditions:
+        derived = runs.setdefault(condition.settings(), _derive(base, condition))
+        try:
+            driver.run(derived, reporter=reporter)
+        except ConfigError as error:  # such as an input size that the network cannot take; the base ran
+            left_out.append(f"{condition.factor} {condition.level:.4g}: {str(error).splitlines()[0]}")
+            continue
+        rows += _measure(Run(derived.run), condition, kernel=kernel, resamples=resamples, seed=seed)
+    if not rows:
+        raise ConfigError(
+            "factors: none of the conditions can be made of these scenes; widen the ranges of data or vary others:\n"
+            + "\n".join(f"  {line}" for line in left_out)
+        )
+    table = pd.DataFrame(rows)
+    return Evidence(
+        "conditions",
+        table,
+        lambda figure: draw_gains(figure, table),
+        write_text(table, left_out),
+        {
+            "config": base.model_dump(mode="json"),
+            "seed": seed,
+            "images": images,
+            "conditions": [
+                [c.factor, c.level, c.data.model_dump(mode="json"), c.input_size] for c in conditions
+            ],
+            "kernel": kernel,
+            "resamples": resamples,
+        },
+    )
+
+
+def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
+    """Return each query's F1@1 by method: both similarities, average pooling, and a hit taken by chance."""
+    task = retrieval_task(run.manifest())
+    pooled = FeatureStore(run.directory.features, "images", layer).read_pooled()
+    readers: dict[str, RowReader] = {
+        SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
+        POOLED: cosine_rows(pooled, pooled),
+        SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
+    }
+    at_once = run.chunk_side(layer)
+    scores = {
+        method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
+        for method, read in readers.items()
+    }
+    return {"chance": _expect(task), **scores}
+
+
+def _expect(task: RetrievalTask) -> Scores:
+    """Return each query's mean F1 over all other images, which is what a hit taken by chance is worth."""
+    n_others = task.n_queries - 1
+    others = np.array([np.delete(np.arange(task.n_queries), query) for query in range(task.n_queries)])
+    return score_hits(others, task, (n_others,))[:, 0]
+
+
+def _measure(
+    run: Run, condition: Condition, *, kernel: str, resamples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a layer and method; `gain` is over position by position, query by query."""
+    for layer in run.asked_layers:
+        scores = score_methods(run, layer, kernel)
+        for method, f1 in scores.items():
+            level = mean_interval(f1, resamples=resamples, seed=seed)
+            gain = mean_interval(f1 - scores[SPATIAL], resamples=resamples, seed=seed)
+            yield {
+                "factor": condition.factor,
+                "level": condition.level,
+                "layer": layer,
+                "n_tokens": run.record["layers"][layer]["n_tokens"],
+                "method": method,
+                "kernel": {POOLED: "cosine", "chance": "-"}.get(method, kernel),
+                "k": 1,
+                "f1": level.estimate,
+                "f1_low": level.low,
+                "f1_high": level.high,
+                "gain": gain.estimate,
+                "low": gain.low,
+                "high": gain.high,
+                "confidence": gain.confidence,
+                "n": int(np.count_nonzero(~np.isnan(f1))),
+                "resamples": resamples,
+                "seed": seed,
+                "scene_seed": condition.data.seed,
+                "run": run.directory.path.name,
+            }
+
+
+def _require_scenes(config: RunConfig, images: int) -> DigitScenesData:
+    if not isinstance(config.data, DigitScenesData) or config.queries is not None:
+        raise ConfigError(
+            "the experiment conditions varies the controls of digit scenes, which other images do not have; give a "
+            "run with data.source: digits and no queries"
+        )
+    if images < 2:
+        raise ConfigError(f"images: {images}: retrieval needs other images to find; take at least 2")
+    return config.data.model_copy(update={"n_images": images})
+
+
+def _base_config(
+    config: RunConfig, scenes: DigitScenesData, *, layers: Sequence[str] | None, kernel: str
+) -> RunConfig:
+    document = config.model_dump()
+    own = document["model"]["layers"]
+    asked = tuple(layers) if layers is not None else tuple(dict.fromkeys((own[len(own) // 3], own[-1])))
+    if not asked:
+        raise ConfigError("layers: none is given; name at least one, or leave it out")
+    widths: dict[str, float | None] = {item.name: item.sigma for item in config.kernels}
+    return RunConfig.model_validate(
+        {
+            **document,
+            "run": config.run / "evaluation" / "conditions" / f"{scenes.n_images}-images" / "base",
+            "data": scenes,
+            "model": {**document["model"], "layers": asked},
+            "kernels": [{"name": kernel, "sigma": widths.get(kernel)}],
+        }
+    )
+
+
+def _derive(base: RunConfig, condition: Condition) -> RunConfig:
+    document = base.model_dump()
+    return RunConfig.model_validate(
+        {
+            **document,
+            "run": base.run.with_name(condition.name),
+            "data": condition.data,
+            "model": {**document["model"], "input_size": condition.input_size},
+        }
+    )
+
+
+def _input_size(run: Run) -> tuple[int, int]:
+    _, height, width = run.record["cached"]["model"]["facts"]["preprocessing"]["input_size"]
+    return int(height), int(width)

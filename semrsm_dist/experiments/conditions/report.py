@@ -1,0 +1,95 @@
+"""The gain of permutation invariance as words and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from semrsm_dist.experiments.conditions.grid import FACTORS
+from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS_ACROSS = 4
+SHORT = {SPATIAL: "spatio-sem.", SEMANTIC: "semantic", POOLED: "pooled", "chance": "chance"}
+
+
+def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
+    """Return F1@1 of all methods and the gain of semantic similarity, condition by condition, and who wins where."""
+    confidence, n = table["confidence"].iloc[0], table["n"].max()
+    parts = [
+        f"F1@1 over {n} queries a condition; gain: semantic less spatio-semantic, paired by query "
+        f"[{confidence:.0%} interval]"
+    ]
+    for (factor, layer), part in table.groupby(["factor", "layer"], sort=False):
+        wide = part.pivot_table("f1", "level", "method", sort=False, dropna=False).rename(columns=SHORT)
+        gains = part[part["method"] == SEMANTIC].set_index("level")
+        wide["gain"] = [f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gains.itertuples()]
+        wide.index = pd.Index([f"{level:.3g}" for level in wide.index])
+        wide.columns.name = None
+        shown = wide.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
+        parts.append(f"{FACTORS[factor]}, {layer}:\n{shown}")
+    parts.append("\n".join(_summarise(table[table["method"] == SEMANTIC])))
+    if left_out:
+        parts.append(
+            "left out, as the base does not allow it:\n" + "\n".join(f"  {item}" for item in left_out)
+        )
+    return "\n\n".join(parts)
+
+
+def _summarise(gains: pd.DataFrame) -> Iterator[str]:
+    yield "semantic against spatio-semantic, by interval:"
+    for factor, part in gains.groupby("factor", sort=False):
+        better, worse = int((part["low"] > 0).sum()), int((part["high"] < 0).sum())
+        ends = part[part["level"].isin([part["level"].min(), part["level"].max()])].sort_values("level")
+        told = ", ".join(
+            f"{layer} {' to '.join(f'{gain:+.2f}' for gain in gains)}"
+            for layer, gains in ends.groupby("layer", sort=False)["gain"]
+        )
+        yield (
+            f"  {factor}: better in {better}, worse in {worse}, undecided in {len(part) - better - worse} of "
+            f"{len(part)} (levels x layers); gain from {part['level'].min():.3g} to {part['level'].max():.3g}: {told}"
+        )
+
+
+def draw_gains(figure: Figure, table: pd.DataFrame) -> None:
+    """Draw the gain against each factor, a panel a factor, a line a layer, with intervals."""
+    factors = list(dict.fromkeys(table["factor"]))
+    across = min(len(factors), PANELS_ACROSS)
+    down = -(-len(factors) // across)
+    figure.set_size_inches(max(3.4 * across, 5.0), 3.1 * down + 0.4)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axes, factor in zip(panels.flat, factors, strict=False):
+        _draw_factor(axes, table[(table["factor"] == factor) & (table["method"] == SEMANTIC)])
+        axes.set_xlabel(FACTORS[factor].replace(": ", ":\n"), fontsize=8)
+    for axes in panels.flat[len(factors) :]:
+        axes.set_axis_off()
+    figure.supylabel("gain in F1@1, semantic less spatio-semantic", fontsize=10)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
+
+
+def _draw_factor(axes: Axes, rows: pd.DataFrame) -> None:
+    """Levels stand side by side at equal distances: those of displacement are far from evenly spread."""
+    levels = sorted(set(rows["level"]))
+    layers = list(dict.fromkeys(rows["layer"]))
+    for position, layer in enumerate(layers):
+        part = rows[rows["layer"] == layer].sort_values("level")
+        beside = 0.16 * (position - (len(layers) - 1) / 2)
+        axes.errorbar(
+            [levels.index(level) + beside for level in part["level"]],
+            part["gain"],
+            yerr=np.abs(part[["low", "high"]].to_numpy(dtype=float).T - part["gain"].to_numpy(dtype=float)),
+            fmt="o-",
+            markersize=4,
+            linewidth=1.2,
+            label=layer,
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(levels)), [f"{level:.3g}" for level in levels])
+    axes.grid(axis="y", alpha=0.3)

@@ -1,0 +1,278 @@
+"""A run's similarities had its tokens been treated otherwise before matching: centred, brought to unit length, or both.
+
+Centring changes no matching (see `semrsm_dist.evaluation.centring`), so it is derived from what the run has found.
+Unit length does: those variants are runs of their own, on features written beside the given run. So are the centred
+ones where images differ in their number of tokens: then some tokens find no partner, and centring decides which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import FeaturesData, KernelConfig, RunConfig, StorageConfig
+from semrsm_dist.errors import ConfigError, IncompleteError
+from semrsm_dist.evaluation.centring import Centring
+from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.matching.kernels import derive, squared_distances
+from semrsm_dist.pipeline import driver
+from semrsm_dist.progress import Reporter, Stage
+from semrsm_dist.results.median import streaming_median
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import write_npy
+from semrsm_dist.store.tiles import KINDS
+
+AS_THEY_ARE = "as they are"
+CENTRED, CENTRED_EACH = "less the data set's mean", "less each image's mean"
+UNIT, CENTRED_UNIT = "unit length", "less the data set's mean, then unit length"
+MATCHED = {UNIT: "unit", CENTRED_UNIT: "centred-unit"}
+"""Variants with a matching of their own, and the folder of each."""
+
+MATCHED_IF_UNEQUAL = {CENTRED: "centred", CENTRED_EACH: "centred-each"}
+"""Variants that have one too if images differ in their number of tokens."""
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The inner products of a layer under one treatment of its tokens.
+
+    Attributes
+    ----------
+    name
+        What was done to the tokens.
+    inner
+        Readers of rows of inner products by kind, and of their certified gap as `gap`.
+    norms_i, norms_j
+        Squared norms of rows and columns.
+    rows_at_once
+        Rows of a chunk.
+    symmetric
+        Rows and columns are the same images.
+    """
+
+    name: str
+    inner: Mapping[str, RowReader]
+    norms_i: Matrix
+    norms_j: Matrix
+    rows_at_once: int
+    symmetric: bool
+
+    def rows(self, kernel: str, kind: str, sigma: float | None = None) -> RowReader:
+        """Return a reader of rows of similarities; `rbf` needs its width."""
+        read = self.inner[kind]
+        return lambda rows: derive(kernel, read(rows), self.norms_i[rows], self.norms_j, sigma)
+
+    def median_width(self, kind: str) -> float:
+        """Return the paper's width, sqrt(median of the non-zero squared distances) of all pairs; 1 if there is none."""
+
+        def distances() -> Iterator[Matrix]:
+            for rows in self.blocks():
+                squared = squared_distances(self.inner[kind](rows), self.norms_i[rows], self.norms_j)
+                yield squared[self.is_pair(rows) & (squared > 0)]
+
+        median = streaming_median(distances)
+        return 1.0 if np.isnan(median) else float(np.sqrt(median))
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield the rows in consecutive slices."""
+        for start in range(0, len(self.norms_i), self.rows_at_once):
+            yield slice(start, min(start + self.rows_at_once, len(self.norms_i)))
+
+    def is_pair(self, rows: slice) -> NDArray[np.bool_]:
+        """Return which entries of some rows are pairs, each of a symmetric matrix once, none with itself."""
+        columns = np.arange(len(self.norms_j))
+        if not self.symmetric:
+            return np.ones((rows.stop - rows.start, columns.size), dtype=bool)
+        is_pair: NDArray[np.bool_] = columns > np.arange(rows.start, rows.stop)[:, None]
+        return is_pair
+
+    def largest_gap(self) -> float:
+        """Return by how much a cosine can at most lie below that of the best permutation; NaN if none is defined."""
+        largest = np.nan
+        for rows in self.blocks():
+            scale = np.sqrt(self.norms_i[rows])[:, None] * np.sqrt(self.norms_j)
+            defined = self.is_pair(rows) & (scale > 0)
+            if defined.any():
+                largest = np.fmax(largest, (self.inner["gap"](rows)[defined] / scale[defined]).max())
+        return float(largest)
+
+
+def list_variants(run: Run, derived: Mapping[str, Run], layer: str) -> Iterator[Variant]:
+    """Yield a layer's variants: those that follow from the run, then those of the derived runs."""
+    plain = read_variant(run, layer, AS_THEY_ARE)
+    yield plain
+    if CENTRED not in derived:
+        yield from _derive_centred(run, plain, layer)
+    for name, other in derived.items():
+        yield read_variant(other, layer, name)
+
+
+def _derive_centred(run: Run, plain: Variant, layer: str) -> Iterator[Variant]:
+    features = LayerFeatures(run, layer)
+    pooled_j = features.store("images").read_pooled()
+    pooled_i = features.store(features.query_side).read_pooled()
+    mean = pooled_j.mean(axis=0, dtype=np.float64)
+    for name, offsets_i, offsets_j in ((CENTRED, mean, mean), (CENTRED_EACH, pooled_i, pooled_j)):
+        left = Centring(pooled_i, offsets_i, features.n_tokens)
+        right = Centring(pooled_j, offsets_j, features.n_tokens)
+        inner = {kind: _centred(plain.inner[kind], left, right) for kind in KINDS}
+        yield Variant(
+            name,
+            {**inner, "gap": plain.inner["gap"]},
+            left.squared_norms(plain.norms_i),
+            right.squared_norms(plain.norms_j),
+            plain.rows_at_once,
+            plain.symmetric,
+        )
+
+
+def read_variant(run: Run, layer: str, name: str) -> Variant:
+    """Return a layer's inner products as a run has found them."""
+    matrices = run.matrices(layer)
+
+    def reader(quantity: str) -> RowReader:
+        matrix = matrices.matrix(quantity)
+        return lambda rows: matrix.read((rows, slice(None)))
+
+    return Variant(
+        name,
+        {"gap": reader("gap"), **{kind: reader(quantity) for kind, quantity in KINDS.items()}},
+        matrices.coordinate("squared_norm_i"),
+        matrices.coordinate("squared_norm_j"),
+        run.chunk_side(layer),
+        run.is_symmetric,
+    )
+
+
+def _centred(read: RowReader, left: Centring, right: Centring) -> RowReader:
+    return lambda rows: left.inner(read(rows), right, rows)
+
+
+# --- variants with a matching of their own ---------------------------------------------------------------
+
+
+def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Run]:
+    """Return the runs on transformed tokens, computed as far as they are missing.
+
+    Parameters
+    ----------
+    config, run
+        The run whose features are transformed; matcher, engine and memory are its own.
+    folder
+        Where the derived runs go, one folder each.
+    reporter
+        Where progress is told.
+    """
+    found = {}
+    for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():
+        complete = _open_complete(folder / place, run.asked_layers)
+        if complete is None:
+            _compute(config, run, name, folder / place, reporter)
+            complete = Run(folder / place)
+        found[name] = complete
+    return found
+
+
+def has_unequal_tokens(run: Run) -> bool:
+    """Tell whether images of a run differ in their number of tokens, in any layer; the features are read once."""
+    sides = ["images"] if run.is_symmetric else ["images", "queries"]
+    layers = [LayerFeatures(run, layer) for layer in run.asked_layers]
+    return any(
+        (features.token_counts(side) != features.n_tokens).any() for features in layers for side in sides
+    )
+
+
+def _open_complete(path: Path, layers: Sequence[str]) -> Run | None:
+    try:
+        run = Run(path)
+        for layer in layers:
+            run.matrices(layer)
+    except (ConfigError, IncompleteError):
+        return None
+    return run
+
+
+def _compute(config: RunConfig, run: Run, name: str, path: Path, reporter: Reporter) -> None:
+    """Write transformed features, match them, and remove them: the derived run keeps a copy of its own."""
+    scratch = path.with_name(f"{path.name}-features")
+    sides = ["images"] if run.is_symmetric else ["images", "queries"]
+    with writing(scratch):
+        data = {side: _write_side(run, side, name, scratch, reporter) for side in sides}
+    derived = config.model_copy(
+        update={
+            "run": path,
+            "data": data["images"],
+            "queries": data.get("queries"),
+            "model": None,
+            "features": StorageConfig(dtype="float32"),
+            "kernels": (KernelConfig(name="cosine"),),
+        }
+    )
+    driver.run(derived, reporter=reporter)
+    with writing(scratch):
+        for side in data.values():
+            for file in side.layers.values():
+                file.unlink(missing_ok=True)
+
+
+def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter) -> FeaturesData:
+    vectors, numbers = folder / side, folder / f"{side}-counts"
+    for place in (vectors, numbers):
+        place.mkdir(parents=True, exist_ok=True)
+    manifest = run.manifest(side)
+    table = pa.table(
+        {
+            "image_id": pa.array(manifest.image_ids(), pa.string()),
+            "labels": pa.array(map(list, manifest.labels()), pa.list_(pa.string())),
+            "group": pa.array(manifest.groups(), pa.string()),
+        }
+    )
+    pyarrow.parquet.write_table(table, folder / f"{side}.parquet")
+    layers, counts = {}, {}
+    with reporter.stage("transform", len(run.asked_layers) * len(manifest.image_ids()), "images") as shown:
+        for layer in run.asked_layers:
+            features = LayerFeatures(run, layer)
+            layers[layer] = vectors / f"{layer}.npy"
+            found = features.token_counts(side)
+            if (found != features.n_tokens).any():
+                counts[layer] = numbers / f"{layer}.npy"
+                np.save(counts[layer], found)
+            shape = (features.count(side), features.n_tokens, features.n_channels)
+            write_npy(layers[layer], shape, np.float32, _transformed(features, side, name, shown))
+    return FeaturesData(
+        source="features", layers=layers, token_counts=counts, table=folder / f"{side}.parquet"
+    )
+
+
+def _transformed(
+    features: LayerFeatures, side: str, name: str, shown: Stage
+) -> Iterator[NDArray[np.float32]]:
+    transform, store = _choose_transform(features, name), features.store(side)
+    for images in features.panels(side):
+        yield transform(store.read(images))
+        shown.advance(images.stop - images.start)
+
+
+def _choose_transform(
+    features: LayerFeatures, name: str
+) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.float32]]:
+    if name == UNIT:
+        return unit_tokens
+    if name == CENTRED_EACH:
+        return lambda z: centred_tokens(z, np.nanmean(z, axis=1, keepdims=True, dtype=np.float64))
+    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    if name == CENTRED:
+        return lambda z: centred_tokens(z, mean)
+    return lambda z: unit_tokens(centred_tokens(z, mean))

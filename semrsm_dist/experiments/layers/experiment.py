@@ -1,0 +1,233 @@
+"""How alike the RSMs of all layers are, and which layers change when a network is pruned or trained on.
+
+All layers and both kinds of RSM are compared with each other within a network, and layer by layer between two networks
+on the same images: by CKA, and by the correlation of the entries (Pearson, Spearman, Kendall's tau-a), as in
+representational similarity analysis. Wald et al. (2024) find semantic and spatio-semantic RSMs to differ most in early
+layers. What semantic RSMs say of a network before and after pruning and fine-tuning they leave open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from semrsm_dist.config.schema import RunConfig, load_config
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
+from semrsm_dist.evaluation.correlation import Allocate
+from semrsm_dist.evaluation.pairs import Pairs, RowReader
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.layers.report import (
+    DIFFERENCE,
+    WITHIN,
+    draw_layers,
+    find_most_changed,
+    write_text,
+)
+from semrsm_dist.experiments.layers.variants import (
+    ORIGINAL,
+    default_variants,
+    derive_config,
+    require_variants,
+)
+from semrsm_dist.matching.kernels import require_kernel
+from semrsm_dist.pipeline import driver
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.scratch import scratch_arrays
+from semrsm_dist.store.tiles import KINDS
+
+RESAMPLES = 200
+IMAGES = 200
+
+Place = tuple[str, str]
+"""Layer and kind of an RSM."""
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    kernel: str = "cosine",
+    resamples: int = RESAMPLES,
+    variants: Sequence[str] | None = None,
+    images: int = IMAGES,
+    other: str | Path | None = None,
+) -> Evidence:
+    """Compare the RSMs of all layers within a network, and with those of other networks.
+
+    Parameters
+    ----------
+    config
+        A run of images against themselves.
+    reporter
+        Where progress is told.
+    seed, resamples
+        Of the bootstrap over images.
+    kernel
+        Of the RSMs.
+    variants
+        Networks to make from the run's own and to compare with it: `pruned-SHARE` and `fine-tuned`; by default some of
+        each if the network is one that ships, else none.
+    images
+        Scenes of digits that a variant is run on, at most.
+    other
+        A configuration file of another run of the same images to compare with.
+
+    Raises
+    ------
+    ConfigError
+        If a run has queries, or there is no such kernel or variant.
+    InputError
+        If the other run has other images.
+    """
+    require_kernel(kernel)
+    if variants is None:
+        chosen = default_variants(config)
+    else:
+        chosen = (variants,) if isinstance(variants, str) else tuple(variants)
+    require_variants(config, chosen)
+    second = None if other is None else load_config(other)
+    _require_symmetric(config, second)
+    comparisons = _run_all(config, second, chosen, images, reporter)
+    rows: list[dict[str, Any]] = []
+    changed: dict[str, Any] = {}
+    with (
+        scratch_arrays(config.run / "evaluation") as allocate,
+        reporter.stage("evaluation", sum(len(each.places()) for each in comparisons), "comparisons") as shown,
+    ):
+        for each in comparisons:
+            each.require_same_images()
+            found = {}
+            for places in each.places():
+                found[places] = each.compare(*places, kernel, resamples, seed, allocate)
+                shown.advance(1)
+            rows += each.tabulate(found)
+            changed[each.name] = find_most_changed(found)
+    table = pd.DataFrame(rows).assign(kernel=kernel, resamples=resamples, seed=seed)
+    return Evidence(
+        experiment="layers",
+        table=table,
+        draw=lambda figure: draw_layers(table, figure),
+        text=write_text(table, changed),
+        settings={
+            "config": config.model_dump(mode="json"),
+            "other": None if second is None else second.model_dump(mode="json"),
+            "kernel": kernel,
+            "variants": list(chosen),
+            "images": images,
+            "resamples": resamples,
+            "seed": seed,
+        },
+    )
+
+
+def _require_symmetric(*configs: RunConfig | None) -> None:
+    for config in configs:
+        if config is not None and config.queries is not None:
+            raise ConfigError(
+                f"{config.run}: layers are compared by images against themselves, but this run compares queries with "
+                "a database; give one without the section queries"
+            )
+
+
+def _run_all(
+    config: RunConfig, second: RunConfig | None, variants: Sequence[str], images: int, reporter: Reporter
+) -> list[Comparison]:
+    """Compute what is missing of all runs, and return what is to be compared with what."""
+    driver.run(config, reporter=reporter)
+    comparisons = [Comparison(WITHIN, Run(config.run), None)]
+    if second is not None:
+        driver.run(second, reporter=reporter)
+        comparisons.append(Comparison(str(second.run), Run(config.run), Run(second.run)))
+    if variants:
+        derived = {name: derive_config(config, name, images) for name in (ORIGINAL, *variants)}
+        for each in derived.values():
+            driver.run(each, reporter=reporter)
+        runs = {name: Run(each.run) for name, each in derived.items()}
+        comparisons += [Comparison(name, runs[ORIGINAL], runs[name]) for name in variants]
+    return comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The RSMs of a run compared with each other, or with those of a second run.
+
+    Attributes
+    ----------
+    name
+        What the table calls it.
+    run, other
+        The runs; None for a comparison within one.
+    """
+
+    name: str
+    run: Run
+    other: Run | None
+
+    def require_same_images(self) -> None:
+        """Raise InputError unless both runs are of the same images in the same order."""
+        if self.other is None:
+            return
+        one, two = self.run.manifest(), self.other.manifest()
+        if one.digest() != two.digest():
+            raise InputError(
+                f"{self.other.directory.path}: its {len(two.readable)} images are not the {len(one.readable)} of "
+                f"{self.run.directory.path} in the same order, so their RSMs cannot be compared entry by entry; run "
+                "both on the same data"
+            )
+
+    def places(self) -> list[tuple[Place, Place]]:
+        """Return which RSMs are compared: within a run all with each other, between two those of one kind."""
+        own = list(product(self.run.asked_layers, KINDS))
+        if self.other is None:
+            return list(combinations(own, 2))
+        return [
+            ((a, kind), (b, kind))
+            for kind in KINDS
+            for a, b in product(self.run.asked_layers, self.other.asked_layers)
+        ]
+
+    def compare(
+        self, place: Place, other: Place, kernel: str, resamples: int, seed: int, allocate: Allocate
+    ) -> dict[str, Estimate]:
+        """Return all measures of how two RSMs agree."""
+
+        def rows_of(run: Run, layer: str, kind: str) -> RowReader:
+            return run.similarity_rows(layer, kernel, kind)
+
+        pairs = Pairs(
+            rows_of(self.run, *place),
+            rows_of(self.other or self.run, *other),
+            len(self.run.manifest().readable),
+            self.run.chunk_side(place[0]),
+        )
+        return agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+
+    def tabulate(self, found: dict[tuple[Place, Place], dict[str, Estimate]]) -> Iterator[dict[str, Any]]:
+        """Yield a row for each measure of each two RSMs; between runs, for layers of one name, how the kinds differ."""
+        n_images = len(self.run.manifest().readable)
+        for ((layer_a, kind_a), (layer_b, kind_b)), estimates in found.items():
+            for measure, estimate in estimates.items():
+                places = {"layer_a": layer_a, "kind_a": kind_a, "layer_b": layer_b, "kind_b": kind_b}
+                yield {"comparison": self.name, **places, **_row(measure, estimate, n_images)}
+        for layer in [] if self.other is None else self.run.asked_layers:
+            if ((layer, "semantic"), (layer, "semantic")) not in found:
+                continue
+            semantic, spatial = (
+                found[(layer, kind), (layer, kind)] for kind in ("semantic", "spatio-semantic")
+            )
+            for measure, estimate in semantic.items():
+                places = {"layer_a": layer, "kind_a": DIFFERENCE, "layer_b": layer, "kind_b": DIFFERENCE}
+                difference = estimate.minus(spatial[measure])
+                yield {"comparison": self.name, **places, **_row(measure, difference, n_images)}
+
+
+def _row(measure: str, estimate: Estimate, n_images: int) -> dict[str, Any]:
+    return {"measure": measure, **estimate.columns(), "n_images": n_images}

@@ -1,0 +1,169 @@
+"""Whether images that look alike to a model get alike outputs: RSM entries against what the classifier says.
+
+The similarity of each pair of images is correlated with the Jensen-Shannon divergence (JSD) of what the model's head
+says of them. The divergence is large where outputs differ: a good RSM gives a negative correlation, and the more
+negative the better (Wald et al. 2024, the table of output similarities).
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.agreement import Estimate, agreement
+from semrsm_dist.evaluation.correlation import Allocate
+from semrsm_dist.evaluation.divergence import (
+    Outputs,
+    outputs_from_probabilities,
+    outputs_of_classes,
+    outputs_of_labels,
+)
+from semrsm_dist.evaluation.pairs import ROWS_AT_ONCE, Pairs, RowReader
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.output_similarity.report import DIFFERENCE, draw_correlations, write_text
+from semrsm_dist.matching.kernels import KERNELS
+from semrsm_dist.pipeline import driver
+from semrsm_dist.pipeline.stages.outputs import require_outputs
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.scratch import scratch_arrays
+from semrsm_dist.store.tiles import KINDS
+
+MEASURES = ("pearson", "spearman")
+RESAMPLES = 300
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    probabilities: str | Path | None = None,
+    outputs: str | None = None,
+) -> Evidence:
+    """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds.
+
+    Parameters
+    ----------
+    config
+        A run of images against themselves, by default through a model with a class head.
+    reporter
+        Where progress is told.
+    seed, resamples
+        Of the bootstrap over images.
+    probabilities
+        A `.npy` file of ready-made probabilities (images, classes), in the order of the run's images, to take in place
+        of the model's own.
+    outputs
+        What the model's outputs mean if its weights do not say: `classes` or `labels`.
+
+    Raises
+    ------
+    ConfigError
+        If the run has queries, or a model without classes and no probabilities are given.
+    InputError
+        If the probabilities given are none, or not of these images.
+    """
+    if config.queries is not None:
+        raise ConfigError(
+            "output-similarity compares images with each other, but this run compares queries with a database; give a "
+            "run without the section queries"
+        )
+    given = None  # or unusable: found out before hours of matching
+    if probabilities is None:
+        require_outputs(config, outputs)
+    else:
+        given = outputs_from_probabilities(_load(Path(probabilities)), where=str(probabilities))
+    driver.run(config, reporter=reporter)
+    said, meaning = (given, "given") if given is not None else _find_outputs(config, outputs, reporter)
+    run = Run(config.run)
+    n_images = len(run.manifest().image_ids())
+    if len(said.probabilities) != n_images:
+        raise InputError(
+            f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {n_images}; give "
+            "one row for each image that could be read, in the order of the run's images.parquet"
+        )
+    rows = _correlate(run, said, reporter, resamples=resamples, seed=seed)
+    table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)
+    return Evidence(
+        experiment="output-similarity",
+        table=table,
+        draw=lambda figure: draw_correlations(table, figure),
+        text=write_text(table),
+        settings={
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+            "resamples": resamples,
+            "outputs": meaning,
+            "probabilities": None if probabilities is None else str(probabilities),
+        },
+    )
+
+
+def _find_outputs(config: RunConfig, outputs: str | None, reporter: Reporter) -> tuple[Outputs, str]:
+    """Return what the model says of each image as distributions, and what they are of."""
+    found = driver.compute_outputs(config, meaning=outputs, reporter=reporter)
+    make = outputs_of_classes if found.meaning == "classes" else outputs_of_labels
+    return make(found.logits), found.meaning
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an array of probabilities ({error}); write it with numpy.save"
+        ) from error
+    return array
+
+
+def _correlate(
+    run: Run, said: Outputs, reporter: Reporter, *, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return rows of the table: the RSMs of all layers, kernels and kinds against the divergences."""
+    n = len(said.probabilities)
+    rows: list[dict[str, Any]] = []
+    with (
+        scratch_arrays(run.directory.path / "evaluation") as allocate,
+        reporter.stage("evaluation", len(run.asked_layers) * len(KERNELS), "kernels") as shown,
+    ):
+        divergence = _keep(said.divergence_rows(), n, allocate)
+        for layer, kernel in itertools.product(run.asked_layers, KERNELS):
+            found = {}
+            for kind in KINDS:
+                entries = run.similarity_rows(layer, kernel, kind)
+                pairs = Pairs(entries, lambda rows: divergence[rows], n, run.chunk_side(layer))
+                found[kind] = agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+            rows += _tabulate({"layer": layer, "kernel": kernel}, found)
+            shown.advance(1)
+    return rows
+
+
+def _keep(read: RowReader, n: int, allocate: Allocate) -> NDArray[np.float64]:
+    """Return all divergences, computed once; in a file where they are many."""
+    divergence = allocate(n * n).reshape(n, n)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        divergence[rows] = read(rows)
+    return divergence
+
+
+def _tabulate(place: dict[str, Any], found: dict[str, dict[str, Estimate]]) -> list[dict[str, Any]]:
+    """Return a row for each measure and kind, and one for the difference of the kinds."""
+    rows: list[dict[str, Any]] = []
+    for measure in MEASURES:
+        estimates = {kind: found[kind][measure] for kind in KINDS}
+        estimates[DIFFERENCE] = estimates["semantic"].minus(estimates["spatio-semantic"])
+        rows += [
+            {**place, "kind": kind, "measure": measure, **estimate.columns()}
+            for kind, estimate in estimates.items()
+        ]
+    return rows

@@ -1,0 +1,262 @@
+"""Retrieval on multi-label images: semantic RSMs against spatio-semantic ones and against what people use instead.
+
+F1@k is the mean, over queries and their k best hits, of the overlap of the label sets (Wald et al. 2024, section 4.2,
+in our reading). The paper leaves open how semantic similarity compares with established retrieval: here it meets
+average pooling with and without PCA and whitening, VLAD, late interaction, and the class token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import KernelConfig, MatchingConfig, RunConfig
+from semrsm_dist.engine.machine import available_cpus
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.bootstrap import RESAMPLES
+from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.evaluation.retrieval import Hits, RetrievalTask, chance_scores, find_hits, score_hits
+from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.retrieval.methods import (
+    CHANCE,
+    CLASS_TOKEN,
+    SEMANTIC,
+    Fitting,
+    Method,
+    list_methods,
+)
+from semrsm_dist.experiments.retrieval.report import (
+    Key,
+    Scores,
+    add_doubts,
+    add_effort,
+    draw_scores,
+    tabulate,
+    write_doubts,
+    write_effort,
+    write_text,
+)
+from semrsm_dist.experiments.retrieval.search import progressive_hits
+from semrsm_dist.pipeline import driver
+from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
+from semrsm_dist.progress import Reporter
+from semrsm_dist.results.run import Run
+
+KS = (1, 3, 5, 10)
+SEARCHES = ("matrix", "progressive")
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    seed: int = 0,
+    k: Sequence[int] = KS,
+    variance: float = 0.95,
+    centroids: int = 16,
+    resamples: int = RESAMPLES,
+    search: str = "matrix",
+) -> Evidence:
+    """Compare retrieval by semantic similarity with all else.
+
+    Parameters
+    ----------
+    config
+        The run, symmetric or with queries of its own; its images need labels.
+    reporter
+        Where progress is told.
+    seed
+        Of the bootstrap and of what is fitted.
+    k
+        Hits per query, one score each.
+    variance
+        Share of the variance that PCA keeps before whitening.
+    centroids
+        Of VLAD.
+    resamples
+        Of the bootstrap. Queries are resampled; the database stays as it is.
+    search
+        How the hits by semantic cosine are found: from the `matrix`, or by `progressive` search from the features,
+        which tells what share of the pairs it had to solve; both find the same.
+
+    Raises
+    ------
+    ConfigError
+        If `k` is empty, or no list of numbers of at least 1; or `search` is unknown, or cannot be progressive: the
+        run does not match with `auction`, some images of the database have no labels, or some are copies of queries.
+    InputError
+        If no query or no image of the database has labels.
+    """
+    ks = _checked(k)
+    _require_search(search, config)
+    driver.run(config, reporter=reporter)
+    run = Run(config.run)
+    tasks = _list_tasks(run)
+    folder = config.run / "evaluation" / "retrieval"
+    class_tokens = _read_class_tokens(config, run, folder, reporter)
+    fitting, workers = Fitting(seed, variance, centroids), config.workers or available_cpus()
+    scores: Scores = {}
+    hits: dict[Key, Hits] = {}
+    notes: list[str] = []
+    effort: list[dict[str, Any]] = []
+    for layer in run.asked_layers:
+        methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
+        found, told = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
+        hits |= found
+        notes += told
+        scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
+        scores |= _expect(layer, tasks, ks)
+        if search == "progressive":
+            for groups, task in tasks.items():
+                scores[Key(layer, SEMANTIC, "cosine", groups)], took = _search(
+                    run, layer, groups, task, ks, workers
+                )
+                effort.append(took)
+    table = tabulate(scores, ks, resamples=resamples, seed=seed)
+    add_doubts(table, hits)
+    notes += write_doubts(hits, ks)
+    if effort:
+        add_effort(table, effort)
+        notes += write_effort(effort)
+    return Evidence(
+        "retrieval",
+        table,
+        lambda figure: draw_scores(figure, table),
+        write_text(table, [*_warn(tasks, class_tokens), *notes]),
+        {
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+            "k": list(ks),
+            "variance": variance,
+            "centroids": centroids,
+            "resamples": resamples,
+            "search": search,
+        },
+    )
+
+
+def _find(
+    run: Run, layer: str, methods: Iterable[Method], tasks: dict[str, RetrievalTask], k: int
+) -> tuple[dict[Key, Hits], list[str]]:
+    """Return the hits of each method at each task, and what the methods have to say of themselves."""
+    hits: dict[Key, Hits] = {}
+    notes: list[str] = []
+    for method in methods:
+        notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
+        for groups, task in tasks.items():
+            key = Key(layer, method.name, method.kernel, groups)
+            hits[key] = find_hits(method.read_rows, task, k, rows_at_once=run.chunk_side(layer))
+    return hits, notes
+
+
+def _search(
+    run: Run, layer: str, groups: str, task: RetrievalTask, ks: Sequence[int], workers: int
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Return each query's F1@k by semantic cosine from progressive search, and what it took."""
+    if not task.depends_on_groups_alone():
+        raise ConfigError(
+            "search: progressive finds hits among all images of the database, but some have no labels or are copies of "
+            "queries, and cannot be hits here; leave search at matrix"
+        )
+    hits = progressive_hits(run, layer, max(ks), near_duplicates=groups == "included", workers=workers)
+    effort = {"layer": layer, "groups": groups, **hits.shares(), "identical": hits.identical}
+    return score_hits(hits.found.indices.astype(np.intp), task, ks), effort
+
+
+def _expect(layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int]) -> Scores:
+    """Return what each query can expect of hits drawn at random: the same for every k."""
+    return {
+        Key(layer, CHANCE, "-", groups): np.repeat(chance_scores(task)[:, None], len(ks), axis=1)
+        for groups, task in tasks.items()
+    }
+
+
+def _checked(k: Sequence[int] | int) -> tuple[int, ...]:
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    if not ks or not all(isinstance(item, int) and item >= 1 for item in ks):
+        raise ConfigError(f"k: expected numbers of hits of at least 1, such as [1, 5], found {k!r}")
+    return tuple(sorted(set(ks)))
+
+
+def _require_search(search: str, config: RunConfig) -> None:
+    if search not in SEARCHES:
+        raise ConfigError(f"unknown search {search!r}: known are {', '.join(SEARCHES)}")
+    matcher = config.matching.matcher
+    if search == "progressive" and matcher != "auction":
+        raise ConfigError(
+            f"search: progressive needs the matcher 'auction', but the run matches with {matcher!r}, whose numbers a "
+            "search cannot give; leave search at matrix"
+        )
+
+
+def _list_tasks(run: Run) -> dict[str, RetrievalTask]:
+    """Return the retrieval tasks by what they do with near-duplicates; only one where there are no groups."""
+    images = run.manifest("images")
+    queries = None if run.is_symmetric else run.manifest("queries")
+    require_labels(images, queries)
+    if not any(images.groups()) or (queries is not None and not any(queries.groups())):
+        return {"none": retrieval_task(images, queries)}
+    return {
+        "excluded": retrieval_task(images, queries),
+        "included": retrieval_task(images, queries, near_duplicates=True),
+    }
+
+
+def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> list[str]:
+    task = next(iter(tasks.values()))
+    warnings = []
+    if task.has_one_label_set():
+        warnings.append(
+            "all labelled images bear the same labels: every hit is right, F1 is 1 for every method, and nothing is "
+            "learnt from it"
+        )
+    foreign = task.count_hopeless()
+    if foreign:
+        warnings.append(
+            f"{foreign} queries bear only labels that no other image of the database bears; their F1 is 0 whatever is "
+            "found"
+        )
+    if not class_tokens:
+        warnings.append("no layer hands out a class token")
+    return warnings
+
+
+def _with(methods: Iterator[Method], more: Method | None) -> Iterator[Method]:
+    yield from methods
+    if more is not None:
+        yield more
+
+
+def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Method]:
+    """Return retrieval by the class token of each layer that has one, from a run of its own on the same images."""
+    model = config.model
+    if model is None or not run.record["fingerprint"].get("model.n_prefix_tokens"):
+        return {}
+    from semrsm_dist.features.layers import class_token_layers  # noqa: PLC0415 - torch only where it is needed
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415
+    from semrsm_dist.pipeline.inputs import model_spec  # noqa: PLC0415
+
+    names = {layer.module: layer.name for layer in class_token_layers(load_model(model_spec(model)))}
+    there = [layer for layer in run.asked_layers if layer in names]
+    if not there:
+        return {}
+    derived = config.model_copy(
+        update={
+            "run": folder / "class-token",
+            "model": model.model_copy(update={"layers": tuple(names[layer] for layer in there)}),
+            "matching": MatchingConfig(matcher="identity"),  # one token an image: nothing to match
+            "kernels": (KernelConfig(name="cosine"),),
+        }
+    )
+    driver.run(derived, reporter=reporter)
+    found = {}
+    for layer in there:
+        features = LayerFeatures(Run(derived.run), names[layer])
+        queries, database = (features.store(side).read_pooled() for side in (features.query_side, "images"))
+        found[layer] = Method(CLASS_TOKEN, "cosine", cosine_rows(queries, database))
+    return found

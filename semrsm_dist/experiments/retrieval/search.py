@@ -1,0 +1,116 @@
+"""The best hits of a run's queries by progressive search, from its features alone or checked against its matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import ConfigError, IncompleteError
+from semrsm_dist.evaluation.retrieval import RetrievalTask, Side, find_hits
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.matching.search.top_k import TopK, top_k
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.features import count_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressiveHits:
+    """What a progressive search found.
+
+    Attributes
+    ----------
+    found
+        Hits, similarities, and what it took to decide the pairs.
+    identical
+        Whether the run's own matrix of cosine similarities gives the same hits with the same similarities; None
+        where that matrix is not there.
+    """
+
+    found: TopK
+    identical: bool | None
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares of pairs decided without a product, by a sketch, with a product, and solved."""
+        names = ("without_product", "sketched", "with_product", "solved")
+        return {name: getattr(self.found, name) / max(self.found.pairs, 1) for name in names}
+
+
+def progressive_hits(
+    run: Run, layer: str, k: int, *, near_duplicates: bool = False, workers: int | None = None
+) -> ProgressiveHits:
+    """Return the k most similar images of each query of a run, by progressive search at the run's tolerance.
+
+    Labels play no part: an image without them can be a hit here. The features of the layer are held in memory.
+
+    Parameters
+    ----------
+    run
+        A run with the features of the layer; its matrices may be missing.
+    layer
+        One of its layers.
+    k
+        Hits of each query.
+    near_duplicates
+        Whether images of the query's group count as hits.
+    workers
+        Threads; by default one for each core.
+
+    Raises
+    ------
+    ConfigError
+        The run matches with something else than `auction`, whose numbers a search cannot give.
+    StorageError
+        Features are missing or damaged.
+    """
+    matcher = run.record["fingerprint"]["matching.matcher"]
+    if matcher != "auction":
+        raise ConfigError(
+            f"{run.directory.path}: matched with {matcher!r}; progressive search needs 'auction'"
+        )
+    features = LayerFeatures(run, layer)
+    sides = ["images"] if run.is_symmetric else ["queries", "images"]
+    groups = [None if near_duplicates else run.manifest(side).groups() for side in sides]
+    found = top_k(
+        _read(features, sides[0]),
+        None if run.is_symmetric else _read(features, "images"),
+        k,
+        tolerance=run.record["fingerprint"]["matching.tolerance"],
+        workers=workers,
+        groups=groups[0],
+        database_groups=None if run.is_symmetric else groups[1],
+    )
+    judged = [
+        Side([("any",)] * features.count(side), names) for side, names in zip(sides, groups, strict=True)
+    ]
+    return ProgressiveHits(found, _is_identical(run, layer, RetrievalTask(*judged), found))
+
+
+def _read(features: LayerFeatures, side: str) -> NDArray[Any] | list[NDArray[Any]]:
+    """Return all features (N, S, C) of a side, or a list of (S_i, C) where the numbers of tokens differ."""
+    z = features.store(side).read(slice(0, features.count(side)))
+    counts = count_tokens(z)
+    if (counts == z.shape[1]).all():
+        return z
+    return [image[:count] for image, count in zip(z, counts, strict=True)]
+
+
+def _is_identical(run: Run, layer: str, task: RetrievalTask, found: TopK) -> bool | None:
+    """Return whether the run's matrix gives the same hits with the same similarities."""
+    try:
+        read_rows = run.similarity_rows(layer, "cosine")
+        n_rows = run.chunk_side(layer)
+    except IncompleteError:
+        return None
+    n_queries, k = found.indices.shape
+    if not np.array_equal(find_hits(read_rows, task, k, rows_at_once=n_rows).indices, found.indices):
+        return False
+    for start in range(0, n_queries, n_rows):
+        rows = slice(start, min(start + n_rows, n_queries))
+        hits, similarities = found.indices[rows], found.similarities[rows]
+        expected = np.take_along_axis(read_rows(rows), np.maximum(hits, 0), axis=1)
+        if not np.array_equal(np.where(hits < 0, np.nan, expected), similarities, equal_nan=True):
+            return False
+    return True

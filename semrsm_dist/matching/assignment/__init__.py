@@ -1,0 +1,1 @@
+"""Assigning the tokens of one image to those of another."""

@@ -1,0 +1,194 @@
+"""The matcher `auction`: certified to a tolerance, at about the price of the affinity product."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semrsm_dist.matching.assignment.auction_pair import (
+    Images,
+    Matrix,
+    Workspace,
+    conclude,
+    finish_exactly,
+    images_of,
+    make_workspace,
+    match_pair,
+)
+from semrsm_dist.matching.compiled.jit import compiled
+from semrsm_dist.matching.compiled.lanes import borrowed, read_cycles
+from semrsm_dist.matching.compiled.product import padded, rounding_of_product
+from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, check_tolerance
+from semrsm_dist.matching.panel import Panel, prepare_packed_panel
+from semrsm_dist.matching.result import TileResult
+
+# Tokens of the rows in one compiled call, which cannot be interrupted: with up to thousands of columns, seconds.
+_TOKENS_AT_ONCE = 4096
+
+# Bytes of the columns that are matched with all rows of a call before the next ones are looked at: what a second cache
+# holds. On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
+_CACHE = 2**19
+
+
+class Auction(Matcher):
+    """Match by an auction whose prices prove how far from the optimum the result can be.
+
+    Parameters
+    ----------
+    tolerance : float
+        The gap between bound and value is at most ``tolerance * ||z_i|| * ||z_j||``, that is, `tolerance`
+        on the cosine scale. 0 asks for the optimum in float32: the gap is then at most 1e-6 of the norms.
+        Every positive tolerance is kept, but what lies far below 1e-6 takes a slow finish in float64.
+    """
+
+    name: ClassVar[str] = "auction"
+    version: ClassVar[int] = 4
+    certified: ClassVar[bool] = True
+    takes_unequal: ClassVar[bool] = True
+
+    def __init__(self, tolerance: float = 1e-3) -> None:
+        self.tolerance = check_tolerance(self.name, tolerance)
+
+    @property
+    def parameters(self) -> dict[str, int | float]:
+        """What alters the numbers, by name."""
+        return {"tolerance": self.tolerance}
+
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
+        """Return representations (T, S, C) centred, scaled and packed; see `Matcher.prepare`."""
+        return prepare_packed_panel(z, token_counts)
+
+    def compile(self) -> None:
+        """Compile the auction and the exact finish; see `Matcher.compile`."""
+        super(Auction, Auction(tolerance=1e-15)).compile()  # every pair bids, then needs the finish
+
+    def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
+        """Return the memory of a prepared panel of float32 representations, in bytes."""
+        packed = n_images * (4 * padded(n_tokens) * n_channels + 8 * n_tokens + 24)
+        return super().panel_bytes(n_images, n_tokens, n_channels) + packed
+
+    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
+        """Return the memory that matching one pair takes beside the panels, in bytes.
+
+        The affinity in float32 and in 16 bits and, for a pair that needs the exact finish, in float64.
+        """
+        width = padded(n_tokens)
+        return 14 * width**2 + 16 * width * n_channels + 64 * width
+
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
+        work = make_workspace(rows.n_tokens)
+        tile = TileResult(*np.empty((3, 1, 1)))
+        self._solve(rows.part(slice(r, r + 1)), range(1), columns.part(slice(c, c + 1)), False, work, tile)
+        partners = _partners(rows, r, columns, c, work.permutation)
+        return float(tile.matched[0, 0]), float(tile.upper_bound[0, 0]), partners
+
+    def rows_at_once(self, n_tokens: int) -> int:
+        """Return how many rows of a tile are solved between two looks at whether to go on."""
+        return max(1, _TOKENS_AT_ONCE // n_tokens)
+
+    def _solve_rows(
+        self, rows: Panel, span: range, columns: Panel, triangular: bool, tile: TileResult
+    ) -> NDArray[np.float64]:
+        work = make_workspace(rows.n_tokens)
+        clock, cycles = time.perf_counter(), _cycles()
+        self._solve(rows, span, columns, triangular, work, tile)
+        seconds, passed = time.perf_counter() - clock, _cycles() - cycles
+        return work.cycles.astype(np.float64) * (seconds / passed if passed else 0.0)
+
+    def _solve(
+        self,
+        rows: Panel,
+        span: range,
+        columns: Panel,
+        triangular: bool,
+        work: Workspace,
+        tile: TileResult,
+    ) -> None:
+        """Match a span of `rows` with `columns`, finishing exactly where the auction cannot."""
+        rounding = rounding_of_product(rows.n_channels)
+        images, others = images_of(rows, columns)
+        out = (tile.matched, tile.upper_bound, tile.identity)
+        at_once = _columns_at_once(rows)
+        r, c = span.start, span.start + 1 if triangular else 0
+        first = c
+        while first < columns.n_images:
+            first, r, c = _solve_until_open(
+                images,
+                others,
+                first,
+                r,
+                c,
+                (span.start, span.stop),
+                at_once,
+                triangular,
+                self.tolerance,
+                rounding,
+                work,
+                *out,
+            )
+            if first < columns.n_images:
+                finish_exactly(images, r, others, c, work, *out)
+                c += 1
+
+
+def _partners(rows: Panel, r: int, columns: Panel, c: int, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the partner of each token that image r has; `UNMATCHED` for zero tokens that fill image c up."""
+    partners = permutation[: rows.token_counts[r]]
+    return np.where(partners < columns.token_counts[c], partners, UNMATCHED)
+
+
+def _columns_at_once(panel: Panel) -> int:
+    """Return of how many images, at least one, what is read of them fits in the second cache."""
+    image = panel.n_channels * (padded(panel.n_tokens) * 4 + panel.n_tokens * panel.raw.itemsize)
+    return max(1, _CACHE // image)
+
+
+@compiled
+def _cycles() -> int:
+    return int(read_cycles())
+
+
+@compiled
+def _solve_until_open(
+    rows: Images,
+    columns: Images,
+    first: int,
+    r: int,
+    c: int,
+    span: tuple[int, int],
+    at_once: int,
+    triangular: bool,
+    tolerance: float,
+    rounding: float,
+    work: Workspace,
+    matched: Matrix,
+    upper_bound: Matrix,
+    identity: Matrix,
+) -> tuple[int, int, int]:
+    """Match images of `rows` in a span with `columns`, from the pair (r, c) on; `first` begins its block of columns.
+
+    All rows meet `at_once` columns, then the next columns. Returns the first pair that needs the exact finish (its
+    prices are in `work`) and the beginning of its block, or a beginning beyond the last column.
+    The finish is not called from here because its code would double the time to compile.
+    """
+    rows, columns, work = borrowed(rows), borrowed(columns), borrowed(work)
+    matched, upper_bound, identity = borrowed(matched), borrowed(upper_bound), borrowed(identity)
+    n_columns = columns.scales.size
+    while first < n_columns:
+        last = min(first + at_once, n_columns)
+        while r < span[1]:
+            while c < last:
+                gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, work)
+                if not min(gap, bound) < np.inf:
+                    return first, r, c
+                conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)
+                c += 1
+            r += 1
+            c = max(first, r + 1) if triangular else first
+        first, r = last, span[0]
+        c = max(first, r + 1) if triangular else first
+    return first, r, c

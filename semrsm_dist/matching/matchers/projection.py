@@ -1,0 +1,163 @@
+"""The matcher `projection`: matched on few random directions of the channels, valued on all of them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semrsm_dist.matching.bounds import inner_product, matched_value, norm_bound
+from semrsm_dist.matching.compiled.jit import compiled
+from semrsm_dist.matching.compiled.lane_sums import dot
+from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count, check_seed, check_tolerance
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel, prepare_panel, read_only
+
+
+class Projection(Matcher):
+    """Project all images' tokens on the same few random directions and match them there.
+
+    The directions are orthonormal and drawn uniformly, from the number of channels, `channels` and the seed
+    alone. The permutation is that of the projected tokens, its value that of the full ones. With
+    ``Z = Z Q Q^T + E`` the inner product of a pair of images is that of its projections plus that of its
+    remainders E, so the certificate of the projected match plus the `norm_bound` of the remainders bounds the
+    optimum: loose where the directions miss much, tight with as many directions as channels, which gives the
+    optimum.
+
+    Parameters
+    ----------
+    channels : int
+        How many directions (k).
+    seed : int
+        Of the draw.
+    tolerance : float
+        What the match of the projections may lose against its optimum, on their cosine scale; 0 is exact in
+        float32 (1e-6).
+    """
+
+    name: ClassVar[str] = "projection"
+
+    def __init__(self, channels: int = 32, seed: int = 0, tolerance: float = 0.0) -> None:
+        self.channels = check_count(self.name, "channels", channels)
+        self.seed = check_seed(self.name, seed)
+        self.tolerance = check_tolerance(self.name, tolerance)
+        self._inside = Auction(self.tolerance)
+
+    @property
+    def parameters(self) -> dict[str, int | float]:
+        """What alters the numbers, by name."""
+        return {"channels": self.channels, "seed": self.seed, "tolerance": self.tolerance}
+
+    def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
+        """Return representations (T, S, C) with their projections; see `Matcher.prepare`."""
+        panel = super().prepare(z, token_counts)
+        basis, _ = draw_basis(panel.n_channels, self.channels, self.seed)
+        projected = np.empty((panel.n_images, panel.n_tokens, len(basis)))
+        means, token_norms = np.empty_like(panel.means), np.empty_like(panel.token_norms)
+        for t, image in enumerate(panel.raw):
+            project(image, basis, projected[t])
+            remainder = prepare_panel((image - projected[t] @ basis)[None])
+            means[t], token_norms[t] = remainder.means[0], remainder.token_norms[0]
+        values: list[Any] = [getattr(panel, field.name) for field in fields(Panel)]
+        values += [read_only(means), read_only(token_norms), prepare_packed_panel(projected)]
+        return ProjectedPanel(*values)
+
+    def compile(self) -> None:
+        """Compile the matcher of the projections, then the rest; see `Matcher.compile`."""
+        self._inside.compile()
+        super().compile()
+
+    def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
+        """Return the memory of a prepared panel of float32 representations, in bytes."""
+        k = min(self.channels, n_channels)
+        wider = 4 * n_images * n_tokens * k  # projections are kept in float64
+        remainder = 8 * n_images * (n_tokens + n_channels)
+        whole = super().panel_bytes(n_images, n_tokens, n_channels)
+        return whole + self._inside.panel_bytes(n_images, n_tokens, k) + wider + remainder
+
+    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
+        """Return the memory that matching one pair takes beside the panels, in bytes."""
+        return self._inside.workspace_bytes(n_tokens, min(self.channels, n_channels)) + 8 * n_tokens
+
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
+        left, right = cast(ProjectedPanel, rows), cast(ProjectedPanel, columns)
+        _, bound, permutation = self._inside.match_prepared(left.projected, r, right.projected, c)
+        value = matched_value(rows.raw[r], columns.raw[c], permutation)
+        norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
+        bound += rows.n_tokens * inner_product(left.remainder_means[r], right.remainder_means[c])
+        bound += inner_product(left.remainder_norms[r], right.remainder_norms[c])
+        bound += draw_basis(rows.n_channels, self.channels, self.seed).rounding * norms
+        return value, max(value, min(bound, norm_bound(rows, r, columns, c))), permutation
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedPanel(Panel):
+    """A panel with its projections on k directions.
+
+    Attributes
+    ----------
+    remainder_means : ndarray of float64, (T, C)
+        The mean token of what the projection leaves.
+    remainder_norms : ndarray of float64, (T, S)
+        Norms of the tokens of what it leaves, after subtracting the mean, in descending order.
+    projected : PackedPanel
+        The projections (T, S, k), in float64: rounding them would spoil the bound.
+    """
+
+    remainder_means: NDArray[np.float64]
+    remainder_norms: NDArray[np.float64]
+    projected: PackedPanel
+
+    def part(self, images: slice) -> Self:
+        """Return the panel of some of the images, without copying."""
+        values: list[Any] = [getattr(self, field.name)[images] for field in fields(self)[:-1]]
+        values.append(self.projected.part(images))
+        return type(self)(*values)
+
+
+class Basis(NamedTuple):
+    """Orthonormal directions, and how far from that they may be.
+
+    Attributes
+    ----------
+    directions : ndarray of float64, (k, C)
+        One a row.
+    rounding : float
+        The values of both parts of a pair add up to its value to within `rounding` of the norms.
+    """
+
+    directions: NDArray[np.float64]
+    rounding: float
+
+
+@functools.lru_cache(maxsize=64)
+def draw_basis(n_channels: int, k: int, seed: int) -> Basis:
+    """Return k random directions, the unit vectors where k is n_channels or more.
+
+    The Q of a Gaussian matrix whose R has a positive diagonal is uniformly distributed (F. Mezzadri, How to
+    generate random matrices from the classical compact groups, Notices of the AMS 54 (2007), 592-604).
+    """
+    k = min(k, n_channels)
+    if k == n_channels:
+        directions = np.eye(n_channels)
+    else:
+        q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(n_channels, k)))
+        directions = np.ascontiguousarray((q * np.sign(np.diag(r))).T)
+    # Rounding of the projection and of the remainder, each times the norm of Q, then what Q is not orthonormal.
+    unit = 4.0 * np.sqrt(k) * (n_channels + k + 16.0) * 2.0**-52
+    defect = float(np.linalg.norm(directions @ directions.T - np.eye(k)))
+    return Basis(read_only(directions), unit + defect)
+
+
+@compiled
+def project(z: NDArray[np.floating[Any]], directions: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """Write the inner products (S, k) of the tokens of z (S, C) and directions (k, C) into `out`."""
+    n_tokens, n_channels = z.shape
+    flat, basis = z.ravel(), directions.ravel()
+    for s in range(n_tokens):
+        for q in range(directions.shape[0]):
+            out[s, q] = dot(flat, s * n_channels, basis, q * n_channels, n_channels)

@@ -1,0 +1,1 @@
+"""The most similar images, without matching all pairs."""

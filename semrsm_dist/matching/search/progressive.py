@@ -1,0 +1,319 @@
+"""Deciding pair after pair whether it can be among the k most similar, with no more work than that takes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.assignment.auction_pair import (
+    Images,
+    Pair,
+    Workspace,
+    affinity_floor,
+    bid_for_pair,
+    bound_of_dual,
+    frame_pair,
+    is_flat,
+    make_workspace,
+    multiply_pair,
+    settle_flat,
+)
+from semrsm_dist.matching.assignment.bidding import run_auction
+from semrsm_dist.matching.bounds import identity_and_matched_value, tighten_prices
+from semrsm_dist.matching.compiled.jit import compiled, inlined
+from semrsm_dist.matching.compiled.lanes import borrowed
+from semrsm_dist.matching.compiled.product import multiply_packed, padded
+from semrsm_dist.matching.search.longest_first import (
+    LongestFirst,
+    make_longest_first,
+    multiply_while_open,
+    sort_tokens,
+)
+from semrsm_dist.matching.search.pruning_bounds import SMALLEST_NORMS
+
+NOBODY = 2**62
+"""Index of a hit that is not there: behind all others."""
+
+WITHOUT_PRODUCT, SKETCHED, WITH_PRODUCT, SOLVED = range(4)
+"""Places in the counts: what it took to decide a pair."""
+
+# A sketch is worth one coarse phase of its auction: this gap, relative to the norms, rarely takes a second one.
+_SKETCH_GAP = 0.03
+_MOST_LEARNED = (
+    16  # later auctions count like the 16th: what is usual for the candidates that are left may differ
+)
+# Bytes of an image whose product begins with the longest tokens: every band of rows reads it again, which from beyond
+# the second cache takes longer than the rows that it spares.
+_LARGEST_COLUMNS = 2**18
+_COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and what it is compared with
+
+
+class Side(NamedTuple):
+    """The images of one side, in a form that compiled code takes.
+
+    Attributes
+    ----------
+    images
+        The panel.
+    mantissas, halves : (T,)
+        The squared norms, as `semrsm_dist.matching.kernels.even_exponents` writes them.
+    sketches : (T, padded(S) * channels)
+        As `Sketches.packed`.
+    prices : (T, padded(S))
+        What a token usually costs in auctions against other images, divided by the norm of the other: proves
+        useful bounds before a pair has prices of its own. Threads share them without a lock: whatever they hold,
+        the bounds hold.
+    n_learned : (T,)
+        Auctions that the prices of an image are the mean of.
+    """
+
+    images: Images
+    mantissas: NDArray[np.float64]
+    halves: NDArray[np.intc]
+    sketches: NDArray[np.float32]
+    prices: NDArray[np.float32]
+    n_learned: NDArray[np.int64]
+
+
+class Memory(NamedTuple):
+    """Memory for one pair, used again for the next."""
+
+    work: Workspace
+    prices: NDArray[np.float32]
+    sorted_row: LongestFirst
+
+
+class Settings(NamedTuple):
+    """What decides about a pair besides its images; channels and rounding are those of the product and of sketches."""
+
+    tolerance: float
+    rounding: float
+    sketch_channels: int
+    sketch_rounding: float
+
+
+def make_memory(n_tokens: int, n_channels: int) -> Memory:
+    """Return memory for pairs of at most so many tokens."""
+    prices = np.empty(padded(n_tokens), np.float32)
+    return Memory(make_workspace(n_tokens), prices, make_longest_first(n_tokens, n_channels))
+
+
+@compiled
+def offer(
+    similarities: NDArray[np.float64], indices: NDArray[np.int64], similarity: float, index: int
+) -> None:
+    """Insert a hit into the k best, the most similar first and equal ones by index, if it is one of them."""
+    place = indices.size
+    while place > 0 and (
+        similarities[place - 1] < similarity
+        or (similarities[place - 1] == similarity and indices[place - 1] > index)
+    ):
+        place -= 1
+    for later in range(indices.size - 1, place, -1):
+        similarities[later], indices[later] = similarities[later - 1], indices[later - 1]
+    if place < indices.size:
+        similarities[place], indices[place] = similarity, index
+
+
+@compiled
+def merge(
+    best: NDArray[np.float64],
+    indices: NDArray[np.int64],
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    similarities: NDArray[np.float64],
+    both: bool,
+) -> None:
+    """Offer solved pairs (n,) to the k best (N, k) of their rows and, if `both`, of their columns."""
+    for n in range(rows.size):
+        offer(best[rows[n]], indices[rows[n]], similarities[n], columns[n])
+        if both:
+            offer(best[columns[n]], indices[columns[n]], similarities[n], rows[n])
+
+
+@compiled
+def cosine_of_pair(matched: float, rows: Side, r: int, columns: Side, c: int) -> float:
+    """Return what `semrsm_dist.matching.kernels.cosine` makes of a matched inner product, to the last bit."""
+    value = matched / math.sqrt(rows.mantissas[r] * columns.mantissas[c])
+    value = math.ldexp(value, -(rows.halves[r] + columns.halves[c]))
+    return min(max(value, -1.0), 1.0)
+
+
+@compiled
+def search_rows(
+    rows: Side,
+    first: int,
+    columns: Side,
+    order: NDArray[np.intp],
+    bounds: NDArray[np.float64],
+    floors: NDArray[np.float64],
+    settings: Settings,
+    memory: Memory,
+    best: NDArray[np.float64],
+    best_indices: NDArray[np.int64],
+    solved: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    r: int,
+    w: int,
+) -> tuple[int, int]:
+    """Decide about pairs of consecutive rows, from the w-th candidate of row r on.
+
+    Returns
+    -------
+    r, w : int
+        The pair that needs the exact finish, or (R, 0) when all are decided.
+
+    Parameters
+    ----------
+    first : int
+        The image of row 0.
+    order, bounds : (R, W)
+        Candidates of each row by falling upper bound of their similarity; -inf ends them.
+    floors : (K,)
+        A pair whose similarity is below this is none of the k best of the image in the column; inf where that
+        does not matter.
+    best, best_indices : (R, k)
+        The best hits of each row so far; what is solved here is added.
+    solved : (R, W)
+        Receives the similarity of each candidate that is solved.
+    counts : (4,)
+        Raised by what each pair took.
+    """
+    rows, columns, memory = borrowed(rows), borrowed(columns), borrowed(memory)
+    k = best.shape[1]
+    while r < order.shape[0]:
+        while w < order.shape[1] and bounds[r, w] > -np.inf:
+            c = order[r, w]
+            least = min(best[r, k - 1], floors[c])
+            if bounds[r, w] < least:
+                counts[WITHOUT_PRODUCT] += 1
+            else:
+                outcome, matched = _decide(rows, first + r, columns, c, least, settings, memory)
+                if outcome < 0:
+                    return r, w
+                counts[outcome] += 1
+                if outcome == SOLVED:
+                    solved[r, w] = cosine_of_pair(matched, rows, first + r, columns, c)
+                    offer(best[r], best_indices[r], solved[r, w], c)
+            w += 1
+        r, w = r + 1, 0
+    return r, w
+
+
+@inlined
+def _decide(
+    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, memory: Memory
+) -> tuple[int, float]:
+    """Return what it took to decide about a pair, -1 if it needs the exact finish, and its value if it is solved.
+
+    The value is the one that the matcher `auction` returns, which depends on nothing but the two images.
+    """
+    left, right, work = rows.images, columns.images, memory.work
+    pair = frame_pair(left, r, right, c, settings.tolerance, settings.rounding)
+    norms = np.sqrt(left.squared_norms[r]) * np.sqrt(right.squared_norms[c])
+    floor = -np.inf
+    if least > -np.inf and norms >= SMALLEST_NORMS:
+        floor = (least - _COSINE_ROUNDING) * norms - pair.margin  # rounding of the value itself
+        if settings.sketch_channels > 0:
+            bound = _sketch_bound(rows, r, columns, c, pair, floor, settings, memory)
+            if bound < floor:
+                return SKETCHED, 0.0
+    if is_flat(pair):
+        gap, bound = settle_flat(pair, work)
+    else:
+        needed = affinity_floor(pair, floor, pair.slack)
+        if floor > -np.inf and 4 * padded(pair.n_tokens) * left.means.shape[1] <= _LARGEST_COLUMNS:
+            if _multiply_while_open(rows, r, columns, c, pair, needed, memory):
+                return WITH_PRODUCT, 0.0
+        else:
+            multiply_pair(left, r, right, c, pair, work)
+            if floor > -np.inf and _usual_bound(columns, c, pair, memory) < needed:
+                return WITH_PRODUCT, 0.0
+        gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
+        if gap == -np.inf:
+            _learn_prices(rows, r, columns, c, pair, memory)
+            return WITH_PRODUCT, 0.0
+    if not min(gap, bound) < np.inf:
+        return -1, 0.0
+    raw_i, raw_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
+    trace, value = identity_and_matched_value(raw_i, raw_j, left.double, work.permutation[: pair.n_tokens])
+    if left.token_counts[r] == right.token_counts[c]:
+        value = max(trace, value)  # as the matcher: never worse than no matching at all
+    return SOLVED, value
+
+
+@inlined
+def _multiply_while_open(
+    rows: Side, r: int, columns: Side, c: int, pair: Pair, needed: float, memory: Memory
+) -> bool:
+    """Tell whether usual prices prove all sums of affinities below `needed`; if not, these are in `memory`."""
+    left, right, work = rows.images, columns.images, memory.work
+    part = padded(pair.n_tokens) * left.means.shape[1]
+    sort_tokens(left.packed[r], left.lengths[r], r, pair.n_tokens, memory.sorted_row)
+    _set_usual_prices(columns, c, pair, memory)
+    return multiply_while_open(
+        memory.sorted_row,
+        right.packed[c, :part],
+        right.lengths[c],
+        pair.n_tokens,
+        memory.prices,
+        needed,
+        work.market.lowered,
+        work.affinity,
+    )
+
+
+@inlined
+def _set_usual_prices(columns: Side, c: int, pair: Pair, memory: Memory) -> None:
+    for s in range(padded(pair.n_tokens)):
+        inside = s < pair.n_tokens
+        memory.prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
+
+
+@inlined
+def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
+    """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
+    _set_usual_prices(columns, c, pair, memory)
+    market = memory.work.market
+    return tighten_prices(memory.work.affinity, pair.n_tokens, memory.prices, market.lowered, market.bests)
+
+
+@inlined
+def _learn_prices(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory: Memory) -> None:
+    """Let the prices that proved the last bound of an auction count in the usual prices of both images' tokens."""
+    if pair.size_i > 0.0 and pair.size_j > 0.0:
+        _average(rows, r, memory.work.market.bests, pair.n_tokens, 1.0 / pair.size_j)
+        _average(columns, c, memory.work.market.lowered, pair.n_tokens, 1.0 / pair.size_i)
+
+
+@inlined
+def _average(side: Side, image: int, prices: NDArray[np.float32], n_tokens: int, factor: float) -> None:
+    side.n_learned[image] = min(side.n_learned[image] + 1, _MOST_LEARNED)
+    weight = 1.0 / side.n_learned[image]
+    for s in range(n_tokens):
+        side.prices[image, s] += np.float32(weight * (prices[s] * factor - side.prices[image, s]))
+
+
+@inlined
+def _sketch_bound(
+    rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, settings: Settings, memory: Memory
+) -> float:
+    """Return an upper bound on the matched inner product of a pair from their sketches; see `pruning_bounds`."""
+    size = pair.size_i * pair.size_j
+    if pair.n_tokens == 1 or not size > 0.0:
+        return np.inf
+    n_channels, n, work = settings.sketch_channels, pair.n_tokens, memory.work
+    width = padded(n)
+    affinity, part = work.affinity[: width * width], width * n_channels
+    multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, n, n, affinity)
+    slack = settings.sketch_rounding * size
+    least = affinity_floor(pair, floor, slack)
+    dual = _usual_bound(columns, c, pair, memory)
+    if not dual < least:
+        _, dual = run_auction(affinity, n, size, _SKETCH_GAP * size, work.market, least)
+        if dual < np.inf:
+            _learn_prices(rows, r, columns, c, pair, memory)
+    return bound_of_dual(pair, dual, slack)

@@ -1,0 +1,175 @@
+"""The exact k most similar images, solving to the end only the pairs that bounds cannot decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.panel import PackedPanel
+from semrsm_dist.matching.search.progressive import NOBODY
+from semrsm_dist.matching.search.search import Groups, Search
+from semrsm_dist.matching.similarity import available_cores, prepare_all
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The most similar images of each query, and what it took to find them.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, (N, k)
+        Places in the database, the most similar first, equal ones by place; -1 where a query has fewer than k hits.
+    similarities : ndarray of float64, (N, k)
+        Cosine similarities after matching, as in the full matrix; NaN where there is no hit.
+    without_product : int
+        Pairs decided by bounds that need no product of their tokens.
+    sketched : int
+        Pairs decided with the product of a few channels, by the usual prices of their tokens or an auction.
+    with_product : int
+        Pairs decided with the product or a part of its rows, by the usual prices or before an auction was finished.
+    solved : int
+        Pairs matched to the end.
+    """
+
+    indices: NDArray[np.int64]
+    similarities: NDArray[np.float64]
+    without_product: int
+    sketched: int
+    with_product: int
+    solved: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that could have been hits; without a database, (i, j) and (j, i) are one."""
+        return self.without_product + self.sketched + self.with_product + self.solved
+
+
+def top_k(
+    queries: ArrayLike | Sequence[ArrayLike],
+    database: ArrayLike | Sequence[ArrayLike] | None = None,
+    k: int = 10,
+    *,
+    tolerance: float = 1e-3,
+    groups: Sequence[str | None] | None = None,
+    database_groups: Sequence[str | None] | None = None,
+    workers: int | None = None,
+) -> TopK:
+    """Return the k most similar images of each query, by the cosine similarity after matching.
+
+    The hits and their similarities are those of the full matrix, ``similarity_matrix(queries, database,
+    tolerance=tolerance)``, to the last bit. A pair is dropped as soon as an upper bound proves that it is no hit:
+    first one from sorted channels for all pairs at once, then one from a sketch of a few channels where there are
+    many, then one from the product: from the prices that the tokens of both images had in earlier auctions, and
+    where these do not suffice, from the phases of an auction. What is left is solved.
+
+    Parameters
+    ----------
+    queries : array_like, (N, S, C), or sequence of N array_like, (S_i, C)
+        Representations of N images.
+    database : array_like, (M, S, C), or sequence of M array_like, (S_j, C), optional
+        Without it, the queries themselves; an image is then not its own hit.
+    k : int
+        Hits of each query.
+    tolerance : float
+        Of the matcher `auction`, on the cosine scale.
+    groups, database_groups : sequences of N and M names, optional
+        Images of the query's group are not its hits. Names are text or whole numbers; None is in no group. Without a
+        database, only `groups`.
+    workers : int, optional
+        Threads; by default one for each core this process may use. No influence on hits and similarities; the
+        counts may differ by a few pairs.
+
+    Returns
+    -------
+    TopK
+        Images of norm zero have no similarity: they find nothing and are found by none.
+
+    Raises
+    ------
+    ConfigError
+        k, tolerance or workers out of range.
+    InputError
+        Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one an image or are
+        something else, such as NaN for a missing one.
+
+    Notes
+    -----
+    By weak duality any prices prove a bound, for one look at the affinities. Those of earlier auctions decide three
+    quarters or more of the pairs whose product is there; maxima of rows and columns, which are prices of zero, a fifth
+    to a half. Rows that are not multiplied yet are bounded by their lengths
+    (`semrsm_dist.matching.search.longest_first`).
+
+    Memory: the representations in float32 three times (as given, packed, with sorted channels) and, for sketches, an
+    eighth of that size; O(N k); and for each thread the bounds of a few queries and one image with its affinities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z = np.random.default_rng(0).normal(size=(20, 9, 4))
+    >>> found = top_k(z, k=3)
+    >>> found.indices.shape, found.pairs
+    ((20, 3), 190)
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(
+            f"k must be a positive whole number, found {k!r}: it is the number of hits of a query"
+        )
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
+    if database is None and database_groups is not None:
+        raise ConfigError("database_groups goes with a database: without one, give groups alone")
+    matcher = Auction(tolerance)
+    rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
+    codes = _group_codes(
+        groups, groups if database is None else database_groups, rows.n_images, columns.n_images
+    )
+    with threadpool_limits(1, user_api="blas"):  # the threads share the cores
+        search = Search(
+            matcher, cast(PackedPanel, rows), cast(PackedPanel, columns), min(k, columns.n_images), codes
+        )
+        search.run(workers or available_cores())
+    missing = ((0, 0), (0, k - search.best.shape[1]))
+    indices = np.pad(search.indices, missing, constant_values=NOBODY)
+    similarities = np.pad(search.best, missing)
+    nobody = indices == NOBODY
+    indices[nobody], similarities[nobody] = -1, np.nan
+    return TopK(indices, similarities, *(int(count) for count in search.counts))
+
+
+def _group_codes(
+    rows: Sequence[str | None] | None, columns: Sequence[str | None] | None, n_rows: int, n_columns: int
+) -> Groups | None:
+    """Return numbers of the groups of rows and columns, equal where the groups are; None if there are none."""
+    if rows is None and columns is None:
+        return None
+    if rows is None or columns is None:
+        raise ConfigError("groups and database_groups are compared with each other: give both, or none")
+    of_rows, of_columns = _named("groups", rows, n_rows), _named("database_groups", columns, n_columns)
+    known = {group: code for code, group in enumerate({*of_rows, *of_columns} - {None})}
+    return (
+        np.array([-1 if group is None else known[group] for group in of_rows]),
+        np.array([-2 if group is None else known[group] for group in of_columns]),
+    )
+
+
+def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str | None]:
+    """Return the groups, refusing what may stand for a missing one: equal, they would be a group."""
+    if len(groups) != n_images:
+        raise InputError(
+            f"{name}: expected a group or None for each of {n_images} images, found {len(groups)}"
+        )
+    for index, group in enumerate(groups):
+        if group is not None and not isinstance(group, (str, Integral)):
+            raise InputError(
+                f"{name}: the group of an image is text, a whole number or None, found {group!r} for image {index}; "
+                "give None where there is none"
+            )
+    return list(groups)

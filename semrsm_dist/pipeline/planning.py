@@ -1,0 +1,227 @@
+"""What a run would cost, before it starts: measured on a few of its own images, computed from its sizes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from semrsm_dist.config.schema import Data, FeaturesData, RunConfig
+from semrsm_dist.data.entries import ImageRecord, ImageSet, UnreadableImageError
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.engine import make_engine
+from semrsm_dist.engine.machine import limit_threads
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.features.arrays import FeatureArray
+from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.pipeline.inputs import Identity, model_spec, storage_itemsize
+from semrsm_dist.pipeline.sizing import choose_sizes
+from semrsm_dist.pipeline.stages.scan import make_image_set
+from semrsm_dist.plan.cost import feature_bytes, result_bytes
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import format_seconds
+from semrsm_dist.store.feature_source import open_array
+from semrsm_dist.store.features import count_tokens
+
+CALIBRATION_IMAGES = 8
+CALIBRATION_SECONDS = 2.0
+
+
+def plan_run(config: RunConfig) -> dict[str, Any]:
+    """Return what a run would cost. Nothing is written, nothing computed but a calibration.
+
+    Parameters
+    ----------
+    config
+        The run.
+
+    Returns
+    -------
+    dict
+        JSON values: images by side, seconds per image of extraction; per layer S, C, tiles, pairs, seconds per pair
+        (measured on images of the run, one core), core-hours, bytes of features and results; the sums, the free
+        disk, the memory and the estimated duration on the engine's CPUs.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As `run`, as far as the calibration meets the cause.
+    """
+    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    sides: dict[str, Data] = {"images": config.data} | ({"queries": config.queries} if config.queries else {})
+    counts, samples, image_seconds = _sample(config, sides)
+    engine = make_engine(config.engine, address=config.address, workers=config.workers)
+    try:
+        machine = engine.describe()
+    finally:
+        engine.close()
+    slots = max(1, int(str(machine["cpus"])))
+    identity = Identity(
+        {side: Manifest.from_ids([str(index) for index in range(count)]) for side, count in counts.items()},
+        {layer: {"n_tokens": z.shape[1], "n_channels": z.shape[2]} for layer, z in samples.items()},
+        {},
+    )
+    sizes = choose_sizes(config, matcher, identity, {}, workers=slots)
+    with limit_threads(1):
+        matcher.compile()
+        layers = {
+            layer: _plan_layer(config, identity, sizes.layers[layer], _measure_pair(matcher, z))
+            for layer, z in samples.items()
+        }
+    core_seconds = sum(facts["core_seconds"] for facts in layers.values())
+    extraction = image_seconds * sum(counts.values())
+    return {
+        "run": str(config.run),
+        "images": counts,
+        "matcher": {"name": matcher.name, **matcher.parameters},
+        "layers": layers,
+        "image_seconds": image_seconds,
+        "extraction_core_hours": extraction / 3600,
+        "matching_core_hours": core_seconds / 3600,
+        "seconds": (core_seconds + extraction) / slots,
+        "disk_bytes": sum(facts["feature_bytes"] + facts["result_bytes"] for facts in layers.values()),
+        "disk_free_bytes": shutil.disk_usage(_existing(config.run)).free,
+        "worker_memory_bytes": int(config.matching.worker_memory),
+        "engine": machine,
+    }
+
+
+def format_plan(plan: Mapping[str, Any]) -> str:
+    """Write a plan for people."""
+    counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
+    lines = [f"{plan['run']}: {counts}, matcher {plan['matcher']}"]
+    lines.append(
+        f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"
+    )
+    for layer, facts in plan["layers"].items():
+        lines.append(
+            f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
+            f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
+        )
+    if plan["image_seconds"]:
+        lines.append(
+            f"extraction: {1e3 * plan['image_seconds']:.0f} ms/image, {plan['extraction_core_hours']:.2f} core-hours"
+        )
+    gib = 2.0**30
+    workers = plan["engine"]["cpus"]
+    lines += [
+        f"disk: up to {plan['disk_bytes'] / gib:.2f} GiB, {plan['disk_free_bytes'] / gib:.1f} GiB free",
+        f"memory: {workers} workers of up to {plan['worker_memory_bytes'] / gib:.2f} GiB for matching, "
+        f"{plan['engine']['memory'] / gib:.1f} GiB there",
+        f"about {format_seconds(plan['seconds'])} on {workers} CPUs ({plan['engine']['engine']} engine)",
+    ]
+    return "\n".join(lines)
+
+
+def _sample(
+    config: RunConfig, sides: Mapping[str, Data]
+) -> tuple[dict[str, int], dict[str, NDArray[Any]], float]:
+    """Return image counts, features of a few images for each layer, and seconds per image of extraction."""
+    if isinstance(config.data, FeaturesData):
+        sources = {
+            side: {layer: open_array(path, data.layout) for layer, path in data.layers.items()}
+            for side, data in sides.items()
+            if isinstance(data, FeaturesData)
+        }
+        counts = {side: next(iter(layers.values())).n_images for side, layers in sources.items()}
+        samples = {
+            layer: _sample_features(source, config.data.token_counts.get(layer))
+            for layer, source in sources["images"].items()
+        }
+        return counts, samples, 0.0
+    if config.model is None:
+        raise ConfigError("images need a model; add the section model with name, weights and layers")
+    from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
+
+    image_sets = {
+        side: make_image_set(data) for side, data in sides.items() if not isinstance(data, FeaturesData)
+    }
+    records = {side: image_set.records() for side, image_set in image_sets.items()}
+    extractor = Extractor(
+        model_spec(config.model),
+        config.model.layers,
+        precision=config.model.precision,
+        batch_size=config.model.batch_size,
+    )
+    started = time.perf_counter()
+    images = _read_some(config, image_sets["images"], records["images"])
+    samples = dict(extractor(images))
+    seconds = (time.perf_counter() - started) / len(images)
+    return {side: len(found) for side, found in records.items()}, samples, seconds
+
+
+def _sample_features(source: FeatureArray, token_counts: Path | None) -> NDArray[Any]:
+    """Return features of a few images, NaN beyond an image's tokens as in the store."""
+    z = source.read(0, min(CALIBRATION_IMAGES, source.n_images))
+    counts = load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
+    beyond = np.arange(source.n_tokens) >= counts[:, None]
+    return np.where(beyond[:, :, None], np.asarray(np.nan, z.dtype), z) if beyond.any() else z
+
+
+def _read_some(config: RunConfig, image_set: ImageSet, records: Sequence[ImageRecord]) -> list[Image.Image]:
+    """Read a few images from all over the list: neighbours are often alike."""
+    images = []
+    for record in records[:: max(1, len(records) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
+        try:
+            images.append(image_set.read(record))
+        except UnreadableImageError:
+            if config.unreadable == "refuse":
+                raise
+    if not images:
+        raise InputError(
+            f"none of {CALIBRATION_IMAGES} images from all over the list can be read, so nothing can be measured; mend "
+            "the images, or check the path"
+        )
+    return images
+
+
+def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:
+    """Return the seconds of one pair: whole rows of pairs until enough time has passed."""
+    panel = matcher.prepare(z, count_tokens(z))
+    pairs, started = 0, time.perf_counter()
+    for first in range(len(z)):
+        matcher.solve_tile(panel.part(slice(first, first + 1)), panel)
+        pairs += len(z)
+        if time.perf_counter() - started > CALIBRATION_SECONDS:
+            break
+    return (time.perf_counter() - started) / pairs
+
+
+def _plan_layer(
+    config: RunConfig, identity: Identity, sizes: Mapping[str, int], pair_seconds: float
+) -> dict[str, Any]:
+    counts = identity.counts()
+    layout = Layout(counts[identity.row_side], counts["images"], sizes["side"], identity.row_side == "images")
+    n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
+    itemsize = storage_itemsize(config.features)
+    return {
+        "n_tokens": n_tokens,
+        "n_channels": n_channels,
+        "tile": layout.side,
+        "pairs": layout.total_pairs,
+        "pair_seconds": pair_seconds,
+        "core_seconds": pair_seconds * layout.total_pairs,
+        "feature_bytes": sum(
+            feature_bytes(count, n_tokens, n_channels, itemsize) for count in counts.values()
+        ),
+        "result_bytes": result_bytes(
+            layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
+        ),
+    }
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder above a path that exists, to ask for its disk."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        if folder.is_dir():
+            return folder
+    return Path(tempfile.gettempdir())

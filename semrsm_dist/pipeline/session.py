@@ -1,0 +1,128 @@
+"""One session of a run: what every stage shares, and the one way in which stages hand out work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Task
+from semrsm_dist.engine.scheduler import Failure, run_tasks
+from semrsm_dist.progress import Reporter
+from semrsm_dist.store.directory import RunDirectory
+
+
+@dataclass
+class Session:
+    """What the stages share.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    directory
+        The run directory, locked by this process.
+    engine
+        Where the work runs.
+    reporter
+        Where progress is told.
+    stop
+        Set to end the session between two units of work.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    engine: Engine
+    reporter: Reporter
+    stop: threading.Event = field(default_factory=threading.Event)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, dict[str, float]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(float))
+    )
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Tell something that does not stop the run but belongs into its summary."""
+        self.warnings.append(message)
+        self.reporter.note(f"warning: {message}")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def work(
+        self,
+        stage: str,
+        start_pool: Callable[[], Pool],
+        tasks: Sequence[Task],
+        *,
+        total: int,
+        done: int,
+        unit: str,
+        amount: Callable[[Receipt], int],
+        effort: Callable[[Receipt], float] | None = None,
+        on_value: Callable[[Receipt], None] | None = None,
+    ) -> list[Failure]:
+        """Run the tasks of a stage, with progress, and return the units that were set aside.
+
+        Parameters
+        ----------
+        stage
+            Name of the stage; its receipts' counts add up under it.
+        start_pool
+            Makes the pool; called inside the timed part.
+        tasks
+            What to do.
+        total, done, unit
+            For the progress: units of the whole stage, and how many an earlier session finished.
+        amount
+            How many units a good receipt stands for.
+        effort
+            How long a good receipt's work was estimated to take, where units are not alike. The costs of the tasks
+            are then in the same measure, and the time left is told from both.
+        on_value
+            Called with each good receipt that carries a value.
+        """
+        failures: list[Failure] = []
+        left = None if effort is None else sum(task.cost for task in tasks)
+        with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
+            pool = start_pool()
+
+            def receive(receipt: Receipt) -> None:
+                if receipt.error is not None:
+                    return
+                for name, count in receipt.counts.items():
+                    self.counts[stage][name] += count
+                if on_value is not None and receipt.value is not None:
+                    on_value(receipt)
+                shown.advance(amount(receipt), None if effort is None else effort(receipt))
+
+            failures = run_tasks(
+                pool,
+                tasks,
+                attempts=self.config.matching.attempts,
+                on_receipt=receive,
+                on_idle=shown.tick,
+                stop=self.stop,
+            )
+            if not self.stop.is_set():
+                pool.close()
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        for failure in failures:
+            self.directory.append_event("failed", stage=stage, unit=str(failure.unit), error=failure.error)
+        return failures
+
+
+def slices(total: int, size: int) -> list[tuple[int, int]]:
+    """Cut `range(total)` into consecutive (start, stop) of at most `size`."""
+    return [(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,192 @@
+"""What a session tells about finished matrices: certificates and retrieval scores, read chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import InputError
+from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.evaluation.retrieval import RetrievalTask, Side, retrieval_scores
+from semrsm_dist.pipeline.inputs import Identity
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import Stage
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.matrices import MatrixStore
+
+SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "global average pooling"
+METHODS = (SPATIAL, POOLED, SEMANTIC)
+
+CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
+NAMED = 5
+"""How many images a warning names."""
+
+
+def evaluate(session: Session, identity: Identity, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+    """Return certificates and retrieval scores, those of the last summary if they still hold.
+
+    Returns
+    -------
+    dict
+        `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores.
+    """
+    evaluated = _dependence(session, layouts)
+    known = session.directory.read_summary() or {}
+    computed = session.counts["matching"]["computed"] or session.counts["assembly"]["computed"]
+    if not computed and known.get("evaluated") == evaluated:
+        certificates = {
+            layer: {name: facts[name] for name in CERTIFICATE} for layer, facts in known["layers"].items()
+        }
+        return {"evaluated": evaluated, "certificates": certificates, "retrieval": known["retrieval"]}
+    run = Run(session.directory.path)
+    is_labelled = all(any(identity.manifests[side].labels()) for side in (identity.row_side, "images"))
+    total = sum(layout.n_rows for layout in layouts.values()) * (1 + len(METHODS) * is_labelled)
+    certificates, scores = {}, []
+    with session.reporter.stage("evaluation", total, "rows") as shown:
+        watched = _Watched(session, shown)
+        for layer, layout in layouts.items():
+            certificates[layer] = _certificate(run, layer, layout, watched)
+            scores += _retrieval(session, identity, run, layer, watched) if is_labelled else []
+    return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
+
+
+def retrieval_task(
+    images: Manifest, queries: Manifest | None = None, *, near_duplicates: bool = False
+) -> RetrievalTask:
+    """Return the retrieval that a run is judged by: its images among themselves, or queries in them.
+
+    Parameters
+    ----------
+    images, queries
+        The manifests of the run's sides.
+    near_duplicates
+        Whether images of the query's group count as hits.
+    """
+
+    def side(manifest: Manifest) -> Side:
+        groups = None if near_duplicates else manifest.groups()
+        return Side(manifest.labels(), groups, manifest.contents())
+
+    return RetrievalTask(side(images)) if queries is None else RetrievalTask(side(queries), side(images))
+
+
+def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
+    """Raise InputError unless some image of each side has labels."""
+    for side, manifest in (("images", images), ("queries", queries)):
+        if manifest is not None and not any(manifest.labels()):
+            raise InputError(
+                f"{side}: none has labels, and without them hits cannot be judged: give a table with labels, or a "
+                "folder with a subfolder for each class"
+            )
+
+
+def warn_of_zeros(session: Session, identity: Identity, layers: Mapping[str, Any]) -> None:
+    """Tell which images have no similarity to any other, because their representation is zero."""
+    for layer in layers:
+        for side, manifest in identity.manifests.items():
+            norms = FeatureStore(session.directory.features, side, layer).read_squared_norms()
+            zero = np.flatnonzero(norms == 0)
+            if zero.size:
+                names = manifest.image_ids()
+                shown = ", ".join(repr(names[index]) for index in zero[:NAMED])
+                session.warn(
+                    f"layer {layer}: the representation of {zero.size} of {norms.size} {side} is zero ({shown}"
+                    f"{', ...' if zero.size > NAMED else ''}); their cosine similarities are undefined (NaN), and "
+                    "retrieval leaves them out"
+                )
+
+
+class _Watched:
+    """Lets the session see, and end, what reads rows."""
+
+    def __init__(self, session: Session, shown: Stage) -> None:
+        self._session, self._shown = session, shown
+
+    def advance(self, n_rows: int) -> None:
+        if self._session.stop.is_set():
+            raise KeyboardInterrupt
+        self._shown.advance(n_rows)
+
+    def reader(self, read_rows: RowReader) -> RowReader:
+        def read(rows: slice) -> NDArray[np.float64]:
+            block = read_rows(rows)
+            self.advance(len(block))
+            return block
+
+        return read
+
+
+def _dependence(session: Session, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+    """Return what may change from one session to the next: the question, and how the layers are assembled."""
+    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layouts}
+    return {
+        "retrieval": session.config.retrieval.model_dump(mode="json"),
+        "recipes": {layer: store.read_attributes()["recipe"] for layer, store in stores.items()},
+    }
+
+
+def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dict[str, Any]:
+    """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
+    matrices = run.matrices(layer)
+    gap = matrices.matrix("gap")
+    norms_i, norms_j = (np.sqrt(matrices.coordinate(f"squared_norm_{side}")) for side in "ij")
+    total, count, largest = 0.0, 0, -math.inf
+    # Chunk by chunk, each read once: rows of a large matrix would not fit.
+    chunks = Layout(layout.n_rows, layout.n_columns, gap.chunk_side, layout.symmetric)
+    for row, column in chunks.tiles():
+        rows, columns = chunks.rows(row), chunks.columns(column)
+        scale = norms_i[rows, None] * norms_j[None, columns]
+        defined = scale > 0
+        if layout.symmetric and row == column:
+            defined = np.triu(defined, k=1)
+        cosine_gap = gap.read((rows, columns))[defined] / scale[defined]
+        if cosine_gap.size:
+            total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
+            largest = max(largest, float(cosine_gap.max()))
+        watched.advance(rows.stop - rows.start if column == chunks.column_panels - 1 else 0)
+    zero = int(np.count_nonzero(norms_i == 0))
+    zero += 0 if layout.symmetric else int(np.count_nonzero(norms_j == 0))
+    return {
+        "mean_gap": total / count if count else None,
+        "max_gap": largest if count else None,
+        "undefined_images": zero,
+    }
+
+
+def _retrieval(
+    session: Session, identity: Identity, run: Run, layer: str, watched: _Watched
+) -> list[dict[str, Any]]:
+    kernel, ks = session.config.retrieval.kernel, session.config.retrieval.k
+    task = retrieval_task(identity.manifests["images"], identity.manifests.get("queries"))
+    pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
+    queries = FeatureStore(session.directory.features, identity.row_side, layer).read_pooled()
+    readers: dict[str, RowReader] = {
+        SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
+        POOLED: cosine_rows(queries, pooled),
+        SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
+    }
+    scores = []
+    for method in METHODS:
+        for score in retrieval_scores(
+            watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_side(layer)
+        ):
+            scores.append(
+                {
+                    "layer": layer,
+                    "method": method,
+                    "kernel": "cosine" if method == POOLED else kernel,
+                    "k": score.k,
+                    "f1": score.f1,
+                    "n_queries": score.n_queries,
+                    "n_left_out": score.n_left_out,
+                }
+            )
+    return scores

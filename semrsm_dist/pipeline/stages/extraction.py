@@ -1,0 +1,138 @@
+"""Extraction: find the panels that are missing, and have actors make them from images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from semrsm_dist.engine.protocol import Resources, Task
+from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.pipeline.faults import first_cause
+from semrsm_dist.pipeline.inputs import model_spec
+from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, Panel, PanelNews, SideImages
+from semrsm_dist.store.features import FeatureStore
+
+TASK_PANELS = 8
+"""Panels of a task at most, so that images are read ahead of the model."""
+
+
+def extract_features(
+    session: Session,
+    sides: Mapping[str, SideImages],
+    *,
+    facts: Mapping[str, Any],
+    layers: Mapping[str, Mapping[str, int]],
+    precision: str,
+    batch_size: int,
+    panel: int,
+) -> None:
+    """Extract what is missing of the features; all layers come from one pass of the model.
+
+    Where nothing is missing, no library that runs models is loaded.
+
+    Parameters
+    ----------
+    session
+        The session.
+    sides, facts, layers, precision, batch_size, panel
+        As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
+        output depend on it.
+
+    Raises
+    ------
+    InputError
+        If features are not finite, naming the images and the layers.
+    WorkError
+        If some panels could not be extracted.
+    """
+    config = session.config.model
+    if config is None:
+        raise ValueError("extraction needs a model section; the configuration was validated to have one")
+    n_images = {
+        Panel(side, index): stop - start
+        for side, images in sides.items()
+        for index, (start, stop) in enumerate(slices(len(images.rows), panel))
+    }
+    present = {
+        Panel(side, index) for side in sides for index in _present(session.directory.features, side, layers)
+    }
+    missing = [unit for unit in n_images if unit not in present]
+    session.counts["extraction"]["found"] += len(present)
+    session.counts["extraction"]["computed"] += len(missing)
+    if not missing:
+        return
+    gpus = session.engine.gpus
+    count = config.actors or min(len(missing), gpus or session.engine.slots)
+    factory = ExtractorFactory(
+        run=session.directory.path,
+        sides={side: sides[side] for side in {unit.side: None for unit in missing}},
+        spec=model_spec(config),
+        facts=facts,
+        layers=layers,
+        precision=precision,
+        batch_size=batch_size,
+        panel=panel,
+        gpus=1 if gpus else 0,
+    )
+    resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
+    batch = max(1, min(TASK_PANELS, len(missing) // (4 * count)))
+    _warn_of_other_batches(session, batch_size, panel)
+    news: list[PanelNews] = []
+    failures = session.work(
+        "extraction",
+        lambda: session.engine.start_actors(factory, count, resources),
+        [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
+        total=sum(n_images.values()),
+        done=sum(n_images[unit] for unit in present),
+        unit="images",
+        amount=lambda receipt: int(receipt.counts["images"]),
+        on_value=lambda receipt: news.append(cast("PanelNews", receipt.value)),
+    )
+    _warn_of_smaller_batches(session, batch_size, news)
+    _raise_if_refused([item for told in news for item in told.refused])
+    if failures:
+        raise WorkError(
+            f"{len(failures)} of {len(n_images)} panels of {' and '.join(sides)} could not be extracted; the others "
+            f"are kept and the same command tries again. First cause: {first_cause(failures)}"
+        )
+
+
+def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
+    """Return the numbers of the panels that no layer lacks."""
+    return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
+
+
+def _warn_of_other_batches(session: Session, batch_size: int, panel: int) -> None:
+    asked = session.config.model.batch_size if session.config.model else batch_size
+    if asked == batch_size:
+        return
+    reason = (
+        f"panels of {panel} images are the largest batches"
+        if asked > panel and batch_size == panel
+        else "the run was begun with them"
+    )
+    session.warn(f"model.batch_size: {asked}: images are extracted in batches of {batch_size}, as {reason}")
+
+
+def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[PanelNews]) -> None:
+    halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
+    if halved:
+        session.warn(
+            f"a GPU's memory did not suffice for batches of {batch_size} images; batches of down to {min(halved)} "
+            "took their place, on which the last bits of features depend"
+        )
+
+
+def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:
+    if not refused:
+        return
+    layers = sorted({layer for layer, _ in refused})
+    images = sorted({image for _, image in refused})
+    more = f" and {len(images) - 5} more" if len(images) > 5 else ""
+    raise InputError(
+        f"features of {', '.join(repr(image) for image in images[:5])}{more} in layer {', '.join(layers)} are NaN or "
+        "infinite; no similarity can be computed from them: if half precision overflowed, use model.precision: float32 "
+        "and features.dtype: float32, else leave these images out; then start in a new run directory"
+    )

@@ -1,0 +1,225 @@
+"""What a worker does in extraction: it holds the model, reads images, and writes panels for all layers at once."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from semrsm_dist.data.entries import ImageSet
+from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
+from semrsm_dist.engine.local import own_gpu
+from semrsm_dist.engine.protocol import Receipt, Worker
+from semrsm_dist.errors import InputError, ResumeError
+from semrsm_dist.pipeline.faults import failure_receipt
+from semrsm_dist.pipeline.inputs import describe_model
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.fingerprint import differences, flatten
+
+if TYPE_CHECKING:
+    from semrsm_dist.features.extractor import Extractor, Prepared
+    from semrsm_dist.features.models import ModelSpec
+
+READERS = 4
+"""Threads that decode and resize images beside the model: for a photograph that takes as long as a small network.
+
+It is also how many images of full size a worker holds at most; what waits for the model is resized.
+"""
+
+
+class Panel(NamedTuple):
+    """Images of one side whose features are written together: the unit of this stage."""
+
+    side: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.side}/{self.number}"
+
+
+@dataclass(frozen=True)
+class SideImages:
+    """What one side of the matrix is made of.
+
+    Parameters
+    ----------
+    image_set, rows
+        The readable images, in the order of the matrix, with the hashes that their content must have.
+    """
+
+    image_set: ImageSet
+    rows: tuple[ManifestRow, ...]
+
+    @classmethod
+    def of(cls, image_set: ImageSet, manifest: Manifest) -> SideImages:
+        """Return the readable images of a manifest."""
+        return cls(image_set, tuple(row for row in manifest.rows if row.status == OK))
+
+
+@dataclass(frozen=True)
+class ExtractorFactory:
+    """Makes an extraction worker where it is called: the model is loaded in the actor, not sent to it.
+
+    One worker serves all sides, so that the model is loaded once for queries and database together.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    sides
+        The images of each of its sides.
+    spec, facts, layers
+        The model, and what `describe_model` must find when it is loaded: its facts and the sizes of its layers.
+    precision, batch_size
+        How the model runs.
+    panel
+        Images of a feature chunk.
+    gpus
+        GPUs of a worker; with 0 the model runs on the CPU.
+    """
+
+    run: Path
+    sides: Mapping[str, SideImages]
+    spec: ModelSpec
+    facts: Mapping[str, Any]
+    layers: Mapping[str, Mapping[str, int]]
+    precision: str
+    batch_size: int
+    panel: int
+    gpus: int
+
+    def __call__(self) -> Worker:
+        """Load the model and return the worker.
+
+        Raises
+        ------
+        ConfigError
+            If there is to be a GPU, but torch cannot use it.
+        ResumeError
+            If the model found here is not the run's.
+        """
+        from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
+        from semrsm_dist.features.outputs import OUTPUTS, OutputExtractor  # noqa: PLC0415
+
+        extractor = (OutputExtractor if set(self.layers) == {OUTPUTS} else Extractor)(
+            self.spec,
+            tuple(self.layers),
+            precision=self.precision,
+            device=choose_device(self.gpus),
+            batch_size=self.batch_size,
+        )
+        self._require_same_model(*describe_model(extractor.model, extractor.layers))
+        return _ExtractionWorker(self, extractor)
+
+    def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, Mapping[str, int]]) -> None:
+        changed = differences(
+            flatten({"model": self.facts, "layers": self.layers}), flatten({"model": facts, "layers": layers})
+        )
+        if changed:
+            key, expected, found = changed[0]
+            raise ResumeError(
+                f"the model {self.spec.name!r} found on {socket.gethostname()} is not the run's: {key} is "
+                f"{found} there, but {expected} in the run; mixing them would spoil the matrix: give all nodes "
+                "the same weights and the same versions of this package, torch and timm"
+            )
+
+
+def choose_device(gpus: int) -> str:
+    """Return torch's name of the device for the calling worker, which was given so many GPUs.
+
+    Never `auto`: a GPU that torch cannot use is an error, not a slow and half precise run on the CPU.
+    """
+    return f"cuda:{own_gpu()}" if gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class PanelNews:
+    """What a receipt of a panel tells beside its success.
+
+    Attributes
+    ----------
+    refused
+        Layers and images whose features are not finite; the panel was not written.
+    smaller_batch
+        Size of the batches from now on in this worker, if the GPU's memory did not suffice for more.
+    """
+
+    refused: tuple[tuple[str, str], ...] = ()
+    smaller_batch: int | None = None
+
+
+class _ExtractionWorker:
+    def __init__(self, setup: ExtractorFactory, extractor: Extractor) -> None:
+        self._setup = setup
+        self._extractor = extractor
+        features = RunDirectory(setup.run).features
+        self._stores = {
+            side: {layer: FeatureStore(features, side, layer) for layer in setup.layers}
+            for side in setup.sides
+        }
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Extract panels; the next panel's images are read while the model is at work."""
+        panels = cast("tuple[Panel, ...]", units)
+        with ThreadPoolExecutor(READERS) as readers:
+            pending = self._start_reading(readers, panels[0])
+            for position, panel in enumerate(panels):
+                images = pending
+                if position + 1 < len(panels):
+                    pending = self._start_reading(readers, panels[position + 1])
+                try:
+                    yield self._extract(panel, [image.result() for image in images])
+                except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
+                    yield failure_receipt(panel, error, self._setup.run)
+
+    def _start_reading(self, readers: ThreadPoolExecutor, panel: Panel) -> list[Future[Prepared]]:
+        image_set = self._setup.sides[panel.side].image_set
+        return [readers.submit(self._read, image_set, row) for row in self._rows(panel)]
+
+    def _read(self, image_set: ImageSet, row: ManifestRow) -> Prepared:
+        loaded = image_set.load(row.record)
+        if loaded.sha256 != row.sha256:
+            raise InputError(
+                f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "
+                f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
+                "old content: put the old content back and start the same command, or begin a new run directory"
+            )
+        return self._extractor.transform(loaded.image)
+
+    def _rows(self, panel: Panel) -> tuple[ManifestRow, ...]:
+        start = panel.number * self._setup.panel
+        return self._setup.sides[panel.side].rows[start : start + self._setup.panel]
+
+    def _extract(self, panel: Panel, images: list[Prepared]) -> Receipt:
+        from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
+
+        rows, batch_size = self._rows(panel), self._extractor.batch_size
+        try:
+            features = self._extractor(images)
+        except NonFiniteFeaturesError as error:
+            refused = [(error.layer, rows[index].image_id) for index in error.indices]
+            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
+        stores = self._stores[panel.side]
+        missing = {layer: store for layer, store in stores.items() if not store.has_panel(panel.number)}
+        with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
+            stored = {
+                layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
+            }
+        refused = [
+            (layer, rows[index].image_id)
+            for layer, z in stored.items()
+            for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
+        ]
+        if refused:
+            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
+        for layer, store in missing.items():
+            store.write_panel(panel.number, stored[layer])
+        now = self._extractor.batch_size
+        news = PanelNews(smaller_batch=now) if now < batch_size else None
+        return Receipt(panel, counts={"images": len(rows)}, value=news)

@@ -1,0 +1,171 @@
+"""Matching: find the tiles that are missing in each layer, and have them solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.engine.scheduler import Failure
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.sizing import panel_budget
+from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
+from semrsm_dist.plan.cost import choose_block_side, guess_pair_seconds
+from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
+from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.tiles import BlockStore
+
+TASKS_PER_WORKER = 8
+"""At least so many tasks for each worker, so that uneven ones even out."""
+
+SHORTEST_TASK = 0.5
+"""Seconds below which a task is not worth handing out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """What is left to solve in one layer.
+
+    Parameters
+    ----------
+    layer, layout
+        The layer and its layout.
+    wanted
+        The tiles that are missing.
+    pair_seconds
+        Estimated seconds of one pair.
+    panel_bytes
+        Memory of one prepared panel.
+    """
+
+    layer: str
+    layout: Layout
+    wanted: Sequence[tuple[int, int]]
+    pair_seconds: float
+    panel_bytes: int
+
+    def count_found_pairs(self) -> int:
+        """Return the pairs of the tiles that are not missing."""
+        return self.layout.total_pairs - sum(self.layout.n_pairs(*tile) for tile in self.wanted)
+
+
+def match_layers(
+    session: Session,
+    matcher: Matcher,
+    layouts: Mapping[str, Layout],
+    *,
+    row_side: str,
+    sizes: Mapping[str, Mapping[str, int]],
+    panel: int,
+) -> list[Failure]:
+    """Solve what is missing of the tiles of all layers, and return those that were set aside.
+
+    Parameters
+    ----------
+    session
+        The session.
+    matcher
+        What solves them.
+    layouts, row_side
+        As in `MatchingWorker`.
+    sizes
+        `n_tokens` and `n_channels` of each layer.
+    panel
+        Images of a feature chunk.
+    """
+    works = [_find_work(session, matcher, layer, layouts[layer], sizes[layer]) for layer in layouts]
+    if not any(work.wanted for work in works):
+        return []
+    with session.timed("compile"):
+        matcher.compile()
+    config, by_layer = session.config.matching, {work.layer: work for work in works}
+    budget = panel_budget(session.config, matcher, sizes, panel)
+    worker = MatchingWorker(
+        session.directory.path,
+        row_side,
+        dict(layouts),
+        matcher.name,
+        dict(matcher.parameters),
+        panel_bytes={work.layer: work.panel_bytes for work in works},
+        room=budget,
+    )
+
+    def effort(receipt: Receipt) -> float:
+        return by_layer[cast("Tile", receipt.unit).layer].pair_seconds * receipt.counts["pairs"]
+
+    failures = session.work(
+        "matching",
+        lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
+        plan_tasks(works, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget),
+        total=sum(layout.total_pairs for layout in layouts.values()),
+        done=sum(work.count_found_pairs() for work in works),
+        unit="pairs",
+        amount=lambda receipt: int(receipt.counts["pairs"]),
+        effort=effort,
+    )
+    session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
+    return failures
+
+
+def _find_work(
+    session: Session, matcher: Matcher, layer: str, layout: Layout, sizes: Mapping[str, int]
+) -> LayerWork:
+    """Make a place for a layer's tiles and return what is missing there."""
+    store = BlockStore(session.directory.blocks, layer)
+    store.create(layout.n_rows, layout.n_columns, layout.side)
+    damaged = _remove_damaged(session, store)
+    if damaged:
+        session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
+    present = store.present()
+    session.counts["matching"]["found"] += len(present)
+    n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
+    return LayerWork(
+        layer,
+        layout,
+        [tile for tile in layout.tiles() if tile not in present],
+        guess_pair_seconds(matcher.name, n_tokens, n_channels),
+        matcher.panel_bytes(layout.side, n_tokens, n_channels),
+    )
+
+
+def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]]:
+    """Read what an unfinished session left, once: a crash of the machine can leave unreadable chunks."""
+    if MatrixStore(session.directory.matrices, store.layer).is_complete():
+        return []
+    with session.timed("check"):
+        return store.remove_damaged()
+
+
+def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float, budget: int) -> list[Task]:
+    """Turn missing tiles into tasks: large blocks first, single tiles at the tail.
+
+    Parameters
+    ----------
+    layers
+        The work of each layer.
+    workers
+        Number of workers that will share the tasks.
+    task_seconds
+        Wanted duration of a task; less where the work would not go round.
+    budget
+        Memory of one worker for panels, in bytes.
+    """
+    works = {work.layer: work for work in layers}
+
+    def seconds(tiles: Sequence[Tile]) -> float:
+        return sum(
+            works[tile.layer].pair_seconds * works[tile.layer].layout.n_pairs(tile.row, tile.column)
+            for tile in tiles
+        )
+
+    total = sum(seconds([Tile(work.layer, *tile) for tile in work.wanted]) for work in layers)
+    target = min(task_seconds, max(total / (TASKS_PER_WORKER * workers), SHORTEST_TASK))
+    blocks: list[list[Tile]] = []
+    for work in layers:
+        side = choose_block_side(work.pair_seconds, work.layout.side, target, work.panel_bytes, budget)
+        for block in plan_blocks(work.layout, work.wanted, side):
+            blocks.append([Tile(work.layer, row, column) for row, column in block])
+    blocks.sort(key=seconds, reverse=True)
+    return [Task(units=tuple(part), cost=seconds(part)) for part in split_tail(blocks, workers)]

@@ -1,0 +1,131 @@
+"""What a worker does in matching: it holds prepared panels, solves tiles and writes them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.matching.panel import Panel
+from semrsm_dist.pipeline.faults import failure_receipt
+from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore, count_tokens
+from semrsm_dist.store.tiles import BlockStore
+
+_Key = tuple[str, str, int]
+"""Side, layer and number of a panel."""
+
+
+class _Held(threading.local):
+    """What a thread of a worker holds over tiles and tasks: prepared panels, and the stores that it has opened."""
+
+    def __init__(self) -> None:
+        self.panels: dict[_Key, Panel] = {}
+        self.features = cache(FeatureStore)
+        self.blocks = cache(BlockStore)
+
+    def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
+        return _Held, ()  # a worker travels without them
+
+
+@dataclass(frozen=True)
+class MatchingWorker:
+    """Solves tiles: loads the panels that it does not hold, matches, writes the tile, and says so.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    row_side
+        `images` in a symmetric run, `queries` in a rectangular one. Columns are always `images`.
+    layouts
+        The layout of each layer.
+    matcher, parameters
+        The matcher and its parameters.
+    panel_bytes
+        Memory of a prepared panel of each layer.
+    room
+        Memory for panels in bytes. The two of a tile are held even if they take more.
+    """
+
+    run: Path
+    row_side: str
+    layouts: Mapping[str, Layout]
+    matcher: str
+    parameters: Mapping[str, int | float]
+    panel_bytes: Mapping[str, int]
+    room: int
+    _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Solve tiles, which should be ordered by column; yield a receipt for each."""
+        matcher = make_matcher(self.matcher, **self.parameters)
+        tiles = cast("tuple[Tile, ...]", units)
+        for index, tile in enumerate(tiles):
+            try:
+                yield Receipt(tile, counts=self._solve(tiles[index:], matcher))
+            except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
+                yield failure_receipt(tile, error, self.run)
+
+    def _solve(self, tiles: Sequence[Tile], matcher: Matcher) -> dict[str, float]:
+        """Solve the first of the tiles that are still to come."""
+        tile = tiles[0]
+        started = time.perf_counter()
+        rows, columns = self._load(tiles, matcher)
+        loaded = time.perf_counter()
+        layout = self.layouts[tile.layer]
+        result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
+        solved = time.perf_counter()
+        gap = result.upper_bound - result.matched
+        blocks = self._held.blocks(RunDirectory(self.run).blocks, tile.layer)
+        blocks.write((tile.row, tile.column), result.matched, result.identity, gap)
+        return {
+            "pairs": layout.n_pairs(tile.row, tile.column),
+            "tiles": 1,
+            "load_seconds": loaded - started,
+            "product_seconds": result.products,
+            "match_seconds": result.solving,
+            "solve_seconds": solved - loaded - result.products - result.solving,
+            "write_seconds": time.perf_counter() - solved,
+        }
+
+    def _load(self, tiles: Sequence[Tile], matcher: Matcher) -> list[Panel]:
+        """Return the panels of the first tile, making room by those that the next ones need last."""
+        panels = self._held.panels
+        needed = self._keys(tiles[0])
+        for key in needed:
+            if key not in panels:
+                self._make_room(key, needed, tiles)
+                panels[key] = self._read(matcher, *key)
+        return [panels[key] for key in needed]
+
+    def _make_room(self, key: _Key, needed: Sequence[_Key], tiles: Sequence[Tile]) -> None:
+        panels = self._held.panels
+        wanted: dict[_Key, int] = {}
+        for place, tile in enumerate(tiles):
+            for coming in self._keys(tile):
+                wanted.setdefault(coming, place)
+        # Unwanted panels go first, then those that are wanted last; needed ones stay.
+        leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, len(tiles)), held))
+        taken = sum(self.panel_bytes[layer] for _, layer, _ in [*panels, key])
+        while leaving and taken > self.room:
+            gone = leaving.pop()
+            del panels[gone]
+            taken -= self.panel_bytes[gone[1]]
+
+    def _keys(self, tile: Tile) -> tuple[_Key, _Key]:
+        return (self.row_side, tile.layer, tile.row), ("images", tile.layer, tile.column)
+
+    def _read(self, matcher: Matcher, side: str, layer: str, panel: int) -> Panel:
+        layout = self.layouts[layer]
+        images = layout.columns(panel) if side == "images" else layout.rows(panel)
+        z = self._held.features(RunDirectory(self.run).features, side, layer).read(images)
+        return matcher.prepare(z, count_tokens(z))

@@ -1,0 +1,107 @@
+"""What a model's head says of a run's images: extracted like a layer of one token, kept beside the run's features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import FeaturesData, RunConfig
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.pipeline.inputs import model_spec
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.extraction import extract_features
+from semrsm_dist.pipeline.stages.extraction_worker import SideImages
+from semrsm_dist.pipeline.stages.scan import make_image_set
+from semrsm_dist.store.features import FeatureStore
+
+if TYPE_CHECKING:
+    from semrsm_dist.features.models import LoadedModel
+
+SIDE = "images"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutputs:
+    """The outputs of a model's head.
+
+    Attributes
+    ----------
+    logits : (N, K)
+        Before softmax or sigmoid.
+    meaning
+        `classes` where one of K is named, `labels` where each of K is said yes or no to.
+    """
+
+    logits: NDArray[np.float32]
+    meaning: str
+
+
+def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[LoadedModel, str]:
+    """Return the model of a configuration and what its outputs mean, before anything is computed.
+
+    Raises
+    ------
+    ConfigError
+        If there is no model, or no probabilities can be made of its outputs; see
+        `semrsm_dist.features.outputs.find_meaning`.
+    """
+    if config.model is None or isinstance(config.data, FeaturesData):
+        raise ConfigError(
+            "ready-made features come without a model, so nothing says how it classifies the images; give its "
+            "probabilities as an array (images, classes): --with probabilities=FILE.npy"
+        )
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where a model is needed
+    from semrsm_dist.features.outputs import find_meaning  # noqa: PLC0415
+
+    model = load_model(model_spec(config.model))
+    return model, find_meaning(model, meaning)
+
+
+def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: str | None) -> ModelOutputs:
+    """Extract what is missing of the outputs for a run's images, and read them.
+
+    Parameters
+    ----------
+    session
+        The session.
+    record
+        The run's record.
+    given
+        What the outputs mean, if the weights do not say.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run yet, or no probabilities can be made of the outputs.
+    InputError, ResumeError, WorkError
+        As `extract_features`.
+    """
+    config = session.config
+    model, meaning = require_outputs(config, given)
+    if record is None or config.model is None or isinstance(config.data, FeaturesData):
+        raise ConfigError(
+            f"{session.directory.path}: there is no run here yet whose images to classify; start it"
+        )
+    from semrsm_dist.features.outputs import OUTPUTS, describe_outputs  # noqa: PLC0415 - as above
+
+    manifest = Manifest.from_parquet(session.directory.manifest(SIDE))
+    sizes = describe_outputs(model)
+    store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
+    store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record["panel"], "float32")
+    store.remove_damaged()
+    extract_features(
+        session,
+        {SIDE: SideImages.of(make_image_set(config.data), manifest)},
+        facts=record["cached"]["model"]["facts"],
+        layers={OUTPUTS: {"n_tokens": sizes.n_tokens, "n_channels": sizes.n_channels}},
+        precision=record["cached"]["model"]["precision"],
+        batch_size=record["batch_size"],
+        panel=record["panel"],
+    )
+    logits = store.read(slice(0, len(manifest.readable)))[:, 0].astype(np.float32, copy=False)
+    return ModelOutputs(logits, meaning)

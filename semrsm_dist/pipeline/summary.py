@@ -1,0 +1,178 @@
+"""The summary of a session: times, rates, certificates, what was found and computed, retrieval scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from semrsm_dist.pipeline.inputs import Identity
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, evaluate, warn_of_zeros
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import format_seconds
+
+STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
+WORKER_PARTS = {
+    "product": "affinity products",
+    "match": "matching",
+    "solve": "solving",
+    "load": "loading",
+    "write": "writing",
+}
+"""What a worker's time on tiles goes into, and what people call it.
+
+Solving is all of it, or what is left of it where the matcher tells products and matching apart.
+"""
+
+
+def summarise(
+    session: Session, identity: Identity, layouts: Mapping[str, Layout], *, total_seconds: float
+) -> dict[str, Any]:
+    """Return the summary of a session whose layers are all assembled.
+
+    Returns
+    -------
+    dict
+        JSON values only; numbers that are undefined are None.
+    """
+    warn_of_zeros(session, identity, layouts)
+    with session.timed("evaluation"):
+        found = evaluate(session, identity, layouts)
+    layers = {
+        layer: {
+            **identity.layers[layer],
+            "pairs": layouts[layer].total_pairs,
+            **found["certificates"][layer],
+        }
+        for layer in layouts
+    }
+    matching = session.counts["matching"]
+    seconds = {stage: session.seconds[stage] for stage in STAGES if stage in session.seconds}
+    pairs = matching["pairs"]
+    rate = pairs / seconds["matching"] if pairs else None
+    summary: dict[str, Any] = _plain(
+        {
+            "run": str(session.directory.path),
+            "images": identity.counts(),
+            "unreadable": {side: len(manifest.unreadable) for side, manifest in identity.manifests.items()},
+            "layers": layers,
+            "matcher": {key: value for key, value in identity.facts.items() if key.startswith("matching.")},
+            "work": {
+                stage: {key: int(counts[key]) for key in ("found", "computed")}
+                for stage, counts in session.counts.items()
+                if "computed" in counts or "found" in counts
+            },
+            "pairs_computed": int(pairs),
+            "pairs_per_second": rate,
+            "seconds": {
+                **seconds,
+                "total": total_seconds + session.seconds["evaluation"],
+            },
+            "worker_seconds": {
+                part: matching[f"{part}_seconds"] for part in WORKER_PARTS if matching[f"{part}_seconds"]
+            },
+            "retrieval": found["retrieval"],
+            "evaluated": found["evaluated"],
+            "engine": session.engine.describe(),
+            "warnings": session.warnings,
+        }
+    )
+    return summary
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Write a summary for people."""
+    work = summary["work"]
+    counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
+    lines = [f"{summary['run']}: {counts}, {len(summary['layers'])} layers, complete"]
+    computed = sum(stage["computed"] for stage in work.values())
+    if computed == 0:
+        lines.append("everything was there already; nothing was computed")
+    lines += ["", _layer_table(summary), ""]
+    seconds = summary["seconds"]
+    stages = ", ".join(
+        f"{stage} {format_seconds(value)}" for stage, value in seconds.items() if stage != "total"
+    )
+    lines.append(f"time: {format_seconds(seconds['total'])} ({stages})")
+    if summary["pairs_per_second"]:
+        lines.append(
+            f"matching: {summary['pairs_computed']} pairs, {summary['pairs_per_second']:.0f} pairs/s on "
+            f"{summary['engine']['cpus']} CPUs"
+        )
+    parts = summary["worker_seconds"]
+    if parts:
+        shares = ", ".join(
+            f"{100 * value / sum(parts.values()):.0f} % {WORKER_PARTS[part]}" for part, value in parts.items()
+        )
+        lines.append(f"the workers' time on tiles: {shares}")
+    for stage, count in work.items():
+        lines.append(f"{stage}: {count['computed']} computed, {count['found']} found done")
+    if summary["retrieval"]:
+        lines += ["", _retrieval_table(summary["retrieval"])]
+    lines += [f"warning: {warning}" for warning in summary["warnings"]]
+    return "\n".join(lines)
+
+
+def _layer_table(summary: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, ...]] = [
+        ("layer", "S", "C", "pairs", "certified cosine gap: mean", "max", "undefined")
+    ]
+    for layer, facts in summary["layers"].items():
+        rows.append(
+            (
+                layer,
+                str(facts["n_tokens"]),
+                str(facts["n_channels"]),
+                str(facts["pairs"]),
+                _number(facts["mean_gap"], "{:.1e}"),
+                _number(facts["max_gap"], "{:.1e}"),
+                str(facts["undefined_images"]),
+            )
+        )
+    return _table(rows)
+
+
+def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
+    head = scores[0]
+    rows = [("layer", *(f"{method} F1@{k}" for k in _ks(scores) for method in (SPATIAL, POOLED, SEMANTIC)))]
+    for layer in dict.fromkeys(score["layer"] for score in scores):
+        by_key = {(s["method"], s["k"]): s["f1"] for s in scores if s["layer"] == layer}
+        rows.append(
+            (
+                layer,
+                *(
+                    _number(by_key[method, k], "{:.3f}")
+                    for k in _ks(scores)
+                    for method in (SPATIAL, POOLED, SEMANTIC)
+                ),
+            )
+        )
+    title = (
+        f"retrieval of images with the same labels ({head['n_queries']} queries, kernel {head['kernel']}):"
+    )
+    return f"{title}\n{_table(rows)}"
+
+
+def _ks(scores: list[Mapping[str, Any]]) -> list[int]:
+    return sorted({score["k"] for score in scores})
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values: NaN and infinity have none, so they become None."""
+    return json.loads(json.dumps(value, allow_nan=True), parse_constant=lambda _: None)

@@ -1,0 +1,70 @@
+"""Similarity matrices for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import write_npy
+
+
+def export_npy(
+    run: Run,
+    folder: str | Path,
+    *,
+    layers: Sequence[str] | None = None,
+    kernel: str = "cosine",
+    kind: str = "semantic",
+) -> list[Path]:
+    """Write one `.npy` file a layer, and the image ids of its rows and columns.
+
+    Parameters
+    ----------
+    run
+        The run.
+    folder
+        Where to; made if missing.
+    layers
+        Which layers; if None, all that the run's last session was asked for.
+    kernel, kind
+        As in `Run.similarity`.
+
+    Returns
+    -------
+    list of Path
+        The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64, then `image_i.txt` and `image_j.txt`
+        with one id a line.
+
+    Raises
+    ------
+    ConfigError, IncompleteError
+        As `Run.similarity`.
+    StorageError
+        If a file cannot be written.
+    """
+    folder = Path(folder)
+    chosen = run.asked_layers if layers is None else list(layers)
+    # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
+    readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
+    sides = {"image_i": "images" if run.is_symmetric else "queries", "image_j": "images"}
+    shape = (run.record["counts"][sides["image_i"]], run.record["counts"]["images"])
+    written: list[Path] = []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for layer, read_rows in zip(chosen, readers, strict=True):
+            written.append(folder / f"{layer}.{kind}.{kernel}.npy")
+            side = run.chunk_side(layer)
+            rows = (slice(start, min(start + side, shape[0])) for start in range(0, shape[0], side))
+            write_npy(written[-1], shape, "<f8", map(read_rows, rows))
+        for dimension, images in sides.items():
+            written.append(folder / f"{dimension}.txt")
+            lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(images).image_ids())
+            written[-1].write_text(lines, encoding="utf-8")
+    return written
+
+
+def _one_line(image_id: str) -> str:
+    """Return an id with line breaks written out, so that the lines of the file stay the rows of the matrix."""
+    return image_id.replace("\r", "\\r").replace("\n", "\\n")

@@ -1,0 +1,50 @@
+"""The width of the RBF kernel by the paper's rule, from the stored tiles of a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.kernels import squared_distances
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.results.median import streaming_median
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.tiles import QUANTITIES, BlockStore
+
+
+def median_sigma(
+    directory: RunDirectory, layer: str, layout: Layout, quantity: str, *, reporter: Reporter | None = None
+) -> float:
+    """Return sqrt(median of the non-zero squared distances) over all pairs, reading one tile at a time.
+
+    All tiles are read several times, two to six; each pass is told to the reporter as a stage of its own. A symmetric
+    matrix enters with each pair of different images once. Where all images coincide any width gives the same kernel,
+    and 1 is returned.
+    """
+    solved = BlockStore(directory.blocks, layer)
+    norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
+    norms_i = (
+        norms_j
+        if layout.symmetric
+        else FeatureStore(directory.features, "queries", layer).read_squared_norms()
+    )
+    position = QUANTITIES.index(quantity)
+    tiles = list(layout.tiles())
+    told = reporter or SilentReporter()
+
+    def distances() -> Iterator[NDArray[np.float64]]:
+        with told.stage("rbf width", len(tiles), "tiles") as shown:
+            for row, column in tiles:
+                inner = solved.read((row, column))[position]
+                squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])
+                on_diagonal = layout.symmetric and row == column
+                yield squared[np.triu(squared > 0, k=1) if on_diagonal else squared > 0]
+                shown.advance(1)
+
+    median = streaming_median(distances)
+    return 1.0 if math.isnan(median) else math.sqrt(median)

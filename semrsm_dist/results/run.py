@@ -1,0 +1,250 @@
+"""Reading a run: its layers, similarities and certificates, as xarray objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
+from semrsm_dist.matching.kernels import KERNELS, derive, kernel_gap
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.results.rbf_width import median_sigma
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.matrices import LayerMatrices, MatrixStore
+from semrsm_dist.store.tiles import KINDS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Run:
+    """A run on disk.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run at `path`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.directory = RunDirectory(path)
+        record = self.directory.read_record()
+        if record is None:
+            raise ConfigError(f"{path}: there is no run here (no run.json); check the path, or start the run")
+        self.record: dict[str, Any] = record
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory.path)!r}, layers={self.layers})"
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of all layers that any session of the run was asked for, in the network's order."""
+        return list(self.record["layers"])
+
+    @property
+    def asked_layers(self) -> list[str]:
+        """Names of the layers that the last session was asked for: with these the run is complete."""
+        asked = self.record.get("asked", self.layers)
+        return [layer for layer in self.layers if layer in asked]
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether rows and columns are the same images."""
+        return bool(self.record["row_side"] == "images")
+
+    def manifest(self, side: str = "images") -> Manifest:
+        """Return the manifest of `images` or, in a rectangular run, `queries`."""
+        return Manifest.from_parquet(self.directory.manifest(side))
+
+    def layout(self, layer: str) -> Layout:
+        """Return how a layer's matrix is cut into tiles."""
+        sizes = self.record["layers"][self._known(layer)]
+        counts = self.record["counts"]
+        return Layout(counts[self.record["row_side"]], counts["images"], sizes["side"], self.is_symmetric)
+
+    def chunk_side(self, layer: str) -> int:
+        """Return the side of the chunks of a layer's matrices: so many rows at once read every chunk once.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `dataset`.
+        """
+        return self.matrices(layer).matrix("matched").chunk_side
+
+    def dataset(self, layer: str) -> xr.Dataset:
+        """Open all matrices of a layer lazily.
+
+        Raises
+        ------
+        ConfigError
+            If the layer is unknown.
+        IncompleteError
+            If it has not been assembled yet.
+        """
+        from semrsm_dist.store.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        return open_dataset(self.matrices(layer))
+
+    def matrices(self, layer: str) -> LayerMatrices:
+        """Open all matrices of a layer as numpy arrays.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `dataset`.
+        """
+        return MatrixStore(self.directory.matrices, self._known(layer)).open()
+
+    def similarity(
+        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
+    ) -> xr.DataArray:
+        """Return a similarity matrix.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`.
+        kernel
+            `linear`, `cosine` or `rbf`. Kernels that were not materialised are derived from the inner products.
+        kind
+            `semantic` (after matching) or `spatio-semantic` (position by position).
+        sigma
+            Width of the RBF kernel; by default that of the run's own matrix, which without a width in the
+            configuration is the square root of the median non-zero squared distance.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (image_i, image_j), float64; NaN where a representation of norm zero leaves cosine undefined.
+
+        Raises
+        ------
+        ConfigError
+            If layer, kernel or kind is unknown, or sigma is not positive.
+        IncompleteError
+            If the layer has not been assembled yet.
+        """
+        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        _, stored, sigma = self._find(layer, kernel, kind, sigma)
+        dataset, name = self.dataset(layer), f"{kind}_{kernel}"
+        if stored:
+            return dataset[name]
+        inner = dataset[KINDS[kind]]
+        values = self.similarity_rows(layer, kernel, kind, sigma=sigma)(slice(None))
+        attributes = {"kernel": kernel, "from": KINDS[kind]} | ({} if sigma is None else {"sigma": sigma})
+        return xr.DataArray(values, coords=inner.coords, dims=inner.dims, name=name, attrs=attributes)
+
+    def similarity_rows(
+        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
+    ) -> Callable[[slice], NDArray[np.float64]]:
+        """Return a function from a slice of rows to these rows of `similarity`, for matrices larger than memory."""
+        matrices, stored, sigma = self._find(layer, kernel, kind, sigma)
+        if stored:
+            similarity = matrices.matrix(f"{kind}_{kernel}")
+            return lambda rows: similarity.read((rows, slice(None)))
+        inner = matrices.matrix(KINDS[kind])
+        norms_i, norms_j = (matrices.coordinate(f"squared_norm_{side}") for side in "ij")
+        return lambda rows: derive(
+            kernel, inner.read((rows, slice(None))), norms_i[rows], norms_j, sigma=sigma
+        )
+
+    def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
+        """Return the certified error of what a layer's matching found.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`.
+        kernel
+            Of the similarities whose error is wanted; by default that of the inner products.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (image_i, image_j), float64: the best possible permutation gives at most `matched + gap`, or with a
+            kernel the similarity plus this. An RBF's width is taken as exact.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `similarity`.
+        """
+        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        dataset = self.dataset(layer)
+        gap = dataset["gap"]
+        if kernel is None:
+            return gap
+        _, _, sigma = self._find(layer, kernel, "semantic", None)
+        if kernel == "rbf" and sigma is None:
+            sigma = dataset["semantic_rbf"].attrs["sigma"]
+        matched, norms = (
+            dataset["matched"].values,
+            (dataset["squared_norm_i"].values, dataset["squared_norm_j"].values),
+        )
+        values = kernel_gap(kernel, matched, matched + gap.values, *norms, sigma=sigma)
+        return xr.DataArray(
+            values, coords=gap.coords, dims=gap.dims, name=f"gap_{kernel}", attrs={"kernel": kernel}
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary that the last session wrote.
+
+        Raises
+        ------
+        IncompleteError
+            If no session has finished yet.
+        """
+        summary = self.directory.read_summary()
+        if summary is None:
+            raise IncompleteError(
+                f"{self.directory.path}: no session of this run has finished; start its command again"
+            )
+        return summary
+
+    def _find(
+        self, layer: str, kernel: str, kind: str, sigma: float | None
+    ) -> tuple[LayerMatrices, bool, float | None]:
+        """Return the layer's matrices, whether the wanted one is among them or has to be derived, and its sigma."""
+        if kind not in KINDS:
+            raise ConfigError(
+                f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
+            )
+        if kernel not in KERNELS:
+            raise ConfigError(
+                f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"
+            )
+        if sigma is not None and kernel != "rbf":
+            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
+        matrices, name = self.matrices(layer), f"{kind}_{kernel}"
+        stored = name in matrices.names
+        if stored and sigma is not None:
+            stored = matrices.matrix(name).attributes["sigma"] == sigma
+        elif kernel == "rbf" and sigma is None and not stored:
+            sigma = median_sigma(self.directory, layer, self.layout(layer), KINDS[kind])
+        return matrices, stored, sigma
+
+    def _known(self, layer: str) -> str:
+        if layer not in self.record["layers"]:
+            raise ConfigError(
+                f"{self.directory.path}: no layer {layer!r}"
+                f"{did_you_mean(layer, self.layers) or f'; there are {self.layers}'}"
+            )
+        return layer
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run for reading; see `Run`."""
+    return Run(path)

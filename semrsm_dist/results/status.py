@@ -1,0 +1,139 @@
+"""How far a run is, read from its store while or after a driver works on it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from semrsm_dist.plan.cost import guess_pair_seconds
+from semrsm_dist.progress import format_seconds
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.tiles import BlockStore
+
+WINDOW_SECONDS = 300.0
+"""The rate is that of the tiles that arrived in the last minutes."""
+
+
+def read_status(path: str | Path) -> dict[str, Any]:
+    """Return the progress of a run.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+
+    Returns
+    -------
+    dict
+        JSON values: whether a driver is at work, and the run complete, which it is with the layers that its last
+        session was asked for; per layer whether it is one of them, and the feature panels and tiles that are there
+        and the pairs they hold; pairs per second over the last minutes, seconds left at that rate (None if
+        nothing arrived), and the units set aside by the last session.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run at `path`.
+    """
+    directory = RunDirectory(path)
+    if directory.read_record() is None and directory.is_locked():
+        return _starting(directory)
+    run = Run(path)
+    matcher = str(run.record["fingerprint"]["matching.matcher"])
+    layers: dict[str, Any] = {}
+    now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
+    for layer, sizes in run.record["layers"].items():
+        layout = run.layout(layer)
+        store = BlockStore(directory.blocks, layer)
+        arrived = store.arrival_times()
+        done = sum(layout.n_pairs(*tile) for tile in arrived)
+        seconds = guess_pair_seconds(matcher, sizes["n_tokens"], sizes["n_channels"])
+        for tile, moment in arrived.items():
+            if now - moment <= WINDOW_SECONDS:
+                recent_pairs += layout.n_pairs(*tile)
+                recent_work += layout.n_pairs(*tile) * seconds
+                oldest = max(oldest, now - moment)
+        is_asked = layer in run.asked_layers
+        work_left += (layout.total_pairs - done) * seconds if is_asked else 0.0
+        layers[layer] = {
+            "n_tokens": sizes["n_tokens"],
+            "n_channels": sizes["n_channels"],
+            "panels": _panels(run, layer),
+            "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
+            "pairs": [done, layout.total_pairs],
+            "assembled": MatrixStore(directory.matrices, layer).is_complete(),
+            "asked": is_asked,
+        }
+    is_working = directory.is_locked()
+    span = max(oldest, 1.0)
+    left = work_left / (recent_work / span) if recent_work and is_working else None
+    return {
+        "run": str(directory.path),
+        "working": is_working,
+        "complete": all(facts["assembled"] for facts in layers.values() if facts["asked"]),
+        "layers": layers,
+        "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
+        "seconds_left": left,
+        "failed": _failed(run),
+    }
+
+
+def _starting(directory: RunDirectory) -> dict[str, Any]:
+    """Return the status of a run whose driver is still looking at images and model: there is no record yet."""
+    return {
+        "run": str(directory.path),
+        "working": True,
+        "complete": False,
+        "layers": {},
+        "pairs_per_second": None,
+        "seconds_left": None,
+        "failed": [],
+    }
+
+
+def format_status(status: dict[str, Any]) -> str:
+    """Write a status for people."""
+    state = "complete" if status["complete"] else "incomplete"
+    activity = "a driver is at work" if status["working"] else "no driver is at work"
+    lines = [f"{status['run']}: {state}, {activity}"]
+    if not status["layers"]:
+        lines.append("  it is looking at the images and the model; nothing is computed yet")
+    for layer, facts in status["layers"].items():
+        panels, tiles, pairs = facts["panels"], facts["tiles"], facts["pairs"]
+        share = 100 * pairs[0] / pairs[1]
+        lines.append(
+            f"  {layer}: features {panels[0]}/{panels[1]} panels, {tiles[0]}/{tiles[1]} tiles, "
+            f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', assembled' if facts['assembled'] else ''}"
+            f"{'' if facts['asked'] else ' (of an earlier session; not asked for any more)'}"
+        )
+    if status["pairs_per_second"]:
+        lines.append(
+            f"  {status['pairs_per_second']:.0f} pairs/s, {format_seconds(status['seconds_left'])} left"
+        )
+    for failure in status["failed"]:
+        lines.append(
+            f"  failed: {failure['stage']} {failure['unit']}: {failure['error'].strip().splitlines()[-1]}"
+        )
+    if not status["complete"] and not status["working"]:
+        lines.append("  the run's command goes on from here")
+    return "\n".join(lines)
+
+
+def _panels(run: Run, layer: str) -> list[int]:
+    sides = ("images",) if run.is_symmetric else ("images", "queries")
+    there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in sides)
+    return [there, sum(-(-run.record["counts"][side] // run.record["panel"]) for side in sides)]
+
+
+def _failed(run: Run) -> list[dict[str, str]]:
+    failed: list[dict[str, str]] = []
+    for event in run.directory.read_events():
+        if event.get("event") == "started":
+            failed = []
+        elif event.get("event") == "failed":
+            failed.append({name: str(event.get(name)) for name in ("stage", "unit", "error")})
+    return failed

@@ -1,0 +1,435 @@
+"""The command `semrsm` as its users meet it: processes, streams, statuses, terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import semrsm_dist as srs
+from semrsm_dist.cli import commands as cli
+from semrsm_dist.store.directory import RunDirectory
+
+COMMAND = (sys.executable, "-m", "semrsm_dist")
+COMMANDS = ("run", "plan", "validate", "status", "models", "layers", "export")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with features, a configuration, and its finished run."""
+    path = tmp_path_factory.mktemp("a place")
+    np.save(path / "z.npy", np.random.default_rng(0).normal(size=(24, 6, 4)).astype(np.float32))
+    (path / "table.csv").write_text("image_id,labels\n" + "".join(f"i{k},{'ab'[k % 2]}\n" for k in range(24)))
+    document = {
+        "run": "runs/mine",
+        "data": {"source": "features", "layers": {"last": "z.npy", "other": "z.npy"}, "table": "table.csv"},
+        "kernels": ["cosine", "rbf"],
+        "matching": {"tolerance": 1e-3, "tile": 6},
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(document))
+    done = semrsm(path, "run", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    (path / "first.out").write_text(done.stdout)
+    (path / "first.err").write_text(done.stderr)
+    return path
+
+
+def semrsm(path, *arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=path, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def call(monkeypatch, path, *arguments):
+    """Run a command in this process, which spares the time that libraries take to load."""
+    monkeypatch.chdir(path)
+    return cli.main(list(map(str, arguments)))
+
+
+# --- help and usage --------------------------------------------------------------------------------------
+
+
+def test_help_takes_less_than_half_a_second():
+    before = os.times()
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0 < spent < 0.5  # of a processor's time, as it waits for nothing else
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert "usage: semrsm " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("rum",), ("run",), ("run", "c.yaml", "--engine", "spark"), ("export", "r", "--to", "xls")],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    assert caught.value.code == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "usage: semrsm" in found.err
+
+
+# --- run -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
+    out, err = (place / "first.out").read_text(), (place / "first.err").read_text()
+    assert "24 images, 2 layers, complete" in out
+    assert re.search(r"^last +6 +4 +276 +\S+ +\S+ +0$", out, re.M)
+    assert re.search(r"^time: .*import.*matching.*assembly", out, re.M)
+    assert re.search(r"^matching: 552 pairs, \d+ pairs/s", out, re.M)
+    assert "matching: 20 computed, 0 found done" in out
+    assert re.search(r"spatio-semantic F1@1 +global average pooling F1@1 +semantic F1@1", out)
+    assert "runs/mine/rsm.zarr" in out
+    assert (place / "runs" / "mine" / "figures" / "overview.png").stat().st_size > 1000
+    assert "pairs/s" in err
+    assert re.search(r"^matching: 552/552 pairs \(100 %\)", err, re.M)
+    assert all(line not in out for line in err.splitlines())
+
+
+def test_the_summary_holds_the_retrieval_scores(place):
+    scores = srs.open_run(place / "runs" / "mine").summary()["retrieval"]
+    assert {score["method"] for score in scores} == {"semantic", "spatio-semantic", "global average pooling"}
+    assert all(0 <= score["f1"] <= 1 and score["n_queries"] == 24 for score in scores)
+
+
+def test_a_finished_run_does_nothing_in_seconds(place):
+    started = time.monotonic()
+    done = semrsm(place, "run", "config.yaml")
+    assert done.returncode == 0
+    assert time.monotonic() - started < 20
+    assert "nothing was computed" in done.stdout
+    assert done.stderr == ""
+
+
+def test_settings_on_the_command_line_replace_those_of_the_file(place, monkeypatch, capsys):
+    settings = ["--set", "matching.matcher=batch-optimal", "--set", "matching.tolerance=null"]
+    settings += ["--set", "matching.window=3", "--set", "kernels=[linear]", "--set", "run=runs/other"]
+    assert (
+        call(monkeypatch, place, "run", "config.yaml", *settings, "--workers", "1", "--engine", "local") == 0
+    )
+    capsys.readouterr()
+    record = json.loads((place / "runs" / "other" / "run.json").read_text())
+    assert record["fingerprint"]["matching.matcher"] == "batch-optimal"
+    assert record["fingerprint"]["matching.window"] == 3
+    assert record["config"]["workers"] == 1
+    assert "semantic_linear" in srs.open_run(place / "runs" / "other").dataset("last")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["config.yaml", "--set", "matching.tolerence=1"], ["matching.tolerence", "'tolerance'"]),
+        (["config.yaml", "--set", "matcher"], ["--set matcher", "key=value"]),
+        (["config.yaml", "--set", "matching.matcher=auctoin"], ["auctoin", "'auction'"]),
+        (["config.yaml", "--set", "data.layers.last=nowhere.npy"], ["nowhere.npy"]),
+        (["config.yaml", "--set", "matching.tolerance=0.5"], ["matching.tolerance", "0.001 -> 0.5"]),
+        (["config.yaml", "--set", "run=z.npy"], ["z.npy", "a file stands there"]),
+        (["config.yaml", "--workers", "0"], ["workers"]),
+        (["config.yaml", "--engine", "local", "--address", "h:1"], ["needs engine 'ray'"]),
+    ],
+)
+def test_mistakes_end_with_2_on_stderr(place, monkeypatch, capsys, arguments, words):
+    assert call(monkeypatch, place, "run", *arguments) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("semrsm: ")
+    for word in words:
+        assert word in found.err
+
+
+def test_mistakes_in_the_file_name_its_line(place, monkeypatch, capsys):
+    (place / "wrong.yaml").write_text(
+        "run: r\ndata:\n  source: features\n  layrs: {last: z.npy}\nkernls: [cosine]\n"
+    )
+    assert call(monkeypatch, place, "validate", "wrong.yaml") == 2
+    error = capsys.readouterr().err
+    assert re.search(r"wrong\.yaml:4: .*'data\.layrs'.*'layers'", error)
+    assert re.search(r"wrong\.yaml:5: .*'kernls'.*'kernels'", error)
+
+
+# --- validate and plan -----------------------------------------------------------------------------------
+
+
+def test_validate_prints_a_configuration_that_can_be_run(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "validate", "config.yaml", "--set", "workers=2") == 0
+    text = capsys.readouterr().out
+    (place / "resolved.yaml").write_text(text)
+    assert yaml.safe_load(text)["workers"] == 2
+    assert call(monkeypatch, place, "run", "resolved.yaml") == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert call(monkeypatch, place, "validate", "config.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["matching"]["tolerance"] == 1e-3
+
+
+def test_validate_refuses_scenes_that_cannot_be(place, monkeypatch, capsys):
+    document = {
+        "run": "runs/scenes",
+        "data": {"source": "digits", "digits": [1, 40]},
+        "model": {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]},
+    }
+    (place / "scenes.yaml").write_text(yaml.safe_dump(document))
+    assert call(monkeypatch, place, "validate", "scenes.yaml") == 2
+    assert "40 digits" in capsys.readouterr().err
+
+
+def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "plan", "config.yaml", "--json", "--set", "run=runs/planned") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not (place / "runs" / "planned").exists()
+    assert plan["images"] == {"images": 24}
+    assert plan["layers"]["last"]["pairs"] == 276
+    assert plan["layers"]["last"]["tile"] == 6
+    assert plan["layers"]["last"]["pair_seconds"] > 0
+    assert plan["matching_core_hours"] == pytest.approx(
+        sum(layer["core_seconds"] for layer in plan["layers"].values()) / 3600
+    )
+    assert call(monkeypatch, place, "plan", "config.yaml") == 0
+    assert re.search(r"^last +6 +4 +276", capsys.readouterr().out, re.M)
+
+
+def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeypatch, capsys):
+    (place / "images").mkdir()
+    for index in range(3):
+        Image.new("RGB", (40, 40), (index, 90, 30)).save(place / "images" / f"{index}.png")
+    (place / "images" / "0.png").write_bytes(b"no image")
+    document = {
+        "run": "runs/images",
+        "data": {"source": "folder", "path": "images"},
+        "model": {"name": "test_resnet", "weights": "random", "layers": ["layer4"], "input_size": 64},
+    }
+    (place / "images.yaml").write_text(yaml.safe_dump(document))
+    assert call(monkeypatch, place, "plan", "images.yaml") == 2
+    assert "0.png" in capsys.readouterr().err
+    assert call(monkeypatch, place, "plan", "images.yaml", "--set", "unreadable=skip", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["image_seconds"] > 0
+
+
+# --- status, models, layers, export ----------------------------------------------------------------------
+
+
+def test_status_of_a_finished_run(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "status", "runs/mine") == 0
+    text = capsys.readouterr().out
+    assert "complete, no driver is at work" in text
+    assert "10/10 tiles, 276/276 pairs (100 %), assembled" in text
+    assert call(monkeypatch, place, "status", "runs/mine", "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["complete"] is True
+    assert status["layers"]["other"]["pairs"] == [276, 276]
+
+
+def test_status_of_an_unfinished_run_ends_with_3(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "run", "config.yaml", "--set", "run=runs/cut") == 0
+    capsys.readouterr()
+    run = place / "runs" / "cut"
+    (run / "blocks.zarr" / "last" / "c" / "0" / "1" / "2").unlink()
+    (run / "rsm.zarr" / "last" / "zarr.json").unlink()
+    assert call(monkeypatch, place, "status", "runs/cut") == 3
+    text = capsys.readouterr().out
+    assert "incomplete" in text
+    assert "last: features 1/1 panels, 9/10 tiles, 240/276 pairs (87 %)" in text
+    assert call(monkeypatch, place, "export", "runs/cut") == 3
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "not assembled yet" in found.err
+    assert not (run / "export").exists()
+
+
+def test_status_while_a_driver_looks_at_the_images(place, monkeypatch, capsys):
+    directory = RunDirectory(place / "runs" / "beginning")
+    directory.create()
+    assert call(monkeypatch, place, "status", "runs/beginning") == 2
+    with directory.locked():
+        assert call(monkeypatch, place, "status", "runs/beginning") == 3
+    assert "a driver is at work" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["runs/nowhere", "z.npy", "runs"])
+def test_status_of_what_is_no_run(place, monkeypatch, capsys, path):
+    assert call(monkeypatch, place, "status", path) == 2
+    assert "there is no run here" in capsys.readouterr().err
+
+
+def test_export_writes_the_matrices_of_the_run(place, monkeypatch, capsys):
+    run = srs.open_run(place / "runs" / "mine")
+    assert call(monkeypatch, place, "export", "runs/mine", "--out", "out") == 0
+    listed = capsys.readouterr().out.split()
+    assert listed == [f"out/{name}.semantic.cosine.npy" for name in ("last", "other")] + [
+        "out/image_i.txt",
+        "out/image_j.txt",
+    ]
+    assert np.array_equal(np.load(place / listed[0]), run.similarity("last").values)
+    assert (place / "out" / "image_j.txt").read_text().split() == [f"i{index}" for index in range(24)]
+    choice = ["--kernel", "linear", "--kind", "spatio-semantic", "--layer", "other"]
+    assert call(monkeypatch, place, "export", "runs/mine", *choice) == 0
+    written = place / "runs" / "mine" / "export" / "other.spatio-semantic.linear.npy"
+    assert np.array_equal(np.load(written), run.similarity("other", "linear", "spatio-semantic").values)
+    for choice in (["--kernel", "cosin"], ["--kind", "semantics"], ["--layer", "lats"]):
+        assert call(monkeypatch, place, "export", "runs/mine", *choice) == 2
+        assert "did you mean" in capsys.readouterr().err
+
+
+def test_ids_with_line_breaks_keep_one_line_each(place, monkeypatch, capsys):
+    (place / "odd.csv").write_text("image_id,labels\n" + "".join(f'"i\n{k}",\n' for k in range(24)))
+    settings = ["--set", "data.table=odd.csv", "--set", "run=runs/odd"]
+    assert call(monkeypatch, place, "run", "config.yaml", *settings) == 0
+    assert call(monkeypatch, place, "export", "runs/odd", "--out", "odd") == 0
+    capsys.readouterr()
+    assert (place / "odd" / "image_i.txt").read_text().splitlines() == [f"i\\n{index}" for index in range(24)]
+
+
+def test_models_and_layers(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "models", "test_vit*") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["test_vit", "digits", "96", "x", "96"] in rows
+    assert all(row[0].startswith("test_vit") for row in rows)
+    assert call(monkeypatch, place, "models", "nothing-like-this") == 2
+    assert capsys.readouterr().out == ""
+    assert call(monkeypatch, place, "layers", "test_resnet", "--input-size", "96") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["layer3", "36", "192", "6", "x", "6", "stage"] in rows
+    assert call(monkeypatch, place, "layers", "test_resne") == 2
+    assert "'test_resnet'" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours(place):
+    models = subprocess.Popen([*COMMAND, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    models.stdout.readline()
+    models.stdout.close()
+    assert b"Traceback" not in models.stderr.read()
+    models.stderr.close()
+    assert models.wait(60) in (0, 1)
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow(place):
+    """A configuration whose matching takes a second."""
+    np.save(place / "slow.npy", np.random.default_rng(0).normal(size=(40, 144, 8)).astype(np.float32))
+    document = {
+        "data": {"source": "features", "layers": {"last": "slow.npy"}},
+        "matching": {"matcher": "hungarian", "tile": 4},
+        "workers": 1,
+    }
+    (place / "slow.yaml").write_text(yaml.safe_dump(document))
+    return place / "slow.yaml"
+
+
+@pytest.mark.parametrize("size", [(0, 0), (30, 100)], ids=["of-no-size", "of-100-columns"])
+def test_a_terminal_gets_a_bar(place, slow, size):
+    terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, size)
+    process = subprocess.Popen(
+        [*COMMAND, "run", "slow.yaml", "--set", f"run=runs/bar{size[0]}"],
+        cwd=place,
+        env={**os.environ, "TQDM_MININTERVAL": "0"},  # as often as there is news, however fast the machine
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while select.select([terminal], [], [], 120)[0]:
+            shown += os.read(terminal, 4096)
+    os.close(terminal)
+    out = process.stdout.read().decode()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    bars = [text for text in shown.decode().split("\r") if "matching" in text]
+    assert len(bars) > 3  # it moves
+    assert any(re.search(r"\d+%.*\d/780.*pairs/s", bar) for bar in bars), bars
+    assert "pairs/s, took" not in shown.decode()  # which is for files
+    assert "complete" in out
+    assert "\r" not in out
+
+
+def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys):
+    monkeypatch.setattr("semrsm_dist.progress.LINE_SECONDS", 0.0)
+    assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/lines") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("matching")]
+    assert len(lines) >= 3
+    done = [
+        int(re.match(r"matching: (\d+)/780 pairs \(\d+ %\), [\d.]+ pairs/s, ", line)[1]) for line in lines
+    ]
+    assert done == sorted(done)
+    assert done[-1] == 780
+    assert all(line.endswith((" left", ", finishing")) for line in lines[:-1])
+    assert "took" in lines[-1]
+
+
+# The interpreter tells on standard error what it has loaded, so that the moment is known.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["semrsm_dist.cli.commands", "pydantic", "numba"])
+def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module, number):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        *COMMAND[1:],
+        "run",
+        "slow.yaml",
+        "--set",
+        "run=runs/early",
+    ]
+    with subprocess.Popen(
+        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        fcntl.fcntl(
+            process.stderr, fcntl.F_SETPIPE_SZ, 4096
+        )  # it gets no further than a page of unread lines
+        for line in process.stderr:
+            if line.split(b"|")[-1].strip() == module.encode():
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert [line for line in err.splitlines() if not line.startswith(b"import time:")] == [
+        b"semrsm: interrupted"
+    ]
+    assert not (place / "runs" / "early").exists()
+
+
+def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):
+    from semrsm_dist.pipeline import driver
+
+    identify = driver.identify
+
+    def identify_and_swallow(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return identify(*arguments)
+
+    monkeypatch.setattr(driver, "identify", identify_and_swallow)
+    assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def features(name: str, weights: str, layer: str, choice: str) -> NDArray[np.flo
     """Return representations (T, S, C) of photographs, or of digit scenes for a network trained on them."""
     if weights == "digits":
         scenes = DigitScenes(n_images=15, seed=0 if choice == "main" else 1)
-        images = [scenes.read(record) for record in scenes.records()]
+        images = [scenes.read(record) for record in scenes.entries()]
     else:
         images = photographs(choice)
     return Extractor(ModelSpec(name, weights), [layer], device="cpu")(images)[layer]

@@ -72,7 +72,7 @@ def features(name: str, weights: str, layer: str, n: int) -> NDArray[np.float32]
     """Return representations (n, S, C) of digit scenes or of crops of photographs."""
     if weights == "digits":
         scenes = DigitScenes(n_images=n, digits=(1, 4), split="evaluation")
-        images = [scenes.read(record) for record in scenes.records()]
+        images = [scenes.read(record) for record in scenes.entries()]
     else:
         images = crops(n)
     extract = Extractor(ModelSpec(name, weights), [layer], device="cpu")

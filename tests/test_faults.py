@@ -25,13 +25,13 @@ def receipt_of(error):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
 def test_what_fails_every_other_unit_too_is_fatal(number):
-    receipt = receipt_of(OSError(number, os.strerror(number), "/run/blocks.zarr/c/0/2/3"))
+    receipt = receipt_of(OSError(number, os.strerror(number), "/run/tiles.zarr/c/0/2/3"))
     assert number in FATAL_ERRNOS
     assert receipt.fatal
     assert receipt.unit == UNIT
     assert os.strerror(number) in receipt.error
     assert "make room" in receipt.error
-    assert "/run/blocks.zarr/c/0/2/3" in receipt.error
+    assert "/run/tiles.zarr/c/0/2/3" in receipt.error
 
 
 def test_a_node_that_does_not_see_the_run_stops_it_and_says_what_to_share(tmp_path):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 @dataclass(frozen=True)
-class Numbers:
+class AffectsResult:
     """Marks a field whose value alters the entries of the matrix.
 
     Attributes

@@ -3,7 +3,7 @@
 A configuration is a YAML file. Unknown keys, wrong types and impossible values are refused with the file,
 the line, the key, the value and the remedy. Fields fall into two groups:
 
-* those marked `Numbers` alter the entries of the matrix: what they resolve to (pixels, weights, parameters) is
+* those marked `AffectsResult` alter the entries of the matrix: what they resolve to (pixels, weights, parameters) is
   the run's fingerprint, and a run directory refuses to continue when it differs;
 * all others (engine, workers, memory, retries, kernels, evaluation) may change from one start to the next.
 """
@@ -18,7 +18,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from semrsm_dist.config.fields import AutoCount, AutoPair, Count, LocalPath, Numbers, Real, Section, Seed
+from semrsm_dist.config.fields import (
+    AffectsResult,
+    AutoCount,
+    AutoPair,
+    Count,
+    LocalPath,
+    Real,
+    Section,
+    Seed,
+)
 from semrsm_dist.config.problems import explain, find_place
 from semrsm_dist.config.reading import KeyPath, Places, apply_overrides, read_document
 from semrsm_dist.config.sources import (
@@ -50,23 +59,23 @@ __all__ = [
     "RunConfig",
     "StorageConfig",
     "default_config",
-    "facts_of",
+    "fingerprint_fields",
     "load_config",
-    "numbers_of",
     "parse_config",
+    "result_fields",
 ]
 
 
 class ModelConfig(Section):
     """The vision model, what of it is read, and how it runs."""
 
-    name: Annotated[str, Numbers()]
-    weights: Annotated[str, Numbers()] = "pretrained"
+    name: Annotated[str, AffectsResult()]
+    weights: Annotated[str, AffectsResult()] = "pretrained"
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
-    input_size: Annotated[AutoPair, Numbers()] = None
-    prompt: Annotated[str | None, Numbers()] = None
-    seed: Annotated[Seed, Numbers()] = 0
-    precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Numbers()] = "auto"
+    input_size: Annotated[AutoPair, AffectsResult()] = None
+    prompt: Annotated[str | None, AffectsResult()] = None
+    seed: Annotated[Seed, AffectsResult()] = 0
+    precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], AffectsResult()] = "auto"
     batch_size: Count = 32
     actors: AutoCount = None
 
@@ -74,19 +83,19 @@ class ModelConfig(Section):
 class StorageConfig(Section):
     """How features are kept on disk."""
 
-    dtype: Annotated[Literal["float32", "float16"], Numbers()] = "float32"
+    dtype: Annotated[Literal["float32", "float16"], AffectsResult()] = "float32"
 
 
 class MatchingConfig(Section):
     """How two images' concept vectors are matched, and with what means."""
 
-    matcher: Annotated[str, Numbers()] = "auction"
-    tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, Numbers()] = None
-    window: Annotated[Count | None, Numbers()] = None
-    k: Annotated[Count | None, Numbers()] = None
-    sample: Annotated[Count | None, Numbers()] = None
-    channels: Annotated[Count | None, Numbers()] = None
-    seed: Annotated[Seed | None, Numbers()] = None
+    matcher: Annotated[str, AffectsResult()] = "auction"
+    tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, AffectsResult()] = None
+    window: Annotated[Count | None, AffectsResult()] = None
+    k: Annotated[Count | None, AffectsResult()] = None
+    sample: Annotated[Count | None, AffectsResult()] = None
+    channels: Annotated[Count | None, AffectsResult()] = None
+    seed: Annotated[Seed | None, AffectsResult()] = None
     tile: AutoCount = None
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
@@ -237,28 +246,30 @@ def parse_config(
     return config
 
 
-def numbers_of(section: BaseModel) -> dict[str, Any]:
-    """Return the fields of a section that are marked `Numbers`, by name."""
+def result_fields(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of a section that are marked `AffectsResult`, by name."""
     return {
         name: getattr(section, name)
         for name, field in type(section).model_fields.items()
-        if any(isinstance(mark, Numbers) for mark in field.metadata)
+        if any(isinstance(mark, AffectsResult) for mark in field.metadata)
     }
 
 
-def facts_of(section: BaseModel) -> dict[str, Any]:
-    """Return `numbers_of` as a fingerprint knows them, and those of the sections within this one.
+def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
+    """Return `result_fields` as a fingerprint knows them, and those of the sections within this one.
 
     Added fields that are at their defaults are left out.
     """
     fields = type(section).model_fields
     own = {
         name: value
-        for name, value in numbers_of(section).items()
-        if value != fields[name].default or Numbers(added=True) not in fields[name].metadata
+        for name, value in result_fields(section).items()
+        if value != fields[name].default or AffectsResult(added=True) not in fields[name].metadata
     }
     within = {name: getattr(section, name) for name in fields}
-    return own | {name: facts_of(value) for name, value in within.items() if isinstance(value, BaseModel)}
+    return own | {
+        name: fingerprint_fields(value) for name, value in within.items() if isinstance(value, BaseModel)
+    }
 
 
 def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:

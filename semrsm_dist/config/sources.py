@@ -1,8 +1,8 @@
 """The sections `data` and `queries`: one for each source of images or features.
 
 Which images a run has is told by the hashes in its manifest, so what only chooses among files (a path, a split, a
-sample) is not marked `Numbers`. What makes other images out of the same files is: a file that has not changed since
-is not hashed again.
+sample) is not marked `AffectsResult`. What makes other images out of the same files is: a file that has not changed
+since is not hashed again.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from semrsm_dist.config.fields import (
+    AffectsResult,
     Count,
     LayerName,
     LocalPath,
     Location,
-    Numbers,
     Pair,
     Real,
     Section,
     Seed,
 )
 
-Digits = Annotated[Pair, Numbers()]
+Digits = Annotated[Pair, AffectsResult()]
 
 
 class DigitScenesData(Section):
     """Scenes of handwritten digits, generated from a package that is installed with this one."""
 
     source: Literal["digits"]
-    n_images: Annotated[Count, Numbers()] = 400
+    n_images: Annotated[Count, AffectsResult()] = 400
     digits: Digits = (1, 4)
-    canvas: Annotated[Count, Numbers()] = 96
-    scale: Annotated[tuple[Real, Real], Numbers()] = (2.5, 4.0)
-    overlap: Annotated[Real, Field(ge=0, le=1), Numbers()] = 0.1
-    split: Annotated[Literal["evaluation", "training"], Numbers()] = "evaluation"
-    seed: Annotated[Seed, Numbers()] = 0
-    displacement: Annotated[Real, Field(ge=0, le=1), Numbers(added=True)] = 1.0
-    arrangement: Annotated[Literal["free", "pair"], Numbers(added=True)] = "free"
+    canvas: Annotated[Count, AffectsResult()] = 96
+    scale: Annotated[tuple[Real, Real], AffectsResult()] = (2.5, 4.0)
+    overlap: Annotated[Real, Field(ge=0, le=1), AffectsResult()] = 0.1
+    split: Annotated[Literal["evaluation", "training"], AffectsResult()] = "evaluation"
+    seed: Annotated[Seed, AffectsResult()] = 0
+    displacement: Annotated[Real, Field(ge=0, le=1), AffectsResult(added=True)] = 1.0
+    arrangement: Annotated[Literal["free", "pair"], AffectsResult(added=True)] = "free"
 
     @field_validator("digits", "scale")
     @classmethod
@@ -123,7 +123,7 @@ class CropsData(Section):
 
     source: Literal["crops"]
     of: Annotated[Images, Field(discriminator="source")]
-    share: Annotated[Real, Field(gt=0, le=1), Numbers(added=True)] = 64 / 84
+    share: Annotated[Real, Field(gt=0, le=1), AffectsResult(added=True)] = 64 / 84
     shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
     sample: Count | None = None
     seed: Seed = 0

@@ -18,7 +18,7 @@ from semrsm_dist.data.annotations import (
     require_split,
     warn_unlabelled,
 )
-from semrsm_dist.data.entries import ImageRecord
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileImages, absolute, join
 from semrsm_dist.errors import InputError, did_you_mean
 
@@ -65,7 +65,7 @@ class CityscapesImages(FileImages):
     ConfigError
         The split is unknown.
     InputError
-        From `records`: a folder is missing or empty, or a file of polygons is not of this format.
+        From `entries`: a folder is missing or empty, or a file of polygons is not of this format.
     """
 
     path: str | Path
@@ -78,7 +78,7 @@ class CityscapesImages(FileImages):
         object.__setattr__(self, "ignore", NO_OBJECTS if self.ignore is None else tuple(self.ignore))
         require_split(self.split, SPLITS, "Cityscapes")
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
         images, polygons = self._frames("leftImg8bit", IMAGE), self._frames("gtFine", POLYGONS)
         names = {Path(frame).name: frame for frame in (*images, *polygons)}
@@ -108,10 +108,10 @@ class CityscapesImages(FileImages):
         files = list_below(join(self.path, kind, self.split), self._remedy())
         return {file.removesuffix(ending) for file in files if file.endswith(ending)}
 
-    def _record(self, frame: str, labels: tuple[str, ...]) -> ImageRecord:
+    def _record(self, frame: str, labels: tuple[str, ...]) -> ImageEntry:
         name = Path(frame).name
         uri = join(self.path, "leftImg8bit", self.split, frame + IMAGE)
-        return ImageRecord(name, uri, labels, group=name.rpartition("_")[0] or None)
+        return ImageEntry(name, uri, labels, group=name.rpartition("_")[0] or None)
 
     def _labels(self, frame: str) -> tuple[str, ...]:
         where = join(self.path, "gtFine", self.split, frame + POLYGONS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from semrsm_dist.data.entries import ImageRecord, ImageSet, LoadedImage
+from semrsm_dist.data.entries import ImageEntry, ImageSet, LoadedImage
 from semrsm_dist.errors import ConfigError, InputError
 
 SHARE = 64 / 84
@@ -70,33 +70,33 @@ class ShiftedCrops:
         if self.sample is not None and self.sample < 1:
             raise ConfigError(f"crops: sample is {self.sample!r}, but must be at least 1")
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the crops, those of the first shift first."""
-        images = self.of.records()
+        images = self.of.entries()
         if self.sample is not None and self.sample < len(images):
             chosen = np.random.default_rng(self.seed).choice(len(images), self.sample, replace=False)
             images = [images[index] for index in np.sort(chosen)]
         return [
-            replace(record, image_id=crop_id(record.image_id, shift))
+            replace(entry, image_id=crop_id(entry.image_id, shift))
             for shift in self.shifts
-            for record in images
+            for entry in images
         ]
 
-    def read(self, record: ImageRecord) -> Image.Image:
+    def read(self, entry: ImageEntry) -> Image.Image:
         """Return the crop; raise `UnreadableImageError` naming the image and the cause."""
-        return self.load(record).image
+        return self.load(entry).image
 
-    def load(self, record: ImageRecord) -> LoadedImage:
+    def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the crop with a hash of the image's content and the place of the crop in it."""
-        original, shift = self._original(record)
+        original, shift = self._original(entry)
         loaded = self.of.load(original)
         box = crop_box(loaded.image.size, self.share, shift)
         sha256 = hashlib.sha256(f"{loaded.sha256} {box}".encode()).hexdigest()
         return replace(loaded, image=loaded.image.crop(box), sha256=sha256)
 
-    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+    def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return what the image's own set returns for it."""
-        return self.of.stamp(self._original(record)[0])
+        return self.of.stamp(self._original(entry)[0])
 
     def describe(self) -> dict[str, object]:
         """Return the controls and the description of the images, in JSON types."""
@@ -109,13 +109,13 @@ class ShiftedCrops:
             "seed": self.seed,
         }
 
-    def _original(self, record: ImageRecord) -> tuple[ImageRecord, float]:
-        name, _, tag = record.image_id.rpartition(_MARK)
+    def _original(self, entry: ImageEntry) -> tuple[ImageEntry, float]:
+        name, _, tag = entry.image_id.rpartition(_MARK)
         for shift in self.shifts:
             if tag == _tag(shift):
-                return replace(record, image_id=name), float(tag)  # so that equal ids are equal crops
+                return replace(entry, image_id=name), float(tag)  # so that equal ids are equal crops
         raise InputError(
-            f"image {record.image_id!r} is none of these crops, whose ids end in "
+            f"image {entry.image_id!r} is none of these crops, whose ids end in "
             f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the image set that listed it"
         )
 

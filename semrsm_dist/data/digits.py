@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semrsm_dist.data.entries import ImageRecord, LoadedImage
+from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.handwriting import DIGIT_SIDE, N_CLASSES, Split, digit_sources, enlarge, to_bytes
 from semrsm_dist.data.placing import Corner, Window, place_boxes, regular_slots
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
@@ -177,20 +177,20 @@ class DigitScenes:
 
     # --- the image set -------------------------------------------------------------------------------
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the scenes in order, each labelled with its set of digits."""
         return [self._record(index) for index in range(self.n_images)]
 
-    def read(self, record: ImageRecord) -> Image.Image:
+    def read(self, entry: ImageEntry) -> Image.Image:
         """Return the scene as an RGB image of `canvas` x `canvas` pixels."""
-        return self.load(record).image
+        return self.load(entry).image
 
-    def load(self, record: ImageRecord) -> LoadedImage:
+    def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the scene with the hash of its pixels."""
-        pixels = self.render(self.scene(self._index_of(record)))
+        pixels = self.render(self.scene(self._index_of(entry)))
         return LoadedImage(Image.fromarray(pixels).convert("RGB"), "L", _hash(pixels), pixels.nbytes)
 
-    def stamp(self, record: ImageRecord) -> None:
+    def stamp(self, entry: ImageEntry) -> None:
         """Return None: a generated scene has no file to look at."""
 
     def describe(self) -> dict[str, object]:
@@ -198,15 +198,15 @@ class DigitScenes:
         controls = asdict(self)
         return {"kind": "digits", **controls, "digits": list(self.digits), "scale": list(self.scale)}
 
-    def _record(self, index: int) -> ImageRecord:
+    def _record(self, index: int) -> ImageEntry:
         name = f"{self.split}-{index:06d}"
-        return ImageRecord(name, f"digits:{self.split}/{self.seed}/{index}", self.labels(self.scene(index)))
+        return ImageEntry(name, f"digits:{self.split}/{self.seed}/{index}", self.labels(self.scene(index)))
 
-    def _index_of(self, record: ImageRecord) -> int:
-        split, _, number = record.image_id.partition("-")
+    def _index_of(self, entry: ImageEntry) -> int:
+        split, _, number = entry.image_id.partition("-")
         if split != self.split or not number.isdecimal() or int(number) >= self.n_images:
             raise InputError(
-                f"image {record.image_id!r} is not one of these {self.n_images} {self.split} scenes of digits; "
+                f"image {entry.image_id!r} is not one of these {self.n_images} {self.split} scenes of digits; "
                 f"use the image set that listed it"
             )
         return int(number)

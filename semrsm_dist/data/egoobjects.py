@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.data.annotations import draw_sample, read_json, require_split, shorten
-from semrsm_dist.data.entries import ImageRecord, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.errors import InputError
 
@@ -52,7 +52,7 @@ class EgoObjectsImages(FileImages):
     ConfigError
         The split is unknown.
     InputError
-        From `records`: a file is missing or is not of this format, or annotations are of images it does not list.
+        From `entries`: a file is missing or is not of this format, or annotations are of images it does not list.
     """
 
     path: str | Path
@@ -66,7 +66,7 @@ class EgoObjectsImages(FileImages):
     def __post_init__(self) -> None:
         require_split(self.split, SPLITS, "EgoObjects")
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
         file, subset = SPLITS[self.split]
         where = self._file(self.annotations, file)
@@ -85,7 +85,7 @@ class EgoObjectsImages(FileImages):
         labels = _labels_by_image(objects, self._names(document), where)
         folder = join(self.images) if self.images else join(self.path, "images")
         return [
-            ImageRecord(
+            ImageEntry(
                 name,
                 below(folder, images[name]["url"]),
                 tuple(sorted(labels.get(name, ()))),

@@ -1,4 +1,4 @@
-"""What a source of images offers: records, pixels and content hashes."""
+"""What a source of images offers: entries, pixels and content hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semrsm_dist.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageEntry:
     """One image of a data set, before anything of it has been read.
 
     Attributes
@@ -74,24 +74,24 @@ class UnreadableImageError(InputError):
 class ImageSet(Protocol):
     """A source of images: cheap to construct and picklable, as it travels to the workers."""
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return all images in a fixed order with unique ids; raise `InputError` if there are none."""
         ...
 
-    def read(self, record: ImageRecord) -> Image.Image:
+    def read(self, entry: ImageEntry) -> Image.Image:
         """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
         ...
 
-    def load(self, record: ImageRecord) -> LoadedImage:
+    def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the same read."""
         ...
 
-    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+    def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) without reading, or None if there is no such thing."""
         ...
 
     def describe(self) -> dict[str, object]:
-        """Return what identifies the source, in JSON types, for the record of a run."""
+        """Return what identifies the source, in JSON types, for the entry of a run."""
         ...
 
 

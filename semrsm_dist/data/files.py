@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import fs
 
 from semrsm_dist.data.decode import decode_with_mode
-from semrsm_dist.data.entries import ImageRecord, LoadedImage, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
 from semrsm_dist.errors import InputError, StorageError
 
 REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
@@ -26,44 +26,44 @@ _ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
 
 
 class FileImages:
-    """The reading half of an `ImageSet` whose records name files in `uri`."""
+    """The reading half of an `ImageSet` whose entries name files in `uri`."""
 
-    def read(self, record: ImageRecord) -> Image.Image:
+    def read(self, entry: ImageEntry) -> Image.Image:
         """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
-        return decode_with_mode(self._content(record), _name(record))[0]
+        return decode_with_mode(self._content(entry), _name(entry))[0]
 
-    def load(self, record: ImageRecord) -> LoadedImage:
+    def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
-        data = self._content(record)
-        image, mode = decode_with_mode(data, _name(record))
+        data = self._content(entry)
+        image, mode = decode_with_mode(data, _name(entry))
         return LoadedImage(image, mode, hashlib.sha256(data).hexdigest(), len(data))
 
-    def stamp(self, record: ImageRecord) -> tuple[int, int] | None:
+    def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
-        system, path = locate(record.uri)
+        system, path = locate(entry.uri)
         try:
             info = system.get_file_info(path)
         except (*_ABOUT_THE_FILE, ValueError):
             return None
         except OSError as error:
-            raise _storage_failure(record, error) from error
+            raise _storage_failure(entry, error) from error
         if info.type != fs.FileType.File or info.mtime_ns is None:
             return None
         return int(info.size), int(info.mtime_ns)
 
-    def _content(self, record: ImageRecord) -> bytes:
-        system, path = locate(record.uri)
+    def _content(self, entry: ImageEntry) -> bytes:
+        system, path = locate(entry.uri)
         try:
             with system.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read())
         except _ABOUT_THE_FILE as error:
-            raise UnreadableImageError(_name(record), _why(error)) from error
+            raise UnreadableImageError(_name(entry), _why(error)) from error
         except ValueError as error:  # pyarrow's ArrowInvalid: a key that the file system cannot have
-            raise UnreadableImageError(_name(record), f"there can be no such file: {error}") from error
+            raise UnreadableImageError(_name(entry), f"there can be no such file: {error}") from error
         except OSError as error:
             if system.get_file_info(path).type == fs.FileType.Directory:
-                raise UnreadableImageError(_name(record), "it is a folder") from error
-            raise _storage_failure(record, error) from error
+                raise UnreadableImageError(_name(entry), "it is a folder") from error
+            raise _storage_failure(entry, error) from error
 
 
 def is_uri(location: str) -> bool:
@@ -141,8 +141,8 @@ def _remote(root: str) -> tuple[fs.FileSystem, str]:
     return system, path
 
 
-def _name(record: ImageRecord) -> str:
-    return record.image_id if record.uri.endswith(record.image_id) else f"{record.image_id} ({record.uri})"
+def _name(entry: ImageEntry) -> str:
+    return entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
 
 
 def _why(error: OSError) -> str:
@@ -155,8 +155,8 @@ def _why(error: OSError) -> str:
     )
 
 
-def _storage_failure(record: ImageRecord, error: OSError) -> StorageError:
+def _storage_failure(entry: ImageEntry, error: OSError) -> StorageError:
     return StorageError(
-        f"the storage failed while reading image {_name(record)!r}: {error}. This says nothing about the image; "
+        f"the storage failed while reading image {_name(entry)!r}: {error}. This says nothing about the image; "
         f"check the disk or the network and repeat"
     )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from semrsm_dist.data.entries import ImageRecord
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileImages, below, is_uri, join, locate
 from semrsm_dist.errors import InputError
 
@@ -35,12 +35,12 @@ class FolderImages(FileImages):
     Raises
     ------
     InputError
-        From `records`, if there is no such folder or no image in it.
+        From `entries`, if there is no such folder or no image in it.
     """
 
     path: str | Path
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the images, sorted by image id."""
         root = self._root()
         images = sorted(name for name in list_files(root) if is_image(name))
@@ -58,7 +58,7 @@ class FolderImages(FileImages):
     def _root(self) -> str:
         return join(self.path)
 
-    def _record(self, root: str, name: str) -> ImageRecord:
+    def _record(self, root: str, name: str) -> ImageEntry:
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -66,7 +66,7 @@ class FolderImages(FileImages):
                 f"the file name {name!r} in {root!r} is not valid Unicode, so no table can hold it. Rename the file"
             ) from None
         parts = PurePosixPath(name).parts
-        return ImageRecord(name, below(root, name), (parts[0],) if len(parts) > 1 else ())
+        return ImageEntry(name, below(root, name), (parts[0],) if len(parts) > 1 else ())
 
 
 def is_image(name: str) -> bool:

@@ -17,7 +17,7 @@ from semrsm_dist.data.annotations import (
     read_lines,
     shorten,
 )
-from semrsm_dist.data.entries import ImageRecord, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
 from semrsm_dist.errors import InputError
@@ -47,7 +47,7 @@ class ImageNetImages(FileImages):
     Raises
     ------
     InputError
-        From `records`: a folder or file is missing, or something in it does not belong there.
+        From `entries`: a folder or file is missing, or something in it does not belong there.
     """
 
     path: str | Path
@@ -55,7 +55,7 @@ class ImageNetImages(FileImages):
     sample: int | None = None
     seed: int = 0
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the validation images."""
         inner = join(self.path, "val")
         folder = inner if is_folder(inner) else join(self.path)
@@ -70,7 +70,7 @@ class ImageNetImages(FileImages):
         labels = self._flat_labels(flat, folder) if flat else _nested_labels(paths, folder)
         by_name = {path.name: path for path in labels}
         return [
-            ImageRecord(name, below(folder, str(by_name[name])), (labels[by_name[name]],))
+            ImageEntry(name, below(folder, str(by_name[name])), (labels[by_name[name]],))
             for name in draw_sample(by_name, self.sample, self.seed)
         ]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageRecord, ImageSet, UnreadableImageError, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, ImageSet, UnreadableImageError, check_unique_ids
 from semrsm_dist.errors import InputError, StorageError
 
 OK, UNREADABLE = "ok", "unreadable"
@@ -46,12 +46,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image of a run: its record and what reading it has shown.
+    """One image of a run: its entry and what reading it has shown.
 
     Attributes
     ----------
     image_id, uri, labels, group
-        As in `ImageRecord`.
+        As in `ImageEntry`.
     sha256 : str or None
         Hash of the content; None for unreadable images and for features without images.
     n_bytes, mtime_ns : int or None
@@ -80,9 +80,9 @@ class ManifestRow:
     error: str | None = None
 
     @property
-    def record(self) -> ImageRecord:
+    def entry(self) -> ImageEntry:
         """The image as its image set knows it."""
-        return ImageRecord(self.image_id, self.uri, self.labels, self.group)
+        return ImageEntry(self.image_id, self.uri, self.labels, self.group)
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class Manifest:
     # --- what the stages ask for -----------------------------------------------------------------------
 
     @property
-    def readable(self) -> list[ImageRecord]:
+    def readable(self) -> list[ImageEntry]:
         """The readable images, in order: the rows and columns of the matrices."""
-        return [row.record for row in self._readable_rows]
+        return [row.entry for row in self._readable_rows]
 
     @property
     def unreadable(self) -> list[ManifestRow]:
@@ -240,10 +240,10 @@ class Manifest:
 # --- scanning --------------------------------------------------------------------------------------------
 
 
-def scan(image_set: ImageSet, records: Iterable[ImageRecord]) -> list[ManifestRow]:
+def scan(image_set: ImageSet, entries: Iterable[ImageEntry]) -> list[ManifestRow]:
     """Open, fully decode and hash images, each in one read; unreadable ones become rows that say why.
 
-    A function of its arguments and the files alone: slices of the records can be scanned by many workers
+    A function of its arguments and the files alone: slices of the entries can be scanned by many workers
     and the rows joined in order.
 
     Raises
@@ -251,43 +251,43 @@ def scan(image_set: ImageSet, records: Iterable[ImageRecord]) -> list[ManifestRo
     StorageError
         If the storage fails, which says nothing about the images.
     """
-    return [_scan_one(image_set, record) for record in records]
+    return [_scan_one(image_set, entry) for entry in entries]
 
 
 def find_known(
-    image_set: ImageSet, records: Sequence[ImageRecord], previous: Manifest
+    image_set: ImageSet, entries: Sequence[ImageEntry], previous: Manifest
 ) -> Iterator[list[ManifestRow | None]]:
     """Yield, slice by slice, the rows of images that an earlier scan still tells of; None for the others.
 
     A readable image whose location, size and modification time are the same as then is not read again; labels
-    and groups are taken from the record all the same. An image that could not be read gets another chance here.
+    and groups are taken from the entry all the same. An image that could not be read gets another chance here.
     """
-    parts = [records[start : start + LOOK_BATCH] for start in range(0, len(records), LOOK_BATCH)]
+    parts = [entries[start : start + LOOK_BATCH] for start in range(0, len(entries), LOOK_BATCH)]
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
         yield from threads.map(
-            lambda part: [_find_known(image_set, record, previous.get(record.image_id)) for record in part],
+            lambda part: [_find_known(image_set, entry, previous.get(entry.image_id)) for entry in part],
             parts,
         )
 
 
-def _find_known(image_set: ImageSet, record: ImageRecord, known: ManifestRow | None) -> ManifestRow | None:
-    if known is None or known.uri != record.uri:
+def _find_known(image_set: ImageSet, entry: ImageEntry, known: ManifestRow | None) -> ManifestRow | None:
+    if known is None or known.uri != entry.uri:
         return None
     try:
-        if (known.n_bytes, known.mtime_ns) != (image_set.stamp(record) or (None, None)):
+        if (known.n_bytes, known.mtime_ns) != (image_set.stamp(entry) or (None, None)):
             return None
         if known.status != OK:  # a permission given since then leaves no trace in size and time
-            return _scan_one(image_set, record)
+            return _scan_one(image_set, entry)
     except StorageError:
         return None  # whoever scans it has more than one try
-    return replace(known, labels=record.labels, group=record.group)
+    return replace(known, labels=entry.labels, group=entry.group)
 
 
-def _scan_one(image_set: ImageSet, record: ImageRecord) -> ManifestRow:
-    n_bytes, mtime_ns = image_set.stamp(record) or (None, None)
-    row = ManifestRow(record.image_id, record.uri, record.labels, record.group, None, n_bytes, mtime_ns)
+def _scan_one(image_set: ImageSet, entry: ImageEntry) -> ManifestRow:
+    n_bytes, mtime_ns = image_set.stamp(entry) or (None, None)
+    row = ManifestRow(entry.image_id, entry.uri, entry.labels, entry.group, None, n_bytes, mtime_ns)
     try:
-        loaded = image_set.load(record)
+        loaded = image_set.load(entry)
     except UnreadableImageError as error:
         return replace(row, status=UNREADABLE, error=error.cause)
     width, height = loaded.image.size

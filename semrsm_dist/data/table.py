@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageRecord, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import REMOTE, FileImages, absolute, below, is_uri, locate, split_options
 from semrsm_dist.errors import InputError, did_you_mean
 
@@ -34,21 +34,21 @@ class TableImages(FileImages):
     Raises
     ------
     InputError
-        From `records`, if the table cannot be read, lacks a column, is empty, or repeats an id.
+        From `entries`, if the table cannot be read, lacks a column, is empty, or repeats an id.
     """
 
     path: str | Path
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the listed images in the order of the table."""
-        return read_records(self.path)
+        return read_entries(self.path)
 
     def describe(self) -> dict[str, object]:
         """Return the kind and the absolute location of the table."""
         return {"kind": "table", "path": absolute(self.path)}
 
 
-def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecord]:
+def read_entries(path: str | Path, *, needs_uri: bool = True) -> list[ImageEntry]:
     """Read a table of images, or with ``needs_uri=False`` a table of labels for ready-made features.
 
     Raises
@@ -75,7 +75,7 @@ def read_records(path: str | Path, *, needs_uri: bool = True) -> list[ImageRecor
     places = [_resolve(uri, folder) for uri in uris]
     _check_schemes(places, location)
     return [
-        ImageRecord(image_id or "", place, labels, group or None)
+        ImageEntry(image_id or "", place, labels, group or None)
         for image_id, place, labels, group in zip(ids, places, _labels(table, location), groups, strict=True)
     ]
 

@@ -14,7 +14,7 @@ from semrsm_dist.data.annotations import (
     shorten,
     warn_unlabelled,
 )
-from semrsm_dist.data.entries import ImageRecord
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileImages, absolute, below, join
 from semrsm_dist.data.folder import is_image
 from semrsm_dist.errors import InputError
@@ -44,7 +44,7 @@ class TinyImageNetImages(FileImages):
     ConfigError
         The split is unknown.
     InputError
-        From `records`: a file or folder is missing, or names a class that ``wnids.txt`` does not list.
+        From `entries`: a file or folder is missing, or names a class that ``wnids.txt`` does not list.
     """
 
     path: str | Path
@@ -55,7 +55,7 @@ class TinyImageNetImages(FileImages):
     def __post_init__(self) -> None:
         require_split(self.split, SPLITS, "TinyImageNet")
 
-    def records(self) -> list[ImageRecord]:
+    def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
         classes = {line.strip() for line in read_lines(join(self.path, "wnids.txt"), self._remedy())}
         images = self._train(classes) if self.split == "train" else self._val(classes)
@@ -73,7 +73,7 @@ class TinyImageNetImages(FileImages):
             "seed": self.seed,
         }
 
-    def _train(self, classes: Collection[str]) -> dict[str, ImageRecord]:
+    def _train(self, classes: Collection[str]) -> dict[str, ImageEntry]:
         folder = join(self.path, "train")
         paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
         self._require_classes({path.parts[0] for path in paths}, classes, folder)
@@ -84,10 +84,10 @@ class TinyImageNetImages(FileImages):
                 f"({shorten(without)}); {self._remedy()}"
             )
         return {
-            path.name: ImageRecord(path.name, below(folder, str(path)), (path.parts[0],)) for path in paths
+            path.name: ImageEntry(path.name, below(folder, str(path)), (path.parts[0],)) for path in paths
         }
 
-    def _val(self, classes: Collection[str]) -> dict[str, ImageRecord]:
+    def _val(self, classes: Collection[str]) -> dict[str, ImageEntry]:
         where, folder = join(self.path, "val", "val_annotations.txt"), join(self.path, "val", "images")
         labels: dict[str, str] = {}
         for number, line in enumerate(read_lines(where, self._remedy()), start=1):
@@ -102,7 +102,7 @@ class TinyImageNetImages(FileImages):
         ]
         warn_unlabelled("TinyImageNet val", unlisted)
         return {
-            name: ImageRecord(name, below(folder, name), (labels[name],) if name in labels else ())
+            name: ImageEntry(name, below(folder, name), (labels[name],) if name in labels else ())
             for name in (*labels, *unlisted)
         }
 

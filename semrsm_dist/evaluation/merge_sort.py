@@ -20,7 +20,11 @@ Numbers = NDArray[np.float64]
 
 
 def sort_counting(
-    first: Numbers, second: Numbers, spare: tuple[Numbers, Numbers], *, block: int = BLOCK
+    first: Numbers,
+    second: Numbers,
+    spare: tuple[Numbers, Numbers],
+    *,
+    block: int = BLOCK,
 ) -> int:
     """Sort pairs of numbers in place, by the first and among equals by the second.
 
@@ -49,7 +53,11 @@ def sort_counting(
 
 @compiled
 def _sort_runs(
-    first: Numbers, second: Numbers, spare_first: Numbers, spare_second: Numbers, width: int
+    first: Numbers,
+    second: Numbers,
+    spare_first: Numbers,
+    spare_second: Numbers,
+    width: int,
 ) -> int:
     """Sort what is sorted within runs of `width`; return the inversions."""
     n = len(first)
@@ -70,7 +78,15 @@ def _sort_runs(
 
 
 @compiled
-def _merge(a: Numbers, b: Numbers, low: int, middle: int, high: int, to_a: Numbers, to_b: Numbers) -> int:
+def _merge(
+    a: Numbers,
+    b: Numbers,
+    low: int,
+    middle: int,
+    high: int,
+    to_a: Numbers,
+    to_b: Numbers,
+) -> int:
     """Merge two sorted runs, low:middle and middle:high; return how often the right one goes before the left."""
     left, right = low, middle
     inversions = 0

@@ -1,6 +1,6 @@
 """One vector an image: what retrieval compares where it does not compare tokens.
 
-Global average pooling forgets positions, as matching does, and with them everything else that tells the tokens of an
+Average pooling forgets positions, as matching does, and with them everything else that tells the tokens of an
 image apart. Principal components and whitening are its usual companions.
 
 H. Jégou and O. Chum, Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening,

@@ -25,7 +25,7 @@ NO_HIT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class RetrievalImages:
     """What is known of the images of one side, in their order.
 
     Attributes
@@ -58,7 +58,7 @@ class RetrievalTask:
         The M candidates; None if they are the queries themselves.
     """
 
-    def __init__(self, queries: Side, database: Side | None = None) -> None:
+    def __init__(self, queries: RetrievalImages, database: RetrievalImages | None = None) -> None:
         other = queries if database is None else database
         self._same = database is None
         self._queries = [frozenset(labels) for labels in queries.labels]

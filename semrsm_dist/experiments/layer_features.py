@@ -49,15 +49,15 @@ class LayerFeatures:
         """Return the feature store of `images` or `queries`."""
         return FeatureStore(self.run.directory.features, side, self.layer)
 
-    def panels(self, side: str) -> Iterator[slice]:
+    def chunks(self, side: str) -> Iterator[slice]:
         """Yield the images of a side a chunk at a time."""
-        panel = self.run.record["panel"]
-        for start in range(0, self.count(side), panel):
-            yield slice(start, min(start + panel, self.count(side)))
+        size = self.run.record["chunk_size"]
+        for start in range(0, self.count(side), size):
+            yield slice(start, min(start + size, self.count(side)))
 
     def token_counts(self, side: str) -> NDArray[np.int64]:
         """Return how many tokens each image of a side has, (N,); the features are read once."""
-        return np.concatenate([count_tokens(self.store(side).read(images)) for images in self.panels(side)])
+        return np.concatenate([count_tokens(self.store(side).read(images)) for images in self.chunks(side)])
 
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
         """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement.
@@ -67,7 +67,7 @@ class LayerFeatures:
         total = self.count("images") * self.n_tokens
         drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))
         store, parts = self.store("images"), []
-        for images in self.panels("images"):
+        for images in self.chunks("images"):
             first, last = np.searchsorted(drawn, [images.start * self.n_tokens, images.stop * self.n_tokens])
             if first < last:
                 tokens = store.read(images).reshape(-1, self.n_channels)

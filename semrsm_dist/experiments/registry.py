@@ -58,7 +58,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
         ),
     }
 )
-"""Every experiment by its name; experiment `a-b` is the function `evaluate` of `semrsm_dist.experiments.a_b`."""
+"""Every experiment by its name; experiment `a-b` is `evaluate` of `semrsm_dist.experiments.a_b.experiment`."""
 
 
 def find_experiment(name: str) -> Callable[..., Evidence]:
@@ -70,7 +70,7 @@ def find_experiment(name: str) -> Callable[..., Evidence]:
         If there is no such experiment.
     """
     require_experiment(name)
-    module = importlib.import_module(f"semrsm_dist.experiments.{name.replace('-', '_')}")
+    module = importlib.import_module(f"semrsm_dist.experiments.{name.replace('-', '_')}.experiment")
     function: Callable[..., Evidence] = module.evaluate
     return function
 

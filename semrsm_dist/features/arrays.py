@@ -1,4 +1,4 @@
-"""Ready-made features: what an array of representations must look like, and reading it panel by panel.
+"""Ready-made features: what an array of representations must look like, and reading it chunk by chunk.
 
 Two shapes are understood, (N, S, C) and (N, C, H, W); the second becomes (N, H * W, C) in row-major order of
 the positions. Numbers are taken as float16, float32 or float64, and as 8- and 16-bit integers, which
@@ -47,11 +47,11 @@ class ArrayShape:
     channels_first: bool
     dtype: np.dtype[Any]
 
-    def arrange(self, panel: NDArray[Any]) -> NDArray[Any]:
-        """Bring a panel as it lies on disk into a contiguous (T, S, C) copy of type `dtype`."""
+    def arrange(self, chunk: NDArray[Any]) -> NDArray[Any]:
+        """Bring a chunk as it lies on disk into a contiguous (T, S, C) copy of type `dtype`."""
         if self.channels_first:
-            panel = panel.reshape(len(panel), self.n_channels, self.n_tokens).transpose(0, 2, 1)
-        return np.array(panel, dtype=self.dtype, order="C", copy=True, subok=False)
+            chunk = chunk.reshape(len(chunk), self.n_channels, self.n_tokens).transpose(0, 2, 1)
+        return np.array(chunk, dtype=self.dtype, order="C", copy=True, subok=False)
 
 
 def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> ArrayShape:
@@ -104,7 +104,7 @@ def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 class FeatureArray(ABC):
-    """Representations of N images in a file, read a panel at a time.
+    """Representations of N images in a file, read a chunk at a time.
 
     Parameters
     ----------
@@ -152,12 +152,12 @@ class FeatureArray(ABC):
             )
         if start == stop:
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
-        return self._shape.arrange(self._read_panel(start, stop))
+        return self._shape.arrange(self._read_images(start, stop))
 
     def digest(self) -> str:
         """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.
 
-        The array is read once, in bounded panels.
+        The array is read once, in bounded chunks.
         """
         digest = hashlib.sha256(f"{self.n_images} {self.n_tokens} {self.n_channels} {self.dtype}\n".encode())
         step = max(1, _DIGEST_BYTES // (self.n_tokens * self.n_channels * self.dtype.itemsize))
@@ -185,12 +185,12 @@ class FeatureArray(ABC):
         """Return path, format, shape and type, ready for JSON."""
 
     @abstractmethod
-    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         """Return some images as they lie on disk; raise InputError if they cannot be read."""
 
 
 class NpyFeatures(FeatureArray):
-    """Features in a `.npy` file; each panel is mapped alone, so memory does not grow with the file.
+    """Features in a `.npy` file; each chunk is mapped alone, so memory does not grow with the file.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ class NpyFeatures(FeatureArray):
             "layout": self.layout,
         }
 
-    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
         try:
             if self._fortran:  # an image is spread over the whole file

@@ -134,7 +134,7 @@ def _train(model: LoadedModel, tuning: Tuning) -> None:
     scenes = DigitScenes(
         tuning.steps * tuning.batch, tuning.digits, height, tuning.scale, split="training", seed=tuning.seed
     )
-    records = scenes.records()
+    records = scenes.entries()
     network: Any = model.module.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=tuning.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=tuning.steps)

@@ -18,12 +18,12 @@ from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers.registry import make_matcher
 from semrsm_dist.pipeline.faults import list_failures
-from semrsm_dist.pipeline.inputs import Identity, compare, identify
+from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import choose_sizes, require_disk
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.extraction import extract_features
-from semrsm_dist.pipeline.stages.extraction_worker import SideImages
+from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.pipeline.stages.importing import import_features
 from semrsm_dist.pipeline.stages.matching import match_layers
 from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
@@ -35,7 +35,7 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import require_same
 from semrsm_dist.store.matrices import MatrixStore
-from semrsm_dist.store.tiles import BlockStore
+from semrsm_dist.store.tiles import TileStore
 
 Record = dict[str, Any]
 
@@ -142,81 +142,80 @@ def _lasting(path: Path) -> Path:
 
 def _run_session(session: Session, matcher: Matcher, record: Record | None) -> dict[str, Any]:
     started = time.perf_counter()
-    identity = identify(session, matcher, record)
+    inputs = resolve_inputs(session, matcher, record)
     if record is not None:
-        require_same(*compare(identity, record), run=session.directory.path)
-    require_enough("queries" in identity.manifests, identity.counts())
-    if record is not None and not _is_assembled(session, identity):
+        require_same(*compare(inputs, record), run=session.directory.path)
+    require_enough("queries" in inputs.manifests, inputs.counts())
+    if record is not None and not _is_assembled(session, inputs):
         session.directory.remove_partial_files()
-    record = _make_record(session, matcher, identity, record)
-    _keep(session, identity, record)
-    layouts = {layer: _layout(record, layer) for layer in identity.layers}
-    _fill_features(session, identity, record)
+    record = _make_record(session, matcher, inputs, record)
+    _keep(session, inputs, record)
+    layouts = {layer: _layout(record, layer) for layer in inputs.layers}
+    _fill_features(session, inputs, record)
     failures = match_layers(
         session,
         matcher,
         layouts,
-        row_side=identity.row_side,
+        row_side=inputs.row_side,
         sizes=record["layers"],
-        panel=record["panel"],
+        chunk_size=record["chunk_size"],
     )
     failed_layers = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
     assemble_layers(
         session,
         {layer: layout for layer, layout in layouts.items() if layer not in failed_layers},
-        manifests=identity.manifests,
-        row_side=identity.row_side,
-        fingerprints={layer: identity.facts | identity.layer_facts.get(layer, {}) for layer in layouts},
+        manifests=inputs.manifests,
+        row_side=inputs.row_side,
+        fingerprints={layer: inputs.facts | inputs.layer_facts.get(layer, {}) for layer in layouts},
     )
     if failures:
         raise _tiles_failed(failures)
-    summary = summarise(session, identity, layouts, total_seconds=time.perf_counter() - started)
+    summary = summarise(session, inputs, layouts, total_seconds=time.perf_counter() - started)
     session.directory.write_summary(summary)
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
     return summary
 
 
-def _is_assembled(session: Session, identity: Identity) -> bool:
-    return all(MatrixStore(session.directory.matrices, layer).is_complete() for layer in identity.layers)
+def _is_assembled(session: Session, inputs: RunInputs) -> bool:
+    return all(MatrixStore(session.directory.matrices, layer).is_complete() for layer in inputs.layers)
 
 
-def _make_record(session: Session, matcher: Matcher, identity: Identity, record: Record | None) -> Record:
+def _make_record(session: Session, matcher: Matcher, inputs: RunInputs, record: Record | None) -> Record:
     """Return the record of the run as it is after this session's questions; sizes once chosen are kept."""
     known = record["layers"] if record else {}
-    sizes = choose_sizes(session.config, matcher, identity, known, workers=session.engine.slots)
+    sizes = choose_sizes(session.config, matcher, inputs, known, workers=session.engine.slots)
     layers = {
-        layer: {**sizes.layers[layer], "facts": identity.layer_facts.get(layer, {})}
-        for layer in identity.layers
+        layer: {**sizes.layers[layer], "facts": inputs.layer_facts.get(layer, {})} for layer in inputs.layers
     }
     if record is None:
-        require_disk(session, identity, {layer: sizes.layers[layer]["side"] for layer in layers})
-    panel = record["panel"] if record else sizes.panel
+        require_disk(session, inputs, {layer: sizes.layers[layer]["tile_size"] for layer in layers})
+    chunk_size = record["chunk_size"] if record else sizes.chunk_size
     in_order = known if layers.keys() <= known.keys() else layers  # the network's, as far as it is known
     return {
-        "fingerprint": identity.facts,
+        "fingerprint": inputs.facts,
         "layers": {**in_order, **known, **layers},
-        "asked": list(layers),
-        "panel": panel,
-        "batch_size": _batch_size(session, record, panel),
-        "row_side": identity.row_side,
-        "counts": identity.counts(),
-        "cached": {**(record or {}).get("cached", {}), **identity.cached},
+        "requested": list(layers),
+        "chunk_size": chunk_size,
+        "batch_size": _batch_size(session, record, chunk_size),
+        "row_side": inputs.row_side,
+        "counts": inputs.counts(),
+        "cached": {**(record or {}).get("cached", {}), **inputs.cached},
         "config": session.config.model_dump(mode="json"),
         "versions": _versions(),
     }
 
 
-def _batch_size(session: Session, record: Record | None, panel: int) -> int | None:
-    """Return the images of a forward pass: as the run began with, and never more than a panel."""
+def _batch_size(session: Session, record: Record | None, chunk_size: int) -> int | None:
+    """Return the images of a forward pass: as the run began with, and never more than a chunk."""
     model = session.config.model
     if model is None:
         return None
     known: int | None = (record or {}).get("batch_size")
-    return known or min(model.batch_size, panel)
+    return known or min(model.batch_size, chunk_size)
 
 
-def _keep(session: Session, identity: Identity, record: Record) -> None:
-    for side, manifest in identity.manifests.items():
+def _keep(session: Session, inputs: RunInputs, record: Record) -> None:
+    for side, manifest in inputs.manifests.items():
         manifest.to_parquet(session.directory.manifest(side))
     session.directory.write_record(record)
     session.directory.append_event("started", engine=session.engine.describe(), versions=record["versions"])
@@ -224,17 +223,23 @@ def _keep(session: Session, identity: Identity, record: Record) -> None:
 
 def _layout(record: Record, layer: str) -> Layout:
     counts, row_side = record["counts"], record["row_side"]
-    return Layout(counts[row_side], counts["images"], record["layers"][layer]["side"], row_side == "images")
+    return Layout(
+        counts[row_side], counts["images"], record["layers"][layer]["tile_size"], row_side == "images"
+    )
 
 
-def _fill_features(session: Session, identity: Identity, record: Record) -> None:
-    config, panel = session.config, record["panel"]
-    unfinished = [layer for layer in identity.layers if not _is_matched(session, record, layer)]
-    to_extract: dict[str, SideImages] = {}
-    for side, manifest in identity.manifests.items():
-        for layer, sizes in identity.layers.items():
+def _fill_features(session: Session, inputs: RunInputs, record: Record) -> None:
+    config, chunk_size = session.config, record["chunk_size"]
+    unfinished = [layer for layer in inputs.layers if not _is_matched(session, record, layer)]
+    to_extract: dict[str, ReadableImages] = {}
+    for side, manifest in inputs.manifests.items():
+        for layer, sizes in inputs.layers.items():
             FeatureStore(session.directory.features, side, layer).create(
-                len(manifest.readable), sizes["n_tokens"], sizes["n_channels"], panel, config.features.dtype
+                len(manifest.readable),
+                sizes["n_tokens"],
+                sizes["n_channels"],
+                chunk_size,
+                config.features.dtype,
             )
         for layer in unfinished:
             _remove_damaged_features(session, side, layer)
@@ -247,19 +252,19 @@ def _fill_features(session: Session, identity: Identity, record: Record) -> None
                 {layer: path.absolute() for layer, path in data.token_counts.items()},
                 data.layout,
                 image_ids=manifest.image_ids(),
-                panel=panel,
+                chunk_size=chunk_size,
             )
         elif data is not None:
-            to_extract[side] = SideImages.of(make_image_set(data), manifest)
+            to_extract[side] = ReadableImages.of(make_image_set(data), manifest)
     if to_extract and config.model is not None:
         extract_features(
             session,
             to_extract,
             facts=record["cached"]["model"]["facts"],
-            layers=identity.layers,
+            layers=inputs.layers,
             precision=record["cached"]["model"]["precision"],
             batch_size=record["batch_size"],
-            panel=panel,
+            chunk_size=chunk_size,
         )
 
 
@@ -267,7 +272,7 @@ def _is_matched(session: Session, record: Record, layer: str) -> bool:
     """Tell whether nothing needs the features of a layer any more."""
     if not MatrixStore(session.directory.matrices, layer).is_complete():
         return False
-    return set(_layout(record, layer).tiles()) <= BlockStore(session.directory.blocks, layer).present()
+    return set(_layout(record, layer).tiles()) <= TileStore(session.directory.tiles, layer).present()
 
 
 def _remove_damaged_features(session: Session, side: str, layer: str) -> None:
@@ -276,7 +281,7 @@ def _remove_damaged_features(session: Session, side: str, layer: str) -> None:
         damaged = FeatureStore(session.directory.features, side, layer).remove_damaged()
     if damaged:
         session.warn(
-            f"layer {layer}: damaged features of {side} were removed (panels: {len(damaged)}) and are made again"
+            f"layer {layer}: damaged features of {side} were removed (chunks: {len(damaged)}) and are made again"
         )
 
 

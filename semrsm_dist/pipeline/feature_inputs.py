@@ -30,7 +30,7 @@ LONGEST_NAME = 200
 """Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
 
 
-def identify_features(
+def resolve_features(
     session: Session, matcher: Matcher, sides: Mapping[str, Data], cached: Mapping[str, Any]
 ) -> Features:
     """Find out what ready-made features a run has.

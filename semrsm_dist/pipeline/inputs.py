@@ -14,11 +14,18 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semrsm_dist.config.schema import Data, FeaturesData, ModelConfig, RunConfig, StorageConfig, facts_of
+from semrsm_dist.config.schema import (
+    Data,
+    FeaturesData,
+    ModelConfig,
+    RunConfig,
+    StorageConfig,
+    fingerprint_fields,
+)
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.pipeline.feature_inputs import identify_features
+from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import scan_images
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
@@ -34,7 +41,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunInputs:
     """What a run is.
 
     Attributes
@@ -67,7 +74,7 @@ class Identity:
         return {side: len(manifest.readable) for side, manifest in self.manifests.items()}
 
 
-def identify(session: Session, matcher: Matcher, record: Record | None) -> Identity:
+def resolve_inputs(session: Session, matcher: Matcher, record: Record | None) -> RunInputs:
     """Find out what the configuration's run is.
 
     Parameters
@@ -90,30 +97,28 @@ def identify(session: Session, matcher: Matcher, record: Record | None) -> Ident
         sides["queries"] = config.queries
     cached = (record or {}).get("cached", {})
     if isinstance(config.data, FeaturesData):
-        manifests, layers, layer_facts, kept = identify_features(session, matcher, sides, cached)
-        identity = Identity(manifests, layers, {}, layer_facts, kept)
+        manifests, layers, layer_facts, kept = resolve_features(session, matcher, sides, cached)
+        inputs = RunInputs(manifests, layers, {}, layer_facts, kept)
     else:
         manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
         layers, facts, kept = _identify_model(session, _require_model(config), cached)
-        identity = Identity(manifests, layers, facts, cached=kept)
+        inputs = RunInputs(manifests, layers, facts, cached=kept)
     facts = flatten(
         {
             "format": FORMAT,
             **{
                 side: {
-                    **facts_of(sides[side]),
+                    **fingerprint_fields(sides[side]),
                     "count": len(manifest.readable),
                     "sha256": manifest.digest(),
                 }
-                for side, manifest in identity.manifests.items()
+                for side, manifest in inputs.manifests.items()
             },
             "features": {"dtype": config.features.dtype},
             "matching": {"matcher": matcher.name, "version": matcher.version, **matcher.parameters},
         }
     )
-    return Identity(
-        identity.manifests, identity.layers, facts | identity.facts, identity.layer_facts, identity.cached
-    )
+    return RunInputs(inputs.manifests, inputs.layers, facts | inputs.facts, inputs.layer_facts, inputs.cached)
 
 
 def model_spec(config: ModelConfig) -> Any:
@@ -212,10 +217,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def compare(identity: Identity, record: Record) -> tuple[Fingerprint, Fingerprint]:
+def compare(inputs: RunInputs, record: Record) -> tuple[Fingerprint, Fingerprint]:
     """Return the recorded and the requested fingerprint, cut to the layers that both have."""
-    recorded, requested = dict(record["fingerprint"]), dict(identity.facts)
-    for layer, facts in identity.layer_facts.items():
+    recorded, requested = dict(record["fingerprint"]), dict(inputs.facts)
+    for layer, facts in inputs.layer_facts.items():
         if layer in record["layers"]:
             recorded |= record["layers"][layer].get("facts", {})
             requested |= facts

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semrsm_dist.config.schema import Data, FeaturesData, RunConfig
-from semrsm_dist.data.entries import ImageRecord, ImageSet, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, ImageSet, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.machine import limit_threads
@@ -23,7 +23,7 @@ from semrsm_dist.features.arrays import FeatureArray
 from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers.registry import make_matcher
-from semrsm_dist.pipeline.inputs import Identity, model_spec, storage_itemsize
+from semrsm_dist.pipeline.inputs import RunInputs, model_spec, storage_itemsize
 from semrsm_dist.pipeline.sizing import choose_sizes
 from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
@@ -65,16 +65,16 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     finally:
         engine.close()
     slots = max(1, int(str(machine["cpus"])))
-    identity = Identity(
+    inputs = RunInputs(
         {side: Manifest.from_ids([str(index) for index in range(count)]) for side, count in counts.items()},
         {layer: {"n_tokens": z.shape[1], "n_channels": z.shape[2]} for layer, z in samples.items()},
         {},
     )
-    sizes = choose_sizes(config, matcher, identity, {}, workers=slots)
+    sizes = choose_sizes(config, matcher, inputs, {}, workers=slots)
     with limit_threads(1):
         matcher.compile()
         layers = {
-            layer: _plan_layer(config, identity, sizes.layers[layer], _measure_pair(matcher, z))
+            layer: _plan_layer(config, inputs, sizes.layers[layer], _measure_pair(matcher, z))
             for layer, z in samples.items()
         }
     core_seconds = sum(facts["core_seconds"] for facts in layers.values())
@@ -145,7 +145,7 @@ def _sample(
     image_sets = {
         side: make_image_set(data) for side, data in sides.items() if not isinstance(data, FeaturesData)
     }
-    records = {side: image_set.records() for side, image_set in image_sets.items()}
+    entries = {side: image_set.entries() for side, image_set in image_sets.items()}
     extractor = Extractor(
         model_spec(config.model),
         config.model.layers,
@@ -153,10 +153,10 @@ def _sample(
         batch_size=config.model.batch_size,
     )
     started = time.perf_counter()
-    images = _read_some(config, image_sets["images"], records["images"])
+    images = _read_some(config, image_sets["images"], entries["images"])
     samples = dict(extractor(images))
     seconds = (time.perf_counter() - started) / len(images)
-    return {side: len(found) for side, found in records.items()}, samples, seconds
+    return {side: len(found) for side, found in entries.items()}, samples, seconds
 
 
 def _sample_features(source: FeatureArray, token_counts: Path | None) -> NDArray[Any]:
@@ -167,12 +167,12 @@ def _sample_features(source: FeatureArray, token_counts: Path | None) -> NDArray
     return np.where(beyond[:, :, None], np.asarray(np.nan, z.dtype), z) if beyond.any() else z
 
 
-def _read_some(config: RunConfig, image_set: ImageSet, records: Sequence[ImageRecord]) -> list[Image.Image]:
+def _read_some(config: RunConfig, image_set: ImageSet, entries: Sequence[ImageEntry]) -> list[Image.Image]:
     """Read a few images from all over the list: neighbours are often alike."""
     images = []
-    for record in records[:: max(1, len(records) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
+    for entry in entries[:: max(1, len(entries) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
         try:
-            images.append(image_set.read(record))
+            images.append(image_set.read(entry))
         except UnreadableImageError:
             if config.unreadable == "refuse":
                 raise
@@ -197,16 +197,18 @@ def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:
 
 
 def _plan_layer(
-    config: RunConfig, identity: Identity, sizes: Mapping[str, int], pair_seconds: float
+    config: RunConfig, inputs: RunInputs, sizes: Mapping[str, int], pair_seconds: float
 ) -> dict[str, Any]:
-    counts = identity.counts()
-    layout = Layout(counts[identity.row_side], counts["images"], sizes["side"], identity.row_side == "images")
+    counts = inputs.counts()
+    layout = Layout(
+        counts[inputs.row_side], counts["images"], sizes["tile_size"], inputs.row_side == "images"
+    )
     n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
     itemsize = storage_itemsize(config.features)
     return {
         "n_tokens": n_tokens,
         "n_channels": n_channels,
-        "tile": layout.side,
+        "tile": layout.tile_size,
         "pairs": layout.total_pairs,
         "pair_seconds": pair_seconds,
         "core_seconds": pair_seconds * layout.total_pairs,

@@ -1,4 +1,4 @@
-"""How large panels and tiles are: from the sizes of the features, the memory of a worker and the time of a task."""
+"""The sizes of feature chunks and tiles, from those of the features, the memory of a worker and the time of a task."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.pipeline.inputs import Identity, storage_itemsize
+from semrsm_dist.pipeline.inputs import RunInputs, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, guess_pair_seconds, result_bytes
-from semrsm_dist.plan.tiling import Layout, choose_side
+from semrsm_dist.plan.tiling import Layout, choose_tile_size
 
-LARGEST_PANEL = 32
+LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
 
 Fewer only where a worker's memory asks for it: the last bits of a network's output depend on the batch, so the
-number of workers or the sides of tiles must have no say in it.
+number of workers or the tile_sizes of tiles must have no say in it.
 """
 
 PROCESS_BYTES = 8 * 1024**2
@@ -33,23 +33,23 @@ class Sizes:
     Attributes
     ----------
     layers
-        For each layer: n_tokens, n_channels, and the side of its tiles.
-    panel
+        For each layer: n_tokens, n_channels, and the size of its tiles.
+    chunk_size
         Images of a feature chunk.
     """
 
     layers: dict[str, dict[str, int]]
-    panel: int
+    chunk_size: int
 
 
 def choose_sizes(
-    config: RunConfig, matcher: Matcher, identity: Identity, known: Mapping[str, Any], *, workers: int
+    config: RunConfig, matcher: Matcher, inputs: RunInputs, known: Mapping[str, Any], *, workers: int
 ) -> Sizes:
-    """Choose panels and tiles for a run; layers that an earlier session has sized keep their tiles.
+    """Choose the sizes of feature chunks and tiles; layers that an earlier session has sized keep their tiles.
 
     Parameters
     ----------
-    config, matcher, identity
+    config, matcher, inputs
         The run.
     known
         The layers in the run's record.
@@ -59,33 +59,33 @@ def choose_sizes(
     Raises
     ------
     ConfigError
-        If the tiles do not fit into a worker's memory, or others than the run's are asked for.
+        If the tiles do not fit into a worker's memory, or others than the run's are requested for.
     """
-    longest = max(identity.counts().values())
+    longest = max(inputs.counts().values())
     layers = {}
-    panel = LARGEST_PANEL
-    for layer, sizes in identity.layers.items():
+    chunk_size = LARGEST_CHUNK
+    for layer, sizes in inputs.layers.items():
         n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
-        asked = config.matching.tile
+        requested = config.matching.tile
         if layer in known:
-            side = known[layer]["side"]
-            if asked is not None and asked != side:
+            size = known[layer]["tile_size"]
+            if requested is not None and requested != size:
                 raise ConfigError(
-                    f"matching.tile: {asked}: layer {layer!r} of this run is cut into tiles of {side}, which cannot "
-                    "change once it has begun: remove the key, or start a new run directory"
+                    f"matching.tile: {requested}: layer {layer!r} of this run is cut into tiles of {size}, which "
+                    "cannot change once it has begun: remove the key, or start a new run directory"
                 )
         else:
-            side = asked
-        fitting = _require_memory(config, matcher, layer, sizes, side or 1)
-        if side is None:
-            side = _side(config, matcher, n_tokens, n_channels, longest, workers)
-        panel = min(panel, 1 << (fitting.bit_length() - 1))
-        layers[layer] = {"n_tokens": n_tokens, "n_channels": n_channels, "side": side}
-    return Sizes(layers, panel)
+            size = requested
+        fitting = _require_memory(config, matcher, layer, sizes, size or 1)
+        if size is None:
+            size = _tile_size(config, matcher, n_tokens, n_channels, longest, workers)
+        chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
+        layers[layer] = {"n_tokens": n_tokens, "n_channels": n_channels, "tile_size": size}
+    return Sizes(layers, chunk_size)
 
 
 def panel_budget(
-    config: RunConfig, matcher: Matcher, layers: Mapping[str, Mapping[str, int]], panel: int
+    config: RunConfig, matcher: Matcher, layers: Mapping[str, Mapping[str, int]], chunk_size: int
 ) -> int:
     """Return the memory that one worker has for prepared panels in the largest of the layers, in bytes.
 
@@ -93,22 +93,22 @@ def panel_budget(
     ----------
     config, matcher
         The run.
-    layers, panel
-        As in `Sizes`. Reading a tile's images decodes whole chunks of `panel` images.
+    layers, chunk_size
+        As in `Sizes`. Reading a tile's images decodes whole chunks of `chunk_size` images.
     """
     return min(
         _budget(config, matcher, sizes["n_tokens"], sizes["n_channels"])
         - _loading_bytes(
             sizes["n_tokens"],
             sizes["n_channels"],
-            max(sizes["side"], panel),
+            max(sizes["tile_size"], chunk_size),
             storage_itemsize(config.features),
         )
         for sizes in layers.values()
     )
 
 
-def require_disk(session: Session, identity: Identity, sides: Mapping[str, int]) -> None:
+def require_disk(session: Session, inputs: RunInputs, tile_sizes: Mapping[str, int]) -> None:
     """Refuse to begin a run that the disk cannot hold.
 
     Raises
@@ -116,11 +116,11 @@ def require_disk(session: Session, identity: Identity, sides: Mapping[str, int])
     StorageError
         If the uncompressed results and features are larger than the free space.
     """
-    config, counts = session.config, identity.counts()
+    config, counts = session.config, inputs.counts()
     needed = 0
-    for layer, sizes in identity.layers.items():
+    for layer, sizes in inputs.layers.items():
         layout = Layout(
-            counts[identity.row_side], counts["images"], sides[layer], identity.row_side == "images"
+            counts[inputs.row_side], counts["images"], tile_sizes[layer], inputs.row_side == "images"
         )
         needed += result_bytes(
             layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
@@ -136,12 +136,12 @@ def require_disk(session: Session, identity: Identity, sides: Mapping[str, int])
         )
 
 
-def _side(
+def _tile_size(
     config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int, n_images: int, workers: int
 ) -> int:
     pair_seconds = guess_pair_seconds(matcher.name, n_tokens, n_channels)
     total_seconds = pair_seconds * n_images * n_images / 2
-    return choose_side(
+    return choose_tile_size(
         n_images,
         _image_bytes(config, matcher, n_tokens, n_channels),
         _budget(config, matcher, n_tokens, n_channels),
@@ -151,7 +151,7 @@ def _side(
 
 
 def _require_memory(
-    config: RunConfig, matcher: Matcher, layer: str, sizes: Mapping[str, int], side: int
+    config: RunConfig, matcher: Matcher, layer: str, sizes: Mapping[str, int], size: int
 ) -> int:
     """Return the images of the largest panel of which two fit into a worker, refusing tiles that are larger."""
     n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
@@ -159,14 +159,14 @@ def _require_memory(
         measure(config, matcher, n_tokens, n_channels) for measure in (_image_bytes, _budget)
     )
     fitting = budget // (2 * image_bytes)
-    if side > fitting:
+    if size > fitting:
         remedy = (
-            "begin a run with smaller tiles" if side > 1 else "choose layers with fewer tokens or channels"
+            "begin a run with smaller tiles" if size > 1 else "choose layers with fewer tokens or channels"
         )
-        needed = -(-(int(config.matching.worker_memory) - budget + 2 * side * image_bytes) // 2**20)
+        needed = -(-(int(config.matching.worker_memory) - budget + 2 * size * image_bytes) // 2**20)
         raise ConfigError(
             f"matching.worker_memory: {int(config.matching.worker_memory) // 2**20} MiB for a worker, but tiles of "
-            f"{side} x {side} images of layer {layer!r} take up to {needed} MiB; nothing was computed: set it to at "
+            f"{size} x {size} images of layer {layer!r} take up to {needed} MiB; nothing was computed: set it to at "
             f"least {needed}MiB, or {remedy}"
         )
     return fitting

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from semrsm_dist.pipeline.inputs import Identity
+from semrsm_dist.pipeline.inputs import RunInputs
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, evaluate, warn_of_zeros
 from semrsm_dist.plan.tiling import Layout
@@ -27,7 +27,7 @@ Solving is all of it, or what is left of it where the matcher tells products and
 
 
 def summarise(
-    session: Session, identity: Identity, layouts: Mapping[str, Layout], *, total_seconds: float
+    session: Session, inputs: RunInputs, layouts: Mapping[str, Layout], *, total_seconds: float
 ) -> dict[str, Any]:
     """Return the summary of a session whose layers are all assembled.
 
@@ -36,12 +36,12 @@ def summarise(
     dict
         JSON values only; numbers that are undefined are None.
     """
-    warn_of_zeros(session, identity, layouts)
+    warn_of_zeros(session, inputs, layouts)
     with session.timed("evaluation"):
-        found = evaluate(session, identity, layouts)
+        found = evaluate(session, inputs, layouts)
     layers = {
         layer: {
-            **identity.layers[layer],
+            **inputs.layers[layer],
             "pairs": layouts[layer].total_pairs,
             **found["certificates"][layer],
         }
@@ -54,10 +54,10 @@ def summarise(
     summary: dict[str, Any] = _plain(
         {
             "run": str(session.directory.path),
-            "images": identity.counts(),
-            "unreadable": {side: len(manifest.unreadable) for side, manifest in identity.manifests.items()},
+            "images": inputs.counts(),
+            "unreadable": {side: len(manifest.unreadable) for side, manifest in inputs.manifests.items()},
             "layers": layers,
-            "matcher": {key: value for key, value in identity.facts.items() if key.startswith("matching.")},
+            "matcher": {key: value for key, value in inputs.facts.items() if key.startswith("matching.")},
             "work": {
                 stage: {key: int(counts[key]) for key in ("found", "computed")}
                 for stage, counts in session.counts.items()

@@ -41,23 +41,23 @@ def guess_pair_seconds(matcher: str, n_tokens: int, n_channels: int) -> float:
     return product + matching + 2e-6
 
 
-def choose_block_side(
-    pair_seconds: float, side: int, target_seconds: float, panel_bytes: int, budget: int
+def choose_block_size(
+    pair_seconds: float, tile_size: int, target_seconds: float, panel_bytes: int, budget: int
 ) -> int:
-    """Choose how many panels a side a task's block spans.
+    """Choose how many row panels and column panels the block of a task spans.
 
     Parameters
     ----------
     pair_seconds
         Estimated seconds of one pair.
-    side
+    tile_size
         Images of a panel.
     target_seconds
         Wanted duration of a task.
     panel_bytes, budget
         Memory of one loaded panel and of a worker: a block's row panels and one column panel must fit.
     """
-    tiles = target_seconds / max(pair_seconds * side * side, 1e-9)
+    tiles = target_seconds / max(pair_seconds * tile_size * tile_size, 1e-9)
     by_time = math.isqrt(max(1, int(min(tiles, 1e12))))
     by_memory = max(1, budget // max(panel_bytes, 1) - 1)
     return max(1, min(by_time, by_memory))

@@ -1,8 +1,8 @@
 """Which pairs of images are solved together: panels, tiles, and blocks of tiles.
 
-A *panel* is a run of consecutive images, the chunk of the feature store. A *tile* is the pairs of a row
-panel and a column panel, the chunk of the result store and the unit of resuming. A *block* is the tiles
-one task solves, so that panels are loaded once for many tiles.
+A *panel* is the consecutive images along one edge of a tile, which a worker loads and prepares together. A *tile* is
+the pairs of a row panel and a column panel, one chunk of the tile store and the unit of resuming. A *block* is the
+tiles that one task solves, so that panels are loaded once for many tiles.
 
 Everything here is a pure function. The invariants, which the tests check: the tiles of a layout cover every
 pair exactly once (of the upper triangle, with its diagonal, in a symmetric layout), and the blocks
@@ -19,13 +19,13 @@ from typing import TypeVar
 from semrsm_dist.errors import ConfigError
 
 LARGEST_TILE = 256
-"""Sides beyond this make a tile's result so late that progress and resuming grow coarse."""
+"""Larger tiles make progress and resuming too coarse."""
 
 SMALLEST_TILE = 16
-"""Sides below this are left to tiles that would take too long or too much memory otherwise."""
+"""Smaller tiles are used only where larger ones would take too long or too much memory."""
 
 FEWEST_PANELS = 12
-"""A matrix has at least this many panels a side, unless that takes tiles below the smallest: enough to share out."""
+"""At least this many row and column panels, unless that takes tiles below the smallest: enough to share out."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,34 +48,34 @@ class Layout:
     ----------
     n_rows, n_columns
         Number of images that the rows and the columns stand for.
-    side
-        Images of a panel; the last panel may have fewer.
+    tile_size
+        Images of a row panel or column panel; the last panel may have fewer.
     symmetric
         Rows and columns are the same images: only tiles with `row <= column` are solved.
     """
 
     n_rows: int
     n_columns: int
-    side: int
+    tile_size: int
     symmetric: bool
 
     @property
     def row_panels(self) -> int:
         """Number of row panels."""
-        return -(-self.n_rows // self.side)
+        return -(-self.n_rows // self.tile_size)
 
     @property
     def column_panels(self) -> int:
         """Number of column panels."""
-        return -(-self.n_columns // self.side)
+        return -(-self.n_columns // self.tile_size)
 
     def rows(self, panel: int) -> slice:
         """Return the image indices of a row panel."""
-        return slice(panel * self.side, panel * self.side + self._height(panel))
+        return slice(panel * self.tile_size, panel * self.tile_size + self._height(panel))
 
     def columns(self, panel: int) -> slice:
         """Return the image indices of a column panel."""
-        return slice(panel * self.side, panel * self.side + self._width(panel))
+        return slice(panel * self.tile_size, panel * self.tile_size + self._width(panel))
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield every tile to solve as (row panel, column panel), row by row."""
@@ -103,13 +103,13 @@ class Layout:
         return self.n_rows * self.n_columns
 
     def _height(self, row: int) -> int:
-        return min(self.side, self.n_rows - row * self.side)
+        return min(self.tile_size, self.n_rows - row * self.tile_size)
 
     def _width(self, column: int) -> int:
-        return min(self.side, self.n_columns - column * self.side)
+        return min(self.tile_size, self.n_columns - column * self.tile_size)
 
 
-def choose_side(
+def choose_tile_size(
     n_images: int, image_bytes: int, budget: int, *, pair_seconds: float, task_seconds: float
 ) -> int:
     """Choose the images of a panel: a power of two that fits memory and time and leaves enough tiles.
@@ -142,25 +142,25 @@ def choose_side(
             f"{2 * image_bytes / 2**20:.1f} MiB; no pair can be matched: raise matching.worker_memory by at least "
             f"{-(-missing // 2**20)} MiB, or choose a layer with fewer tokens or channels"
         )
-    side = 1
+    size = 1
 
-    def fits(side: int) -> bool:
+    def fits(size: int) -> bool:
         return (
-            side <= LARGEST_TILE
-            and 2 * side * image_bytes <= budget
-            and side <= max(n_images // FEWEST_PANELS, SMALLEST_TILE)
-            and side * side * pair_seconds <= task_seconds
+            size <= LARGEST_TILE
+            and 2 * size * image_bytes <= budget
+            and size <= max(n_images // FEWEST_PANELS, SMALLEST_TILE)
+            and size * size * pair_seconds <= task_seconds
         )
 
-    while fits(2 * side):
-        side *= 2
-    return side
+    while fits(2 * size):
+        size *= 2
+    return size
 
 
 def plan_blocks(
-    layout: Layout, wanted: Collection[tuple[int, int]], block_side: int
+    layout: Layout, wanted: Collection[tuple[int, int]], block_size: int
 ) -> list[list[tuple[int, int]]]:
-    """Group tiles into square blocks of up to `block_side` x `block_side` tiles.
+    """Group tiles into square blocks of up to `block_size` x `block_size` tiles.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def plan_blocks(
         The layout that the tiles belong to.
     wanted
         The tiles still to solve: a subset of `layout.tiles()`.
-    block_side
+    block_size
         Row panels that a task holds in memory at once.
 
     Returns
@@ -182,7 +182,7 @@ def plan_blocks(
         raise ValueError(f"tiles {sorted(strangers)[:3]} are not part of the layout")
 
     def block(tile: tuple[int, int]) -> tuple[int, int]:
-        return tile[0] // block_side, tile[1] // block_side
+        return tile[0] // block_size, tile[1] // block_size
 
     ordered = sorted(wanted, key=block)
     return [sorted(tiles, key=lambda tile: (tile[1], tile[0])) for _, tiles in groupby(ordered, key=block)]

@@ -45,7 +45,7 @@ def export_npy(
         If a file cannot be written.
     """
     folder = Path(folder)
-    chosen = run.asked_layers if layers is None else list(layers)
+    chosen = run.requested_layers if layers is None else list(layers)
     # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
     readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
     sides = {"image_i": "images" if run.is_symmetric else "queries", "image_j": "images"}
@@ -55,7 +55,7 @@ def export_npy(
         folder.mkdir(parents=True, exist_ok=True)
         for layer, read_rows in zip(chosen, readers, strict=True):
             written.append(folder / f"{layer}.{kind}.{kernel}.npy")
-            side = run.chunk_side(layer)
+            side = run.chunk_size(layer)
             rows = (slice(start, min(start + side, shape[0])) for start in range(0, shape[0], side))
             write_npy(written[-1], shape, "<f8", map(read_rows, rows))
         for dimension, images in sides.items():

@@ -21,7 +21,7 @@ LARGEST = 400
 MOST_LAYERS = 24
 """Layers that are drawn; of more, evenly spaced ones: a picture has limits."""
 
-METHODS = (("spatio-semantic", "#8c8c8c"), ("global average pooling", "#d9a441"), ("semantic", "#2a6f97"))
+METHODS = (("spatio-semantic", "#8c8c8c"), ("average pooling", "#d9a441"), ("semantic", "#2a6f97"))
 
 
 def draw_overview(run: Run) -> Path:
@@ -55,7 +55,7 @@ def draw_overview(run: Run) -> Path:
     rows, order_columns = _order(run, "images" if run.is_symmetric else "queries"), _order(run, "images")
     for column, layer in enumerate(layers):
         readers = [run.similarity_rows(layer, "cosine", kind) for kind in ("spatio-semantic", "semantic")]
-        blocks = [_pick(read_rows, rows, order_columns, run.chunk_side(layer)) for read_rows in readers]
+        blocks = [_pick(read_rows, rows, order_columns, run.chunk_size(layer)) for read_rows in readers]
         low, high = _range(blocks, run.is_symmetric)
         for position, (block, kind) in enumerate(zip(blocks, ("spatio-semantic", "semantic"), strict=True)):
             axes = figure.add_subplot(grid[position, column])

@@ -14,7 +14,7 @@ from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.results.median import streaming_median
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.tiles import QUANTITIES, BlockStore
+from semrsm_dist.store.tiles import QUANTITIES, TileStore
 
 
 def median_sigma(
@@ -26,7 +26,7 @@ def median_sigma(
     matrix enters with each pair of different images once. Where all images coincide any width gives the same kernel,
     and 1 is returned.
     """
-    solved = BlockStore(directory.blocks, layer)
+    solved = TileStore(directory.tiles, layer)
     norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
     norms_i = (
         norms_j

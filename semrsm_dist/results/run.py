@@ -52,9 +52,9 @@ class Run:
         return list(self.record["layers"])
 
     @property
-    def asked_layers(self) -> list[str]:
+    def requested_layers(self) -> list[str]:
         """Names of the layers that the last session was asked for: with these the run is complete."""
-        asked = self.record.get("asked", self.layers)
+        asked = self.record.get("requested", self.layers)
         return [layer for layer in self.layers if layer in asked]
 
     @property
@@ -70,9 +70,11 @@ class Run:
         """Return how a layer's matrix is cut into tiles."""
         sizes = self.record["layers"][self._known(layer)]
         counts = self.record["counts"]
-        return Layout(counts[self.record["row_side"]], counts["images"], sizes["side"], self.is_symmetric)
+        return Layout(
+            counts[self.record["row_side"]], counts["images"], sizes["tile_size"], self.is_symmetric
+        )
 
-    def chunk_side(self, layer: str) -> int:
+    def chunk_size(self, layer: str) -> int:
         """Return the side of the chunks of a layer's matrices: so many rows at once read every chunk once.
 
         Raises
@@ -80,7 +82,7 @@ class Run:
         ConfigError, IncompleteError
             As `dataset`.
         """
-        return self.matrices(layer).matrix("matched").chunk_side
+        return self.matrices(layer).matrix("matched").chunk_size
 
     def dataset(self, layer: str) -> xr.Dataset:
         """Open all matrices of a layer lazily.

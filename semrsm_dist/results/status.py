@@ -12,7 +12,7 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
-from semrsm_dist.store.tiles import BlockStore
+from semrsm_dist.store.tiles import TileStore
 
 WINDOW_SECONDS = 300.0
 """The rate is that of the tiles that arrived in the last minutes."""
@@ -30,7 +30,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     -------
     dict
         JSON values: whether a driver is at work, and the run complete, which it is with the layers that its last
-        session was asked for; per layer whether it is one of them, and the feature panels and tiles that are there
+        session was asked for; per layer whether it is one of them, and the feature chunks and tiles that are there
         and the pairs they hold; pairs per second over the last minutes, seconds left at that rate (None if
         nothing arrived), and the units set aside by the last session.
 
@@ -48,7 +48,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
     for layer, sizes in run.record["layers"].items():
         layout = run.layout(layer)
-        store = BlockStore(directory.blocks, layer)
+        store = TileStore(directory.tiles, layer)
         arrived = store.arrival_times()
         done = sum(layout.n_pairs(*tile) for tile in arrived)
         seconds = guess_pair_seconds(matcher, sizes["n_tokens"], sizes["n_channels"])
@@ -57,16 +57,16 @@ def read_status(path: str | Path) -> dict[str, Any]:
                 recent_pairs += layout.n_pairs(*tile)
                 recent_work += layout.n_pairs(*tile) * seconds
                 oldest = max(oldest, now - moment)
-        is_asked = layer in run.asked_layers
+        is_asked = layer in run.requested_layers
         work_left += (layout.total_pairs - done) * seconds if is_asked else 0.0
         layers[layer] = {
             "n_tokens": sizes["n_tokens"],
             "n_channels": sizes["n_channels"],
-            "panels": _panels(run, layer),
+            "chunks": _feature_chunks(run, layer),
             "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
             "pairs": [done, layout.total_pairs],
             "assembled": MatrixStore(directory.matrices, layer).is_complete(),
-            "asked": is_asked,
+            "requested": is_asked,
         }
     is_working = directory.is_locked()
     span = max(oldest, 1.0)
@@ -74,7 +74,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     return {
         "run": str(directory.path),
         "working": is_working,
-        "complete": all(facts["assembled"] for facts in layers.values() if facts["asked"]),
+        "complete": all(facts["assembled"] for facts in layers.values() if facts["requested"]),
         "layers": layers,
         "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
         "seconds_left": left,
@@ -103,12 +103,12 @@ def format_status(status: dict[str, Any]) -> str:
     if not status["layers"]:
         lines.append("  it is looking at the images and the model; nothing is computed yet")
     for layer, facts in status["layers"].items():
-        panels, tiles, pairs = facts["panels"], facts["tiles"], facts["pairs"]
+        chunks, tiles, pairs = facts["chunks"], facts["tiles"], facts["pairs"]
         share = 100 * pairs[0] / pairs[1]
         lines.append(
-            f"  {layer}: features {panels[0]}/{panels[1]} panels, {tiles[0]}/{tiles[1]} tiles, "
+            f"  {layer}: features {chunks[0]}/{chunks[1]} chunks, {tiles[0]}/{tiles[1]} tiles, "
             f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', assembled' if facts['assembled'] else ''}"
-            f"{'' if facts['asked'] else ' (of an earlier session; not asked for any more)'}"
+            f"{'' if facts['requested'] else ' (of an earlier session; no longer requested)'}"
         )
     if status["pairs_per_second"]:
         lines.append(
@@ -123,10 +123,10 @@ def format_status(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _panels(run: Run, layer: str) -> list[int]:
+def _feature_chunks(run: Run, layer: str) -> list[int]:
     sides = ("images",) if run.is_symmetric else ("images", "queries")
     there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in sides)
-    return [there, sum(-(-run.record["counts"][side] // run.record["panel"]) for side in sides)]
+    return [there, sum(-(-run.record["counts"][side] // run.record["chunk_size"]) for side in sides)]
 
 
 def _failed(run: Run) -> list[dict[str, str]]:

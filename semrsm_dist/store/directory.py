@@ -5,7 +5,7 @@ Layout::
     run.json         the record: fingerprint, layers and their sizes, configuration, versions
     images.parquet   the manifest (queries.parquet in a rectangular run)
     features.zarr/   <side>/<layer>/: features, squared norms, pooled vectors
-    blocks.zarr/     <layer>: solved tiles, the truth that a resume counts
+    tiles.zarr/     <layer>: solved tiles, the truth that a resume counts
     rsm.zarr/        <layer>/: the final matrices, for xarray
     events.jsonl     what happened when, for people
     summary.json     the last summary
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Storage errors that no retry mends."""
 
-RECORD_KEYS = frozenset({"fingerprint", "layers", "panel", "row_side", "counts"})
+RECORD_KEYS = frozenset({"fingerprint", "layers", "chunk_size", "row_side", "counts"})
 """What no record can do without."""
 
 BEFORE_THE_RECORD = re.compile(
@@ -65,9 +65,9 @@ class RunDirectory:
         return self.path / "features.zarr"
 
     @property
-    def blocks(self) -> Path:
+    def tiles(self) -> Path:
         """The Zarr group of solved tiles."""
-        return self.path / "blocks.zarr"
+        return self.path / "tiles.zarr"
 
     @property
     def matrices(self) -> Path:
@@ -136,7 +136,7 @@ class RunDirectory:
 
     def remove_partial_files(self) -> None:
         """Remove what writers that were killed have left under temporary names."""
-        for group in (self.features, self.blocks, self.matrices):
+        for group in (self.features, self.tiles, self.matrices):
             for path in group.rglob("*.partial"):
                 if not path.is_dir():  # as that of a layer of such a name is
                     path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ _LARGE_CHUNK_BYTES = 512 * 2**20
 
 
 def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
-    """Open ready-made features for reading panel by panel.
+    """Open ready-made features for reading chunk by chunk.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
 
 
 class ZarrFeatures(FeatureArray):
-    """Features in a Zarr array. A panel costs the chunks that it touches, each decoded as a whole.
+    """Features in a Zarr array. A chunk costs the chunks that it touches, each decoded as a whole.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class ZarrFeatures(FeatureArray):
             "layout": self.layout,
         }
 
-    def _read_panel(self, start: int, stop: int) -> NDArray[Any]:
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         try:
             return np.asarray(self._array[start:stop])
         except _OPEN_ERRORS as error:
@@ -122,7 +122,7 @@ class ZarrFeatures(FeatureArray):
             ) from error
 
 
-@functools.cache  # an array is opened for every panel; once is enough to be told
+@functools.cache  # an array is opened for every chunk; once is enough to be told
 def _warn_of_large_chunks(path: str, chunks: tuple[int, ...], itemsize: int) -> None:
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > _LARGE_CHUNK_BYTES:

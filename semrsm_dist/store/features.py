@@ -1,8 +1,8 @@
 """The feature store: per layer the concept vectors of all images, and what is cheap to keep beside them.
 
-A panel of images is one chunk. Beside the features stand the squared norms (float64) and the pooled vectors (mean
-over the tokens). The features are written last, so a panel whose feature chunk is present is complete. Where images
-differ in their number of tokens, NaN fills the smaller ones up.
+A feature chunk is consecutive images that are written together. Beside the features stand the squared norms (float64)
+and the pooled vectors (mean over the tokens). The features are written last, so a chunk whose features are present is
+complete. Where images differ in their number of tokens, NaN fills the smaller ones up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SQUARED_NORM = "squared_norm"
 POOLED = "pooled"
 
 _CHUNKS: dict[str, tuple[str, ...]] = {SQUARED_NORM: (), POOLED: ("0",), FEATURES: ("0", "0")}
-"""The arrays of a layer, and what follows the panel's number in the name of a chunk."""
+"""The arrays of a layer, and what follows the chunk's number in the name of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class FeatureStore:
         """Directory of the layer's group."""
         return self.root / self.side / self.layer
 
-    def create(self, n_images: int, n_tokens: int, n_channels: int, panel: int, dtype: str) -> None:
+    def create(self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str) -> None:
         """Make the arrays, or check that those that are there fit.
 
         Parameters
         ----------
         n_images, n_tokens, n_channels
             N, S and C.
-        panel
+        chunk_size
             Images of a chunk.
         dtype
             `float32` or `float16`.
@@ -69,7 +69,7 @@ class FeatureStore:
             self.group,
             SQUARED_NORM,
             shape=(n_images,),
-            chunks=(panel,),
+            chunks=(chunk_size,),
             dtype="float64",
             dimension_names=("image",),
         )
@@ -77,7 +77,7 @@ class FeatureStore:
             self.group,
             POOLED,
             shape=(n_images, n_channels),
-            chunks=(panel, n_channels),
+            chunks=(chunk_size, n_channels),
             dtype="float32",
             dimension_names=("image", "channel"),
         )
@@ -85,20 +85,20 @@ class FeatureStore:
             self.group,
             FEATURES,
             shape=(n_images, n_tokens, n_channels),
-            chunks=(panel, n_tokens, n_channels),
+            chunks=(chunk_size, n_tokens, n_channels),
             dtype=dtype,
             dimension_names=("image", "token", "channel"),
         )
 
-    def write_panel(
+    def write_chunk(
         self, index: int, z: NDArray[np.floating[Any]], token_counts: NDArray[np.int64] | None = None
     ) -> None:
-        """Write a panel with its norms and pooled vectors.
+        """Write a chunk with its norms and pooled vectors.
 
         Parameters
         ----------
         index
-            Number of the panel.
+            Number of the chunk.
         z
             (T, S', C) features, S' as large as the largest count. Norms are those of the values as stored, after
             rounding to the store's type.
@@ -108,7 +108,7 @@ class FeatureStore:
         Raises
         ------
         ValueError
-            If the panel is of another shape than the store has room for.
+            If the chunk is of another shape than the store has room for.
         OSError
             As the file system raises it.
         """
@@ -116,7 +116,7 @@ class FeatureStore:
         room = tuple(part.stop - part.start for part in chunks.chunk_region(features, (index, 0, 0)))
         counts = np.full(room[0], room[1]) if token_counts is None else token_counts
         if z.ndim != 3 or z.shape[0::2] != room[0::2] or len(counts) != room[0] or z.shape[1] < counts.max():
-            raise ValueError(f"panel {index} of {self.group} takes features {room}, not {z.shape}")
+            raise ValueError(f"chunk {index} of {self.group} takes features {room}, not {z.shape}")
         stored = np.full(room, np.nan, features.dtype)
         norms, pooled = np.empty(len(z)), np.empty((len(z), z.shape[2]), np.float32)
         for t, count in enumerate(counts):
@@ -129,19 +129,19 @@ class FeatureStore:
         chunks.write_chunk(features, (index, 0, 0), stored)
 
     def present(self) -> set[int]:
-        """Return the numbers of the panels that are complete."""
+        """Return the numbers of the chunks that are complete."""
         return set.intersection(
             *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _CHUNKS)
         )
 
     def remove_damaged(self, threads: int = 4) -> list[int]:
-        """Delete what cannot be decoded of the panels that are there, and return their numbers."""
-        panels = sorted(self.present())
+        """Delete what cannot be decoded of the chunks that are there, and return their numbers."""
+        numbers = sorted(self.present())
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
             for name, rest in _CHUNKS.items():
                 array = self._arrays[name]
-                indices = [(panel, *map(int, rest)) for panel in panels]
+                indices = [(chunk, *map(int, rest)) for chunk in numbers]
                 intact = pool.map(partial(chunks.is_decodable, array), indices)
                 for index, ok in zip(indices, intact, strict=True):
                     if not ok:
@@ -150,12 +150,12 @@ class FeatureStore:
         return sorted(damaged)
 
     def is_complete(self) -> bool:
-        """Tell whether all panels are there."""
+        """Tell whether all chunks are there."""
         array = self._arrays[FEATURES]
         return len(self.present()) == -(-array.shape[0] // array.chunks[0])
 
-    def has_panel(self, index: int) -> bool:
-        """Tell whether one panel is complete."""
+    def has_chunk(self, index: int) -> bool:
+        """Tell whether one chunk is complete."""
         return all(
             self.group.joinpath(name, "c", str(index), *rest).is_file() for name, rest in _CHUNKS.items()
         )

@@ -241,7 +241,7 @@ class StoredMatrix:
         self.attributes: dict[str, Any] = dict(self._array.attrs)
 
     @property
-    def chunk_side(self) -> int:
+    def chunk_size(self) -> int:
         """Rows and columns of a chunk."""
         return int(self._array.chunks[0])
 

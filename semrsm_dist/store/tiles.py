@@ -26,7 +26,7 @@ KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 
 
 @dataclass(frozen=True)
-class BlockStore:
+class TileStore:
     """The solved tiles of one layer.
 
     Parameters
@@ -44,13 +44,13 @@ class BlockStore:
     def _array(self) -> zarr.Array[Any]:
         return chunks.open_array(self.root, self.layer)
 
-    def create(self, n_rows: int, n_columns: int, side: int) -> None:
+    def create(self, n_rows: int, n_columns: int, tile_size: int) -> None:
         """Make the array, or check that the one that is there fits."""
         chunks.create_array(
             self.root,
             self.layer,
             shape=(len(QUANTITIES), n_rows, n_columns),
-            chunks=(len(QUANTITIES), side, side),
+            chunks=(len(QUANTITIES), tile_size, tile_size),
             dtype="float64",
             dimension_names=("quantity", "image_i", "image_j"),
             attributes={"quantities": list(QUANTITIES)},

@@ -105,7 +105,7 @@ def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
     assert re.search(r"^time: .*import.*matching.*assembly", out, re.M)
     assert re.search(r"^matching: 552 pairs, \d+ pairs/s", out, re.M)
     assert "matching: 20 computed, 0 found done" in out
-    assert re.search(r"spatio-semantic F1@1 +global average pooling F1@1 +semantic F1@1", out)
+    assert re.search(r"spatio-semantic F1@1 +average pooling F1@1 +semantic F1@1", out)
     assert "runs/mine/rsm.zarr" in out
     assert (place / "runs" / "mine" / "figures" / "overview.png").stat().st_size > 1000
     assert "pairs/s" in err
@@ -115,7 +115,7 @@ def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
 
 def test_the_summary_holds_the_retrieval_scores(place):
     scores = srs.open_run(place / "runs" / "mine").summary()["retrieval"]
-    assert {score["method"] for score in scores} == {"semantic", "spatio-semantic", "global average pooling"}
+    assert {score["method"] for score in scores} == {"semantic", "spatio-semantic", "average pooling"}
     assert all(0 <= score["f1"] <= 1 and score["n_queries"] == 24 for score in scores)
 
 
@@ -250,7 +250,7 @@ def test_status_of_an_unfinished_run_ends_with_3(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "run", "config.yaml", "--set", "run=runs/cut") == 0
     capsys.readouterr()
     run = place / "runs" / "cut"
-    (run / "blocks.zarr" / "last" / "c" / "0" / "1" / "2").unlink()
+    (run / "tiles.zarr" / "last" / "c" / "0" / "1" / "2").unlink()
     (run / "rsm.zarr" / "last" / "zarr.json").unlink()
     assert call(monkeypatch, place, "status", "runs/cut") == 3
     text = capsys.readouterr().out
@@ -423,12 +423,12 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
 def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):
     from semrsm_dist.pipeline import driver
 
-    identify = driver.identify
+    resolve_inputs = driver.identify
 
     def identify_and_swallow(*arguments):
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        return identify(*arguments)
+        return resolve_inputs(*arguments)
 
     monkeypatch.setattr(driver, "identify", identify_and_swallow)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130

@@ -19,10 +19,10 @@ from semrsm_dist.config.schema import (
     RunConfig,
     StorageConfig,
     TableData,
-    facts_of,
+    fingerprint_fields,
     load_config,
-    numbers_of,
     parse_config,
+    result_fields,
 )
 from semrsm_dist.errors import ConfigError
 
@@ -546,8 +546,8 @@ def test_items_of_a_list_have_lines_of_their_own(refused):
 
 def test_what_alters_the_numbers_is_marked_and_nothing_else():
     config = parse_config(DIGITS)
-    assert set(numbers_of(config.data)) == set(DigitScenesData.model_fields) - {"source"}
-    assert set(numbers_of(config.model)) == {
+    assert set(result_fields(config.data)) == set(DigitScenesData.model_fields) - {"source"}
+    assert set(result_fields(config.model)) == {
         "name",
         "weights",
         "input_size",
@@ -555,15 +555,15 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "seed",
         "precision",
     }
-    assert set(numbers_of(config.features)) == set(StorageConfig.model_fields)
+    assert set(result_fields(config.features)) == set(StorageConfig.model_fields)
     parameters = {"tolerance", "window", "k", "sample", "channels", "seed"}
-    assert set(numbers_of(config.matching)) == {"matcher"} | parameters
-    assert numbers_of(config) == numbers_of(config.retrieval) == {}
+    assert set(result_fields(config.matching)) == {"matcher"} | parameters
+    assert result_fields(config) == result_fields(config.retrieval) == {}
     # Of these the content is hashed, which says more than the name of a place.
     for source in ("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"):
         data = parse_config({**DIGITS, "data": {"source": source, "path": "x"}}).data
-        assert numbers_of(data) == {}
-    assert ModelConfig.model_fields.keys() - numbers_of(config.model).keys() == {
+        assert result_fields(data) == {}
+    assert ModelConfig.model_fields.keys() - result_fields(config.model).keys() == {
         "layers",
         "batch_size",
         "actors",
@@ -574,13 +574,15 @@ def test_controls_that_were_added_are_no_facts_until_they_are_used():
     """Runs from before they came know nothing of them, and go on."""
     added = {"displacement", "arrangement"}
     data = parse_config(DIGITS).data
-    assert facts_of(data) == {name: value for name, value in numbers_of(data).items() if name not in added}
+    assert fingerprint_fields(data) == {
+        name: value for name, value in result_fields(data).items() if name not in added
+    }
     crops = parse_config({**DIGITS, "data": {"source": "crops", "of": DIGITS["data"], "share": 0.5}}).data
-    assert facts_of(crops) == {"share": 0.5, "of": facts_of(data)}
-    assert facts_of(crops.model_copy(update={"share": 64 / 84})) == {"of": facts_of(data)}
+    assert fingerprint_fields(crops) == {"share": 0.5, "of": fingerprint_fields(data)}
+    assert fingerprint_fields(crops.model_copy(update={"share": 64 / 84})) == {"of": fingerprint_fields(data)}
     used = DigitScenesData(source="digits", digits=2, arrangement="pair")
-    assert facts_of(used).keys() - facts_of(data).keys() == {"arrangement"}
-    assert facts_of(parse_config(DIGITS).model) == numbers_of(parse_config(DIGITS).model)
+    assert fingerprint_fields(used).keys() - fingerprint_fields(data).keys() == {"arrangement"}
+    assert fingerprint_fields(parse_config(DIGITS).model) == result_fields(parse_config(DIGITS).model)
 
 
 CROPS = """\

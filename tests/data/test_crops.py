@@ -10,7 +10,7 @@ from PIL import Image
 
 from semrsm_dist.data.crops import ShiftedCrops, crop_box, crop_id, largest_shift
 from semrsm_dist.data.digits import DigitScenes
-from semrsm_dist.data.entries import ImageRecord, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
 
@@ -38,12 +38,12 @@ def test_a_crop_is_a_square_within_the_central_square(width, height, share, wher
 def test_crops_are_the_pixels_of_their_images_in_the_order_of_shifts():
     scenes = DigitScenes(3, canvas=84)
     crops = ShiftedCrops(scenes, shifts=(0.0, 0.25))
-    records = crops.records()
+    records = crops.entries()
     assert [r.image_id for r in records] == [
         crop_id(f"evaluation-00000{index}", shift) for shift in (0, 0.25) for index in range(3)
     ]
-    assert [r.labels for r in records] == 2 * [r.labels for r in scenes.records()]
-    for record, original in zip(records, 2 * scenes.records(), strict=True):
+    assert [r.labels for r in records] == 2 * [r.labels for r in scenes.entries()]
+    for record, original in zip(records, 2 * scenes.entries(), strict=True):
         whole, crop = (np.asarray(s.read(r)) for s, r in ((scenes, original), (crops, record)))
         first = 16 if record.image_id.endswith("0.2500") else 0
         np.testing.assert_array_equal(crop, whole[first : first + 64, 10:74])
@@ -51,21 +51,21 @@ def test_crops_are_the_pixels_of_their_images_in_the_order_of_shifts():
 
 def test_hashes_tell_images_and_places_apart_and_survive_a_journey():
     crops = ShiftedCrops(DigitScenes(4, canvas=84), shifts=(0.0, 0.1, 0.2))
-    records = crops.records()
+    records = crops.entries()
     hashes = [crops.load(record).sha256 for record in records]
     assert len(set(hashes)) == len(records)
     travelled = pickle.loads(pickle.dumps(crops))
     assert [travelled.load(record).sha256 for record in records] == hashes
     again = ShiftedCrops(DigitScenes(4, canvas=84), shifts=(0.1,))
-    assert again.load(again.records()[2]).sha256 == hashes[4 + 2]
+    assert again.load(again.entries()[2]).sha256 == hashes[4 + 2]
 
 
 def test_a_sample_keeps_the_order_and_depends_on_its_seed():
     scenes = DigitScenes(50, canvas=84)
-    names = [record.image_id for record in scenes.records()]
+    names = [record.image_id for record in scenes.entries()]
 
     def drawn(seed, n=10):
-        return [r.image_id.split("@")[0] for r in ShiftedCrops(scenes, sample=n, seed=seed).records()]
+        return [r.image_id.split("@")[0] for r in ShiftedCrops(scenes, sample=n, seed=seed).entries()]
 
     assert len(set(drawn(0))) == 10
     assert sorted(drawn(0), key=names.index) == drawn(0) == drawn(0)
@@ -85,21 +85,21 @@ def folder(tmp_path):
 
 def test_files_of_any_shape_are_cropped_and_stamped(folder):
     crops = ShiftedCrops(folder, share=0.5, shifts=(0.0, 1.0))
-    records = crops.records()
-    for record, original in zip(records[:2], folder.records(), strict=False):
+    records = crops.entries()
+    for record, original in zip(records[:2], folder.entries(), strict=False):
         loaded = crops.load(record)
         assert loaded.image.size == (15, 15)
         assert crops.stamp(record) == folder.stamp(original)
         assert loaded.n_bytes == folder.stamp(original)[0]
         assert record.labels == ("cat",)
-    tall = np.asarray(folder.read(folder.records()[0]))
+    tall = np.asarray(folder.read(folder.entries()[0]))
     np.testing.assert_array_equal(np.asarray(crops.read(records[3])), tall[25:40, 7:22])
 
 
 def test_an_unreadable_file_is_told_by_its_own_name(folder):
     crops = ShiftedCrops(folder)
     with pytest.raises(UnreadableImageError, match=r"cat/z\.png"):
-        crops.read(crops.records()[2])
+        crops.read(crops.entries()[2])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_impossible_crops_are_refused(controls, words):
 @pytest.mark.parametrize("image_id", ["evaluation-000000", "evaluation-000000@0.3000"])
 def test_records_of_other_crops_are_refused(image_id):
     with pytest.raises(InputError, match="none of these crops"):
-        ShiftedCrops(DigitScenes(2)).load(ImageRecord(image_id, ""))
+        ShiftedCrops(DigitScenes(2)).load(ImageEntry(image_id, ""))
 
 
 def test_the_description_is_plain():

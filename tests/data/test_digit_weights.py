@@ -124,5 +124,5 @@ def test_targets_are_the_labels(job):
     scenes = DigitScenes(6)
     images, targets = job.draw_batch(scenes, range(6))[:2]
     assert images.shape == (6, 3, 96, 96)
-    for record, row in zip(scenes.records(), targets, strict=True):
+    for record, row in zip(scenes.entries(), targets, strict=True):
         assert record.labels == tuple(str(k) for k in range(10) if row[k] == 1)

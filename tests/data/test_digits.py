@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semrsm_dist.data.digits import DigitScenes, Placement, Scene
-from semrsm_dist.data.entries import ImageRecord
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.handwriting import digit_sources
 from semrsm_dist.errors import ConfigError, InputError
 
@@ -53,7 +53,7 @@ def test_scenes_use_only_digits_of_their_split(split):
 
 def test_labels_are_the_digits_placed_according_to_scikit_learn(classes):
     scenes = DigitScenes(60)
-    for index, record in enumerate(scenes.records()):
+    for index, record in enumerate(scenes.entries()):
         placements = scenes.scene(index).placements
         assert record.labels == tuple(sorted({str(classes[p.source]) for p in placements}))
         assert all(classes[p.source] == p.digit for p in placements)
@@ -61,7 +61,7 @@ def test_labels_are_the_digits_placed_according_to_scikit_learn(classes):
 
 
 def test_every_number_of_digits_and_every_digit_occurs():
-    records = DigitScenes(300, digits=(1, 4)).records()
+    records = DigitScenes(300, digits=(1, 4)).entries()
     counts = np.bincount([len(r.labels) for r in records])
     assert counts[0] == 0
     assert len(counts) == 5
@@ -71,10 +71,10 @@ def test_every_number_of_digits_and_every_digit_occurs():
 
 def test_same_scenes_whatever_the_number_of_images_and_the_order_of_reading():
     few, many = DigitScenes(5), DigitScenes(50)
-    assert few.records() == many.records()[:5]
-    record = many.records()[3]
+    assert few.entries() == many.entries()[:5]
+    record = many.entries()[3]
     first = many.read(record).tobytes()
-    assert many.load(many.records()[4]).sha256 != many.load(record).sha256
+    assert many.load(many.entries()[4]).sha256 != many.load(record).sha256
     assert few.read(record).tobytes() == first
     assert pickle.loads(pickle.dumps(few)).read(record).tobytes() == first
     assert few.load(record).sha256 == many.load(record).sha256
@@ -83,7 +83,7 @@ def test_same_scenes_whatever_the_number_of_images_and_the_order_of_reading():
 def test_seed_and_split_change_the_scenes():
     base = DigitScenes(3)
     others = [replace(base, seed=1), replace(base, split="training"), replace(base, canvas=97)]
-    digests = {s.load(s.records()[0]).sha256 for s in [base, *others]}
+    digests = {s.load(s.entries()[0]).sha256 for s in [base, *others]}
     assert len(digests) == 4
 
 
@@ -122,7 +122,7 @@ def test_layouts_are_those_of_the_first_version(controls, golden):
 
 def test_image_is_rgb_with_equal_channels():
     scenes = DigitScenes(1, canvas=64, digits=(1, 2))
-    image = scenes.read(scenes.records()[0])
+    image = scenes.read(scenes.entries()[0])
     assert (image.mode, image.size) == ("RGB", (64, 64))
     channels = np.asarray(image)
     assert (channels == channels[..., :1]).all()
@@ -254,7 +254,7 @@ def test_displacement_keeps_digits_sizes_and_background():
 def test_pairs_are_labelled_with_the_half_that_each_digit_is_in(displacement):
     scenes = DigitScenes(80, digits=(2, 2), arrangement="pair", displacement=displacement)
     larger_is_left = []
-    for index, record in enumerate(scenes.records()):
+    for index, record in enumerate(scenes.entries()):
         a, b = sorted(scenes.scene(index).placements, key=lambda p: p.left)
         assert a.left + a.size <= 48 <= b.left
         assert record.labels == (f"left:{a.digit}", f"right:{b.digit}")
@@ -336,7 +336,7 @@ def test_impossible_requests_are_refused_with_the_numbers(controls, words):
 @pytest.mark.parametrize("image_id", ["training-000000", "evaluation-000007", "cat.png", "evaluation-x"])
 def test_records_of_another_set_are_refused(image_id):
     with pytest.raises(InputError, match="not one of these 5 evaluation scenes"):
-        DigitScenes(5).read(ImageRecord(image_id, ""))
+        DigitScenes(5).read(ImageEntry(image_id, ""))
 
 
 def test_description_is_plain_and_rebuilds_the_set():

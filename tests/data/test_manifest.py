@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def scanned(root: Path, previous: Manifest | None = None) -> Manifest:
     images = CountingFolder(root)
-    records = images.records()
+    records = images.entries()
     if previous is None:
         return Manifest(tuple(scan(images, records)))
     rows = [row for part in find_known(images, records, previous) for row in part]
@@ -87,7 +87,7 @@ def test_scan_tells_what_each_image_is(folder):
 
 def test_slices_scanned_apart_join_to_the_whole(folder):
     images = FolderImages(folder)
-    records = images.records()
+    records = images.entries()
     rows = [row for first in range(0, len(records), 3) for row in scan(images, records[first : first + 3])]
     assert Manifest(tuple(rows)) == scanned(folder)
 
@@ -129,7 +129,7 @@ def test_a_reused_row_takes_labels_and_group_from_the_record(folder):
     images = CountingFolder(folder)
     first = scanned(folder)
     READ.clear()
-    records = [replace(images.records()[0], labels=("new",), group="g")]
+    records = [replace(images.entries()[0], labels=("new",), group="g")]
     ((row,),) = find_known(images, records, first)
     assert (row.labels, row.group, READ) == (("new",), "g", [])
 
@@ -151,7 +151,7 @@ def test_what_is_known_is_told_in_order_and_the_rest_is_left_to_be_scanned(tmp_p
     (tmp_path / "070.png").unlink()
     (tmp_path / "1000.png").write_bytes((tmp_path / "000.png").read_bytes())
     images = FolderImages(tmp_path)
-    records = images.records()
+    records = images.entries()
     rows = [row for part in find_known(images, records, first) for row in part]
     assert [None if row is None else row.image_id for row in rows] == [
         None if record.image_id == "1000.png" else record.image_id for record in records
@@ -166,7 +166,7 @@ def test_an_image_that_the_storage_does_not_answer_for_is_left_to_be_scanned(fol
 
     monkeypatch.setattr(FolderImages, "stamp", fails)
     images = FolderImages(folder)
-    assert [row for part in find_known(images, images.records(), first) for row in part] == [None] * 8
+    assert [row for part in find_known(images, images.entries(), first) for row in part] == [None] * 8
 
 
 def test_a_repaired_image_changes_the_digest(folder):
@@ -179,9 +179,9 @@ def test_a_repaired_image_changes_the_digest(folder):
 
 def test_digit_scenes_scan_like_files():
     scenes = DigitScenes(5)
-    manifest = Manifest(tuple(scan(scenes, scenes.records())))
-    assert [row.sha256 for row in manifest.rows] == [scenes.load(r).sha256 for r in scenes.records()]
-    assert manifest.labels() == [r.labels for r in scenes.records()]
+    manifest = Manifest(tuple(scan(scenes, scenes.entries())))
+    assert [row.sha256 for row in manifest.rows] == [scenes.load(r).sha256 for r in scenes.entries()]
+    assert manifest.labels() == [r.labels for r in scenes.entries()]
     assert (manifest.rows[0].width, manifest.rows[0].mtime_ns) == (96, None)
 
 

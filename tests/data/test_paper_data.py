@@ -30,7 +30,7 @@ def write_image(path: Path, value: int = 100, mode: str = "RGB") -> None:
 
 
 def labels(image_set) -> dict[str, tuple[str, ...]]:
-    return {record.image_id: record.labels for record in image_set.records()}
+    return {record.image_id: record.labels for record in image_set.entries()}
 
 
 # --- EgoObjects ----------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def write_egoobjects(root: Path, document: dict | None = None, metadata: dict | 
 
 def test_egoobjects_takes_names_from_the_metadata_and_keeps_images_without_labels(tmp_path):
     images = EgoObjectsImages(write_egoobjects(tmp_path / "ego"))
-    records = images.records()
+    records = images.entries()
     assert [(r.image_id, r.labels, r.group) for r in records] == [
         ("1", ("cup", "lamp"), "g1"),
         ("2", (), "g1"),
@@ -104,7 +104,7 @@ def test_egoobjects_can_lie_in_several_places(tmp_path):
     moved = EgoObjectsImages(
         root, "eval", tmp_path / "eval.json", tmp_path / "metadata.json", tmp_path / "frames"
     )
-    assert len([moved.read(record) for record in moved.records()]) == 4
+    assert len([moved.read(record) for record in moved.entries()]) == 4
 
 
 def test_objects_of_a_category_without_a_name_are_told_and_add_no_label(tmp_path, caplog):
@@ -136,7 +136,7 @@ def test_a_damaged_annotation_file_of_egoobjects_is_refused(tmp_path, key, index
     document = egoobjects_document()
     change(document, key, index, name, value)
     with pytest.raises(InputError, match=message):
-        EgoObjectsImages(write_egoobjects(tmp_path / "ego", document)).records()
+        EgoObjectsImages(write_egoobjects(tmp_path / "ego", document)).entries()
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_a_file_that_is_no_annotation_file_is_refused(tmp_path, content, message
     root = write_egoobjects(tmp_path / "ego")
     (root / "EgoObjectsV1_unified_eval.json").write_text(content)
     with pytest.raises(InputError, match=f"unified_eval.json: {message}"):
-        EgoObjectsImages(root).records()
+        EgoObjectsImages(root).entries()
 
 
 def test_categories_without_any_names_are_refused(tmp_path):
     root = write_egoobjects(tmp_path / "ego", metadata={"categories": [], "cat_det_cats": []})
     with pytest.raises(InputError, match=r"_metadata\.json: names no categories"):
-        EgoObjectsImages(root).records()
+        EgoObjectsImages(root).entries()
 
 
 # --- Cityscapes ----------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ FRAMES = {
 
 
 def test_cityscapes_labels_are_what_the_polygons_that_count_mark(tmp_path):
-    records = CityscapesImages(write_cityscapes(tmp_path, FRAMES)).records()
+    records = CityscapesImages(write_cityscapes(tmp_path, FRAMES)).entries()
     assert [(r.image_id, r.labels, r.group) for r in records] == [
         ("lindau_000000_000019", ("polegroup", "sky"), "lindau_000000"),
         ("lindau_000001_000019", ("car", "road"), "lindau_000001"),
@@ -205,7 +205,7 @@ def test_a_cityscapes_image_without_polygons_stays_and_polygons_without_image_ar
     (root / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png").unlink()
     images = CityscapesImages(root)
     with caplog.at_level(logging.WARNING):
-        records = images.records()
+        records = images.entries()
     assert len(records) == 4
     assert "1 images have no annotations and stay without labels: ulm/ulm_000000_000019" in caplog.text
     assert [row.status == UNREADABLE for row in scan(images, records)] == [True, False, False, False]
@@ -225,7 +225,7 @@ def test_a_cityscapes_image_without_polygons_stays_and_polygons_without_image_ar
 def test_polygons_that_are_not_of_cityscapes_are_refused(tmp_path, objects, message):
     root = write_cityscapes(tmp_path, {"ulm_000000_000019": objects})
     with pytest.raises(InputError, match=f"ulm_000000_000019_gtFine_polygons.json: {message}"):
-        CityscapesImages(root).records()
+        CityscapesImages(root).entries()
 
 
 # --- TinyImageNet --------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def write_tiny_imagenet(root: Path) -> Path:
 def test_tiny_imagenet_validation_is_labelled_by_its_table(tmp_path):
     images = TinyImageNetImages(write_tiny_imagenet(tmp_path))
     assert labels(images) == {f"val_{k}.JPEG": (CLASSES[k % 2],) for k in range(3)}
-    loaded = [images.load(record) for record in images.records()]
+    loaded = [images.load(record) for record in images.entries()]
     assert [one.mode for one in loaded] == ["RGB", "L", "RGB"]
     assert {one.image.mode for one in loaded} == {"RGB"}
 
@@ -258,7 +258,7 @@ def test_tiny_imagenet_validation_is_labelled_by_its_table(tmp_path):
 def test_tiny_imagenet_training_is_labelled_by_its_folders(tmp_path):
     images = TinyImageNetImages(write_tiny_imagenet(tmp_path), split="train")
     assert labels(images) == {f"{wnid}_{k}.JPEG": (wnid,) for wnid in sorted(CLASSES) for k in range(2)}
-    assert all(row.status != UNREADABLE for row in scan(images, images.records()))
+    assert all(row.status != UNREADABLE for row in scan(images, images.entries()))
 
 
 def test_tiny_imagenet_images_and_table_may_not_tell_the_same(tmp_path, caplog):
@@ -269,7 +269,7 @@ def test_tiny_imagenet_images_and_table_may_not_tell_the_same(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert labels(images)["val_9.JPEG"] == ()
     assert "1 images have no annotations and stay without labels: val_9.JPEG" in caplog.text
-    assert [row.image_id for row in scan(images, images.records()) if row.status == UNREADABLE] == [
+    assert [row.image_id for row in scan(images, images.entries()) if row.status == UNREADABLE] == [
         "val_2.JPEG"
     ]
 
@@ -303,7 +303,7 @@ def test_contradictions_in_tiny_imagenet_are_refused(tmp_path, split, file, text
     root = write_tiny_imagenet(tmp_path)
     (root / file).write_text(text)
     with pytest.raises(InputError, match=message):
-        TinyImageNetImages(root, split=split).records()
+        TinyImageNetImages(root, split=split).entries()
 
 
 # --- ImageNet ------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ EXPECTED = {val_name(number): (WNIDS[ilsvrc],) for number, ilsvrc in enumerate(T
 def test_both_layouts_of_imagenet_give_the_same_images(tmp_path):
     flat, nested = ImageNetImages(write_flat(tmp_path / "a")), ImageNetImages(write_nested(tmp_path / "b"))
     assert labels(flat) == labels(nested) == EXPECTED
-    hashes = [[row.sha256 for row in scan(images, images.records())] for images in (flat, nested)]
+    hashes = [[row.sha256 for row in scan(images, images.entries())] for images in (flat, nested)]
     assert hashes[0] == hashes[1]
     assert None not in hashes[0]
 
@@ -357,7 +357,7 @@ def test_the_folder_of_imagenets_images_and_a_devkit_elsewhere_do_too(tmp_path):
     (root / "ILSVRC2012_devkit_t12").rename(tmp_path / "kit")
     assert labels(ImageNetImages(root, devkit=tmp_path / "kit" / "data")) == EXPECTED
     with pytest.raises(InputError, match=r"no file .*meta\.mat.*put both into .*--set data\.devkit=FOLDER"):
-        ImageNetImages(root).records()
+        ImageNetImages(root).entries()
 
 
 def test_images_of_the_ground_truth_that_are_gone_are_unreadable_and_not_forgotten(tmp_path):
@@ -365,23 +365,23 @@ def test_images_of_the_ground_truth_that_are_gone_are_unreadable_and_not_forgott
     (root / "val" / val_name(3)).unlink()
     images = ImageNetImages(root)
     assert labels(images) == EXPECTED
-    assert [row.status == UNREADABLE for row in scan(images, images.records())] == [False, False, True, False]
+    assert [row.status == UNREADABLE for row in scan(images, images.entries())] == [False, False, True, False]
 
 
 def test_what_does_not_belong_to_imagenet_is_refused(tmp_path):
     root = write_flat(tmp_path / "a")
     write_image(root / "val" / "holiday.jpg")
     with pytest.raises(InputError, match=r"1 images are none of the 4 of the ground truth.*\(holiday\.jpg\)"):
-        ImageNetImages(root).records()
+        ImageNetImages(root).entries()
     write_image(root / "val" / "n01440764" / val_name(1))
     with pytest.raises(InputError, match="5 images lie beside 1 in class folders"):
-        ImageNetImages(root).records()
+        ImageNetImages(root).entries()
     other = tmp_path / "b" / "val"
     write_image(other / "dogs" / "a.jpg")
     with pytest.raises(
         InputError, match=r"not named after a class such as n01440764 \(dogs\).*source: folder"
     ):
-        ImageNetImages(other.parent).records()
+        ImageNetImages(other.parent).entries()
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_damaged_development_kit_is_refused(tmp_path, file, content, message):
     root = write_flat(tmp_path)
     (root / "ILSVRC2012_devkit_t12" / "data" / file).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        ImageNetImages(root).records()
+        ImageNetImages(root).entries()
 
 
 # --- all of them ---------------------------------------------------------------------------------------
@@ -420,8 +420,8 @@ def test_a_configuration_reads_it_from_a_path_or_a_uri_in_any_process(tmp_path, 
     root = tmp_path / "data set"
     WRITERS[source](root)
     images = from_config(source, root)
-    records = images.records()
-    assert from_config(source, root.as_uri()).records() == records
+    records = images.entries()
+    assert from_config(source, root.as_uri()).entries() == records
     copy = pickle.loads(pickle.dumps(images))
     assert [copy.load(record).sha256 for record in records] == [images.load(r).sha256 for r in records]
     assert json.loads(json.dumps(images.describe()))["kind"] == source
@@ -430,14 +430,14 @@ def test_a_configuration_reads_it_from_a_path_or_a_uri_in_any_process(tmp_path, 
 @pytest.mark.parametrize("source", WRITERS)
 def test_a_sample_is_drawn_by_the_seed_and_keeps_the_order(tmp_path, source):
     WRITERS[source](tmp_path / "data")
-    everything = from_config(source, tmp_path / "data").records()
-    drawn = [from_config(source, tmp_path / "data", sample=2, seed=s).records() for s in (1, 1, 2, 3, 4, 5)]
+    everything = from_config(source, tmp_path / "data").entries()
+    drawn = [from_config(source, tmp_path / "data", sample=2, seed=s).entries() for s in (1, 1, 2, 3, 4, 5)]
     assert drawn[0] == drawn[1]
     assert any(drawn[0] != other for other in drawn[2:])
     for records in drawn:
         assert len(records) == 2
         assert records == [record for record in everything if record in records]
-    assert from_config(source, tmp_path / "data", sample=1000).records() == everything
+    assert from_config(source, tmp_path / "data", sample=1000).entries() == everything
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_and_ignores_the_order():
@@ -464,7 +464,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_ignores_the_order():
 )
 def test_what_is_not_there_is_told_with_what_to_put_where(tmp_path, source, message):
     with pytest.raises(InputError, match=rf"{message}.*{tmp_path}/nowhere.*--set data\.path=FOLDER"):
-        from_config(source, tmp_path / "nowhere").records()
+        from_config(source, tmp_path / "nowhere").entries()
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_half_a_data_set_is_refused(tmp_path, source, missing, message):
     WRITERS[source](root)
     (root / missing).rename(tmp_path / "away")
     with pytest.raises(InputError, match=message):
-        from_config(source, root).records()
+        from_config(source, root).entries()
 
 
 @pytest.mark.parametrize("image_set", [EgoObjectsImages, CityscapesImages, TinyImageNetImages])
@@ -495,4 +495,4 @@ def test_empty_folders_hold_no_images(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     for image_set in (CityscapesImages(tmp_path), ImageNetImages(tmp_path)):
         with pytest.raises(InputError, match=r"no images .*put "):
-            image_set.records()
+            image_set.entries()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.retrieval import (
     NO_HIT,
+    RetrievalImages,
     RetrievalTask,
-    Side,
     _smallest,
     chance_scores,
     find_hits,
@@ -75,7 +75,7 @@ def test_it_is_the_loop_over_the_images_themselves(data, n, k):
     matrix = data.draw(matrices(n, n))
     labels = lists(data.draw, label_sets, n)
     groups = data.draw(st.none() | st.lists(group_names, min_size=n, max_size=n))
-    score = retrieval_f1(reader(matrix), Side(labels, groups), k=k)
+    score = retrieval_f1(reader(matrix), RetrievalImages(labels, groups), k=k)
     f1, judged = expected_score(matrix, labels, labels, groups, groups, k, same=True)
     assert score.f1 == pytest.approx(f1, nan_ok=True)
     assert (score.k, score.n_queries, score.n_left_out) == (k, judged, n - judged)
@@ -88,7 +88,9 @@ def test_it_is_the_loop_of_queries_over_a_database(data, n, m, k):
     groups, candidate_groups = (
         data.draw(st.none() | st.lists(group_names, min_size=length, max_size=length)) for length in (n, m)
     )
-    score = retrieval_f1(reader(matrix), Side(labels, groups), Side(candidates, candidate_groups), k=k)
+    score = retrieval_f1(
+        reader(matrix), RetrievalImages(labels, groups), RetrievalImages(candidates, candidate_groups), k=k
+    )
     f1, judged = expected_score(matrix, labels, candidates, groups, candidate_groups, k, same=False)
     assert score.f1 == pytest.approx(f1, nan_ok=True)
     assert (score.n_queries, score.n_left_out) == (judged, n - judged)
@@ -104,15 +106,17 @@ def test_rows_are_read_a_few_at_a_time_and_left_as_they_are():
         asked.append((rows.start, rows.stop))
         return matrix[rows]
 
-    score = retrieval_f1(read, Side(labels), k=2, rows_at_once=4)
+    score = retrieval_f1(read, RetrievalImages(labels), k=2, rows_at_once=4)
     assert asked == [(0, 4), (4, 8), (8, 11)]
     assert score.f1 == pytest.approx(expected_score(matrix, labels, labels, None, None, 2, same=True)[0])
 
 
 def test_ties_go_to_the_first_and_an_image_is_not_its_own_hit():
     labels = [("a",), ("b",), ("a",)]
-    assert retrieval_f1(reader(np.ones((3, 3))), Side(labels)).f1 == pytest.approx((0 + 0 + 1) / 3)
-    assert retrieval_f1(reader(np.ones((3, 3))), Side(labels), Side(labels)).f1 == pytest.approx(2 / 3)
+    assert retrieval_f1(reader(np.ones((3, 3))), RetrievalImages(labels)).f1 == pytest.approx((0 + 0 + 1) / 3)
+    assert retrieval_f1(
+        reader(np.ones((3, 3))), RetrievalImages(labels), RetrievalImages(labels)
+    ).f1 == pytest.approx(2 / 3)
 
 
 def test_many_ties_keep_the_order_of_the_images():
@@ -120,36 +124,36 @@ def test_many_ties_keep_the_order_of_the_images():
     matrix = rng.integers(0, 3, size=(20, 500)).astype(float)
     labels = [("a",)] * 20
     candidates = [("a", *(str(item) for item in range(size))) for size in rng.integers(0, 9, size=500)]
-    score = retrieval_f1(reader(matrix), Side(labels), Side(candidates), k=9)
+    score = retrieval_f1(reader(matrix), RetrievalImages(labels), RetrievalImages(candidates), k=9)
     assert score.f1 == pytest.approx(expected_score(matrix, labels, candidates, None, None, 9, same=False)[0])
 
 
 def test_near_duplicates_are_no_hits_but_hits_of_others():
     matrix = np.array([[1, 0.9, 0.1], [0.9, 1, 0.1], [0.3, 0.2, 1]])
     labels = [("a",), ("a",), ("b",)]
-    assert retrieval_f1(reader(matrix), Side(labels)).f1 == pytest.approx(2 / 3)
-    grouped = retrieval_f1(reader(matrix), Side(labels, groups=["g", "g", None]))
+    assert retrieval_f1(reader(matrix), RetrievalImages(labels)).f1 == pytest.approx(2 / 3)
+    grouped = retrieval_f1(reader(matrix), RetrievalImages(labels, groups=["g", "g", None]))
     assert (grouped.f1, grouped.n_queries) == (0.0, 3)
 
 
 def test_who_cannot_be_judged_is_counted():
     matrix = np.array([[1, math.nan, math.nan], [0.5, 1, 0.5], [0.5, 0.6, 1]])
-    score = retrieval_f1(reader(matrix), Side([("a",), ("a",), ()]))
+    score = retrieval_f1(reader(matrix), RetrievalImages([("a",), ("a",), ()]))
     assert (score.f1, score.n_queries, score.n_left_out) == (1.0, 1, 2)
-    nothing = retrieval_f1(reader(matrix), Side([(), (), ()]))
+    nothing = retrieval_f1(reader(matrix), RetrievalImages([(), (), ()]))
     assert math.isnan(nothing.f1)
     assert (nothing.n_queries, nothing.n_left_out) == (0, 3)
 
 
 def test_fewer_candidates_than_hits_are_enough():
     labels = [("a",), ("a", "b")]
-    assert retrieval_f1(reader(np.ones((2, 2))), Side(labels), k=10).f1 == pytest.approx(2 / 3)
+    assert retrieval_f1(reader(np.ones((2, 2))), RetrievalImages(labels), k=10).f1 == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_no_hits_cannot_be_scored(k):
     with pytest.raises(ConfigError, match=f"F1@k is {k}, but at least one hit"):
-        retrieval_f1(reader(np.ones((2, 2))), Side([("a",), ("b",)]), k=k)
+        retrieval_f1(reader(np.ones((2, 2))), RetrievalImages([("a",), ("b",)]), k=k)
 
 
 @given(st.lists(similarities, max_size=40), st.integers(1, 45))
@@ -165,7 +169,7 @@ def test_several_k_from_one_read_are_those_of_one_k_each(data, n, ks):
     labels = lists(data.draw, label_sets, n)
     read = []
     scores = retrieval_scores(
-        lambda rows: read.append(rows) or matrix[rows], RetrievalTask(Side(labels)), ks=ks
+        lambda rows: read.append(rows) or matrix[rows], RetrievalTask(RetrievalImages(labels)), ks=ks
     )
     assert len(read) == 1
     for score, k in zip(scores, ks, strict=True):
@@ -178,8 +182,13 @@ def test_a_query_in_its_own_database_is_known_by_its_content():
     labels = [("a",), ("b",)]
     matrix = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.2]])
     database = [*labels, ("a",)]
-    assert retrieval_f1(reader(matrix), Side(labels), Side(database)).f1 == 1.0  # itself: says nothing
-    known, others = Side(labels, contents=["x", None]), Side(database, contents=["x", None, "z"])
+    assert (
+        retrieval_f1(reader(matrix), RetrievalImages(labels), RetrievalImages(database)).f1 == 1.0
+    )  # itself: says nothing
+    known, others = (
+        RetrievalImages(labels, contents=["x", None]),
+        RetrievalImages(database, contents=["x", None, "z"]),
+    )
     assert retrieval_f1(reader(matrix), known, others).f1 == pytest.approx((0 + 1) / 2)
 
 
@@ -187,7 +196,7 @@ def test_hits_and_scores_are_told_query_by_query():
     labels = [("a",), ("a", "b"), (), ("b",)]
     # Without labels, image 2 is nobody's candidate: that its similarity to image 0 is undefined does not count.
     matrix = np.array([[9, 2, math.nan, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
-    task = RetrievalTask(Side(labels))
+    task = RetrievalTask(RetrievalImages(labels))
     hits = find_hits(reader(matrix), task, 2)
     np.testing.assert_array_equal(hits.indices, [[1, 3], [3, 0], [NO_HIT, NO_HIT], [NO_HIT, NO_HIT]])
     np.testing.assert_array_equal(hits.n_candidates, [2, 2, 0, 2])
@@ -206,7 +215,7 @@ def test_hits_that_leave_out_their_equals_are_told():
     matrix = np.array(
         [[9, 3, 3, 1, math.nan], [1, 9, 4, 4, 4], [4, 3, 9, 2, 2], [0, 0, 0, 9, 0], [5, 4, 3, 2, 9]]
     )
-    hits = find_hits(reader(matrix), RetrievalTask(Side(labels)), 3, rows_at_once=2)
+    hits = find_hits(reader(matrix), RetrievalTask(RetrievalImages(labels)), 3, rows_at_once=2)
     np.testing.assert_array_equal(
         hits.tied, [[True, False, False], [True, True, False], [False, False, True], [True] * 3, [False] * 3]
     )
@@ -218,8 +227,8 @@ def test_hits_that_leave_out_their_equals_are_told():
 def test_who_cannot_win_is_counted_beforehand(data, n, m):
     labels, candidates = lists(data.draw, label_sets, n), lists(data.draw, label_sets, m)
     for task, others in (
-        (RetrievalTask(Side(labels)), [labels[:i] + labels[i + 1 :] for i in range(n)]),
-        (RetrievalTask(Side(labels), Side(candidates)), [candidates] * n),
+        (RetrievalTask(RetrievalImages(labels)), [labels[:i] + labels[i + 1 :] for i in range(n)]),
+        (RetrievalTask(RetrievalImages(labels), RetrievalImages(candidates)), [candidates] * n),
     ):
         hopeless = [
             bool(own) and not any(set(own) & set(other) for other in rest)
@@ -231,24 +240,24 @@ def test_who_cannot_win_is_counted_beforehand(data, n, m):
 @given(st.data(), st.integers(1, 6), st.integers(1, 3))
 def test_chance_is_the_mean_over_all_possible_hits(data, n, rows_at_once):
     labels = lists(data.draw, label_sets, n)
-    task = RetrievalTask(Side(labels, lists(data.draw, group_names, n)))
+    task = RetrievalTask(RetrievalImages(labels, lists(data.draw, group_names, n)))
     everything = find_hits(lambda rows: np.zeros((rows.stop - rows.start, n)), task, n)
     expected = score_hits(everything.indices, task, (n,))[:, 0]
     np.testing.assert_allclose(chance_scores(task, rows_at_once=rows_at_once), expected)
 
 
 def test_one_set_of_labels_makes_every_hit_right():
-    assert RetrievalTask(Side([("a",), (), ("a",)])).has_one_label_set()
-    assert not RetrievalTask(Side([("a",), ("a", "b")])).has_one_label_set()
-    assert not RetrievalTask(Side([("a",)]), Side([("b",)])).has_one_label_set()
+    assert RetrievalTask(RetrievalImages([("a",), (), ("a",)])).has_one_label_set()
+    assert not RetrievalTask(RetrievalImages([("a",), ("a", "b")])).has_one_label_set()
+    assert not RetrievalTask(RetrievalImages([("a",)]), RetrievalImages([("b",)])).has_one_label_set()
 
 
 def test_groups_alone_decide_unless_labels_are_missing_or_queries_have_copies():
-    labelled = Side([("a",), ("b",)], contents=["x", None])
+    labelled = RetrievalImages([("a",), ("b",)], contents=["x", None])
     assert RetrievalTask(labelled).depends_on_groups_alone()
-    assert RetrievalTask(labelled, Side([("a",)], contents=["y"])).depends_on_groups_alone()
-    assert not RetrievalTask(labelled, Side([("a",)], contents=["x"])).depends_on_groups_alone()
-    assert not RetrievalTask(Side([("a",), ()])).depends_on_groups_alone()
+    assert RetrievalTask(labelled, RetrievalImages([("a",)], contents=["y"])).depends_on_groups_alone()
+    assert not RetrievalTask(labelled, RetrievalImages([("a",)], contents=["x"])).depends_on_groups_alone()
+    assert not RetrievalTask(RetrievalImages([("a",), ()])).depends_on_groups_alone()
     assert RetrievalTask(
-        Side([("a",), ()]), labelled
+        RetrievalImages([("a",), ()]), labelled
     ).depends_on_groups_alone()  # a query without labels is left out

@@ -145,7 +145,7 @@ def test_each_condition_changes_its_control_alone():
         }
         assert changed <= allowed[condition.factor]
         assert (condition.input_size != (96, 96)) <= (condition.factor in ("canvas", "resolution"))
-        make_image_set(condition.data).records()[:1]
+        make_image_set(condition.data).entries()[:1]
     for factor in FACTORS:
         mine = [c for c in conditions if c.factor == factor]
         assert len({c.level for c in mine}) == len({c.name for c in mine}) == len(mine) >= 3

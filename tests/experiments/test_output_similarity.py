@@ -47,7 +47,7 @@ def test_values_are_those_of_the_network_and_scipy(found):
     model = load_model(ModelSpec("test_resnet", "digits"))
     scenes = make_image_set(config.data)
     with torch.inference_mode():
-        images = torch.stack([model.transform(scenes.read(record)) for record in scenes.records()])
+        images = torch.stack([model.transform(scenes.read(record)) for record in scenes.entries()])
         yes = model.module(images).double().sigmoid().numpy()
     divergence = np.mean(
         [[[jensenshannon([a, 1 - a], [b, 1 - b]) ** 2 for b in p] for a in p] for p in yes.T], axis=0

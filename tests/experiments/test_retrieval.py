@@ -252,10 +252,10 @@ def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_pa
     from semrsm_dist.pipeline.stages.scan import make_image_set
 
     model, images = load_model(ModelSpec("test_vit", "digits")), make_image_set(config.data)
-    batch = torch.stack([model.transform(images.read(record)) for record in images.records()])
+    batch = torch.stack([model.transform(images.read(record)) for record in images.entries()])
     with torch.inference_mode():
         token = small.unit(model.module.forward_features(batch)[:, 0].double().numpy())
-    labels = [set(record.labels) for record in images.records()]
+    labels = [set(record.labels) for record in images.entries()]
     table = evidence.table
     scores = table[(table["method"] == "class token") & table["against"].isna()].set_index(["layer", "k"])[
         "f1"

@@ -193,7 +193,7 @@ def test_where_its_data_are_not_there_it_says_what_to_put_where(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     config = preset(name)
     with pytest.raises(InputError, match=rf"{tmp_path / config.data.path}.*--set data\.path=FOLDER"):
-        make_image_set(config.data).records()
+        make_image_set(config.data).entries()
 
 
 @pytest.mark.parametrize("name", SIZES)

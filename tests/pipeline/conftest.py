@@ -213,7 +213,7 @@ class Workshop:
         Norms and pooled features are written before the features of a panel, which alone make it finished.
         """
         stamps = {}
-        for group in groups or ("features.zarr", "blocks.zarr"):
+        for group in groups or ("features.zarr", "tiles.zarr"):
             for path in (run / group).rglob("c/**/*"):
                 with contextlib.suppress(
                     FileNotFoundError
@@ -227,7 +227,7 @@ class Workshop:
 
     def blocks(self, run: Path) -> list[Path]:
         """Return the files of the solved tiles that are there."""
-        return sorted(run / name for name in self.chunks(run, "blocks.zarr"))
+        return sorted(run / name for name in self.chunks(run, "tiles.zarr"))
 
 
 class Before(SilentReporter):

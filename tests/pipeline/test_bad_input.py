@@ -101,16 +101,16 @@ def test_the_run_must_not_lie_among_its_own_images(shop):
     refused(shop, shop.of_images("images/run", folder), ConfigError, "lies inside the image folder")
 
 
-def test_an_image_that_vanishes_on_the_way_costs_its_panel_alone(shop):
+def test_an_image_that_vanishes_on_the_way_costs_its_chunk_alone(shop):
     folder = shop.images(n=40)
     document = shop.of_images("run", folder)
     gone = folder / "class0" / "000.png"
     content = gone.read_bytes()
-    with pytest.raises(WorkError, match=r"1 of 2 panels.*class0/000\.png") as caught:
+    with pytest.raises(WorkError, match=r"1 of 2 chunks.*class0/000\.png") as caught:
         shop.run(document, before=("extraction", gone.unlink))
     assert caught.value.exit_code == 1
     kept = shop.chunks(shop.path / "run")
-    assert len(kept) == 2  # the other panel, in two layers
+    assert len(kept) == 2  # the other chunk, in two layers
     gone.write_bytes(content)
     assert shop.run(document)["work"]["extraction"] == {"found": 1, "computed": 1}
     assert kept.items() <= shop.chunks(shop.path / "run").items()
@@ -336,10 +336,10 @@ def test_tiles_that_do_not_fit_into_the_allowed_memory(shop):
 def test_a_missing_tile_of_a_finished_run_comes_back(shop):
     document = shop.of_features("run", shop.features(), matching={"tile": 5})
     shop.run(document)
-    before = shop.tree(shop.path / "run" / "blocks.zarr")
-    shop.blocks(shop.path / "run")[3].unlink()
+    before = shop.tree(shop.path / "run" / "tiles.zarr")
+    shop.tiles(shop.path / "run")[3].unlink()
     assert shop.run(document)["work"]["matching"] == {"found": 9, "computed": 1}
-    assert shop.tree(shop.path / "run" / "blocks.zarr") == before
+    assert shop.tree(shop.path / "run" / "tiles.zarr") == before
 
 
 def test_a_matrix_that_was_deleted_is_assembled_again(shop):

@@ -108,9 +108,9 @@ def test_a_resume_keeps_the_batches_that_the_run_was_begun_with(shop, monkeypatc
     assert any("model.batch_size: 7" in line and "batches of 3" in line for line in summary["warnings"])
 
 
-def test_batches_larger_than_a_panel_are_told(shop):
+def test_batches_larger_than_a_chunk_are_told(shop):
     summary = shop.run(with_model(shop.of_images("run", shop.images(n=4)), batch_size=64))
-    assert any("batches of 32, as panels of 32" in line for line in summary["warnings"])
+    assert any("batches of 32, as chunks of 32" in line for line in summary["warnings"])
     assert json.loads((shop.path / "run" / "run.json").read_text())["batch_size"] == 32
 
 
@@ -188,7 +188,7 @@ def test_a_node_with_another_model_is_refused(shop, change, key):
         layers=model["layers"],
         precision="float32",
         batch_size=4,
-        panel=32,
+        chunk_size=32,
         gpus=0,
     )
     factory()
@@ -213,12 +213,12 @@ def test_another_timm_is_asked_again_what_the_model_is(shop, monkeypatch):
         shop.run(document)
 
 
-def damage_a_panel_of_an_unfinished_run(shop, name):
+def damage_a_chunk_of_an_unfinished_run(shop, name):
     """Spoil one chunk of features, and take away a tile and the matrix that would need it."""
     run = shop.path / "run"
     chunk = next(path for path in sorted(run.glob(f"features.zarr/images/*/{name}/c/**/0")) if path.is_file())
     chunk.write_bytes(b"spoilt" + chunk.read_bytes()[6:])
-    for tile in shop.blocks(run):
+    for tile in shop.tiles(run):
         tile.unlink()
 
 
@@ -227,18 +227,18 @@ def test_damaged_features_of_an_unfinished_run_are_extracted_again(shop, name):
     document = shop.of_images("run", shop.images(n=5))
     shop.run(document)
     before = shop.tree(shop.path / "run" / "features.zarr")
-    damage_a_panel_of_an_unfinished_run(shop, name)
+    damage_a_chunk_of_an_unfinished_run(shop, name)
     summary = shop.run(document)
     assert shop.tree(shop.path / "run" / "features.zarr") == before
     assert summary["work"]["extraction"]["computed"] == 1
-    assert any("damaged features of images were removed (panels: 1)" in line for line in summary["warnings"])
+    assert any("damaged features of images were removed (chunks: 1)" in line for line in summary["warnings"])
 
 
 def test_damaged_ready_made_features_of_an_unfinished_run_are_imported_again(shop):
     document = shop.of_features("run", shop.features())
     shop.run(document)
     before = shop.tree(shop.path / "run" / "features.zarr")
-    damage_a_panel_of_an_unfinished_run(shop, "features")
+    damage_a_chunk_of_an_unfinished_run(shop, "features")
     assert any("damaged features" in line for line in shop.run(document)["warnings"])
     assert shop.tree(shop.path / "run" / "features.zarr") == before
 

@@ -14,7 +14,7 @@ import semrsm_dist as srs
 from semrsm_dist.errors import StorageError
 from semrsm_dist.pipeline import driver
 
-GROUPS = ("features.zarr", "blocks.zarr", "rsm.zarr")
+GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
 
 
 def mount(*arguments: object) -> bool:

@@ -25,7 +25,7 @@ from semrsm_dist.errors import ConfigError, IncompleteError, InputError, ResumeE
 from semrsm_dist.store import matrices
 from semrsm_dist.store.directory import RunDirectory
 
-GROUPS = ("features.zarr", "blocks.zarr", "rsm.zarr")
+GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
 
 
 def slow(shop, run, **sections):
@@ -72,9 +72,9 @@ def moments(shop, run):
         (path / "images.parquet").exists,
         (path / "run.json").exists,
         lambda: shop.chunks(path, "features.zarr"),
-        lambda: len(shop.blocks(path)) >= 3,
-        lambda: len(shop.blocks(path)) >= 30,
-        lambda: len(shop.blocks(path)) >= 75,
+        lambda: len(shop.tiles(path)) >= 3,
+        lambda: len(shop.tiles(path)) >= 30,
+        lambda: len(shop.tiles(path)) >= 75,
         (path / "rsm.zarr").exists,
         (path / "rsm.zarr" / "last" / "gap" / "c").exists,
     ]
@@ -106,7 +106,7 @@ def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, unti
     )  # where this process is kept waiting, kills come too late
     run = next(run for run in runs if kill_at_many_moments(shop, until, run) >= 6)
     after = shop.chunks(shop.path / run)
-    found = len(shop.blocks(shop.path / run))
+    found = len(shop.tiles(shop.path / run))
     summary = shop.run(slow(shop, run))
     assert after.items() <= shop.chunks(shop.path / run).items()
     assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
@@ -152,7 +152,7 @@ def test_killed_while_it_extracts_it_gives_the_same_bytes(shop, until):
 def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until, slow_whole):
     config = shop.write(slow(shop, "killed", engine="ray", workers=2))
     with shop.process("run", config) as process:
-        assert until(lambda: len(shop.blocks(shop.path / "killed")) >= 5, process), process.stderr.read()
+        assert until(lambda: len(shop.tiles(shop.path / "killed")) >= 5, process), process.stderr.read()
         left_behind = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     # Ray's workers notice a killed driver after some seconds; two of its agents, which do no work, after a minute.
@@ -160,7 +160,7 @@ def test_killed_on_ray_it_goes_on_there_or_on_the_local_engine(shop, until, slow
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, "Ray's workers outlive a killed driver"
     kept = shop.chunks(shop.path / "killed")
-    found = len(shop.blocks(shop.path / "killed"))
+    found = len(shop.tiles(shop.path / "killed"))
     summary = shop.run(slow(shop, "killed", engine="local"))
     assert summary["work"]["matching"] == {"found": found, "computed": 91 - found}
     assert kept.items() <= shop.chunks(shop.path / "killed").items()
@@ -173,8 +173,8 @@ def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
     config = shop.write(slow(shop, "stopped"))
     for _ in range(5):
         with shop.process("run", config) as process:
-            until(lambda: len(shop.blocks(shop.path / "stopped")) >= 10, process)
-            if len(shop.blocks(shop.path / "stopped")) < 60:
+            until(lambda: len(shop.tiles(shop.path / "stopped")) >= 10, process)
+            if len(shop.tiles(shop.path / "stopped")) < 60:
                 sent = time.monotonic()
                 process.send_signal(number)
                 _, stderr = process.communicate(timeout=60)
@@ -188,7 +188,7 @@ def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
     status = shop.command("status", shop.path / "stopped")
     assert status.returncode == 3
     kept = shop.chunks(shop.path / "stopped")
-    found = len(shop.blocks(shop.path / "stopped"))
+    found = len(shop.tiles(shop.path / "stopped"))
     assert 10 <= found < 91
     done = shop.command("run", config)
     assert done.returncode == 0, done.stderr
@@ -237,7 +237,7 @@ def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatc
 def test_what_is_finished_is_found_and_what_is_missing_computed(shop):
     document = quick(shop, "run")
     assert shop.interrupt(document, "matching", 100)
-    found = len(shop.blocks(shop.path / "run"))
+    found = len(shop.tiles(shop.path / "run"))
     assert 0 < found < 56
     kept = shop.chunks(shop.path / "run")
     summary = shop.run(document)
@@ -467,7 +467,7 @@ def test_another_network_around_the_same_weights_is_refused(shop):
 )
 def test_what_changes_no_number_is_accepted(shop, changed, quick_whole):
     assert shop.interrupt(quick(shop, "run"), "matching", 100)
-    found = len(shop.blocks(shop.path / "run"))
+    found = len(shop.tiles(shop.path / "run"))
     summary = shop.run(quick(shop, "run") | changed)
     assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
     assert trees(shop, "run") == quick_whole
@@ -532,7 +532,7 @@ def test_changed_labels_reach_the_matrices(shop):
 def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop, stage, quick_whole):
     document = quick(shop, "run")
     assert shop.interrupt(document, stage, 1 if stage == "assembly" else 250)
-    flipped, cut, emptied, *intact = shop.blocks(shop.path / "run")
+    flipped, cut, emptied, *intact = shop.tiles(shop.path / "run")
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)
@@ -563,8 +563,8 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
     assert "a/0.0" in str(caught.value)
     assert str(chunk.parents[3]) in str(caught.value)
     solved = {
-        path.relative_to(shop.path / "run" / "blocks.zarr").as_posix()
-        for path in shop.blocks(shop.path / "run")
+        path.relative_to(shop.path / "run" / "tiles.zarr").as_posix()
+        for path in shop.tiles(shop.path / "run")
     }
     assert solved == {
         f"{layer}/c/0/{row}/{column}"
@@ -579,9 +579,9 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
         run.similarity("a")
     status = shop.command("status", shop.path / "run")
     assert status.returncode == 3
-    assert "a: features 3/3 panels, 6/28 tiles" in status.stdout
+    assert "a: features 3/3 chunks, 6/28 tiles" in status.stdout
     assert status.stdout.count("failed: matching a/") == 22
-    kept = shop.chunks(shop.path / "run", "blocks.zarr")
+    kept = shop.chunks(shop.path / "run", "tiles.zarr")
     summary = shop.run(document)
     assert any("damaged features" in warning for warning in summary["warnings"])
     assert summary["work"]["import"] == {"found": 5, "computed": 1}
@@ -618,7 +618,7 @@ def test_what_a_kill_leaves_before_the_record_does_not_block_the_run(shop, lefto
 def test_a_second_driver_is_refused_and_the_first_not_disturbed(shop, until, slow_whole):
     config = shop.write(slow(shop, "run"))
     with shop.process("run", config) as first:
-        assert until(lambda: shop.blocks(shop.path / "run"), first)
+        assert until(lambda: shop.tiles(shop.path / "run"), first)
         with pytest.raises(ResumeError, match=f"process {first.pid} "):
             shop.run(slow(shop, "run"))
         assert first.poll() is None, "too quick to prove anything"

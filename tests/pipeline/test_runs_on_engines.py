@@ -217,7 +217,7 @@ def test_a_run_agrees_with_scipy_on_the_features_it_stored(done):
 @pytest.mark.parametrize("done", CASES, indirect=True)
 def test_both_engines_write_the_same_bytes(done, module_shop, hashes, request):
     case = request.node.callspec.params["done"]
-    found = {group: module_shop.tree(done / group) for group in ("features.zarr", "blocks.zarr", "rsm.zarr")}
+    found = {group: module_shop.tree(done / group) for group in ("features.zarr", "tiles.zarr", "rsm.zarr")}
     assert found["rsm.zarr"]
     assert found == hashes.setdefault(case, found)
 
@@ -319,7 +319,7 @@ def test_features_that_are_not_finite_name_the_images(shop, engine):
         shop.run(document, engine=engine)
     assert all(words in str(caught.value) for words in ("'photo 7' (index 7", "'photo 41' (index 41"))
     assert "photo 8'" not in str(caught.value)
-    assert not shop.blocks(shop.path / "run")
+    assert not shop.tiles(shop.path / "run")
 
 
 # --- kernels ---------------------------------------------------------------------------------------------

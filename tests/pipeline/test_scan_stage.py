@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semrsm_dist.config.schema import parse_config
-from semrsm_dist.data.entries import ImageRecord
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.local import LocalEngine
@@ -58,7 +58,7 @@ def scan_again(shop, folder: Path, engine, **sections):
 
 
 def handed_out(engine) -> list[str]:
-    names = [record.image_id for unit in engine.units for record in unit.records]
+    names = [record.image_id for unit in engine.units for record in unit.entries]
     engine.units.clear()
     engine.workers.clear()
     return sorted(names)
@@ -104,7 +104,7 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_number_of_images(shop, eng
     folder = shop.images(n=5)
     scan_again(shop, folder, engine)
     assert len(pickle.dumps(engine.workers[0])) < 400
-    records = FolderImages(folder).records()
+    records = FolderImages(folder).entries()
     assert repr(ScanBatch(64, tuple(records))) == "ScanBatch(first=64)"  # in messages about a failed unit
 
 
@@ -123,7 +123,7 @@ def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch,
         raise error("the network is away")
 
     monkeypatch.setattr(FolderImages, "stamp", fails)
-    batch = ScanBatch(0, (ImageRecord("a", "/a"),))
+    batch = ScanBatch(0, (ImageEntry("a", "/a"),))
     (receipt,) = ScanWorker(FolderImages("/"))((batch,))
     assert receipt.unit is batch
     assert receipt.error.endswith("the network is away")

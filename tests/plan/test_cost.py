@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.matching.matchers.registry import MATCHERS
-from semrsm_dist.plan.cost import choose_block_side, feature_bytes, guess_pair_seconds, result_bytes
+from semrsm_dist.plan.cost import choose_block_size, feature_bytes, guess_pair_seconds, result_bytes
 
 tokens = st.integers(1, 5000)
 channels = st.integers(1, 4000)
@@ -39,7 +39,7 @@ def test_guesses_are_of_the_right_order():
     budget=st.integers(-(2**30), 2**44),
 )
 def test_blocks_fit_memory_and_time(pair_seconds, side, target, panel_bytes, budget):
-    block = choose_block_side(pair_seconds, side, target, panel_bytes, budget)
+    block = choose_block_size(pair_seconds, side, target, panel_bytes, budget)
     assert block >= 1
     if block > 1:
         assert (block + 1) * panel_bytes <= budget  # its row panels and one column panel
@@ -58,7 +58,7 @@ def test_blocks_fit_memory_and_time(pair_seconds, side, target, panel_bytes, bud
     ],
 )
 def test_block_sides(pair_seconds, target, panel_bytes, budget, expected):
-    assert choose_block_side(pair_seconds, 10, target, panel_bytes, budget) == expected
+    assert choose_block_size(pair_seconds, 10, target, panel_bytes, budget) == expected
 
 
 def test_bytes_are_those_of_the_arrays():

@@ -169,7 +169,7 @@ def test_fewer_blocks_than_workers_become_single_tiles():
 
 def test_a_block_on_the_diagonal_loads_each_panel_once():
     layout = Layout(60, 60, 10, symmetric=True)
-    (block,) = plan_blocks(layout, list(layout.tiles()), block_side=6)
+    (block,) = plan_blocks(layout, list(layout.tiles()), block_size=6)
     worker = Loader("images", {"a": layout}, 100 * PANEL)
     worker.load_all([Tile("a", *tile) for tile in block])
     assert len(worker.loads) == 6

@@ -14,7 +14,7 @@ from semrsm_dist.plan.tiling import (
     SMALLEST_TILE,
     Layout,
     Tile,
-    choose_side,
+    choose_tile_size,
     plan_blocks,
     split_tail,
 )
@@ -67,8 +67,8 @@ def test_panels_are_whole_but_for_the_last(layout):
         (layout.column_panels, layout.columns, layout.n_columns),
     ):
         widths = [region(panel).stop - region(panel).start for panel in range(panels)]
-        assert widths[:-1] == [layout.side] * (panels - 1)
-        assert 1 <= widths[-1] <= layout.side
+        assert widths[:-1] == [layout.tile_size] * (panels - 1)
+        assert 1 <= widths[-1] <= layout.tile_size
         assert region(panels - 1).stop == length
 
 
@@ -87,22 +87,22 @@ def test_a_layout_holds_its_tiles_and_no_others(layout, row, column):
 
 
 @given(partial_layouts(), st.integers(1, 20))
-def test_blocks_hold_every_wanted_tile_exactly_once(case, block_side):
+def test_blocks_hold_every_wanted_tile_exactly_once(case, block_size):
     layout, wanted = case
-    blocks = plan_blocks(layout, wanted, block_side)
+    blocks = plan_blocks(layout, wanted, block_size)
     assert sorted(tile for block in blocks for tile in block) == sorted(wanted)
     for block in blocks:
         assert block
         assert block == sorted(block, key=lambda tile: (tile[1], tile[0]))  # each column panel is loaded once
         for panels in ({row for row, _ in block}, {column for _, column in block}):
-            assert max(panels) - min(panels) < block_side
-            assert len(panels) <= block_side
+            assert max(panels) - min(panels) < block_size
+            assert len(panels) <= block_size
 
 
 @given(layouts(), st.integers(1, 20))
-def test_a_whole_matrix_makes_few_blocks(layout, block_side):
-    blocks = plan_blocks(layout, list(layout.tiles()), block_side)
-    rows, columns = -(-layout.row_panels // block_side), -(-layout.column_panels // block_side)
+def test_a_whole_matrix_makes_few_blocks(layout, block_size):
+    blocks = plan_blocks(layout, list(layout.tiles()), block_size)
+    rows, columns = -(-layout.row_panels // block_size), -(-layout.column_panels // block_size)
     assert len(blocks) == (rows * (rows + 1) // 2 if layout.symmetric else rows * columns)
 
 
@@ -137,7 +137,7 @@ def test_sides_fit_memory_and_time_and_leave_enough_tiles(
     n_images, image_bytes, budget, pair_seconds, task_seconds
 ):
     def choose():
-        return choose_side(
+        return choose_tile_size(
             n_images, image_bytes, budget, pair_seconds=pair_seconds, task_seconds=task_seconds
         )
 
@@ -160,7 +160,7 @@ def test_sides_fit_memory_and_time_and_leave_enough_tiles(
 @given(st.integers(1, 2**36), st.integers(-(2**30), 2**36))
 def test_the_memory_that_is_asked_for_is_enough_and_not_too_much(image_bytes, budget):
     def choose(budget):
-        return choose_side(100, image_bytes, budget, pair_seconds=1e-3, task_seconds=15)
+        return choose_tile_size(100, image_bytes, budget, pair_seconds=1e-3, task_seconds=15)
 
     try:
         choose(budget)
@@ -173,7 +173,7 @@ def test_the_memory_that_is_asked_for_is_enough_and_not_too_much(image_bytes, bu
 
 def test_too_little_memory_names_numbers_and_remedy():
     with pytest.raises(ConfigError) as caught:
-        choose_side(100, 3 * 2**20, -(2**20), pair_seconds=1e-3, task_seconds=15)
+        choose_tile_size(100, 3 * 2**20, -(2**20), pair_seconds=1e-3, task_seconds=15)
     assert str(caught.value) == (
         "matching.worker_memory leaves 0.0 MiB for features, but a pair of images takes 6.0 MiB; no pair can be "
         "matched: raise matching.worker_memory by at least 7 MiB, or choose a layer with fewer tokens or channels"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
-from semrsm_dist.store.tiles import QUANTITIES, BlockStore
+from semrsm_dist.store.tiles import QUANTITIES, TileStore
 
 LAYOUT = Layout(7, 7, 3, symmetric=True)
 rng = np.random.default_rng(0)
@@ -22,8 +22,8 @@ def tile_of(layout, row, column):
 
 
 def filled(root, layout=LAYOUT, layer="layer1.0"):
-    store = BlockStore(root, layer)
-    store.create(layout.n_rows, layout.n_columns, layout.side)
+    store = TileStore(root, layer)
+    store.create(layout.n_rows, layout.n_columns, layout.tile_size)
     tiles = {tile: tile_of(layout, *tile) for tile in layout.tiles()}
     for tile, quantities in tiles.items():
         store.write(tile, *quantities)
@@ -54,7 +54,7 @@ def test_the_order_of_the_quantities_is_on_disk(tmp_path):
 
 
 def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
-    store = BlockStore(tmp_path, "a")
+    store = TileStore(tmp_path, "a")
     store.create(7, 7, 3)
     assert store.present() == set()
     with pytest.raises(StorageError, match=r"a/c/0/0/1: this chunk is missing"):
@@ -100,7 +100,7 @@ def test_a_disk_that_fails_removes_nothing(tmp_path, monkeypatch):
     [[(3, 3), (3, 3), (3, 2)], [(3, 2)] * 3, [(3,)] * 3, [(1, 3)] * 3],
 )
 def test_wrong_shapes_write_nothing(tmp_path, shapes):
-    store = BlockStore(tmp_path, "a")
+    store = TileStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="shape"):
         store.write((0, 1), *[np.zeros(shape) for shape in shapes])
@@ -108,7 +108,7 @@ def test_wrong_shapes_write_nothing(tmp_path, shapes):
 
 
 def test_single_precision_is_refused(tmp_path):
-    store = BlockStore(tmp_path, "a")
+    store = TileStore(tmp_path, "a")
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="not float32"):
         store.write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
@@ -125,7 +125,7 @@ def test_other_sizes_are_not_overwritten(tmp_path):
 
 def test_layers_do_not_meet(tmp_path):
     one, _ = filled(tmp_path, layer="blocks.1")
-    ten = BlockStore(tmp_path, "blocks.10")
+    ten = TileStore(tmp_path, "blocks.10")
     ten.create(7, 7, 3)
     assert ten.present() == set()
     assert one.present() == set(LAYOUT.tiles())
@@ -143,7 +143,7 @@ def test_a_tile_that_is_removed_while_one_looks_has_no_arrival_time(tmp_path, mo
     store, tiles = filled(tmp_path)
     there = store.present()
     file_of(tmp_path, store, (1, 2)).unlink()
-    monkeypatch.setattr(BlockStore, "present", lambda self: there)
+    monkeypatch.setattr(TileStore, "present", lambda self: there)
     assert store.arrival_times().keys() == tiles.keys() - {(1, 2)}
 
 

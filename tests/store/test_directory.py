@@ -22,7 +22,7 @@ from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory, write_atomic
 RECORD = {
     "fingerprint": {"a": [1, "ü"]},
     "layers": {"z": {}, "a": {}},
-    "panel": 4,
+    "chunk_size": 4,
     "row_side": "images",
     "counts": {},
 }
@@ -338,7 +338,7 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_rest(run, monkeypatch):
     with pytest.raises(
         StorageError, match=r"cannot be written \(No space left on device\).* is kept: make room"
     ):
-        run.write_record({**RECORD, "panel": 5})
+        run.write_record({**RECORD, "chunk_size": 5})
     assert run.read_record() == RECORD
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
@@ -423,7 +423,7 @@ def test_nothing_fails_for_want_of_the_ledger(run, caplog):
 def test_the_layout_on_disk_is_the_documented_one(run):
     names = [
         run.features,
-        run.blocks,
+        run.tiles,
         run.matrices,
         run.figures,
         run.manifest("images"),
@@ -431,7 +431,7 @@ def test_the_layout_on_disk_is_the_documented_one(run):
     ]
     assert [str(path.relative_to(run.path)) for path in names] == [
         "features.zarr",
-        "blocks.zarr",
+        "tiles.zarr",
         "rsm.zarr",
         "figures",
         "images.parquet",
@@ -444,11 +444,11 @@ def test_the_layout_on_disk_is_the_documented_one(run):
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     directory = RunDirectory(tmp_path)
     kept = [
-        directory.blocks / "a" / "c" / "0" / "0",
+        directory.tiles / "a" / "c" / "0" / "0",
         directory.features / "zarr.json",
         tmp_path / "mine.partial",
     ]
-    litter = [directory.blocks / "a" / "c" / "0" / "1.5f.partial", directory.matrices / "zarr.9a.partial"]
+    litter = [directory.tiles / "a" / "c" / "0" / "1.5f.partial", directory.matrices / "zarr.9a.partial"]
     for path in (*kept, *litter):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

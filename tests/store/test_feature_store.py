@@ -1,4 +1,4 @@
-"""Features come back bit by bit with the norms of what is stored; a panel is complete or to be made again."""
+"""Features come back bit by bit with the norms of what is stored; a chunk is complete or to be made again."""
 
 import shutil
 
@@ -11,19 +11,19 @@ from semrsm_dist.errors import StorageError
 from semrsm_dist.store import chunks
 from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, FeatureStore
 
-N, S, C, PANEL = 7, 4, 3, 3
+N, S, C, CHUNK = 7, 4, 3, 3
 Z = np.random.default_rng(0).normal(size=(N, S, C)).astype(np.float32)
 
 
-def store_in(path, dtype="float32", n_images=N, panel=PANEL):
+def store_in(path, dtype="float32", n_images=N, chunk_size=CHUNK):
     store = FeatureStore(path, "images", "blocks.0.größe")
-    store.create(n_images, S, C, panel, dtype)
+    store.create(n_images, S, C, chunk_size, dtype)
     return store
 
 
-def fill(store, z=Z, panel=PANEL):
-    for index, start in enumerate(range(0, len(z), panel)):
-        store.write_panel(index, z[start : start + panel])
+def fill(store, z=Z, chunk_size=CHUNK):
+    for index, start in enumerate(range(0, len(z), chunk_size)):
+        store.write_chunk(index, z[start : start + chunk_size])
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def store(tmp_path):
 
 @settings(max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(["float32", "float16"]), st.sampled_from("fd"))
-def test_any_cut_gives_the_same_features(tmp_path_factory, n_images, panel, dtype, given_in):
+def test_any_cut_gives_the_same_features(tmp_path_factory, n_images, chunk, dtype, given_in):
     z = np.random.default_rng(n_images).normal(size=(n_images, S, C)).astype(given_in)
-    store = store_in(tmp_path_factory.mktemp("store"), dtype, n_images, panel)
-    fill(store, z, panel)
+    store = store_in(tmp_path_factory.mktemp("store"), dtype, n_images, chunk)
+    fill(store, z, chunk)
     stored = z.astype(dtype)
     wide = stored.astype(np.float64)
     assert store.is_complete()
@@ -54,9 +54,9 @@ def test_any_cut_gives_the_same_features(tmp_path_factory, n_images, panel, dtyp
 
 
 def test_norms_do_not_depend_on_the_cut(tmp_path):
-    stores = [store_in(tmp_path / str(panel), panel=panel) for panel in (1, 2, 7)]
-    for store, panel in zip(stores, (1, 2, 7), strict=True):
-        fill(store, panel=panel)
+    stores = [store_in(tmp_path / str(size), chunk_size=size) for size in (1, 2, 7)]
+    for store, size in zip(stores, (1, 2, 7), strict=True):
+        fill(store, chunk_size=size)
     for store in stores[1:]:
         assert store.read_squared_norms().tobytes() == stores[0].read_squared_norms().tobytes()
         assert store.read_pooled().tobytes() == stores[0].read_pooled().tobytes()
@@ -71,13 +71,13 @@ def test_extreme_values_keep_their_norms(tmp_path, scale):
     assert store.is_complete()
 
 
-def test_a_panel_is_complete_when_all_of_it_is_there(tmp_path):
+def test_a_chunk_is_complete_when_all_of_it_is_there(tmp_path):
     store = store_in(tmp_path)
     assert store.present() == set()
     assert not store.is_complete()
-    store.write_panel(1, Z[3:6])
+    store.write_chunk(1, Z[3:6])
     assert store.present() == {1}
-    assert [store.has_panel(index) for index in range(3)] == [False, True, False]
+    assert [store.has_chunk(index) for index in range(3)] == [False, True, False]
     assert not store.is_complete()
     np.testing.assert_array_equal(store.read(slice(3, 6)), Z[3:6])
 
@@ -85,7 +85,7 @@ def test_a_panel_is_complete_when_all_of_it_is_there(tmp_path):
 @pytest.mark.parametrize("images", [slice(0, 1), slice(2, 4), slice(5, 7), slice(0, 7)])
 def test_missing_features_are_never_read_as_numbers(tmp_path, images):
     store = store_in(tmp_path)
-    store.write_panel(1, Z[3:6])
+    store.write_chunk(1, Z[3:6])
     with pytest.raises(
         StorageError, match=f"features of images {images.start} to {images.stop - 1} are missing"
     ):
@@ -97,7 +97,7 @@ def test_missing_features_are_never_read_as_numbers(tmp_path, images):
 
 
 @pytest.mark.parametrize("name", [FEATURES, SQUARED_NORM, POOLED])
-def test_deleting_a_damaged_chunk_makes_its_panel_be_computed_again(store, name):
+def test_deleting_a_damaged_chunk_makes_its_chunk_be_computed_again(store, name):
     """This is what the error about a damaged chunk tells the user to do."""
     file = store.group / name / {FEATURES: "c/1/0/0", SQUARED_NORM: "c/1", POOLED: "c/1/0"}[name]
     file.write_bytes(file.read_bytes()[:-3])
@@ -110,22 +110,22 @@ def test_deleting_a_damaged_chunk_makes_its_panel_be_computed_again(store, name)
         reading()
     file.unlink()
     assert store.present() == {0, 2}
-    assert not store.has_panel(1)
+    assert not store.has_chunk(1)
     assert not store.is_complete()
-    store.write_panel(1, Z[3:6])
+    store.write_chunk(1, Z[3:6])
     assert store.is_complete()
     reading()
     np.testing.assert_array_equal(store.read(slice(0, N)), Z)
 
 
 def test_features_are_written_last(tmp_path, monkeypatch):
-    """So that a kill between two of the three chunks leaves a panel that is not there."""
+    """So that a kill between two of the three chunks leaves a chunk that is not there."""
     written = []
     real = chunks.write_chunk
     monkeypatch.setattr(
         chunks, "write_chunk", lambda a, *rest: written.append(a.store_path) or real(a, *rest)
     )
-    store_in(tmp_path).write_panel(0, Z[:3])
+    store_in(tmp_path).write_chunk(0, Z[:3])
     assert [str(path).rsplit("/", 1)[-1] for path in written] == [SQUARED_NORM, POOLED, FEATURES]
 
 
@@ -133,12 +133,12 @@ def test_features_are_written_last(tmp_path, monkeypatch):
 def test_another_shape_is_refused_before_anything_counts_as_there(tmp_path, z):
     store = store_in(tmp_path)
     with pytest.raises(ValueError, match="takes features"):
-        store.write_panel(0, z)
+        store.write_chunk(0, z)
     assert store.present() == set()
 
 
 def test_another_layer_of_the_same_name_is_not_overwritten(store, tmp_path):
-    for change in ({"dtype": "float16"}, {"n_images": 8}, {"panel": 2}):
+    for change in ({"dtype": "float16"}, {"n_images": 8}, {"chunk_size": 2}):
         with pytest.raises(StorageError, match="nothing was overwritten"):
             store_in(tmp_path, **change)
     np.testing.assert_array_equal(store.read(slice(0, N)), Z)
@@ -163,12 +163,12 @@ def test_a_layer_that_is_gone_is_told(store):
 
 
 @pytest.mark.parametrize("name", [FEATURES, POOLED, SQUARED_NORM])
-def test_a_panel_of_which_anything_is_damaged_is_removed_and_no_other(store, name):
+def test_a_chunk_of_which_anything_is_damaged_is_removed_and_no_other(store, name):
     rest = {FEATURES: "1/0/0", POOLED: "1/0", SQUARED_NORM: "1"}[name]
     file = store.group / name / "c" / rest
     file.write_bytes(file.read_bytes()[:-3])
     assert store.remove_damaged() == [1]
     assert store.present() == {0, 2}
-    store.write_panel(1, Z[PANEL : 2 * PANEL])
+    store.write_chunk(1, Z[CHUNK : 2 * CHUNK])
     assert store.remove_damaged() == []
     np.testing.assert_array_equal(store.read(slice(0, N)), Z)

@@ -95,9 +95,9 @@ def evaluate(
     parts = []
     with (
         limit_threads(1),
-        reporter.stage("approximation", len(run.asked_layers) * rounds * len(images[0]), "rows") as shown,
+        reporter.stage("approximation", len(run.requested_layers) * rounds * len(images[0]), "rows") as shown,
     ):
-        for layer in run.asked_layers:
+        for layer in run.requested_layers:
             part = _measure_layer(LayerFeatures(run, layer), images, grid, rounds, shown)
             parts.append(pd.concat([part, answer_windows(part, keep)], ignore_index=True).assign(layer=layer))
     table = pd.concat(parts, ignore_index=True)

@@ -127,7 +127,7 @@ def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
         POOLED: cosine_rows(pooled, pooled),
         SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
     }
-    at_once = run.chunk_side(layer)
+    at_once = run.chunk_size(layer)
     scores = {
         method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
         for method, read in readers.items()
@@ -146,7 +146,7 @@ def _measure(
     run: Run, condition: Condition, *, kernel: str, resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a layer and method; `gain` is over position by position, query by query."""
-    for layer in run.asked_layers:
+    for layer in run.requested_layers:
         scores = score_methods(run, layer, kernel)
         for method, f1 in scores.items():
             level = mean_interval(f1, resamples=resamples, seed=seed)

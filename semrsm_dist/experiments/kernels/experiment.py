@@ -104,8 +104,8 @@ def evaluate(
     derived = match_variants(config, run, config.run / "evaluation" / "kernels", reporter)
     rows: list[dict[str, Any]] = []
     n_variants = len({AS_THEY_ARE, CENTRED, CENTRED_EACH, *derived})
-    with reporter.stage("kernels", len(run.asked_layers) * n_variants, "variants") as shown:
-        for layer in run.asked_layers:
+    with reporter.stage("kernels", len(run.requested_layers) * n_variants, "variants") as shown:
+        for layer in run.requested_layers:
             before: Scores = {}
             for variant in list_variants(run, derived, layer):
                 if variant.name == AS_THEY_ARE:

@@ -151,7 +151,7 @@ def read_variant(run: Run, layer: str, name: str) -> Variant:
         {"gap": reader("gap"), **{kind: reader(quantity) for kind, quantity in KINDS.items()}},
         matrices.coordinate("squared_norm_i"),
         matrices.coordinate("squared_norm_j"),
-        run.chunk_side(layer),
+        run.chunk_size(layer),
         run.is_symmetric,
     )
 
@@ -177,7 +177,7 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
     """
     found = {}
     for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():
-        complete = _open_complete(folder / place, run.asked_layers)
+        complete = _open_complete(folder / place, run.requested_layers)
         if complete is None:
             _compute(config, run, name, folder / place, reporter)
             complete = Run(folder / place)
@@ -188,7 +188,7 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
 def has_unequal_tokens(run: Run) -> bool:
     """Tell whether images of a run differ in their number of tokens, in any layer; the features are read once."""
     sides = ["images"] if run.is_symmetric else ["images", "queries"]
-    layers = [LayerFeatures(run, layer) for layer in run.asked_layers]
+    layers = [LayerFeatures(run, layer) for layer in run.requested_layers]
     return any(
         (features.token_counts(side) != features.n_tokens).any() for features in layers for side in sides
     )
@@ -241,8 +241,10 @@ def _write_side(run: Run, side: str, name: str, folder: Path, reporter: Reporter
     )
     pyarrow.parquet.write_table(table, folder / f"{side}.parquet")
     layers, counts = {}, {}
-    with reporter.stage("transform", len(run.asked_layers) * len(manifest.image_ids()), "images") as shown:
-        for layer in run.asked_layers:
+    with reporter.stage(
+        "transform", len(run.requested_layers) * len(manifest.image_ids()), "images"
+    ) as shown:
+        for layer in run.requested_layers:
             features = LayerFeatures(run, layer)
             layers[layer] = vectors / f"{layer}.npy"
             found = features.token_counts(side)
@@ -260,7 +262,7 @@ def _transformed(
     features: LayerFeatures, side: str, name: str, shown: Stage
 ) -> Iterator[NDArray[np.float32]]:
     transform, store = _choose_transform(features, name), features.store(side)
-    for images in features.panels(side):
+    for images in features.chunks(side):
         yield transform(store.read(images))
         shown.advance(images.stop - images.start)
 

@@ -185,13 +185,13 @@ class Comparison:
 
     def places(self) -> list[tuple[Place, Place]]:
         """Return which RSMs are compared: within a run all with each other, between two those of one kind."""
-        own = list(product(self.run.asked_layers, KINDS))
+        own = list(product(self.run.requested_layers, KINDS))
         if self.other is None:
             return list(combinations(own, 2))
         return [
             ((a, kind), (b, kind))
             for kind in KINDS
-            for a, b in product(self.run.asked_layers, self.other.asked_layers)
+            for a, b in product(self.run.requested_layers, self.other.requested_layers)
         ]
 
     def compare(
@@ -206,7 +206,7 @@ class Comparison:
             rows_of(self.run, *place),
             rows_of(self.other or self.run, *other),
             len(self.run.manifest().readable),
-            self.run.chunk_side(place[0]),
+            self.run.chunk_size(place[0]),
         )
         return agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
 
@@ -217,7 +217,7 @@ class Comparison:
             for measure, estimate in estimates.items():
                 places = {"layer_a": layer_a, "kind_a": kind_a, "layer_b": layer_b, "kind_b": kind_b}
                 yield {"comparison": self.name, **places, **_row(measure, estimate, n_images)}
-        for layer in [] if self.other is None else self.run.asked_layers:
+        for layer in [] if self.other is None else self.run.requested_layers:
             if ((layer, "semantic"), (layer, "semantic")) not in found:
                 continue
             semantic, spatial = (

@@ -133,14 +133,14 @@ def _correlate(
     rows: list[dict[str, Any]] = []
     with (
         scratch_arrays(run.directory.path / "evaluation") as allocate,
-        reporter.stage("evaluation", len(run.asked_layers) * len(KERNELS), "kernels") as shown,
+        reporter.stage("evaluation", len(run.requested_layers) * len(KERNELS), "kernels") as shown,
     ):
         divergence = _keep(said.divergence_rows(), n, allocate)
-        for layer, kernel in itertools.product(run.asked_layers, KERNELS):
+        for layer, kernel in itertools.product(run.requested_layers, KERNELS):
             found = {}
             for kind in KINDS:
                 entries = run.similarity_rows(layer, kernel, kind)
-                pairs = Pairs(entries, lambda rows: divergence[rows], n, run.chunk_side(layer))
+                pairs = Pairs(entries, lambda rows: divergence[rows], n, run.chunk_size(layer))
                 found[kind] = agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
             rows += _tabulate({"layer": layer, "kernel": kernel}, found)
             shown.advance(1)

@@ -104,7 +104,7 @@ def evaluate(
     hits: dict[Key, Hits] = {}
     notes: list[str] = []
     effort: list[dict[str, Any]] = []
-    for layer in run.asked_layers:
+    for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
         found, told = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
         hits |= found
@@ -150,7 +150,7 @@ def _find(
         notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
         for groups, task in tasks.items():
             key = Key(layer, method.name, method.kernel, groups)
-            hits[key] = find_hits(method.read_rows, task, k, rows_at_once=run.chunk_side(layer))
+            hits[key] = find_hits(method.read_rows, task, k, rows_at_once=run.chunk_size(layer))
     return hits, notes
 
 
@@ -242,7 +242,7 @@ def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Repo
     from semrsm_dist.pipeline.inputs import model_spec  # noqa: PLC0415
 
     names = {layer.module: layer.name for layer in class_token_layers(load_model(model_spec(model)))}
-    there = [layer for layer in run.asked_layers if layer in names]
+    there = [layer for layer in run.requested_layers if layer in names]
     if not there:
         return {}
     derived = config.model_copy(

@@ -146,7 +146,7 @@ def _write_vlad(
 ) -> NDArray[np.float32]:
     shape = (features.count(side), centroids.size)
     store = features.store(side)
-    vectors = (vlad(unit_tokens(store.read(images)), centroids) for images in features.panels(side))
+    vectors = (vlad(unit_tokens(store.read(images)), centroids) for images in features.chunks(side))
     write_npy(path, shape, np.float32, vectors)
     mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return mapped
@@ -176,7 +176,7 @@ class LateInteraction:
         self._features = features
         self._layout: Layout = features.run.layout(features.layer)
         self._group = root / features.layer
-        shape, side = (self._layout.n_rows, self._layout.n_columns), self._layout.side
+        shape, side = (self._layout.n_rows, self._layout.n_columns), self._layout.tile_size
         chunks.create_group(root, features.layer)
         self._arrays = {
             name: chunks.create_array(

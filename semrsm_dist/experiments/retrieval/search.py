@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, IncompleteError
-from semrsm_dist.evaluation.retrieval import RetrievalTask, Side, find_hits
+from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, find_hits
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.search.top_k import TopK, top_k
 from semrsm_dist.results.run import Run
@@ -83,7 +83,8 @@ def progressive_hits(
         database_groups=None if run.is_symmetric else groups[1],
     )
     judged = [
-        Side([("any",)] * features.count(side), names) for side, names in zip(sides, groups, strict=True)
+        RetrievalImages([("any",)] * features.count(side), names)
+        for side, names in zip(sides, groups, strict=True)
     ]
     return ProgressiveHits(found, _is_identical(run, layer, RetrievalTask(*judged), found))
 
@@ -101,7 +102,7 @@ def _is_identical(run: Run, layer: str, task: RetrievalTask, found: TopK) -> boo
     """Return whether the run's matrix gives the same hits with the same similarities."""
     try:
         read_rows = run.similarity_rows(layer, "cosine")
-        n_rows = run.chunk_side(layer)
+        n_rows = run.chunk_size(layer)
     except IncompleteError:
         return None
     n_queries, k = found.indices.shape

@@ -143,7 +143,7 @@ def _measure(run: Run, shifts: Sequence[float], *, resamples: int, seed: int) ->
     neither = _alike(run)[np.ix_(columns, columns)]
     counts = draw_counts(len(columns), resamples=resamples, seed=seed)
     pixels = _input_pixels(run)
-    for layer in run.asked_layers:
+    for layer in run.requested_layers:
         n_tokens = run.record["layers"][layer]["n_tokens"]
         for kernel in KERNELS:
             for kind in KINDS:

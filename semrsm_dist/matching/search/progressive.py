@@ -51,7 +51,7 @@ _LARGEST_COLUMNS = 2**18
 _COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and what it is compared with
 
 
-class Side(NamedTuple):
+class SearchImages(NamedTuple):
     """The images of one side, in a form that compiled code takes.
 
     Attributes
@@ -135,7 +135,7 @@ def merge(
 
 
 @compiled
-def cosine_of_pair(matched: float, rows: Side, r: int, columns: Side, c: int) -> float:
+def cosine_of_pair(matched: float, rows: SearchImages, r: int, columns: SearchImages, c: int) -> float:
     """Return what `semrsm_dist.matching.kernels.cosine` makes of a matched inner product, to the last bit."""
     value = matched / math.sqrt(rows.mantissas[r] * columns.mantissas[c])
     value = math.ldexp(value, -(rows.halves[r] + columns.halves[c]))
@@ -144,9 +144,9 @@ def cosine_of_pair(matched: float, rows: Side, r: int, columns: Side, c: int) ->
 
 @compiled
 def search_rows(
-    rows: Side,
+    rows: SearchImages,
     first: int,
-    columns: Side,
+    columns: SearchImages,
     order: NDArray[np.intp],
     bounds: NDArray[np.float64],
     floors: NDArray[np.float64],
@@ -205,7 +205,13 @@ def search_rows(
 
 @inlined
 def _decide(
-    rows: Side, r: int, columns: Side, c: int, least: float, settings: Settings, memory: Memory
+    rows: SearchImages,
+    r: int,
+    columns: SearchImages,
+    c: int,
+    least: float,
+    settings: Settings,
+    memory: Memory,
 ) -> tuple[int, float]:
     """Return what it took to decide about a pair, -1 if it needs the exact finish, and its value if it is solved.
 
@@ -247,7 +253,7 @@ def _decide(
 
 @inlined
 def _multiply_while_open(
-    rows: Side, r: int, columns: Side, c: int, pair: Pair, needed: float, memory: Memory
+    rows: SearchImages, r: int, columns: SearchImages, c: int, pair: Pair, needed: float, memory: Memory
 ) -> bool:
     """Tell whether usual prices prove all sums of affinities below `needed`; if not, these are in `memory`."""
     left, right, work = rows.images, columns.images, memory.work
@@ -267,14 +273,14 @@ def _multiply_while_open(
 
 
 @inlined
-def _set_usual_prices(columns: Side, c: int, pair: Pair, memory: Memory) -> None:
+def _set_usual_prices(columns: SearchImages, c: int, pair: Pair, memory: Memory) -> None:
     for s in range(padded(pair.n_tokens)):
         inside = s < pair.n_tokens
         memory.prices[s] = np.float32(columns.prices[c, s] * pair.size_i) if inside else np.inf
 
 
 @inlined
-def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
+def _usual_bound(columns: SearchImages, c: int, pair: Pair, memory: Memory) -> float:
     """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
     _set_usual_prices(columns, c, pair, memory)
     market = memory.work.market
@@ -282,7 +288,9 @@ def _usual_bound(columns: Side, c: int, pair: Pair, memory: Memory) -> float:
 
 
 @inlined
-def _learn_prices(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory: Memory) -> None:
+def _learn_prices(
+    rows: SearchImages, r: int, columns: SearchImages, c: int, pair: Pair, memory: Memory
+) -> None:
     """Let the prices that proved the last bound of an auction count in the usual prices of both images' tokens."""
     if pair.size_i > 0.0 and pair.size_j > 0.0:
         _average(rows, r, memory.work.market.bests, pair.n_tokens, 1.0 / pair.size_j)
@@ -290,7 +298,9 @@ def _learn_prices(rows: Side, r: int, columns: Side, c: int, pair: Pair, memory:
 
 
 @inlined
-def _average(side: Side, image: int, prices: NDArray[np.float32], n_tokens: int, factor: float) -> None:
+def _average(
+    side: SearchImages, image: int, prices: NDArray[np.float32], n_tokens: int, factor: float
+) -> None:
     side.n_learned[image] = min(side.n_learned[image] + 1, _MOST_LEARNED)
     weight = 1.0 / side.n_learned[image]
     for s in range(n_tokens):
@@ -299,7 +309,14 @@ def _average(side: Side, image: int, prices: NDArray[np.float32], n_tokens: int,
 
 @inlined
 def _sketch_bound(
-    rows: Side, r: int, columns: Side, c: int, pair: Pair, floor: float, settings: Settings, memory: Memory
+    rows: SearchImages,
+    r: int,
+    columns: SearchImages,
+    c: int,
+    pair: Pair,
+    floor: float,
+    settings: Settings,
+    memory: Memory,
 ) -> float:
     """Return an upper bound on the matched inner product of a pair from their sketches; see `pruning_bounds`."""
     size = pair.size_i * pair.size_j

@@ -19,8 +19,8 @@ from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.progressive import (
     NOBODY,
     SOLVED,
+    SearchImages,
     Settings,
-    Side,
     make_memory,
     merge,
     offer,
@@ -189,10 +189,10 @@ class Search:
         return float(cosine([[matched]], row.squared_norms, column.squared_norms)[0, 0])
 
 
-def _side(panel: PackedPanel, images: Images, sketches: Sketches) -> Side:
+def _side(panel: PackedPanel, images: Images, sketches: Sketches) -> SearchImages:
     prices = np.zeros((panel.n_images, padded(panel.n_tokens)), np.float32)
     norms = even_exponents(panel.squared_norms)
-    return Side(images, *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
+    return SearchImages(images, *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:

@@ -29,10 +29,10 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint
 from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore, gather_metadata
-from semrsm_dist.store.tiles import KINDS, QUANTITIES, BlockStore
+from semrsm_dist.store.tiles import KINDS, QUANTITIES, TileStore
 
 CHUNK = 512
-"""Largest side of a final matrix's chunk: a whole number of tiles, so that one writer owns it."""
+"""Images along an edge of a final matrix's chunk, at most: a whole number of tiles, so that one writer owns it."""
 
 DESCRIPTIONS = {
     "matched": "inner product after the best permutation found",
@@ -73,7 +73,7 @@ class LayerAssembly:
     @property
     def merge(self) -> int:
         """Tiles a side that one chunk of a final matrix is made of."""
-        return self.chunks.side // self.layout.side
+        return self.chunks.tile_size // self.layout.tile_size
 
     @property
     def chunks(self) -> Layout:
@@ -119,7 +119,7 @@ class AssemblyWorker:
         layer = self.layers[chunk.layer]
         layout, merge = layer.layout, layer.merge
         rows, columns = layer.chunks.rows(chunk.row), layer.chunks.columns(chunk.column)
-        solved = BlockStore(RunDirectory(self.run).blocks, chunk.layer)
+        solved = TileStore(RunDirectory(self.run).tiles, chunk.layer)
         block = np.full((len(QUANTITIES), rows.stop - rows.start, columns.stop - columns.start), np.nan)
         for row in range(chunk.row * merge, min((chunk.row + 1) * merge, layout.row_panels)):
             for column in range(chunk.column * merge, min((chunk.column + 1) * merge, layout.column_panels)):
@@ -213,8 +213,8 @@ def assemble_layers(
 
 
 def _chunk_layout(layout: Layout) -> Layout:
-    side = max(1, CHUNK // layout.side) * layout.side
-    return Layout(layout.n_rows, layout.n_columns, side, layout.symmetric)
+    size = max(1, CHUNK // layout.tile_size) * layout.tile_size
+    return Layout(layout.n_rows, layout.n_columns, size, layout.symmetric)
 
 
 def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> LayerAssembly:
@@ -244,13 +244,13 @@ def _sigma(session: Session, layer: str, layout: Layout, kernel: KernelConfig, q
 
 def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mapping[str, Any]) -> None:
     store.begin(attributes, {*QUANTITIES, *(matrix.name for matrix in assembly.kernels)})
-    shape, side = (assembly.layout.n_rows, assembly.layout.n_columns), assembly.chunks.side
+    shape, size = (assembly.layout.n_rows, assembly.layout.n_columns), assembly.chunks.tile_size
     for name in QUANTITIES:
-        store.add_matrix(name, shape, side, {"description": DESCRIPTIONS[name]})
+        store.add_matrix(name, shape, size, {"description": DESCRIPTIONS[name]})
     for matrix in assembly.kernels:
         facts = {"kernel": matrix.kernel, "from": matrix.quantity}
         store.add_matrix(
-            matrix.name, shape, side, facts if matrix.sigma is None else {**facts, "sigma": matrix.sigma}
+            matrix.name, shape, size, facts if matrix.sigma is None else {**facts, "sigma": matrix.sigma}
         )
 
 

@@ -13,8 +13,8 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, Side, retrieval_scores
-from semrsm_dist.pipeline.inputs import Identity
+from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, retrieval_scores
+from semrsm_dist.pipeline.inputs import RunInputs
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
@@ -22,7 +22,7 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
 
-SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "global average pooling"
+SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "average pooling"
 METHODS = (SPATIAL, POOLED, SEMANTIC)
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
@@ -30,7 +30,7 @@ NAMED = 5
 """How many images a warning names."""
 
 
-def evaluate(session: Session, identity: Identity, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+def evaluate(session: Session, inputs: RunInputs, layouts: Mapping[str, Layout]) -> dict[str, Any]:
     """Return certificates and retrieval scores, those of the last summary if they still hold.
 
     Returns
@@ -47,14 +47,14 @@ def evaluate(session: Session, identity: Identity, layouts: Mapping[str, Layout]
         }
         return {"evaluated": evaluated, "certificates": certificates, "retrieval": known["retrieval"]}
     run = Run(session.directory.path)
-    is_labelled = all(any(identity.manifests[side].labels()) for side in (identity.row_side, "images"))
+    is_labelled = all(any(inputs.manifests[side].labels()) for side in (inputs.row_side, "images"))
     total = sum(layout.n_rows for layout in layouts.values()) * (1 + len(METHODS) * is_labelled)
     certificates, scores = {}, []
     with session.reporter.stage("evaluation", total, "rows") as shown:
         watched = _Watched(session, shown)
         for layer, layout in layouts.items():
             certificates[layer] = _certificate(run, layer, layout, watched)
-            scores += _retrieval(session, identity, run, layer, watched) if is_labelled else []
+            scores += _retrieval(session, inputs, run, layer, watched) if is_labelled else []
     return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
 
 
@@ -71,9 +71,9 @@ def retrieval_task(
         Whether images of the query's group count as hits.
     """
 
-    def side(manifest: Manifest) -> Side:
+    def side(manifest: Manifest) -> RetrievalImages:
         groups = None if near_duplicates else manifest.groups()
-        return Side(manifest.labels(), groups, manifest.contents())
+        return RetrievalImages(manifest.labels(), groups, manifest.contents())
 
     return RetrievalTask(side(images)) if queries is None else RetrievalTask(side(queries), side(images))
 
@@ -88,10 +88,10 @@ def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
             )
 
 
-def warn_of_zeros(session: Session, identity: Identity, layers: Mapping[str, Any]) -> None:
+def warn_of_zeros(session: Session, inputs: RunInputs, layers: Mapping[str, Any]) -> None:
     """Tell which images have no similarity to any other, because their representation is zero."""
     for layer in layers:
-        for side, manifest in identity.manifests.items():
+        for side, manifest in inputs.manifests.items():
             norms = FeatureStore(session.directory.features, side, layer).read_squared_norms()
             zero = np.flatnonzero(norms == 0)
             if zero.size:
@@ -140,7 +140,7 @@ def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dic
     norms_i, norms_j = (np.sqrt(matrices.coordinate(f"squared_norm_{side}")) for side in "ij")
     total, count, largest = 0.0, 0, -math.inf
     # Chunk by chunk, each read once: rows of a large matrix would not fit.
-    chunks = Layout(layout.n_rows, layout.n_columns, gap.chunk_side, layout.symmetric)
+    chunks = Layout(layout.n_rows, layout.n_columns, gap.chunk_size, layout.symmetric)
     for row, column in chunks.tiles():
         rows, columns = chunks.rows(row), chunks.columns(column)
         scale = norms_i[rows, None] * norms_j[None, columns]
@@ -162,12 +162,12 @@ def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dic
 
 
 def _retrieval(
-    session: Session, identity: Identity, run: Run, layer: str, watched: _Watched
+    session: Session, inputs: RunInputs, run: Run, layer: str, watched: _Watched
 ) -> list[dict[str, Any]]:
     kernel, ks = session.config.retrieval.kernel, session.config.retrieval.k
-    task = retrieval_task(identity.manifests["images"], identity.manifests.get("queries"))
+    task = retrieval_task(inputs.manifests["images"], inputs.manifests.get("queries"))
     pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
-    queries = FeatureStore(session.directory.features, identity.row_side, layer).read_pooled()
+    queries = FeatureStore(session.directory.features, inputs.row_side, layer).read_pooled()
     readers: dict[str, RowReader] = {
         SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
         POOLED: cosine_rows(queries, pooled),
@@ -176,7 +176,7 @@ def _retrieval(
     scores = []
     for method in METHODS:
         for score in retrieval_scores(
-            watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_side(layer)
+            watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_size(layer)
         ):
             scores.append(
                 {

@@ -1,4 +1,4 @@
-"""Extraction: find the panels that are missing, and have actors make them from images."""
+"""Extraction: find the chunks that are missing, and have actors make them from images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.pipeline.faults import first_cause
 from semrsm_dist.pipeline.inputs import model_spec
 from semrsm_dist.pipeline.session import Session, slices
-from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, Panel, PanelNews, SideImages
+from semrsm_dist.pipeline.stages.extraction_worker import (
+    ChunkNews,
+    ExtractorFactory,
+    FeatureChunk,
+    ReadableImages,
+)
 from semrsm_dist.store.features import FeatureStore
 
-TASK_PANELS = 8
-"""Panels of a task at most, so that images are read ahead of the model."""
+TASK_CHUNKS = 8
+"""Chunks of a task at most, so that images are read ahead of the model."""
 
 
 def extract_features(
     session: Session,
-    sides: Mapping[str, SideImages],
+    sides: Mapping[str, ReadableImages],
     *,
     facts: Mapping[str, Any],
     layers: Mapping[str, Mapping[str, int]],
     precision: str,
     batch_size: int,
-    panel: int,
+    chunk_size: int,
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
 
@@ -36,7 +41,7 @@ def extract_features(
     ----------
     session
         The session.
-    sides, facts, layers, precision, batch_size, panel
+    sides, facts, layers, precision, batch_size, chunk_size
         As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
         output depend on it.
 
@@ -45,18 +50,20 @@ def extract_features(
     InputError
         If features are not finite, naming the images and the layers.
     WorkError
-        If some panels could not be extracted.
+        If some chunks could not be extracted.
     """
     config = session.config.model
     if config is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
     n_images = {
-        Panel(side, index): stop - start
+        FeatureChunk(side, index): stop - start
         for side, images in sides.items()
-        for index, (start, stop) in enumerate(slices(len(images.rows), panel))
+        for index, (start, stop) in enumerate(slices(len(images.rows), chunk_size))
     }
     present = {
-        Panel(side, index) for side in sides for index in _present(session.directory.features, side, layers)
+        FeatureChunk(side, index)
+        for side in sides
+        for index in _present(session.directory.features, side, layers)
     }
     missing = [unit for unit in n_images if unit not in present]
     session.counts["extraction"]["found"] += len(present)
@@ -73,13 +80,13 @@ def extract_features(
         layers=layers,
         precision=precision,
         batch_size=batch_size,
-        panel=panel,
+        chunk_size=chunk_size,
         gpus=1 if gpus else 0,
     )
     resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
-    batch = max(1, min(TASK_PANELS, len(missing) // (4 * count)))
-    _warn_of_other_batches(session, batch_size, panel)
-    news: list[PanelNews] = []
+    batch = max(1, min(TASK_CHUNKS, len(missing) // (4 * count)))
+    _warn_of_other_batches(session, batch_size, chunk_size)
+    news: list[ChunkNews] = []
     failures = session.work(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
@@ -88,35 +95,37 @@ def extract_features(
         done=sum(n_images[unit] for unit in present),
         unit="images",
         amount=lambda receipt: int(receipt.counts["images"]),
-        on_value=lambda receipt: news.append(cast("PanelNews", receipt.value)),
+        on_value=lambda receipt: news.append(cast("ChunkNews", receipt.value)),
     )
     _warn_of_smaller_batches(session, batch_size, news)
     _raise_if_refused([item for told in news for item in told.refused])
     if failures:
         raise WorkError(
-            f"{len(failures)} of {len(n_images)} panels of {' and '.join(sides)} could not be extracted; the others "
+            f"{len(failures)} of {len(n_images)} chunks of {' and '.join(sides)} could not be extracted; the others "
             f"are kept and the same command tries again. First cause: {first_cause(failures)}"
         )
 
 
 def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
-    """Return the numbers of the panels that no layer lacks."""
+    """Return the numbers of the chunks that no layer lacks."""
     return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 
 
-def _warn_of_other_batches(session: Session, batch_size: int, panel: int) -> None:
-    asked = session.config.model.batch_size if session.config.model else batch_size
-    if asked == batch_size:
+def _warn_of_other_batches(session: Session, batch_size: int, chunk_size: int) -> None:
+    requested = session.config.model.batch_size if session.config.model else batch_size
+    if requested == batch_size:
         return
     reason = (
-        f"panels of {panel} images are the largest batches"
-        if asked > panel and batch_size == panel
+        f"chunks of {chunk_size} images are the largest batches"
+        if requested > chunk_size and batch_size == chunk_size
         else "the run was begun with them"
     )
-    session.warn(f"model.batch_size: {asked}: images are extracted in batches of {batch_size}, as {reason}")
+    session.warn(
+        f"model.batch_size: {requested}: images are extracted in batches of {batch_size}, as {reason}"
+    )
 
 
-def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[PanelNews]) -> None:
+def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[ChunkNews]) -> None:
     halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
     if halved:
         session.warn(

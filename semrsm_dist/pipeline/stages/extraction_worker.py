@@ -1,4 +1,4 @@
-"""What a worker does in extraction: it holds the model, reads images, and writes panels for all layers at once."""
+"""What a worker does in extraction: it holds the model, reads images, and writes chunks for all layers at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ It is also how many images of full size a worker holds at most; what waits for t
 """
 
 
-class Panel(NamedTuple):
+class FeatureChunk(NamedTuple):
     """Images of one side whose features are written together: the unit of this stage."""
 
     side: str
@@ -44,7 +44,7 @@ class Panel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SideImages:
+class ReadableImages:
     """What one side of the matrix is made of.
 
     Parameters
@@ -57,7 +57,7 @@ class SideImages:
     rows: tuple[ManifestRow, ...]
 
     @classmethod
-    def of(cls, image_set: ImageSet, manifest: Manifest) -> SideImages:
+    def of(cls, image_set: ImageSet, manifest: Manifest) -> ReadableImages:
         """Return the readable images of a manifest."""
         return cls(image_set, tuple(row for row in manifest.rows if row.status == OK))
 
@@ -78,20 +78,20 @@ class ExtractorFactory:
         The model, and what `describe_model` must find when it is loaded: its facts and the sizes of its layers.
     precision, batch_size
         How the model runs.
-    panel
+    chunk_size
         Images of a feature chunk.
     gpus
         GPUs of a worker; with 0 the model runs on the CPU.
     """
 
     run: Path
-    sides: Mapping[str, SideImages]
+    sides: Mapping[str, ReadableImages]
     spec: ModelSpec
     facts: Mapping[str, Any]
     layers: Mapping[str, Mapping[str, int]]
     precision: str
     batch_size: int
-    panel: int
+    chunk_size: int
     gpus: int
 
     def __call__(self) -> Worker:
@@ -139,13 +139,13 @@ def choose_device(gpus: int) -> str:
 
 
 @dataclass(frozen=True)
-class PanelNews:
-    """What a receipt of a panel tells beside its success.
+class ChunkNews:
+    """What a receipt of a chunk tells beside its success.
 
     Attributes
     ----------
     refused
-        Layers and images whose features are not finite; the panel was not written.
+        Layers and images whose features are not finite; the chunk was not written.
     smaller_batch
         Size of the batches from now on in this worker, if the GPU's memory did not suffice for more.
     """
@@ -165,25 +165,25 @@ class _ExtractionWorker:
         }
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Extract panels; the next panel's images are read while the model is at work."""
-        panels = cast("tuple[Panel, ...]", units)
+        """Extract chunks; the next chunk's images are read while the model is at work."""
+        chunks = cast("tuple[FeatureChunk, ...]", units)
         with ThreadPoolExecutor(READERS) as readers:
-            pending = self._start_reading(readers, panels[0])
-            for position, panel in enumerate(panels):
+            pending = self._start_reading(readers, chunks[0])
+            for position, chunk in enumerate(chunks):
                 images = pending
-                if position + 1 < len(panels):
-                    pending = self._start_reading(readers, panels[position + 1])
+                if position + 1 < len(chunks):
+                    pending = self._start_reading(readers, chunks[position + 1])
                 try:
-                    yield self._extract(panel, [image.result() for image in images])
-                except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
-                    yield failure_receipt(panel, error, self._setup.run)
+                    yield self._extract(chunk, [image.result() for image in images])
+                except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
+                    yield failure_receipt(chunk, error, self._setup.run)
 
-    def _start_reading(self, readers: ThreadPoolExecutor, panel: Panel) -> list[Future[Prepared]]:
-        image_set = self._setup.sides[panel.side].image_set
-        return [readers.submit(self._read, image_set, row) for row in self._rows(panel)]
+    def _start_reading(self, readers: ThreadPoolExecutor, chunk: FeatureChunk) -> list[Future[Prepared]]:
+        image_set = self._setup.sides[chunk.side].image_set
+        return [readers.submit(self._read, image_set, row) for row in self._rows(chunk)]
 
     def _read(self, image_set: ImageSet, row: ManifestRow) -> Prepared:
-        loaded = image_set.load(row.record)
+        loaded = image_set.load(row.entry)
         if loaded.sha256 != row.sha256:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "
@@ -192,21 +192,21 @@ class _ExtractionWorker:
             )
         return self._extractor.transform(loaded.image)
 
-    def _rows(self, panel: Panel) -> tuple[ManifestRow, ...]:
-        start = panel.number * self._setup.panel
-        return self._setup.sides[panel.side].rows[start : start + self._setup.panel]
+    def _rows(self, chunk: FeatureChunk) -> tuple[ManifestRow, ...]:
+        start = chunk.number * self._setup.chunk_size
+        return self._setup.sides[chunk.side].rows[start : start + self._setup.chunk_size]
 
-    def _extract(self, panel: Panel, images: list[Prepared]) -> Receipt:
+    def _extract(self, chunk: FeatureChunk, images: list[Prepared]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
-        rows, batch_size = self._rows(panel), self._extractor.batch_size
+        rows, batch_size = self._rows(chunk), self._extractor.batch_size
         try:
             features = self._extractor(images)
         except NonFiniteFeaturesError as error:
             refused = [(error.layer, rows[index].image_id) for index in error.indices]
-            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
-        stores = self._stores[panel.side]
-        missing = {layer: store for layer, store in stores.items() if not store.has_panel(panel.number)}
+            return Receipt(chunk, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
+        stores = self._stores[chunk.side]
+        missing = {layer: store for layer, store in stores.items() if not store.has_chunk(chunk.number)}
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
             stored = {
                 layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
@@ -217,9 +217,9 @@ class _ExtractionWorker:
             for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
         ]
         if refused:
-            return Receipt(panel, counts={"images": 0}, value=PanelNews(refused=tuple(refused)))
+            return Receipt(chunk, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         for layer, store in missing.items():
-            store.write_panel(panel.number, stored[layer])
+            store.write_chunk(chunk.number, stored[layer])
         now = self._extractor.batch_size
-        news = PanelNews(smaller_batch=now) if now < batch_size else None
-        return Receipt(panel, counts={"images": len(rows)}, value=news)
+        news = ChunkNews(smaller_batch=now) if now < batch_size else None
+        return Receipt(chunk, counts={"images": len(rows)}, value=news)

@@ -1,6 +1,6 @@
-"""Importing ready-made features: copy them into the run, panel by panel, and check every number on the way.
+"""Importing ready-made features: copy them into the run, chunk by chunk, and check every number on the way.
 
-The copy makes the run self-contained and brings the features into the layout that matching reads: whole panels in
+The copy makes the run self-contained and brings the features into the layout that matching reads: whole chunks in
 one chunk. It is bounded in memory whatever the size of the source.
 """
 
@@ -22,12 +22,12 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
 
-TASK_PANELS = 8
+TASK_CHUNKS = 8
 
 
 @dataclass(frozen=True)
 class ImportWorker:
-    """Copies panels (layer, number) of ready-made features into the run.
+    """Copies chunks (layer, number) of ready-made features into the run.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class ImportWorker:
         For layers whose images differ in their number of tokens, the file that tells it.
     layout
         How 4-D arrays are laid out; see `open_array`.
-    panel
+    chunk_size
         Images of a feature chunk.
     """
 
@@ -48,21 +48,21 @@ class ImportWorker:
     sources: Mapping[str, Path]
     token_counts: Mapping[str, Path]
     layout: str
-    panel: int
+    chunk_size: int
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Copy panels; the value of a receipt lists images (by index) whose features are not finite."""
+        """Copy chunks; the value of a receipt lists images (by index) whose features are not finite."""
         for unit in units:
             layer, index = cast("tuple[str, int]", unit)
             try:
                 yield self._copy(layer, index)
-            except Exception as error:  # noqa: BLE001 - recorded against the panel, which is tried again
+            except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
                 yield failure_receipt(unit, error, self.run)
 
     def _copy(self, layer: str, index: int) -> Receipt:
         source = open_array(self.sources[layer], self.layout)
-        start = index * self.panel
-        stop = min(start + self.panel, source.n_images)
+        start = index * self.chunk_size
+        stop = min(start + self.chunk_size, source.n_images)
         z = source.read(start, stop)
         counts = load_token_counts(self.token_counts.get(layer), source.n_images, source.n_tokens)[start:stop]
         store = FeatureStore(RunDirectory(self.run).features, self.side, layer)
@@ -75,7 +75,7 @@ class ImportWorker:
             return Receipt(
                 (layer, index), value=[(layer, start + int(k), overflow) for k in bad], counts={"images": 0}
             )
-        store.write_panel(index, stored, counts)
+        store.write_chunk(index, stored, counts)
         return Receipt((layer, index), counts={"images": stop - start})
 
 
@@ -87,7 +87,7 @@ def import_features(
     layout: str,
     *,
     image_ids: Sequence[str],
-    panel: int,
+    chunk_size: int,
 ) -> None:
     """Copy what is missing of one side's ready-made features.
 
@@ -96,9 +96,9 @@ def import_features(
     InputError
         If features are NaN or infinite, naming the images and the layer.
     WorkError
-        If some panels could not be copied.
+        If some chunks could not be copied.
     """
-    spans = slices(len(image_ids), panel)
+    spans = slices(len(image_ids), chunk_size)
     everything = [(layer, index) for layer in sources for index in range(len(spans))]
     present = {
         (layer, index)
@@ -111,13 +111,13 @@ def import_features(
     if not missing:
         return
     refused: list[tuple[str, int, bool]] = []
-    worker = ImportWorker(session.directory.path, side, dict(sources), dict(token_counts), layout, panel)
+    worker = ImportWorker(session.directory.path, side, dict(sources), dict(token_counts), layout, chunk_size)
     failures = session.work(
         "import",
         lambda: session.engine.start_tasks(
             worker, Resources(cpus=1, memory=int(session.config.matching.worker_memory))
         ),
-        [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), TASK_PANELS)],
+        [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), TASK_CHUNKS)],
         total=len(sources) * len(image_ids),
         done=sum(spans[index][1] - spans[index][0] for _, index in present),
         unit="images",
@@ -128,7 +128,7 @@ def import_features(
         _refuse(refused, image_ids, side)
     if failures:
         raise WorkError(
-            f"{len(failures)} of {len(everything)} panels of {side} could not be imported; the others are kept and the "
+            f"{len(failures)} of {len(everything)} chunks of {side} could not be imported; the others are kept and the "
             f"same command tries again. First cause: {first_cause(failures)}"
         )
 

@@ -12,10 +12,10 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import panel_budget
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
-from semrsm_dist.plan.cost import choose_block_side, guess_pair_seconds
+from semrsm_dist.plan.cost import choose_block_size, guess_pair_seconds
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.store.matrices import MatrixStore
-from semrsm_dist.store.tiles import BlockStore
+from semrsm_dist.store.tiles import TileStore
 
 TASKS_PER_WORKER = 8
 """At least so many tasks for each worker, so that uneven ones even out."""
@@ -58,7 +58,7 @@ def match_layers(
     *,
     row_side: str,
     sizes: Mapping[str, Mapping[str, int]],
-    panel: int,
+    chunk_size: int,
 ) -> list[Failure]:
     """Solve what is missing of the tiles of all layers, and return those that were set aside.
 
@@ -72,7 +72,7 @@ def match_layers(
         As in `MatchingWorker`.
     sizes
         `n_tokens` and `n_channels` of each layer.
-    panel
+    chunk_size
         Images of a feature chunk.
     """
     works = [_find_work(session, matcher, layer, layouts[layer], sizes[layer]) for layer in layouts]
@@ -81,7 +81,7 @@ def match_layers(
     with session.timed("compile"):
         matcher.compile()
     config, by_layer = session.config.matching, {work.layer: work for work in works}
-    budget = panel_budget(session.config, matcher, sizes, panel)
+    budget = panel_budget(session.config, matcher, sizes, chunk_size)
     worker = MatchingWorker(
         session.directory.path,
         row_side,
@@ -113,8 +113,8 @@ def _find_work(
     session: Session, matcher: Matcher, layer: str, layout: Layout, sizes: Mapping[str, int]
 ) -> LayerWork:
     """Make a place for a layer's tiles and return what is missing there."""
-    store = BlockStore(session.directory.blocks, layer)
-    store.create(layout.n_rows, layout.n_columns, layout.side)
+    store = TileStore(session.directory.tiles, layer)
+    store.create(layout.n_rows, layout.n_columns, layout.tile_size)
     damaged = _remove_damaged(session, store)
     if damaged:
         session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
@@ -126,11 +126,11 @@ def _find_work(
         layout,
         [tile for tile in layout.tiles() if tile not in present],
         guess_pair_seconds(matcher.name, n_tokens, n_channels),
-        matcher.panel_bytes(layout.side, n_tokens, n_channels),
+        matcher.panel_bytes(layout.tile_size, n_tokens, n_channels),
     )
 
 
-def _remove_damaged(session: Session, store: BlockStore) -> list[tuple[int, int]]:
+def _remove_damaged(session: Session, store: TileStore) -> list[tuple[int, int]]:
     """Read what an unfinished session left, once: a crash of the machine can leave unreadable chunks."""
     if MatrixStore(session.directory.matrices, store.layer).is_complete():
         return []
@@ -164,8 +164,8 @@ def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float
     target = min(task_seconds, max(total / (TASKS_PER_WORKER * workers), SHORTEST_TASK))
     blocks: list[list[Tile]] = []
     for work in layers:
-        side = choose_block_side(work.pair_seconds, work.layout.side, target, work.panel_bytes, budget)
-        for block in plan_blocks(work.layout, work.wanted, side):
+        size = choose_block_size(work.pair_seconds, work.layout.tile_size, target, work.panel_bytes, budget)
+        for block in plan_blocks(work.layout, work.wanted, size):
             blocks.append([Tile(work.layer, row, column) for row, column in block])
     blocks.sort(key=seconds, reverse=True)
     return [Task(units=tuple(part), cost=seconds(part)) for part in split_tail(blocks, workers)]

@@ -18,7 +18,7 @@ from semrsm_dist.pipeline.faults import failure_receipt
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore, count_tokens
-from semrsm_dist.store.tiles import BlockStore
+from semrsm_dist.store.tiles import TileStore
 
 _Key = tuple[str, str, int]
 """Side, layer and number of a panel."""
@@ -30,7 +30,7 @@ class _Held(threading.local):
     def __init__(self) -> None:
         self.panels: dict[_Key, Panel] = {}
         self.features = cache(FeatureStore)
-        self.blocks = cache(BlockStore)
+        self.blocks = cache(TileStore)
 
     def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
         return _Held, ()  # a worker travels without them
@@ -85,7 +85,7 @@ class MatchingWorker:
         result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
         solved = time.perf_counter()
         gap = result.upper_bound - result.matched
-        blocks = self._held.blocks(RunDirectory(self.run).blocks, tile.layer)
+        blocks = self._held.blocks(RunDirectory(self.run).tiles, tile.layer)
         blocks.write((tile.row, tile.column), result.matched, result.identity, gap)
         return {
             "pairs": layout.n_pairs(tile.row, tile.column),

@@ -15,7 +15,7 @@ from semrsm_dist.errors import ConfigError
 from semrsm_dist.pipeline.inputs import model_spec
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
-from semrsm_dist.pipeline.stages.extraction_worker import SideImages
+from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.store.features import FeatureStore
 
@@ -92,16 +92,16 @@ def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: s
     manifest = Manifest.from_parquet(session.directory.manifest(SIDE))
     sizes = describe_outputs(model)
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
-    store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record["panel"], "float32")
+    store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record["chunk_size"], "float32")
     store.remove_damaged()
     extract_features(
         session,
-        {SIDE: SideImages.of(make_image_set(config.data), manifest)},
+        {SIDE: ReadableImages.of(make_image_set(config.data), manifest)},
         facts=record["cached"]["model"]["facts"],
         layers={OUTPUTS: {"n_tokens": sizes.n_tokens, "n_channels": sizes.n_channels}},
         precision=record["cached"]["model"]["precision"],
         batch_size=record["batch_size"],
-        panel=record["panel"],
+        chunk_size=record["chunk_size"],
     )
     logits = store.read(slice(0, len(manifest.readable)))[:, 0].astype(np.float32, copy=False)
     return ModelOutputs(logits, meaning)

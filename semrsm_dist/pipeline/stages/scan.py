@@ -12,12 +12,12 @@ from semrsm_dist.data.cityscapes import CityscapesImages
 from semrsm_dist.data.crops import ShiftedCrops
 from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.data.egoobjects import EgoObjectsImages
-from semrsm_dist.data.entries import ImageRecord, ImageSet
+from semrsm_dist.data.entries import ImageEntry, ImageSet
 from semrsm_dist.data.files import is_uri
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.imagenet import ImageNetImages
 from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
-from semrsm_dist.data.table import TableImages, read_records
+from semrsm_dist.data.table import TableImages, read_entries
 from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError
@@ -51,10 +51,10 @@ _IMAGE_SETS: dict[str, Callable[..., ImageSet]] = {
 
 @dataclass(frozen=True)
 class ScanBatch:
-    """Images that are scanned together: a unit, which carries its records so that workers hold no others."""
+    """Images that are scanned together: a unit, which carries its entries so that workers hold no others."""
 
     first: int
-    records: tuple[ImageRecord, ...] = field(repr=False)
+    entries: tuple[ImageEntry, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ScanWorker:
         """Scan batches of images."""
         for batch in cast("tuple[ScanBatch, ...]", units):
             try:
-                rows = scan(self.image_set, batch.records)
+                rows = scan(self.image_set, batch.entries)
                 yield Receipt(batch, counts={"images": len(rows)}, value=rows)
             except SemrsmError as error:
                 yield failure_receipt(batch, error)
@@ -97,11 +97,11 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
     _refuse_run_among_images(session, data)
     image_set = make_image_set(data)
     with session.timed("scan"):
-        records = image_set.records()
-        rows = _rows_without_workers(session, side, image_set, records)
+        entries = image_set.entries()
+        rows = _rows_without_workers(session, side, image_set, entries)
     new = [index for index, row in enumerate(rows) if row is None]
     if new:
-        for index, row in _scan_new(session, image_set, records, new):
+        for index, row in _scan_new(session, image_set, entries, new):
             rows[index] = row
     manifest = Manifest(tuple(row for row in rows if row is not None))
     _check_readable(session, side, manifest)
@@ -109,19 +109,19 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
 
 
 def _rows_without_workers(
-    session: Session, side: str, image_set: ImageSet, records: Sequence[ImageRecord]
+    session: Session, side: str, image_set: ImageSet, entries: Sequence[ImageEntry]
 ) -> list[ManifestRow | None]:
     """Return what can be told in the driver: all of generated images, and what is as an earlier session saw it."""
     path = session.directory.manifest(side)
     parts: Iterator[list[ManifestRow]] | Iterator[list[ManifestRow | None]]
     if isinstance(image_set, DigitScenes):  # made in less time than it takes to hand them out
-        parts = (scan(image_set, records[start:stop]) for start, stop in slices(len(records), SCAN_BATCH))
+        parts = (scan(image_set, entries[start:stop]) for start, stop in slices(len(entries), SCAN_BATCH))
     elif path.exists():
-        parts = find_known(image_set, records, Manifest.from_parquet(path))
+        parts = find_known(image_set, entries, Manifest.from_parquet(path))
     else:
-        return [None] * len(records)
+        return [None] * len(entries)
     rows: list[ManifestRow | None] = []
-    with session.reporter.stage("scan", len(records), "images") as shown:
+    with session.reporter.stage("scan", len(entries), "images") as shown:
         for part in parts:
             rows += part
             shown.advance(sum(row is not None for row in part))
@@ -131,20 +131,20 @@ def _rows_without_workers(
 
 
 def _scan_new(
-    session: Session, image_set: ImageSet, records: Sequence[ImageRecord], new: Sequence[int]
+    session: Session, image_set: ImageSet, entries: Sequence[ImageEntry], new: Sequence[int]
 ) -> Iterator[tuple[int, ManifestRow]]:
     """Have images scanned by the engine's workers; yield the index and the row of each."""
     found: dict[int, list[ManifestRow]] = {}
     batches = [
-        ScanBatch(start, tuple(records[index] for index in new[start:stop]))
+        ScanBatch(start, tuple(entries[index] for index in new[start:stop]))
         for start, stop in slices(len(new), SCAN_BATCH)
     ]
     failures = session.work(
         "scan",
         lambda: session.engine.start_tasks(ScanWorker(image_set), Resources(cpus=1)),
         [Task(units=(batch,)) for batch in batches],
-        total=len(records),
-        done=len(records) - len(new),
+        total=len(entries),
+        done=len(entries) - len(new),
         unit="images",
         amount=lambda receipt: int(receipt.counts["images"]),
         on_value=lambda receipt: found.__setitem__(
@@ -169,16 +169,16 @@ def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifes
     """
     if data.table is None:
         return Manifest.from_ids([str(index) for index in range(n_images)])
-    records = read_records(data.table, needs_uri=False)
-    if len(records) != n_images:
+    entries = read_entries(data.table, needs_uri=False)
+    if len(entries) != n_images:
         raise InputError(
-            f"{data.table}: {len(records)} rows, but the features of {side} hold {n_images} images; give one row for "
+            f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
             "each image, in the order of the features"
         )
     return Manifest.from_ids(
-        [record.image_id for record in records],
-        [record.labels for record in records],
-        [record.group for record in records],
+        [entry.image_id for entry in entries],
+        [entry.labels for entry in entries],
+        [entry.group for entry in entries],
     )
 
 

@@ -18,16 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from semrsm_dist.config.fields import (
-    AffectsResult,
-    AutoCount,
-    AutoPair,
-    Count,
-    LocalPath,
-    Real,
-    Section,
-    Seed,
-)
 from semrsm_dist.config.problems import explain, find_place
 from semrsm_dist.config.reading import KeyPath, Places, apply_overrides, read_document
 from semrsm_dist.config.sources import (
@@ -44,6 +34,16 @@ from semrsm_dist.config.sources import (
     TinyImageNetData,
 )
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.fields import (
+    AffectsResult,
+    AutoCount,
+    AutoPair,
+    Count,
+    LocalPath,
+    Real,
+    Section,
+    Seed,
+)
 
 __all__ = [
     "CropsData",

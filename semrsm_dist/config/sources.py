@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from semrsm_dist.config.fields import (
+from semrsm_dist.fields import (
     AffectsResult,
     Count,
     LayerName,

@@ -1,4 +1,4 @@
-"""The types of the configuration's fields: what a value must look like, and whether the numbers depend on it."""
+"""The types of fields that users set: what a value must look like, and whether the matrix depends on it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _layer_name(value: str) -> str:
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are checked and frozen."""
+    """Fields that users set together: unknown keys are refused, values are checked and frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

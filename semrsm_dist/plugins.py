@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import metadata
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from semrsm_dist.errors import ConfigError, did_you_mean
 
@@ -108,7 +108,7 @@ class Plugins(Generic[T]):
 
     def _load_installed(self, point: metadata.EntryPoint) -> T:
         try:
-            plugin: Any = point.load()
+            plugin = point.load()
         except Exception as error:
             raise ConfigError(
                 f"{self.kind} {point.name!r}: {point.value} cannot be loaded ({error}): repair or remove "
@@ -121,5 +121,4 @@ class Plugins(Generic[T]):
                 f"{self.kind} {point.name!r}: {point.value} is no {self._base.__name__}; repair or remove "
                 "the distribution that brings it"
             )
-        found: T = plugin
-        return found
+        return cast(T, plugin)

@@ -1,8 +1,9 @@
-"""Heavy libraries are imported only in the room that owns them, and not before they are needed."""
+"""Rooms import only from rooms below; heavy libraries only their owners, and not before they are needed."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,24 @@ OWNERS = {
     "transformers": "features",
 }
 LATE = {"torch", "ray", "timm", "transformers", "zarr", "matplotlib", "numba"}
-LIGHT_MODULES = ["semrsm_dist"] + [
-    f"semrsm_dist.{name}" for name in ("cli", "config", "errors") if (PACKAGE / f"{name}.py").exists()
+LIGHT_MODULES = [
+    "semrsm_dist",
+    *(f"semrsm_dist.{name}" for name in ("cli.commands", "config.schema", "errors", "fields", "plugins")),
 ]
+ROOMS = (
+    ("errors",),
+    ("fields", "machine", "plugins", "progress"),
+    ("matching",),
+    ("data", "evaluation", "plan"),
+    ("config", "engine", "features"),
+    ("store",),
+    ("results",),
+    ("pipeline",),
+    ("experiments",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+"""The entries of the package from the lowest on: each imports from those in lines above its own."""
 
 
 def imported_libraries(path):
@@ -60,3 +76,56 @@ def test_the_search_sees_every_kind_of_import(tmp_path):
         "def f():\n    import timm\n    importlib.import_module('obstore.store')\n"
     )
     assert imported_libraries(file) == {"torch", "ray", "timm", "obstore"}
+
+
+def module_name(path):
+    return ".".join(("semrsm_dist", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
+
+
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def own_imports(path, modules):
+    """Return the modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "semrsm_dist"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "semrsm_dist":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in names}
+    return found
+
+
+@pytest.fixture(scope="module")
+def imports():
+    paths = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    return {name: own_imports(path, paths.keys()) for name, path in paths.items()}
+
+
+def test_a_room_imports_only_from_rooms_below_it(imports):
+    level = {room: index for index, rooms in enumerate(ROOMS) for room in rooms}
+    assert {room_of(module) for module in imports} - level.keys() == set()
+    upward = [
+        f"{module} imports {other}"
+        for module, others in imports.items()
+        for other in others
+        if room_of(other) != room_of(module) and level[room_of(other)] >= level[room_of(module)]
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle(imports):
+    graph = {module: others - {module} for module, others in imports.items() if room_of(module) != "__init__"}
+    order = TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_the_package_opens_with_about_a_dozen_rooms():
+    entries = [path for path in PACKAGE.iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")]
+    assert sum(path.is_dir() for path in entries) >= len(entries) / 2
+    assert len(entries) <= 16

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semrsm_dist.config.schema import RunConfig as RunConfig
     from semrsm_dist.config.schema import load_config as load_config
-    from semrsm_dist.experiments.registry import evaluate as evaluate
+    from semrsm_dist.experiments.evaluating import evaluate as evaluate
     from semrsm_dist.matching.search.top_k import top_k as top_k
     from semrsm_dist.matching.similarity import match as match
     from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "RunConfig": "semrsm_dist.config.schema",
-    "evaluate": "semrsm_dist.experiments.registry",
+    "evaluate": "semrsm_dist.experiments.evaluating",
     "load_config": "semrsm_dist.config.schema",
     "match": "semrsm_dist.matching.similarity",
     "similarity_matrix": "semrsm_dist.matching.similarity",

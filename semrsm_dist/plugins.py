@@ -34,6 +34,8 @@ class Plugins(Generic[T]):
         The package whose modules are the plugins that ship.
     base
         The class that every plugin derives from, or that it is an instance of.
+    packages
+        A plugin that ships is a package; modules beside it are what plugins share.
 
     Examples
     --------
@@ -42,11 +44,12 @@ class Plugins(Generic[T]):
     True
     """
 
-    def __init__(self, kind: str, package: str, base: type) -> None:
+    def __init__(self, kind: str, package: str, base: type, *, packages: bool = False) -> None:
         self.kind = kind
         self.group = f"semrsm_dist.{kind.replace(' ', '_')}s"
         self._package = package
         self._base = base
+        self._packages = packages
         self._loaded: dict[str, T] = {}
 
     def names(self) -> tuple[str, ...]:
@@ -81,7 +84,8 @@ class Plugins(Generic[T]):
     def _shipped(self) -> dict[str, str]:
         """Return the modules that ship, by the names of their plugins."""
         package = importlib.import_module(self._package)
-        modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
+        found = pkgutil.iter_modules(package.__path__)
+        modules = [module.name for module in found if module.ispkg or not self._packages]
         return {name.replace("_", "-"): f"{self._package}.{name}" for name in modules if name[0] != "_"}
 
     @functools.cache  # noqa: B019 - as above

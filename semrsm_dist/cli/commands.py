@@ -17,8 +17,6 @@ from typing import Any
 
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
 from semrsm_dist.errors import SemrsmError
-from semrsm_dist.experiments.parameters import PARAMETERS
-from semrsm_dist.experiments.registry import EXPERIMENTS, require_experiment
 
 INCOMPLETE = 3
 
@@ -49,8 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str, add_help: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, add_help=add_help)
         sub.set_defaults(command=command)
         return sub
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "run":
             sub.add_argument("--json", action="store_true", help="for programs")
 
-    evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth")
+    evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth", add_help=False)
     _add_evaluate_options(evaluate)
 
     status = add("status", _status, "progress, rate, time left and failed tiles of a run")
@@ -121,16 +121,21 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, help="at most so many workers")
 
 
+class _ExperimentsHelp(argparse.Action):
+    """Shows help with all experiments, which are loaded for it alone."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from semrsm_dist.experiments.evaluating import describe_experiments
+
+        parser.epilog = describe_experiments()
+        parser.print_help()
+        parser.exit()
+
+
 def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
-    evaluate.epilog = "experiments, and what --with sets:\n" + "\n".join(
-        "\n".join(
-            [
-                f"\n  {name}: {experiment.summary}",
-                *(f"    {parameter:<18} {known.about}" for parameter, known in PARAMETERS[name].items()),
-            ]
-        )
-        for name, experiment in EXPERIMENTS.items()
+    evaluate.add_argument(
+        "-h", "--help", action=_ExperimentsHelp, nargs=0, help="show this help message and exit"
     )
     evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
     evaluate.add_argument(
@@ -215,20 +220,16 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    require_experiment(options.experiment)
     from semrsm_dist.config.reading import parse_settings
-    from semrsm_dist.config.schema import default_config
-    from semrsm_dist.experiments.registry import evaluate, find_experiment
+    from semrsm_dist.experiments import EXPERIMENTS
+    from semrsm_dist.experiments.evaluating import default_run, evaluate
     from semrsm_dist.progress import ConsoleReporter
 
-    if options.config is None:
-        document = EXPERIMENTS[options.experiment].default
-        config = default_config(document, _overrides(options), origin=f"experiment {options.experiment}")
-    else:
-        config = _load(options)
+    experiment = EXPERIMENTS.load(options.experiment)
+    config = _load(options) if options.config else default_run(options.experiment, _overrides(options))
     parameters = parse_settings(options.parameters, "--with")
     folder = options.out or config.run / "evaluation"
-    find_experiment(options.experiment)  # loads what it needs
+    experiment.load()  # what it needs, before interrupts are taken over
     with stopping_in_order():
         evidence = evaluate(
             options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters

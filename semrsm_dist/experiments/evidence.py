@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METADATA = b"semrsm"
-"""Key of the settings in the metadata of the Parquet file."""
+"""Key of the settings, as JSON, in the metadata of the Parquet file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The result of one experiment.
+@dataclass(frozen=True)
+class Findings:
+    """What the computation of an experiment returns.
 
     Attributes
     ----------
-    experiment
-        Its name.
     table
         Tidy: one row a measured quantity, columns for what it depends on, counts and seeds included.
     draw
@@ -36,14 +34,30 @@ class Evidence:
     text
         For people: the main numbers and what was left out.
     settings
-        What the numbers depend on, as JSON values: configuration, seed, parameters.
+        What else the numbers depend on, beside the configuration and the parameters, as JSON values.
     """
 
-    experiment: str
     table: pd.DataFrame
     draw: Callable[[Figure], None]
     text: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence(Findings):
+    """The result of one experiment.
+
+    Attributes
+    ----------
+    experiment
+        Its name.
+    table, draw, text
+        As of `Findings`.
+    settings
+        What the numbers depend on, as JSON values: configuration, parameters, and what else there is.
+    """
+
+    experiment: str = ""
 
     def save(self, folder: Path) -> list[Path]:
         """Write the table (its settings in the file's metadata) and the figure, each whole or not at all.
@@ -82,14 +96,6 @@ class Evidence:
         figure = Figure(layout="constrained")
         self.draw(figure)
         figure.savefig(path, dpi=110, format="png")
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return what the numbers of a saved table depend on."""
-    import pyarrow.parquet  # noqa: PLC0415
-
-    settings: dict[str, Any] = json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA])
-    return settings
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,12 +1,14 @@
 """The experiment on kernels against the definitions, on small runs of real matching."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.experiments.kernels.experiment import evaluate
+from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.kernels.report import CHANGE, CORRELATION, F1, GAIN, GAP, NEAR_ONE, NEAR_ZERO
 from semrsm_dist.experiments.kernels.token_variants import (
     AS_THEY_ARE,
@@ -16,11 +18,12 @@ from semrsm_dist.experiments.kernels.token_variants import (
     UNIT,
     read_variant,
 )
-from semrsm_dist.progress import SilentReporter
 from semrsm_dist.results.run import Run
 
+evaluate = partial(compute, "kernels")
+
 MULTIPLES = [0.125, 1.0, 8.0]
-OPTIONS = {"reporter": SilentReporter(), "resamples": 30, "multiples": MULTIPLES}
+OPTIONS = {"resamples": 30, "multiples": MULTIPLES}
 KINDS = ("semantic", "spatio-semantic")
 
 
@@ -158,14 +161,6 @@ def test_the_words_say_what_cannot_change(square):
     _, evidence = square
     assert "F1@k is the same for every width" in evidence.text
     assert "less either mean, the matching is" in evidence.text
-
-
-@pytest.mark.parametrize("multiples", [[], [0.0], [1.0, -2.0], [np.inf]])
-def test_impossible_widths_are_refused_before_anything_runs(small, tmp_path, multiples):
-    config = small.make_config(tmp_path, wanted=["late"], n=6)
-    with pytest.raises(ConfigError, match="multiples: expected positive numbers"):
-        evaluate(config, **{**OPTIONS, "multiples": multiples})
-    assert not config.run.exists()
 
 
 def test_no_labels_at_all_are_refused(small, tmp_path):

@@ -1,6 +1,7 @@
 """Layers against layers: numbers from the definitions, networks before and after, and what is refused."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from scipy import stats
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.agreement import Estimate
-from semrsm_dist.experiments.layers.experiment import evaluate
+from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.layers.report import find_most_changed
-from semrsm_dist.progress import SilentReporter
+
+evaluate = partial(compute, "layers")
 
 KINDS = ("semantic", "spatio-semantic")
 
@@ -36,7 +38,7 @@ def of_digits(run):
 @pytest.fixture(scope="module")
 def within(small, tmp_path_factory):
     config = small.make_config(tmp_path_factory.mktemp("layers"), n=12)
-    return config, evaluate(config, reporter=SilentReporter(), resamples=20)
+    return config, evaluate(config, resamples=20)
 
 
 def test_all_layers_and_kinds_are_compared_by_every_measure(within):
@@ -66,7 +68,7 @@ def test_two_runs_are_compared_layer_by_layer(small, tmp_path):
     second = small.make_config(tmp_path / "two", n=8)
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(second.model_dump(mode="json", exclude_none=True)))
-    table = evaluate(config, reporter=SilentReporter(), resamples=4, other=path).table
+    table = evaluate(config, resamples=4, other=path).table
     between = table[table.comparison == str(second.run)]
     same = between[(between.layer_a == between.layer_b) & between.kind_a.isin(KINDS)]
     assert same.query("measure != 'kendall'").value.to_numpy() == pytest.approx(
@@ -85,14 +87,12 @@ def test_runs_of_other_images_are_refused(small, tmp_path):
     second = small.make_config(tmp_path / "two", n=9)
     path.write_text(yaml.safe_dump(second.model_dump(mode="json", exclude_none=True)))
     with pytest.raises(InputError, match="9 images are not the 8"):
-        evaluate(small.make_config(tmp_path / "one", n=8), reporter=SilentReporter(), resamples=2, other=path)
+        evaluate(small.make_config(tmp_path / "one", n=8), resamples=2, other=path)
 
 
 def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(tmp_path):
     config = of_digits(tmp_path / "run")
-    evidence = evaluate(
-        config, reporter=SilentReporter(), resamples=10, images=10, variants=["pruned-0.0", "pruned-0.9"]
-    )
+    evidence = evaluate(config, resamples=10, images=10, variants=["pruned-0.0", "pruned-0.9"])
     same = evidence.table.query("layer_a == layer_b and kind_a == kind_b and kind_a in @KINDS")
     untouched = same[same.comparison == "pruned-0.0"]
     assert (untouched.n_images == 10).all()
@@ -103,26 +103,18 @@ def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(
     evidence.draw(figure)
     figure.canvas.draw()
     assert (config.run / "evaluation/layers/weights/test_resnet.pruned-0.9.safetensors").is_file()
-    fewer = evaluate(config, reporter=SilentReporter(), resamples=2, images=8, variants=["pruned-0.9"])
+    fewer = evaluate(config, resamples=2, images=8, variants=["pruned-0.9"])
     assert (fewer.table[fewer.table.comparison == "pruned-0.9"].n_images == 8).all()
-
-
-@pytest.mark.parametrize("variants", [["pruned"], ["pruned-1.5"], "fine-tune", ["pruned-.5", "pruned-.5"]])
-def test_unknown_variants_are_refused_before_anything_runs(variants, tmp_path):
-    config = of_digits(tmp_path / "run")
-    with pytest.raises(ConfigError, match="variant"):
-        evaluate(config, reporter=SilentReporter(), variants=variants)
-    assert not config.run.exists()
 
 
 def test_features_have_no_network_to_prune(small, tmp_path):
     with pytest.raises(ConfigError, match="--with other="):
-        evaluate(small.make_config(tmp_path), reporter=SilentReporter(), variants=["pruned-0.5"])
+        evaluate(small.make_config(tmp_path), variants=["pruned-0.5"])
 
 
 def test_queries_are_refused(small, tmp_path):
     with pytest.raises(ConfigError, match="queries"):
-        evaluate(small.make_config(tmp_path, n_queries=3), reporter=SilentReporter())
+        evaluate(small.make_config(tmp_path, n_queries=3))
 
 
 def estimates(**values):

@@ -1,5 +1,7 @@
 """RSMs against outputs: numbers recomputed from the network, outputs given as a file, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,14 @@ from scipy.spatial.distance import jensenshannon
 
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.experiments.output_similarity.experiment import evaluate
+from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.features.registry import find_shipped
 from semrsm_dist.pipeline.stages.outputs import require_outputs
 from semrsm_dist.pipeline.stages.scan import make_image_set
-from semrsm_dist.progress import SilentReporter
 from semrsm_dist.results.run import Run
+
+evaluate = partial(compute, "output-similarity")
 
 N = 14
 
@@ -35,7 +38,7 @@ def digits(run, weights="digits"):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     config = digits(tmp_path_factory.mktemp("outputs") / "run")
-    return config, evaluate(config, reporter=SilentReporter(), resamples=30)
+    return config, evaluate(config, resamples=30)
 
 
 def upper(matrix):
@@ -107,7 +110,7 @@ def test_features_without_a_model_take_given_probabilities(small, tmp_path):
     config = features(small, tmp_path)
     p = np.random.default_rng(0).dirichlet(np.ones(3), size=8)
     np.save(tmp_path / "p.npy", p)
-    table = evaluate(config, reporter=SilentReporter(), resamples=10, probabilities=tmp_path / "p.npy").table
+    table = evaluate(config, resamples=10, probabilities=tmp_path / "p.npy").table
     queries, database = small.load(config, "late")
     similarity = small.similarities(queries, database, "semantic", "cosine")
     divergence = [[jensenshannon(a, b) ** 2 for b in p] for a in p]
@@ -120,9 +123,7 @@ def test_features_without_a_model_take_given_probabilities(small, tmp_path):
 
 def test_the_same_probabilities_for_all_images_leave_the_correlation_undefined(small, tmp_path):
     np.save(tmp_path / "p.npy", np.full((8, 3), 1 / 3))
-    evidence = evaluate(
-        features(small, tmp_path), reporter=SilentReporter(), resamples=5, probabilities=tmp_path / "p.npy"
-    )
+    evidence = evaluate(features(small, tmp_path), resamples=5, probabilities=tmp_path / "p.npy")
     assert evidence.table.value.isna().all() and evidence.table.low.isna().all()
     assert "undefined: 12 of 12" in evidence.text and (evidence.table.n_pairs == 28).all()
 
@@ -130,31 +131,31 @@ def test_the_same_probabilities_for_all_images_leave_the_correlation_undefined(s
 def test_probabilities_of_other_images_are_refused(small, tmp_path):
     np.save(tmp_path / "p.npy", np.full((7, 3), 1 / 3))
     with pytest.raises(InputError, match="of 7 images, but the run has 8"):
-        evaluate(features(small, tmp_path), reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+        evaluate(features(small, tmp_path), probabilities=tmp_path / "p.npy")
 
 
 def test_a_file_of_no_probabilities_is_refused_before_anything_runs(small, tmp_path):
     config = features(small, tmp_path)
     (tmp_path / "p.npy").write_text("0.5 0.5")
     with pytest.raises(InputError, match="cannot be read as an array"):
-        evaluate(config, reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+        evaluate(config, probabilities=tmp_path / "p.npy")
     np.save(tmp_path / "p.npy", np.ones((8, 3)))
     with pytest.raises(InputError, match="no probabilities"):
-        evaluate(config, reporter=SilentReporter(), probabilities=tmp_path / "p.npy")
+        evaluate(config, probabilities=tmp_path / "p.npy")
     assert not config.run.exists()  # which would have been for nothing
 
 
 def test_features_without_probabilities_are_refused_before_anything_runs(small, tmp_path):
     config = features(small, tmp_path)
     with pytest.raises(ConfigError, match="--with probabilities"):
-        evaluate(config, reporter=SilentReporter())
+        evaluate(config)
     assert not config.run.exists()
 
 
 def test_queries_are_refused(small, tmp_path):
     config = features(small, tmp_path, n_queries=4)
     with pytest.raises(ConfigError, match="queries"):
-        evaluate(config, reporter=SilentReporter())
+        evaluate(config)
 
 
 def write_weights(path, n_outputs):
@@ -171,7 +172,7 @@ def write_weights(path, n_outputs):
 def test_a_model_without_classes_is_refused_before_anything_runs(n_outputs, reason, tmp_path):
     config = digits(tmp_path / "run", write_weights(tmp_path / "weights.safetensors", n_outputs))
     with pytest.raises(ConfigError, match=reason):
-        evaluate(config, reporter=SilentReporter())
+        evaluate(config)
     assert not config.run.exists()
 
 

@@ -1,24 +1,27 @@
 """Experiments are found by name, take parameters by name, and leave table and figure whole."""
 
 import dataclasses
-import inspect
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from semrsm_dist.cli.commands import main
 from semrsm_dist.config.reading import parse_settings, read_document
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, SemrsmError, StorageError
+from semrsm_dist.experiments import EXPERIMENTS
 from semrsm_dist.experiments.embedded import DIGITS
-from semrsm_dist.experiments.evidence import Evidence, read_settings
-from semrsm_dist.experiments.parameters import PARAMETERS, check_parameters
-from semrsm_dist.experiments.registry import EXPERIMENTS, evaluate, find_experiment
+from semrsm_dist.experiments.evaluating import check_parameters, evaluate
+from semrsm_dist.experiments.evidence import METADATA, Evidence
 
 JOBS = Path(__file__).parents[2] / "jobs"
+NAMES = EXPERIMENTS.names()
 
 
 def draw(figure):
@@ -26,14 +29,24 @@ def draw(figure):
 
 
 EVIDENCE = Evidence(
-    "trial", pd.DataFrame({"layer": ["a", "b"], "value": [0.5, None]}), draw, "text", {"seed": 3}
+    pd.DataFrame({"layer": ["a", "b"], "value": [0.5, None]}), draw, "text", {"seed": 3}, "trial"
 )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_can_be_called_and_takes_a_seed(name):
-    assert callable(find_experiment(name))
-    assert EXPERIMENTS[name].summary
+def take(name, **given):
+    """Return the given parameters as the experiment takes them."""
+    return check_parameters(name, given).model_dump(mode="json", exclude_unset=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_says_what_it_answers_and_describes_parameters_with_valid_defaults(name):
+    experiment = EXPERIMENTS.load(name)
+    assert callable(experiment.load())
+    assert experiment.summary
+    fields = experiment.parameters.model_fields
+    assert "seed" in fields and all(field.description for field in fields.values())
+    defaults = experiment.parameters().model_dump()
+    assert check_parameters(name, defaults).model_dump() == defaults
 
 
 def test_the_embedded_run_is_the_quick_start():
@@ -43,60 +56,58 @@ def test_the_embedded_run_is_the_quick_start():
 
 def test_an_unknown_experiment_is_refused_with_near_names(capsys):
     assert main(["evaluate", "retrieva"]) == 2
-    assert "unknown experiment 'retrieva'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "unknown experiment 'retrieva'" in error and "did you mean 'retrieval'?" in error
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):
-    name = next(iter(EXPERIMENTS))
-    with pytest.raises(ConfigError, match="no parameter 'sead'"):
-        evaluate(name, None, folder=tmp_path, sead=1)
+    with pytest.raises(ConfigError, match=r"no parameter 'sead': it takes seed, .* did you mean 'seed'\?"):
+        evaluate(NAMES[0], None, folder=tmp_path, sead=1)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_parameters_told_are_those_that_an_experiment_takes(name):
-    taken = inspect.signature(find_experiment(name)).parameters
-    assert list(PARAMETERS[name]) == [
-        parameter for parameter in taken if parameter not in ("config", "reporter")
-    ]
-    for parameter, known in PARAMETERS[name].items():
-        default = taken[parameter].default
-        assert default is None or known.check(default) == (tuple(default) if known.many else default)
-
-
 @pytest.mark.parametrize(
-    ("name", "parameter", "value"),
+    ("name", "parameter", "value", "words"),
     [
-        ("retrieval", "seed", 2**32),
-        ("retrieval", "variance", 1.5),
-        ("retrieval", "variance", 0.0),
-        ("retrieval", "variance", float("nan")),
-        ("retrieval", "centroids", 0),
-        ("retrieval", "search", "fast"),
-        ("kernels", "multiples", [0.0]),
-        ("translation", "images", 1),
-        ("translation", "share", 1.5),
-        ("translation", "shifts", [-0.5]),
-        ("conditions", "images", 1),
-        ("conditions", "factors", ["weather"]),
-        ("conditions", "kernel", "cosin"),
-        ("output-similarity", "probabilities", "nowhere.npy"),
-        ("output-similarity", "outputs", "words"),
-        ("layers", "images", 1),
-        ("layers", "variants", ["pruned"]),
-        ("layers", "other", "nowhere.yaml"),
-        ("layers", "kernel", "cosin"),
-        ("approximation", "keep", 0.0),
-        ("approximation", "n_rows", 0),
-        ("approximation", "rounds", 0),
-        ("approximation", "tolerances", [-1.0]),
-        ("approximation", "sizes", [0]),
+        ("retrieval", "seed", 2**32, "a whole number of at least 0 and of at most 4294967295"),
+        ("retrieval", "k", [], "a list of whole numbers of at least 1, at least one"),
+        ("retrieval", "k", [1.5], "a list of whole numbers of at least 1"),
+        ("retrieval", "k", "1", "a list of whole numbers of at least 1"),
+        ("retrieval", "variance", 1.5, "a number above 0 and of at most 1"),
+        ("retrieval", "variance", 0.0, "a number above 0"),
+        ("retrieval", "variance", float("nan"), "a number above 0"),
+        ("retrieval", "centroids", 0, "a whole number of at least 1"),
+        ("retrieval", "search", "matrx", "one of matrix, progressive; did you mean 'matrix'"),
+        ("kernels", "multiples", [0.0], "a list of numbers above 0"),
+        ("kernels", "multiples", [np.inf], "a list of numbers above 0, finite"),
+        ("translation", "images", 1, "a whole number of at least 2"),
+        ("translation", "share", 1.5, "a number above 0 and of at most 1"),
+        ("translation", "shifts", [-0.5], "a list of numbers of at least 0"),
+        ("translation", "shifts", [0.4], "moved by at most"),
+        ("conditions", "images", 1, "a whole number of at least 2"),
+        ("conditions", "layers", [], "a list of texts, at least one"),
+        ("conditions", "factors", ["scales"], "did you mean 'scale'"),
+        ("conditions", "kernel", "cosin", "did you mean 'cosine'"),
+        ("output-similarity", "probabilities", "nowhere.npy", "cannot be read as an array"),
+        ("output-similarity", "probabilities", 3, "a path"),
+        ("output-similarity", "outputs", "words", "one of classes, labels"),
+        ("layers", "images", 1, "a whole number of at least 2"),
+        ("layers", "variants", ["pruned"], "pruned-SHARE such as pruned-0.5"),
+        ("layers", "variants", ["pruned-.5", "pruned-.5"], "a list of different variants"),
+        ("layers", "other", "nowhere.yaml", "nowhere.yaml"),
+        ("approximation", "keep", 0.0, "a number above 0"),
+        ("approximation", "n_rows", 0, "a whole number of at least 1"),
+        ("approximation", "rounds", 1.5, "a whole number of at least 1"),
+        ("approximation", "tolerances", [-1.0], "a list of numbers of at least 0"),
+        ("approximation", "inner_tolerances", ["fine"], "a list of numbers of at least 0"),
+        ("approximation", "sizes", [8, 0], "a list of whole numbers of at least 1"),
     ],
 )
-def test_an_impossible_value_is_refused_before_anything_runs(tmp_path, name, parameter, value):
+def test_an_impossible_value_is_refused_before_anything_runs(tmp_path, name, parameter, value, words):
     config = parse_config({**DIGITS, "run": str(tmp_path / "run")})
-    with pytest.raises(SemrsmError):
+    with pytest.raises(SemrsmError) as refused:
         evaluate(name, config, folder=tmp_path, **{parameter: value})
+    assert words in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -106,9 +117,7 @@ def test_an_impossible_value_is_refused_before_anything_runs(tmp_path, name, par
         ("seed=x", "a whole number of at least 0 and of at most 4294967295"),
         ("seed=-1", "a whole number of at least 0"),
         ("seed=true", "a whole number of at least 0"),
-        ("resamples=0", "a whole number of at least 1"),
         ("resamples=[3]", "a whole number of at least 1"),
-        ("resamples=2.5", "a whole number of at least 1"),
         ("multiples=abc", "a list of numbers"),
         ("multiples=[1, x]", "a list of numbers"),
         ("multiples={a: 1}", "a list of numbers"),
@@ -123,32 +132,88 @@ def test_a_parameter_of_another_kind_is_refused_before_anything_runs(tmp_path, c
     assert not run.exists()
 
 
+def test_all_that_is_wrong_is_reported_at_once():
+    with pytest.raises(ConfigError) as refused:
+        check_parameters("kernels", {"seed": -1, "multiples": [0, -1], "sead": 2})
+    lines = str(refused.value).splitlines()
+    assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["seed", "multiples", "no"]
+
+
 def test_one_value_of_many_and_none_for_the_default_are_taken():
-    assert check_parameters("retrieval", {"k": 5, "seed": None}) == {"k": (5,)}
-    assert check_parameters("translation", {"shifts": np.float64(0.25)}) == {"shifts": (0.25,)}
+    assert take("retrieval", k=5, seed=None) == {"k": [5]}
+    assert take("translation", shifts=np.float64(0.25)) == {"shifts": [0.25]}
+    assert take("layers", variants="fine-tuned", other=Path("a.yaml")) == {
+        "variants": ["fine-tuned"],
+        "other": "a.yaml",
+    }
 
 
 def test_numpys_numbers_become_pythons_which_json_knows():
     given = {"seed": np.int64(3), "multiples": np.array([1, 2.5], np.float32), "resamples": np.uint8(9)}
-    checked = check_parameters("kernels", given)
-    assert json.loads(json.dumps(checked)) == {"seed": 3, "multiples": [1, 2.5], "resamples": 9}
-    assert check_parameters("retrieval", {"k": np.array([1, 5])}) == {"k": (1, 5)}
-    assert isinstance(check_parameters("retrieval", {"k": np.array([1, 5])})["k"][0], int)
+    assert json.loads(json.dumps(take("kernels", **given))) == {
+        "seed": 3,
+        "multiples": [1, 2.5],
+        "resamples": 9,
+    }
+    for k in (np.array([1, 5]), [np.int32(1), np.int32(5)]):
+        assert json.loads(json.dumps(take("retrieval", k=k))) == {"k": [1, 5]}
 
 
-def test_help_tells_every_experiment_and_what_it_can_be_told(capsys):
+def test_help_lists_every_experiment_with_its_parameters_and_their_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     shown = capsys.readouterr().out
-    for name, parameters in PARAMETERS.items():
-        assert f"{name}: {EXPERIMENTS[name].summary}" in shown
-        assert all(f"    {parameter} " in shown for parameter in parameters)
+    for name in NAMES:
+        experiment = EXPERIMENTS.load(name)
+        assert f"{name}: {experiment.summary}" in shown
+        assert all(f"    {parameter} " in shown for parameter in experiment.parameters.model_fields)
+    assert "hits per query, one score each (default: [1, 3, 5, 10])" in shown
+
+
+TOY = """
+import pandas as pd
+from pydantic import Field
+from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.experiment import Experiment, Many, Parameters, Positive
+
+class ToyParameters(Parameters):
+    sizes: Many[Positive] = Field((2, 3), description="how many toys")
+
+TOY = Experiment("how many toys there are", ToyParameters, "toy_experiment:count")
+
+
+def count(config, parameters, reporter):
+    table = pd.DataFrame({"size": parameters.sizes, "run": str(config.run)})
+    return Findings(table, lambda figure: figure.add_subplot(), f"{len(table)} sizes")
+"""
+
+
+def test_an_experiment_of_another_distribution_is_found_by_its_entry_point(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_experiment.py").write_text(TOY)
+    info = tmp_path / "toy_experiment-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-experiment\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[semrsm_dist.experiments]\ntoy-count = toy_experiment:TOY\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    fresh = type(EXPERIMENTS)(
+        "experiment", "semrsm_dist.experiments", type(EXPERIMENTS.load("kernels")), packages=True
+    )
+    monkeypatch.setattr("semrsm_dist.experiments.EXPERIMENTS", fresh)
+    monkeypatch.setattr("semrsm_dist.experiments.evaluating.EXPERIMENTS", fresh)
+    evidence = evaluate("toy-count", sizes=4)
+    assert evidence.table.to_dict("list") == {"size": [4], "run": ["runs/digits"]}
+    assert (tmp_path / "runs/digits/evaluation/toy-count.parquet").is_file()
+    assert main(["evaluate", "toy-count", "--with", "sizes=[1, 0]"]) == 2
+    assert "sizes is [1, 0], but it must be a list of whole numbers of at least 1" in capsys.readouterr().err
+    sys.modules.pop("toy_experiment")
 
 
 def test_saved_evidence_can_be_read_again_with_what_it_depends_on(tmp_path):
     table, figure = EVIDENCE.save(tmp_path / "folder")
     pd.testing.assert_frame_equal(pd.read_parquet(table), EVIDENCE.table)
-    settings = read_settings(table)
+    settings = json.loads(pyarrow.parquet.read_schema(table).metadata[METADATA])
     assert settings["seed"] == 3 and settings["version"]
     assert figure.read_bytes().startswith(b"\x89PNG")
 
@@ -178,8 +243,3 @@ def test_settings_of_a_command_line_are_yaml_by_name():
 def test_settings_that_are_no_name_and_value_are_refused(settings):
     with pytest.raises(ConfigError, match="--with"):
         parse_settings(settings, "--with")
-
-
-def test_settings_are_json_in_the_table(tmp_path):
-    table, _ = EVIDENCE.save(tmp_path)
-    assert json.dumps(read_settings(table))

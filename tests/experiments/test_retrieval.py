@@ -1,5 +1,7 @@
 """The retrieval experiment against the definitions, on small runs of real matching."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +10,13 @@ from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.vlad import fit_centroids
+from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.layer_features import LayerFeatures
-from semrsm_dist.experiments.retrieval.experiment import evaluate
-from semrsm_dist.progress import SilentReporter
 from semrsm_dist.results.run import Run
 
-OPTIONS = {"reporter": SilentReporter(), "resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3]}
+evaluate = partial(compute, "retrieval")
+
+OPTIONS = {"resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3]}
 
 
 def evaluate_small(config, **options):
@@ -212,14 +215,6 @@ def test_no_labels_at_all_are_refused(small, tmp_path):
         evaluate_small(config)
 
 
-@pytest.mark.parametrize("k", [[], [0], 0, [1.5], "1"])
-def test_impossible_numbers_of_hits_are_refused_before_anything_runs(small, tmp_path, k):
-    config = small.make_config(tmp_path, n=6)
-    with pytest.raises(ConfigError, match="k: expected numbers of hits"):
-        evaluate_small(config, k=k)
-    assert not config.run.exists()
-
-
 def test_tokens_are_drawn_without_replacement_from_all_images(small, grouped):
     config, _ = grouped
     features = LayerFeatures(Run(config.run), "early")
@@ -285,10 +280,8 @@ def test_progressive_search_is_refused_where_labels_decide_who_can_be_a_hit(smal
         evaluate_small(config, search="progressive")
 
 
-def test_an_unknown_or_impossible_search_is_refused_before_anything_runs(small, tmp_path):
+def test_an_impossible_search_is_refused_before_anything_runs(small, tmp_path):
     config = small.make_config(tmp_path, n=6, wanted=["late"])
-    with pytest.raises(ConfigError, match="unknown search 'fast'"):
-        evaluate_small(config, search="fast")
     with pytest.raises(
         ConfigError, match="needs the matcher 'auction', but the run matches with 'hungarian'"
     ):

@@ -9,10 +9,7 @@ the certified auction, which matches all tokens together, beats it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,78 +17,50 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.engine.machine import limit_threads
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES
+from semrsm_dist.experiments.approximation import REFERENCE, ApproximationParameters
 from semrsm_dist.experiments.approximation.methods import Grid, list_methods, measure_methods
 from semrsm_dist.experiments.approximation.report import draw_approximation, write_text
 from semrsm_dist.experiments.approximation.table import answer_windows, tabulate_layer
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
-from semrsm_dist.matching.matcher import check_count, check_seed, check_tolerance
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import count_tokens
 
-Value = TypeVar("Value", int, float)
-
 LARGEST_EXACT = 800
 """Tokens up to which the Hungarian method is affordable; beyond, the auction at tolerance 0 gives the optimum."""
 
-REFERENCE = 1e-3
-"""Tolerance of the auction that times are compared with: its default."""
 
-
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    n_rows: int = 5,
-    n_columns: int = 16,
-    rounds: int = 2,
-    keep: float = 0.95,
-    tolerances: Sequence[float] = (1e-1, 3e-2, 1e-2, REFERENCE, 0.0),
-    inner_tolerances: Sequence[float] = (0.0, REFERENCE),
-    sizes: Sequence[int] = (8, 16, 32, 64, 128, 256, 512),
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: ApproximationParameters, reporter: Reporter) -> Findings:
     """Match the same pairs of images by every matcher, and compare time and quality.
 
     Parameters
     ----------
     config
         Any run; its features are read, its own matcher does not matter.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed
-        Of the sample of images, of random matchers and of the bootstrap.
-    n_rows, n_columns
-        Each of so many images is matched with each of so many others.
-    rounds
-        How often each method is timed (the slowest once); the fastest round counts.
-    keep
-        Share of the gain over no matching that a window must keep to be eligible as the best.
-    tolerances
-        Of the auction.
-    inner_tolerances
-        Of the match within windows, samples and projections; 0 is the paper's, exact.
-    sizes
-        Windows, k and samples; those below S are used.
+        Where progress is reported.
 
     Raises
     ------
-    ConfigError
-        If a parameter is out of range.
     InputError
         As `semrsm_dist.pipeline.driver.run`, or images differ in their number of tokens.
     """
-    _check(n_rows=n_rows, n_columns=n_columns, rounds=rounds)
-    if not 0.0 < keep <= 1.0:
-        raise ConfigError(f"keep must be above 0 and at most 1, found {keep}: it is a share of the gain")
-    grid = _make_grid(tolerances, inner_tolerances, sizes, seed)
+    rounds, keep = parameters.rounds, parameters.keep
+    grid = Grid(
+        tolerances=tuple(sorted({*parameters.tolerances, REFERENCE, 0.0}, reverse=True)),
+        inner_tolerances=tuple(sorted(set(parameters.inner_tolerances))),
+        sizes=tuple(sorted(set(parameters.sizes))),
+        seed=parameters.seed,
+    )
     driver.run(config, reporter=reporter)
     run = Run(config.run)
-    images = _draw_images(run, n_rows, n_columns, seed)
+    images = _draw_images(run, parameters.n_rows, parameters.n_columns, parameters.seed)
     parts = []
     with (
         limit_threads(1),
@@ -102,22 +71,11 @@ def evaluate(
             parts.append(pd.concat([part, answer_windows(part, keep)], ignore_index=True).assign(layer=layer))
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "layer", table.pop("layer"))
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "seed": seed,
-        "n_rows": n_rows,
-        "n_columns": n_columns,
-        "rounds": rounds,
-        "keep": keep,
-        "grid": asdict(grid),
-        "processor": platform.processor() or platform.machine(),
-    }
-    return Evidence(
-        "approximation",
+    return Findings(
         table,
         lambda figure: draw_approximation(figure, table),
         write_text(table, keep),
-        settings,
+        {"grid": asdict(grid), "processor": platform.processor() or platform.machine()},
     )
 
 
@@ -142,29 +100,6 @@ def _measure_layer(
         )
     found = measure_methods(methods, rows, columns, rounds=rounds, advance=lambda: shown.advance(1))
     return tabulate_layer(found, rows, columns, reference=REFERENCE, seed=grid.seed, resamples=RESAMPLES)
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"{name} must be a positive whole number, found {count!r}")
-
-
-def _make_grid(tolerances: object, inner_tolerances: object, sizes: object, seed: int) -> Grid:
-    def checked(name: str, values: object, check: Callable[[object], Value]) -> set[Value]:
-        if not isinstance(values, list | tuple):
-            raise ConfigError(f"{name} must be a list, found {values!r}")
-        return {check(value) for value in values}
-
-    outer = checked("tolerances", tolerances, partial(check_tolerance, "auction"))
-    return Grid(
-        tolerances=tuple(sorted({*outer, REFERENCE, 0.0}, reverse=True)),
-        inner_tolerances=tuple(
-            sorted(checked("inner_tolerances", inner_tolerances, partial(check_tolerance, "batch-optimal")))
-        ),
-        sizes=tuple(sorted(checked("sizes", sizes, partial(check_count, "batch-optimal", "window")))),
-        seed=check_seed("subsample", seed),
-    )
 
 
 def _draw_images(

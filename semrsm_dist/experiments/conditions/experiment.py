@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import DigitScenesData, RunConfig
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation.bootstrap import RESAMPLES, mean_interval
+from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
-from semrsm_dist.experiments.conditions.grid import FACTORS, Condition, list_conditions, require_factors
+from semrsm_dist.experiments.conditions import ConditionsParameters
+from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
-from semrsm_dist.experiments.evidence import Evidence
-from semrsm_dist.matching.kernels import require_kernel
+from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, retrieval_task
 from semrsm_dist.progress import Reporter
@@ -36,54 +36,30 @@ from semrsm_dist.store.features import FeatureStore
 Scores = NDArray[np.float64]
 """F1@1 of each query, NaN where there is none."""
 
-IMAGES = 200
 
-
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    images: int = IMAGES,
-    layers: Sequence[str] | None = None,
-    factors: Sequence[str] = tuple(FACTORS),
-    kernel: str = "cosine",
-    resamples: int = RESAMPLES,
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: ConditionsParameters, reporter: Reporter) -> Findings:
     """Measure F1@1 of semantic less spatio-semantic similarity under each condition.
 
     Parameters
     ----------
     config
         A run on digit scenes, around which the conditions lie; their seed is that of its scenes.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed
-        Of the bootstrap over queries.
-    images
-        Scenes of each run.
-    layers
-        As in the configuration; by default two of its own, an early and the last one.
-    factors
-        Some of `conditions_grid.FACTORS`; by default all.
-    kernel
-        Of both similarities. Average pooling is compared by cosine.
-    resamples
-        Of the bootstrap.
+        Where progress is reported.
 
     Raises
     ------
     ConfigError
-        If the run is not on digit scenes, kernel, factors or images are unknown or out of range, or no condition is
-        possible.
+        If the run is not on digit scenes, or no condition is possible.
     """
-    require_kernel(kernel)
-    require_factors(factors)
-    scenes = _require_scenes(config, images)
-    base = _base_config(config, scenes, layers=layers, kernel=kernel)
+    kernel, seed, resamples = parameters.kernel, parameters.seed, parameters.resamples
+    scenes = _require_scenes(config, parameters.images)
+    base = _base_config(config, scenes, layers=parameters.layers, kernel=kernel)
     driver.run(base, reporter=reporter)
     own_size = _input_size(Run(base.run))
-    conditions, left_out = list_conditions(scenes, own_size, factors)
+    conditions, left_out = list_conditions(scenes, own_size, parameters.factors)
     runs = {(scenes.model_dump_json(), own_size): base}
     rows: list[dict[str, Any]] = []
     for condition in conditions:
@@ -100,20 +76,15 @@ def evaluate(
             + "\n".join(f"  {line}" for line in left_out)
         )
     table = pd.DataFrame(rows)
-    return Evidence(
-        "conditions",
+    return Findings(
         table,
         lambda figure: draw_gains(figure, table),
         write_text(table, left_out),
         {
             "config": base.model_dump(mode="json"),
-            "seed": seed,
-            "images": images,
             "conditions": [
                 [c.factor, c.level, c.data.model_dump(mode="json"), c.input_size] for c in conditions
             ],
-            "kernel": kernel,
-            "resamples": resamples,
         },
     )
 
@@ -180,8 +151,6 @@ def _require_scenes(config: RunConfig, images: int) -> DigitScenesData:
             "the experiment conditions varies the controls of digit scenes, which other images do not have; give a "
             "run with data.source: digits and no queries"
         )
-    if images < 2:
-        raise ConfigError(f"images: {images}: retrieval needs other images to find; take at least 2")
     return config.data.model_copy(update={"n_images": images})
 
 
@@ -191,8 +160,6 @@ def _base_config(
     document = config.model_dump()
     own = document["model"]["layers"]
     asked = tuple(layers) if layers is not None else tuple(dict.fromkeys((own[len(own) // 3], own[-1])))
-    if not asked:
-        raise ConfigError("layers: none is given; name at least one, or leave it out")
     widths: dict[str, float | None] = {item.name: item.sigma for item in config.kernels}
     return RunConfig.model_validate(
         {

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from semrsm_dist.config.schema import DigitScenesData
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.experiments.conditions import Factor
 from semrsm_dist.pipeline.stages.scan import make_image_set
 
 Size = tuple[int, int]
@@ -22,7 +23,7 @@ SIZES = (2 / 3, 1.0, 4 / 3, 5 / 3)
 SIZE_STEP = 4
 """Input sizes are rounded to multiples of so many pixels."""
 
-FACTORS = {
+FACTORS: dict[Factor, str] = {
     "scale": "object scale (digit's side, share of the canvas)",
     "digits": "clutter (digits in each scene)",
     "overlap": "clutter (largest overlap)",
@@ -50,7 +51,7 @@ class Condition:
         Of the network, in pixels.
     """
 
-    factor: str
+    factor: Factor
     level: float
     data: DigitScenesData
     input_size: Size
@@ -65,19 +66,8 @@ class Condition:
         return self.data.model_dump_json(), self.input_size
 
 
-def require_factors(factors: Sequence[str]) -> None:
-    """Raise ConfigError unless these are factors, at least one."""
-    for factor in factors:
-        if factor not in FACTORS:
-            raise ConfigError(
-                f"factors: there is no {factor!r}; known are {', '.join(FACTORS)}{did_you_mean(factor, FACTORS)}"
-            )
-    if not factors:
-        raise ConfigError(f"factors: none is given; name some of {', '.join(FACTORS)}, or leave it out")
-
-
 def list_conditions(
-    base: DigitScenesData, input_size: Size, factors: Sequence[str] = tuple(FACTORS)
+    base: DigitScenesData, input_size: Size, factors: Sequence[Factor] = tuple(FACTORS)
 ) -> tuple[list[Condition], list[str]]:
     """Return the conditions around a base, and those that its scenes do not allow, with the reason.
 
@@ -107,7 +97,7 @@ def list_conditions(
 
 def _list_changes(
     base: DigitScenesData, input_size: Size
-) -> Iterator[tuple[str, float, dict[str, Any], Size]]:
+) -> Iterator[tuple[Factor, float, dict[str, Any], Size]]:
     for times in SCALES:
         low, high = (times * scale for scale in base.scale)
         yield "scale", 8 * (low + high) / 2 / base.canvas, {"scale": (low, high)}, input_size

@@ -21,12 +21,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation.bootstrap import RESAMPLES, Interval, mean_interval
+from semrsm_dist.evaluation.bootstrap import Interval, mean_interval
 from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pearson import Entries, pearson_interval
 from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.kernels import KernelsParameters
 from semrsm_dist.experiments.kernels.report import (
     CHANGE,
     CORRELATION,
@@ -52,7 +52,6 @@ from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_tas
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
-MULTIPLES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SATURATED = 0.01
 """Similarities closer than this to 0 or 1 tell little about their pair."""
 
@@ -62,14 +61,7 @@ Scores = dict[tuple[str, str], NDArray[np.float64]]
 """F1@1 of each query by kernel and kind."""
 
 
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    multiples: Sequence[float] = MULTIPLES,
-    resamples: int = RESAMPLES,
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: KernelsParameters, reporter: Reporter) -> Findings:
     """Sweep the width of the RBF kernel, and normalise and centre tokens.
 
     Parameters
@@ -77,24 +69,17 @@ def evaluate(
     config
         The run, symmetric or with queries of its own; its images need labels. Two more runs, on its features with
         tokens of unit length, go below its directory.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed
-        Of the bootstrap.
-    multiples
-        Widths to try, in units of the median width.
-    resamples
-        Of the bootstrap: over queries for F1, over all images for the correlation.
+        Where progress is reported.
 
     Raises
     ------
-    ConfigError
-        If a multiple is not a positive number.
     InputError
         If no query or no image of the database has labels.
     """
-    if not multiples or not all(0 < multiple < np.inf for multiple in multiples):
-        raise ConfigError(f"multiples: expected positive numbers, found {list(multiples)}")
+    resamples, seed = parameters.resamples, parameters.seed
     driver.run(config, reporter=reporter)
     run = Run(config.run)
     images, queries = run.manifest("images"), None if run.is_symmetric else run.manifest("queries")
@@ -109,17 +94,15 @@ def evaluate(
             before: Scores = {}
             for variant in list_variants(run, derived, layer):
                 if variant.name == AS_THEY_ARE:
-                    rows += ({"layer": layer, **row} for row in _sweep(variant, multiples, judge))
+                    rows += ({"layer": layer, **row} for row in _sweep(variant, parameters.multiples, judge))
                 rows += ({"layer": layer, **row} for row in _compare(variant, judge, before))
                 shown.advance(1)
     table = pd.DataFrame(rows).assign(resamples=resamples, seed=seed)
-    settings = {"seed": seed, "multiples": list(multiples), "resamples": resamples, "saturated": SATURATED}
-    return Evidence(
-        "kernels",
+    return Findings(
         table,
         lambda figure: draw_kernels(figure, table),
         write_text(table, centring_matches=CENTRED in derived, one_label_set=task.has_one_label_set()),
-        {"config": config.model_dump(mode="json"), **settings},
+        {"saturated": SATURATED},
     )
 
 

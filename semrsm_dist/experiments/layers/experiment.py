@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,8 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
 from semrsm_dist.evaluation.correlation import Allocate
 from semrsm_dist.evaluation.pairs import Pairs, RowReader
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.layers import LayersParameters
 from semrsm_dist.experiments.layers.report import (
     DIFFERENCE,
     WITHIN,
@@ -33,69 +33,43 @@ from semrsm_dist.experiments.layers.variants import (
     ORIGINAL,
     default_variants,
     derive_config,
-    require_variants,
+    require_network,
 )
-from semrsm_dist.matching.kernels import require_kernel
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.scratch import scratch_arrays
 from semrsm_dist.store.tiles import KINDS
 
-RESAMPLES = 200
-IMAGES = 200
-
 Place = tuple[str, str]
 """Layer and kind of an RSM."""
 
 
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    kernel: str = "cosine",
-    resamples: int = RESAMPLES,
-    variants: Sequence[str] | None = None,
-    images: int = IMAGES,
-    other: str | Path | None = None,
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: LayersParameters, reporter: Reporter) -> Findings:
     """Compare the RSMs of all layers within a network, and with those of other networks.
 
     Parameters
     ----------
     config
         A run of images against themselves.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed, resamples
-        Of the bootstrap over images.
-    kernel
-        Of the RSMs.
-    variants
-        Networks to make from the run's own and to compare with it: `pruned-SHARE` and `fine-tuned`; by default some of
-        each if the network is one that ships, else none.
-    images
-        Scenes of digits that a variant is run on, at most.
-    other
-        A configuration file of another run of the same images to compare with.
+        Where progress is reported.
 
     Raises
     ------
     ConfigError
-        If a run has queries, or there is no such kernel or variant.
+        If a run has queries, or variants are to be made but there is no network.
     InputError
         If the other run has other images.
     """
-    require_kernel(kernel)
-    if variants is None:
-        chosen = default_variants(config)
-    else:
-        chosen = (variants,) if isinstance(variants, str) else tuple(variants)
-    require_variants(config, chosen)
-    second = None if other is None else load_config(other)
+    chosen = default_variants(config) if parameters.variants is None else parameters.variants
+    require_network(config, chosen)
+    second = None if parameters.other is None else load_config(parameters.other)
+    resamples, seed, kernel = parameters.resamples, parameters.seed, parameters.kernel
     _require_symmetric(config, second)
-    comparisons = _run_all(config, second, chosen, images, reporter)
+    comparisons = _run_all(config, second, chosen, parameters.images, reporter)
     rows: list[dict[str, Any]] = []
     changed: dict[str, Any] = {}
     with (
@@ -111,20 +85,11 @@ def evaluate(
             rows += each.tabulate(found)
             changed[each.name] = find_most_changed(found)
     table = pd.DataFrame(rows).assign(kernel=kernel, resamples=resamples, seed=seed)
-    return Evidence(
-        experiment="layers",
-        table=table,
-        draw=lambda figure: draw_layers(table, figure),
-        text=write_text(table, changed),
-        settings={
-            "config": config.model_dump(mode="json"),
-            "other": None if second is None else second.model_dump(mode="json"),
-            "kernel": kernel,
-            "variants": list(chosen),
-            "images": images,
-            "resamples": resamples,
-            "seed": seed,
-        },
+    return Findings(
+        table,
+        lambda figure: draw_layers(table, figure),
+        write_text(table, changed),
+        {"other": None if second is None else second.model_dump(mode="json"), "variants": list(chosen)},
     )
 
 

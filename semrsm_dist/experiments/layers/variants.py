@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semrsm_dist.config.schema import DigitScenesData, FeaturesData, RunConfig
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.experiments.layers import PRUNED, TUNED
 from semrsm_dist.pipeline.inputs import model_spec
 
 if TYPE_CHECKING:
     from semrsm_dist.features.models import ModelSpec
 
-ORIGINAL, TUNED = "original", "fine-tuned"
+ORIGINAL = "original"
 DEFAULT = ("pruned-0.5", "pruned-0.9", TUNED)
-
-_PRUNED = re.compile(r"pruned-(0?\.\d+)")
 
 
 def default_variants(config: RunConfig) -> tuple[str, ...]:
@@ -24,16 +22,8 @@ def default_variants(config: RunConfig) -> tuple[str, ...]:
     return DEFAULT if config.model is not None and config.model.weights == "digits" else ()
 
 
-def require_variants(config: RunConfig, variants: tuple[str, ...]) -> None:
-    """Raise ConfigError unless all variants are known and the run has a network to make them of."""
-    for name in variants:
-        if name != TUNED and not _PRUNED.fullmatch(name):
-            raise ConfigError(
-                f"unknown variant {name!r}: there are {TUNED} and pruned-SHARE, such as pruned-0.5 for half of the "
-                "weights"
-            )
-    if len(set(variants)) < len(variants):
-        raise ConfigError(f"each variant may stand once, found {', '.join(variants)}")
+def require_network(config: RunConfig, variants: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the run has a network to make the variants of."""
     if variants and (config.model is None or isinstance(config.data, FeaturesData)):
         raise ConfigError(
             "ready-made features come without a network to prune or fine-tune; give the run of other features of the "
@@ -49,7 +39,7 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
     config
         The run.
     name
-        A variant that `require_variants` accepts, or `ORIGINAL`.
+        A variant that `LayersParameters` accepts, or `ORIGINAL`.
     images
         How many scenes to take, if the images are scenes of digits; other images are all taken.
 
@@ -77,7 +67,7 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
 def _make_weights(spec: ModelSpec, name: str, path: Path) -> None:
     from semrsm_dist.features.variants import save_pruned, save_tuned  # noqa: PLC0415 - torch only where it is needed
 
-    pruned = _PRUNED.fullmatch(name)
+    pruned = PRUNED.fullmatch(name)
     if pruned is None:
         save_tuned(spec, path)
     else:

@@ -26,7 +26,8 @@ from semrsm_dist.evaluation.divergence import (
     outputs_of_labels,
 )
 from semrsm_dist.evaluation.pairs import ROWS_AT_ONCE, Pairs, RowReader
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import DIFFERENCE, draw_correlations, write_text
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
@@ -37,33 +38,19 @@ from semrsm_dist.store.scratch import scratch_arrays
 from semrsm_dist.store.tiles import KINDS
 
 MEASURES = ("pearson", "spearman")
-RESAMPLES = 300
 
 
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    probabilities: str | Path | None = None,
-    outputs: str | None = None,
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter: Reporter) -> Findings:
     """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds.
 
     Parameters
     ----------
     config
         A run of images against themselves, by default through a model with a class head.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed, resamples
-        Of the bootstrap over images.
-    probabilities
-        A `.npy` file of ready-made probabilities (images, classes), in the order of the run's images, to take in place
-        of the model's own.
-    outputs
-        What the model's outputs mean if its weights do not say: `classes` or `labels`.
+        Where progress is reported.
 
     Raises
     ------
@@ -72,6 +59,7 @@ def evaluate(
     InputError
         If the probabilities given are none, or not of these images.
     """
+    resamples, seed, probabilities = parameters.resamples, parameters.seed, parameters.probabilities
     if config.queries is not None:
         raise ConfigError(
             "output-similarity compares images with each other, but this run compares queries with a database; give a "
@@ -79,11 +67,13 @@ def evaluate(
         )
     given = None  # or unusable: found out before hours of matching
     if probabilities is None:
-        require_outputs(config, outputs)
+        require_outputs(config, parameters.outputs)
     else:
-        given = outputs_from_probabilities(_load(Path(probabilities)), where=str(probabilities))
+        given = outputs_from_probabilities(_load(probabilities), where=str(probabilities))
     driver.run(config, reporter=reporter)
-    said, meaning = (given, "given") if given is not None else _find_outputs(config, outputs, reporter)
+    said, meaning = (
+        (given, "given") if given is not None else _find_outputs(config, parameters.outputs, reporter)
+    )
     run = Run(config.run)
     n_images = len(run.manifest().image_ids())
     if len(said.probabilities) != n_images:
@@ -93,18 +83,11 @@ def evaluate(
         )
     rows = _correlate(run, said, reporter, resamples=resamples, seed=seed)
     table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)
-    return Evidence(
-        experiment="output-similarity",
-        table=table,
-        draw=lambda figure: draw_correlations(table, figure),
-        text=write_text(table),
-        settings={
-            "config": config.model_dump(mode="json"),
-            "seed": seed,
-            "resamples": resamples,
-            "outputs": meaning,
-            "probabilities": None if probabilities is None else str(probabilities),
-        },
+    return Findings(
+        table,
+        lambda figure: draw_correlations(table, figure),
+        write_text(table),
+        {"outputs": meaning},
     )
 
 

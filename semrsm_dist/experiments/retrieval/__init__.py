@@ -1,1 +1,31 @@
 """The experiment `retrieval`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from semrsm_dist.experiments.experiment import Experiment, Many, Parameters, Positive
+
+
+class RetrievalParameters(Parameters):
+    """Which scores, and how baselines are fitted."""
+
+    k: Many[Positive] = Field((1, 3, 5, 10), min_length=1, description="hits per query, one score each")
+    variance: float = Field(
+        0.95, gt=0, le=1, description="share of the variance that PCA keeps before whitening"
+    )
+    centroids: Positive = Field(16, description="of VLAD")
+    resamples: Positive = Field(
+        1000, description="of the bootstrap over queries; the database stays as it is"
+    )
+    search: Literal["matrix", "progressive"] = Field(
+        "matrix",
+        description="how hits by semantic cosine are found; progressive solves few pairs, and both find the same",
+    )
+
+
+EXPERIMENT = Experiment(
+    summary="F1@k of semantic RSMs against spatio-semantic ones and established retrieval",
+    parameters=RetrievalParameters,
+    computation=f"{__name__}.experiment:evaluate",
+)

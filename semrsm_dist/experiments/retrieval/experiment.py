@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import KernelConfig, MatchingConfig, RunConfig
 from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import Hits, RetrievalTask, chance_scores, find_hits, score_hits
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.experiments.retrieval.methods import (
     CHANCE,
     CLASS_TOKEN,
@@ -47,59 +47,38 @@ from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_tas
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
-KS = (1, 3, 5, 10)
-SEARCHES = ("matrix", "progressive")
 
-
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    k: Sequence[int] = KS,
-    variance: float = 0.95,
-    centroids: int = 16,
-    resamples: int = RESAMPLES,
-    search: str = "matrix",
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Reporter) -> Findings:
     """Compare retrieval by semantic similarity with all else.
 
     Parameters
     ----------
     config
         The run, symmetric or with queries of its own; its images need labels.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed
-        Of the bootstrap and of what is fitted.
-    k
-        Hits per query, one score each.
-    variance
-        Share of the variance that PCA keeps before whitening.
-    centroids
-        Of VLAD.
-    resamples
-        Of the bootstrap. Queries are resampled; the database stays as it is.
-    search
-        How the hits by semantic cosine are found: from the `matrix`, or by `progressive` search from the features,
-        which tells what share of the pairs it had to solve; both find the same.
+        Where progress is reported.
 
     Raises
     ------
     ConfigError
-        If `k` is empty, or no list of numbers of at least 1; or `search` is unknown, or cannot be progressive: the
-        run does not match with `auction`, some images of the database have no labels, or some are copies of queries.
+        If search cannot be progressive: the run does not match with `auction`, some images of the database have no
+        labels, or some are copies of queries.
     InputError
         If no query or no image of the database has labels.
     """
-    ks = _checked(k)
+    ks, seed, search = tuple(sorted(set(parameters.k))), parameters.seed, parameters.search
     _require_search(search, config)
     driver.run(config, reporter=reporter)
     run = Run(config.run)
     tasks = _list_tasks(run)
     folder = config.run / "evaluation" / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
-    fitting, workers = Fitting(seed, variance, centroids), config.workers or available_cpus()
+    fitting, workers = (
+        Fitting(seed, parameters.variance, parameters.centroids),
+        config.workers or available_cpus(),
+    )
     scores: Scores = {}
     hits: dict[Key, Hits] = {}
     notes: list[str] = []
@@ -117,26 +96,16 @@ def evaluate(
                     run, layer, groups, task, ks, workers
                 )
                 effort.append(took)
-    table = tabulate(scores, ks, resamples=resamples, seed=seed)
+    table = tabulate(scores, ks, resamples=parameters.resamples, seed=seed)
     add_doubts(table, hits)
     notes += write_doubts(hits, ks)
     if effort:
         add_effort(table, effort)
         notes += write_effort(effort)
-    return Evidence(
-        "retrieval",
+    return Findings(
         table,
         lambda figure: draw_scores(figure, table),
         write_text(table, [*_warn(tasks, class_tokens), *notes]),
-        {
-            "config": config.model_dump(mode="json"),
-            "seed": seed,
-            "k": list(ks),
-            "variance": variance,
-            "centroids": centroids,
-            "resamples": resamples,
-            "search": search,
-        },
     )
 
 
@@ -176,16 +145,7 @@ def _expect(layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int]) -> S
     }
 
 
-def _checked(k: Sequence[int] | int) -> tuple[int, ...]:
-    ks = (k,) if isinstance(k, int) else tuple(k)
-    if not ks or not all(isinstance(item, int) and item >= 1 for item in ks):
-        raise ConfigError(f"k: expected numbers of hits of at least 1, such as [1, 5], found {k!r}")
-    return tuple(sorted(set(ks)))
-
-
 def _require_search(search: str, config: RunConfig) -> None:
-    if search not in SEARCHES:
-        raise ConfigError(f"unknown search {search!r}: known are {', '.join(SEARCHES)}")
     matcher = config.matching.matcher
     if search == "progressive" and matcher != "auction":
         raise ConfigError(

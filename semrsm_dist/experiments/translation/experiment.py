@@ -18,12 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import CropsData, DigitScenesData, FeaturesData, RunConfig
-from semrsm_dist.data.crops import SHARE, crop_id, largest_shift
+from semrsm_dist.data.crops import crop_id
 from semrsm_dist.data.manifest import OK
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.evaluation.bootstrap import RESAMPLES, draw_counts
+from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs
-from semrsm_dist.experiments.evidence import Evidence
+from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.translation import TranslationParameters
 from semrsm_dist.experiments.translation.report import draw_translation, tabulate_contrast, write_text
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
@@ -31,73 +32,42 @@ from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import KINDS
 
-SHIFTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16)
-"""Shares of the crop's side; the last is the paper's."""
 
-IMAGES = 80
-
-
-def evaluate(
-    config: RunConfig,
-    *,
-    reporter: Reporter,
-    seed: int = 0,
-    images: int = IMAGES,
-    shifts: Sequence[float] = SHIFTS,
-    share: float = SHARE,
-    resamples: int = RESAMPLES,
-) -> Evidence:
+def evaluate(config: RunConfig, parameters: TranslationParameters, reporter: Reporter) -> Findings:
     """Compare shifted crops of the same image with those of different images, layer by layer.
 
     Parameters
     ----------
     config
         A run on images. Its images are cropped; scenes of digits are made so much larger that their crops have the
-        size of the scenes.
+        size of the scenes, and as many as are wanted.
+    parameters
+        Of the experiment.
     reporter
-        Where progress is told.
-    seed
-        Of the sample of images and of the bootstrap.
-    images
-        How many images of the run to take, by chance; generated scenes as many.
-    shifts
-        How far down the second crop lies, as shares of the crop's side.
-    share
-        Side of the crops as a share of the image's shorter side.
-    resamples
-        Of the bootstrap over images.
+        Where progress is reported.
 
     Raises
     ------
     ConfigError
-        If the run has no images but ready-made features, or images or shifts are out of range.
+        If the run has no images but ready-made features.
     InputError
         If fewer than two images can be read.
     """
-    shifts = tuple(float(shift) for shift in shifts)
-    derived = derive_config(config, images=images, shifts=shifts, share=share, seed=seed)
+    derived = derive_config(config, parameters)
     driver.run(derived, reporter=reporter)
     run = Run(derived.run)
-    rows = pd.DataFrame(_measure(run, shifts, resamples=resamples, seed=seed))
-    return Evidence(
-        "translation",
+    rows = pd.DataFrame(
+        _measure(run, parameters.shifts, resamples=parameters.resamples, seed=parameters.seed)
+    )
+    return Findings(
         rows,
         lambda figure: draw_translation(figure, rows),
-        write_text(rows, n_asked=images),
-        {
-            "config": derived.model_dump(mode="json"),
-            "seed": seed,
-            "images": images,
-            "shifts": list(shifts),
-            "share": share,
-            "resamples": resamples,
-        },
+        write_text(rows, n_asked=parameters.images),
+        {"config": derived.model_dump(mode="json")},
     )
 
 
-def derive_config(
-    config: RunConfig, *, images: int, shifts: Sequence[float], share: float, seed: int
-) -> RunConfig:
+def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunConfig:
     """Return the run that matches the unshifted crops (columns) with those of all shifts (rows).
 
     Raises
@@ -105,13 +75,7 @@ def derive_config(
     ConfigError
         As `evaluate`.
     """
-    if images < 2:
-        raise ConfigError(f"images: {images}: different images are needed to compare with; take at least 2")
-    if not shifts or not 0 < share <= 1 or not 0 <= min(shifts) <= max(shifts) <= largest_shift(share) + 1e-9:
-        raise ConfigError(
-            f"shifts: {list(shifts)} with share {share}: crops of a share between 0 and 1 can be moved by 0 to "
-            "(1 - share) / share of their side; give shifts in this range"
-        )
+    images, shifts, share, seed = parameters.images, parameters.shifts, parameters.share, parameters.seed
     data = config.data.of if isinstance(config.data, CropsData) else config.data
     if isinstance(data, FeaturesData):
         raise ConfigError(

@@ -1,0 +1,94 @@
+"""What an experiment declares: what it answers, its parameters, and where its computation is."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, cast
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from semrsm_dist.experiments.embedded import DIGITS
+from semrsm_dist.fields import Section
+
+if TYPE_CHECKING:
+    from semrsm_dist.config.schema import RunConfig
+    from semrsm_dist.experiments.evidence import Findings
+    from semrsm_dist.progress import Reporter
+
+T = TypeVar("T")
+
+
+def _plain(value: object) -> object:
+    """Return NumPy's numbers and arrays as Python's, which JSON knows."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _many(value: object) -> object:
+    if isinstance(value, str | Path | Real):
+        return (value,)
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+Many = Annotated[tuple[T, ...], BeforeValidator(_many)]
+"""A list; one value alone counts as a list of one."""
+
+Kernel = Literal["linear", "cosine", "rbf"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Parameters(Section):
+    """The parameters of an experiment. Each field has a default and a description; None stands for the default."""
+
+    model_config = ConfigDict(strict=True)
+
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="of the bootstrap, and of whatever else is drawn by chance"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: _plain(value) for name, value in given.items() if value is not None}
+
+
+P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)
+
+
+class Computation(Protocol[P_contra]):
+    """The function of an experiment: from a run and checked parameters to what is found."""
+
+    def __call__(self, config: RunConfig, parameters: P_contra, reporter: Reporter) -> Findings:
+        """Compute what is missing of the run, and judge it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One experiment, declared in a module that loads nothing heavy.
+
+    Attributes
+    ----------
+    summary
+        What it answers, in a line.
+    parameters
+        The model of its parameters.
+    computation
+        Where its `Computation` is, as `package.module:function`; loaded when it is used.
+    default
+        The configuration that it runs on when none is given.
+    """
+
+    summary: str
+    parameters: type[Parameters]
+    computation: str
+    default: Mapping[str, Any] = field(default_factory=lambda: DIGITS)
+
+    def load(self) -> Computation[Any]:
+        """Return its function."""
+        return cast(Computation[Any], pkgutil.resolve_name(self.computation))

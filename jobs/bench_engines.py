@@ -27,7 +27,7 @@ import pandas as pd
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
-from semrsm_dist.engine.machine import available_cpus
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.progress import SilentReporter, Stage
 
 IN_KERNELS = ("product", "match")

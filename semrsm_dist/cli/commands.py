@@ -116,9 +116,13 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--engine", choices=("local", "ray"), help="where the work runs")
-    sub.add_argument("--address", help="Ray cluster to join; without it Ray is started here")
-    sub.add_argument("--workers", type=int, help="at most so many workers")
+    sub.add_argument(
+        "--engine", metavar="NAME", help="where the work runs: local, ray or one that is installed"
+    )
+    sub.add_argument(
+        "--address", help="cluster that the engine joins; without it Ray starts one on this machine"
+    )
+    sub.add_argument("--workers", type=int, metavar="N", help="CPU slots to use at most; all if not given")
 
 
 class _ExperimentsHelp(argparse.Action):
@@ -168,8 +172,6 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         value = getattr(options, name, None)
         if value is not None:
             overrides.append(f"{name}={json.dumps(value)}")
-    if getattr(options, "address", None) and getattr(options, "engine", None) is None:
-        overrides.append("engine=ray")
     return overrides
 
 

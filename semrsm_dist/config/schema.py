@@ -15,7 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from semrsm_dist.config.problems import explain, find_place
@@ -33,7 +33,8 @@ from semrsm_dist.config.sources import (
     TableData,
     TinyImageNetData,
 )
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.engine import ENGINES
+from semrsm_dist.errors import ConfigError, did_you_mean
 from semrsm_dist.fields import (
     AffectsResult,
     AutoCount,
@@ -145,9 +146,17 @@ class RunConfig(Section):
     kernels: tuple[KernelConfig, ...] = (KernelConfig(name="cosine"),)
     retrieval: RetrievalConfig = RetrievalConfig()
     unreadable: Literal["refuse", "skip"] = "refuse"
-    engine: Literal["local", "ray"] = "local"
+    engine: str = "local"
     address: str | None = None
     workers: AutoCount = None
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, name: str) -> str:
+        known = ENGINES.names()
+        if name not in known:
+            raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
+        return name
 
     @model_validator(mode="after")
     def _images_need_a_model(self) -> RunConfig:

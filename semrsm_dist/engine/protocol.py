@@ -1,4 +1,4 @@
-"""What an engine is: the words that the scheduler, the pipeline and both engines share.
+"""What an engine is: the terms that the scheduler, the pipeline and all engines share.
 
 A *unit* is the smallest piece of work that is recorded (one tile, one batch of images). A *task* is a batch
 of units handed to one worker call. The worker writes its results to the store itself and says so with one
@@ -7,10 +7,14 @@ small *receipt* per unit: only receipts travel back to the driver.
 
 from __future__ import annotations
 
+import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
+
+from semrsm_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ class Task:
 Worker: TypeAlias = Callable[[tuple[Hashable, ...]], Iterator[Receipt]]
 """A picklable callable that yields a receipt per unit as it finishes.
 
-It may be called for a unit again after a fault, so its writes must be idempotent; the local engine calls one
-worker from several threads at once.
+It may be called again for a unit after a fault, so its writes must be idempotent; the local engine calls one
+worker from several threads at once. A worker that was given a GPU finds it with `own_gpu`.
 """
 
 
@@ -135,36 +139,95 @@ class Pool(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """Where workers run."""
+class Engine(ABC):
+    """Where workers run.
 
-    name: str
+    An engine ships as a module of `semrsm_dist.engine.engines`, or is an entry point of the group
+    `semrsm_dist.engines`. It is running once it is made.
+
+    Parameters
+    ----------
+    workers
+        At most this many CPU slots; None for all there are.
+    address
+        What to join, for engines that take an address; None leaves it to the engine.
+
+    Attributes
+    ----------
+    name
+        Its name in configurations.
+    takes_address
+        Whether there can be something to join.
+
+    Raises
+    ------
+    ConfigError
+        If `workers` is below 1, there is an address but the engine takes none, or the engine cannot run.
+    """
+
+    name: ClassVar[str]
+    takes_address: ClassVar[bool] = False
+
+    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers: {workers}: at least one is needed; leave it out to use all CPUs")
+        if address is not None and not self.takes_address:
+            raise ConfigError(
+                f"address: {address!r}: the engine {self.name!r} has nothing to join; remove the address, or choose "
+                "an engine that joins a cluster, such as 'ray'"
+            )
+        self.workers = workers
+        self.address = address
 
     @property
+    @abstractmethod
     def slots(self) -> int:
         """CPU slots for workers."""
-        ...
 
     @property
+    @abstractmethod
     def gpus(self) -> int:
         """GPUs for workers."""
-        ...
 
+    @abstractmethod
     def start_tasks(self, worker: Worker, resources: Resources) -> Pool:
-        """Return a pool that runs a stateless worker."""
-        ...
+        """Return a pool that runs a stateless worker.
 
+        Raises
+        ------
+        ConfigError
+            If there is no room for a worker, nor will there be.
+        """
+
+    @abstractmethod
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> Pool:
-        """Return a pool of `count` stateful workers; `factory` is called where each of them lives."""
-        ...
+        """Return a pool of `count` stateful workers; `factory` is called where each of them lives.
 
+        Raises
+        ------
+        ConfigError
+            As `start_tasks`.
+        """
+
+    @abstractmethod
     def describe(self) -> dict[str, object]:
-        """Return nodes, CPUs, GPUs and memory (bytes), for a summary."""
-        ...
+        """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes), for a summary."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - many engines have nothing to give back
         """Give back whatever the engine has started."""
-        ...
+
+
+_place = threading.local()
+
+
+def set_own_gpu(index: int) -> None:
+    """Tell the workers of the calling thread which GPU is theirs: for engines whose workers see more than one."""
+    _place.gpu = index
+
+
+def own_gpu() -> int:
+    """Return the index of the GPU that the engine gave to the calling worker, among those that its process sees."""
+    return int(getattr(_place, "gpu", 0))
 
 
 @dataclass(frozen=True)
@@ -177,7 +240,7 @@ class Crash:
 def run_worker(worker: Worker, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
     """Yield the worker's receipts and, if an exception escapes it, a `Crash` as the last item.
 
-    Both engines call workers through here, so that a failing worker reads the same on both.
+    All engines call workers through here, so that a failing worker reads the same on each.
     """
     try:
         yield from worker(units)

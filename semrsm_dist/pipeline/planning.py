@@ -17,10 +17,10 @@ from semrsm_dist.config.schema import Data, FeaturesData, RunConfig
 from semrsm_dist.data.entries import ImageEntry, ImageSet, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine import make_engine
-from semrsm_dist.engine.machine import limit_threads
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.arrays import FeatureArray
 from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.machine import limit_threads
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers.registry import make_matcher
 from semrsm_dist.pipeline.inputs import RunInputs, model_spec, storage_itemsize

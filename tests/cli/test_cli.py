@@ -84,7 +84,7 @@ def test_every_command_explains_itself(name, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("rum",), ("run",), ("run", "c.yaml", "--engine", "spark"), ("export", "r", "--to", "xls")],
+    [(), ("rum",), ("run",), ("run", "c.yaml", "--workers", "two"), ("export", "r", "--to", "xls")],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -153,7 +153,8 @@ def test_settings_on_the_command_line_replace_those_of_the_file(place, monkeypat
         (["config.yaml", "--set", "matching.tolerance=0.5"], ["matching.tolerance", "0.001 -> 0.5"]),
         (["config.yaml", "--set", "run=z.npy"], ["z.npy", "a file stands there"]),
         (["config.yaml", "--workers", "0"], ["workers"]),
-        (["config.yaml", "--engine", "local", "--address", "h:1"], ["needs engine 'ray'"]),
+        (["config.yaml", "--engine", "local", "--address", "h:1"], ["'local' has nothing to join"]),
+        (["config.yaml", "--engine", "rey"], ["engine: 'rey'", "did you mean 'ray'"]),
     ],
 )
 def test_mistakes_end_with_2_on_stderr(place, monkeypatch, capsys, arguments, words):

@@ -13,9 +13,10 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from semrsm_dist.config.schema import MatchingConfig
-from semrsm_dist.engine import Resources, ray_pools
-from semrsm_dist.engine.ray_engine import GROWTH, RayEngine
-from semrsm_dist.engine.ray_pools import TaskPool, asked
+from semrsm_dist.engine import Resources
+from semrsm_dist.engine.engines.ray import GROWTH, RayEngine
+from semrsm_dist.engine.engines.ray import pools as ray_pools
+from semrsm_dist.engine.engines.ray.pools import TaskPool, asked
 
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 

@@ -14,7 +14,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from semrsm_dist.cli.interrupts import stopping_in_order
-from semrsm_dist.engine import Receipt, Resources, Task, make_engine, ray_engine, ray_pools, run_tasks
+from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks
+from semrsm_dist.engine.engines import ray as ray_engine
+from semrsm_dist.engine.engines.ray import pools as ray_pools
 from semrsm_dist.errors import ConfigError, StorageError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file

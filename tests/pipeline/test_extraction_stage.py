@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from semrsm_dist.engine.local import LocalEngine
+from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
 from semrsm_dist.features.extractor import Extractor
@@ -143,9 +143,9 @@ def test_without_a_gpu_for_it_an_actor_takes_the_cpu_even_where_torch_sees_one(m
     assert choose_device(0) == "cpu"
 
 
-def test_local_actors_take_turns_over_the_gpus():
+def test_local_actors_take_turns_over_the_gpus(monkeypatch):
+    monkeypatch.setattr(LocalEngine, "gpus", 3)
     engine = LocalEngine(4)
-    engine._gpus = 3
     all_there = threading.Barrier(5)
 
     def make():

@@ -13,7 +13,7 @@ from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.engine import make_engine
-from semrsm_dist.engine.local import LocalEngine
+from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.errors import InputError, StorageError
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, scan_images

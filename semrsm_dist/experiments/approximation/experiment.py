@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.engine.machine import limit_threads
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.experiments.approximation import REFERENCE, ApproximationParameters
@@ -25,6 +24,7 @@ from semrsm_dist.experiments.approximation.report import draw_approximation, wri
 from semrsm_dist.experiments.approximation.table import answer_windows, tabulate_layer
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.machine import limit_threads
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import KernelConfig, MatchingConfig, RunConfig
-from semrsm_dist.engine.machine import available_cpus
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import Hits, RetrievalTask, chance_scores, find_hits, score_hits
@@ -42,6 +41,7 @@ from semrsm_dist.experiments.retrieval.report import (
     write_text,
 )
 from semrsm_dist.experiments.retrieval.search import progressive_hits
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter

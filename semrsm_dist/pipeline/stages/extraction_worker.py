@@ -13,8 +13,7 @@ import numpy as np
 
 from semrsm_dist.data.entries import ImageSet
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
-from semrsm_dist.engine.local import own_gpu
-from semrsm_dist.engine.protocol import Receipt, Worker
+from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
 from semrsm_dist.pipeline.faults import failure_receipt
 from semrsm_dist.pipeline.inputs import describe_model

@@ -17,10 +17,10 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from semrsm_dist.engine.machine import available_cpus
-from semrsm_dist.engine.protocol import Resources, Worker
-from semrsm_dist.engine.ray_pools import ActorPool, TaskPool, asked, shown
+from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, asked, shown
+from semrsm_dist.engine.protocol import Engine, Resources, Worker
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.machine import available_cpus
 
 ray_log = logging.getLogger(f"{__name__}.messages")
 
@@ -31,32 +31,19 @@ KNOCK_SECONDS = 10.0
 GROWTH = {"CPU": "semrsm_max_cpus", "GPU": "semrsm_max_gpus"}
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Runs workers as Ray tasks and actors.
 
-    Parameters
-    ----------
-    address : str, optional
-        A running cluster (``host:port`` or ``"auto"``). None joins the cluster that the variable ``RAY_ADDRESS``
-        names, as it does inside a submitted job, and without that variable starts a Ray of its own on this
-        machine, which ends with the engine. A Ray that this process has already joined is used as it is.
-    workers : int, optional
-        At most this many CPU slots; default all that the cluster has or gets.
-
-    Raises
-    ------
-    ConfigError
-        If `workers` is below 1 or the cluster cannot be reached.
+    `address` is that of a running cluster (`host:port` or `auto`). Without it the engine joins the cluster that the
+    variable `RAY_ADDRESS` names, as it does inside a submitted job, and without that variable starts a Ray of its own
+    on this machine, which ends with the engine. A Ray that this process has already joined is used as it is.
     """
 
     name = "ray"
+    takes_address = True
 
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(
-                f"workers={workers}: at least one worker is needed, or leave it out for all CPUs"
-            )
-        self._workers = workers
+    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+        super().__init__(workers, address)
         self._joined = not ray.is_initialized()
         if not self._joined:
             return
@@ -77,7 +64,7 @@ class RayEngine:
     def slots(self) -> int:
         """CPU slots for workers: what the cluster has or may grow to, at most `workers`, at least 1."""
         slots = max(1, self._largest("CPU"))
-        return slots if self._workers is None else min(slots, self._workers)
+        return slots if self.workers is None else min(slots, self.workers)
 
     @property
     def gpus(self) -> int:
@@ -93,7 +80,7 @@ class RayEngine:
             If there is no room for a worker, nor will there be.
         """
         self.require_room(resources)
-        return TaskPool(worker, resources, self.fitting, self._workers, self.growing(resources))
+        return TaskPool(worker, resources, self.fitting, self.workers, self.growing(resources))
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> ActorPool:
         """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it.

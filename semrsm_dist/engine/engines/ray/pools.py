@@ -21,7 +21,6 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
-from semrsm_dist.engine.machine import limit_threads
 from semrsm_dist.engine.protocol import (
     Crash,
     Event,
@@ -34,6 +33,7 @@ from semrsm_dist.engine.protocol import (
     run_worker,
 )
 from semrsm_dist.errors import SemrsmError, WorkError
+from semrsm_dist.machine import limit_threads
 
 log = logging.getLogger(__name__)
 

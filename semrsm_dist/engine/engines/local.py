@@ -8,45 +8,31 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from semrsm_dist.engine.machine import available_cpus, available_gpus, available_memory, limit_threads
-from semrsm_dist.engine.protocol import Crash, Event, Finished, Progress, Resources, Task, Worker, run_worker
+from semrsm_dist.engine.protocol import (
+    Crash,
+    Engine,
+    Event,
+    Finished,
+    Progress,
+    Resources,
+    Task,
+    Worker,
+    run_worker,
+    set_own_gpu,
+)
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.machine import available_cpus, available_gpus, available_memory, limit_threads
 
 log = logging.getLogger(__name__)
 
-_actor = threading.local()
 
-
-def own_gpu() -> int:
-    """Return the index of the GPU that the calling actor is to use.
-
-    Actors of a local engine share one process and take turns over its GPUs. Anywhere else it is 0: an actor of Ray
-    sees no GPU but its own.
-    """
-    return int(getattr(_actor, "gpu", 0))
-
-
-class LocalEngine:
-    """Runs workers as threads of this process.
-
-    Parameters
-    ----------
-    workers : int, optional
-        Threads; default the CPUs that the container allows.
-
-    Raises
-    ------
-    ConfigError
-        If `workers` is below 1.
-    """
+class LocalEngine(Engine):
+    """Runs workers as threads of this process; without `workers` as many as the container has CPUs."""
 
     name = "local"
 
-    def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(
-                f"workers={workers}: at least one worker is needed, or leave it out for all CPUs"
-            )
+    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+        super().__init__(workers, address)
         self._slots = workers or available_cpus()
         self._memory = available_memory()
         self._gpus = available_gpus()
@@ -63,30 +49,39 @@ class LocalEngine:
         return self._gpus
 
     def start_tasks(self, worker: Worker, resources: Resources) -> LocalPool:
-        """Return a pool with as many threads as the CPUs and the memory allow; all call the same `worker`."""
-        threads = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
-        return LocalPool(lambda: worker, self._fitting(threads, resources), resources)
+        """Return a pool with as many threads as CPUs, GPUs and memory allow; all call the same `worker`."""
+        count = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
+        if resources.gpus:
+            count = min(count, int(self.gpus / resources.gpus))
+        return self._start(lambda: worker, count, resources)
 
-    def _fitting(self, count: int, resources: Resources) -> int:
-        """Return how many workers there is memory for, at most `count` and at least one."""
+    def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
+        """Return a pool of `count` threads, or as many as the memory allows, each with a worker that `factory` made.
+
+        They take turns over the GPUs: where there are more actors than GPUs, they share them.
+        """
+        return self._start(factory, count, resources)
+
+    def _start(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
+        if resources.gpus > self.gpus:
+            raise ConfigError(
+                f"a worker needs {resources}, but there are {self.gpus} GPUs here; nothing was started: ask for less, "
+                "or check CUDA_VISIBLE_DEVICES"
+            )
         if resources.memory:
             count = min(count, self._memory // resources.memory)
             self._warn_of_memory(resources.memory)
-        return max(1, count)
+        return LocalPool(factory, max(1, count), resources, gpus=self.gpus)
 
     def _warn_of_memory(self, wanted: int) -> None:
         if wanted > self._memory and not self._warned:
             self._warned = True
             log.warning(
-                "a worker is to have %.1f GiB of memory, but there are %.1f GiB here: one runs at a time, and if it "
-                "needs them all it is killed; ask for less (matching.worker_memory)",
+                "a worker may use %.1f GiB of memory, but there are only %.1f GiB here: one runs at a time, and is "
+                "killed if it needs more than there is; lower matching.worker_memory",
                 wanted / 2**30,
                 self._memory / 2**30,
             )
-
-    def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
-        """Return a pool of `count` threads, or as many as the memory allows, each with a worker that `factory` made."""
-        return LocalPool(factory, self._fitting(count, resources), resources, gpus=self._gpus)
 
     def describe(self) -> dict[str, object]:
         """Return what the container allows: one node, its CPU slots, GPUs and memory in bytes."""
@@ -97,9 +92,6 @@ class LocalEngine:
             "gpus": self._gpus,
             "memory": self._memory,
         }
-
-    def close(self) -> None:
-        """Nothing outlives the pools."""
 
 
 class LocalPool:
@@ -117,7 +109,10 @@ class LocalPool:
         # Daemon threads, so that a driver which dies without closing its pool exits; close() joins them.
         self._threads = [
             threading.Thread(
-                target=self._serve, args=(k % max(1, gpus),), name=f"semrsm-worker-{k}", daemon=True
+                target=self._serve,
+                args=(int(k * resources.gpus) % max(1, gpus),),
+                name=f"semrsm-worker-{k}",
+                daemon=True,
             )
             for k in range(count)
         ]
@@ -156,7 +151,7 @@ class LocalPool:
         self._limits.restore_original_limits()
 
     def _serve(self, gpu: int) -> None:
-        _actor.gpu = gpu
+        set_own_gpu(gpu)
         try:
             worker = self._factory()
             limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries

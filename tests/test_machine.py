@@ -5,7 +5,7 @@ import os
 import psutil
 import pytest
 
-from semrsm_dist.engine import machine
+from semrsm_dist import machine
 
 N_CPUS = len(os.sched_getaffinity(0))
 

@@ -1,0 +1,86 @@
+"""What the documentation says can be followed: links lead somewhere, commands parse, code compiles."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from semrsm_dist.cli.commands import make_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "RESULTS.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "jobs/paper/README.md",
+]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+INLINE = re.compile(r"`(semrsm [^`]+)`")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page, *languages):
+    return [body for language, body in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def commands(page):
+    """Return every command line of `semrsm` on a page: in blocks, joined where it is continued, and in sentences."""
+    lines = [line for body in blocks(page, "", "bash") for line in body.replace("\\\n", " ").splitlines()]
+    text = BLOCK.sub("", page.read_text())
+    return [line.strip() for line in (*lines, *INLINE.findall(text)) if line.strip().startswith("semrsm ")]
+
+
+def anchors(page):
+    """Return the names that the headings of a page can be linked by."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links_lead_to_something(page):
+    for link in LINK.findall(BLOCK.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pages
+def test_commands_parse(page, capsys):
+    for command in commands(page):
+        words = shlex.split(command, comments=True)[1:]
+        if len(words) == 1:  # the subject of a sentence
+            words.append("--help")
+        try:
+            make_parser().parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, f"{command}: {capsys.readouterr().err}"
+
+
+@pages
+def test_python_compiles(page):
+    for number, body in enumerate(blocks(page, "python")):
+        compile(body, f"{page.name}, block {number}", "exec")
+
+
+@pages
+def test_yaml_examples_are_yaml(page):
+    import yaml
+
+    for body in blocks(page, "yaml"):
+        assert yaml.safe_load(body)
+
+
+def test_the_readme_leads_and_the_pages_go_deep():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert all(f"(docs/{page.name})" in text for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_architecture_takes_two_screens():
+    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 300

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from semrsm_dist.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,40 @@ class Section(BaseModel):
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
 Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Tolerance = Annotated[Real, Field(ge=0)]
 LayerName = Annotated[str, AfterValidator(_layer_name)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]
 Location = Annotated[Path | str, BeforeValidator(_location)]
 Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
 AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]
 AutoPair = Annotated[Pair | None, BeforeValidator(_auto_is_none)]
+
+_EXPECTED = {
+    "tuple_type": "expected a list in brackets, such as [a, b]",
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values below it",
+    "model_attributes_type": "expected keys and values below it",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "string_type": "expected text",
+    "finite_number": "expected a finite number",
+}
+
+
+def expected(problem: Mapping[str, Any]) -> str:
+    """Return what a field expects, for a problem of `pydantic.ValidationError.errors`."""
+    kind, given, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
+    limits = problem.get("ctx", {})
+    if kind == "too_short":
+        return f"expected at least {limits['min_length']} of them"
+    if kind == "too_long":
+        return f"expected at most {limits['max_length']} of them"
+    text: str = _EXPECTED.get(kind, message.replace("Input should be", "must be"))
+    if kind == "string_type" and isinstance(given, int | float):
+        text += "; write it in quotes"
+    if kind == "literal_error":
+        text += did_you_mean(str(given), re.findall(r"'([^']+)'", message))
+    return text

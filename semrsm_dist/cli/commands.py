@@ -205,7 +205,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
     from semrsm_dist.config.schema import FeaturesData
-    from semrsm_dist.matching.matchers.registry import make_matcher
+    from semrsm_dist.matching.matchers import make_matcher
     from semrsm_dist.pipeline.stages.scan import make_image_set
 
     make_matcher(config.matching.matcher, **config.matching.parameters)

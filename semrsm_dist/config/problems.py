@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semrsm_dist.config.reading import KeyPath, Places
 from semrsm_dist.errors import did_you_mean
+from semrsm_dist.fields import expected
 
 Problem = Mapping[str, Any]
 Keys = Mapping[str, Sequence[str]]
@@ -15,19 +15,6 @@ Keys = Mapping[str, Sequence[str]]
 _SIDES = ("data", "queries")
 _NESTED = "of"
 _NOT_NESTED = ("features", "crops")
-_EXPECTED = {
-    "tuple_type": "expected a list in brackets, such as [a, b]",
-    "dict_type": "expected keys and values",
-    "model_type": "expected keys and values below it",
-    "model_attributes_type": "expected keys and values below it",
-    "int_type": "expected a whole number",
-    "int_parsing": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "float_type": "expected a number",
-    "float_parsing": "expected a number",
-    "string_type": "expected text",
-    "finite_number": "expected a finite number",
-}
 
 
 def explain(problems: Sequence[Problem], document: Any, origin: str, places: Places, keys: Keys) -> list[str]:
@@ -76,7 +63,7 @@ def _explain(
         where = find_place((problem["ctx"]["key"],), origin, places)
         return f"{where}: {problem['msg']}"
     shown = "no value" if given is None else repr(given)
-    return f"{where}: {key}: {shown}: {_expected(problem)}"
+    return f"{where}: {key}: {shown}: {expected(problem)}"
 
 
 def _explain_source(location: KeyPath, given: Any, origin: str, places: Places, keys: Keys) -> str:
@@ -89,21 +76,6 @@ def _explain_source(location: KeyPath, given: Any, origin: str, places: Places, 
         return f"{where}: the key {key!r} is missing; add it: one of {known}"
     name = given["source"]
     return f"{where}: {key}: {name!r}: expected one of {known}{did_you_mean(str(name), sources)}"
-
-
-def _expected(problem: Problem) -> str:
-    kind, given, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
-    limits = problem.get("ctx", {})
-    if kind == "too_short":
-        return f"expected at least {limits['min_length']} of them"
-    if kind == "too_long":
-        return f"expected at most {limits['max_length']} of them"
-    text: str = _EXPECTED.get(kind, message.replace("Input should be", "must be"))
-    if kind == "string_type" and isinstance(given, int | float):
-        text += "; write it in quotes"
-    if kind == "literal_error":
-        text += did_you_mean(str(given), re.findall(r"'([^']+)'", message))
-    return text
 
 
 def _hint_for_key(location: KeyPath, document: Any, keys: Keys) -> str:

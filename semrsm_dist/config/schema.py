@@ -15,11 +15,20 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from semrsm_dist.config.problems import explain, find_place
-from semrsm_dist.config.reading import KeyPath, Places, apply_overrides, read_document
+from semrsm_dist.config.problems import explain
+from semrsm_dist.config.reading import Places, apply_overrides, read_document
 from semrsm_dist.config.sources import (
     CityscapesData,
     CropsData,
@@ -87,26 +96,58 @@ class StorageConfig(Section):
     dtype: Annotated[Literal["float32", "float16"], AffectsResult()] = "float32"
 
 
-class MatchingConfig(Section):
-    """How two images' concept vectors are matched, and with what means."""
+def _matcher_name(value: str) -> str:
+    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - loads numba; not needed for --help
 
-    matcher: Annotated[str, AffectsResult()] = "auction"
-    tolerance: Annotated[Annotated[Real, Field(ge=0)] | None, AffectsResult()] = None
-    window: Annotated[Count | None, AffectsResult()] = None
-    k: Annotated[Count | None, AffectsResult()] = None
-    sample: Annotated[Count | None, AffectsResult()] = None
-    channels: Annotated[Count | None, AffectsResult()] = None
-    seed: Annotated[Seed | None, AffectsResult()] = None
+    if value not in MATCHERS.names():
+        raise ValueError(
+            f"expected one of {', '.join(MATCHERS.names())}{did_you_mean(value, MATCHERS.names())}"
+        )
+    return value
+
+
+class _Matching(Section):
+    matcher: Annotated[str, AfterValidator(_matcher_name), AffectsResult()] = "auction"
     tile: AutoCount = None
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
     attempts: Count = 3
 
+
+class MatchingConfig(_Matching, extra="allow"):
+    """How two images' concept vectors are matched, and with what means; other keys are the matcher's parameters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _matcher_takes_the_rest(cls, value: object) -> object:
+        """Validate all keys at once: those of this section, and those that the matcher declares."""
+        if not isinstance(value, Mapping):
+            return value
+        section = _section_of_matcher(value.get("matcher", "auction"))
+        if section is None:  # the matcher is at fault: what it takes is unknown
+            return {name: given for name, given in value.items() if name in _Matching.model_fields}
+        return section.model_validate(value).model_dump(exclude_unset=True)
+
     @property
-    def parameters(self) -> dict[str, int | float]:
+    def parameters(self) -> dict[str, Any]:
         """Return the matcher's parameters that were given."""
-        names = ("tolerance", "window", "k", "sample", "channels", "seed")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return dict(self.model_extra or {})
+
+
+def _section_of_matcher(name: object) -> type[Section] | None:
+    """Return the section `matching` for one matcher, or None if there is no such matcher."""
+    from semrsm_dist.matching.matchers import MATCHERS, load_matcher  # noqa: PLC0415 - as above
+
+    if name not in MATCHERS.names():
+        return None
+    kind = load_matcher(str(name))
+    taken = kind.model_fields.keys() & _Matching.model_fields.keys()
+    if taken:
+        raise ConfigError(
+            f"matcher {name!r} has parameters named like keys of the section matching ({', '.join(sorted(taken))}): "
+            "rename them in the matcher"
+        )
+    return create_model("Matching", __base__=(_Matching, kind))
 
 
 class KernelConfig(Section):
@@ -142,7 +183,7 @@ class RunConfig(Section):
     queries: Data | None = None
     model: ModelConfig | None = None
     features: StorageConfig = StorageConfig()
-    matching: MatchingConfig = MatchingConfig()
+    matching: MatchingConfig = Field(default_factory=MatchingConfig)
     kernels: tuple[KernelConfig, ...] = (KernelConfig(name="cosine"),)
     retrieval: RetrievalConfig = RetrievalConfig()
     unreadable: Literal["refuse", "skip"] = "refuse"
@@ -248,11 +289,10 @@ def parse_config(
     """
     places = places or {}
     try:
-        config = RunConfig.model_validate(document)
+        return RunConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error.errors(), document, origin, places, _KEYS))) from error
-    _check_matcher(config.matching, origin, places)
-    return config
+        keys = _KEYS | _matching_keys(document)
+        raise ConfigError("\n".join(explain(error.errors(), document, origin, places, keys))) from error
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
@@ -281,14 +321,21 @@ def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
     }
 
 
-def _check_matcher(matching: MatchingConfig, origin: str, places: Places) -> None:
-    from semrsm_dist.matching.matchers.registry import make_matcher  # noqa: PLC0415 - compiles; not needed for --help
+def _matching_keys(document: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the keys of `matching` with the configured matcher, and those that belong to other matchers."""
+    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - as above
 
-    try:
-        make_matcher(matching.matcher, **matching.parameters)
-    except ConfigError as error:
-        key: KeyPath = ("matching", "matcher")
-        raise ConfigError(f"{find_place(key, origin, places)}: {'.'.join(key)}: {error}") from error
+    given = document.get("matching")
+    chosen = given.get("matcher", "auction") if isinstance(given, Mapping) else "auction"
+    own = list(MATCHERS.load(chosen).model_fields) if chosen in MATCHERS.names() else []
+    keys = {"matching": [*_Matching.model_fields, *own]}
+    for name in MATCHERS.names():
+        try:
+            others = MATCHERS.load(name).model_fields.keys() - set(own)
+        except ConfigError:  # a broken distribution is reported when its matcher is chosen
+            continue
+        keys[f"matching (matcher: {name})"] = sorted(others)
+    return keys
 
 
 def _refusal(key: str, reason: str) -> PydanticCustomError:
@@ -311,7 +358,7 @@ _KEYS: dict[str, list[str]] = {
         ("data.crops", CropsData),
         ("model", ModelConfig),
         ("features", StorageConfig),
-        ("matching", MatchingConfig),
+        ("matching", _Matching),
         ("kernels", KernelConfig),
         ("retrieval", RetrievalConfig),
     )

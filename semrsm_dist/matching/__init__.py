@@ -1,5 +1,5 @@
 """Matchers: which token of one image goes with which token of another, and how good that is.
 
-`semrsm_dist.matching.matchers.registry` has the matchers by name, `semrsm_dist.matching.similarity` the functions for
+`semrsm_dist.matching.matchers` has the matchers by name, `semrsm_dist.matching.similarity` the functions for
 arrays in memory.
 """

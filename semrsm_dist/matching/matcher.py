@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ConfigDict, ValidationError
 
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.fields import Section, expected
 from semrsm_dist.matching.bounds import inner_product
 from semrsm_dist.matching.panel import Panel, fill_tokens, prepare_panel
 from semrsm_dist.matching.result import Match, TileResult
+from semrsm_dist.plugins import Plugins
 
 PairMatch = tuple[float, float, NDArray[np.intp]]
 """Value, upper bound and permutation."""
@@ -23,8 +26,19 @@ UNMATCHED = -1
 """The partner of a token that has none, because the other image has fewer tokens."""
 
 
-class Matcher(ABC):
+@dataclass(frozen=True)
+class Limits:
+    """Marks the parameter that trades quality for time: how many tokens, or channels, a matcher takes together."""
+
+    what: Literal["tokens", "channels"]
+
+
+class Matcher(Section, ABC):
     """A way to match the tokens of two images so that their inner product is large.
+
+    A matcher is one class in one file. Its fields are its parameters: type, constraints, default and, as the
+    string below a field, its meaning. They can be set in the section `matching` of a configuration and in
+    `semrsm_dist.match`, and belong to the run's fingerprint.
 
     The numbers a matcher returns depend on the two images, its version and its parameters, not
     on tiles, panels or threads. Matchers keep no state between calls: one may serve many threads.
@@ -32,26 +46,30 @@ class Matcher(ABC):
     Attributes
     ----------
     name : str
-        The name in the registry and in configurations.
+        The name in configurations: that of its module with `-` for `_`, or of its entry point.
     version : int
         Goes up whenever the numbers change.
     certified : bool
         Whether the gap between bound and value is guaranteed to be small.
     takes_unequal : bool
         Whether two images may differ in their number of tokens: all tokens of the smaller image are matched then.
-    parameters : dict
-        What alters the numbers.
+    cpus, gpus : float
+        CPUs and GPUs of one worker.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     certified: ClassVar[bool] = False
     takes_unequal: ClassVar[bool] = False
+    cpus: ClassVar[float] = 1
+    gpus: ClassVar[float] = 0
 
     @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {}
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, as JSON values."""
+        return self.model_dump(mode="json")
 
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) in the form that solving wants.
@@ -165,13 +183,20 @@ class Matcher(ABC):
         if not self.takes_unequal and counts.min() < counts.max():
             raise InputError(
                 f"matcher {self.name!r} needs images with equal numbers of tokens, found {counts.min()} to "
-                f"{counts.max()}: use 'auction', 'hungarian' or 'greedy', or images of one size"
+                f"{counts.max()}: use {matchers_of_unequal()}, or images of one size"
             )
         if rows.n_tokens != columns.n_tokens:
             raise InputError(
                 f"panels with room for {rows.n_tokens} and {columns.n_tokens} tokens cannot be matched: prepare both "
                 "with room for the larger number, and the token counts"
             )
+
+    @abstractmethod
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        """Estimate the seconds of one pair of images of S tokens and C channels on one worker.
+
+        The estimate only sizes and orders tasks, so an order of magnitude is enough.
+        """
 
     @abstractmethod
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
@@ -207,30 +232,68 @@ class Matcher(ABC):
         return 0.0, 0.0
 
 
-def check_count(matcher: str, name: str, value: object) -> int:
-    """Return a parameter that counts tokens, or raise ConfigError unless it is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"{name} of matcher {matcher!r} must be a positive whole number, found {value!r}")
-    return int(value)
+MATCHERS: Plugins[type[Matcher]] = Plugins("matcher", "semrsm_dist.matching.matchers", Matcher)
+"""The matchers by name."""
 
 
-def check_tolerance(matcher: str, tolerance: object) -> float:
-    """Return a tolerance on the cosine scale, or raise ConfigError unless it is 0 or a positive number."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
-        raise ConfigError(f"tolerance of matcher {matcher!r} must be a number, found {tolerance!r}")
-    if not 0.0 <= tolerance < math.inf:
+def load_matcher(name: str) -> type[Matcher]:
+    """Return the class of a matcher.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or a class under another name than its own: a run's record would name the wrong one.
+    """
+    kind = MATCHERS.load(name)
+    if kind.name != name:
         raise ConfigError(
-            f"tolerance of matcher {matcher!r} must be 0 or a positive number, found {tolerance!r}; "
-            "it is on the cosine scale: 1e-3 is usual, 0 asks for the optimum"
+            f"matcher {name!r} calls itself {kind.name!r}: give its entry point, or its file, the name of the class"
         )
-    return float(tolerance)
+    return kind
 
 
-def check_seed(matcher: str, seed: object) -> int:
-    """Return a seed, or raise ConfigError unless it is 0 or a positive integer."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ConfigError(f"seed of matcher {matcher!r} must be 0 or a positive whole number, found {seed!r}")
-    return int(seed)
+def make_matcher(name: str, **parameters: Any) -> Matcher:
+    """Return a matcher with its parameters.
+
+    Parameters
+    ----------
+    name : str
+        One of ``MATCHERS.names()``.
+    **parameters
+        Its fields; those left out are at their defaults.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, a parameter this matcher does not take, or a value it cannot use.
+    """
+    kind = load_matcher(name)
+    known = list(kind.model_fields)
+    for parameter in parameters:
+        if parameter not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no parameters"
+            raise ConfigError(
+                f"matcher {name!r} has no parameter {parameter!r}: it {takes}{did_you_mean(parameter, known)}"
+            )
+    try:
+        return kind(**parameters)
+    except ValidationError as error:
+        problems = [
+            f"matcher {name!r}: {'.'.join(map(str, problem['loc']))}: {problem['input']!r}: {expected(problem)}"
+            for problem in error.errors()
+        ]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def matchers_of_unequal() -> str:
+    """Return the names of the matchers that take images that differ in their number of tokens, for messages."""
+    *names, last = (repr(kind.name) for kind in MATCHERS if kind.takes_unequal)
+    return f"{', '.join(names)} or {last}"
+
+
+def product_seconds(n_tokens: int, n_others: int, n_channels: int) -> float:
+    """Estimate the seconds of an affinity product, at 60 GFLOP/s, and of the steps around a pair."""
+    return 2.0 * n_tokens * n_others * n_channels / 60e9 + 2e-6
 
 
 def _mirror(tile: TileResult, squared_norms: NDArray[np.float64]) -> None:

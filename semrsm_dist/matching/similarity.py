@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.matching.kernels import derive, require_kernel
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.panel import Panel, as_representations, fill_tokens, stack_tokens
 from semrsm_dist.matching.result import Match
 
@@ -37,7 +37,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
         Representations of float16, float32 or float64. Where they differ in their number of tokens, all tokens of
         the smaller one are matched (`auction`, `hungarian` and `greedy` can do that).
     matcher : str
-        Name in `semrsm_dist.matching.matchers.registry.MATCHERS`.
+        One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
     **parameters
         Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
 
@@ -88,7 +88,7 @@ def similarity_matrix(
     kernel : str
         ``linear``, ``cosine`` or ``rbf``, see `semrsm_dist.matching.kernels`.
     matcher : str
-        Name in `semrsm_dist.matching.matchers.registry.MATCHERS`.
+        One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
     sigma : float, optional
         Width of the RBF kernel; by default the median rule of `semrsm_dist.matching.kernels.median_sigma`.
     kind : str

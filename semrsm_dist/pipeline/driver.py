@@ -16,7 +16,7 @@ from semrsm_dist.config.schema import FeaturesData, RunConfig
 from semrsm_dist.engine import Engine, Failure, make_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
 from semrsm_dist.pipeline.session import Session

@@ -12,7 +12,7 @@ from semrsm_dist.data.files import absolute
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.token_counts import load_token_counts
-from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import list_feature_images
 from semrsm_dist.store.feature_source import open_array
@@ -118,13 +118,13 @@ def _join_sizes(
         raise InputError(
             f"{path}: layer {layer!r} has S = {sizes['n_tokens']} and C = {sizes['n_channels']} on the side "
             f"{side}, but {known['n_tokens']} and {known['n_channels']} on the other; matcher {matcher.name!r} cannot "
-            "match them: give features of one model and one input size (auction, hungarian and greedy match images "
-            "that differ in S alone)"
+            "match them: give features of one model and one input size, or, if they differ in S alone, use "
+            f"{matchers_of_unequal()}"
         )
     if source.get("unequal") and not matcher.takes_unequal:
         raise ConfigError(
             f"{side}: token_counts: the images of layer {layer!r} differ in their number of tokens, which matcher "
-            f"{matcher.name!r} cannot match: use auction, hungarian or greedy"
+            f"{matcher.name!r} cannot match: use {matchers_of_unequal()}"
         )
     return sizes if known is None else {**sizes, "n_tokens": max(known["n_tokens"], sizes["n_tokens"])}
 

@@ -22,7 +22,7 @@ from semrsm_dist.features.arrays import FeatureArray
 from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.machine import limit_threads
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import RunInputs, model_spec, storage_itemsize
 from semrsm_dist.pipeline.sizing import choose_sizes
 from semrsm_dist.pipeline.stages.scan import make_image_set

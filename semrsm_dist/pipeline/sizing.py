@@ -12,7 +12,7 @@ from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.inputs import RunInputs, storage_itemsize
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.plan.cost import feature_bytes, guess_pair_seconds, result_bytes
+from semrsm_dist.plan.cost import feature_bytes, result_bytes
 from semrsm_dist.plan.tiling import Layout, choose_tile_size
 
 LARGEST_CHUNK = 32
@@ -139,7 +139,7 @@ def require_disk(session: Session, inputs: RunInputs, tile_sizes: Mapping[str, i
 def _tile_size(
     config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int, n_images: int, workers: int
 ) -> int:
-    pair_seconds = guess_pair_seconds(matcher.name, n_tokens, n_channels)
+    pair_seconds = matcher.pair_seconds(n_tokens, n_channels)
     total_seconds = pair_seconds * n_images * n_images / 2
     return choose_tile_size(
         n_images,

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist.plan.cost import guess_pair_seconds
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
@@ -43,7 +44,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     if directory.read_record() is None and directory.is_locked():
         return _starting(directory)
     run = Run(path)
-    matcher = str(run.record["fingerprint"]["matching.matcher"])
+    matcher = _matcher(run)
     layers: dict[str, Any] = {}
     now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
     for layer, sizes in run.record["layers"].items():
@@ -51,7 +52,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
         store = TileStore(directory.tiles, layer)
         arrived = store.arrival_times()
         done = sum(layout.n_pairs(*tile) for tile in arrived)
-        seconds = guess_pair_seconds(matcher, sizes["n_tokens"], sizes["n_channels"])
+        seconds = matcher.pair_seconds(sizes["n_tokens"], sizes["n_channels"])
         for tile, moment in arrived.items():
             if now - moment <= WINDOW_SECONDS:
                 recent_pairs += layout.n_pairs(*tile)
@@ -121,6 +122,13 @@ def format_status(status: dict[str, Any]) -> str:
     if not status["complete"] and not status["working"]:
         lines.append("  the run's command goes on from here")
     return "\n".join(lines)
+
+
+def _matcher(run: Run) -> Matcher:
+    facts = {name: value for name, value in run.record["fingerprint"].items() if name.startswith("matching.")}
+    parameters = {name.removeprefix("matching."): value for name, value in facts.items()}
+    del parameters["version"]
+    return make_matcher(parameters.pop("matcher"), **parameters)
 
 
 def _feature_chunks(run: Run, layer: str) -> list[int]:

@@ -299,8 +299,8 @@ def test_an_alias_of_itself_ends(refused):
         (IMAGES + "  wieghts: x\n", "job.yaml:8: unknown key 'model.wieghts'; did you mean 'weights'?"),
         (IMAGES + "features: {dtyp: x}\n", "job.yaml:8: unknown key 'features.dtyp'; did you mean 'dtype'?"),
         (
-            IMAGES + "matching:\n  windows: 3\n",
-            "job.yaml:9: unknown key 'matching.windows'; did you mean 'window'?",
+            IMAGES + "matching:\n  matcher: batch-optimal\n  windows: 3\n",
+            "job.yaml:10: unknown key 'matching.windows'; did you mean 'window'?",
         ),
         (
             IMAGES + "retrieval: {kernels: rbf}\n",
@@ -447,7 +447,10 @@ def test_all_problems_are_told_at_once(refused):
         ("matching: {tolerance: yes}", "matching.tolerance: True: expected a number"),
         ("matching: {task_seconds: .inf}", "matching.task_seconds: inf: expected a finite number"),
         ("matching: {task_seconds: 0}", "matching.task_seconds: 0: must be greater than 0"),
-        ("matching: {window: 0}", "matching.window: 0: must be greater than or equal to 1"),
+        (
+            "matching: {matcher: median-split, window: 0}",
+            "matching.window: 0: must be greater than or equal to 1",
+        ),
         (
             "matching: {worker_memory: 1 parsec}",
             "matching.worker_memory: '1 parsec': could not interpret byte unit",
@@ -456,10 +459,13 @@ def test_all_problems_are_told_at_once(refused):
             "matching: {worker_memory: 1KiB}",
             "matching.worker_memory: '1KiB': must be greater than or equal to 167",
         ),
-        ("matching: {matcher: auktion}", "matching.matcher: unknown matcher 'auktion': known are auction"),
+        (
+            "matching: {matcher: auktion}",
+            "matching.matcher: 'auktion': expected one of auction, batch-optimal",
+        ),
         (
             "matching: {window: 3}",
-            "matching.matcher: matcher 'auction' has no parameter 'window': it takes tolerance",
+            "unknown key 'matching.window'; it belongs to matching (matcher: batch-optimal) or matching",
         ),
         ("retrieval: {k: 5}", "retrieval.k: 5: expected a list in brackets, such as [a, b]"),
         ("retrieval: {k: [1, 0]}", "retrieval.k.1: 0: must be greater than or equal to 1"),
@@ -556,8 +562,7 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "precision",
     }
     assert set(result_fields(config.features)) == set(StorageConfig.model_fields)
-    parameters = {"tolerance", "window", "k", "sample", "channels", "seed"}
-    assert set(result_fields(config.matching)) == {"matcher"} | parameters
+    assert set(result_fields(config.matching)) == {"matcher"}
     assert result_fields(config) == result_fields(config.retrieval) == {}
     # Of these the content is hashed, which says more than the name of a place.
     for source in ("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"):
@@ -648,8 +653,13 @@ def test_only_parameters_that_were_given_reach_the_matcher():
     assert MatchingConfig().parameters == {}
     assert MatchingConfig(tolerance=0.0).parameters == {"tolerance": 0.0}
     assert MatchingConfig(matcher="batch-optimal", window=8).parameters == {"window": 8}
-    for name, value in {"k": 3, "sample": 8, "channels": 2, "seed": 0}.items():
-        assert MatchingConfig.model_validate({name: value}).parameters == {name: value}
+    for matcher, name, value in (
+        ("topk-greedy", "k", 3),
+        ("subsample", "seed", 0),
+        ("projection", "channels", 2),
+    ):
+        section = MatchingConfig.model_validate({"matcher": matcher, name: value})
+        assert section.parameters == {name: value}
 
 
 def test_no_number_in_a_valid_configuration_is_infinite():

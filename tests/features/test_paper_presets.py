@@ -15,7 +15,7 @@ from semrsm_dist.errors import InputError
 from semrsm_dist.features import registry
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.matching.matchers.registry import make_matcher
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import model_spec
 from semrsm_dist.pipeline.stages.scan import make_image_set
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.matching.assignment.auction_pair import EXACT
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.median_split import _leaves
 from semrsm_dist.matching.matchers.projection import draw_basis
-from semrsm_dist.matching.matchers.registry import make_matcher
 from semrsm_dist.matching.panel import read_only
 
 KINDS = ("plain", "offset", "ties", "constant", "one constant", "duplicates", "unequal scales")

@@ -15,8 +15,8 @@ from semrsm_dist.matching.assignment.auction_pair import EXACT, finish_exactly, 
 from semrsm_dist.matching.bounds import distance_from_optimum
 from semrsm_dist.matching.compiled import lane_bids
 from semrsm_dist.matching.compiled.product import multiply_packed, rounding_of_product
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
-from semrsm_dist.matching.matchers.registry import make_matcher
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 
@@ -247,7 +247,7 @@ def test_the_distance_from_the_optimum_is_one_for_any_assignment_and_prices(
 def test_images_in_float32_meet_images_in_float64(tolerance):
     rng = np.random.default_rng(4)
     single, double = rng.normal(size=(5, 21, 7)).astype(np.float32), rng.normal(size=(4, 21, 7))
-    matcher = Auction(tolerance)
+    matcher = Auction(tolerance=tolerance)
     mixed = matcher.solve_tile(matcher.prepare(single), matcher.prepare(double))
     wide = matcher.solve_tile(matcher.prepare(single.astype(np.float64)), matcher.prepare(double))
     for name in ("matched", "upper_bound", "identity"):

@@ -19,7 +19,7 @@ from numba.core import caching
 
 import semrsm_dist
 from semrsm_dist.matching.compiled import jit
-from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 
 def add_one(x):
@@ -194,13 +194,13 @@ def test_matching_lets_other_threads_run():
 # In a process of its own: here other tests have called everything in every way.
 CALL_EVERY_MATCHER = """
 import gc, numba, numpy as np
-from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 def count():
     functions = [item for item in gc.get_objects() if isinstance(item, numba.core.dispatcher.Dispatcher)]
     return {f"{each.py_func.__module__}.{each.py_func.__name__}": len(each.signatures) for each in functions}
 
-for name in MATCHERS:
+for name in MATCHERS.names():
     matcher = make_matcher(name)
     matcher.compile()
     before = count()
@@ -216,4 +216,4 @@ def test_after_compiling_no_number_of_tokens_compiles_anything_more():
     done = subprocess.run(
         [sys.executable, "-c", CALL_EVERY_MATCHER], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == [f"{name} []" for name in MATCHERS]
+    assert done.stdout.splitlines() == [f"{name} []" for name in MATCHERS.names()]

@@ -11,12 +11,12 @@ from scipy.optimize import linear_sum_assignment
 import semrsm_dist as srs
 from semrsm_dist.errors import InputError
 from semrsm_dist.matching.assignment.auction_pair import EXACT
-from semrsm_dist.matching.matchers.registry import MATCHERS, make_matcher
+from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 
-UNEQUAL = [name for name, kind in MATCHERS.items() if kind.takes_unequal]
-EQUAL = [name for name, kind in MATCHERS.items() if not kind.takes_unequal]
+UNEQUAL = [kind.name for kind in MATCHERS if kind.takes_unequal]
+EQUAL = [kind.name for kind in MATCHERS if not kind.takes_unequal]
 
 pairs = st.tuples(
     st.integers(1, 40),

@@ -6,29 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.matching.matchers.registry import MATCHERS
-from semrsm_dist.plan.cost import choose_block_size, feature_bytes, guess_pair_seconds, result_bytes
-
-tokens = st.integers(1, 5000)
-channels = st.integers(1, 4000)
-
-
-@pytest.mark.parametrize("matcher", [*MATCHERS, "one that is not known"])
-@given(tokens, tokens, channels, channels)
-def test_more_tokens_and_channels_take_longer(matcher, s, more_s, c, more_c):
-    (s, more_s), (c, more_c) = sorted((s, more_s)), sorted((c, more_c))
-    assert 0 < guess_pair_seconds(matcher, s, c) <= guess_pair_seconds(matcher, more_s, more_c) < math.inf
-
-
-def test_guesses_are_of_the_right_order():
-    """Against measurements on photographs' features, one core: product and matching."""
-    for s, c, auction, hungarian in (
-        (49, 512, 0.1e-3, 0.2e-3),
-        (196, 256, 0.4e-3, 6e-3),
-        (784, 128, 3e-3, 211e-3),
-    ):
-        assert auction / 5 < guess_pair_seconds("auction", s, c) < auction * 5
-        assert hungarian / 5 < guess_pair_seconds("hungarian", s, c) < hungarian * 5
+from semrsm_dist.plan.cost import choose_block_size, feature_bytes, result_bytes
 
 
 @given(

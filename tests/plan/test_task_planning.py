@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.stages import matching
 from semrsm_dist.pipeline.stages.matching import LayerWork, plan_tasks
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
@@ -32,11 +33,11 @@ class Loader(MatchingWorker):
     """A worker that notes which panels it reads and how many it holds, without what is in them."""
 
     def __init__(self, row_side, layouts, room):
-        super().__init__("run", row_side, layouts, "auction", {}, dict.fromkeys(layouts, PANEL), room)
+        super().__init__("run", row_side, layouts, None, dict.fromkeys(layouts, PANEL), room)
         object.__setattr__(self, "loads", [])
         object.__setattr__(self, "most", 0)
 
-    def _read(self, matcher, *key):
+    def _read(self, *key):
         self.loads.append(key)
         object.__setattr__(self, "most", max(self.most, len(self._held.panels) + 1))
         return key
@@ -44,7 +45,7 @@ class Loader(MatchingWorker):
     def load_all(self, tiles):
         """Load what the tiles of a task need, one after the other."""
         for index, tile in enumerate(tiles):
-            rows, columns = self._load(tiles[index:], None)
+            rows, columns = self._load(tiles[index:])
             assert rows == (self.row_side, tile.layer, tile.row)
             assert columns == ("images", tile.layer, tile.column)
 
@@ -121,7 +122,7 @@ def test_two_panels_are_held_whatever_the_memory():
 
 def test_a_worker_travels_without_its_panels():
     worker = MatchingWorker(
-        "run", "images", {"a": Layout(4, 4, 1, symmetric=True)}, "auction", {}, {"a": 1}, 9
+        "run", "images", {"a": Layout(4, 4, 1, symmetric=True)}, make_matcher("auction"), {"a": 1}, 9
     )
     worker._held.panels["images", "a", 0] = object()
     sent = pickle.loads(pickle.dumps(worker))

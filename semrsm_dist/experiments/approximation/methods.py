@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers.registry import make_matcher
-
-SIZES = {"batch-optimal": "window", "median-split": "window", "topk-greedy": "k", "subsample": "sample"}
-"""What limits the number of tokens that a matcher takes together."""
+from semrsm_dist.matching.matcher import Limits, Matcher
+from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 CHANNEL_DIVISORS = (2, 4, 8)
-"""Projections keep these shares of the channels."""
+"""Matchers that limit the channels keep these shares of them."""
 
 SLOW = 2.0
 """Seconds of a round beyond which a method is timed only once."""
@@ -106,17 +103,41 @@ class Grid:
 
 
 def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> list[Method]:
-    """Return the methods for representations of S x C, with sizes below S; `exact` adds the Hungarian method."""
-    methods = [Method("hungarian")] if exact else []
-    methods += [Method("auction", tolerance=tolerance) for tolerance in grid.tolerances]
-    for name, parameter in SIZES.items():
-        drawn = grid.seed if name == "subsample" else None
-        inner_tolerances = (np.nan,) if name == "topk-greedy" else grid.inner_tolerances
-        for size in (size for size in grid.sizes if size < n_tokens):
-            methods += [Method(name, parameter, size, inner, drawn) for inner in inner_tolerances]
-    for k in sorted({n_channels // divisor for divisor in CHANNEL_DIVISORS} - {0, n_channels}):
-        methods += [Method("projection", "channels", k, inner, grid.seed) for inner in grid.inner_tolerances]
-    return [*methods, Method("greedy"), Method("identity")]
+    """Return the methods for representations of S x C, with sizes below S; `exact` adds the Hungarian method.
+
+    The two references come first, then all other matchers by name.
+    """
+    kinds = sorted(MATCHERS, key=lambda kind: (kind.name != "hungarian", kind.name != "auction", kind.name))
+    return [
+        method
+        for kind in kinds
+        if exact or kind.name != "hungarian"
+        for method in _methods_of(kind, n_tokens, n_channels, grid)
+    ]
+
+
+def _methods_of(kind: type[Matcher], n_tokens: int, n_channels: int, grid: Grid) -> list[Method]:
+    """Return what is tried of a matcher: each size of what limits it, with each tolerance."""
+    seed = grid.seed if "seed" in kind.model_fields else None
+    tolerances: tuple[float, ...] = (np.nan,)
+    if "tolerance" in kind.model_fields:
+        tolerances = grid.tolerances if kind.certified else grid.inner_tolerances
+    limits = {
+        mark.what: name
+        for name, field in kind.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Limits)
+    }
+    if "tokens" in limits:
+        sizes = [size for size in grid.sizes if size < n_tokens]
+    else:
+        sizes = sorted({n_channels // divisor for divisor in CHANNEL_DIVISORS} - {0, n_channels})
+    parameter = limits.get("tokens", limits.get("channels", ""))
+    return [
+        Method(kind.name, parameter, size, tolerance, seed)
+        for size in (sizes if parameter else [np.nan])
+        for tolerance in tolerances
+    ]
 
 
 def measure_methods(

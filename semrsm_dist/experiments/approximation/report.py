@@ -39,6 +39,10 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def _style(matcher: str) -> dict[str, Any]:
+    return STYLES.get(matcher, {"color": "C8", "marker": "p"})
+
+
 def write_text(table: pd.DataFrame, keep: float) -> str:
     """Return, layer by layer, the fastest setting of each matcher that keeps `keep` of the gain, and what beats it."""
     parts = [
@@ -162,7 +166,7 @@ def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
         front["ms"], front["loss"], where="post", color="0.8", linewidth=5, label="Pareto front", zorder=1
     )
     for matcher, tried in wide.groupby("matcher", sort=False):
-        style = STYLES[str(matcher)] | {"linewidth": 1.0}
+        style = _style(str(matcher)) | {"linewidth": 1.0}
         if matcher == "auction":
             axis.plot(tried["ms"], tried["loss"], label=matcher, zorder=3, **style)
             continue
@@ -194,5 +198,5 @@ def _name_sizes(axis: Axes, line: pd.DataFrame) -> None:
             xytext=(3, 3),
             textcoords="offset points",
             fontsize=6,
-            color=STYLES[row["matcher"]]["color"],
+            color=_style(row["matcher"])["color"],
         )

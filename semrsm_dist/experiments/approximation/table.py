@@ -21,7 +21,6 @@ FRONT, BEST, BEATEN = "on the front", "best window", "best window beaten by the 
 """The quantities of the table."""
 
 METHOD = ["matcher", "parameter", "size", "tolerance"]
-WINDOWED = ("batch-optimal", "median-split")
 
 DIGITS = 4
 """Shares that are equal to so many digits count as equal."""
@@ -94,7 +93,7 @@ def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
     auction = wide[wide["matcher"] == "auction"]
     facts = table.iloc[0][["n_tokens", "n_channels", "confidence", "n_rows", "n_columns", "n_pairs", "seed"]]
     answers = []
-    windowed = wide[wide["matcher"].isin(WINDOWED)]
+    windowed = wide[wide["parameter"] == "window"]
     for (matcher, tolerance), tried in windowed.groupby(["matcher", "tolerance"], sort=False):
         kept = tried[tried[SHARE] >= keep]
         best = kept.loc[kept[SECONDS].idxmin()] if len(kept) else None

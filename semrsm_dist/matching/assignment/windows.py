@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.bounds import inner_product, norm_bound
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lane_sums import dot
-from semrsm_dist.matching.matcher import Matcher, PairMatch, check_tolerance
+from semrsm_dist.matching.matcher import Matcher, PairMatch
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel, read_only
 from semrsm_dist.matching.result import TileResult
@@ -45,17 +48,16 @@ class WindowedMatcher(Matcher):
 
     Which token is in which window depends on its own image only, so windows are cut once an image and not once
     a pair. Tokens behind the last window are paired in their order. The bound comes from norms alone.
-
-    Parameters
-    ----------
-    tolerance : float
-        Of the match inside the windows, see `Auction`: the value is within ``tolerance * ||z_i|| * ||z_j||`` of
-        what exact matching inside the windows gives (1e-6 for 0).
     """
 
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = check_tolerance(self.name, tolerance)
-        self._inside = Auction(self.tolerance)
+    tolerance: Tolerance = 0.0
+    """What the match inside the windows may lose against its optimum, on the cosine scale; 0 is exact in float32
+    (1e-6)."""
+
+    @functools.cached_property
+    def inside(self) -> Auction:
+        """The matcher of the windows."""
+        return Auction(tolerance=self.tolerance)
 
     @abstractmethod
     def order(self, image: NDArray[Any]) -> NDArray[np.intp]:
@@ -65,8 +67,8 @@ class WindowedMatcher(Matcher):
     def sizes(self, n_tokens: int) -> list[int]:
         """Return the number of tokens of each window."""
 
+    @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
-        """Return representations (T, S, C) cut into windows; see `Matcher.prepare`."""
         panel = super().prepare(z, token_counts)
         order = np.array([self.order(image) for image in panel.raw])
         windows, start = [], 0
@@ -78,24 +80,24 @@ class WindowedMatcher(Matcher):
         values += [read_only(order), tuple(windows)]
         return WindowedPanel(*values)
 
+    @override
     def compile(self) -> None:
-        """Compile the matcher of the windows, then the rest; see `Matcher.compile`."""
-        self._inside.compile()
+        self.inside.compile()
         super().compile()
 
+    @override
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
-        """Return the memory of a prepared panel of float32 representations, in bytes."""
         whole = super().panel_bytes(n_images, n_tokens, n_channels) + 8 * n_images * n_tokens
         return whole + sum(
-            self._inside.panel_bytes(n_images, size, n_channels) for size in self.sizes(n_tokens)
+            self.inside.panel_bytes(n_images, size, n_channels) for size in self.sizes(n_tokens)
         )
 
+    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
-        return self._inside.workspace_bytes(max(self.sizes(n_tokens)), n_channels) + 8 * n_tokens
+        return self.inside.workspace_bytes(max(self.sizes(n_tokens)), n_channels) + 8 * n_tokens
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         cut_i, cut_j = cast(WindowedPanel, rows), cast(WindowedPanel, columns)
         order_i, order_j = cut_i.order[r], cut_j.order[c]
         start = sum(window.n_tokens for window in cut_i.windows)
@@ -105,7 +107,7 @@ class WindowedMatcher(Matcher):
         start = 0
         for window_i, window_j in zip(cut_i.windows, cut_j.windows, strict=True):
             stop = start + window_i.n_tokens
-            inside, _, places = self._inside.match_prepared(window_i, r, window_j, c)
+            inside, _, places = self.inside.match_prepared(window_i, r, window_j, c)
             value += inside
             permutation[order_i[start:stop]] = order_j[start:stop][places]
             start = stop
@@ -124,9 +126,7 @@ class WindowedMatcher(Matcher):
             tile.identity[r, c] = inner_product(z_i, z_j)
         seconds = np.zeros(2)
         for window_i, window_j in zip(cut_i.windows, cut_j.windows, strict=True):
-            inside = self._inside.solve_tile(
-                window_i.part(slice(r, r + 1)), window_j.part(slice(first, None))
-            )
+            inside = self.inside.solve_tile(window_i.part(slice(r, r + 1)), window_j.part(slice(first, None)))
             tile.matched[r, first:] += inside.matched[0]
             seconds += inside.products, inside.solving
         for c in range(first, columns.n_images):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.assignment.auction_pair import (
     Images,
     Matrix,
@@ -21,7 +24,7 @@ from semrsm_dist.matching.assignment.auction_pair import (
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lanes import borrowed, read_cycles
 from semrsm_dist.matching.compiled.product import padded, rounding_of_product
-from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, check_tolerance
+from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel, prepare_packed_panel
 from semrsm_dist.matching.result import TileResult
 
@@ -34,60 +37,51 @@ _CACHE = 2**19
 
 
 class Auction(Matcher):
-    """Match by an auction whose prices prove how far from the optimum the result can be.
-
-    Parameters
-    ----------
-    tolerance : float
-        The gap between bound and value is at most ``tolerance * ||z_i|| * ||z_j||``, that is, `tolerance`
-        on the cosine scale. 0 asks for the optimum in float32: the gap is then at most 1e-6 of the norms.
-        Every positive tolerance is kept, but what lies far below 1e-6 takes a slow finish in float64.
-    """
+    """Match by an auction whose prices prove how far from the optimum the result can be."""
 
     name: ClassVar[str] = "auction"
     version: ClassVar[int] = 4
     certified: ClassVar[bool] = True
     takes_unequal: ClassVar[bool] = True
 
-    def __init__(self, tolerance: float = 1e-3) -> None:
-        self.tolerance = check_tolerance(self.name, tolerance)
+    tolerance: Tolerance = 1e-3
+    """The gap between bound and value is at most ``tolerance * ||z_i|| * ||z_j||``, that is, `tolerance` on the cosine
+    scale. 0 asks for the optimum in float32: the gap is then at most 1e-6 of the norms. Every positive tolerance is
+    kept, but what lies far below 1e-6 takes a slow finish in float64."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"tolerance": self.tolerance}
-
+    @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
-        """Return representations (T, S, C) centred, scaled and packed; see `Matcher.prepare`."""
         return prepare_packed_panel(z, token_counts)
 
+    @override
     def compile(self) -> None:
-        """Compile the auction and the exact finish; see `Matcher.compile`."""
         super(Auction, Auction(tolerance=1e-15)).compile()  # every pair bids, then needs the finish
 
+    @override
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
-        """Return the memory of a prepared panel of float32 representations, in bytes."""
         packed = n_images * (4 * padded(n_tokens) * n_channels + 8 * n_tokens + 24)
         return super().panel_bytes(n_images, n_tokens, n_channels) + packed
 
-    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes.
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        return product_seconds(n_tokens, n_tokens, n_channels) + 3e-9 * math.pow(n_tokens, 1.9)
 
-        The affinity in float32 and in 16 bits and, for a pair that needs the exact finish, in float64.
-        """
+    @override
+    def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
+        # The affinity in float32 and in 16 bits and, for a pair that needs the exact finish, in float64.
         width = padded(n_tokens)
         return 14 * width**2 + 16 * width * n_channels + 64 * width
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         work = make_workspace(rows.n_tokens)
         tile = TileResult(*np.empty((3, 1, 1)))
         self._solve(rows.part(slice(r, r + 1)), range(1), columns.part(slice(c, c + 1)), False, work, tile)
         partners = _partners(rows, r, columns, c, work.permutation)
         return float(tile.matched[0, 0]), float(tile.upper_bound[0, 0]), partners
 
+    @override
     def rows_at_once(self, n_tokens: int) -> int:
-        """Return how many rows of a tile are solved between two looks at whether to go on."""
         return max(1, _TOKENS_AT_ONCE // n_tokens)
 
     def _solve_rows(

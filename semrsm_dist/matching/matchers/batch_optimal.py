@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Count
 from semrsm_dist.matching.assignment.windows import WindowedMatcher
 from semrsm_dist.matching.bounds import squared_token_norms
-from semrsm_dist.matching.matcher import check_count
+from semrsm_dist.matching.matcher import Limits, product_seconds
 
 
 class BatchOptimal(WindowedMatcher):
@@ -17,26 +20,18 @@ class BatchOptimal(WindowedMatcher):
 
     Norms ascend and the last window may be shorter, as in the authors' code; equal norms keep their order.
     A window of S or more gives the optimum. The bound comes from norms alone.
-
-    Parameters
-    ----------
-    window : int
-        Tokens per window (b in the paper, which uses 512).
-    tolerance : float
-        What the windows may lose against their optimum, on the cosine scale; 0 is exact in float32 (1e-6).
     """
 
     name: ClassVar[str] = "batch-optimal"
     version: ClassVar[int] = 4
 
-    def __init__(self, window: int = 512, tolerance: float = 0.0) -> None:
-        super().__init__(tolerance)
-        self.window = check_count(self.name, "window", window)
+    window: Annotated[Count, Limits("tokens")] = 512
+    """Tokens per window (b in the paper, which uses 512)."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"window": self.window, "tolerance": self.tolerance}
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        size = min(self.window, n_tokens)
+        return product_seconds(n_tokens, size, n_channels) + 6e-10 * n_tokens * math.pow(size, 1.9)
 
     def order(self, image: NDArray[Any]) -> NDArray[np.intp]:
         """Return the tokens of an image (S, C) by ascending norm, equal norms in their order."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from semrsm_dist.matching.bounds import (
     affinity_bound,
@@ -16,7 +17,7 @@ from semrsm_dist.matching.bounds import (
 )
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
-from semrsm_dist.matching.matcher import Matcher, PairMatch
+from semrsm_dist.matching.matcher import Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel
 
 FREE = -1
@@ -31,13 +32,17 @@ class Greedy(Matcher):
     name: ClassVar[str] = "greedy"
     takes_unequal: ClassVar[bool] = True
 
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        return product_seconds(n_tokens, n_tokens, n_channels) + 4e-8 * n_tokens**2
+
+    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
         width = padded(n_tokens)
         return 8 * width**2 + 16 * width * n_channels + 128 * n_tokens
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.tokens(r), columns.tokens(c)
         affinity = affinity_float64(z_i, z_j)
         permutation = np.full(len(z_i), FREE, np.intp)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Count, Tolerance
 from semrsm_dist.matching.assignment.auction_pair import EXACT
 from semrsm_dist.matching.assignment.augment import assign_exactly
 from semrsm_dist.matching.assignment.bidding import make_market, run_auction
@@ -16,7 +18,7 @@ from semrsm_dist.matching.bounds import matched_value, norm_bound
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lane_sums import dot
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
-from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count, check_tolerance
+from semrsm_dist.matching.matcher import Limits, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel
 
 POWER_STEPS = 12
@@ -36,38 +38,33 @@ class MedianSplit(Matcher):
     part has more than `window` tokens. For S tokens this takes at most ``S * window`` affinities, none of them
     kept beyond its leaf: for images whose S x S affinity is too much. A window of S or more gives the optimum.
     The bound comes from norms alone.
-
-    Parameters
-    ----------
-    window : int
-        Largest number of tokens of a leaf.
-    tolerance : float
-        What the leaves may lose against their optimum, on the cosine scale; 0 is exact in float32 (1e-6).
     """
 
     name: ClassVar[str] = "median-split"
     version: ClassVar[int] = 2
 
-    def __init__(self, window: int = 128, tolerance: float = 0.0) -> None:
-        self.window = check_count(self.name, "window", window)
-        self.tolerance = check_tolerance(self.name, tolerance)
+    window: Annotated[Count, Limits("tokens")] = 128
+    """Largest number of tokens of a leaf."""
+    tolerance: Tolerance = 0.0
+    """What the leaves may lose against their optimum, on the cosine scale; 0 is exact in float32 (1e-6)."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"window": self.window, "tolerance": self.tolerance}
-
+    @override
     def compile(self) -> None:
-        """Compile the split and the match of leaves; see `Matcher.compile`."""
         super(MedianSplit, MedianSplit(window=1)).compile()  # the few tokens it tries are split, too
 
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        size = min(self.window, n_tokens)
+        product = product_seconds(n_tokens, size, n_channels)
+        return product + 3e-9 * n_tokens * math.pow(size, 0.9) + 2e-8 * n_tokens * n_channels
+
+    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
         width = padded(min(self.window, n_tokens))
         return 12 * width**2 + 24 * width * n_channels + 64 * (width + n_tokens) + 64 * n_channels
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         tolerance = max(self.tolerance, 0.5 * EXACT)
         permutation = np.empty(rows.n_tokens, np.intp)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Count, Seed, Tolerance
 from semrsm_dist.matching.bounds import inner_product, matched_value, norm_bound
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lane_sums import dot
-from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count, check_seed, check_tolerance
+from semrsm_dist.matching.matcher import Limits, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel, prepare_panel, read_only
 
@@ -26,33 +29,25 @@ class Projection(Matcher):
     remainders E, so the certificate of the projected match plus the `norm_bound` of the remainders bounds the
     optimum: loose where the directions miss much, tight with as many directions as channels, which gives the
     optimum.
-
-    Parameters
-    ----------
-    channels : int
-        How many directions (k).
-    seed : int
-        Of the draw.
-    tolerance : float
-        What the match of the projections may lose against its optimum, on their cosine scale; 0 is exact in
-        float32 (1e-6).
     """
 
     name: ClassVar[str] = "projection"
 
-    def __init__(self, channels: int = 32, seed: int = 0, tolerance: float = 0.0) -> None:
-        self.channels = check_count(self.name, "channels", channels)
-        self.seed = check_seed(self.name, seed)
-        self.tolerance = check_tolerance(self.name, tolerance)
-        self._inside = Auction(self.tolerance)
+    channels: Annotated[Count, Limits("channels")] = 32
+    """How many directions (k)."""
+    seed: Seed = 0
+    """Of the draw."""
+    tolerance: Tolerance = 0.0
+    """What the match of the projections may lose against its optimum, on their cosine scale; 0 is exact in float32
+    (1e-6)."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"channels": self.channels, "seed": self.seed, "tolerance": self.tolerance}
+    @functools.cached_property
+    def inside(self) -> Auction:
+        """The matcher of the projections."""
+        return Auction(tolerance=self.tolerance)
 
+    @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
-        """Return representations (T, S, C) with their projections; see `Matcher.prepare`."""
         panel = super().prepare(z, token_counts)
         basis, _ = draw_basis(panel.n_channels, self.channels, self.seed)
         projected = np.empty((panel.n_images, panel.n_tokens, len(basis)))
@@ -65,27 +60,33 @@ class Projection(Matcher):
         values += [read_only(means), read_only(token_norms), prepare_packed_panel(projected)]
         return ProjectedPanel(*values)
 
+    @override
     def compile(self) -> None:
-        """Compile the matcher of the projections, then the rest; see `Matcher.compile`."""
-        self._inside.compile()
+        self.inside.compile()
         super().compile()
 
+    @override
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
-        """Return the memory of a prepared panel of float32 representations, in bytes."""
         k = min(self.channels, n_channels)
         wider = 4 * n_images * n_tokens * k  # projections are kept in float64
         remainder = 8 * n_images * (n_tokens + n_channels)
         whole = super().panel_bytes(n_images, n_tokens, n_channels)
-        return whole + self._inside.panel_bytes(n_images, n_tokens, k) + wider + remainder
+        return whole + self.inside.panel_bytes(n_images, n_tokens, k) + wider + remainder
 
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        k = min(self.channels, n_channels)
+        product = product_seconds(n_tokens, n_tokens, k)
+        return product + 1e-8 * math.pow(n_tokens, 1.9) + 1e-9 * n_tokens * n_channels
+
+    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
-        return self._inside.workspace_bytes(n_tokens, min(self.channels, n_channels)) + 8 * n_tokens
+        return self.inside.workspace_bytes(n_tokens, min(self.channels, n_channels)) + 8 * n_tokens
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         left, right = cast(ProjectedPanel, rows), cast(ProjectedPanel, columns)
-        _, bound, permutation = self._inside.match_prepared(left.projected, r, right.projected, c)
+        _, bound, permutation = self.inside.match_prepared(left.projected, r, right.projected, c)
         value = matched_value(rows.raw[r], columns.raw[c], permutation)
         norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
         bound += rows.n_tokens * inner_product(left.remainder_means[r], right.remainder_means[c])

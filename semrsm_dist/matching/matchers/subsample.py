@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Count, Seed
 from semrsm_dist.matching.assignment.windows import WindowedMatcher
-from semrsm_dist.matching.matcher import check_count, check_seed
+from semrsm_dist.matching.matcher import Limits, product_seconds
 
 
 class Subsample(WindowedMatcher):
@@ -19,28 +22,23 @@ class Subsample(WindowedMatcher):
     does not fall when the sample grows. A sample's value scaled up to S tokens would come nearer to the
     optimum, but no permutation attains it. A `sample` of S or more gives the optimum. The bound comes from
     norms alone.
-
-    Parameters
-    ----------
-    sample : int
-        How many tokens of each image are matched.
-    seed : int
-        Of the draw.
-    tolerance : float
-        What the sample may lose against its optimum, on the cosine scale; 0 is exact in float32 (1e-6).
     """
 
     name: ClassVar[str] = "subsample"
 
-    def __init__(self, sample: int = 256, seed: int = 0, tolerance: float = 0.0) -> None:
-        super().__init__(tolerance)
-        self.sample = check_count(self.name, "sample", sample)
-        self.seed = check_seed(self.name, seed)
+    sample: Annotated[Count, Limits("tokens")] = 256
+    """How many tokens of each image are matched."""
+    seed: Seed = 0
+    """Of the draw."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"sample": self.sample, "seed": self.seed, "tolerance": self.tolerance}
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        size = min(self.sample, n_tokens)
+        return (
+            product_seconds(size, size, n_channels)
+            + 3e-9 * math.pow(size, 1.9)
+            + 1e-9 * n_tokens * n_channels
+        )
 
     def order(self, image: NDArray[Any]) -> NDArray[np.intp]:
         """Return the sampled positions of an image (S, C), then the others."""

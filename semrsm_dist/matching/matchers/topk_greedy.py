@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from semrsm_dist.fields import Count
 from semrsm_dist.matching.assignment.augment import assign_exactly
 from semrsm_dist.matching.bounds import matched_value, squared_token_norms
 from semrsm_dist.matching.compiled.product import padded
-from semrsm_dist.matching.matcher import Matcher, PairMatch, check_count
+from semrsm_dist.matching.matcher import Limits, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.matchers.greedy import FREE, affinity_float64, assign_greedily, greedy_bound
 from semrsm_dist.matching.panel import Panel
 
@@ -20,31 +22,25 @@ class TopKGreedy(Matcher):
 
     As in the authors' code, the k tokens of z_i that weigh most find their partners among the k of z_j
     that weigh most (a k x k assignment). Equal norms count by the lower token; k >= S is the optimum.
-
-    Parameters
-    ----------
-    k : int
-        How many tokens of each image are matched exactly.
     """
 
     name: ClassVar[str] = "topk-greedy"
     version: ClassVar[int] = 2
 
-    def __init__(self, k: int = 64) -> None:
-        self.k = check_count(self.name, "k", k)
+    k: Annotated[Count, Limits("tokens")] = 64
+    """How many tokens of each image are matched exactly."""
 
-    @property
-    def parameters(self) -> dict[str, int | float]:
-        """What alters the numbers, by name."""
-        return {"k": self.k}
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        return product_seconds(n_tokens, n_tokens, n_channels) + 4e-8 * n_tokens**2
 
+    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
         width = padded(n_tokens)
         return 16 * width**2 + 16 * width * n_channels + 128 * n_tokens
 
+    @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        """Match image r of `rows` with image c of `columns`; see `Matcher.match_prepared`."""
         z_i, z_j = rows.raw[r], columns.raw[c]
         affinity = affinity_float64(z_i, z_j)
         largest_i, largest_j = (self._largest(z) for z in (z_i, z_j))

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.progressive import NOBODY
@@ -126,7 +127,7 @@ def top_k(
         raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
     if database is None and database_groups is not None:
         raise ConfigError("database_groups goes with a database: without one, give groups alone")
-    matcher = Auction(tolerance)
+    matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
     rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
     codes = _group_codes(
         groups, groups if database is None else database_groups, rows.n_images, columns.n_images

@@ -12,7 +12,7 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import panel_budget
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
-from semrsm_dist.plan.cost import choose_block_size, guess_pair_seconds
+from semrsm_dist.plan.cost import choose_block_size
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.tiles import TileStore
@@ -86,8 +86,7 @@ def match_layers(
         session.directory.path,
         row_side,
         dict(layouts),
-        matcher.name,
-        dict(matcher.parameters),
+        matcher,
         panel_bytes={work.layer: work.panel_bytes for work in works},
         room=budget,
     )
@@ -95,9 +94,10 @@ def match_layers(
     def effort(receipt: Receipt) -> float:
         return by_layer[cast("Tile", receipt.unit).layer].pair_seconds * receipt.counts["pairs"]
 
+    needs = Resources(cpus=matcher.cpus, gpus=matcher.gpus, memory=int(config.worker_memory))
     failures = session.work(
         "matching",
-        lambda: session.engine.start_tasks(worker, Resources(cpus=1, memory=int(config.worker_memory))),
+        lambda: session.engine.start_tasks(worker, needs),
         plan_tasks(works, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget),
         total=sum(layout.total_pairs for layout in layouts.values()),
         done=sum(work.count_found_pairs() for work in works),
@@ -125,7 +125,7 @@ def _find_work(
         layer,
         layout,
         [tile for tile in layout.tiles() if tile not in present],
-        guess_pair_seconds(matcher.name, n_tokens, n_channels),
+        matcher.pair_seconds(n_tokens, n_channels),
         matcher.panel_bytes(layout.tile_size, n_tokens, n_channels),
     )
 

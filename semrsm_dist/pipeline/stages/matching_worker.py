@@ -12,7 +12,6 @@ from typing import cast
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers.registry import make_matcher
 from semrsm_dist.matching.panel import Panel
 from semrsm_dist.pipeline.faults import failure_receipt
 from semrsm_dist.plan.tiling import Layout, Tile
@@ -48,8 +47,8 @@ class MatchingWorker:
         `images` in a symmetric run, `queries` in a rectangular one. Columns are always `images`.
     layouts
         The layout of each layer.
-    matcher, parameters
-        The matcher and its parameters.
+    matcher
+        What solves them.
     panel_bytes
         Memory of a prepared panel of each layer.
     room
@@ -59,30 +58,30 @@ class MatchingWorker:
     run: Path
     row_side: str
     layouts: Mapping[str, Layout]
-    matcher: str
-    parameters: Mapping[str, int | float]
+    matcher: Matcher
     panel_bytes: Mapping[str, int]
     room: int
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
-        matcher = make_matcher(self.matcher, **self.parameters)
         tiles = cast("tuple[Tile, ...]", units)
         for index, tile in enumerate(tiles):
             try:
-                yield Receipt(tile, counts=self._solve(tiles[index:], matcher))
+                yield Receipt(tile, counts=self._solve(tiles[index:]))
             except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
                 yield failure_receipt(tile, error, self.run)
 
-    def _solve(self, tiles: Sequence[Tile], matcher: Matcher) -> dict[str, float]:
+    def _solve(self, tiles: Sequence[Tile]) -> dict[str, float]:
         """Solve the first of the tiles that are still to come."""
         tile = tiles[0]
         started = time.perf_counter()
-        rows, columns = self._load(tiles, matcher)
+        rows, columns = self._load(tiles)
         loaded = time.perf_counter()
         layout = self.layouts[tile.layer]
-        result = matcher.solve_tile(rows, columns, triangular=layout.symmetric and tile.row == tile.column)
+        result = self.matcher.solve_tile(
+            rows, columns, triangular=layout.symmetric and tile.row == tile.column
+        )
         solved = time.perf_counter()
         gap = result.upper_bound - result.matched
         blocks = self._held.blocks(RunDirectory(self.run).tiles, tile.layer)
@@ -97,14 +96,14 @@ class MatchingWorker:
             "write_seconds": time.perf_counter() - solved,
         }
 
-    def _load(self, tiles: Sequence[Tile], matcher: Matcher) -> list[Panel]:
+    def _load(self, tiles: Sequence[Tile]) -> list[Panel]:
         """Return the panels of the first tile, making room by those that the next ones need last."""
         panels = self._held.panels
         needed = self._keys(tiles[0])
         for key in needed:
             if key not in panels:
                 self._make_room(key, needed, tiles)
-                panels[key] = self._read(matcher, *key)
+                panels[key] = self._read(*key)
         return [panels[key] for key in needed]
 
     def _make_room(self, key: _Key, needed: Sequence[_Key], tiles: Sequence[Tile]) -> None:
@@ -124,8 +123,8 @@ class MatchingWorker:
     def _keys(self, tile: Tile) -> tuple[_Key, _Key]:
         return (self.row_side, tile.layer, tile.row), ("images", tile.layer, tile.column)
 
-    def _read(self, matcher: Matcher, side: str, layer: str, panel: int) -> Panel:
+    def _read(self, side: str, layer: str, panel: int) -> Panel:
         layout = self.layouts[layer]
         images = layout.columns(panel) if side == "images" else layout.rows(panel)
         z = self._held.features(RunDirectory(self.run).features, side, layer).read(images)
-        return matcher.prepare(z, count_tokens(z))
+        return self.matcher.prepare(z, count_tokens(z))

@@ -1,0 +1,144 @@
+"""A matcher that another distribution brings through an entry point works wherever one that ships does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+TOY = '''
+from typing import Annotated, ClassVar
+
+import numpy as np
+
+from semrsm_dist.fields import Count
+from semrsm_dist.matching.bounds import inner_product, norm_bound
+from semrsm_dist.matching.matcher import Limits, Matcher
+
+
+class Shift(Matcher):
+    """Take the best of some cyclic shifts."""
+
+    name: ClassVar[str] = "toy-shift"
+    cpus: ClassVar[float] = 2
+
+    shifts: Annotated[Count, Limits("tokens")] = 2
+    """How many shifts are tried."""
+
+    def pair_seconds(self, n_tokens, n_channels):
+        return 1e-8 * self.shifts * n_tokens * n_channels + 1e-6
+
+    def workspace_bytes(self, n_tokens, n_channels):
+        return 8 * n_tokens * n_channels
+
+    def match_prepared(self, rows, r, columns, c):
+        orders = [np.roll(np.arange(rows.n_tokens), k) for k in range(self.shifts)]
+        values = [inner_product(rows.raw[r], np.ascontiguousarray(columns.raw[c][order])) for order in orders]
+        best = int(np.argmax(values))
+        return values[best], max(values[best], norm_bound(rows, r, columns, c)), orders[best]
+'''
+
+USE = """
+import json, sys
+import numpy as np
+import semrsm_dist as srs
+from semrsm_dist.experiments.approximation import ApproximationParameters
+from semrsm_dist.experiments.approximation.experiment import evaluate
+from semrsm_dist.progress import SilentReporter
+
+z = np.load("z.npy")
+found = srs.match(z[0], z[1], "toy-shift", shifts=3)
+settings = ApproximationParameters(
+    n_rows=2, n_columns=3, rounds=1, sizes=[2, 4], tolerances=[0.01], inner_tolerances=[0.0]
+)
+findings = evaluate(srs.load_config("job.yaml"), settings, SilentReporter())
+np.savez(
+    "found.npz",
+    value=found.value,
+    matrix=srs.similarity_matrix(z, kernel="linear", matcher="toy-shift", shifts=3),
+    run=srs.open_run("run").similarity("last", kernel="linear").values,
+)
+from matplotlib.figure import Figure
+findings.draw(Figure())
+tried = findings.table[findings.table.matcher == "toy-shift"]
+json.dump([findings.text, sorted(set(tried["parameter"])), sorted(set(tried["size"]))], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    site = home / "site"
+    (site / "toy-1.0.dist-info").mkdir(parents=True)
+    (site / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (site / "toy-1.0.dist-info" / "entry_points.txt").write_text(
+        "[semrsm_dist.matchers]\ntoy-shift = toy_shift:Shift\nother-name = toy_shift:Shift\n"
+    )
+    (site / "toy_shift.py").write_text(TOY)
+    np.save(home / "z.npy", np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32))
+    write_job(home, matcher="toy-shift", shifts=3)
+    return home
+
+
+def write_job(home, **matching):
+    data = {"source": "features", "layers": {"last": "z.npy"}}
+    job = {"run": "run", "data": data, "matching": matching, "kernels": ["linear"], "workers": 2}
+    (home / "job.yaml").write_text(yaml.safe_dump(job))
+
+
+def python(home, *arguments):
+    package = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home / "site"), package])}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def best_of_shifts(z, shifts):
+    z = z.astype(np.float64)
+    values = [np.einsum("isc,jsc->ij", z, np.roll(z, k, axis=1)) for k in range(shifts)]
+    return np.max(values, axis=0)
+
+
+def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
+    done = python(home, "-m", "semrsm_dist", "run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    done = python(home, "-c", USE)
+    assert done.returncode == 0, done.stderr
+    text, parameters, sizes = json.loads(done.stdout)
+    assert "toy-shift" in text
+    assert (parameters, sizes) == (["shifts"], [2, 4])
+    expected = best_of_shifts(np.load(home / "z.npy"), 3)
+    found = np.load(home / "found.npz")
+    upper = np.triu_indices(6, 1)
+    assert found["value"] == pytest.approx(expected[0, 1])
+    for name in ("matrix", "run"):
+        np.testing.assert_allclose(found[name][upper], expected[upper])
+        np.testing.assert_allclose(
+            np.diag(found[name]), np.einsum("isc,isc->i", *[np.load(home / "z.npy")] * 2)
+        )
+    record = json.loads((home / "run" / "run.json").read_text())
+    assert record["fingerprint"]["matching.shifts"] == 3
+
+
+@pytest.mark.parametrize(
+    ("matching", "message"),
+    [
+        ({"matcher": "toy-shift", "shift": 3}, "unknown key 'matching.shift'; did you mean 'shifts'?"),
+        ({"matcher": "toy-shift", "shifts": 0}, "matching.shifts: 0: must be greater than or equal to 1"),
+        (
+            {"shifts": 3},
+            "unknown key 'matching.shifts'; it belongs to data.crops or matching (matcher: toy-shift)",
+        ),
+        ({"matcher": "other-name"}, "'other-name' calls itself 'toy-shift'"),
+    ],
+)
+def test_its_parameters_are_checked_like_any_others(home, matching, message):
+    write_job(home, **matching)
+    done = python(home, "-m", "semrsm_dist", "validate", "job.yaml")
+    assert done.returncode == 2
+    assert message in done.stderr

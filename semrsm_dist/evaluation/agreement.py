@@ -1,6 +1,7 @@
 """How far two matrices agree, by several measures, each with a bootstrap over images.
 
-The values are exact for any number of images. The bootstrap needs all pairs of its images in memory, so where there are
+CKA and Pearson are exact for any number of images, rank correlations up to `MOST_RANKED` pairs (see `correlation`). The
+bootstrap needs all pairs of its images in memory, so where there are
 many images it resamples a random subset of them and shrinks the deviations by the root of the subset's share: the error
 of all these measures, functions of means over pairs, falls with the root of the number of images (P. Bickel,
 F. Götze and W. van Zwet, Resampling fewer than n observations, Statistica Sinica 7 (1997)).
@@ -9,7 +10,7 @@ F. Götze and W. van Zwet, Resampling fewer than n observations, Statistica Sini
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +18,11 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, draw_counts, percentile_interval
 from semrsm_dist.evaluation.cka import cka
-from semrsm_dist.evaluation.correlation import Allocate, allocate_in_memory, pearson, rank_correlations
-from semrsm_dist.evaluation.pairs import Pairs
-from semrsm_dist.evaluation.resampled_correlation import ResampledCorrelation
+from semrsm_dist.evaluation.correlation import ResampledRanks, pearson, rank_correlations
+from semrsm_dist.evaluation.entries import Entries
 
 MEASURES = ("cka", "cka-biased", "pearson", "spearman", "kendall")
 """CKA is debiased unless its name says otherwise; kendall is tau-a."""
-
-CORRELATIONS = MEASURES[2:]
 
 BOOTSTRAP_IMAGES = 500
 """Images of a bootstrap at most: 125 thousand pairs, some 10 ms a resample."""
@@ -81,12 +79,11 @@ class Estimate:
 
 
 def agreement(
-    pairs: Pairs,
+    pairs: Entries,
     measures: Collection[str] = MEASURES,
     *,
     resamples: int = 0,
     seed: int = 0,
-    allocate: Allocate = allocate_in_memory,
     bootstrap_images: int = BOOTSTRAP_IMAGES,
 ) -> dict[str, Estimate]:
     """Return measures of the agreement of two matrices, by name.
@@ -94,13 +91,11 @@ def agreement(
     Parameters
     ----------
     pairs
-        The matrices.
+        The matrices, both symmetric.
     measures
         Some of `MEASURES`.
     resamples, seed
-        Of the bootstrap over images; 0 makes none. The biased CKA never has one: copies of an image raise it.
-    allocate
-        See `rank_correlations`.
+        Of the bootstrap over images; 0 resamples makes none. The biased CKA never has one: copies of an image raise it.
     bootstrap_images
         Images to resample at most.
 
@@ -109,17 +104,17 @@ def agreement(
     InputError
         See `cka`.
     """
-    estimates = _without_bootstrap(pairs, measures, allocate)
+    estimates = _without_bootstrap(pairs, measures)
     if not resamples:
         return estimates
-    n, generator = pairs.n_images, np.random.default_rng(seed)
+    n, generator = pairs.n_rows, np.random.default_rng(seed)
     n_resampled = min(n, bootstrap_images)
     images = np.sort(generator.choice(n, n_resampled, replace=False)) if n_resampled < n else np.arange(n)
     x, y = pairs.subset(images)
     counts = draw_counts(n_resampled, resamples=resamples, seed=seed)
     replicates = _resample(x, y, counts, measures)
     if n_resampled < n:
-        centres = _without_bootstrap(Pairs.of(x, y), replicates, allocate_in_memory)
+        centres = _without_bootstrap(Entries.of(x, y), replicates)
         share = math.sqrt(n_resampled / n)
         replicates = {
             name: estimates[name].value + share * (values - centres[name].value)
@@ -131,7 +126,7 @@ def agreement(
     }
 
 
-def _without_bootstrap(pairs: Pairs, measures: Collection[str], allocate: Allocate) -> dict[str, Estimate]:
+def _without_bootstrap(pairs: Entries, measures: Collection[str]) -> dict[str, Estimate]:
     none = np.empty(0)
     found: dict[str, Estimate] = {}
     for name in measures:
@@ -141,7 +136,7 @@ def _without_bootstrap(pairs: Pairs, measures: Collection[str], allocate: Alloca
             found[name] = Estimate(float(aligned.values[0]), none, n_pairs, pairs.n_all - n_pairs, 0)
     correlations = {"pearson": pearson(pairs)} if "pearson" in measures else {}
     if {"spearman", "kendall"} & set(measures):
-        correlations |= rank_correlations(pairs, allocate=allocate)
+        correlations["spearman"], correlations["kendall"] = rank_correlations(pairs)
     for name, correlation in correlations.items():
         found[name] = Estimate(correlation.value, none, correlation.n_pairs, correlation.n_left_out, 0)
     return {name: found[name] for name in measures}
@@ -150,13 +145,11 @@ def _without_bootstrap(pairs: Pairs, measures: Collection[str], allocate: Alloca
 def _resample(
     x: NDArray[np.float64], y: NDArray[np.float64], counts: NDArray[np.int64], measures: Collection[str]
 ) -> Mapping[str, NDArray[np.float64]]:
-    wanted = [name for name in CORRELATIONS if name in measures]
-    found = {"cka": cka(Pairs.of(x, y), counts=counts).values} if "cka" in measures else {}
-    if wanted:
-        resampled = ResampledCorrelation(x, y)
-        found |= {name: np.empty(len(counts)) for name in wanted}
-        for index, row in enumerate(counts):
-            weights = resampled.weights(row)
-            for name in wanted:
-                found[name][index] = getattr(resampled, name)(weights)
-    return found
+    pairs, ranks = Entries.of(x, y), ResampledRanks(x, y)
+    resampled: dict[str, Callable[[], NDArray[np.float64]]] = {
+        "cka": lambda: cka(pairs, counts=counts).values,
+        "pearson": lambda: pearson(pairs, (counts, counts)).values,
+        "spearman": lambda: ranks.spearman(counts),
+        "kendall": lambda: ranks.kendall(counts),
+    }
+    return {name: resampled[name]() for name in measures if name in resampled}

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.pairs import ROUNDING, Pairs, is_constant
+from semrsm_dist.evaluation.entries import ROUNDING, Entries, is_constant
 
 Values = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class Alignment:
     n_left_out: int
 
 
-def cka(matrices: Pairs, *, debiased: bool = True, counts: NDArray[np.int64] | None = None) -> Alignment:
+def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] | None = None) -> Alignment:
     """Return the CKA of two symmetric matrices.
 
     Parameters
@@ -69,7 +69,7 @@ def cka(matrices: Pairs, *, debiased: bool = True, counts: NDArray[np.int64] | N
     InputError
         If an entry between two images with a defined diagonal is NaN.
     """
-    n = matrices.n_images
+    n = matrices.n_rows
     survey = _survey(matrices)
     weights = np.ones((n, 1)) if counts is None else counts.T.astype(np.float64)
     weights = weights * survey.defined[:, None]
@@ -148,8 +148,8 @@ class _Survey:
     is_constant: bool
 
 
-def _survey(matrices: Pairs) -> _Survey:
-    defined = np.ones(matrices.n_images, dtype=bool)
+def _survey(matrices: Entries) -> _Survey:
+    defined = np.ones(matrices.n_rows, dtype=bool)
     low, high, total, count = np.full(2, np.inf), np.full(2, -np.inf), np.zeros(2), np.zeros(2)
     for rows in matrices.row_slices():
         own = np.arange(rows.start, rows.stop)

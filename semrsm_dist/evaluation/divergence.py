@@ -87,35 +87,6 @@ def outputs_from_probabilities(probabilities: ArrayLike, *, where: str = "probab
     return Outputs(values / sums[:, None])
 
 
-def jensen_shannon(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Return the Jensen-Shannon divergences between the rows of two sets of probabilities.
-
-    With the entropy H, that of rows a and b is ``H((a + b) / 2) - (H(a) + H(b)) / 2``.
-
-    Parameters
-    ----------
-    p, q : (n, K), (m, K)
-        Rows that sum to one.
-
-    Returns
-    -------
-    (n, m)
-        In nats, from 0 to ln 2.
-
-    Raises
-    ------
-    InputError
-        If the shapes do not go together.
-    """
-    left, right = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise InputError(
-            f"expected probabilities (n, K) and (m, K), found {left.shape} and {right.shape}; they must be of the "
-            "same classes"
-        )
-    return _divergence(left, right, 1)
-
-
 def _divergence(
     left: NDArray[np.float64], right: NDArray[np.float64], n_distributions: int
 ) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.entries import RowReader
 
 
 def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:

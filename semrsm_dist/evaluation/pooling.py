@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.entries import RowReader
 
 COLUMNS_AT_ONCE = 4096
 """Database vectors that are widened to float64 at once."""

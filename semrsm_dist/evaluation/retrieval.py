@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.label_overlap import label_f1, overlap_rows
-from semrsm_dist.evaluation.pairs import RowReader
 
 Labels = Sequence[tuple[str, ...]]
 Names = Sequence[str | None]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semrsm_dist.evaluation.agreement import MEASURES, agreement
-from semrsm_dist.evaluation.pairs import Pairs
+from semrsm_dist.evaluation.entries import Entries
 
 
 def matrices(n, seed):
@@ -14,7 +14,7 @@ def matrices(n, seed):
 
 
 def test_all_measures_come_with_their_numbers_and_the_biased_one_without_an_interval():
-    found = agreement(Pairs.of(*matrices(30, 0)), resamples=50)
+    found = agreement(Entries.of(*matrices(30, 0)), resamples=50)
     assert tuple(found) == MEASURES
     for name, estimate in found.items():
         interval = estimate.interval()
@@ -28,10 +28,10 @@ def test_all_measures_come_with_their_numbers_and_the_biased_one_without_an_inte
 @pytest.mark.parametrize("bootstrap_images", [60, 30], ids=["all images", "a subset"])
 def test_intervals_cover_the_value_of_many_images(bootstrap_images):
     names = ("cka", "pearson", "spearman", "kendall")
-    truth = agreement(Pairs.of(*matrices(1500, 0)), names)
+    truth = agreement(Entries.of(*matrices(1500, 0)), names)
     covered = dict.fromkeys(names, 0)
     for seed in range(1, 41):
-        pairs = Pairs.of(*matrices(60, seed))
+        pairs = Entries.of(*matrices(60, seed))
         found = agreement(pairs, names, resamples=100, seed=seed, bootstrap_images=bootstrap_images)
         for name, estimate in found.items():
             interval = estimate.interval(0.9)
@@ -41,7 +41,7 @@ def test_intervals_cover_the_value_of_many_images(bootstrap_images):
 
 
 def test_a_subset_says_about_as_much_as_all_images():
-    pairs = Pairs.of(*matrices(200, 0))
+    pairs = Entries.of(*matrices(200, 0))
     whole, part = (
         agreement(pairs, ["pearson"], resamples=200, bootstrap_images=n)["pearson"] for n in (200, 100)
     )
@@ -50,13 +50,13 @@ def test_a_subset_says_about_as_much_as_all_images():
 
 
 def test_the_difference_of_a_measure_from_itself_is_nothing_for_certain():
-    found = agreement(Pairs.of(*matrices(20, 0)), ["kendall"], resamples=20, seed=3)["kendall"]
-    again = agreement(Pairs.of(*matrices(20, 0)), ["kendall"], resamples=20, seed=3)["kendall"]
+    found = agreement(Entries.of(*matrices(20, 0)), ["kendall"], resamples=20, seed=3)["kendall"]
+    again = agreement(Entries.of(*matrices(20, 0)), ["kendall"], resamples=20, seed=3)["kendall"]
     difference = found.minus(again)
     assert difference.value == 0 and (difference.replicates == 0).all()
 
 
 def test_undefined_values_have_no_interval():
-    found = agreement(Pairs.of(np.ones((9, 9)), matrices(9, 0)[0]), resamples=5)
+    found = agreement(Entries.of(np.ones((9, 9)), matrices(9, 0)[0]), resamples=5)
     assert all(np.isnan(estimate.value) for estimate in found.values())
     assert all(np.isnan(estimate.interval().low) for estimate in found.values())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.cka import cka
-from semrsm_dist.evaluation.pairs import Pairs
+from semrsm_dist.evaluation.entries import Entries
 
 
 def gram(n, channels, seed):
@@ -39,7 +39,7 @@ def dense_cka(k, m, hsic):
 
 
 def value(k, m, debiased, rows=256, counts=None):
-    return cka(Pairs.of(k, m, rows), debiased=debiased, counts=counts).values
+    return cka(Entries.of(k, m, rows), debiased=debiased, counts=counts).values
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
@@ -122,7 +122,7 @@ def test_an_image_without_similarity_to_itself_is_left_out_and_counted():
     k, m = gram(10, 3, 0), gram(10, 3, 1)
     k[4, :] = k[:, 4] = np.nan
     kept = np.delete(np.arange(10), 4)
-    found = cka(Pairs.of(k, m, 3))
+    found = cka(Entries.of(k, m, 3))
     assert found.values == pytest.approx(value(k[np.ix_(kept, kept)], m[np.ix_(kept, kept)], debiased=True))
     assert (found.n_images, found.n_left_out) == (9, 1)
 
@@ -131,7 +131,7 @@ def test_a_hole_in_the_matrix_is_refused():
     k = gram(6, 3, 0)
     k[1, 2] = np.nan
     with pytest.raises(InputError, match="undefined"):
-        cka(Pairs.of(k, gram(6, 3, 1)))
+        cka(Entries.of(k, gram(6, 3, 1)))
 
 
 @pytest.mark.parametrize(

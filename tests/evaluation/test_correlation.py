@@ -1,4 +1,4 @@
-"""Correlations over pairs of images: exact, whatever the blocks, the ties, the offsets and where the numbers lie."""
+"""Correlations over entries are those of scipy and the definitions, whatever the blocks, ties and counts."""
 
 import itertools
 import tracemalloc
@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from semrsm_dist.evaluation.bootstrap import draw_counts
-from semrsm_dist.evaluation.correlation import pearson, rank_correlations
-from semrsm_dist.evaluation.merge_sort import sort_counting
-from semrsm_dist.evaluation.pairs import Pairs
-from semrsm_dist.evaluation.resampled_correlation import ResampledCorrelation
+from semrsm_dist.evaluation.bootstrap import draw_counts, percentile_interval
+from semrsm_dist.evaluation.correlation import ResampledRanks, pearson, pearson_interval, rank_correlations
+from semrsm_dist.evaluation.entries import Entries
 
 
 def symmetric(n, seed, decimals=None):
@@ -37,55 +35,48 @@ def tau_a(x, y):
 def test_they_agree_with_scipy_and_the_definition(decimals, rows_at_once):
     x, y = symmetric(23, 0, decimals), symmetric(23, 1, decimals)
     y = np.round(x + y, decimals) if decimals is not None else x + y
-    pairs = Pairs.of(x, y, rows_at_once)
-    ranks = rank_correlations(pairs)
+    pairs = Entries.of(x, y, rows_at_once)
+    rho, tau = rank_correlations(pairs)
     assert pearson(pairs).value == pytest.approx(stats.pearsonr(*upper(x, y)).statistic, abs=1e-14)
-    assert ranks["spearman"].value == pytest.approx(stats.spearmanr(*upper(x, y)).statistic, abs=1e-14)
-    assert ranks["kendall"].value == pytest.approx(tau_a(*upper(x, y)), abs=1e-15)
-    assert ranks["kendall"].n_pairs == 23 * 22 // 2
-
-
-def test_without_ties_tau_a_is_scipys_tau():
-    x, y = symmetric(60, 0), symmetric(60, 1) + symmetric(60, 0)
-    tau = rank_correlations(Pairs.of(x, y))["kendall"].value
-    assert tau == pytest.approx(stats.kendalltau(*upper(x, y)).statistic, abs=1e-14)
-
-
-@given(
-    st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=40), st.integers(1, 9)
-)
-def test_sorting_sorts_and_counts_inversions(numbers, block):
-    first, second = np.array(numbers, dtype=float).T.copy()
-    inversions = sum(a > b for a, b in itertools.combinations(numbers, 2))
-    spare = np.empty_like(first), np.empty_like(second)
-    assert sort_counting(first, second, spare, block=block) == inversions
-    assert list(zip(first, second, strict=True)) == sorted(numbers)
+    assert rho.value == pytest.approx(stats.spearmanr(*upper(x, y)).statistic, abs=1e-14)
+    assert tau.value == pytest.approx(tau_a(*upper(x, y)), abs=1e-14)
+    assert tau.n_pairs == 23 * 22 // 2
 
 
 @settings(max_examples=40)
-@given(st.integers(3, 12), st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 20), st.integers(1, 12))
-def test_neither_blocks_nor_rows_at_once_matter(n, seed, levels, block, rows_at_once):
+@given(st.integers(3, 12), st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 12), st.integers(5, 80))
+def test_rows_at_once_do_not_matter(n, seed, levels, rows_at_once, most):
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, levels + 1, (2, n, n)).astype(float)
-    one = rank_correlations(Pairs.of(x, y))
-    other = rank_correlations(Pairs.of(x, y, rows_at_once), block=block)
-    for name, correlation in one.items():
-        assert other[name].value == pytest.approx(correlation.value, abs=1e-12, nan_ok=True)
-    linear = [pearson(Pairs.of(x, y, rows)).value for rows in (1000, rows_at_once)]
-    assert linear[0] == pytest.approx(linear[1], abs=1e-12, nan_ok=True)
+    one, other = Entries.of(x, y), Entries.of(x, y, rows_at_once)
+    for a, b in zip(rank_correlations(one, most=most), rank_correlations(other, most=most), strict=True):
+        assert (a.n_pairs, a.value) == (b.n_pairs, pytest.approx(b.value, abs=1e-12, nan_ok=True))
+    assert pearson(one).value == pytest.approx(pearson(other).value, abs=1e-12, nan_ok=True)
 
 
-def test_a_large_offset_does_not_cost_digits():
-    x, y = symmetric(30, 0), symmetric(30, 1)
-    exact = pearson(Pairs.of(x, y)).value
-    assert pearson(Pairs.of(x + 1e6, y - 1e6, 4)).value == pytest.approx(exact, abs=1e-8)
+def test_of_many_pairs_a_sample_says_the_same_within_its_standard_error():
+    """Independent seeds: the mean of the deviations is nought, and their spread what is promised."""
+    x = symmetric(300, 0)
+    pairs = Entries.of(x, x + symmetric(300, 1))
+    whole = [found.value for found in rank_correlations(pairs)]
+    most, deviations = 4000, []
+    for seed in range(60):
+        found = rank_correlations(pairs, most=most, seed=seed)
+        assert abs(found[0].n_pairs - most) < 5 * np.sqrt(most) and found[0].n_left_out == 0
+        deviations.append([one.value - value for one, value in zip(found, whole, strict=True)])
+    errors = np.array([1, np.sqrt(2)]) / np.sqrt(most)
+    assert (np.std(deviations, axis=0) < errors).all()
+    assert (np.abs(np.mean(deviations, axis=0)) < 4 * errors / np.sqrt(60)).all()
+    again = rank_correlations(pairs, most=most)
+    assert [one.value for one in again] == [one.value for one in rank_correlations(pairs, most=most)]
 
 
 def test_only_entries_above_the_diagonal_count():
     x, y = symmetric(12, 0), symmetric(12, 1)
     lower = np.tril(np.full((12, 12), 99.0))
-    for measure in (pearson, lambda pairs: rank_correlations(pairs)["spearman"]):
-        assert measure(Pairs.of(x, y)) == measure(Pairs.of(np.triu(x, 1) + lower, np.triu(y, 1) - lower))
+    for measure in (pearson, lambda pairs: rank_correlations(pairs)[0]):
+        changed = measure(Entries.of(np.triu(x, 1) + lower, np.triu(y, 1) - lower))
+        assert measure(Entries.of(x, y)).value == changed.value
 
 
 def test_undefined_pairs_are_left_out_and_counted():
@@ -93,104 +84,165 @@ def test_undefined_pairs_are_left_out_and_counted():
     x[3, :] = x[:, 3] = np.nan
     y[5, 6] = np.nan
     kept = ~np.isnan(np.sum(upper(x, y), axis=0))
-    pairs = Pairs.of(x, y, 4)
-    for found, expected in (
-        (pearson(pairs), stats.pearsonr),
-        (rank_correlations(pairs)["spearman"], stats.spearmanr),
-    ):
+    pairs = Entries.of(x, y, 4)
+    for found, expected in ((pearson(pairs), stats.pearsonr), (rank_correlations(pairs)[0], stats.spearmanr)):
         assert found.value == pytest.approx(expected(*(v[kept] for v in upper(x, y))).statistic)
         assert (found.n_pairs, found.n_left_out) == (35, 10)
+
+
+def resample(x, y, counts):
+    """Return the three correlations of each resample."""
+    ranks, counts = ResampledRanks(x, y), np.atleast_2d(counts)
+    linear = pearson(Entries.of(x, y), (counts, counts))
+    return np.stack([linear.values, ranks.spearman(counts), ranks.kendall(counts)])
 
 
 @pytest.mark.parametrize(
     "x", [np.full((6, 6), 0.3), np.full((6, 6), np.nan)], ids=["constant", "nothing defined"]
 )
 def test_a_matrix_that_orders_nothing_has_no_correlation(x):
-    pairs = Pairs.of(x, symmetric(6, 0))
-    assert np.isnan([pearson(pairs).value, *(item.value for item in rank_correlations(pairs).values())]).all()
-    resampled = ResampledCorrelation(x, symmetric(6, 0))
-    weights = resampled.weights(np.ones(6, dtype=np.int64))
-    assert np.isnan(
-        [resampled.pearson(weights), resampled.spearman(weights), resampled.kendall(weights)]
-    ).all()
+    pairs = Entries.of(x, symmetric(6, 0))
+    assert np.isnan([pearson(pairs).value, *(item.value for item in rank_correlations(pairs))]).all()
+    assert np.isnan(resample(x, symmetric(6, 0), np.ones(6, dtype=np.int64))).all()
 
 
 def test_a_constant_is_known_by_more_than_its_last_bit():
-    x = np.full((20, 20), 0.1) + 1e-17 * symmetric(20, 0)
-    x[0, 1] = np.nextafter(0.1, 1)
-    assert np.isnan(pearson(Pairs.of(x, symmetric(20, 1))).value)
-
-
-def test_ranks_of_a_constant_are_no_ranks_of_its_last_bits():
     x = 1.0 + np.where(symmetric(20, 0) > 0, 2e-16, 0.0)
     assert np.ptp(x) > 0
-    for pairs in (Pairs.of(x, symmetric(20, 1)), Pairs.of(symmetric(20, 1), x)):
-        assert np.isnan([item.value for item in rank_correlations(pairs).values()]).all()
+    for pairs in (Entries.of(x, symmetric(20, 1)), Entries.of(symmetric(20, 1), x)):
+        assert np.isnan([pearson(pairs).value, *(item.value for item in rank_correlations(pairs))]).all()
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
 def test_a_resample_without_the_only_image_that_differs_has_no_correlation(offset):
     x = np.full((12, 12), 0.1 + offset)
     x[4] = x[:, 4] = 0.7 + offset
-    resampled = ResampledCorrelation(x, symmetric(12, 1)), ResampledCorrelation(symmetric(12, 1), x)
-    for counts in draw_counts(12, resamples=40, seed=0):
-        for each in resampled:
-            weights = each.weights(counts)
-            found = [each.pearson(weights), each.spearman(weights), each.kendall(weights)]
-            assert np.isnan(found).all() if counts[4] == 0 else np.isfinite(found).all()
+    counts = draw_counts(12, resamples=40, seed=0)
+    for both in ((x, symmetric(12, 1)), (symmetric(12, 1), x)):
+        found = resample(*both, counts)
+        assert (np.isfinite(found) == (counts[:, 4] > 0)).all()
 
 
 @pytest.mark.parametrize("decimals", [None, 0])
 def test_a_resample_is_the_correlation_of_repeated_pairs(decimals):
     x, y = symmetric(9, 0, decimals), symmetric(9, 1, decimals)
     x[2, 4] = x[4, 2] = np.nan
-    resampled = ResampledCorrelation(x, y)
-    for counts in draw_counts(9, resamples=5, seed=3):
-        weights = resampled.weights(counts)
-        i, j = np.triu_indices(9, k=1)
-        times = np.where(np.isnan(x[i, j]), 0, counts[i] * counts[j])
+    counts = draw_counts(9, resamples=5, seed=3)
+    i, j = np.triu_indices(9, k=1)
+    for row, found in zip(counts, resample(x, y, counts).T, strict=True):
+        times = np.where(np.isnan(x[i, j]), 0, row[i] * row[j])
         a, b = (np.repeat(values[i, j], times) for values in (x, y))
-        assert resampled.pearson(weights) == pytest.approx(stats.pearsonr(a, b).statistic, abs=1e-13)
-        assert resampled.spearman(weights) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-13)
-        assert resampled.kendall(weights) == pytest.approx(tau_a(a, b), abs=1e-14)
+        expected = stats.pearsonr(a, b).statistic, stats.spearmanr(a, b).statistic, tau_a(a, b)
+        assert found == pytest.approx(expected, abs=1e-13)
 
 
 def test_each_image_once_is_the_correlation_itself():
     x, y = symmetric(20, 0, 1), symmetric(20, 1, 1)
-    resampled, pairs = ResampledCorrelation(x, y), Pairs.of(x, y)
-    weights = resampled.weights(np.ones(20, dtype=np.int64))
-    ranks = rank_correlations(pairs)
-    assert resampled.pearson(weights) == pytest.approx(pearson(pairs).value)
-    assert resampled.spearman(weights) == pytest.approx(ranks["spearman"].value)
-    assert resampled.kendall(weights) == pytest.approx(ranks["kendall"].value)
+    pairs = Entries.of(x, y)
+    expected = [pearson(pairs).value, *(found.value for found in rank_correlations(pairs))]
+    assert resample(x, y, np.ones(20, dtype=np.int64))[:, 0] == pytest.approx(expected)
 
 
 def test_a_subset_is_that_of_both_matrices():
     x, y = symmetric(17, 0), symmetric(17, 1)
     images = np.array([0, 3, 4, 11, 16])
-    sub_x, sub_y = Pairs.of(x, y, 5).subset(images)
+    sub_x, sub_y = Entries.of(x, y, 5).subset(images)
     assert (sub_x == x[np.ix_(images, images)]).all() and (sub_y == y[np.ix_(images, images)]).all()
 
 
-def test_memory_is_that_of_blocks_when_the_numbers_lie_in_files(tmp_path):
-    """2 000 images, two million pairs: 16 MB for each of four arrays, none of them in memory."""
-    generator = np.random.default_rng(0)
-    vectors = generator.normal(size=(2, 2000, 3))
-    files = itertools.count()
-
-    def allocate(length):
-        return np.memmap(tmp_path / str(next(files)), np.float64, "w+", shape=(length,))
-
-    pairs = Pairs(
-        lambda rows: vectors[0, rows] @ vectors[0].T, lambda rows: vectors[1, rows] @ vectors[1].T, 2000, 50
-    )
-    rank_correlations(Pairs.of(*np.ones((2, 3, 3))))  # compiles
+def test_memory_is_that_of_blocks_and_of_the_sample():
+    """Of 2 000 images there are two million pairs: 32 MB of two matrices, of which 1.6 MB are ranked."""
+    vectors = np.random.default_rng(0).normal(size=(2, 2000, 3))
+    pairs = Entries(*(lambda rows, v=v: v[rows] @ v.T for v in vectors), 2000, rows_at_once=50)
     tracemalloc.start()
     try:
-        linear, ranks = pearson(pairs), rank_correlations(pairs, allocate=allocate, block=1 << 17)
+        linear, (rho, tau) = pearson(pairs), rank_correlations(pairs, most=100_000)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 12e6
-    assert abs(linear.value) < 0.05 and abs(ranks["kendall"].value) < 0.05
-    assert ranks["kendall"].n_pairs == 2000 * 1999 // 2
+    assert peak < 16e6
+    assert linear.n_pairs == 2000 * 1999 // 2 and abs(rho.n_pairs - 100_000) < 2000
+    assert max(abs(found.value) for found in (linear, rho, tau)) < 0.05
+
+
+# --- Pearson, where queries may differ from the database ---------------------------------------------------
+
+
+def entries(x, y, symmetric, rows_at_once=3):
+    n_columns = None if symmetric else x.shape[1]
+    return Entries(lambda rows: x[rows], lambda rows: y[rows], len(x), n_columns, rows_at_once)
+
+
+def draw_matrices(seed, n, m, symmetric):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, m)) + 1e3
+    y = 0.5 * x + rng.normal(size=(n, m))
+    return (x + x.T, y + y.T) if symmetric else (x, y)
+
+
+def replicate(x, y, rows, columns, symmetric):
+    """Return the correlation over the pairs of drawn images, without pairs of one image with its own copy."""
+    drawn_i = np.repeat(np.arange(len(x)), rows)
+    drawn_j = np.repeat(np.arange(x.shape[1]), columns)
+    pairs = [
+        (i, j)
+        for a, i in enumerate(drawn_i)
+        for b, j in enumerate(drawn_j)
+        if not symmetric or (a < b and i != j)
+    ]
+    i, j = np.array(pairs).T
+    kept = ~(np.isnan(x[i, j]) | np.isnan(y[i, j]))
+    return np.corrcoef(x[i, j][kept], y[i, j][kept])[0, 1]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows_at_once", [1, 4, 50])
+def test_estimate_and_interval_are_those_of_drawing_images(symmetric, rows_at_once):
+    n, m = 12, 12 if symmetric else 9
+    x, y = draw_matrices(0, n, m, symmetric)
+    x[2, 5] = np.nan
+    x[5, 2] = np.nan
+    interval, found = pearson_interval(entries(x, y, symmetric, rows_at_once), resamples=25, seed=4)
+    rows = draw_counts(n, resamples=25, seed=4)
+    columns = rows if symmetric else draw_counts(m, resamples=25, seed=5)
+    once = np.ones(n, dtype=int), np.ones(m, dtype=int)
+    replicates = [replicate(x, y, *counts, symmetric) for counts in zip(rows, columns, strict=True)]
+    expected = percentile_interval(replicate(x, y, *once, symmetric), replicates)
+    for name in ("estimate", "low", "high"):
+        assert getattr(interval, name) == pytest.approx(getattr(expected, name), abs=1e-9)
+    n_all = n * (n - 1) // 2 if symmetric else n * m
+    assert (found.n_pairs, found.n_left_out) == ((n_all - 1, 1) if symmetric else (n_all - 2, 2))
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100), st.floats(-1e4, 1e4))
+def test_it_does_not_know_scale_and_offset(seed, scale, offset):
+    x, y = draw_matrices(seed, 8, 8, symmetric=True)
+    plain, _ = pearson_interval(entries(x, y, True), resamples=3)
+    moved, _ = pearson_interval(entries(x * scale + offset, y, True), resamples=3)
+    assert moved.estimate == pytest.approx(plain.estimate, abs=1e-6)
+    assert pearson(entries(-x, y, True)).value == pytest.approx(-plain.estimate)
+
+
+def test_what_does_not_vary_correlates_with_nothing():
+    x, y = draw_matrices(0, 5, 5, symmetric=True)
+    interval, found = pearson_interval(entries(x, np.full((5, 5), 0.1) + np.eye(5), True), resamples=5)
+    assert np.isnan([interval.estimate, interval.low, interval.high]).all()
+    assert found.n_pairs == 10
+    nothing = pearson(entries(np.full((5, 5), np.nan), y, True))
+    assert np.isnan(nothing.value)
+    assert (nothing.n_pairs, nothing.n_left_out) == (0, 10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
+def test_resamples_without_the_only_image_that_differs_are_left_out(offset):
+    x, y = np.full((12, 12), 0.1 + offset), draw_matrices(0, 12, 12, symmetric=True)[1]
+    x[4] = x[:, 4] = 0.7 + offset
+    counts = draw_counts(12, resamples=60, seed=4)
+    with_it = counts[counts[:, 4] > 0]
+    assert len(with_it) < 60
+    replicates = [replicate(x, y, each, each, True) for each in with_it]
+    expected = percentile_interval(replicate(x, y, *np.ones((2, 12), dtype=int), True), replicates)
+    for both in ((x, y), (y, x)):
+        found, _ = pearson_interval(entries(*both, True), resamples=60, seed=4)
+        for name in ("estimate", "low", "high"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-8)

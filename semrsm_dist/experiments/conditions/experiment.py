@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import DigitScenesData, RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import chance_scores, find_hits, score_hits
 from semrsm_dist.experiments.conditions import ConditionsParameters
 from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
@@ -103,14 +103,7 @@ def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
         method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
         for method, read in readers.items()
     }
-    return {"chance": _expect(task), **scores}
-
-
-def _expect(task: RetrievalTask) -> Scores:
-    """Return each query's mean F1 over all other images, which is what a hit taken by chance is worth."""
-    n_others = task.n_queries - 1
-    others = np.array([np.delete(np.arange(task.n_queries), query) for query in range(task.n_queries)])
-    return score_hits(others, task, (n_others,))[:, 0]
+    return {"chance": chance_scores(task), **scores}
 
 
 def _measure(

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.evaluation.bootstrap import Interval, mean_interval
-from semrsm_dist.evaluation.pairs import RowReader
-from semrsm_dist.evaluation.pearson import Entries, pearson_interval
+from semrsm_dist.evaluation.correlation import pearson_interval
+from semrsm_dist.evaluation.entries import Entries, RowReader
 from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.kernels import KernelsParameters
@@ -131,12 +131,11 @@ class _Judge:
             read,
             self.overlaps,
             len(variant.norms_i),
-            len(variant.norms_j),
-            variant.symmetric,
+            None if variant.symmetric else len(variant.norms_j),
             variant.rows_at_once,
         )
-        found = pearson_interval(entries, resamples=self.resamples, seed=self.seed)
-        return _told(found.interval, found.n_pairs, found.n_left_out)
+        interval, found = pearson_interval(entries, resamples=self.resamples, seed=self.seed)
+        return _told(interval, found.n_pairs, found.n_left_out)
 
 
 def _sweep(variant: Variant, multiples: Sequence[float], judge: _Judge) -> Iterator[dict[str, Any]]:

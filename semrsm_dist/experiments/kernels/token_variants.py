@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import FeaturesData, KernelConfig, RunConfig, StorageConfig
 from semrsm_dist.errors import ConfigError, IncompleteError
 from semrsm_dist.evaluation.centring import Centring
-from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.kernels import derive, squared_distances

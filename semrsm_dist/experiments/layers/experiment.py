@@ -18,8 +18,7 @@ import pandas as pd
 from semrsm_dist.config.schema import RunConfig, load_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
-from semrsm_dist.evaluation.correlation import Allocate
-from semrsm_dist.evaluation.pairs import Pairs, RowReader
+from semrsm_dist.evaluation.entries import Entries, RowReader
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layers import LayersParameters
 from semrsm_dist.experiments.layers.report import (
@@ -38,7 +37,6 @@ from semrsm_dist.experiments.layers.variants import (
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.scratch import scratch_arrays
 from semrsm_dist.store.tiles import KINDS
 
 Place = tuple[str, str]
@@ -72,15 +70,13 @@ def evaluate(config: RunConfig, parameters: LayersParameters, reporter: Reporter
     comparisons = _run_all(config, second, chosen, parameters.images, reporter)
     rows: list[dict[str, Any]] = []
     changed: dict[str, Any] = {}
-    with (
-        scratch_arrays(config.run / "evaluation") as allocate,
-        reporter.stage("evaluation", sum(len(each.places()) for each in comparisons), "comparisons") as shown,
-    ):
+    total = sum(len(each.places()) for each in comparisons)
+    with reporter.stage("evaluation", total, "comparisons") as shown:
         for each in comparisons:
             each.require_same_images()
             found = {}
             for places in each.places():
-                found[places] = each.compare(*places, kernel, resamples, seed, allocate)
+                found[places] = each.compare(*places, kernel, resamples, seed)
                 shown.advance(1)
             rows += each.tabulate(found)
             changed[each.name] = find_most_changed(found)
@@ -160,20 +156,20 @@ class Comparison:
         ]
 
     def compare(
-        self, place: Place, other: Place, kernel: str, resamples: int, seed: int, allocate: Allocate
+        self, place: Place, other: Place, kernel: str, resamples: int, seed: int
     ) -> dict[str, Estimate]:
         """Return all measures of how two RSMs agree."""
 
         def rows_of(run: Run, layer: str, kind: str) -> RowReader:
             return run.similarity_rows(layer, kernel, kind)
 
-        pairs = Pairs(
+        pairs = Entries(
             rows_of(self.run, *place),
             rows_of(self.other or self.run, *other),
             len(self.run.manifest().readable),
-            self.run.chunk_size(place[0]),
+            rows_at_once=self.run.chunk_size(place[0]),
         )
-        return agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+        return agreement(pairs, MEASURES, resamples=resamples, seed=seed)
 
     def tabulate(self, found: dict[tuple[Place, Place], dict[str, Estimate]]) -> Iterator[dict[str, Any]]:
         """Yield a row for each measure of each two RSMs; between runs, for layers of one name, how the kinds differ."""

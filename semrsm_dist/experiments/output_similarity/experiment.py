@@ -7,7 +7,10 @@ negative the better (Wald et al. 2024, the table of output similarities).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,13 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.agreement import Estimate, agreement
-from semrsm_dist.evaluation.correlation import Allocate
 from semrsm_dist.evaluation.divergence import (
     Outputs,
     outputs_from_probabilities,
     outputs_of_classes,
     outputs_of_labels,
 )
-from semrsm_dist.evaluation.pairs import ROWS_AT_ONCE, Pairs, RowReader
+from semrsm_dist.evaluation.entries import ROWS_AT_ONCE, Entries
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import DIFFERENCE, draw_correlations, write_text
@@ -34,7 +36,8 @@ from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.outputs import require_outputs
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.scratch import scratch_arrays
+from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import write_npy
 from semrsm_dist.store.tiles import KINDS
 
 MEASURES = ("pearson", "spearman")
@@ -115,28 +118,32 @@ def _correlate(
     n = len(said.probabilities)
     rows: list[dict[str, Any]] = []
     with (
-        scratch_arrays(run.directory.path / "evaluation") as allocate,
+        _keep_divergence(said, run.directory.path / "evaluation") as divergence,
         reporter.stage("evaluation", len(run.requested_layers) * len(KERNELS), "kernels") as shown,
     ):
-        divergence = _keep(said.divergence_rows(), n, allocate)
         for layer, kernel in itertools.product(run.requested_layers, KERNELS):
             found = {}
             for kind in KINDS:
                 entries = run.similarity_rows(layer, kernel, kind)
-                pairs = Pairs(entries, lambda rows: divergence[rows], n, run.chunk_size(layer))
-                found[kind] = agreement(pairs, MEASURES, resamples=resamples, seed=seed, allocate=allocate)
+                pairs = Entries(entries, lambda rows: divergence[rows], n, rows_at_once=run.chunk_size(layer))
+                found[kind] = agreement(pairs, MEASURES, resamples=resamples, seed=seed)
             rows += _tabulate({"layer": layer, "kernel": kernel}, found)
             shown.advance(1)
     return rows
 
 
-def _keep(read: RowReader, n: int, allocate: Allocate) -> NDArray[np.float64]:
-    """Return all divergences, computed once; in a file where they are many."""
-    divergence = allocate(n * n).reshape(n, n)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        divergence[rows] = read(rows)
-    return divergence
+@contextlib.contextmanager
+def _keep_divergence(said: Outputs, folder: Path) -> Iterator[NDArray[np.float64]]:
+    """Give all divergences (N, N), computed once and mapped from a temporary file: for many images they are large."""
+    n, read = len(said.probabilities), said.divergence_rows()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=folder, prefix=".divergence-")
+    with place:
+        path = Path(place.name) / "divergence.npy"
+        blocks = (read(slice(start, start + ROWS_AT_ONCE)) for start in range(0, n, ROWS_AT_ONCE))
+        write_npy(path, (n, n), np.float64, blocks)
+        yield np.load(path, mmap_mode="r")
 
 
 def _tabulate(place: dict[str, Any], found: dict[str, dict[str, Estimate]]) -> list[dict[str, Any]]:

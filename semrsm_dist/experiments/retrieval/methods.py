@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import InputError
+from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
-from semrsm_dist.evaluation.pairs import RowReader
 from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.vlad import fit_centroids, vlad

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.pairs import RowReader
+from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, retrieval_scores
 from semrsm_dist.pipeline.inputs import RunInputs

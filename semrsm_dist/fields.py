@@ -12,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from semrsm_dist.errors import did_you_mean
 
+LONGEST_NAME = 200
+"""Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
+
 
 @dataclass(frozen=True)
 class AffectsResult:
@@ -68,9 +71,20 @@ def _path(value: object) -> object:
 
 
 def _layer_name(value: str) -> str:
-    """Check that a name can be that of a folder in the store."""
-    if value in ("", ".", "..", "zarr.json") or "/" in value or not value.isprintable():
-        raise ValueError("expected a name without / that a folder can bear; choose another")
+    """Check that a name can be that of a folder in the store and of exported files."""
+    if (
+        not value.strip(".")
+        or value != value.strip()
+        or not value.isprintable()
+        or {"/", "\\"} & set(value)
+        or value == "zarr.json"
+        or value.startswith("__")
+        or len(value.encode()) > LONGEST_NAME
+    ):
+        raise ValueError(
+            f"expected the name of a layer, which becomes the name of folders and files: printable characters without "
+            f"slashes, at most {LONGEST_NAME} bytes, for instance block-3 or layer.4"
+        )
     return value
 
 

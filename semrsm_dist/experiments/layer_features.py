@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore, count_tokens
+from semrsm_dist.store.record import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +28,35 @@ class LayerFeatures:
     layer: str
 
     @property
-    def query_side(self) -> str:
+    def query_side(self) -> Side:
         """The side of the rows."""
-        return str(self.run.record["row_side"])
+        return self.run.record.row_side
 
     @property
     def n_tokens(self) -> int:
         """S."""
-        return int(self.run.record["layers"][self.layer]["n_tokens"])
+        return self.run.record.layers[self.layer].n_tokens
 
     @property
     def n_channels(self) -> int:
         """C."""
-        return int(self.run.record["layers"][self.layer]["n_channels"])
+        return self.run.record.layers[self.layer].n_channels
 
-    def count(self, side: str) -> int:
+    def count(self, side: Side) -> int:
         """Return the number of images of a side."""
-        return int(self.run.record["counts"][side])
+        return self.run.record.counts[side]
 
-    def store(self, side: str) -> FeatureStore:
+    def store(self, side: Side) -> FeatureStore:
         """Return the feature store of `images` or `queries`."""
         return FeatureStore(self.run.directory.features, side, self.layer)
 
-    def chunks(self, side: str) -> Iterator[slice]:
+    def chunks(self, side: Side) -> Iterator[slice]:
         """Yield the images of a side a chunk at a time."""
-        size = self.run.record["chunk_size"]
+        size = self.run.record.chunk_size
         for start in range(0, self.count(side), size):
             yield slice(start, min(start + size, self.count(side)))
 
-    def token_counts(self, side: str) -> NDArray[np.int64]:
+    def token_counts(self, side: Side) -> NDArray[np.int64]:
         """Return how many tokens each image of a side has, (N,); the features are read once."""
         return np.concatenate([count_tokens(self.store(side).read(images)) for images in self.chunks(side)])
 

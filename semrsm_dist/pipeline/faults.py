@@ -1,16 +1,39 @@
-"""From an exception in a worker to the receipt that the driver decides by."""
+"""What a worker does about exceptions: from each a receipt, by which the driver decides."""
 
 from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
+
+Unit = TypeVar("Unit", bound=Hashable)
+
+
+def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path) -> Iterator[Receipt]:
+    """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue.
+
+    Parameters
+    ----------
+    units
+        What to do, in order.
+    do
+        Does one unit and returns its receipt.
+    run
+        The run directory.
+    """
+    for unit in units:
+        try:
+            receipt = do(unit)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not take the other units along
+            receipt = failure_receipt(unit, error, run)
+        yield receipt
 
 
 def first_cause(failures: Sequence[Failure]) -> str:
@@ -33,8 +56,8 @@ def _gist(error: str) -> str:
 def failure_receipt(unit: Hashable, error: Exception, run: Path | None = None) -> Receipt:
     """Describe a failed unit: the message of an error meant for users, the traceback of any other.
 
-    What fails every other unit too is marked fatal: a full or read-only file system, and a run directory (`run`)
-    that is not to be seen where the unit was tried.
+    What would fail every other unit too is marked fatal: a full or read-only file system, and a run directory (`run`)
+    that cannot be seen where the unit was tried.
     """
     if run is not None and not RunDirectory(run).is_visible():
         return Receipt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
@@ -29,15 +29,11 @@ from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import scan_images
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
+from semrsm_dist.store.record import Answers, LayerSizes, ModelAnswer, RunRecord, Side
 
 if TYPE_CHECKING:
     from semrsm_dist.features.layers import LayerInfo
     from semrsm_dist.features.models import LoadedModel
-
-FORMAT = 1
-"""Version of the run directory's layout."""
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,32 +45,27 @@ class RunInputs:
     manifests
         By side: `images`, and `queries` in a rectangular run.
     layers
-        For each layer that is asked for, in network order: n_tokens and n_channels.
+        The sizes of each requested layer, in network order.
     facts
-        What the fingerprint is made of, nested.
+        What the numbers of all layers depend on.
     layer_facts
         The same for each layer; only layers that both sides of a comparison have are compared.
     cached
         Answers to keep in the record, so that they need not be found again.
     """
 
-    manifests: dict[str, Manifest]
-    layers: dict[str, dict[str, int]]
+    manifests: dict[Side, Manifest]
+    layers: dict[str, LayerSizes]
     facts: Fingerprint
     layer_facts: dict[str, Fingerprint] = field(default_factory=dict)
-    cached: Record = field(default_factory=dict)
+    cached: Answers = field(default_factory=Answers)
 
-    @property
-    def row_side(self) -> str:
-        """The side of the matrix's rows."""
-        return "queries" if "queries" in self.manifests else "images"
-
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Side, int]:
         """Return the number of usable images on each side."""
         return {side: len(manifest.readable) for side, manifest in self.manifests.items()}
 
 
-def resolve_inputs(session: Session, matcher: Matcher, record: Record | None) -> RunInputs:
+def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None) -> RunInputs:
     """Find out what the configuration's run is.
 
     Parameters
@@ -92,33 +83,33 @@ def resolve_inputs(session: Session, matcher: Matcher, record: Record | None) ->
         If images, features, model or layers cannot be used.
     """
     config = session.config
-    sides: dict[str, Data] = {"images": config.data}
+    sides: dict[Side, Data] = {"images": config.data}
     if config.queries is not None:
         sides["queries"] = config.queries
-    cached = (record or {}).get("cached", {})
+    cached = record.cached if record else Answers()
     if isinstance(config.data, FeaturesData):
-        manifests, layers, layer_facts, kept = resolve_features(session, matcher, sides, cached)
-        inputs = RunInputs(manifests, layers, {}, layer_facts, kept)
+        manifests, layers, layer_facts, cached = resolve_features(session, matcher, sides, cached)
+        facts = {}
     else:
         manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
-        layers, facts, kept = _identify_model(session, _require_model(config), cached)
-        inputs = RunInputs(manifests, layers, facts, cached=kept)
-    facts = flatten(
+        model = _identify_model(session, _require_model(config), cached.model)
+        layers, layer_facts, cached = model.layers, {}, Answers(model=model)
+        facts = flatten({"model": {**model.facts, "precision": model.precision}})
+    facts |= flatten(
         {
-            "format": FORMAT,
             **{
                 side: {
                     **fingerprint_fields(sides[side]),
                     "count": len(manifest.readable),
                     "sha256": manifest.digest(),
                 }
-                for side, manifest in inputs.manifests.items()
+                for side, manifest in manifests.items()
             },
             "features": {"dtype": config.features.dtype},
             "matching": {"matcher": matcher.name, "version": matcher.version, **matcher.parameters},
         }
     )
-    return RunInputs(inputs.manifests, inputs.layers, facts | inputs.facts, inputs.layer_facts, inputs.cached)
+    return RunInputs(manifests, layers, facts, layer_facts, cached)
 
 
 def model_spec(config: ModelConfig) -> Any:
@@ -136,10 +127,8 @@ def _require_model(config: RunConfig) -> ModelConfig:
     return config.model
 
 
-def _identify_model(
-    session: Session, config: ModelConfig, cached: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, int]], Fingerprint, Record]:
-    """Return layers, facts and what to keep; the model is loaded only if the question is a new one."""
+def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | None) -> ModelAnswer:
+    """Return what is known of the model, which is loaded only if the question is a new one."""
     local = _weights_file(config)
     question = {
         "name": config.name,
@@ -150,23 +139,20 @@ def _identify_model(
         "layers": list(config.layers),
         # Other versions may build or feed the network otherwise.
         "timm": metadata.version("timm"),
-        "transformers": _version_if_installed("transformers"),
+        "transformers": find_version("transformers"),
     }
-    known = cached.get("model")
-    precision = config.precision
+    precision: str = config.precision
     if precision == "auto":
-        # A run keeps the precision it began with, wherever it goes on.
-        precision = known["precision"] if known else ("float16" if session.engine.gpus else "float32")
-    if known and known["question"] == question:
-        facts, layers = known["facts"], known["layers"]
-    else:
-        with session.timed("model"):
-            facts, layers = _load_and_describe(config)
-    kept = {"model": {"question": question, "precision": precision, "facts": facts, "layers": layers}}
-    return layers, flatten({"model": {**facts, "precision": precision}}), kept
+        # A run keeps the precision it began with, wherever it continues.
+        precision = known.precision if known else ("float16" if session.engine.gpus else "float32")
+    if known and known.question == question:
+        return known.model_copy(update={"precision": precision})
+    with session.timed("model"):
+        facts, layers = _load_and_describe(config)
+    return ModelAnswer(question=question, precision=precision, facts=facts, layers=layers)
 
 
-def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, LayerSizes]]:
     from semrsm_dist.features.layers import resolve_layers  # noqa: PLC0415 - torch only where a model is needed
     from semrsm_dist.features.models import load_model  # noqa: PLC0415
 
@@ -176,7 +162,7 @@ def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, d
 
 def describe_model(
     model: LoadedModel, layers: Sequence[LayerInfo]
-) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, Any], dict[str, LayerSizes]]:
     """Return what a model's features depend on, and the sizes of its layers: the same wherever it is loaded."""
     description = model.describe()
     facts = {
@@ -186,11 +172,16 @@ def describe_model(
         "n_prefix_tokens": description["n_prefix_tokens"],
         **{key: description[key] for key in ("prompt", "build_options") if description[key]},
     }
-    sizes = {layer.name: {"n_tokens": layer.n_tokens, "n_channels": layer.n_channels} for layer in layers}
-    return facts, sizes
+    return facts, {layer.name: measure_layer(layer) for layer in layers}
 
 
-def _version_if_installed(package: str) -> str | None:
+def measure_layer(layer: LayerInfo) -> LayerSizes:
+    """Return the sizes of a layer of a loaded model."""
+    return LayerSizes(n_tokens=layer.n_tokens, n_channels=layer.n_channels)
+
+
+def find_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -217,12 +208,12 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def compare(inputs: RunInputs, record: Record) -> tuple[Fingerprint, Fingerprint]:
+def compare(inputs: RunInputs, record: RunRecord) -> tuple[Fingerprint, Fingerprint]:
     """Return the recorded and the requested fingerprint, cut to the layers that both have."""
-    recorded, requested = dict(record["fingerprint"]), dict(inputs.facts)
+    recorded, requested = dict(record.fingerprint), dict(inputs.facts)
     for layer, facts in inputs.layer_facts.items():
-        if layer in record["layers"]:
-            recorded |= record["layers"][layer].get("facts", {})
+        if layer in record.layers:
+            recorded |= record.layers[layer].facts
             requested |= facts
     return recorded, requested
 

@@ -31,6 +31,7 @@ from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import count_tokens
+from semrsm_dist.store.record import LayerRecord, LayerSizes, Side
 
 CALIBRATION_IMAGES = 8
 CALIBRATION_SECONDS = 2.0
@@ -57,7 +58,9 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
         As `run`, as far as the calibration meets the cause.
     """
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    sides: dict[str, Data] = {"images": config.data} | ({"queries": config.queries} if config.queries else {})
+    sides: dict[Side, Data] = {"images": config.data}
+    if config.queries is not None:
+        sides["queries"] = config.queries
     counts, samples, image_seconds = _sample(config, sides)
     engine = make_engine(config.engine, address=config.address, workers=config.workers)
     try:
@@ -67,14 +70,14 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     slots = max(1, int(str(machine["cpus"])))
     inputs = RunInputs(
         {side: Manifest.from_ids([str(index) for index in range(count)]) for side, count in counts.items()},
-        {layer: {"n_tokens": z.shape[1], "n_channels": z.shape[2]} for layer, z in samples.items()},
+        {layer: LayerSizes(n_tokens=z.shape[1], n_channels=z.shape[2]) for layer, z in samples.items()},
         {},
     )
-    sizes = choose_sizes(config, matcher, inputs, {}, workers=slots)
+    chosen, _ = choose_sizes(config, matcher, inputs, {}, workers=slots)
     with limit_threads(1):
         matcher.compile()
         layers = {
-            layer: _plan_layer(config, inputs, sizes.layers[layer], _measure_pair(matcher, z))
+            layer: _plan_layer(config, inputs, chosen[layer], _measure_pair(matcher, z))
             for layer, z in samples.items()
         }
     core_seconds = sum(facts["core_seconds"] for facts in layers.values())
@@ -123,8 +126,8 @@ def format_plan(plan: Mapping[str, Any]) -> str:
 
 
 def _sample(
-    config: RunConfig, sides: Mapping[str, Data]
-) -> tuple[dict[str, int], dict[str, NDArray[Any]], float]:
+    config: RunConfig, sides: Mapping[Side, Data]
+) -> tuple[dict[Side, int], dict[str, NDArray[Any]], float]:
     """Return image counts, features of a few images for each layer, and seconds per image of extraction."""
     if isinstance(config.data, FeaturesData):
         sources = {
@@ -142,7 +145,7 @@ def _sample(
         raise ConfigError("images need a model; add the section model with name, weights and layers")
     from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
 
-    image_sets = {
+    image_sets: dict[Side, ImageSet] = {
         side: make_image_set(data) for side, data in sides.items() if not isinstance(data, FeaturesData)
     }
     entries = {side: image_set.entries() for side, image_set in image_sets.items()}
@@ -197,13 +200,11 @@ def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:
 
 
 def _plan_layer(
-    config: RunConfig, inputs: RunInputs, sizes: Mapping[str, int], pair_seconds: float
+    config: RunConfig, inputs: RunInputs, sizes: LayerRecord, pair_seconds: float
 ) -> dict[str, Any]:
     counts = inputs.counts()
-    layout = Layout(
-        counts[inputs.row_side], counts["images"], sizes["tile_size"], inputs.row_side == "images"
-    )
-    n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
+    layout = Layout.of_sides(counts, sizes.tile_size)
+    n_tokens, n_channels = sizes.n_tokens, sizes.n_channels
     itemsize = storage_itemsize(config.features)
     return {
         "n_tokens": n_tokens,

@@ -1,19 +1,36 @@
-"""One session of a run: what every stage shares, and the one way in which stages hand out work."""
+"""One session of a run: what all stages share, and the one way in which they hand out work."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Task
+from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, Worker
 from semrsm_dist.engine.scheduler import Failure, run_tasks
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
+
+
+@dataclass
+class Outcome:
+    """What came of a stage's tasks.
+
+    Attributes
+    ----------
+    failures
+        The units that were set aside.
+    values
+        Units and what their receipts carried, of those that carried something.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    values: list[tuple[Hashable, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -29,7 +46,7 @@ class Session:
     engine
         Where the work runs.
     reporter
-        Where progress is told.
+        Where progress is reported.
     stop
         Set to end the session between two units of work.
     """
@@ -46,7 +63,7 @@ class Session:
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
-        """Tell something that does not stop the run but belongs into its summary."""
+        """Record a non-fatal warning for the summary."""
         self.warnings.append(message)
         self.reporter.note(f"warning: {message}")
 
@@ -59,20 +76,23 @@ class Session:
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
+    def start_tasks(self, worker: Worker, *, cpus: float = 1, gpus: float = 0) -> Pool:
+        """Return a pool of workers, each with the configured memory."""
+        memory = int(self.config.matching.worker_memory)
+        return self.engine.start_tasks(worker, Resources(cpus=cpus, gpus=gpus, memory=memory))
+
     def work(
         self,
         stage: str,
         start_pool: Callable[[], Pool],
         tasks: Sequence[Task],
         *,
-        total: int,
-        done: int,
         unit: str,
-        amount: Callable[[Receipt], int],
+        total: int,
+        done: int = 0,
         effort: Callable[[Receipt], float] | None = None,
-        on_value: Callable[[Receipt], None] | None = None,
-    ) -> list[Failure]:
-        """Run the tasks of a stage, with progress, and return the units that were set aside.
+    ) -> Outcome:
+        """Run the tasks of a stage, with progress.
 
         Parameters
         ----------
@@ -82,17 +102,15 @@ class Session:
             Makes the pool; called inside the timed part.
         tasks
             What to do.
-        total, done, unit
-            For the progress: units of the whole stage, and how many an earlier session finished.
-        amount
-            How many units a good receipt stands for.
+        unit
+            What progress is counted in; one of the receipts' counts.
+        total, done
+            Units of the whole stage, and how many an earlier session finished.
         effort
             How long a good receipt's work was estimated to take, where units are not alike. The costs of the tasks
-            are then in the same measure, and the time left is told from both.
-        on_value
-            Called with each good receipt that carries a value.
+            are then in the same measure, and the time left is estimated from both.
         """
-        failures: list[Failure] = []
+        outcome = Outcome()
         left = None if effort is None else sum(task.cost for task in tasks)
         with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
             pool = start_pool()
@@ -102,11 +120,11 @@ class Session:
                     return
                 for name, count in receipt.counts.items():
                     self.counts[stage][name] += count
-                if on_value is not None and receipt.value is not None:
-                    on_value(receipt)
-                shown.advance(amount(receipt), None if effort is None else effort(receipt))
+                if receipt.value is not None:
+                    outcome.values.append((receipt.unit, receipt.value))
+                shown.advance(int(receipt.counts[unit]), None if effort is None else effort(receipt))
 
-            failures = run_tasks(
+            outcome.failures = run_tasks(
                 pool,
                 tasks,
                 attempts=self.config.matching.attempts,
@@ -118,9 +136,9 @@ class Session:
                 pool.close()
         if self.stop.is_set():
             raise KeyboardInterrupt
-        for failure in failures:
+        for failure in outcome.failures:
             self.directory.append_event("failed", stage=stage, unit=str(failure.unit), error=failure.error)
-        return failures
+        return outcome
 
 
 def slices(total: int, size: int) -> list[tuple[int, int]]:

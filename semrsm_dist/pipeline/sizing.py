@@ -1,51 +1,71 @@
-"""The sizes of feature chunks and tiles, from those of the features, the memory of a worker and the time of a task."""
+"""The record of a run with its sizes: feature chunks and tiles as a worker's memory and a task's time allow."""
 
 from __future__ import annotations
 
+import functools
+import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.pipeline.inputs import RunInputs, storage_itemsize
+from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
-from semrsm_dist.plan.tiling import Layout, choose_tile_size
+from semrsm_dist.plan.tiling import choose_tile_size
+from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord
 
 LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
 
-Fewer only where a worker's memory asks for it: the last bits of a network's output depend on the batch, so the
-number of workers or the tile_sizes of tiles must have no say in it.
+Fewer only where a worker's memory demands it: the last bits of a network's output depend on the batch, so the
+number of workers or the size of tiles must not affect it.
 """
 
 PROCESS_BYTES = 8 * 1024**2
 """What a worker needs beside panels and workspace: one tile of results and its buffers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes of a run.
+def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
+    """Return the record of the run with what this session requests; sizes once chosen are kept.
 
-    Attributes
-    ----------
-    layers
-        For each layer: n_tokens, n_channels, and the size of its tiles.
-    chunk_size
-        Images of a feature chunk.
+    Raises
+    ------
+    ConfigError
+        As `choose_sizes`.
     """
-
-    layers: dict[str, dict[str, int]]
-    chunk_size: int
+    config = session.config
+    before = known.layers if known else {}
+    layers, chunk_size = choose_sizes(config, matcher, inputs, before, workers=session.engine.slots)
+    if known:
+        chunk_size = known.chunk_size
+    batch_size = known.batch_size if known else None
+    if config.model is not None and batch_size is None:
+        batch_size = min(config.model.batch_size, chunk_size)
+    in_order = before if layers.keys() <= before.keys() else layers  # the network's, as far as it is known
+    return RunRecord(
+        fingerprint=inputs.facts,
+        layers={**in_order, **before, **layers},
+        requested=tuple(layers),
+        chunk_size=chunk_size,
+        batch_size=batch_size,
+        counts=inputs.counts(),
+        cached=inputs.cached,
+        config=config.model_dump(mode="json"),
+        versions=_versions(),
+    )
 
 
 def choose_sizes(
-    config: RunConfig, matcher: Matcher, inputs: RunInputs, known: Mapping[str, Any], *, workers: int
-) -> Sizes:
-    """Choose the sizes of feature chunks and tiles; layers that an earlier session has sized keep their tiles.
+    config: RunConfig,
+    matcher: Matcher,
+    inputs: RunInputs,
+    known: Mapping[str, LayerRecord],
+    *,
+    workers: int,
+) -> tuple[dict[str, LayerRecord], int]:
+    """Choose the sizes of tiles and feature chunks; layers that an earlier session has sized keep their tiles.
 
     Parameters
     ----------
@@ -56,19 +76,25 @@ def choose_sizes(
     workers
         Number of workers that share the tiles.
 
+    Returns
+    -------
+    layers
+        The record of each requested layer.
+    chunk_size
+        Images of a feature chunk.
+
     Raises
     ------
     ConfigError
-        If the tiles do not fit into a worker's memory, or others than the run's are requested for.
+        If the tiles do not fit into a worker's memory, or others than the run's are requested.
     """
     longest = max(inputs.counts().values())
     layers = {}
     chunk_size = LARGEST_CHUNK
     for layer, sizes in inputs.layers.items():
-        n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
         requested = config.matching.tile
         if layer in known:
-            size = known[layer]["tile_size"]
+            size: int | None = known[layer].tile_size
             if requested is not None and requested != size:
                 raise ConfigError(
                     f"matching.tile: {requested}: layer {layer!r} of this run is cut into tiles of {size}, which "
@@ -78,37 +104,29 @@ def choose_sizes(
             size = requested
         fitting = _require_memory(config, matcher, layer, sizes, size or 1)
         if size is None:
-            size = _tile_size(config, matcher, n_tokens, n_channels, longest, workers)
+            size = _tile_size(config, matcher, sizes, longest, workers)
         chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
-        layers[layer] = {"n_tokens": n_tokens, "n_channels": n_channels, "tile_size": size}
-    return Sizes(layers, chunk_size)
-
-
-def panel_budget(
-    config: RunConfig, matcher: Matcher, layers: Mapping[str, Mapping[str, int]], chunk_size: int
-) -> int:
-    """Return the memory that one worker has for prepared panels in the largest of the layers, in bytes.
-
-    Parameters
-    ----------
-    config, matcher
-        The run.
-    layers, chunk_size
-        As in `Sizes`. Reading a tile's images decodes whole chunks of `chunk_size` images.
-    """
-    return min(
-        _budget(config, matcher, sizes["n_tokens"], sizes["n_channels"])
-        - _loading_bytes(
-            sizes["n_tokens"],
-            sizes["n_channels"],
-            max(sizes["tile_size"], chunk_size),
-            storage_itemsize(config.features),
+        facts = inputs.layer_facts.get(layer, {})
+        layers[layer] = LayerRecord(
+            n_tokens=sizes.n_tokens, n_channels=sizes.n_channels, tile_size=size, facts=facts
         )
-        for sizes in layers.values()
+    return layers, chunk_size
+
+
+def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
+    """Return the memory that one worker has for prepared panels in the largest of the run's layers, in bytes.
+
+    Reading a tile's images decodes whole feature chunks, for which memory is set aside.
+    """
+    itemsize = storage_itemsize(config.features)
+    return min(
+        _budget(config, matcher, layer)
+        - _loading_bytes(layer, max(layer.tile_size, record.chunk_size), itemsize)
+        for layer in record.layers.values()
     )
 
 
-def require_disk(session: Session, inputs: RunInputs, tile_sizes: Mapping[str, int]) -> None:
+def require_disk(session: Session, record: RunRecord) -> None:
     """Refuse to begin a run that the disk cannot hold.
 
     Raises
@@ -116,17 +134,15 @@ def require_disk(session: Session, inputs: RunInputs, tile_sizes: Mapping[str, i
     StorageError
         If the uncompressed results and features are larger than the free space.
     """
-    config, counts = session.config, inputs.counts()
+    config, itemsize = session.config, storage_itemsize(session.config.features)
     needed = 0
-    for layer, sizes in inputs.layers.items():
-        layout = Layout(
-            counts[inputs.row_side], counts["images"], tile_sizes[layer], inputs.row_side == "images"
-        )
+    for name, layer in record.layers.items():
+        layout = record.layout(name)
         needed += result_bytes(
             layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
         ) + sum(
-            feature_bytes(count, sizes["n_tokens"], sizes["n_channels"], storage_itemsize(config.features))
-            for count in counts.values()
+            feature_bytes(count, layer.n_tokens, layer.n_channels, itemsize)
+            for count in record.counts.values()
         )
     free = shutil.disk_usage(session.directory.path).free
     if needed > free:
@@ -136,28 +152,21 @@ def require_disk(session: Session, inputs: RunInputs, tile_sizes: Mapping[str, i
         )
 
 
-def _tile_size(
-    config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int, n_images: int, workers: int
-) -> int:
-    pair_seconds = matcher.pair_seconds(n_tokens, n_channels)
+def _tile_size(config: RunConfig, matcher: Matcher, sizes: LayerSizes, n_images: int, workers: int) -> int:
+    pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
     total_seconds = pair_seconds * n_images * n_images / 2
     return choose_tile_size(
         n_images,
-        _image_bytes(config, matcher, n_tokens, n_channels),
-        _budget(config, matcher, n_tokens, n_channels),
+        _image_bytes(config, matcher, sizes),
+        _budget(config, matcher, sizes),
         pair_seconds=pair_seconds,
         task_seconds=min(config.matching.task_seconds, max(total_seconds / (8 * workers), 0.05)),
     )
 
 
-def _require_memory(
-    config: RunConfig, matcher: Matcher, layer: str, sizes: Mapping[str, int], size: int
-) -> int:
+def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: LayerSizes, size: int) -> int:
     """Return the images of the largest panel of which two fit into a worker, refusing tiles that are larger."""
-    n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
-    image_bytes, budget = (
-        measure(config, matcher, n_tokens, n_channels) for measure in (_image_bytes, _budget)
-    )
+    image_bytes, budget = _image_bytes(config, matcher, sizes), _budget(config, matcher, sizes)
     fitting = budget // (2 * image_bytes)
     if size > fitting:
         remedy = (
@@ -172,21 +181,31 @@ def _require_memory(
     return fitting
 
 
-def _budget(config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int) -> int:
+def _budget(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:
     """Return the memory that one worker has for panels, in bytes."""
-    workspace = matcher.workspace_bytes(n_tokens, n_channels)
+    workspace = matcher.workspace_bytes(sizes.n_tokens, sizes.n_channels)
     return int(config.matching.worker_memory) - PROCESS_BYTES - workspace
 
 
-def _image_bytes(config: RunConfig, matcher: Matcher, n_tokens: int, n_channels: int) -> int:
+def _image_bytes(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:
     """Return the memory of one image of a panel.
 
     Two panels are prepared and one is being loaded: that is counted as two of half as much again.
     """
-    loading = _loading_bytes(n_tokens, n_channels, 1, storage_itemsize(config.features))
-    return matcher.panel_bytes(1, n_tokens, n_channels) + loading // 2
+    loading = _loading_bytes(sizes, 1, storage_itemsize(config.features))
+    return matcher.panel_bytes(1, sizes.n_tokens, sizes.n_channels) + loading // 2
 
 
-def _loading_bytes(n_tokens: int, n_channels: int, n_images: int, itemsize: int) -> int:
+def _loading_bytes(sizes: LayerSizes, n_images: int, itemsize: int) -> int:
     """Return the memory of a panel between the disk and its preparation: as stored, and one wider copy."""
-    return n_images * n_tokens * n_channels * (itemsize + 8)
+    return n_images * sizes.n_tokens * sizes.n_channels * (itemsize + 8)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    names = ("semrsm-dist", "numpy", "scipy", "numba", "zarr", "torch", "timm", "ray")
+    found = {name: find_version(name) for name in names}
+    return {
+        "python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+    }

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from semrsm_dist.pipeline.inputs import RunInputs
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, evaluate, warn_of_zeros
-from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
+from semrsm_dist.store.record import RunRecord, Side
 
 STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
 WORKER_PARTS = {
@@ -27,25 +27,26 @@ Solving is all of it, or what is left of it where the matcher tells products and
 
 
 def summarise(
-    session: Session, inputs: RunInputs, layouts: Mapping[str, Layout], *, total_seconds: float
+    session: Session, record: RunRecord, manifests: Mapping[Side, Manifest], *, total_seconds: float
 ) -> dict[str, Any]:
-    """Return the summary of a session whose layers are all assembled.
+    """Return the summary of a session whose requested layers are all assembled.
 
     Returns
     -------
     dict
         JSON values only; numbers that are undefined are None.
     """
-    warn_of_zeros(session, inputs, layouts)
+    warn_of_zeros(session, record, manifests)
     with session.timed("evaluation"):
-        found = evaluate(session, inputs, layouts)
+        found = evaluate(session, record, manifests)
     layers = {
         layer: {
-            **inputs.layers[layer],
-            "pairs": layouts[layer].total_pairs,
+            "n_tokens": record.layers[layer].n_tokens,
+            "n_channels": record.layers[layer].n_channels,
+            "pairs": record.layout(layer).total_pairs,
             **found["certificates"][layer],
         }
-        for layer in layouts
+        for layer in record.requested
     }
     matching = session.counts["matching"]
     seconds = {stage: session.seconds[stage] for stage in STAGES if stage in session.seconds}
@@ -54,10 +55,12 @@ def summarise(
     summary: dict[str, Any] = _plain(
         {
             "run": str(session.directory.path),
-            "images": inputs.counts(),
-            "unreadable": {side: len(manifest.unreadable) for side, manifest in inputs.manifests.items()},
+            "images": record.counts,
+            "unreadable": {side: len(manifest.unreadable) for side, manifest in manifests.items()},
             "layers": layers,
-            "matcher": {key: value for key, value in inputs.facts.items() if key.startswith("matching.")},
+            "matcher": {
+                key: value for key, value in record.fingerprint.items() if key.startswith("matching.")
+            },
             "work": {
                 stage: {key: int(counts[key]) for key in ("found", "computed")}
                 for stage, counts in session.counts.items()

@@ -11,7 +11,7 @@ of a plan hold every wanted tile exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -58,6 +58,13 @@ class Layout:
     n_columns: int
     tile_size: int
     symmetric: bool
+
+    @classmethod
+    def of_sides(cls, counts: Mapping[str, int], tile_size: int) -> Layout:
+        """Return the layout for so many `images`, or for `queries` (rows) against them, if there are any."""
+        return cls(
+            counts.get("queries", counts["images"]), counts["images"], tile_size, "queries" not in counts
+        )
 
     @property
     def row_panels(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.npy import write_npy
+from semrsm_dist.store.record import Side
 
 
 def export_npy(
@@ -48,8 +49,8 @@ def export_npy(
     chosen = run.requested_layers if layers is None else list(layers)
     # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
     readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
-    sides = {"image_i": "images" if run.is_symmetric else "queries", "image_j": "images"}
-    shape = (run.record["counts"][sides["image_i"]], run.record["counts"]["images"])
+    sides: dict[str, Side] = {"image_i": run.record.row_side, "image_j": "images"}
+    shape = (run.record.counts[run.record.row_side], run.record.counts["images"])
     written: list[Path] = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

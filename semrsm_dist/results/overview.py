@@ -65,13 +65,13 @@ def draw_overview(run: Run) -> Path:
             if column == 0:
                 axes.set_ylabel(kind, fontsize=11)
             if position == 0:
-                sizes = run.record["layers"][layer]
-                title = f"{layer}\nS = {sizes['n_tokens']}, C = {sizes['n_channels']}"
+                sizes = run.record.layers[layer]
+                title = f"{layer}\nS = {sizes.n_tokens}, C = {sizes.n_channels}"
                 axes.set_title(title, fontsize=10, parse_math=False)
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, label="cosine similarity")
     if scores:
         _draw_retrieval(figure.add_subplot(grid[2, :]), scores, layers)
-    counts = " x ".join(str(count) for count in run.record["counts"].values())
+    counts = " x ".join(str(count) for count in run.record.counts.values())
     title = f"{run.directory.path.name}: {counts} images, sorted by label"
     figure.suptitle(title, fontsize=12, parse_math=False)
     path = run.directory.figures / "overview.png"

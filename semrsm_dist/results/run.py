@@ -16,6 +16,7 @@ from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.results.rbf_width import median_sigma
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.matrices import LayerMatrices, MatrixStore
+from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import KINDS
 
 if TYPE_CHECKING:
@@ -41,26 +42,25 @@ class Run:
         record = self.directory.read_record()
         if record is None:
             raise ConfigError(f"{path}: there is no run here (no run.json); check the path, or start the run")
-        self.record: dict[str, Any] = record
+        self.record: RunRecord = record
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory.path)!r}, layers={self.layers})"
 
     @property
     def layers(self) -> list[str]:
-        """Names of all layers that any session of the run was asked for, in the network's order."""
-        return list(self.record["layers"])
+        """Names of all layers that any session of the run requested, in the network's order."""
+        return list(self.record.layers)
 
     @property
     def requested_layers(self) -> list[str]:
-        """Names of the layers that the last session was asked for: with these the run is complete."""
-        asked = self.record.get("requested", self.layers)
-        return [layer for layer in self.layers if layer in asked]
+        """Names of the layers that the last session requested: with these the run is complete."""
+        return [layer for layer in self.layers if layer in self.record.requested]
 
     @property
     def is_symmetric(self) -> bool:
         """Whether rows and columns are the same images."""
-        return bool(self.record["row_side"] == "images")
+        return self.record.row_side == "images"
 
     def manifest(self, side: str = "images") -> Manifest:
         """Return the manifest of `images` or, in a rectangular run, `queries`."""
@@ -68,14 +68,10 @@ class Run:
 
     def layout(self, layer: str) -> Layout:
         """Return how a layer's matrix is cut into tiles."""
-        sizes = self.record["layers"][self._known(layer)]
-        counts = self.record["counts"]
-        return Layout(
-            counts[self.record["row_side"]], counts["images"], sizes["tile_size"], self.is_symmetric
-        )
+        return self.record.layout(self._known(layer))
 
     def chunk_size(self, layer: str) -> int:
-        """Return the side of the chunks of a layer's matrices: so many rows at once read every chunk once.
+        """Return the size of a chunk of a layer's matrices: so many rows at once read each chunk once.
 
         Raises
         ------
@@ -239,7 +235,7 @@ class Run:
         return matrices, stored, sigma
 
     def _known(self, layer: str) -> str:
-        if layer not in self.record["layers"]:
+        if layer not in self.record.layers:
             raise ConfigError(
                 f"{self.directory.path}: no layer {layer!r}"
                 f"{did_you_mean(layer, self.layers) or f'; there are {self.layers}'}"

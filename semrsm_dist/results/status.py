@@ -47,12 +47,12 @@ def read_status(path: str | Path) -> dict[str, Any]:
     matcher = _matcher(run)
     layers: dict[str, Any] = {}
     now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
-    for layer, sizes in run.record["layers"].items():
+    for layer, sizes in run.record.layers.items():
         layout = run.layout(layer)
         store = TileStore(directory.tiles, layer)
         arrived = store.arrival_times()
         done = sum(layout.n_pairs(*tile) for tile in arrived)
-        seconds = matcher.pair_seconds(sizes["n_tokens"], sizes["n_channels"])
+        seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
         for tile, moment in arrived.items():
             if now - moment <= WINDOW_SECONDS:
                 recent_pairs += layout.n_pairs(*tile)
@@ -61,8 +61,8 @@ def read_status(path: str | Path) -> dict[str, Any]:
         is_asked = layer in run.requested_layers
         work_left += (layout.total_pairs - done) * seconds if is_asked else 0.0
         layers[layer] = {
-            "n_tokens": sizes["n_tokens"],
-            "n_channels": sizes["n_channels"],
+            "n_tokens": sizes.n_tokens,
+            "n_channels": sizes.n_channels,
             "chunks": _feature_chunks(run, layer),
             "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
             "pairs": [done, layout.total_pairs],
@@ -125,16 +125,16 @@ def format_status(status: dict[str, Any]) -> str:
 
 
 def _matcher(run: Run) -> Matcher:
-    facts = {name: value for name, value in run.record["fingerprint"].items() if name.startswith("matching.")}
+    facts = {name: value for name, value in run.record.fingerprint.items() if name.startswith("matching.")}
     parameters = {name.removeprefix("matching."): value for name, value in facts.items()}
     del parameters["version"]
     return make_matcher(parameters.pop("matcher"), **parameters)
 
 
 def _feature_chunks(run: Run, layer: str) -> list[int]:
-    sides = ("images",) if run.is_symmetric else ("images", "queries")
-    there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in sides)
-    return [there, sum(-(-run.record["counts"][side] // run.record["chunk_size"]) for side in sides)]
+    counts = run.record.counts
+    there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in counts)
+    return [there, sum(-(-count // run.record.chunk_size) for count in counts.values())]
 
 
 def _failed(run: Run) -> list[dict[str, str]]:

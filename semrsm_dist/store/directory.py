@@ -29,14 +29,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+from semrsm_dist.store.record import RunRecord, parse_record
 
 log = logging.getLogger(__name__)
 
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Storage errors that no retry mends."""
-
-RECORD_KEYS = frozenset({"fingerprint", "layers", "chunk_size", "row_side", "counts"})
-"""What no record can do without."""
 
 BEFORE_THE_RECORD = re.compile(
     r"lock|events\.jsonl|run\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
@@ -106,33 +104,29 @@ class RunDirectory:
                 "directory that can be written to with run: or --set run=..."
             ) from error
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_record(self) -> RunRecord | None:
         """Return the record of the run that the directory holds, or None if it holds none.
 
         Raises
         ------
         StorageError
-            If the record cannot be read.
+            If the record cannot be read, or is one of another format.
         """
         path = self.path / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise StorageError(
                 f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
                 "restore the file, or start a new run directory"
             ) from error
-        if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
-            raise StorageError(
-                f"{path}: not the record of a run; restore the file, or start a new run directory"
-            )
-        return record
+        return parse_record(path, text)
 
-    def write_record(self, record: dict[str, Any]) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """Replace the record in one step, durable against a crash."""
-        write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(self.path / "run.json", record.model_dump_json(indent=1) + "\n")
 
     def remove_partial_files(self) -> None:
         """Remove what writers that were killed have left under temporary names."""

@@ -225,7 +225,7 @@ class Workshop:
                         stamps[path.relative_to(run).as_posix()] = (stat.st_ino, stat.st_mtime_ns)
         return stamps
 
-    def blocks(self, run: Path) -> list[Path]:
+    def tiles(self, run: Path) -> list[Path]:
         """Return the files of the solved tiles that are there."""
         return sorted(run / name for name in self.chunks(run, "tiles.zarr"))
 

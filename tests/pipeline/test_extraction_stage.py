@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 
 import pytest
 import torch
 
+import semrsm_dist as srs
 from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
-from semrsm_dist.pipeline import inputs as identity
+from semrsm_dist.pipeline import inputs
 from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, choose_device
 
 
@@ -111,7 +111,7 @@ def test_a_resume_keeps_the_batches_that_the_run_was_begun_with(shop, monkeypatc
 def test_batches_larger_than_a_chunk_are_told(shop):
     summary = shop.run(with_model(shop.of_images("run", shop.images(n=4)), batch_size=64))
     assert any("batches of 32, as chunks of 32" in line for line in summary["warnings"])
-    assert json.loads((shop.path / "run" / "run.json").read_text())["batch_size"] == 32
+    assert srs.open_run(shop.path / "run").record.batch_size == 32
 
 
 def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, monkeypatch):
@@ -170,29 +170,29 @@ def test_local_actors_take_turns_over_the_gpus(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        (lambda facts, layers: facts.update(weights_sha256="0" * 64), "model.weights_sha256"),
-        (lambda facts, layers: facts["preprocessing"].update(crop_pct=0.5), "model.preprocessing.crop_pct"),
-        (lambda facts, layers: facts.update(n_prefix_tokens=1), "model.n_prefix_tokens"),
-        (lambda facts, layers: layers["layer3"].update(n_tokens=17), "layers.layer3.n_tokens"),
+        (lambda facts: facts.update(weights_sha256="0" * 64), "model.weights_sha256"),
+        (lambda facts: facts["preprocessing"].update(crop_pct=0.5), "model.preprocessing.crop_pct"),
+        (lambda facts: facts.update(n_prefix_tokens=1), "model.n_prefix_tokens"),
+        (None, "layers.layer3.n_tokens"),
     ],
 )
 def test_a_node_with_another_model_is_refused(shop, change, key):
     shop.run(shop.of_images("run", shop.images(n=3)))
-    record = json.loads((shop.path / "run" / "run.json").read_text())
-    model = record["cached"]["model"]
+    record = srs.open_run(shop.path / "run").record
+    layers = dict(record.model.layers)
     factory = ExtractorFactory(
         run=shop.path / "run",
+        record=record,
         sides={},
+        layers=layers,
         spec=ModelSpec("test_resnet", "random", (64, 64), seed=0),
-        facts=model["facts"],
-        layers=model["layers"],
-        precision="float32",
-        batch_size=4,
-        chunk_size=32,
         gpus=0,
     )
     factory()
-    change(model["facts"], model["layers"])
+    if change:
+        change(record.model.facts)
+    else:
+        layers["layer3"] = layers["layer3"].model_copy(update={"n_tokens": 17})
     with pytest.raises(ResumeError, match=rf"is not the run's: {key} is .* give all nodes"):
         factory()
 
@@ -200,15 +200,15 @@ def test_a_node_with_another_model_is_refused(shop, change, key):
 def test_another_timm_is_asked_again_what_the_model_is(shop, monkeypatch):
     document = shop.of_images("run", shop.images(n=3))
     shop.run(document)
-    version = identity.metadata.version
-    monkeypatch.setattr(identity.metadata, "version", lambda name: version(name) + "+other")
-    describe = identity.describe_model
+    version = inputs.metadata.version
+    monkeypatch.setattr(inputs.metadata, "version", lambda name: version(name) + "+other")
+    describe = inputs.describe_model
 
     def other(model, layers):
         facts, sizes = describe(model, layers)
         return facts | {"preprocessing": facts["preprocessing"] | {"crop_pct": 0.5}}, sizes
 
-    monkeypatch.setattr(identity, "describe_model", other)
+    monkeypatch.setattr(inputs, "describe_model", other)
     with pytest.raises(ResumeError, match=r"crop_pct"):
         shop.run(document)
 
@@ -249,7 +249,7 @@ def test_a_run_that_holds_all_its_ready_made_features_does_not_need_their_source
     shop.run(document)
     source.rename(shop.path / "moved.npy")
     summary = shop.run(document)
-    assert any("is gone; the run goes on with its own copy" in line for line in summary["warnings"])
+    assert any("is gone; the run continues with its own copy" in line for line in summary["warnings"])
     misspelt = shop.of_features("run", shop.path / "zz.npy")
     with pytest.raises(InputError, match="no such file"):  # never was the run's source
         shop.run(misspelt)
@@ -268,7 +268,7 @@ def test_a_run_that_holds_its_features_does_not_need_the_table_of_their_images_e
     (shop.path / "table.csv").rename(shop.path / "moved.csv")
     summary = shop.run(document("table.csv"))
     assert any(
-        "table.csv: is gone; the run goes on with its own copy" in line for line in summary["warnings"]
+        "table.csv: is gone; the run continues with its own copy" in line for line in summary["warnings"]
     )
     assert summary["retrieval"] == scores
     with pytest.raises(InputError, match="does not exist"):  # never was the run's table

@@ -187,7 +187,7 @@ def test_a_run_agrees_with_scipy_on_the_features_it_stored(done):
     matcher, tolerance = (record["fingerprint"].get(f"matching.{name}") for name in ("matcher", "tolerance"))
     for layer in record["layers"]:
         y = read_features(done, "images", layer)
-        z = y if record["row_side"] == "images" else read_features(done, "queries", layer)
+        z = y if "queries" not in record["counts"] else read_features(done, "queries", layer)
         best, identity = solve_by_scipy(z, y)
         n_i, n_j = (np.array([np.vdot(image, image) for image in x]) for x in (z, y))
         scale = np.sqrt(np.outer(n_i, n_j))

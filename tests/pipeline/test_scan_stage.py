@@ -118,13 +118,14 @@ def test_the_order_is_kept_over_many_batches(shop, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [StorageError, InputError])
-def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(monkeypatch, error):
+def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(tmp_path, monkeypatch, error):
     def fails(self, record):
         raise error("the network is away")
 
     monkeypatch.setattr(FolderImages, "stamp", fails)
     batch = ScanBatch(0, (ImageEntry("a", "/a"),))
-    (receipt,) = ScanWorker(FolderImages("/"))((batch,))
+    (tmp_path / "lock").touch()  # a run is at work
+    (receipt,) = ScanWorker(tmp_path, FolderImages("/"))((batch,))
     assert receipt.unit is batch
     assert receipt.error.endswith("the network is away")
     assert "Traceback" not in receipt.error

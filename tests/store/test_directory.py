@@ -16,16 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import directory as module
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory, write_atomically
+from semrsm_dist.store.record import FORMAT, Answers, LayerRecord, RunRecord
 
-RECORD = {
-    "fingerprint": {"a": [1, "ü"]},
-    "layers": {"z": {}, "a": {}},
-    "chunk_size": 4,
-    "row_side": "images",
-    "counts": {},
-}
+SIZES = {"n_tokens": 3, "n_channels": 2, "tile_size": 2}
+RECORD = RunRecord(
+    fingerprint={"a": [1, "ü"], "c": 0.1},
+    layers={"z": LayerRecord(**SIZES, facts={"z.sha256": "0"}), "a": LayerRecord(**SIZES)},
+    requested=("a",),
+    chunk_size=4,
+    counts={"images": 5, "queries": 3},
+    cached=Answers(tables={"images": None}),
+    config={"run": "r"},
+)
 HOLD = (
     "import sys, time; from semrsm_dist.store.directory import RunDirectory\n"
     "with RunDirectory(sys.argv[1]).locked():\n"
@@ -300,7 +305,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, number):
 def test_the_record_is_what_was_written_in_its_order(run):
     run.write_record(RECORD)
     assert run.read_record() == RECORD
-    assert list(run.read_record()["layers"]) == ["z", "a"]
+    assert list(run.read_record().layers) == ["z", "a"]
     assert sorted(path.name for path in run.path.iterdir()) == ["run.json"]
 
 
@@ -313,11 +318,47 @@ def test_a_damaged_record_is_never_taken_for_a_new_run(run, content):
         run.read_record()
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"fingerprint": {}, "layers": {}}'])
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", f'{{"fingerprint": {{}}, "format": {FORMAT}}}'])
 def test_something_else_is_no_record(run, content):
     (run.path / "run.json").write_text(content)
-    with pytest.raises(StorageError, match="not the record of a run"):
+    with pytest.raises(StorageError, match=r"not the record of a run \(.*restore the file"):
         run.read_record()
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"counts": {"queries": 3}}, "counts"),
+        ({"counts": {"images": 3, "others": 3}}, "counts"),
+        ({"layers": {"a": {"n_tokens": 3}}}, "layers.a.n_channels"),
+        ({"layers": {"../evil": SIZES}}, r"layers.\.\./evil"),
+        ({"requested": ["/evil"]}, "requested.0"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_record_with_a_wrong_part_is_refused_and_the_part_named(run, change, place):
+    (run.path / "run.json").write_text(json.dumps(json.loads(RECORD.model_dump_json()) | change))
+    with pytest.raises(StorageError, match=rf"run\.json: not the record of a run \({place}"):
+        run.read_record()
+
+
+def test_a_run_of_another_format_is_refused_with_a_way_out(run):
+    old = {"fingerprint": {"format": 1}, "layers": {}, "chunk_size": 4, "row_side": "images", "counts": {}}
+    for content, number in ((old, 1), ({"format": 9, **old}, 9)):
+        (run.path / "run.json").write_text(json.dumps(content))
+        with pytest.raises(
+            StorageError, match=rf"has format {number}, .* use the version that began the run, or"
+        ):
+            run.read_record()
+
+
+def test_a_record_tells_how_matrices_are_cut():
+    assert RECORD.row_side == "queries"
+    assert RECORD.layout("a") == Layout(3, 5, 2, symmetric=False)
+    symmetric = RECORD.model_copy(update={"counts": {"images": 5}})
+    assert symmetric.row_side == "images"
+    assert symmetric.layout("a") == Layout(5, 5, 2, symmetric=True)
 
 
 def test_a_directory_for_a_record_is_told(run):
@@ -338,7 +379,7 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_rest(run, monkeypatch):
     with pytest.raises(
         StorageError, match=r"cannot be written \(No space left on device\).* is kept: make room"
     ):
-        run.write_record({**RECORD, "chunk_size": 5})
+        run.write_record(RECORD.model_copy(update={"chunk_size": 5}))
     assert run.read_record() == RECORD
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 

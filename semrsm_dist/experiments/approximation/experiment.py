@@ -107,10 +107,10 @@ def _draw_images(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the images of rows and columns, never the same image; fewer of both where there are not enough."""
     generator = np.random.default_rng(seed)
-    counts = run.record["counts"]
+    counts = run.record.counts
     drawn = generator.permutation(counts["images"])
     if not run.is_symmetric:
-        queries = generator.permutation(counts[run.record["row_side"]])
+        queries = generator.permutation(counts[run.record.row_side])
         return np.sort(queries[:n_rows]), np.sort(drawn[:n_columns])
     n_rows = min(n_rows, max(1, drawn.size * n_rows // (n_rows + n_columns)))
     return np.sort(drawn[:n_rows]), np.sort(drawn[n_rows : n_rows + n_columns])

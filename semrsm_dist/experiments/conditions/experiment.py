@@ -119,7 +119,7 @@ def _measure(
                 "factor": condition.factor,
                 "level": condition.level,
                 "layer": layer,
-                "n_tokens": run.record["layers"][layer]["n_tokens"],
+                "n_tokens": run.record.layers[layer].n_tokens,
                 "method": method,
                 "kernel": {POOLED: "cosine", "chance": "-"}.get(method, kernel),
                 "k": 1,
@@ -178,5 +178,5 @@ def _derive(base: RunConfig, condition: Condition) -> RunConfig:
 
 
 def _input_size(run: Run) -> tuple[int, int]:
-    _, height, width = run.record["cached"]["model"]["facts"]["preprocessing"]["input_size"]
+    _, height, width = run.record.model.facts["preprocessing"]["input_size"]
     return int(height), int(width)

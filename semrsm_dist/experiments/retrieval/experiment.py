@@ -195,7 +195,7 @@ def _with(methods: Iterator[Method], more: Method | None) -> Iterator[Method]:
 def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Method]:
     """Return retrieval by the class token of each layer that has one, from a run of its own on the same images."""
     model = config.model
-    if model is None or not run.record["fingerprint"].get("model.n_prefix_tokens"):
+    if model is None or not run.record.fingerprint.get("model.n_prefix_tokens"):
         return {}
     from semrsm_dist.features.layers import class_token_layers  # noqa: PLC0415 - torch only where it is needed
     from semrsm_dist.features.models import load_model  # noqa: PLC0415

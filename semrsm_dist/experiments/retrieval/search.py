@@ -65,7 +65,7 @@ def progressive_hits(
     StorageError
         Features are missing or damaged.
     """
-    matcher = run.record["fingerprint"]["matching.matcher"]
+    matcher = run.record.fingerprint["matching.matcher"]
     if matcher != "auction":
         raise ConfigError(
             f"{run.directory.path}: matched with {matcher!r}; progressive search needs 'auction'"
@@ -77,7 +77,7 @@ def progressive_hits(
         _read(features, sides[0]),
         None if run.is_symmetric else _read(features, "images"),
         k,
-        tolerance=run.record["fingerprint"]["matching.tolerance"],
+        tolerance=run.record.fingerprint["matching.tolerance"],
         workers=workers,
         groups=groups[0],
         database_groups=None if run.is_symmetric else groups[1],

@@ -108,7 +108,7 @@ def _measure(run: Run, shifts: Sequence[float], *, resamples: int, seed: int) ->
     counts = draw_counts(len(columns), resamples=resamples, seed=seed)
     pixels = _input_pixels(run)
     for layer in run.requested_layers:
-        n_tokens = run.record["layers"][layer]["n_tokens"]
+        n_tokens = run.record.layers[layer].n_tokens
         for kernel in KERNELS:
             for kind in KINDS:
                 read = run.similarity_rows(layer, kernel, kind)
@@ -163,5 +163,5 @@ def _alike(run: Run) -> NDArray[np.bool_]:
 
 def _input_pixels(run: Run) -> float:
     """Return how many pixels of the network's input are the height of a crop, before what the transform cuts off."""
-    facts = run.record["cached"]["model"]["facts"]["preprocessing"]
+    facts = run.record.model.facts["preprocessing"]
     return float(facts["input_size"][1]) / float(facts.get("crop_pct") or 1.0)

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import KernelConfig
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.kernels import derive
-from semrsm_dist.pipeline.faults import failure_receipt, list_failures
+from semrsm_dist.pipeline.faults import attempt_each, list_failures
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.results.rbf_width import median_sigma
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.fingerprint import Fingerprint
 from semrsm_dist.store.matrices import DIMENSIONS, MatrixStore, gather_metadata
+from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import KINDS, QUANTITIES, TileStore
 
 CHUNK = 512
@@ -72,7 +72,7 @@ class LayerAssembly:
 
     @property
     def merge(self) -> int:
-        """Tiles a side that one chunk of a final matrix is made of."""
+        """Tiles along an edge of a final matrix's chunk."""
         return self.chunks.tile_size // self.layout.tile_size
 
     @property
@@ -90,14 +90,9 @@ class AssemblyWorker:
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Assemble chunks of the final matrices."""
-        for chunk in cast("tuple[Tile, ...]", units):
-            try:
-                self._assemble(chunk)
-                yield Receipt(chunk, counts={"chunks": 1})
-            except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
-                yield failure_receipt(chunk, error, self.run)
+        return attempt_each(cast("tuple[Tile, ...]", units), self._assemble, self.run)
 
-    def _assemble(self, chunk: Tile) -> None:
+    def _assemble(self, chunk: Tile) -> Receipt:
         layer = self.layers[chunk.layer]
         inner = dict(zip(QUANTITIES, self._read(chunk), strict=True))
         norms_i = layer.norms_i[layer.chunks.rows(chunk.row)]
@@ -108,6 +103,7 @@ class AssemblyWorker:
         for matrix in layer.kernels:  # one at a time: each is as large as a tile of the result may be
             values = derive(matrix.kernel, inner[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma)
             self._write(matrices, chunk, matrix.name, values)
+        return Receipt(chunk, counts={"chunks": 1})
 
     def _write(self, matrices: MatrixStore, chunk: Tile, name: str, block: NDArray[np.float64]) -> None:
         matrices.write(name, (chunk.row, chunk.column), block)
@@ -138,25 +134,18 @@ def _shifted(part: slice, start: int) -> slice:
 
 
 def assemble_layers(
-    session: Session,
-    layouts: Mapping[str, Layout],
-    *,
-    manifests: Mapping[str, Manifest],
-    row_side: str,
-    fingerprints: Mapping[str, Fingerprint],
+    session: Session, record: RunRecord, layers: Sequence[str], manifests: Mapping[Side, Manifest]
 ) -> None:
     """Write the final matrices of layers all of whose tiles are there, unless they exist for these kernels and labels.
 
     Parameters
     ----------
-    session
-        The session.
-    layouts
-        The layers and the layouts of their tiles.
-    manifests, row_side
-        The manifests by side, and the side of the rows.
-    fingerprints
-        For each layer what its numbers depend on; kept with the matrices.
+    session, record
+        The session, and the run's record.
+    layers
+        The layers.
+    manifests
+        The images by side.
 
     Raises
     ------
@@ -167,40 +156,37 @@ def assemble_layers(
         "kernels": [kernel.model_dump() for kernel in session.config.kernels],
         "labels_sha256": _digest_labels(manifests),
     }
-    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layouts}
+    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layers}
     missing = [
         layer
         for layer, store in stores.items()
         if not (store.is_complete() and store.read_attributes().get("recipe") == recipe)
     ]
     session.counts["assembly"]["found"] += sum(
-        sum(1 for _ in _chunk_layout(layout).tiles())
-        for layer, layout in layouts.items()
+        sum(1 for _ in _chunk_layout(record.layout(layer)).tiles())
+        for layer in layers
         if layer not in missing
     )
     if not missing:
-        if layouts:  # in case an earlier session was killed before it could
+        if layers:  # in case an earlier session was killed before it could
             gather_metadata(session.directory.matrices)
         return
     with session.timed("assembly"):
-        assemblies = {layer: _plan_layer(session, layer, layouts[layer], row_side) for layer in missing}
+        assemblies = {layer: _plan_layer(session, record, layer) for layer in missing}
         for layer, assembly in assemblies.items():
-            attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprints[layer]}
+            fingerprint = record.fingerprint | record.layers[layer].facts
+            attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprint}
             _make_arrays(stores[layer], assembly, attributes)
-            _write_coordinates(stores[layer], assembly, manifests, row_side)
+            _write_coordinates(stores[layer], assembly, manifests, record.row_side)
     chunks = [Tile(layer, *chunk) for layer in missing for chunk in assemblies[layer].chunks.tiles()]
     worker = AssemblyWorker(session.directory.path, assemblies)
     failures = session.work(
         "assembly",
-        lambda: session.engine.start_tasks(
-            worker, Resources(cpus=1, memory=int(session.config.matching.worker_memory))
-        ),
+        lambda: session.start_tasks(worker),
         [Task(units=(chunk,)) for chunk in chunks],
-        total=len(chunks),
-        done=0,
         unit="chunks",
-        amount=lambda receipt: 1,
-    )
+        total=len(chunks),
+    ).failures
     session.counts["assembly"]["computed"] = session.counts["assembly"]["chunks"]
     if failures:
         raise WorkError(
@@ -217,8 +203,8 @@ def _chunk_layout(layout: Layout) -> Layout:
     return Layout(layout.n_rows, layout.n_columns, size, layout.symmetric)
 
 
-def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> LayerAssembly:
-    features = session.directory.features
+def _plan_layer(session: Session, record: RunRecord, layer: str) -> LayerAssembly:
+    features, layout = session.directory.features, record.layout(layer)
     kernels = [
         KernelMatrix(
             f"{kind}_{kernel.name}", quantity, kernel.name, _sigma(session, layer, layout, kernel, quantity)
@@ -228,7 +214,7 @@ def _plan_layer(session: Session, layer: str, layout: Layout, row_side: str) -> 
     ]
     return LayerAssembly(
         layout,
-        FeatureStore(features, row_side, layer).read_squared_norms(),
+        FeatureStore(features, record.row_side, layer).read_squared_norms(),
         FeatureStore(features, "images", layer).read_squared_norms(),
         tuple(kernels),
     )
@@ -254,16 +240,16 @@ def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mappin
         )
 
 
-def _digest_labels(manifests: Mapping[str, Manifest]) -> str:
+def _digest_labels(manifests: Mapping[Side, Manifest]) -> str:
     """Return a hash of what may change from one session to the next without changing a number."""
     facts = {side: [manifest.labels(), manifest.groups()] for side, manifest in manifests.items()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _write_coordinates(
-    store: MatrixStore, assembly: LayerAssembly, manifests: Mapping[str, Manifest], row_side: str
+    store: MatrixStore, assembly: LayerAssembly, manifests: Mapping[Side, Manifest], row_side: Side
 ) -> None:
-    sides: Sequence[tuple[str, str, NDArray[np.float64]]] = (
+    sides: Sequence[tuple[str, Side, NDArray[np.float64]]] = (
         (DIMENSIONS[0], row_side, assembly.norms_i),
         (DIMENSIONS[1], "images", assembly.norms_j),
     )

@@ -1,9 +1,9 @@
-"""What a session tells about finished matrices: certificates and retrieval scores, read chunk by chunk."""
+"""What a session reports of finished matrices: certificates and retrieval scores, read chunk by chunk."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, retrieval_scores
-from semrsm_dist.pipeline.inputs import RunInputs
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.record import RunRecord, Side
 
 SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "average pooling"
 METHODS = (SPATIAL, POOLED, SEMANTIC)
@@ -30,7 +30,7 @@ NAMED = 5
 """How many images a warning names."""
 
 
-def evaluate(session: Session, inputs: RunInputs, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> dict[str, Any]:
     """Return certificates and retrieval scores, those of the last summary if they still hold.
 
     Returns
@@ -38,7 +38,7 @@ def evaluate(session: Session, inputs: RunInputs, layouts: Mapping[str, Layout])
     dict
         `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores.
     """
-    evaluated = _dependence(session, layouts)
+    evaluated = _dependence(session, record.requested)
     known = session.directory.read_summary() or {}
     computed = session.counts["matching"]["computed"] or session.counts["assembly"]["computed"]
     if not computed and known.get("evaluated") == evaluated:
@@ -47,14 +47,14 @@ def evaluate(session: Session, inputs: RunInputs, layouts: Mapping[str, Layout])
         }
         return {"evaluated": evaluated, "certificates": certificates, "retrieval": known["retrieval"]}
     run = Run(session.directory.path)
-    is_labelled = all(any(inputs.manifests[side].labels()) for side in (inputs.row_side, "images"))
-    total = sum(layout.n_rows for layout in layouts.values()) * (1 + len(METHODS) * is_labelled)
+    is_labelled = all(any(manifests[side].labels()) for side in record.sides)
+    total = len(record.requested) * record.counts[record.row_side] * (1 + len(METHODS) * is_labelled)
     certificates, scores = {}, []
     with session.reporter.stage("evaluation", total, "rows") as shown:
         watched = _Watched(session, shown)
-        for layer, layout in layouts.items():
-            certificates[layer] = _certificate(run, layer, layout, watched)
-            scores += _retrieval(session, inputs, run, layer, watched) if is_labelled else []
+        for layer in record.requested:
+            certificates[layer] = _certificate(run, layer, watched)
+            scores += _retrieval(session, manifests, run, layer, watched) if is_labelled else []
     return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
 
 
@@ -88,10 +88,10 @@ def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
             )
 
 
-def warn_of_zeros(session: Session, inputs: RunInputs, layers: Mapping[str, Any]) -> None:
-    """Tell which images have no similarity to any other, because their representation is zero."""
-    for layer in layers:
-        for side, manifest in inputs.manifests.items():
+def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
+    """Warn of images that have no similarity to any other, because their representation is zero."""
+    for layer in record.requested:
+        for side, manifest in manifests.items():
             norms = FeatureStore(session.directory.features, side, layer).read_squared_norms()
             zero = np.flatnonzero(norms == 0)
             if zero.size:
@@ -124,18 +124,18 @@ class _Watched:
         return read
 
 
-def _dependence(session: Session, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+def _dependence(session: Session, layers: Sequence[str]) -> dict[str, Any]:
     """Return what may change from one session to the next: the question, and how the layers are assembled."""
-    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layouts}
+    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layers}
     return {
         "retrieval": session.config.retrieval.model_dump(mode="json"),
         "recipes": {layer: store.read_attributes()["recipe"] for layer, store in stores.items()},
     }
 
 
-def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dict[str, Any]:
+def _certificate(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
     """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
-    matrices = run.matrices(layer)
+    matrices, layout = run.matrices(layer), run.layout(layer)
     gap = matrices.matrix("gap")
     norms_i, norms_j = (np.sqrt(matrices.coordinate(f"squared_norm_{side}")) for side in "ij")
     total, count, largest = 0.0, 0, -math.inf
@@ -162,12 +162,12 @@ def _certificate(run: Run, layer: str, layout: Layout, watched: _Watched) -> dic
 
 
 def _retrieval(
-    session: Session, inputs: RunInputs, run: Run, layer: str, watched: _Watched
+    session: Session, manifests: Mapping[Side, Manifest], run: Run, layer: str, watched: _Watched
 ) -> list[dict[str, Any]]:
     kernel, ks = session.config.retrieval.kernel, session.config.retrieval.k
-    task = retrieval_task(inputs.manifests["images"], inputs.manifests.get("queries"))
+    task = retrieval_task(manifests["images"], manifests.get("queries"))
     pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
-    queries = FeatureStore(session.directory.features, inputs.row_side, layer).read_pooled()
+    queries = FeatureStore(session.directory.features, run.record.row_side, layer).read_pooled()
     readers: dict[str, RowReader] = {
         SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
         POOLED: cosine_rows(queries, pooled),

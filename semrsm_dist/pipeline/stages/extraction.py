@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from semrsm_dist.engine.protocol import Resources, Task
 from semrsm_dist.errors import InputError, WorkError
@@ -18,6 +18,7 @@ from semrsm_dist.pipeline.stages.extraction_worker import (
     ReadableImages,
 )
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 TASK_CHUNKS = 8
 """Chunks of a task at most, so that images are read ahead of the model."""
@@ -25,13 +26,9 @@ TASK_CHUNKS = 8
 
 def extract_features(
     session: Session,
-    sides: Mapping[str, ReadableImages],
-    *,
-    facts: Mapping[str, Any],
-    layers: Mapping[str, Mapping[str, int]],
-    precision: str,
-    batch_size: int,
-    chunk_size: int,
+    record: RunRecord,
+    sides: Mapping[Side, ReadableImages],
+    layers: Mapping[str, LayerSizes],
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
 
@@ -41,9 +38,13 @@ def extract_features(
     ----------
     session
         The session.
-    sides, facts, layers, precision, batch_size, chunk_size
-        As in `ExtractorFactory`. The batch size is the run's, not the configuration's: the last bits of a network's
-        output depend on it.
+    record
+        The run's record. Batches are of its size, not the configuration's: the last bits of a network's output depend
+        on it.
+    sides
+        The images of each side.
+    layers
+        The layers to extract and their sizes.
 
     Raises
     ------
@@ -53,12 +54,12 @@ def extract_features(
         If some chunks could not be extracted.
     """
     config = session.config.model
-    if config is None:
+    if config is None or record.batch_size is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
     n_images = {
         FeatureChunk(side, index): stop - start
         for side, images in sides.items()
-        for index, (start, stop) in enumerate(slices(len(images.rows), chunk_size))
+        for index, (start, stop) in enumerate(slices(len(images.rows), record.chunk_size))
     }
     present = {
         FeatureChunk(side, index)
@@ -74,35 +75,30 @@ def extract_features(
     count = config.actors or min(len(missing), gpus or session.engine.slots)
     factory = ExtractorFactory(
         run=session.directory.path,
-        sides={side: sides[side] for side in {unit.side: None for unit in missing}},
-        spec=model_spec(config),
-        facts=facts,
+        record=record,
+        sides={side: images for side, images in sides.items() if side in {unit.side for unit in missing}},
         layers=layers,
-        precision=precision,
-        batch_size=batch_size,
-        chunk_size=chunk_size,
+        spec=model_spec(config),
         gpus=1 if gpus else 0,
     )
     resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
     batch = max(1, min(TASK_CHUNKS, len(missing) // (4 * count)))
-    _warn_of_other_batches(session, batch_size, chunk_size)
-    news: list[ChunkNews] = []
-    failures = session.work(
+    _warn_of_other_batches(session, config.batch_size, record)
+    outcome = session.work(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
+        unit="images",
         total=sum(n_images.values()),
         done=sum(n_images[unit] for unit in present),
-        unit="images",
-        amount=lambda receipt: int(receipt.counts["images"]),
-        on_value=lambda receipt: news.append(cast("ChunkNews", receipt.value)),
     )
-    _warn_of_smaller_batches(session, batch_size, news)
+    news = [cast("ChunkNews", value) for _, value in outcome.values]
+    _warn_of_smaller_batches(session, record.batch_size, news)
     _raise_if_refused([item for told in news for item in told.refused])
-    if failures:
+    if outcome.failures:
         raise WorkError(
-            f"{len(failures)} of {len(n_images)} chunks of {' and '.join(sides)} could not be extracted; the others "
-            f"are kept and the same command tries again. First cause: {first_cause(failures)}"
+            f"{len(outcome.failures)} of {len(n_images)} chunks of {' and '.join(sides)} could not be extracted; the "
+            f"others are kept and the same command tries again. First cause: {first_cause(outcome.failures)}"
         )
 
 
@@ -111,17 +107,16 @@ def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
     return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 
 
-def _warn_of_other_batches(session: Session, batch_size: int, chunk_size: int) -> None:
-    requested = session.config.model.batch_size if session.config.model else batch_size
-    if requested == batch_size:
+def _warn_of_other_batches(session: Session, requested: int, record: RunRecord) -> None:
+    if requested == record.batch_size:
         return
     reason = (
-        f"chunks of {chunk_size} images are the largest batches"
-        if requested > chunk_size and batch_size == chunk_size
+        f"chunks of {record.chunk_size} images are the largest batches"
+        if requested > record.chunk_size and record.batch_size == record.chunk_size
         else "the run was begun with them"
     )
     session.warn(
-        f"model.batch_size: {requested}: images are extracted in batches of {batch_size}, as {reason}"
+        f"model.batch_size: {requested}: images are extracted in batches of {record.batch_size}, as {reason}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from semrsm_dist.data.entries import ImageSet
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
 from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
-from semrsm_dist.pipeline.faults import failure_receipt
+from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.inputs import describe_model
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.fingerprint import differences, flatten
+from semrsm_dist.store.fingerprint import Fingerprint, differences, flatten
+from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 if TYPE_CHECKING:
     from semrsm_dist.features.extractor import Extractor, Prepared
@@ -35,7 +36,7 @@ It is also how many images of full size a worker holds at most; what waits for t
 class FeatureChunk(NamedTuple):
     """Images of one side whose features are written together: the unit of this stage."""
 
-    side: str
+    side: Side
     number: int
 
     def __str__(self) -> str:
@@ -69,28 +70,23 @@ class ExtractorFactory:
 
     Parameters
     ----------
-    run
-        The run directory.
+    run, record
+        The run directory and its record.
     sides
         The images of each of its sides.
-    spec, facts, layers
-        The model, and what `describe_model` must find when it is loaded: its facts and the sizes of its layers.
-    precision, batch_size
-        How the model runs.
-    chunk_size
-        Images of a feature chunk.
+    layers
+        The layers to extract and their sizes.
+    spec
+        The model; what is loaded must be what the record says of it.
     gpus
         GPUs of a worker; with 0 the model runs on the CPU.
     """
 
     run: Path
-    sides: Mapping[str, ReadableImages]
+    record: RunRecord
+    sides: Mapping[Side, ReadableImages]
+    layers: Mapping[str, LayerSizes]
     spec: ModelSpec
-    facts: Mapping[str, Any]
-    layers: Mapping[str, Mapping[str, int]]
-    precision: str
-    batch_size: int
-    chunk_size: int
     gpus: int
 
     def __call__(self) -> Worker:
@@ -109,16 +105,17 @@ class ExtractorFactory:
         extractor = (OutputExtractor if set(self.layers) == {OUTPUTS} else Extractor)(
             self.spec,
             tuple(self.layers),
-            precision=self.precision,
+            precision=self.record.model.precision,
             device=choose_device(self.gpus),
-            batch_size=self.batch_size,
+            batch_size=self.record.batch_size or 1,
         )
         self._require_same_model(*describe_model(extractor.model, extractor.layers))
         return _ExtractionWorker(self, extractor)
 
-    def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, Mapping[str, int]]) -> None:
+    def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, LayerSizes]) -> None:
         changed = differences(
-            flatten({"model": self.facts, "layers": self.layers}), flatten({"model": facts, "layers": layers})
+            _describe(self.record.model.facts, self.layers),
+            _describe(facts, layers),
         )
         if changed:
             key, expected, found = changed[0]
@@ -127,6 +124,10 @@ class ExtractorFactory:
                 f"{found} there, but {expected} in the run; mixing them would spoil the matrix: give all nodes "
                 "the same weights and the same versions of this package, torch and timm"
             )
+
+
+def _describe(facts: Mapping[str, Any], layers: Mapping[str, LayerSizes]) -> Fingerprint:
+    return flatten({"model": facts, "layers": {layer: sizes.model_dump() for layer, sizes in layers.items()}})
 
 
 def choose_device(gpus: int) -> str:
@@ -139,7 +140,7 @@ def choose_device(gpus: int) -> str:
 
 @dataclass(frozen=True)
 class ChunkNews:
-    """What a receipt of a chunk tells beside its success.
+    """What a receipt of a chunk reports beside its success.
 
     Attributes
     ----------
@@ -167,15 +168,22 @@ class _ExtractionWorker:
         """Extract chunks; the next chunk's images are read while the model is at work."""
         chunks = cast("tuple[FeatureChunk, ...]", units)
         with ThreadPoolExecutor(READERS) as readers:
-            pending = self._start_reading(readers, chunks[0])
-            for position, chunk in enumerate(chunks):
-                images = pending
-                if position + 1 < len(chunks):
-                    pending = self._start_reading(readers, chunks[position + 1])
-                try:
-                    yield self._extract(chunk, [image.result() for image in images])
-                except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
-                    yield failure_receipt(chunk, error, self._setup.run)
+            images = self._read_ahead(readers, chunks)
+
+            def extract(chunk: FeatureChunk) -> Receipt:
+                return self._extract(chunk, [image.result() for image in next(images)])
+
+            yield from attempt_each(chunks, extract, self._setup.run)
+
+    def _read_ahead(
+        self, readers: ThreadPoolExecutor, chunks: Sequence[FeatureChunk]
+    ) -> Iterator[list[Future[Prepared]]]:
+        """Yield the images of each chunk when those of the next are being read."""
+        reading = self._start_reading(readers, chunks[0])
+        for following in chunks[1:]:
+            images, reading = reading, self._start_reading(readers, following)
+            yield images
+        yield reading
 
     def _start_reading(self, readers: ThreadPoolExecutor, chunk: FeatureChunk) -> list[Future[Prepared]]:
         image_set = self._setup.sides[chunk.side].image_set
@@ -192,8 +200,8 @@ class _ExtractionWorker:
         return self._extractor.transform(loaded.image)
 
     def _rows(self, chunk: FeatureChunk) -> tuple[ManifestRow, ...]:
-        start = chunk.number * self._setup.chunk_size
-        return self._setup.sides[chunk.side].rows[start : start + self._setup.chunk_size]
+        size = self._setup.record.chunk_size
+        return self._setup.sides[chunk.side].rows[chunk.number * size : (chunk.number + 1) * size]
 
     def _extract(self, chunk: FeatureChunk, images: list[Prepared]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415

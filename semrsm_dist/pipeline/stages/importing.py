@@ -9,87 +9,97 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.config.schema import FeaturesData
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.features.token_counts import load_token_counts
-from semrsm_dist.pipeline.faults import failure_receipt, first_cause
+from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.record import RunRecord, Side
 
 TASK_CHUNKS = 8
 
 
+class ImportChunk(NamedTuple):
+    """A feature chunk of one layer: the unit of this stage."""
+
+    layer: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.number}"
+
+
+class Refused(NamedTuple):
+    """An image whose features are not finite once they are stored, and whether they were before."""
+
+    layer: str
+    image: int
+    overflows: bool
+
+
 @dataclass(frozen=True)
 class ImportWorker:
-    """Copies chunks (layer, number) of ready-made features into the run.
+    """Copies chunks of ready-made features into the run.
 
     Parameters
     ----------
     run, side
         The run directory and which of its sides.
-    sources
-        The array file of each layer.
-    token_counts
-        For layers whose images differ in their number of tokens, the file that tells it.
-    layout
-        How 4-D arrays are laid out; see `open_array`.
+    data
+        Where the features are.
     chunk_size
         Images of a feature chunk.
     """
 
     run: Path
-    side: str
-    sources: Mapping[str, Path]
-    token_counts: Mapping[str, Path]
-    layout: str
+    side: Side
+    data: FeaturesData
     chunk_size: int
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Copy chunks; the value of a receipt lists images (by index) whose features are not finite."""
-        for unit in units:
-            layer, index = cast("tuple[str, int]", unit)
-            try:
-                yield self._copy(layer, index)
-            except Exception as error:  # noqa: BLE001 - recorded against the chunk, which is tried again
-                yield failure_receipt(unit, error, self.run)
+        """Copy chunks; a receipt's value lists the images that are refused."""
+        return attempt_each(cast("tuple[ImportChunk, ...]", units), self._copy, self.run)
 
-    def _copy(self, layer: str, index: int) -> Receipt:
-        source = open_array(self.sources[layer], self.layout)
-        start = index * self.chunk_size
+    def _copy(self, chunk: ImportChunk) -> Receipt:
+        source = open_array(self.data.layers[chunk.layer], self.data.layout)
+        start = chunk.number * self.chunk_size
         stop = min(start + self.chunk_size, source.n_images)
         z = source.read(start, stop)
-        counts = load_token_counts(self.token_counts.get(layer), source.n_images, source.n_tokens)[start:stop]
-        store = FeatureStore(RunDirectory(self.run).features, self.side, layer)
+        counts_path = self.data.token_counts.get(chunk.layer)
+        counts = load_token_counts(counts_path, source.n_images, source.n_tokens)[start:stop]
+        store = FeatureStore(RunDirectory(self.run).features, self.side, chunk.layer)
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
             stored = z.astype(store.dtype(), copy=False)
         beyond = np.arange(source.n_tokens) >= counts[:, None]
         bad = np.flatnonzero(~(np.isfinite(stored).all(axis=2) | beyond).all(axis=1))
         if bad.size:
-            overflow = bool(np.isfinite(z[bad]).all())
-            return Receipt(
-                (layer, index), value=[(layer, start + int(k), overflow) for k in bad], counts={"images": 0}
-            )
-        store.write_chunk(index, stored, counts)
-        return Receipt((layer, index), counts={"images": stop - start})
+            overflows = bool(np.isfinite(z[bad]).all())
+            refused = [Refused(chunk.layer, start + int(k), overflows) for k in bad]
+            return Receipt(chunk, value=refused, counts={"images": 0})
+        store.write_chunk(chunk.number, stored, counts)
+        return Receipt(chunk, counts={"images": stop - start})
 
 
 def import_features(
-    session: Session,
-    side: str,
-    sources: Mapping[str, Path],
-    token_counts: Mapping[str, Path],
-    layout: str,
-    *,
-    image_ids: Sequence[str],
-    chunk_size: int,
+    session: Session, record: RunRecord, side: Side, data: FeaturesData, manifest: Manifest
 ) -> None:
     """Copy what is missing of one side's ready-made features.
+
+    Parameters
+    ----------
+    session, record
+        The session, and the run's record.
+    side, data, manifest
+        The side, where its features are, and its images.
 
     Raises
     ------
@@ -98,49 +108,50 @@ def import_features(
     WorkError
         If some chunks could not be copied.
     """
-    spans = slices(len(image_ids), chunk_size)
-    everything = [(layer, index) for layer in sources for index in range(len(spans))]
+    sizes = [stop - start for start, stop in slices(record.counts[side], record.chunk_size)]
+    everything = [ImportChunk(layer, number) for layer in data.layers for number in range(len(sizes))]
     present = {
-        (layer, index)
-        for layer in sources
-        for index in FeatureStore(session.directory.features, side, layer).present()
+        ImportChunk(layer, number)
+        for layer in data.layers
+        for number in FeatureStore(session.directory.features, side, layer).present()
     }
     missing = [unit for unit in everything if unit not in present]
     session.counts["import"]["found"] += len(everything) - len(missing)
     session.counts["import"]["computed"] += len(missing)
     if not missing:
         return
-    refused: list[tuple[str, int, bool]] = []
-    worker = ImportWorker(session.directory.path, side, dict(sources), dict(token_counts), layout, chunk_size)
-    failures = session.work(
+    paths = {key: absolute_paths(getattr(data, key)) for key in ("layers", "token_counts")}
+    worker = ImportWorker(session.directory.path, side, data.model_copy(update=paths), record.chunk_size)
+    outcome = session.work(
         "import",
-        lambda: session.engine.start_tasks(
-            worker, Resources(cpus=1, memory=int(session.config.matching.worker_memory))
-        ),
+        lambda: session.start_tasks(worker),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), TASK_CHUNKS)],
-        total=len(sources) * len(image_ids),
-        done=sum(spans[index][1] - spans[index][0] for _, index in present),
         unit="images",
-        amount=lambda receipt: int(receipt.counts["images"]),
-        on_value=lambda receipt: refused.extend(cast("list[tuple[str, int, bool]]", receipt.value)),
+        total=len(data.layers) * sum(sizes),
+        done=sum(sizes[unit.number] for unit in present),
     )
+    refused = [image for _, value in outcome.values for image in cast("list[Refused]", value)]
     if refused:
-        _refuse(refused, image_ids, side)
-    if failures:
+        _refuse(sorted(refused), manifest.image_ids(), side)
+    if outcome.failures:
         raise WorkError(
-            f"{len(failures)} of {len(everything)} chunks of {side} could not be imported; the others are kept and the "
-            f"same command tries again. First cause: {first_cause(failures)}"
+            f"{len(outcome.failures)} of {len(everything)} chunks of {side} could not be imported; the others are kept "
+            f"and the same command tries again. First cause: {first_cause(outcome.failures)}"
         )
 
 
-def _refuse(refused: list[tuple[str, int, bool]], image_ids: Sequence[str], side: str) -> None:
-    refused.sort()
+def absolute_paths(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Return paths that hold wherever a worker's directory is."""
+    return {layer: path.absolute() for layer, path in paths.items()}
+
+
+def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> None:
     names = [f"{image_ids[index]!r} (index {index}, layer {layer})" for layer, index, _ in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
     remedy = (
         "they overflow the stored type: use features.dtype: float32, or scale them"
-        if all(overflow for _, _, overflow in refused)
-        else "mend the source, or leave these images out of it"
+        if all(image.overflows for image in refused)
+        else "fix the source, or leave these images out of it"
     )
     raise InputError(
         f"{side}: features of {', '.join(names)}{more} are NaN or infinite; no similarity can be computed from "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.engine.protocol import Task
 from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.session import Session
@@ -15,6 +15,7 @@ from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
 from semrsm_dist.plan.cost import choose_block_size
 from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
 from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import TileStore
 
 TASKS_PER_WORKER = 8
@@ -51,16 +52,8 @@ class LayerWork:
         return self.layout.total_pairs - sum(self.layout.n_pairs(*tile) for tile in self.wanted)
 
 
-def match_layers(
-    session: Session,
-    matcher: Matcher,
-    layouts: Mapping[str, Layout],
-    *,
-    row_side: str,
-    sizes: Mapping[str, Mapping[str, int]],
-    chunk_size: int,
-) -> list[Failure]:
-    """Solve what is missing of the tiles of all layers, and return those that were set aside.
+def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
+    """Solve what is missing of the tiles of the requested layers, and return those that were set aside.
 
     Parameters
     ----------
@@ -68,51 +61,43 @@ def match_layers(
         The session.
     matcher
         What solves them.
-    layouts, row_side
-        As in `MatchingWorker`.
-    sizes
-        `n_tokens` and `n_channels` of each layer.
-    chunk_size
-        Images of a feature chunk.
+    record
+        The run's record.
     """
-    works = [_find_work(session, matcher, layer, layouts[layer], sizes[layer]) for layer in layouts]
+    works = [_find_work(session, matcher, record, layer) for layer in record.requested]
     if not any(work.wanted for work in works):
         return []
     with session.timed("compile"):
         matcher.compile()
-    config, by_layer = session.config.matching, {work.layer: work for work in works}
-    budget = panel_budget(session.config, matcher, sizes, chunk_size)
+    by_layer = {work.layer: work for work in works}
+    budget = panel_budget(session.config, matcher, record)
     worker = MatchingWorker(
         session.directory.path,
-        row_side,
-        dict(layouts),
+        record.row_side,
+        {work.layer: work.layout for work in works},
         matcher,
         panel_bytes={work.layer: work.panel_bytes for work in works},
         room=budget,
     )
-
-    def effort(receipt: Receipt) -> float:
-        return by_layer[cast("Tile", receipt.unit).layer].pair_seconds * receipt.counts["pairs"]
-
-    needs = Resources(cpus=matcher.cpus, gpus=matcher.gpus, memory=int(config.worker_memory))
-    failures = session.work(
+    task_seconds = session.config.matching.task_seconds
+    outcome = session.work(
         "matching",
-        lambda: session.engine.start_tasks(worker, needs),
-        plan_tasks(works, workers=session.engine.slots, task_seconds=config.task_seconds, budget=budget),
-        total=sum(layout.total_pairs for layout in layouts.values()),
-        done=sum(work.count_found_pairs() for work in works),
+        lambda: session.start_tasks(worker, cpus=matcher.cpus, gpus=matcher.gpus),
+        plan_tasks(works, workers=session.engine.slots, task_seconds=task_seconds, budget=budget),
         unit="pairs",
-        amount=lambda receipt: int(receipt.counts["pairs"]),
-        effort=effort,
+        total=sum(work.layout.total_pairs for work in works),
+        done=sum(work.count_found_pairs() for work in works),
+        effort=lambda receipt: (
+            by_layer[cast("Tile", receipt.unit).layer].pair_seconds * receipt.counts["pairs"]
+        ),
     )
     session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
-    return failures
+    return outcome.failures
 
 
-def _find_work(
-    session: Session, matcher: Matcher, layer: str, layout: Layout, sizes: Mapping[str, int]
-) -> LayerWork:
+def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> LayerWork:
     """Make a place for a layer's tiles and return what is missing there."""
+    sizes, layout = record.layers[layer], record.layout(layer)
     store = TileStore(session.directory.tiles, layer)
     store.create(layout.n_rows, layout.n_columns, layout.tile_size)
     damaged = _remove_damaged(session, store)
@@ -120,13 +105,12 @@ def _find_work(
         session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
     present = store.present()
     session.counts["matching"]["found"] += len(present)
-    n_tokens, n_channels = sizes["n_tokens"], sizes["n_channels"]
     return LayerWork(
         layer,
         layout,
         [tile for tile in layout.tiles() if tile not in present],
-        matcher.pair_seconds(n_tokens, n_channels),
-        matcher.panel_bytes(layout.tile_size, n_tokens, n_channels),
+        matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
+        matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels),
     )
 
 

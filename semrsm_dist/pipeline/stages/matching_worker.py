@@ -13,7 +13,7 @@ from typing import cast
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.panel import Panel
-from semrsm_dist.pipeline.faults import failure_receipt
+from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore, count_tokens
@@ -66,13 +66,9 @@ class MatchingWorker:
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
         tiles = cast("tuple[Tile, ...]", units)
-        for index, tile in enumerate(tiles):
-            try:
-                yield Receipt(tile, counts=self._solve(tiles[index:]))
-            except Exception as error:  # noqa: BLE001 - one bad tile must not take its neighbours along
-                yield failure_receipt(tile, error, self.run)
+        return attempt_each(tiles, lambda tile: self._solve(tiles[tiles.index(tile) :]), self.run)
 
-    def _solve(self, tiles: Sequence[Tile]) -> dict[str, float]:
+    def _solve(self, tiles: Sequence[Tile]) -> Receipt:
         """Solve the first of the tiles that are still to come."""
         tile = tiles[0]
         started = time.perf_counter()
@@ -86,7 +82,7 @@ class MatchingWorker:
         gap = result.upper_bound - result.matched
         blocks = self._held.blocks(RunDirectory(self.run).tiles, tile.layer)
         blocks.write((tile.row, tile.column), result.matched, result.identity, gap)
-        return {
+        counts = {
             "pairs": layout.n_pairs(tile.row, tile.column),
             "tiles": 1,
             "load_seconds": loaded - started,
@@ -95,6 +91,7 @@ class MatchingWorker:
             "solve_seconds": solved - loaded - result.products - result.solving,
             "write_seconds": time.perf_counter() - solved,
         }
+        return Receipt(tile, counts=counts)
 
     def _load(self, tiles: Sequence[Tile]) -> list[Panel]:
         """Return the panels of the first tile, making room by those that the next ones need last."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +11,18 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import FeaturesData, RunConfig
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.pipeline.inputs import model_spec
+from semrsm_dist.pipeline.inputs import measure_layer, model_spec
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.record import RunRecord, Side
 
 if TYPE_CHECKING:
     from semrsm_dist.features.models import LoadedModel
 
-SIDE = "images"
+SIDE: Side = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[Load
     return model, find_meaning(model, meaning)
 
 
-def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: str | None) -> ModelOutputs:
+def extract_outputs(session: Session, record: RunRecord | None, given: str | None) -> ModelOutputs:
     """Extract what is missing of the outputs for a run's images, and read them.
 
     Parameters
@@ -90,18 +90,11 @@ def extract_outputs(session: Session, record: Mapping[str, Any] | None, given: s
     from semrsm_dist.features.outputs import OUTPUTS, describe_outputs  # noqa: PLC0415 - as above
 
     manifest = Manifest.from_parquet(session.directory.manifest(SIDE))
-    sizes = describe_outputs(model)
+    sizes = measure_layer(describe_outputs(model))
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
-    store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record["chunk_size"], "float32")
+    store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record.chunk_size, "float32")
     store.remove_damaged()
-    extract_features(
-        session,
-        {SIDE: ReadableImages.of(make_image_set(config.data), manifest)},
-        facts=record["cached"]["model"]["facts"],
-        layers={OUTPUTS: {"n_tokens": sizes.n_tokens, "n_channels": sizes.n_channels}},
-        precision=record["cached"]["model"]["precision"],
-        batch_size=record["batch_size"],
-        chunk_size=record["chunk_size"],
-    )
+    images = ReadableImages.of(make_image_set(config.data), manifest)
+    extract_features(session, record, {SIDE: images}, {OUTPUTS: sizes})
     logits = store.read(slice(0, len(manifest.readable)))[:, 0].astype(np.float32, copy=False)
     return ModelOutputs(logits, meaning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -20,9 +20,10 @@ from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.table import TableImages, read_entries
 from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError
-from semrsm_dist.pipeline.faults import failure_receipt, first_cause
+from semrsm_dist.errors import ConfigError, InputError, StorageError
+from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.store.record import Side
 
 SCAN_BATCH = 64
 SHOWN = 10
@@ -61,16 +62,16 @@ class ScanBatch:
 class ScanWorker:
     """Reads, decodes and hashes batches of images; the rows travel back as the receipts' values."""
 
+    run: Path
     image_set: ImageSet
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Scan batches of images."""
-        for batch in cast("tuple[ScanBatch, ...]", units):
-            try:
-                rows = scan(self.image_set, batch.entries)
-                yield Receipt(batch, counts={"images": len(rows)}, value=rows)
-            except SemrsmError as error:
-                yield failure_receipt(batch, error)
+        return attempt_each(cast("tuple[ScanBatch, ...]", units), self._scan, self.run)
+
+    def _scan(self, batch: ScanBatch) -> Receipt:
+        rows = scan(self.image_set, batch.entries)
+        return Receipt(batch, counts={"images": len(rows)}, value=rows)
 
 
 def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
@@ -134,27 +135,24 @@ def _scan_new(
     session: Session, image_set: ImageSet, entries: Sequence[ImageEntry], new: Sequence[int]
 ) -> Iterator[tuple[int, ManifestRow]]:
     """Have images scanned by the engine's workers; yield the index and the row of each."""
-    found: dict[int, list[ManifestRow]] = {}
     batches = [
         ScanBatch(start, tuple(entries[index] for index in new[start:stop]))
         for start, stop in slices(len(new), SCAN_BATCH)
     ]
-    failures = session.work(
+    worker = ScanWorker(session.directory.path, image_set)
+    outcome = session.work(
         "scan",
-        lambda: session.engine.start_tasks(ScanWorker(image_set), Resources(cpus=1)),
+        lambda: session.engine.start_tasks(worker, Resources(cpus=1)),
         [Task(units=(batch,)) for batch in batches],
+        unit="images",
         total=len(entries),
         done=len(entries) - len(new),
-        unit="images",
-        amount=lambda receipt: int(receipt.counts["images"]),
-        on_value=lambda receipt: found.__setitem__(
-            cast("ScanBatch", receipt.unit).first, cast("list[ManifestRow]", receipt.value)
-        ),
     )
-    if failures:
+    found = {cast("ScanBatch", batch).first: rows for batch, rows in outcome.values}
+    if outcome.failures:
         raise StorageError(
-            f"{len(failures)} batches of images could not be scanned; nothing was computed. First cause: "
-            f"{first_cause(failures)}"
+            f"{len(outcome.failures)} batches of images could not be scanned; nothing was computed. First cause: "
+            f"{first_cause(outcome.failures)}"
         )
     yield from zip(new, (row for batch in batches for row in found[batch.first]), strict=True)
 
@@ -182,7 +180,7 @@ def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifes
     )
 
 
-def require_enough(rectangular: bool, counts: dict[str, int]) -> None:
+def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:
     """Refuse a matrix without pairs.
 
     Raises

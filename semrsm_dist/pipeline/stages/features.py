@@ -1,0 +1,73 @@
+"""The features of a run: made or copied as far as a layer that is not finished lacks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from semrsm_dist.config.schema import FeaturesData
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.extraction import extract_features
+from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
+from semrsm_dist.pipeline.stages.importing import import_features
+from semrsm_dist.pipeline.stages.scan import make_image_set
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.tiles import TileStore
+
+
+def provide_features(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
+    """Import or extract what is missing of the features of the requested layers.
+
+    Parameters
+    ----------
+    session, record
+        The session, and the run's record.
+    manifests
+        The images by side.
+
+    Raises
+    ------
+    InputError, ResumeError, WorkError
+        As `import_features` and `extract_features`.
+    """
+    config = session.config
+    unfinished = [layer for layer in record.requested if not _is_matched(session, record, layer)]
+    to_extract: dict[Side, ReadableImages] = {}
+    for side, manifest in manifests.items():
+        for layer in record.requested:
+            FeatureStore(session.directory.features, side, layer).create(
+                record.counts[side],
+                record.layers[layer].n_tokens,
+                record.layers[layer].n_channels,
+                record.chunk_size,
+                config.features.dtype,
+            )
+        for layer in unfinished:
+            _remove_damaged(session, side, layer)
+        data = config.data if side == "images" else config.queries
+        if isinstance(data, FeaturesData):
+            import_features(session, record, side, data, manifest)
+        elif data is not None:
+            to_extract[side] = ReadableImages.of(make_image_set(data), manifest)
+    if to_extract:
+        sizes = {layer: record.model.layers[layer] for layer in record.requested}
+        extract_features(session, record, to_extract, sizes)
+
+
+def _is_matched(session: Session, record: RunRecord, layer: str) -> bool:
+    """Tell whether nothing needs the features of a layer any more."""
+    if not MatrixStore(session.directory.matrices, layer).is_complete():
+        return False
+    return set(record.layout(layer).tiles()) <= TileStore(session.directory.tiles, layer).present()
+
+
+def _remove_damaged(session: Session, side: Side, layer: str) -> None:
+    """Read once what is there of a layer that is not finished: what cannot be decoded is then made again."""
+    with session.timed("check"):
+        damaged = FeatureStore(session.directory.features, side, layer).remove_damaged()
+    if damaged:
+        session.warn(
+            f"layer {layer}: damaged features of {side} were removed (chunks: {len(damaged)}) and are made again"
+        )

@@ -1,0 +1,212 @@
+"""The record of a run, run.json: what a resume is checked against, and what readers learn a run's sizes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from semrsm_dist.errors import StorageError
+from semrsm_dist.fields import LayerName
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store.fingerprint import Fingerprint
+
+FORMAT = 2
+"""Version of the run directory's layout."""
+
+Side = Annotated[str, Field(pattern="^(images|queries)$")]
+"""`images`: the columns, and the rows of a symmetric matrix; or `queries`: the rows of a rectangular one."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerSizes(_Part):
+    """The sizes of a layer's representations: `n_tokens` is S, the largest of any image, `n_channels` is C."""
+
+    n_tokens: int = Field(ge=1)
+    n_channels: int = Field(ge=1)
+
+
+class LayerRecord(LayerSizes):
+    """What is recorded of a layer.
+
+    Attributes
+    ----------
+    tile_size
+        Images along an edge of its tiles.
+    facts
+        What its numbers depend on beside the run's fingerprint.
+    """
+
+    tile_size: int = Field(ge=1)
+    facts: Fingerprint = Field(default_factory=dict)
+
+
+class ModelAnswer(_Part):
+    """What loading the model found.
+
+    Attributes
+    ----------
+    question
+        The configuration that it answers, and the versions of the libraries that build models.
+    precision
+        The precision the run computes in, which it keeps wherever it continues.
+    facts
+        What the features depend on.
+    layers
+        The sizes of the requested layers, in network order.
+    """
+
+    question: dict[str, Any]
+    precision: str
+    facts: dict[str, Any]
+    layers: dict[LayerName, LayerSizes]
+
+
+class SourceAnswer(_Part):
+    """What reading ready-made features found: of one layer on one side.
+
+    Attributes
+    ----------
+    path, signature, sha256
+        Where they are, and the digest that holds as long as the signature does.
+    n_images, sizes
+        Their sizes.
+    token_counts_path, token_counts_sha256
+        The same of their token counts, if they have any.
+    unequal
+        Whether images differ in their number of tokens.
+    """
+
+    path: str
+    signature: str
+    sha256: str
+    n_images: int
+    sizes: LayerSizes
+    token_counts_path: str | None = None
+    token_counts_sha256: str | None = None
+    unequal: bool = False
+
+
+class Answers(_Part):
+    """What a resume need not find out again.
+
+    Attributes
+    ----------
+    model
+        Of a run of images.
+    sources
+        Of ready-made features, by `side/layer`.
+    tables
+        The path of the table of images by side, if there is one.
+    """
+
+    model: ModelAnswer | None = None
+    sources: dict[str, SourceAnswer] = Field(default_factory=dict)
+    tables: dict[Side, str | None] = Field(default_factory=dict)
+
+
+class RunRecord(_Part):
+    """The record of a run.
+
+    Attributes
+    ----------
+    format
+        Version of the run directory's layout.
+    fingerprint
+        What the numbers of all layers depend on.
+    layers
+        All layers that a session of the run was asked for, in network order.
+    requested
+        Those that the last session was asked for: with these the run is complete.
+    chunk_size
+        Images of a feature chunk.
+    batch_size
+        Images of a forward pass; None without a model.
+    counts
+        Number of usable images by side.
+    cached
+        What a resume need not find out again.
+    config, versions
+        The configuration of the last session and the versions of what computed it, for people.
+    """
+
+    format: int = FORMAT
+    fingerprint: Fingerprint
+    layers: dict[LayerName, LayerRecord]
+    requested: tuple[LayerName, ...]
+    chunk_size: int = Field(ge=1)
+    batch_size: int | None = None
+    counts: dict[Side, int]
+    cached: Answers = Answers()
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("counts")
+    @classmethod
+    def _has_images(cls, counts: dict[str, int]) -> dict[str, int]:
+        if "images" not in counts:
+            raise ValueError("the number of images is missing")
+        return counts
+
+    @property
+    def row_side(self) -> Side:
+        """The side of the matrix's rows; its columns are always `images`."""
+        return "queries" if "queries" in self.counts else "images"
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The sides that there are, `images` first."""
+        return tuple(self.counts)
+
+    @property
+    def model(self) -> ModelAnswer:
+        """The model of a run of images.
+
+        Raises
+        ------
+        ValueError
+            If the run has ready-made features.
+        """
+        if self.cached.model is None:
+            raise ValueError("a run of ready-made features has no model")
+        return self.cached.model
+
+    def layout(self, layer: str) -> Layout:
+        """Return how a layer's matrix is cut into tiles."""
+        return Layout.of_sides(self.counts, self.layers[layer].tile_size)
+
+
+def parse_record(path: Path, text: str) -> RunRecord:
+    """Return the record that a file holds.
+
+    Raises
+    ------
+    StorageError
+        If it is damaged, not a record, or one of another format.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise StorageError(
+            f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
+            "restore the file, or start a new run directory"
+        ) from error
+    if isinstance(content, dict) and "fingerprint" in content and content.get("format", 1) != FORMAT:
+        raise StorageError(
+            f"{path}: this run has format {content.get('format', 1)}, but this version of semrsm-dist reads and writes "
+            f"format {FORMAT}; nothing was changed: use the version that began the run, or start a new run directory "
+            "(--set run=...)"
+        )
+    try:
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its content"
+        raise StorageError(
+            f"{path}: not the record of a run ({place}: {first['msg']}); restore the file, or start a new run directory"
+        ) from error

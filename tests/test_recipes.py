@@ -86,6 +86,24 @@ def follows(title):
     return pytest.mark.parametrize("toy", [title], indirect=True, ids=[title])
 
 
+@follows("A matcher")
+def test_matcher(toy):
+    toy.follow()
+    run = srs.open_run(toy.folder / "runs/features")
+    ranks = np.argsort(np.abs(toy.z).sum(axis=2), axis=1)
+    flat = np.stack([z[order].ravel() for z, order in zip(toy.z.astype(float), ranks, strict=True)])
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    np.testing.assert_allclose(run.similarity("last"), flat @ flat.T, rtol=1e-6)
+    assert (run.gap("last") > 0).values[np.triu_indices(7, 1)].all()
+    code = """
+import numpy as np, semrsm_dist as srs
+z = np.load("features.npy")
+m = srs.match(z[0], z[1], matcher="by-norm", order=1)
+assert np.isclose(m.value, (z[0] * z[1][m.permutation]).sum()) and m.value <= m.upper_bound
+"""
+    toy.python("-c", code)
+
+
 @follows("An experiment")
 def test_experiment(toy):
     assert "quantile" in toy.follow()
@@ -95,3 +113,12 @@ def test_experiment(toy):
     np.testing.assert_allclose(table["quantile"], [np.quantile(similarity, 0.5)], atol=1e-3)
     assert (toy.folder / "runs/features/evaluation/spread.png").exists()
     assert "how large are the large similarities?" in toy.python("-m", "semrsm_dist", "evaluate", "--help")
+
+
+@follows("An engine")
+def test_engine(toy):
+    toy.follow()
+    run = srs.open_run(toy.folder / "runs/features")
+    assert run.summary()["engine"]["engine"] == "serial"
+    similarity = srs.similarity_matrix(toy.z, kernel="cosine")
+    np.testing.assert_array_equal(run.similarity("last"), similarity)

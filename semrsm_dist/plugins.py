@@ -66,7 +66,7 @@ class Plugins(Generic[T]):
         """
         if name not in self._loaded:
             if name in self._shipped():
-                self._loaded[name] = self._find(importlib.import_module(self._shipped()[name]))
+                self._loaded[name] = self._load_shipped(name)
             elif name in self._installed():
                 self._loaded[name] = self._load_installed(self._installed()[name])
             else:
@@ -93,6 +93,17 @@ class Plugins(Generic[T]):
         """Return the entry points of other distributions, by name; what ships cannot be replaced."""
         points = metadata.entry_points(group=self.group)
         return {point.name: point for point in points if point.name not in self._shipped()}
+
+    def _load_shipped(self, name: str) -> T:
+        try:
+            return self._find(importlib.import_module(self._shipped()[name]))
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("semrsm_dist"):
+                raise
+            raise ConfigError(
+                f"{self.kind} {name!r} needs the package {error.name!r}, which is not installed: install it, or choose "
+                f"another {self.kind}"
+            ) from error
 
     def _find(self, module: ModuleType) -> T:
         own = [value for value in vars(module).values() if self._is_plugin(value, module.__name__)]

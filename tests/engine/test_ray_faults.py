@@ -274,6 +274,38 @@ def test_a_request_that_fits_nowhere_yet_is_named(cluster, start, tmp_path, monk
     cluster.remove_node(node)
 
 
+@pytest.mark.parametrize(("begins", "said"), [(False, "no worker has started"), (True, "no result for")])
+def test_silence_is_said_where_there_is_room(engine, tmp_path, monkeypatch, caplog, begins, said):
+    monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.3 if begins else 0.0)
+    caplog.set_level(logging.WARNING)
+    stop = threading.Event()
+    holder = engine.start_actors(lambda: Receipt, 2, Resources())  # which leaves no room for others
+    while holder.capacity() < 4:
+        holder.collect(0.1)
+    caplog.clear()
+
+    def sleeps(units):
+        (tmp_path / "begun").touch()
+        time.sleep(60)
+        yield Receipt(units[0])
+
+    def on_idle():
+        if said in caplog.text:
+            stop.set()
+
+    if begins:
+        holder.close()
+    run_tasks(
+        engine.start_tasks(sleeps, Resources()),
+        batches(1, 1),
+        on_receipt=pytest.fail,
+        on_idle=on_idle,
+        stop=stop,
+    )
+    holder.close(cancel=True)
+    assert (tmp_path / "begun").exists() == begins
+
+
 def test_errors_of_the_package_keep_their_type_and_message(engine):
     def factory():
         raise StorageError("the feature store is gone")

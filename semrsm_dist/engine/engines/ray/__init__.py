@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+# Read when Ray is imported. Started by `uv run`, Ray would send the whole working directory to every worker and have
+# uv build an environment there; workers use this one instead.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
 from ray._private import utils as ray_utils
@@ -45,19 +52,20 @@ class RayEngine(Engine):
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
         super().__init__(workers, address)
         self._joined = not ray.is_initialized()
+        self._messages = contextlib.ExitStack()
         if not self._joined:
             return
         if address is None and os.environ.get("RAY_ADDRESS"):
             address = "auto"
         try:
             with _sigterm_kept():
-                _redirect_messages()
+                self._messages.enter_context(_messages_logged())
                 if address is None:
                     _start(workers or available_cpus())
                 else:
                     _join(address)
         except BaseException:  # an interrupt above all: leave no half of it behind
-            ray.shutdown()
+            self.close()
             raise
 
     @property
@@ -109,7 +117,8 @@ class RayEngine(Engine):
         """Leave the cluster, and end it if this engine started it; a Ray found running is left alone."""
         if self._joined:
             self._joined = False
-            ray.shutdown()
+            with self._messages:
+                ray.shutdown()
 
     def fitting(self, resources: Resources) -> int:
         """Return how many workers with these needs the living nodes could hold if they were idle."""
@@ -161,13 +170,26 @@ def _living_nodes() -> list[Mapping[str, float]]:
 
 
 def _start(cpus: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **_quiet(),
-    )
+    token = Path.home() / ".ray" / "auth_token"
+    is_new = not token.exists()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **_quiet(),
+        )
+        if is_new and token.exists():  # Ray lets everybody read it
+            token.chmod(0o600)
+    except OSError as error:
+        variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+        place = f"{os.environ[variable]} ({variable})" if variable else tempfile.gettempdir()
+        raise ConfigError(
+            f"Ray cannot start on this machine with its sockets and logs below {place}: {error}; nothing was computed: "
+            "set RAY_TMPDIR to a folder of your own with a path of at most 40 characters, such as "
+            f"/tmp/{getpass.getuser()}"
+        ) from error
 
 
 def _join(address: str) -> None:
@@ -199,18 +221,34 @@ def _quiet() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
-def _redirect_messages() -> None:
-    """Send Ray's messages to logging.
+@contextlib.contextmanager
+def _messages_logged() -> Iterator[None]:
+    """Send Ray's messages to logging for as long as the block lasts.
 
-    Ray prints them on stdout, where results go, even with ``log_to_driver=False``, and has no setting for that.
+    Ray prints them on stdout, where results go, even with `log_to_driver=False`, and has no setting for that.
     """
 
     def to_log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         for line in data["lines"]:
             ray_log.debug("(%s) %s", data["pid"], line)
 
-    if hasattr(ray_worker, "print_to_stdstream"):
-        ray_worker.print_to_stdstream = to_log
+    with _replaced(ray_worker, "print_to_stdstream", to_log):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    """Replace a private function of Ray in the block, if this version of Ray has it."""
+    before = getattr(module, name, None)
+    if before is None:
+        ray_log.debug("Ray %s has no %s.%s", ray.__version__, module.__name__, name)
+        yield
+        return
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 @contextlib.contextmanager
@@ -230,12 +268,11 @@ def _sigterm_kept() -> Iterator[None]:
         if not has_timer:  # Ray's C++ side sets an alarm that aborts the process after 3 s
             signal.alarm(0)
 
-    handler, install = signal.signal(signal.SIGTERM, keep), ray_utils.set_sigterm_handler
-    ray_utils.set_sigterm_handler = lambda ray_handler: None
+    handler = signal.signal(signal.SIGTERM, keep)
     try:
-        yield
+        with _replaced(ray_utils, "set_sigterm_handler", lambda ray_handler: None):
+            yield
     finally:
-        ray_utils.set_sigterm_handler = install
         signal.signal(signal.SIGTERM, handler)
         if came:
             signal.raise_signal(signal.SIGTERM)

@@ -37,7 +37,7 @@ from semrsm_dist.machine import limit_threads
 
 log = logging.getLogger(__name__)
 
-STALL_SECONDS = 60.0
+STALL_SECONDS = 60.0  # of silence before the first warning; each further one waits twice as long
 FIT_SECONDS = 2.0  # how old the driver's idea of the cluster's size may be
 START_ATTEMPTS = 3  # per actor, before the pool gives up
 CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
@@ -73,8 +73,9 @@ _unpacked: dict[str, Worker] = {}  # in a worker process: the worker of the pool
 
 
 @ray.remote(num_returns="streaming", max_retries=0)
-def _run_task(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
+def _run_task(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash | None]:
     if payload.token not in _unpacked:
+        yield None  # a sign of life
         _unpacked.clear()
         _unpacked[payload.token] = _unpack(payload)
     yield from run_worker(_unpacked[payload.token], units)
@@ -96,12 +97,14 @@ _new_actor: Any = ray.remote(_Holder)
 
 
 class _Watch:
-    """Warns once a minute when nothing comes back because no node fits a worker."""
+    """Warns when nothing comes back: no node has room, no worker starts, or those that work take long."""
 
     def __init__(self, resources: Resources, fitting: Fitting) -> None:
         self._resources = resources
         self._fitting = fitting
+        self._has_begun = False
         self._quiet_since = time.monotonic()
+        self._warnings = 0
         self._fit = 0
         self._fit_until = 0.0
 
@@ -112,27 +115,49 @@ class _Watch:
             self._fit_until = time.monotonic() + FIT_SECONDS
         return self._fit
 
-    def alive(self) -> None:
-        """Take note that work is coming back."""
+    def rest(self) -> None:
+        """Note that nothing is to be expected, or that something has come back."""
         self._quiet_since = time.monotonic()
+        self._warnings = 0
+
+    def begin(self) -> None:
+        """Note that a worker works."""
+        self._has_begun = True
+        self.rest()
 
     def check(self, *, starved: bool = False) -> None:
-        """Warn if it has been quiet for long and nothing fits, or no worker could be placed (`starved`)."""
-        if time.monotonic() - self._quiet_since < STALL_SECONDS:
+        """Warn if it has been quiet for long; `starved` if no worker is ready."""
+        quiet = time.monotonic() - self._quiet_since
+        if quiet < STALL_SECONDS * 2**self._warnings:
             return
-        self.alive()
+        self._warnings += 1
         fit = self.fit()
-        if fit > 0 and not starved:
-            return  # long tasks
+        if fit > 0 and self._has_begun and not starved:
+            log.warning(
+                "no result for %.0f s, although workers have started: a unit of work takes that long, or a worker "
+                "hangs; if it does, interrupt the run and start it again: what is finished is kept",
+                quiet,
+            )
+            return
         have = shown(ray.cluster_resources())  # type: ignore[no-untyped-call]
         free = shown(ray.available_resources())  # type: ignore[no-untyped-call]
+        if fit > 0:
+            log.warning(
+                "no worker has started for %.0f s, although the cluster has %s, of which %s are free, and a worker "
+                "needs %s. Other work may hold the rest, or Ray cannot start processes: see the logs in its session "
+                "folder (/tmp/ray/session_latest/logs)",
+                quiet,
+                have,
+                free,
+                self._resources,
+            )
+            return
         log.warning(
-            "still waiting for room for a worker of %s: the cluster has %s, of which free %s, and could hold %d. "
-            "Add nodes, ask for less, or wait if the cluster is growing",
+            "still waiting for room for a worker of %s: the cluster has %s, of which %s are free. Add nodes, ask for "
+            "less, or wait if the cluster is growing",
             self._resources,
             have,
             free,
-            fit,
         )
 
 
@@ -172,14 +197,17 @@ class TaskPool:
     def collect(self, timeout: float) -> list[Event]:
         """Return the receipts that have arrived and the tasks that ended."""
         events: list[Event] = []
+        has_news = False
         for call in _ready(list(self._calls), timeout):
+            has_news = True
+            self._watch.begin()
             news = _read(call, self._calls[call])
             events += news
             if news and isinstance(news[-1], Finished):
                 del self._calls[call]
-        if events or not self._calls:
-            self._watch.alive()
-        else:
+        if not self._calls:
+            self._watch.rest()
+        elif not has_news:
             self._watch.check()
         return events
 
@@ -242,9 +270,9 @@ class ActorPool:
             else:
                 events += self._advance(by_call[ready])
         self._assign()
-        if events:
-            self._watch.alive()
-        else:
+        if not (by_call or by_start):
+            self._watch.rest()
+        elif not events:
             self._watch.check(starved=self.capacity() == 0)
         return events
 
@@ -277,10 +305,12 @@ class ActorPool:
             self._start(member)
         else:
             self._failed_starts = 0
+            self._watch.begin()
             member.starting = None
 
     def _advance(self, member: _Member) -> list[Event]:
         call, task = member.calls[0]
+        self._watch.begin()
         events = _read(call, task)
         last = events[-1] if events else None
         if isinstance(last, Finished):
@@ -353,7 +383,8 @@ def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
             return [*events, Finished(task, error=_one_line(error), system=True)]
         if isinstance(item, Crash):
             return [*events, Finished(task, error=item.error)]
-        events.append(Progress(task, item))
+        if item is not None:
+            events.append(Progress(task, item))
         if not call.next_ready():
             return events
 

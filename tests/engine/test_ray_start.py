@@ -1,0 +1,126 @@
+"""The start of Ray on this machine: where it may write, what it must not do, and a machine that has no Ray."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+START = """
+import json, os, sys
+from semrsm_dist.engine import make_engine
+from semrsm_dist.errors import ConfigError
+
+def start(**variables):
+    os.environ.update(variables)
+    try:
+        make_engine("ray", workers=1).close()
+    except ConfigError as error:
+        return str(error)
+    finally:
+        for name in variables:
+            del os.environ[name]
+
+"""
+
+REFUSED = """
+long, file = sys.argv[1:]
+print(json.dumps([
+    start(TMPDIR=long), start(RAY_TMPDIR=long), start(TMPDIR="/", RAY_TMPDIR=file), start(RAY_TMPDIR="/proc/1")
+]))
+"""
+
+STARTED = """
+from semrsm_dist.engine import ENGINES
+ENGINES.load("ray")
+import ray
+from ray._private import worker
+before = worker.print_to_stdstream
+engine = make_engine("ray", workers=1)
+found = {
+    "environment": dict(ray.get_runtime_context().runtime_env),
+    "patched": worker.print_to_stdstream is not before,
+    "token": oct(os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o777),
+}
+engine.close()
+print(json.dumps({**found, "undone": worker.print_to_stdstream is before}))
+"""
+
+WITHOUT_RAY = """
+import importlib.metadata, sys
+sys.modules["ray"] = None
+version = importlib.metadata.version
+
+def version_of_others(name):
+    if name == "ray":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+
+importlib.metadata.version = version_of_others
+from semrsm_dist.cli.commands import main
+print(main(["run", sys.argv[1]]), main(["run", sys.argv[1], "--engine", "ray"]))
+"""
+
+
+def python(code, *arguments, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_a_folder_that_ray_cannot_use_is_named_with_its_variable(tmp_path):
+    (tmp_path / "file").touch()
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    done = python(START + REFUSED, long, tmp_path / "file")
+    assert done.returncode == 0, done.stderr
+    by_tmpdir, by_own, by_file, by_foreign = json.loads(done.stdout)
+    assert f"{long} (TMPDIR)" in by_tmpdir
+    assert f"{long} (RAY_TMPDIR)" in by_own
+    assert f"{tmp_path / 'file'} (RAY_TMPDIR)" in by_file
+    assert "/proc/1 (RAY_TMPDIR)" in by_foreign
+    for message in (by_tmpdir, by_own):
+        assert "107 bytes" in message
+        assert "set RAY_TMPDIR to a folder of your own" in message
+
+
+@pytest.fixture
+def below_uv(tmp_path):
+    """Run Python code below a process that looks to Ray like `uv run` in a folder with a project."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\nversion = "1"\n')
+    (tmp_path / "driver.py").write_text(START + STARTED)
+    (tmp_path / "run").write_text(f"{sys.executable} driver.py\nexit $?\n")
+    return subprocess.run(
+        ["uv", "run"],
+        executable="/bin/bash",
+        cwd=tmp_path,
+        env={name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_ray_started_below_uv_sends_no_working_directory_and_is_left_as_it_was(below_uv):
+    assert below_uv.returncode == 0, below_uv.stderr
+    found = json.loads(below_uv.stdout)
+    assert found == {"environment": {}, "patched": True, "token": "0o600", "undone": True}
+
+
+def test_without_ray_the_local_engine_works_and_the_other_says_what_is_missing(tmp_path):
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(6, 4, 3)))
+    layers = {"last": str(tmp_path / "z.npy")}
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({"run": str(tmp_path / "run"), "data": {"source": "features", "layers": layers}})
+    )
+    done = python(WITHOUT_RAY, config)
+    assert done.stdout.splitlines()[-1] == "0 2", done.stderr
+    assert "engine 'ray' needs the package 'ray', which is not installed" in done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "ray" not in record["versions"]
+    assert record["versions"]["numpy"] == np.__version__

@@ -1,20 +1,69 @@
-"""Runs of networks that were made from a run's network: the `after` of a before and after."""
+"""Networks made from a run's network, and runs of them: the `after` of a before and after.
+
+Their weights say what they were made from and how; made again, they are the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from semrsm_dist.config.schema import DigitScenesData, FeaturesData, RunConfig
+from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.handwriting import N_CLASSES
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.layers import PRUNED, TUNED
 from semrsm_dist.pipeline.inputs import model_spec
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from semrsm_dist.features.models import ModelSpec
 
 ORIGINAL = "original"
 DEFAULT = ("pruned-0.5", "pruned-0.9", TUNED)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A short further training on a task that has shifted: the digits are half as large as those of the first.
+
+    Attributes
+    ----------
+    steps, batch
+        How long.
+    learning_rate
+        Of AdamW at the beginning; it falls to zero in a straight line.
+    scale
+        Smallest and largest enlargement of the digits.
+    digits
+        Smallest and largest number of digits in a scene.
+    seed
+        Of the scenes.
+    """
+
+    steps: int = 120
+    batch: int = 32
+    learning_rate: float = 1e-3
+    scale: tuple[float, float] = (1.25, 2.0)
+    digits: tuple[int, int] = (1, 4)
+    seed: int = 0
+
+    def batches(self, canvas: int) -> Iterator[tuple[list[Image], NDArray[np.float32]]]:
+        """Yield scenes of so many pixels, and which digits are in them, (batch, 10) of 0 and 1."""
+        scenes = DigitScenes(
+            self.steps * self.batch, self.digits, canvas, self.scale, split="training", seed=self.seed
+        )
+        entries = scenes.entries()
+        for start in range(0, len(entries), self.batch):
+            chosen = entries[start : start + self.batch]
+            labels = [[str(digit) in entry.labels for digit in range(N_CLASSES)] for entry in chosen]
+            yield [scenes.read(entry) for entry in chosen], np.array(labels, dtype=np.float32)
 
 
 def default_variants(config: RunConfig) -> tuple[str, ...]:
@@ -65,10 +114,71 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
 
 
 def _make_weights(spec: ModelSpec, name: str, path: Path) -> None:
-    from semrsm_dist.features.variants import save_pruned, save_tuned  # noqa: PLC0415 - torch only where it is needed
-
     pruned = PRUNED.fullmatch(name)
     if pruned is None:
         save_tuned(spec, path)
     else:
         save_pruned(spec, float(pruned[1]), path)
+
+
+def save_pruned(spec: ModelSpec, share: float, path: Path) -> None:
+    """Write the weights of a model with the smallest of them set to zero, unless they are there.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    share
+        Of the weights of each convolution and linear layer: those of smallest magnitude, among equals the first.
+    path
+        Where to.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be written.
+    """
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where it is needed
+    from semrsm_dist.features.variants import is_made, prune, save_variant  # noqa: PLC0415
+
+    model = load_model(spec)
+    recipe = {"weights_sha256": model.weights_sha256, "pruned": share}
+    if not is_made(path, recipe):
+        prune(model, share)
+        save_variant(model, path, recipe)
+
+
+def save_tuned(spec: ModelSpec, path: Path, tuning: Tuning | None = None) -> None:
+    """Train a network of the digits further with smaller digits and write its weights, unless they are there.
+
+    Parameters
+    ----------
+    spec
+        The model; it must say yes or no to each of the ten digits.
+    path
+        Where to.
+    tuning
+        How it is trained.
+
+    Raises
+    ------
+    ConfigError
+        The model's outputs are not the ten digits.
+    StorageError
+        The file cannot be written.
+    """
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where it is needed
+    from semrsm_dist.features.variants import is_made, save_variant, train_further  # noqa: PLC0415
+
+    model, tuning = load_model(spec), tuning or Tuning()
+    if model.outputs != "labels" or model.classes != tuple(map(str, range(N_CLASSES))):
+        raise ConfigError(
+            f"model {spec.name!r} cannot be fine-tuned here, as only networks that were trained on scenes of digits "
+            "(weights: digits) know the labels of more such scenes; fine-tune it yourself and give a run with its file "
+            "to compare with"
+        )
+    recipe = {"weights_sha256": model.weights_sha256, "tuned": asdict(tuning)}
+    if not is_made(path, recipe):
+        batches = tuning.batches(model.input_size[0])
+        train_further(model, batches, steps=tuning.steps, learning_rate=tuning.learning_rate)
+        save_variant(model, path, recipe)

@@ -1,1 +1,1 @@
-"""What a similarity matrix is worth: one experiment a file."""
+"""Statistics of similarity matrices: retrieval, agreement, correlations, and their bootstrap intervals."""

@@ -1,10 +1,10 @@
-"""How far two matrices agree, by several measures, each with a bootstrap over images.
+"""How well two matrices agree, by several measures, each with a bootstrap over images.
 
 CKA and Pearson are exact for any number of images, rank correlations up to `MOST_RANKED` pairs (see `correlation`). The
-bootstrap needs all pairs of its images in memory, so where there are
-many images it resamples a random subset of them and shrinks the deviations by the root of the subset's share: the error
-of all these measures, functions of means over pairs, falls with the root of the number of images (P. Bickel,
-F. Götze and W. van Zwet, Resampling fewer than n observations, Statistica Sinica 7 (1997)).
+bootstrap needs all pairs of its images in memory. With many images, it therefore resamples a random subset and shrinks
+the deviations by the root of the subset's share: the error of all these measures, functions of means over pairs, falls
+with the root of the number of images (P. Bickel, F. Götze and W. van Zwet, Resampling fewer than n observations,
+Statistica Sinica 7 (1997)).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ MEASURES = ("cka", "cka-biased", "pearson", "spearman", "kendall")
 """CKA is debiased unless its name says otherwise; kendall is tau-a."""
 
 BOOTSTRAP_IMAGES = 500
-"""Images of a bootstrap at most: 125 thousand pairs, some 10 ms a resample."""
+"""Maximum images of a bootstrap: 125 thousand pairs, about 10 ms per resample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A measure of agreement, and what a bootstrap over images says of its error.
+    """A measure of agreement, with its error by a bootstrap over images.
 
     Attributes
     ----------
     value
         NaN where it is undefined.
     replicates : (R,)
-        Values of resamples, about `value`; none where a measure has no bootstrap.
+        Values of the resamples, around `value`; empty for a measure without a bootstrap.
     n_pairs, n_left_out
-        Pairs of images that it is made of, and pairs without a value in either matrix.
+        Pairs of images used, and pairs without a value in either matrix.
     n_resampled
         Images that were resampled; 0 without a bootstrap.
     """
@@ -55,7 +55,7 @@ class Estimate:
         return percentile_interval(self.value, self.replicates, confidence)
 
     def columns(self) -> dict[str, float | int]:
-        """Return the value, its interval and what it is made of, as columns of a table."""
+        """Return the value, its interval and its counts, as columns of a table."""
         interval = self.interval()
         return {
             "value": self.value,
@@ -68,7 +68,7 @@ class Estimate:
         }
 
     def minus(self, other: Estimate) -> Estimate:
-        """Return the difference; its interval holds if both were resampled with one seed, image by image alike."""
+        """Return the difference; its interval is valid if both were resampled with the same seed and images."""
         return Estimate(
             self.value - other.value,
             self.replicates - other.replicates,
@@ -95,9 +95,9 @@ def agreement(
     measures
         Some of `MEASURES`.
     resamples, seed
-        Of the bootstrap over images; 0 resamples makes none. The biased CKA never has one: copies of an image raise it.
+        Of the bootstrap over images; 0 for none. The biased CKA never has one: copies of an image raise it.
     bootstrap_images
-        Images to resample at most.
+        Maximum images to resample.
 
     Raises
     ------

@@ -79,7 +79,7 @@ def percentile_interval(estimate: float, replicates: ArrayLike, confidence: floa
 def mean_interval(
     values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the mean of one value an image, and its interval.
+    """Return the mean of one value per image, and its interval.
 
     Parameters
     ----------
@@ -92,6 +92,6 @@ def mean_interval(
         return Interval(np.nan, np.nan, np.nan, confidence)
     replicates = np.empty(resamples)
     generator = np.random.default_rng(seed)
-    for index in range(resamples):  # one at a time: all counts at once would not fit for many images
+    for index in range(resamples):  # one at a time: with many images, all counts would not fit in memory
         replicates[index] = defined[generator.integers(defined.size, size=defined.size)].mean()
     return percentile_interval(float(defined.mean()), replicates, confidence)

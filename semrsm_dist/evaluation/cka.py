@@ -1,17 +1,17 @@
-"""Centred kernel alignment (CKA) of two similarity matrices: how alike two layers see the relations of images.
+"""Centred kernel alignment (CKA) of two similarity matrices: how similarly two layers relate images.
 
-CKA is the correlation of two matrices after removing what belongs to single images. With RSMs in the place of kernels
-it is that of Kornblith et al. (2019), section 3; semantic RSMs need not be positive definite, which nothing here asks
-for.
+CKA is the correlation of two matrices after removing the contributions of single images. With RSMs in place of kernels
+it is that of Kornblith et al. (2019), section 3. Semantic RSMs need not be positive definite, and nothing here requires
+it.
 
 - The biased CKA removes the means of rows and columns from the whole matrix. It counts each image's similarity with
-  itself, and is too large where images are few.
-- The debiased CKA looks at different images i, j only, and removes the best fit ``a_i + a_j``. That is the estimator
+  itself, and is too large when there are few images.
+- The debiased CKA uses only pairs of different images i, j, and removes the best fit ``a_i + a_j``. It is the estimator
   of L. Song et al. (Feature selection via dependence maximization, JMLR 13 (2012), equation 5), used for CKA by
   T. Nguyen et al. (ICLR 2021, section 3): its centred matrix is the residual of this fit (G. Székely and M. Rizzo,
   Annals of Statistics 42 (2014), section 2). The fit has a meaning with weights too, which a bootstrap needs.
 
-Of a matrix, no more than a block of rows is held.
+Only one block of rows of a matrix is in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from semrsm_dist.evaluation.entries import ROUNDING, Entries, is_constant
 Values = NDArray[np.float64]
 
 FEWEST = 4
-"""Images of which a debiased CKA can be made: with three, ``a_i + a_j`` fits everything."""
+"""Minimum images of a debiased CKA: with three, ``a_i + a_j`` fits everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Alignment:
         For each resample; NaN where a matrix is constant but for its diagonal, or a sum ``a_i + a_j`` of what belongs
         to single images, or there are fewer than four different images. Debiased ones can be negative.
     n_images
-        Images that it is made of.
+        Images used.
     n_left_out
         Images whose similarity to themselves is undefined.
     """
@@ -58,7 +58,7 @@ def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] |
     matrices
         The matrices, their diagonals included. An image with NaN on the diagonal of either is left out.
     debiased
-        Look at different images only, which makes no difference where images are many.
+        Use only pairs of different images, which makes no difference when there are many images.
     counts : (R, N)
         How often each image is drawn in each of R resamples; by default each once. A pair of images weighs as much as
         the product of their counts. The debiased CKA leaves out pairs of an image with its own copy. For the biased
@@ -169,7 +169,7 @@ def _survey(matrices: Entries) -> _Survey:
 def _require_whole(*blocks: Values) -> None:
     if any(np.isnan(block).any() for block in blocks):
         raise InputError(
-            "a similarity of two images is undefined although both are similar to themselves, as position by position "
+            "the similarity of two images is undefined although each one's to itself is not, as position by position "
             "where numbers of tokens differ; CKA cannot be taken of such a matrix: leave images out until all have as "
             "many tokens"
         )

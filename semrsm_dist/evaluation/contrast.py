@@ -1,4 +1,4 @@
-"""How far the similarity of pairs that belong together stands out from that of all other pairs."""
+"""How well similarity separates pairs that belong together from all other pairs."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Similarity of pairs that belong together against that of others.
+    """Similarity of pairs that belong together, compared with that of other pairs.
 
     Attributes
     ----------
     same, different
-        The two sorts of pairs.
+        The two kinds of pairs.
     auc
         Probability that a pair that belongs together is more similar than one that does not, ties counting half:
-        0.5 says nothing, 1 tells them apart without fail, on any scale of similarity.
+        0.5 is chance, 1 separates them perfectly, on any scale of similarity.
     """
 
     same: Spread

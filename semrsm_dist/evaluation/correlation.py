@@ -1,9 +1,9 @@
-"""Correlations over the entries of two matrices: Pearson of all, Spearman and Kendall of at most a million of them.
+"""Correlations over the entries of two matrices: Pearson over all, Spearman and Kendall over at most a million.
 
 For a bootstrap, an entry has the weight of its two images' counts; a pair of an image with its own copy is no entry.
 
-Ranks need all entries in memory at once. Where there are more than `MOST_RANKED`, each is taken with the same
-probability, so that about as many are. Drawn so from a given matrix, Spearman's rho has a standard error of at most
+Ranks need all entries in memory at once. If there are more than `MOST_RANKED`, each is taken with the same
+probability, so that about that many are taken. For a given matrix, Spearman's rho then has a standard error of at most
 about ``1 / sqrt(MOST_RANKED)`` = 0.001, and Kendall's tau of at most ``sqrt(2 / MOST_RANKED)`` = 0.0014 (M. G. Kendall,
 Rank Correlation Methods (1948), chapter 4). That is far below the error that comes from the choice of the images:
 with 10 000 of them, bootstrap intervals are ten times as wide.
@@ -27,7 +27,7 @@ Values = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 MOST_RANKED = 1 << 20
-"""Entries that are ranked at most: all pairs of 1 448 images."""
+"""Maximum entries that are ranked: all pairs of 1 448 images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Correlation:
     Attributes
     ----------
     values : (R,)
-        In [-1, 1], one a resample; NaN where there are fewer than two entries, or where either matrix is constant.
+        In [-1, 1], one per resample; NaN if there are fewer than two entries, or if either matrix is constant.
     n_pairs
-        Entries that it is made of.
+        Entries used.
     n_left_out
         Entries that are undefined in either matrix.
     """
@@ -112,7 +112,7 @@ def _survey(entries: Entries) -> tuple[int, Values, Values, bool]:
 
 
 def _terms(weights: Values, x: Values, y: Values) -> tuple[Values, ...]:
-    """Return what `_correlate` wants the sums of, of numbers that are zero where they do not count."""
+    """Return the terms that `_correlate` needs the sums of; numbers that do not count are zero."""
     return weights, x, y, x * x, y * y, x * y
 
 
@@ -152,7 +152,7 @@ def rank_correlations(
     entries
         The entries, which are read once.
     most
-        If there are more, each is taken with the same probability, so that about as many are; see above.
+        If there are more, each is taken with the same probability, so that about `most` are taken; see above.
     seed
         Of this draw.
     """

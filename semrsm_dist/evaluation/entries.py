@@ -15,7 +15,7 @@ RowReader = Callable[[slice], NDArray[np.float64]]
 ROWS_AT_ONCE = 256
 
 ROUNDING = 1e-13
-"""How far equal numbers may lie apart after they were computed, as a share of the largest."""
+"""How far computed numbers that are equal may differ, as a share of the largest."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Entries:
         M, where queries are compared with a database; None if rows and columns are the same images, so that each pair
         of different images counts once.
     rows_at_once
-        How many rows to read at once; with that of a stored matrix's chunks, every chunk is read once.
+        How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
     """
 
     read_x: RowReader
@@ -93,5 +93,5 @@ class Entries:
 
 
 def is_constant(low: float, high: float) -> bool:
-    """Tell whether numbers from `low` to `high` differ by no more than rounding, so that nothing varies with them."""
+    """Return whether numbers from `low` to `high` differ only by rounding, and so count as constant."""
     return not high - low > ROUNDING * max(abs(low), abs(high))

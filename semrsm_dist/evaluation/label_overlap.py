@@ -1,4 +1,4 @@
-"""How far two images show the same things: the overlap of their labels."""
+"""Whether two images show the same things: the overlap of their labels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Late interaction: every token of one image takes its best partner in the other, whoever else takes the same.
+"""Late interaction: every token of one image takes its best partner in the other; partners may be shared.
 
-Like matching it compares tokens wherever they lie, but it is no permutation: many tokens may share a partner, and
+Like matching it compares tokens wherever they are, but it is not a permutation: many tokens may share a partner, and
 the result depends on the direction. It bounds the matched value from above, and costs the product alone.
 
 O. Khattab and M. Zaharia, ColBERT: efficient and effective passage search via contextualized late interaction over
@@ -26,7 +26,7 @@ def max_similarities(
     """Return MaxSim in both directions between all images of two sets.
 
     MaxSim(Q, D) is the mean over the tokens q of Q of max_d <q, d> over the tokens d of D. ColBERT takes the sum,
-    which orders the images of a database alike.
+    which ranks the images of a database in the same order.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def max_similarities(
     database : (B, T, C)
         Tokens.
     product_bytes
-        Memory for affinities, a bound as far as that of one pair of images allows.
+        Memory for affinities; at least one pair of images is always held.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""How much of what matching can gain an approximate matching keeps."""
+"""How much of the gain of matching an approximation keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class MatchQuality:
-    """What a matching keeps, pair by pair; arrays (R, K), NaN where a quantity is undefined.
+    """Quality of a matching, pair by pair; arrays (R, K), NaN where a quantity is undefined.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class MatchQuality:
         Value over optimum: undefined unless the optimum is positive.
     share
         Share of the gain over no matching, ``(value - identity) / (optimum - identity)``: undefined where there
-        is nothing to gain. Negative for what is worse than no matching.
+        is nothing to gain. Negative if worse than no matching.
     loss
         ``(optimum - value) / (||z_i|| ||z_j||)``, on the cosine scale: undefined where a norm is zero.
     """
@@ -66,7 +66,7 @@ def mean_over_pairs(
     Parameters
     ----------
     values : (R, K)
-        One a pair of a row image and a column image; NaN for pairs without a value, which are left out.
+        One per pair of a row image and a column image; NaN for pairs without a value, which are left out.
     """
     table = np.asarray(values, np.float64)
     defined = ~np.isnan(table)
@@ -82,7 +82,7 @@ def mean_over_pairs(
 
 
 def pareto_front(cost: ArrayLike, quality: ArrayLike) -> NDArray[np.bool_]:
-    """Tell which candidates no other one beats: none is as good in both and better in one; NaN is never on it.
+    """Return which candidates are Pareto-optimal: no other is as good in both and better in one; NaN never is.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""One vector an image: what retrieval compares where it does not compare tokens.
+"""One vector per image: what retrieval compares if it does not compare tokens.
 
-Average pooling forgets positions, as matching does, and with them everything else that tells the tokens of an
-image apart. Principal components and whitening are its usual companions.
+Average pooling discards positions, as matching does, and with them everything else that distinguishes the tokens of
+an image. It is usually combined with principal components and whitening.
 
 H. Jégou and O. Chum, Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening,
 ECCV 2012.
@@ -18,7 +18,7 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.entries import RowReader
 
 COLUMNS_AT_ONCE = 4096
-"""Database vectors that are widened to float64 at once."""
+"""Database vectors that are converted to float64 at once."""
 
 Vectors = NDArray[np.floating[Any]]
 
@@ -41,7 +41,7 @@ def cosine_rows(queries: Vectors, database: Vectors) -> RowReader:
 
 
 def unit_vectors(vectors: Vectors) -> NDArray[np.float64]:
-    """Return (..., C) vectors at length 1 in float64; zero vectors, which have no direction, become NaN."""
+    """Return (..., C) vectors scaled to length 1 in float64; zero vectors, which have no direction, become NaN."""
     wide = np.asarray(vectors, dtype=np.float64)
     norms = np.linalg.norm(wide, axis=-1, keepdims=True)
     result = np.full_like(wide, np.nan)
@@ -56,7 +56,7 @@ class Whitening:
     ----------
     vectors : (N, C)
         What the components are fitted to, without labels: usually the database. The sign of a vector matters, so
-        they are brought to length 1 first, as the vectors to be projected are; zero vectors are left out.
+        they are scaled to length 1 first, as the vectors to be projected are; zero vectors are left out.
     variance : float
         Share of the variance that the components kept explain, in (0, 1]. Few images in many channels need less
         than 1: with N - 1 components every whitened image of the N would be equally far from every other.
@@ -99,7 +99,7 @@ class Whitening:
 
 
 def _count_components(variances: NDArray[np.float64], share: float) -> int:
-    """Return how many leading components explain a share of the variance, without those that are rounding."""
+    """Return how many leading components explain a share of the variance, without those that are only rounding."""
     real = int(np.count_nonzero(variances > variances[0] * np.finfo(np.float64).eps * len(variances)))
     explained = np.cumsum(variances[:real]) / variances[:real].sum()
     return min(real, int(np.searchsorted(explained, share - 1e-12)) + 1)

@@ -1,7 +1,7 @@
-"""Retrieval on multi-label images: how far the most similar images show the same things.
+"""Retrieval on multi-label images: how well the most similar images fit a query.
 
-It goes in three steps, so that scores can be looked at query by query: who may be whose hit (`RetrievalTask`), the
-best hits of each query (`find_hits`), and how well they fit (`score_hits`).
+It has three steps, so that scores can be examined query by query: which images may be hits of which query
+(`RetrievalTask`), the best hits of each query (`find_hits`), and how well they fit (`score_hits`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class RetrievalImages:
     Attributes
     ----------
     labels
-        What each image shows; empty where that is not known.
+        What each image shows; empty if unknown.
     groups
-        Name of the group of near-duplicates that each belongs to; None for none.
+        Group of near-duplicates that each belongs to; None means ungrouped.
     contents
-        Hash of each image's content; None where it is not known.
+        Hash of each image's content; None if unknown.
     """
 
     labels: Labels
@@ -97,11 +97,11 @@ class RetrievalTask:
         return overlap_rows(self._queries, self._candidates)
 
     def depends_on_groups_alone(self) -> bool:
-        """Tell whether groups alone say who may be whose hit: all candidates have labels, none is a query's copy."""
+        """Return whether groups alone decide what hits are allowed: all candidates have labels, none copies a query."""
         return not self._unlabelled.any() and not self._has_copies
 
     def count_hopeless(self) -> int:
-        """Return how many labelled queries share no label with any other candidate: their F1 is 0 whatever is found."""
+        """Return how many labelled queries share no label with any other candidate: their F1 is always 0."""
         bearers = Counter(label for labels in self._candidates for label in labels)
         own = 1 if self._same else 0
         return sum(
@@ -109,13 +109,13 @@ class RetrievalTask:
         )
 
     def has_one_label_set(self) -> bool:
-        """Tell whether all labelled images bear the same labels, so that every hit is right."""
+        """Return whether all labelled images have the same labels, so that every hit is right."""
         return len({labels for labels in (*self._queries, *self._candidates) if labels}) == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The best hits of N queries, and what is doubtful about them.
+    """The best hits of N queries, with ties and undefined similarities.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Hits:
     tied : (N, k)
         Whether the first hit, the first two, ... up to k leave out a candidate that is as similar as the last of them.
     n_candidates : (N,)
-        Images that each query may find.
+        Candidates of each query.
     n_undefined : (N,)
         Those of them whose similarity is NaN, which are never hits.
     """
@@ -142,7 +142,7 @@ class RetrievalScore:
     Attributes
     ----------
     k
-        Hits looked at per query.
+        Hits per query.
     f1
         Mean over queries and hits; NaN if no query could be judged.
     n_queries
@@ -163,14 +163,14 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
     Parameters
     ----------
     read_rows
-        Returns rows of the (N, M) similarity matrix for a slice of queries; only a few are asked for at once. NaN
+        Returns rows of the (N, M) similarity matrix for a slice of queries, only a few at a time. NaN
         similarities are never hits.
     task
-        Who may be whose hit.
+        Which images may be hits of which query.
     k
         Hits per query.
     rows_at_once
-        How many rows to ask for at once; that of a stored matrix's chunks reads every chunk once.
+        How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
         If k is below 1.
     """
     if k < 1:
-        raise ConfigError(f"k of F1@k is {k}, but at least one hit must be looked at; give 1 or more")
+        raise ConfigError(f"k of F1@k is {k}, but at least one hit is needed; give 1 or more")
     n = task.n_queries
     hits = np.full((n, k), NO_HIT, dtype=np.intp)
     tied = np.zeros((n, k), dtype=bool)
@@ -220,9 +220,7 @@ def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -
     """
     for k in ks:
         if not 1 <= k <= hits.shape[1]:
-            raise ConfigError(
-                f"F1@{k} was asked for, but there are 1 to {hits.shape[1]} hits a query to judge"
-            )
+            raise ConfigError(f"F1@{k}: k must be 1 to {hits.shape[1]}, the number of hits per query")
     scores = np.full((len(hits), len(ks)), np.nan)
     for query, row in enumerate(hits):
         overlaps = task.judge(query, row[row != NO_HIT])
@@ -232,7 +230,7 @@ def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -
 
 
 def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> NDArray[np.float64]:
-    """Return the F1 (N,) that each query can expect of a hit drawn from all that it may have; NaN without any."""
+    """Return the expected F1 (N,) of a random hit of each query; NaN for queries without candidates."""
     read_rows = task.overlap_rows()
     expected = np.full(task.n_queries, np.nan)
     for start in range(0, task.n_queries, rows_at_once):
@@ -265,7 +263,7 @@ def retrieval_scores(
     if not ks:
         return []
     if min(ks) < 1:
-        raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit must be looked at; give 1 or more")
+        raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit is needed; give 1 or more")
     hits = find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once)
     scores = score_hits(hits.indices, task, ks)
     judged = scores[~np.isnan(scores[:, 0])]
@@ -279,12 +277,12 @@ def retrieval_scores(
 def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
     """Return the indices of the k smallest numbers in their order, equal ones by index, NaN left out.
 
-    It is the beginning of a stable sort, without the sort of everything.
+    The result is the beginning of a stable sort, without sorting everything.
     """
     k = min(k, values.size)
     if k == 0:
         return np.empty(0, dtype=np.intp)
-    last = np.partition(values, k - 1)[k - 1]  # NaN comes behind all numbers
+    last = np.partition(values, k - 1)[k - 1]  # NaN sorts after all numbers
     if np.isnan(last):
         chosen = np.flatnonzero(~np.isnan(values))
     else:
@@ -296,7 +294,7 @@ def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
 def _shared_codes(
     rows: Names | None, columns: Names | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Return numbers that are equal where the names of a row and a column are; None if there is nothing to compare."""
+    """Encode names as integers shared by rows and columns; None if there is nothing to compare."""
     if rows is None or columns is None or not any(rows) or not any(columns):
         return None
     known = {name: code for code, name in enumerate(sorted({name for name in (*rows, *columns) if name}))}

@@ -1,4 +1,4 @@
-"""What is commonly done to tokens before they are compared."""
+"""Common normalisations of tokens before they are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tokens = NDArray[np.floating[Any]]
 
 
 def unit_tokens(z: Tokens) -> NDArray[np.float32]:
-    """Return (..., S, C) tokens at length 1 each; zero tokens, which have no direction, stay zero.
+    """Return (..., S, C) tokens, each scaled to length 1; zero tokens, which have no direction, stay zero.
 
     Tokens of NaN, which fill up smaller images, stay NaN. Lengths are taken in float64, in which those of float32
     tokens neither overflow nor vanish.

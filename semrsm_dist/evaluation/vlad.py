@@ -1,4 +1,4 @@
-"""VLAD: one vector an image from the residuals of its tokens to the nearest of a few centroids.
+"""VLAD: one vector per image, from the residuals of its tokens to the nearest of a few centroids.
 
 H. Jégou, M. Douze, C. Schmid and P. Pérez, Aggregating local descriptors into a compact image representation, CVPR
 2010; with the normalisation within centroids of R. Arandjelović and A. Zisserman, All about VLAD, CVPR 2013.
@@ -22,7 +22,7 @@ def fit_centroids(tokens: Tokens, n_centroids: int, *, seed: int) -> NDArray[np.
     Parameters
     ----------
     tokens : (n, C)
-        A sample; no labels enter.
+        A sample; labels are not used.
     n_centroids
         How many; fewer are returned where the sample has fewer different tokens.
     seed
@@ -50,8 +50,8 @@ def fit_centroids(tokens: Tokens, n_centroids: int, *, seed: int) -> NDArray[np.
 def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the VLAD vectors of images.
 
-    Each token adds its residual to its nearest centroid; the sum of each centroid is brought to length 1, then the
-    whole vector is. Centroids without tokens contribute zeros.
+    Each token adds its residual to its nearest centroid. The sum of each centroid is scaled to length 1, and then the
+    whole vector. Centroids without tokens contribute zeros.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     Returns
     -------
     (N, K * C) array
-        Length 1, or 0 for an image whose tokens all lie on centroids.
+        Length 1, or 0 for an image whose tokens are all centroids.
     """
     result = np.empty((len(z), centroids.size), dtype=np.float32)
     half_squares = 0.5 * np.einsum("kc,kc->k", centroids, centroids)

@@ -192,7 +192,7 @@ def test_a_query_in_its_own_database_is_known_by_its_content():
     assert retrieval_f1(reader(matrix), known, others).f1 == pytest.approx((0 + 1) / 2)
 
 
-def test_hits_and_scores_are_told_query_by_query():
+def test_hits_and_scores_are_per_query():
     labels = [("a",), ("a", "b"), (), ("b",)]
     # Without labels, image 2 is nobody's candidate: that its similarity to image 0 is undefined does not count.
     matrix = np.array([[9, 2, math.nan, 1], [2, 9, 3, 2.5], [1, 1, 9, 1], [math.nan, math.nan, 1, 9]])
@@ -206,7 +206,7 @@ def test_hits_and_scores_are_told_query_by_query():
     np.testing.assert_allclose(
         score_hits(hits.indices, task, (1, 2)), [[2 / 3, 1 / 3], [2 / 3, 2 / 3], nothing, nothing]
     )
-    with pytest.raises(ConfigError, match="F1@3 was asked for"):
+    with pytest.raises(ConfigError, match="F1@3: k must be 1 to 2"):
         score_hits(hits.indices, task, (3,))
 
 

@@ -123,10 +123,12 @@ class MatchingConfig(_Matching, extra="allow"):
         """Validate all keys at once: those of this section, and those that the matcher declares."""
         if not isinstance(value, Mapping):
             return value
+        own = {name: given for name, given in value.items() if name in _Matching.model_fields}
         section = _section_of_matcher(value.get("matcher", "auction"))
         if section is None:  # the matcher is at fault: what it takes is unknown
-            return {name: given for name, given in value.items() if name in _Matching.model_fields}
-        return section.model_validate(value).model_dump(exclude_unset=True)
+            return own
+        parameters = {name: given for name, given in value.items() if name not in own and given is not None}
+        return section.model_validate(own | parameters).model_dump(exclude_unset=True)
 
     @property
     def parameters(self) -> dict[str, Any]:

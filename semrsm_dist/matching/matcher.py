@@ -15,7 +15,15 @@ from pydantic import ConfigDict, ValidationError
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.fields import Section, expected
 from semrsm_dist.matching.bounds import inner_product
-from semrsm_dist.matching.panel import Panel, fill_tokens, prepare_panel
+from semrsm_dist.matching.panel import (
+    Panel,
+    as_array,
+    fill_tokens,
+    finite_squared_norm,
+    naming,
+    prepare_panel,
+    require_floating,
+)
 from semrsm_dist.matching.result import Match, TileResult
 from semrsm_dist.plugins import Plugins
 
@@ -148,14 +156,19 @@ class Matcher(Section, ABC):
         InputError
             As `prepare`, or numbers of channels that differ.
         """
-        pair = []
-        arrays = [np.asarray(z_i), np.asarray(z_j)]
-        for name, array in zip(("z_i", "z_j"), arrays, strict=True):
-            if array.ndim != 2:
-                raise InputError(f"expected {name} of shape (tokens, channels), found {array.shape}")
-        most = max(len(array) for array in arrays)
-        for array in arrays:
-            pair.append(self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)))
+        arrays = {"z_i": as_array(z_i), "z_j": as_array(z_j)}
+        for name, array in arrays.items():
+            if array.ndim != 2 or 0 in array.shape:
+                raise InputError(
+                    f"expected {name} of shape (tokens, channels), none of them 0, found {array.shape}"
+                )
+            with naming(name):
+                require_floating(array)
+            finite_squared_norm(array.astype(np.float64), name)
+        most = max(len(array) for array in arrays.values())
+        pair = [
+            self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)) for array in arrays.values()
+        ]
         self.check_pair(*pair)
         value, upper_bound, permutation = self.match_prepared(pair[0], 0, pair[1], 0)
         return Match(value, upper_bound, permutation, self.name)

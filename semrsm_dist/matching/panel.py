@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -142,10 +143,8 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     token_norms = np.zeros((n_images, n_tokens))
     for t, count in enumerate(counts):
         image = raw[t, :count].astype(np.float64)
+        squared_norms[t] = finite_squared_norm(image, f"image {t}")
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            squared_norms[t] = np.einsum("sc,sc->", image, image)
-            if not np.isfinite(squared_norms[t]):
-                raise InputError(_why_not_finite(image, t))
             means[t] = image.mean(axis=0)
             image -= means[t]
             token_norms[t, :count] = np.sort(np.sqrt(np.einsum("sc,sc->s", image, image)))[::-1]
@@ -216,7 +215,7 @@ def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.
     InputError
         If one is not (S_i, C), or they differ in channels or type.
     """
-    arrays = [np.asarray(image) for image in images]
+    arrays = [as_array(image) for image in images]
     for index, array in enumerate(arrays):
         if array.ndim != 2 or 0 in array.shape or array.shape[1] != arrays[0].shape[-1]:
             raise InputError(
@@ -242,27 +241,50 @@ def fill_tokens(
     return (np.pad(z, ((0, 0), (0, missing), (0, 0))) if missing else z), token_counts
 
 
+def as_array(z: ArrayLike) -> NDArray[Any]:
+    """Return a NumPy array of native byte order: of an array, of lists of numbers, or of a tensor on any device.
+
+    Tensors may require gradients. bfloat16, which NumPy lacks, becomes float32; whole numbers in lists become float64.
+    """
+    given: Any = z
+    if hasattr(given, "detach"):  # a tensor of torch, which is not imported here
+        given = given.detach()
+        if str(given.dtype) == "torch.bfloat16":
+            given = given.float()
+        given = given.cpu().numpy()
+    array = np.asarray(given)
+    if array.dtype.name == "bfloat16":  # as JAX has it
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and isinstance(z, Sequence):
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def as_representations(z: ArrayLike) -> NDArray[Any]:
     """Return an array (T, S, C) of a floating type, or raise InputError."""
-    array = np.asarray(z)
+    array = as_array(z)
     if array.ndim != 3 or 0 in array.shape:
         hint = "; a feature map (N, C, H, W) becomes (N, S, C) by z.reshape(N, C, H * W).transpose(0, 2, 1)"
         raise InputError(
             f"expected representations of shape (images, tokens, channels), none of them 0, "
             f"found {array.shape}{hint if array.ndim == 4 else ''}"
         )
-    if array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+    require_floating(array)
+    return array
+
+
+def require_floating(array: NDArray[Any]) -> None:
+    """Raise InputError unless representations are of a type that can be matched."""
+    if array.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(
             f"expected representations of float16, float32 or float64, found {array.dtype}: "
             "convert them with z.astype('float32')"
         )
-    return array
 
 
 def _checked(z: ArrayLike, token_counts: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
     array = as_representations(z)
-    # float16 and foreign byte orders have no compiled code; both conversions are exact.
-    wide = np.float64 if array.dtype.newbyteorder("=") == np.float64 else np.float32
+    wide = np.float64 if array.dtype == np.float64 else np.float32  # float16 has no compiled code
     raw = np.ascontiguousarray(array, dtype=wide)
     if token_counts is None:
         return raw, np.full(len(raw), raw.shape[1], np.int64)
@@ -290,14 +312,28 @@ def check_token_counts(token_counts: ArrayLike, n_images: int, n_tokens: int) ->
     return counts.astype(np.int64)
 
 
-def _why_not_finite(image: NDArray[np.float64], index: int) -> str:
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Name the argument in what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def finite_squared_norm(image: NDArray[np.float64], name: str) -> float:
+    """Return the squared norm of an image (S, C), or raise InputError about `name` if it is not finite."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squared_norm = float(np.einsum("sc,sc->", image, image))
+    if np.isfinite(squared_norm):
+        return squared_norm
     if np.isfinite(image).all():
-        return (
-            f"image {index} of the panel holds values up to {np.abs(image).max():.3g}, whose squares overflow "
-            "float64: rescale the representations"
+        raise InputError(
+            f"{name} holds values up to {np.abs(image).max():.3g}, whose squares overflow float64: rescale the "
+            "representations"
         )
     n_bad = int(np.count_nonzero(~np.isfinite(image)))
-    return (
-        f"image {index} of the panel holds {n_bad} NaN or infinite values: it cannot be matched; "
-        "extract its features again (in float32 where half precision overflowed) or leave it out"
+    raise InputError(
+        f"{name} holds {n_bad} NaN or infinite values: it cannot be matched; extract its features again (in float32 "
+        "where half precision overflowed) or leave it out"
     )

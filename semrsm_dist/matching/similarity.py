@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.kernels import derive, require_kernel
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
-from semrsm_dist.matching.panel import Panel, as_representations, fill_tokens, stack_tokens
+from semrsm_dist.matching.panel import Panel, as_array, as_representations, fill_tokens, naming, stack_tokens
 from semrsm_dist.matching.result import Match
 
 KINDS = ("semantic", "spatio-semantic")
@@ -133,7 +132,7 @@ def similarity_matrix(
         chosen = make_matcher("identity")
         stacks, undefined = _without_counts(stacks)
     rows, columns = _prepare(chosen, stacks)
-    matched = _match_all(chosen, rows, columns, y is None, workers or available_cores())
+    matched = _match_all(chosen, rows, columns, y is None, workers or available_cpus())
     if undefined is not None:
         matched[undefined] = np.nan
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
@@ -153,7 +152,7 @@ def _stack_all(given: Mapping[str, ArrayLike | Sequence[ArrayLike]]) -> dict[str
     """Return the representations under each name as one array, all filled up to one number of tokens."""
     stacks = {}
     for name, images in given.items():
-        with _naming(name):
+        with naming(name):
             stacks[name] = _stack(images)
     most = max(stack.shape[1] for stack, _ in stacks.values())
     return {name: fill_tokens(stack, counts, most) for name, (stack, counts) in stacks.items()}
@@ -163,7 +162,7 @@ def _prepare(matcher: Matcher, stacks: Mapping[str, Stack]) -> tuple[Panel, Pane
     """Return the panels of rows and columns; one array is both."""
     panels = []
     for name, (stack, counts) in stacks.items():
-        with _naming(name):
+        with naming(name):
             panels.append(matcher.prepare(stack, counts))
     matcher.check_pair(panels[0], panels[-1])
     return panels[0], panels[-1]
@@ -180,7 +179,7 @@ def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
     """Return representations as one array (N, S, C), and the number of tokens of each."""
     if isinstance(images, Sequence):
         try:
-            images = [np.asarray(image) for image in images]
+            images = [as_array(image) for image in images]
         except ValueError as error:  # rows of one image that differ in length
             raise InputError(
                 f"expected representations of shape (tokens, channels), with equal channels: {error}"
@@ -189,15 +188,6 @@ def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
             return stack_tokens(images)
     array = as_representations(cast("ArrayLike", images))
     return array, np.full(len(array), array.shape[1])
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Name the argument in what is wrong with it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def _match_all(
@@ -235,10 +225,3 @@ def _tiles(shape: tuple[int, int], symmetric: bool, workers: int) -> Iterator[tu
     for r in range(0, shape[0], side):
         for c in range(r if symmetric else 0, shape[1], side):
             yield slice(r, min(r + side, shape[0])), slice(c, min(c + side, shape[1]))
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -651,6 +651,7 @@ def test_mistakes_in_what_crops_are_of_are_told_at_their_place(refused, old, new
 
 def test_only_parameters_that_were_given_reach_the_matcher():
     assert MatchingConfig().parameters == {}
+    assert MatchingConfig(matcher="greedy", tolerance=None).parameters == {}
     assert MatchingConfig(tolerance=0.0).parameters == {"tolerance": 0.0}
     assert MatchingConfig(matcher="batch-optimal", window=8).parameters == {"window": 8}
     for matcher, name, value in (

@@ -18,7 +18,7 @@ import pytest
 from numba.core import caching
 
 import semrsm_dist
-from semrsm_dist.matching.compiled import jit
+from semrsm_dist.matching.compiled import cache, jit
 from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 
@@ -26,12 +26,54 @@ def add_one(x):
     return x + 1
 
 
-def test_functions_compile_where_nothing_can_be_written(monkeypatch):
+def test_functions_compile_where_nothing_can_be_written(monkeypatch, caplog):
     def refuse(self):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
+    jit._warn_once.cache_clear()
     assert jit.compiled(add_one)(1) == 2
+    assert jit.compiled(add_one)(2) == 3
+    [record] = caplog.records
+    assert "NUMBA_CACHE_DIR" in record.getMessage()
+
+
+def python(code, folder, **environment):
+    """Return what a process prints on both streams."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(semrsm_dist.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+MATCH = (
+    "import numpy as np, semrsm_dist as srs; print(srs.match(np.eye(3), np.eye(3), matcher='identity').value)"
+)
+
+
+def test_compiling_is_announced_once_and_damaged_code_is_compiled_again(tmp_path):
+    first = python(MATCH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
+    assert first.stdout == "3.0\n"
+    assert first.stderr.count("compiling") == 1
+    assert python(MATCH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
+    files = sorted(tmp_path.rglob("*.nbc"))
+    assert len(files) > 1
+    for count, file in enumerate(files):
+        file.write_bytes(file.read_bytes()[: count * 40])
+    again = python(MATCH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
+    assert again.stdout == "3.0\n"
+    assert python(MATCH, tmp_path, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
+
+
+def test_a_numba_without_what_the_cache_needs_still_matches(tmp_path):
+    change = "import sys, types, numba; sys.modules['numba.core.compiler_lock'] = types.ModuleType('empty')"
+    done = python(f"{change}; {MATCH}", tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "3.0\n"
+    assert done.stderr.count("caches in a way that this package does not know") == 1
 
 
 def test_a_change_in_any_file_of_the_room_invalidates_cached_code(tmp_path):
@@ -85,7 +127,7 @@ def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("Before", "After"):
         (tmp_path / "compiled_room.py").write_text(SOURCE.format(name=name))
-        jit._sources_digest.cache_clear()
+        cache._sources_digest.cache_clear()
         sys.modules.pop("compiled_room", None)
         importlib.invalidate_caches()
         module = importlib.import_module("compiled_room")
@@ -94,7 +136,7 @@ def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypat
         if torn:
             index.write_bytes(index.read_bytes()[:-20])
     del sys.modules["compiled_room"]
-    jit._sources_digest.cache_clear()
+    cache._sources_digest.cache_clear()
 
 
 TOGETHER = """
@@ -134,29 +176,31 @@ def test_of_processes_that_start_together_one_compiles(tmp_path):
 
 
 def test_a_process_that_never_finishes_compiling_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(jit, "PATIENCE", 0.2)
+    monkeypatch.setattr(cache, "PATIENCE", 0.2)
     lock = tmp_path / "stopped.lock"
     with lock.open("w") as stopped:
         fcntl.flock(stopped, fcntl.LOCK_EX)
         started = time.perf_counter()
-        assert jit._compile_in_turn(str.upper, lock, "compiled") == "COMPILED"
+        assert cache._compile_in_turn(str.upper, lock, "compiled") == "COMPILED"
         assert time.perf_counter() - started >= 0.2
 
 
 def test_a_function_that_needs_itself_for_other_types_does_not_wait_for_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(jit, "PATIENCE", 20.0)
+    monkeypatch.setattr(cache, "PATIENCE", 20.0)
     waits = []
-    wait_for = jit._wait_for
-    monkeypatch.setattr(jit, "_wait_for", lambda *arguments: (waits.append(1), wait_for(*arguments)))
+    wait_for = cache._wait_for
+    monkeypatch.setattr(cache, "_wait_for", lambda *arguments: (waits.append(1), wait_for(*arguments)))
     lock = tmp_path / "recursive.lock"
-    assert jit._compile_in_turn(lambda word: jit._compile_in_turn(str.upper, lock, word), lock, "x") == "X"
+    assert (
+        cache._compile_in_turn(lambda word: cache._compile_in_turn(str.upper, lock, word), lock, "x") == "X"
+    )
     assert len(waits) == 1
 
 
 def test_a_function_that_cannot_be_compiled_gives_its_turn_back(tmp_path):
     lock = tmp_path / "failing.lock"
     with pytest.raises(ZeroDivisionError):
-        jit._compile_in_turn(lambda _: 1 / 0, lock, "")
+        cache._compile_in_turn(lambda _: 1 / 0, lock, "")
     with lock.open("a") as free:
         fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

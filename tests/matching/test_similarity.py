@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linear_sum_assignment
 
+from semrsm_dist import machine
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.matching.matchers.identity import Identity
+from semrsm_dist.matching.search.top_k import top_k
 from semrsm_dist.matching.similarity import match, similarity_matrix
 
 
@@ -95,9 +102,82 @@ def test_what_cannot_be_is_refused():
         similarity_matrix(images(2), z)
 
 
+def torch_tensor(z):
+    return torch.from_numpy(z).requires_grad_()
+
+
+FORMS = {
+    "list": lambda z: z.tolist(),
+    "images in a list": list,
+    "lists of images": lambda z: [image.tolist() for image in z],
+    "Fortran order": np.asfortranarray,
+    "every second column": lambda z: np.repeat(z, 2, axis=2)[:, :, ::2],
+    "big-endian": lambda z: z.astype(">f8"),
+    "tensor": torch_tensor,
+    "list of tensors": lambda z: list(torch_tensor(z)),
+    "tensor of another order": lambda z: torch_tensor(z.transpose(2, 1, 0).copy()).permute(2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_lists_and_tensors_are_taken_as_they_are(form):
+    z = images(5)
+    given = FORMS[form](z)
+    np.testing.assert_array_equal(similarity_matrix(given), similarity_matrix(z))
+    np.testing.assert_array_equal(top_k(given, k=2).similarities, top_k(z, k=2).similarities)
+    assert match(given[0], given[1]).value == match(z[0], z[1]).value
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_tensors_keep_their_values(dtype):
+    z = torch_tensor(images(4)).to(dtype)
+    wide = z.detach().to(torch.float32).numpy()
+    np.testing.assert_array_equal(similarity_matrix(z), similarity_matrix(wide))
+
+
 @pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
 def test_foreign_byte_orders_are_the_same_numbers(dtype):
     z = images(4).astype(dtype)
     native = z.astype(z.dtype.newbyteorder("="))
+    mixed = [z[0], native[1], *z[2:, :7]]
     assert np.array_equal(similarity_matrix(z), similarity_matrix(native))
-    assert match(z[0], z[1]).value == match(native[0], native[1]).value
+    assert np.array_equal(similarity_matrix(mixed), similarity_matrix([*native[:2], *native[2:, :7]]))
+
+
+def test_whole_numbers_in_lists_are_numbers():
+    found = match([[1, 0], [0, 2]], [[0, 2], [1, 0]])
+    assert (found.value, found.permutation.tolist()) == (5.0, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.full((3, 2), np.nan), "holds 6 NaN or infinite values"),
+        (np.full((3, 2), 1e200), "holds values up to 1e\\+200, whose squares overflow"),
+        (np.ones((3, 2), int), ": expected representations of float16, float32 or float64, found int64"),
+        (np.ones(3), "of shape \\(tokens, channels\\)"),
+        (np.ones((0, 2)), "of shape \\(tokens, channels\\), none of them 0"),
+    ],
+)
+def test_match_names_the_argument_that_is_wrong(wrong, message):
+    right = np.ones((3, 2))
+    with pytest.raises(InputError, match="z_i") as left:
+        match(wrong, right)
+    with pytest.raises(InputError, match="z_j"):
+        match(right, wrong)
+    assert re.search(message, str(left.value))
+    assert "image 0" not in str(left.value)
+
+
+def test_threads_respect_the_quota_of_the_container(monkeypatch):
+    threads = set()
+    solve_tile = Identity.solve_tile
+
+    def solve(self, *arguments, **options):
+        threads.add(threading.get_ident())
+        return solve_tile(self, *arguments, **options)
+
+    monkeypatch.setattr(Identity, "solve_tile", solve)
+    monkeypatch.setattr(machine, "_cpu_quota", lambda folder: 1.0)
+    similarity_matrix(images(40), matcher="identity")
+    assert len(threads) == 1

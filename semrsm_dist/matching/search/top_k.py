@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.progressive import NOBODY
 from semrsm_dist.matching.search.search import Groups, Search
-from semrsm_dist.matching.similarity import available_cores, prepare_all
+from semrsm_dist.matching.similarity import prepare_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def top_k(
         search = Search(
             matcher, cast(PackedPanel, rows), cast(PackedPanel, columns), min(k, columns.n_images), codes
         )
-        search.run(workers or available_cores())
+        search.run(workers or available_cpus())
     missing = ((0, 0), (0, k - search.best.shape[1]))
     indices = np.pad(search.indices, missing, constant_values=NOBODY)
     similarities = np.pad(search.best, missing)

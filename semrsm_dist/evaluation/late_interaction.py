@@ -21,7 +21,11 @@ PRODUCT_BYTES = 2**20
 
 
 def max_similarities(
-    queries: Tokens, database: Tokens, *, product_bytes: int = PRODUCT_BYTES
+    queries: Tokens,
+    database: Tokens,
+    *,
+    token_counts: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    product_bytes: int = PRODUCT_BYTES,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return MaxSim in both directions between all images of two sets.
 
@@ -31,10 +35,11 @@ def max_similarities(
     Parameters
     ----------
     queries : (A, S, C)
-        Tokens, taken as they are: see `unit_tokens` for cosines. NaN fills up images that have fewer than S, and
-        takes no part.
+        Tokens, taken as they are: see `unit_tokens` for cosines.
     database : (B, T, C)
         Tokens.
+    token_counts : (A,) and (B,)
+        Tokens that each image of both sets has: what is beyond them is ignored. By default S and T for all.
     product_bytes
         Memory for affinities; at least one pair of images is always held.
 
@@ -44,11 +49,21 @@ def max_similarities(
         MaxSim(query, database image) and MaxSim(database image, query).
     """
     left, right = (np.ascontiguousarray(z, dtype=np.float32) for z in (queries, database))
+    is_full = True
+    if token_counts is not None:
+        beyond = [
+            np.arange(z.shape[1]) >= n[:, None] for z, n in zip((left, right), token_counts, strict=True)
+        ]
+        is_full = not any(places.any() for places in beyond)
+        if not is_full:  # NaN takes no part below
+            left, right = (
+                np.where(places[..., None], np.float32(np.nan), z)
+                for z, places in zip((left, right), beyond, strict=True)
+            )
     (n_left, n_tokens, n_channels), (n_right, n_others, _) = left.shape, right.shape
     pair_bytes = n_tokens * n_others * left.itemsize
     rows = max(1, min(n_left, product_bytes // pair_bytes))
     columns = max(1, min(n_right, product_bytes // (pair_bytes * rows)))
-    is_full = not (np.isnan(left[..., 0]).any() or np.isnan(right[..., 0]).any())
     largest, mean = (
         (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
     )  # what leaves out NaN is slower

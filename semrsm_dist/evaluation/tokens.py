@@ -13,7 +13,7 @@ Tokens = NDArray[np.floating[Any]]
 def unit_tokens(z: Tokens) -> NDArray[np.float32]:
     """Return (..., S, C) tokens, each scaled to length 1; zero tokens, which have no direction, stay zero.
 
-    Tokens of NaN, which fill up smaller images, stay NaN. Lengths are taken in float64, in which those of float32
+    Lengths are taken in float64, in which those of float32
     tokens neither overflow nor vanish.
     """
     wide = np.array(z, dtype=np.float64)

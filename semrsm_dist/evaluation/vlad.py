@@ -47,7 +47,9 @@ def fit_centroids(tokens: Tokens, n_centroids: int, *, seed: int) -> NDArray[np.
     return centroids
 
 
-def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
+def vlad(
+    z: Tokens, centroids: NDArray[np.float64], token_counts: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
     """Return the VLAD vectors of images.
 
     Each token adds its residual to its nearest centroid. The sum of each centroid is scaled to length 1, and then the
@@ -56,9 +58,11 @@ def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     Parameters
     ----------
     z : (N, S, C)
-        Tokens of the images; NaN fills up those that have fewer than S, and takes no part.
+        Tokens of the images.
     centroids : (K, C)
         From `fit_centroids`.
+    token_counts : (N,)
+        Tokens that each image has: what `z` holds beyond them is ignored. By default S for all.
 
     Returns
     -------
@@ -67,8 +71,9 @@ def vlad(z: Tokens, centroids: NDArray[np.float64]) -> NDArray[np.float32]:
     """
     result = np.empty((len(z), centroids.size), dtype=np.float32)
     half_squares = 0.5 * np.einsum("kc,kc->k", centroids, centroids)
-    for index, image in enumerate(z):
-        tokens = image[~np.isnan(image[:, 0])].astype(np.float64)
+    counts = np.full(len(z), z.shape[1]) if token_counts is None else token_counts
+    for index, (image, count) in enumerate(zip(z, counts, strict=True)):
+        tokens = image[:count].astype(np.float64)
         nearest = np.argmax(tokens @ centroids.T - half_squares, axis=1)
         members = nearest == np.arange(len(centroids))[:, None]
         sums = members @ tokens - members.sum(axis=1, keepdims=True) * centroids

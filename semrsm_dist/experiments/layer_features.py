@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.features import FeatureStore, count_tokens
+from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import Side
 
 
@@ -57,8 +57,8 @@ class LayerFeatures:
             yield slice(start, min(start + size, self.count(side)))
 
     def token_counts(self, side: Side) -> NDArray[np.int64]:
-        """Return how many tokens each image of a side has, (N,); the features are read once."""
-        return np.concatenate([count_tokens(self.store(side).read(images)) for images in self.chunks(side)])
+        """Return how many tokens each image of a side has, (N,)."""
+        return self.store(side).read_token_counts()
 
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
         """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement.
@@ -67,11 +67,12 @@ class LayerFeatures:
         """
         total = self.count("images") * self.n_tokens
         drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))
+        image, token = np.divmod(drawn, self.n_tokens)
+        drawn = drawn[token < self.token_counts("images")[image]]
         store, parts = self.store("images"), []
         for images in self.chunks("images"):
             first, last = np.searchsorted(drawn, [images.start * self.n_tokens, images.stop * self.n_tokens])
             if first < last:
                 tokens = store.read(images).reshape(-1, self.n_channels)
-                tokens = tokens[drawn[first:last] - images.start * self.n_tokens]
-                parts.append(unit_tokens(tokens[~np.isnan(tokens[:, 0])]))
+                parts.append(unit_tokens(tokens[drawn[first:last] - images.start * self.n_tokens]))
         return np.concatenate(parts)

@@ -30,11 +30,13 @@ from semrsm_dist.plan.cost import feature_bytes, result_bytes
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.feature_source import open_array
-from semrsm_dist.store.features import count_tokens
 from semrsm_dist.store.record import LayerRecord, LayerSizes, Side
 
 CALIBRATION_IMAGES = 8
 CALIBRATION_SECONDS = 2.0
+
+Sample = tuple[NDArray[Any], NDArray[np.int64] | None]
+"""Features of a few images (T, S, C) and their token counts; None if all have S."""
 
 
 def plan_run(config: RunConfig) -> dict[str, Any]:
@@ -70,15 +72,15 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     slots = max(1, int(str(machine["cpus"])))
     inputs = RunInputs(
         {side: Manifest.from_ids([str(index) for index in range(count)]) for side, count in counts.items()},
-        {layer: LayerSizes(n_tokens=z.shape[1], n_channels=z.shape[2]) for layer, z in samples.items()},
+        {layer: LayerSizes(n_tokens=z.shape[1], n_channels=z.shape[2]) for layer, (z, _) in samples.items()},
         {},
     )
     chosen, _ = choose_sizes(config, matcher, inputs, {}, workers=slots)
     with limit_threads(1):
         matcher.compile()
         layers = {
-            layer: _plan_layer(config, inputs, chosen[layer], _measure_pair(matcher, z))
-            for layer, z in samples.items()
+            layer: _plan_layer(config, inputs, chosen[layer], _measure_pair(matcher, *sample))
+            for layer, sample in samples.items()
         }
     core_seconds = sum(facts["core_seconds"] for facts in layers.values())
     extraction = image_seconds * sum(counts.values())
@@ -127,7 +129,7 @@ def format_plan(plan: Mapping[str, Any]) -> str:
 
 def _sample(
     config: RunConfig, sides: Mapping[Side, Data]
-) -> tuple[dict[Side, int], dict[str, NDArray[Any]], float]:
+) -> tuple[dict[Side, int], dict[str, Sample], float]:
     """Return image counts, features of a few images for each layer, and seconds per image of extraction."""
     if isinstance(config.data, FeaturesData):
         sources = {
@@ -136,7 +138,7 @@ def _sample(
             if isinstance(data, FeaturesData)
         }
         counts = {side: next(iter(layers.values())).n_images for side, layers in sources.items()}
-        samples = {
+        samples: dict[str, Sample] = {
             layer: _sample_features(source, config.data.token_counts.get(layer))
             for layer, source in sources["images"].items()
         }
@@ -157,17 +159,14 @@ def _sample(
     )
     started = time.perf_counter()
     images = _read_some(config, image_sets["images"], entries["images"])
-    samples = dict(extractor(images))
+    samples = {layer: (z, None) for layer, z in extractor(images).items()}
     seconds = (time.perf_counter() - started) / len(images)
     return {side: len(found) for side, found in entries.items()}, samples, seconds
 
 
-def _sample_features(source: FeatureArray, token_counts: Path | None) -> NDArray[Any]:
-    """Return features of a few images, NaN beyond an image's tokens as in the store."""
+def _sample_features(source: FeatureArray, token_counts: Path | None) -> Sample:
     z = source.read(0, min(CALIBRATION_IMAGES, source.n_images))
-    counts = load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
-    beyond = np.arange(source.n_tokens) >= counts[:, None]
-    return np.where(beyond[:, :, None], np.asarray(np.nan, z.dtype), z) if beyond.any() else z
+    return z, load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
 
 
 def _read_some(config: RunConfig, image_set: ImageSet, entries: Sequence[ImageEntry]) -> list[Image.Image]:
@@ -187,9 +186,9 @@ def _read_some(config: RunConfig, image_set: ImageSet, entries: Sequence[ImageEn
     return images
 
 
-def _measure_pair(matcher: Matcher, z: NDArray[Any]) -> float:
+def _measure_pair(matcher: Matcher, z: NDArray[Any], token_counts: NDArray[np.int64] | None) -> float:
     """Return the seconds of one pair: whole rows of pairs until enough time has passed."""
-    panel = matcher.prepare(z, count_tokens(z))
+    panel = matcher.prepare(z, token_counts)
     pairs, started = 0, time.perf_counter()
     for first in range(len(z)):
         matcher.solve_tile(panel.part(slice(first, first + 1)), panel)

@@ -8,6 +8,7 @@ flipped bit into an error on reading.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def create_array(
     name
         Path of the array inside the group.
     shape, chunks, dtype, dimension_names
-        As in Zarr. Missing chunks of floating-point arrays read as NaN.
+        As in Zarr.
     attributes
         JSON attributes of a new array.
 
@@ -115,7 +116,7 @@ def create_array(
             shape=tuple(shape),
             chunks=tuple(chunks),
             dtype=dtype,
-            fill_value=np.nan,
+            fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
             dimension_names=tuple(dimension_names),
             attributes=attributes,
@@ -196,14 +197,7 @@ def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:
     StorageError
         If it is missing, cannot be read, or its bytes are damaged.
     """
-    region = chunk_region(array, index)
-    file = _chunk_path(_location(array), index)
-    if not file.is_file():  # it would read as fill values, like a result
-        raise StorageError(
-            f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, which "
-            "computes it again"
-        )
-    return read_region(array, region)
+    return read_region(array, chunk_region(array, index))
 
 
 def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[Any]:
@@ -214,8 +208,19 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     DamagedChunkError
         If the bytes of a chunk in it cannot be decoded.
     StorageError
-        If the file system does not give them.
+        If a chunk in it is missing, or the file system does not give it.
     """
+    touched = (
+        range(part.start // size, -(-min(part.stop, length) // size))
+        for part, size, length in zip(region, array.chunks, array.shape, strict=True)
+    )
+    for index in itertools.product(*touched):
+        file = _chunk_path(_location(array), index)
+        if not file.is_file():  # it would read as fill values, like a result
+            raise StorageError(
+                f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, "
+                "which computes it again"
+            )
     spans = ", ".join(f"{part.start}:{part.stop}" for part in region)
     try:
         return np.asarray(array[region])

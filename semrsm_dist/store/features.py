@@ -1,8 +1,8 @@
 """The feature store: per layer the concept vectors of all images, and what is cheap to keep beside them.
 
-A feature chunk is consecutive images that are written together. Beside the features stand the squared norms (float64)
-and the pooled vectors (mean over the tokens). The features are written last, so a chunk whose features are present is
-complete. Where images differ in their number of tokens, NaN fills the smaller ones up.
+A feature chunk is consecutive images that are written together. Beside the features there are token counts, squared
+norms (float64) and pooled vectors (mean over the tokens). The features are written last, so a chunk whose features are
+present is complete. Where images have fewer tokens than there is room for, zeros follow.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import StorageError
 from semrsm_dist.store import chunks
 
 FEATURES = "features"
 SQUARED_NORM = "squared_norm"
 POOLED = "pooled"
 
-_CHUNKS: dict[str, tuple[str, ...]] = {SQUARED_NORM: (), POOLED: ("0",), FEATURES: ("0", "0")}
+TOKEN_COUNT = "token_count"
+
+_CHUNKS: dict[str, tuple[str, ...]] = {
+    TOKEN_COUNT: (),
+    SQUARED_NORM: (),
+    POOLED: ("0",),
+    FEATURES: ("0", "0"),
+}
 """The arrays of a layer, and what follows the chunk's number in the name of a chunk."""
 
 
@@ -65,14 +71,15 @@ class FeatureStore:
             `float32` or `float16`.
         """
         chunks.create_group(self.root, f"{self.side}/{self.layer}")
-        chunks.create_array(
-            self.group,
-            SQUARED_NORM,
-            shape=(n_images,),
-            chunks=(chunk_size,),
-            dtype="float64",
-            dimension_names=("image",),
-        )
+        for name, kind in ((TOKEN_COUNT, "int32"), (SQUARED_NORM, "float64")):
+            chunks.create_array(
+                self.group,
+                name,
+                shape=(n_images,),
+                chunks=(chunk_size,),
+                dtype=kind,
+                dimension_names=("image",),
+            )
         chunks.create_array(
             self.group,
             POOLED,
@@ -117,13 +124,14 @@ class FeatureStore:
         counts = np.full(room[0], room[1]) if token_counts is None else token_counts
         if z.ndim != 3 or z.shape[0::2] != room[0::2] or len(counts) != room[0] or z.shape[1] < counts.max():
             raise ValueError(f"chunk {index} of {self.group} takes features {room}, not {z.shape}")
-        stored = np.full(room, np.nan, features.dtype)
+        stored = np.zeros(room, features.dtype)
         norms, pooled = np.empty(len(z)), np.empty((len(z), z.shape[2]), np.float32)
         for t, count in enumerate(counts):
             stored[t, :count] = z[t, :count]
             wide = stored[t, :count].astype(np.float64)
             norms[t] = np.einsum("sc,sc->", wide, wide)
             pooled[t] = wide.mean(axis=0)
+        chunks.write_chunk(self._arrays[TOKEN_COUNT], (index,), counts.astype(np.int32))
         chunks.write_chunk(self._arrays[SQUARED_NORM], (index,), norms)
         chunks.write_chunk(self._arrays[POOLED], (index, 0), pooled)
         chunks.write_chunk(features, (index, 0, 0), stored)
@@ -165,7 +173,7 @@ class FeatureStore:
         return np.dtype(self._arrays[FEATURES].dtype)
 
     def read(self, images: slice) -> NDArray[np.floating[Any]]:
-        """Return (T, S, C) features of consecutive images, in the stored type; see `count_tokens`.
+        """Return (T, S, C) features of consecutive images, in the stored type; zeros beyond an image's tokens.
 
         Raises
         ------
@@ -173,14 +181,18 @@ class FeatureStore:
             If they are missing or damaged.
         """
         array = self._arrays[FEATURES]
-        _, n_tokens, n_channels = array.shape
-        z = chunks.read_region(array, (images, slice(0, n_tokens), slice(0, n_channels)))
-        if np.isnan(z[:, 0, 0]).any():
-            raise StorageError(
-                f"{self.group}: features of images {images.start} to {images.stop - 1} are missing; pairs with them "
-                "cannot be matched: start the same command, which extracts them again"
-            )
-        return z
+        return chunks.read_region(array, (images, *(slice(0, length) for length in array.shape[1:])))
+
+    def read_token_counts(self, images: slice | None = None) -> NDArray[np.int64]:
+        """Return how many tokens consecutive images have, (T,); without `images`, all of them.
+
+        Raises
+        ------
+        StorageError
+            If some are missing or damaged.
+        """
+        array = self._arrays[TOKEN_COUNT]
+        return chunks.read_region(array, (images or slice(0, array.shape[0]),)).astype(np.int64)
 
     def read_squared_norms(self) -> NDArray[np.float64]:
         """Return (N,) squared norms.
@@ -204,16 +216,4 @@ class FeatureStore:
 
     def _read_whole(self, name: str) -> NDArray[Any]:
         array = self._arrays[name]
-        values = chunks.read_region(array, tuple(slice(0, length) for length in array.shape))
-        if np.isnan(values).any():  # features are finite, so this is what missing chunks read as
-            raise StorageError(
-                f"{self.group / name}: some of it is missing; similarities cannot be derived without it: start the "
-                "same command, which computes it again"
-            )
-        return values
-
-
-def count_tokens(z: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Return how many tokens each image of stored features (T, S, C) has: those that are not NaN."""
-    counts: NDArray[np.int64] = (~np.isnan(z[:, :, 0])).sum(axis=1, dtype=np.int64)
-    return counts
+        return chunks.read_region(array, tuple(slice(0, length) for length in array.shape))

@@ -85,3 +85,14 @@ def test_centred_tokens_have_no_mean_left():
     z = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32) + 5
     np.testing.assert_allclose(centred_tokens(z, z.mean(axis=(0, 1))).mean(axis=(0, 1)), 0, atol=1e-5)
     np.testing.assert_allclose(centred_tokens(z, z.mean(axis=1, keepdims=True)).mean(axis=1), 0, atol=1e-5)
+
+
+def test_what_is_beyond_an_images_tokens_takes_no_part():
+    rng = np.random.default_rng(1)
+    left, right = rng.normal(size=(4, 5, 3)), rng.normal(size=(3, 6, 3))
+    counts = np.array([5, 1, 3, 4]), np.array([6, 2, 5])
+    found = max_similarities(left, right, token_counts=counts, product_bytes=300)
+    for i, a in enumerate(counts[0]):
+        for j, b in enumerate(counts[1]):
+            expected = max_similarities(left[i : i + 1, :a], right[j : j + 1, :b])
+            np.testing.assert_allclose([f[i, j] for f in found], [f[0, 0] for f in expected], rtol=1e-5)

@@ -81,3 +81,10 @@ def test_there_are_no_more_centroids_than_different_tokens():
 def test_no_centroid_is_refused():
     with pytest.raises(ConfigError, match="at least one centroid"):
         fit_centroids(np.eye(3), 0, seed=0)
+
+
+def test_what_is_beyond_an_images_tokens_takes_no_part():
+    z, counts = np.random.default_rng(1).normal(size=(4, 5, 3)), np.array([5, 1, 3, 4])
+    centroids = np.random.default_rng(2).normal(size=(2, 3))
+    expected = [vlad(image[None, :count], centroids)[0] for image, count in zip(z, counts, strict=True)]
+    np.testing.assert_array_equal(vlad(z, centroids, counts), expected)

@@ -210,7 +210,7 @@ class Workshop:
     def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:
         """Return inode and time of every finished chunk in these groups of a run.
 
-        Norms and pooled features are written before the features of a panel, which alone make it finished.
+        Features are written last of what belongs to a feature chunk, and alone make it finished.
         """
         stamps = {}
         for group in groups or ("features.zarr", "tiles.zarr"):
@@ -218,7 +218,7 @@ class Workshop:
                 with contextlib.suppress(
                     FileNotFoundError
                 ):  # a temporary file that has got its name just now
-                    if not path.name.isdigit() or {"squared_norm", "pooled"} & set(path.parts):
+                    if not path.name.isdigit() or {"token_count", "squared_norm", "pooled"} & set(path.parts):
                         continue
                     if path.is_file():
                         stat = path.stat()

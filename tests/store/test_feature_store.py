@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.store import chunks
-from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, FeatureStore
+from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, TOKEN_COUNT, FeatureStore
 
 N, S, C, CHUNK = 7, 4, 3, 3
 Z = np.random.default_rng(0).normal(size=(N, S, C)).astype(np.float32)
@@ -86,25 +86,27 @@ def test_a_chunk_is_complete_when_all_of_it_is_there(tmp_path):
 def test_missing_features_are_never_read_as_numbers(tmp_path, images):
     store = store_in(tmp_path)
     store.write_chunk(1, Z[3:6])
-    with pytest.raises(
-        StorageError, match=f"features of images {images.start} to {images.stop - 1} are missing"
+    first = 0 if images.start < CHUNK else 2
+    for reading, file in (
+        (lambda: store.read(images), f"features/c/{first}/0/0"),
+        (lambda: store.read_token_counts(images), f"token_count/c/{first}"),
+        (store.read_squared_norms, "squared_norm/c/0"),
+        (store.read_pooled, "pooled/c/0/0"),
     ):
-        store.read(images)
-    with pytest.raises(StorageError, match=r"squared_norm: some of it is missing"):
-        store.read_squared_norms()
-    with pytest.raises(StorageError, match=r"pooled: some of it is missing"):
-        store.read_pooled()
+        with pytest.raises(StorageError, match=f"{file}: this chunk is missing; .*start the same command"):
+            reading()
 
 
-@pytest.mark.parametrize("name", [FEATURES, SQUARED_NORM, POOLED])
+@pytest.mark.parametrize("name", [FEATURES, SQUARED_NORM, POOLED, TOKEN_COUNT])
 def test_deleting_a_damaged_chunk_makes_its_chunk_be_computed_again(store, name):
     """This is what the error about a damaged chunk tells the user to do."""
-    file = store.group / name / {FEATURES: "c/1/0/0", SQUARED_NORM: "c/1", POOLED: "c/1/0"}[name]
+    file = store.group / name / ("c/1" + {FEATURES: "/0/0", POOLED: "/0"}.get(name, ""))
     file.write_bytes(file.read_bytes()[:-3])
     reading = {
         FEATURES: lambda: store.read(slice(0, N)),
         SQUARED_NORM: store.read_squared_norms,
         POOLED: store.read_pooled,
+        TOKEN_COUNT: store.read_token_counts,
     }[name]
     with pytest.raises(StorageError, match="delete the damaged chunk file under this array's folder"):
         reading()
@@ -119,14 +121,19 @@ def test_deleting_a_damaged_chunk_makes_its_chunk_be_computed_again(store, name)
 
 
 def test_features_are_written_last(tmp_path, monkeypatch):
-    """So that a kill between two of the three chunks leaves a chunk that is not there."""
+    """So that a kill between two of the four chunks leaves a chunk that is not there."""
     written = []
     real = chunks.write_chunk
     monkeypatch.setattr(
         chunks, "write_chunk", lambda a, *rest: written.append(a.store_path) or real(a, *rest)
     )
     store_in(tmp_path).write_chunk(0, Z[:3])
-    assert [str(path).rsplit("/", 1)[-1] for path in written] == [SQUARED_NORM, POOLED, FEATURES]
+    assert [str(path).rsplit("/", 1)[-1] for path in written] == [
+        TOKEN_COUNT,
+        SQUARED_NORM,
+        POOLED,
+        FEATURES,
+    ]
 
 
 @pytest.mark.parametrize("z", [Z[:2], Z[:4], Z[:3, :2], Z[:3, :, :2], Z[0]], ids=lambda z: str(z.shape))
@@ -152,23 +159,42 @@ def test_a_layer_that_is_gone_is_told(store):
     for reading in (
         later.read_squared_norms,
         later.read_pooled,
+        later.read_token_counts,
         later.is_complete,
         lambda: later.read(slice(0, 1)),
     ):
         with pytest.raises(StorageError, match="no such array"):
             reading()
-    with pytest.raises(StorageError, match="are missing"):  # it was open
+    with pytest.raises(StorageError, match="this chunk is missing"):  # it was open
         store.read(slice(0, 1))
     assert store.present() == set()
 
 
-@pytest.mark.parametrize("name", [FEATURES, POOLED, SQUARED_NORM])
+@pytest.mark.parametrize("name", [FEATURES, POOLED, SQUARED_NORM, TOKEN_COUNT])
 def test_a_chunk_of_which_anything_is_damaged_is_removed_and_no_other(store, name):
-    rest = {FEATURES: "1/0/0", POOLED: "1/0", SQUARED_NORM: "1"}[name]
-    file = store.group / name / "c" / rest
+    file = store.group / name / ("c/1" + {FEATURES: "/0/0", POOLED: "/0"}.get(name, ""))
     file.write_bytes(file.read_bytes()[:-3])
     assert store.remove_damaged() == [1]
     assert store.present() == {0, 2}
     store.write_chunk(1, Z[CHUNK : 2 * CHUNK])
     assert store.remove_damaged() == []
     np.testing.assert_array_equal(store.read(slice(0, N)), Z)
+
+
+@settings(max_examples=12)
+@given(st.lists(st.integers(1, S), min_size=N, max_size=N), st.floats(allow_nan=True, width=32))
+def test_images_of_fewer_tokens_keep_theirs_alone(tmp_path_factory, counts, rest):
+    """Whatever the source holds beyond an image's tokens, nothing of it is stored."""
+    store, counts = store_in(tmp_path_factory.mktemp("store")), np.array(counts)
+    beyond = (np.arange(S) >= counts[:, None])[:, :, None]
+    for index, start in enumerate(range(0, N, CHUNK)):
+        part = slice(start, min(start + CHUNK, N))
+        store.write_chunk(index, np.where(beyond, np.float32(rest), Z)[part], counts[part])
+    expected = np.where(beyond, 0, Z).astype(np.float64)
+    np.testing.assert_array_equal(store.read(slice(0, N)), expected)
+    np.testing.assert_array_equal(store.read_token_counts(), counts)
+    np.testing.assert_array_equal(store.read_token_counts(slice(2, 5)), counts[2:5])
+    np.testing.assert_allclose(store.read_squared_norms(), (expected**2).sum(axis=(1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(
+        store.read_pooled(), expected.sum(axis=1) / counts[:, None], rtol=1e-5, atol=1e-7
+    )

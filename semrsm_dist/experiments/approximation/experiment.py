@@ -28,7 +28,6 @@ from semrsm_dist.machine import limit_threads
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.features import count_tokens
 
 LARGEST_EXACT = 800
 """Tokens up to which the Hungarian method is affordable; beyond, the auction at tolerance 0 gives the optimum."""
@@ -93,7 +92,11 @@ def _measure_layer(
         np.concatenate([features.store(side).read(slice(image, image + 1)) for image in drawn])
         for side, drawn in zip((features.query_side, "images"), images, strict=True)
     )
-    if min(count_tokens(rows).min(), count_tokens(columns).min()) < features.n_tokens:
+    sides = (features.query_side, "images")
+    if any(
+        (features.token_counts(side)[drawn] < features.n_tokens).any()
+        for side, drawn in zip(sides, images, strict=True)
+    ):
         raise InputError(
             f"layer {features.layer!r}: images differ in their number of tokens, which most approximations cannot "
             "match; judge them on images of one size"

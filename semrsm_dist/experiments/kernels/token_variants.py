@@ -186,7 +186,7 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
 
 
 def has_unequal_tokens(run: Run) -> bool:
-    """Tell whether images of a run differ in their number of tokens, in any layer; the features are read once."""
+    """Tell whether images of a run differ in their number of tokens, in any layer."""
     sides = ["images"] if run.is_symmetric else ["images", "queries"]
     layers = [LayerFeatures(run, layer) for layer in run.requested_layers]
     return any(
@@ -263,18 +263,21 @@ def _transformed(
 ) -> Iterator[NDArray[np.float32]]:
     transform, store = _choose_transform(features, name), features.store(side)
     for images in features.chunks(side):
-        yield transform(store.read(images))
+        yield transform(store.read(images), store.read_token_counts(images))
         shown.advance(images.stop - images.start)
 
 
 def _choose_transform(
     features: LayerFeatures, name: str
-) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.float32]]:
+) -> Callable[[NDArray[np.floating[Any]], NDArray[np.int64]], NDArray[np.float32]]:
+    """Return what makes transformed tokens of (T, S, C) features and their (T,) token counts."""
     if name == UNIT:
-        return unit_tokens
-    if name == CENTRED_EACH:
-        return lambda z: centred_tokens(z, np.nanmean(z, axis=1, keepdims=True, dtype=np.float64))
+        return lambda z, _: unit_tokens(z)
+    if name == CENTRED_EACH:  # zeros fill up an image, so the sum is that of its tokens
+        return lambda z, counts: centred_tokens(
+            z, z.sum(axis=1, keepdims=True, dtype=np.float64) / counts[:, None, None]
+        )
     mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
     if name == CENTRED:
-        return lambda z: centred_tokens(z, mean)
-    return lambda z: unit_tokens(centred_tokens(z, mean))
+        return lambda z, _: centred_tokens(z, mean)
+    return lambda z, _: unit_tokens(centred_tokens(z, mean))

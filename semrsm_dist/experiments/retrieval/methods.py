@@ -145,8 +145,10 @@ def _write_vlad(
     features: LayerFeatures, side: str, centroids: NDArray[np.float64], path: Path
 ) -> NDArray[np.float32]:
     shape = (features.count(side), centroids.size)
-    store = features.store(side)
-    vectors = (vlad(unit_tokens(store.read(images)), centroids) for images in features.chunks(side))
+    store, counts = features.store(side), features.token_counts(side)
+    vectors = (
+        vlad(unit_tokens(store.read(images)), centroids, counts[images]) for images in features.chunks(side)
+    )
     write_npy(path, shape, np.float32, vectors)
     mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return mapped
@@ -229,9 +231,12 @@ class LateInteraction:
 
     def _solve(self, tile: tuple[int, int]) -> None:
         rows, columns = self._layout.rows(tile[0]), self._layout.columns(tile[1])
-        queries = self._features.store(self._features.query_side).read(rows)
-        database = self._features.store("images").read(columns)
-        forward, backward = max_similarities(unit_tokens(queries), unit_tokens(database))
+        queries, database = self._features.store(self._features.query_side), self._features.store("images")
+        forward, backward = max_similarities(
+            unit_tokens(queries.read(rows)),
+            unit_tokens(database.read(columns)),
+            token_counts=(queries.read_token_counts(rows), database.read_token_counts(columns)),
+        )
         both = chamfer(forward, backward)
         with chunks.writing(self._group):
             for index, values in zip(self._mirrored(tile), (forward, backward.T), strict=False):

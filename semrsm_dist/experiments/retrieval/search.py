@@ -13,7 +13,6 @@ from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, fin
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.search.top_k import TopK, top_k
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.features import count_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def progressive_hits(
 def _read(features: LayerFeatures, side: str) -> NDArray[Any] | list[NDArray[Any]]:
     """Return all features (N, S, C) of a side, or a list of (S_i, C) where the numbers of tokens differ."""
     z = features.store(side).read(slice(0, features.count(side)))
-    counts = count_tokens(z)
+    counts = features.token_counts(side)
     if (counts == z.shape[1]).all():
         return z
     return [image[:count] for image, count in zip(z, counts, strict=True)]

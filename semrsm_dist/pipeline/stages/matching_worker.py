@@ -16,7 +16,7 @@ from semrsm_dist.matching.panel import Panel
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.features import FeatureStore, count_tokens
+from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.tiles import TileStore
 
 _Key = tuple[str, str, int]
@@ -123,5 +123,5 @@ class MatchingWorker:
     def _read(self, side: str, layer: str, panel: int) -> Panel:
         layout = self.layouts[layer]
         images = layout.columns(panel) if side == "images" else layout.rows(panel)
-        z = self._held.features(RunDirectory(self.run).features, side, layer).read(images)
-        return self.matcher.prepare(z, count_tokens(z))
+        store = self._held.features(RunDirectory(self.run).features, side, layer)
+        return self.matcher.prepare(store.read(images), store.read_token_counts(images))

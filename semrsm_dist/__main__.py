@@ -1,4 +1,4 @@
-"""What `semrsm` and `python -m semrsm_dist` start."""
+"""The entry point of `semrsm` and `python -m semrsm_dist`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from semrsm_dist.cli.interrupts import end_while_loading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; interrupted while it loads, it ends at once."""
+    """Run the command line and return its exit status; an interrupt while it loads ends it at once."""
     end_while_loading()
     from semrsm_dist.cli.commands import main as command  # noqa: PLC0415 - it is what takes time to load
 

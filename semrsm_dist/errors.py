@@ -1,7 +1,7 @@
-"""What can go wrong for a user, and the exit status that tells it.
+"""Errors meant for the user, and their exit status.
 
-Every message names the cause, the consequence and the remedy. Whatever is not one of these classes
-is a defect of the package and keeps its traceback.
+Every message names the cause, the consequence and the remedy. Any other exception is a defect of the package and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class SemrsmError(Exception):
 
 
 class ConfigError(SemrsmError, ValueError):
-    """The configuration or a command line asks for something that does not exist or cannot be."""
+    """The configuration or command line requests something that does not exist or is impossible."""
 
     exit_code = 2
 
 
 class InputError(SemrsmError, ValueError):
-    """The images or features given cannot be used."""
+    """The given images or features cannot be used."""
 
     exit_code = 2
 
@@ -41,13 +41,13 @@ class StorageError(SemrsmError, OSError):
 
 
 class WorkError(SemrsmError):
-    """Some of the work failed; what succeeded is kept and a resume tries the rest again."""
+    """Some of the work failed; what succeeded is kept, and a resume tries the rest again."""
 
     exit_code = 1
 
 
 class IncompleteError(SemrsmError):
-    """A result was asked for that the run has not reached yet."""
+    """A result was requested that the run has not computed yet."""
 
     exit_code = 3
 

@@ -23,7 +23,8 @@ class AffectsResult:
     Attributes
     ----------
     added
-        The field came when there were runs already: at its default it is no fact, so that these can go on.
+        The field was added when runs already existed: at its default it is not in the fingerprint, so that these runs
+        can resume.
     """
 
     added: bool = False
@@ -71,7 +72,7 @@ def _path(value: object) -> object:
 
 
 def _layer_name(value: str) -> str:
-    """Check that a name can be that of a folder in the store and of exported files."""
+    """Check that a name is valid for a folder in the store and for exported files."""
     if (
         not value.strip(".")
         or value != value.strip()

@@ -1,4 +1,4 @@
-"""What this machine, or the container around this process, has to offer."""
+"""The resources of this machine, or of the container around this process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def limit_threads(cpus: float) -> threadpool_limits:
 
 
 def _cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders whose limits bind this process, its own and all above it (cgroup v2, then v1)."""
+    """Yield the folders whose limits apply to this process, its own and all above it (cgroup v2, then v1)."""
     for line in _read(CGROUP_OF_PROCESS).splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:

@@ -29,13 +29,13 @@ class Plugins(Generic[T]):
     Parameters
     ----------
     kind
-        What one is called in messages, such as `matcher`; the group of entry points is `semrsm_dist.<kind>s`.
+        Its name in messages, such as `matcher`; the group of entry points is `semrsm_dist.<kind>s`.
     package
         The package whose modules are the plugins that ship.
     base
         The class that every plugin derives from, or that it is an instance of.
     packages
-        A plugin that ships is a package; modules beside it are what plugins share.
+        Plugins that ship are packages; the modules beside them are shared code.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class Plugins(Generic[T]):
         Raises
         ------
         ConfigError
-            If there is none of this name, or one that is installed beside this package cannot be used.
+            If there is no such plugin, or one from another distribution cannot be used.
         """
         if name not in self._loaded:
             if name in self._shipped():
@@ -127,13 +127,13 @@ class Plugins(Generic[T]):
         except Exception as error:
             raise ConfigError(
                 f"{self.kind} {point.name!r}: {point.value} cannot be loaded ({error}): repair or remove "
-                "the distribution that brings it"
+                "the distribution that provides it"
             ) from error
         if not (
             isinstance(plugin, self._base) or (inspect.isclass(plugin) and issubclass(plugin, self._base))
         ):
             raise ConfigError(
-                f"{self.kind} {point.name!r}: {point.value} is no {self._base.__name__}; repair or remove "
-                "the distribution that brings it"
+                f"{self.kind} {point.name!r}: {point.value} is not a {self._base.__name__}: repair or remove "
+                "the distribution that provides it"
             )
         return cast(T, plugin)

@@ -1,4 +1,4 @@
-"""How far a run is, told while it works: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress of a run while it works: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LINE_SECONDS = 10.0
 
 
 class Stage(Protocol):
-    """A stage under way."""
+    """A stage in progress."""
 
     def advance(self, amount: int, effort: float | None = None) -> None:
-        """Say that `amount` more units are done, and how much of the stage's effort they were."""
+        """Report that `amount` more units are done, and how much of the stage's effort they were."""
         ...
 
     def tick(self) -> None:
@@ -28,7 +28,7 @@ class Stage(Protocol):
 
 
 class Reporter(Protocol):
-    """Where a run tells its progress."""
+    """Where a run reports its progress."""
 
     def stage(
         self, name: str, total: int, unit: str, done: int = 0, *, effort: float | None = None
@@ -40,20 +40,20 @@ class Reporter(Protocol):
         name
             What it is called.
         total, unit, done
-            How many units it has, what they are, and how many of them an earlier session finished.
+            How many units it has, what they are, and how many an earlier session finished.
         effort
-            How much work is left, in any measure that `advance` uses too: the time left is told from it. Without it
-            all units count as equally long.
+            How much work is left, in the same measure as `advance` uses: the time left is estimated from it. Without
+            it, all units count as equally long.
         """
         ...
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Write one line."""
         ...
 
 
 class SilentReporter:
-    """Tells nothing; for use as a library."""
+    """Reports nothing; for use as a library."""
 
     @contextlib.contextmanager
     def stage(
@@ -67,7 +67,7 @@ class SilentReporter:
 
 
 class ConsoleReporter:
-    """Tells progress on a stream, standard error by default."""
+    """Reports progress on a stream, standard error by default."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -103,7 +103,7 @@ class _Silence:
 
 
 class _Pace:
-    """How fast a session gets through its effort."""
+    """How fast a session works through its effort."""
 
     def __init__(self, effort: float) -> None:
         self._left = effort
@@ -120,7 +120,7 @@ class _Pace:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds left if it goes on like this; NaN before anything is done."""
+        """Seconds left at the present rate; NaN before anything is done."""
         return max(self._left, 0.0) * self.elapsed / self._done if self._done > 0 else math.nan
 
 
@@ -153,7 +153,7 @@ class _Bar:
 
 
 def _size(stream: TextIO) -> dict[str, int | bool]:
-    """Follow the size of the terminal, except where it says 0 x 0, as new pseudo-terminals do: no bar would show."""
+    """Follow the size of the terminal, except 0 x 0, as new pseudo-terminals report: no bar would show."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""Cutting the matrix into tasks, and what they cost. Pure: no I/O, no Ray."""
+"""Cutting the matrix into tasks, and their cost. Pure: no I/O, no Ray."""

@@ -25,7 +25,7 @@ def choose_block_size(
     target_seconds
         Wanted duration of a task.
     panel_bytes, budget
-        Memory of one loaded panel and of a worker: a block's row panels and one column panel must fit.
+        Memory of one loaded panel, and of a worker: a block's row panels and one column panel must fit, in bytes.
     """
     tiles = target_seconds / max(pair_seconds * tile_size * tile_size, 1e-9)
     by_time = math.isqrt(max(1, int(min(tiles, 1e12))))

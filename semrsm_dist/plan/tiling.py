@@ -25,7 +25,7 @@ SMALLEST_TILE = 16
 """Smaller tiles are used only where larger ones would take too long or too much memory."""
 
 FEWEST_PANELS = 12
-"""At least this many row and column panels, unless that takes tiles below the smallest: enough to share out."""
+"""Minimum row and column panels, so that there are enough tiles to share; never by tiles below the smallest."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,7 +47,7 @@ class Layout:
     Parameters
     ----------
     n_rows, n_columns
-        Number of images that the rows and the columns stand for.
+        Number of images along the rows and the columns.
     tile_size
         Images of a row panel or column panel; the last panel may have fewer.
     symmetric
@@ -61,7 +61,7 @@ class Layout:
 
     @classmethod
     def of_sides(cls, counts: Mapping[str, int], tile_size: int) -> Layout:
-        """Return the layout for so many `images`, or for `queries` (rows) against them, if there are any."""
+        """Return the layout for this many `images`, or for `queries` (rows) against them, if there are any."""
         return cls(
             counts.get("queries", counts["images"]), counts["images"], tile_size, "queries" not in counts
         )
@@ -98,7 +98,7 @@ class Layout:
         )
 
     def holds(self, row: int, column: int) -> bool:
-        """Tell whether a tile is one of those to solve."""
+        """Return whether a tile is one of those to solve."""
         first = row if self.symmetric else 0
         return 0 <= row < self.row_panels and first <= column < self.column_panels
 
@@ -199,14 +199,14 @@ Item = TypeVar("Item")
 
 
 def split_tail(blocks: Sequence[list[Item]], workers: int) -> list[list[Item]]:
-    """Break the smallest blocks into single tiles, so that all workers end at about the same time.
+    """Split the smallest blocks into single tiles, so that all workers finish at about the same time.
 
     Parameters
     ----------
     blocks
         Lists of tiles in the order in which they will run, largest first.
     workers
-        Number of workers that share them. As many blocks are broken up as there are workers.
+        Number of workers that share them. As many blocks are split as there are workers.
 
     Returns
     -------

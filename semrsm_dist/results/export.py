@@ -19,16 +19,16 @@ def export_npy(
     kernel: str = "cosine",
     kind: str = "semantic",
 ) -> list[Path]:
-    """Write one `.npy` file a layer, and the image ids of its rows and columns.
+    """Write one `.npy` file per layer, and the image ids of its rows and columns.
 
     Parameters
     ----------
     run
         The run.
     folder
-        Where to; made if missing.
+        Output folder; created if missing.
     layers
-        Which layers; if None, all that the run's last session was asked for.
+        Which layers; None means all that the run's last session requested.
     kernel, kind
         As in `Run.similarity`.
 
@@ -36,7 +36,7 @@ def export_npy(
     -------
     list of Path
         The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64, then `image_i.txt` and `image_j.txt`
-        with one id a line.
+        with one id per line.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def export_npy(
     """
     folder = Path(folder)
     chosen = run.requested_layers if layers is None else list(layers)
-    # All of them before the first is written, so that an unknown or unfinished layer leaves nothing behind.
+    # Open all before the first is written, so that an unknown or unfinished layer leaves nothing behind.
     readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
     sides: dict[str, Side] = {"image_i": run.record.row_side, "image_j": "images"}
     shape = (run.record.counts[run.record.row_side], run.record.counts["images"])
@@ -67,5 +67,5 @@ def export_npy(
 
 
 def _one_line(image_id: str) -> str:
-    """Return an id with line breaks written out, so that the lines of the file stay the rows of the matrix."""
+    """Return an id with line breaks escaped, so that each line of the file is one row of the matrix."""
     return image_id.replace("\r", "\\r").replace("\n", "\\n")

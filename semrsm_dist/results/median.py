@@ -1,9 +1,9 @@
 """The exact median of numbers that do not fit in memory.
 
-The numbers come in blocks that can be read again. Their bits, read as an integer, order them as they order
-themselves, so the median is found by its leading digits: each pass counts the numbers by the next 16 bits behind those
-that are known already. Four passes settle all 64 bits of any number, however the numbers are spread; as soon as the
-numbers that are left fit in memory, they are sorted. Memory is bounded, the result is that of sorting everything.
+The numbers come in blocks that can be read again. Their bits, read as integers, have the same order as the numbers, so
+the median is found digit by digit: each pass counts the numbers by the 16 bits after those that are already known. Four
+passes determine all 64 bits, for any distribution. As soon as the remaining numbers fit in memory, they are sorted.
+Memory is bounded, and the result is that of sorting everything.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def streaming_median(blocks: Blocks) -> float:
     Parameters
     ----------
     blocks
-        Called once for each pass, at most six times; yields one-dimensional float64 arrays without NaN, every
-        time the same.
+        Called once per pass, at most six times; yields the same one-dimensional float64 arrays without NaN each
+        time.
 
     Returns
     -------

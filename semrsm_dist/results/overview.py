@@ -1,4 +1,4 @@
-"""One picture of a run: each layer's matrices before and after matching, and what retrieval makes of them."""
+"""One picture of a run: each layer's matrices before and after matching, and their retrieval scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from semrsm_dist.store.chunks import writing
 Item = TypeVar("Item")
 
 LARGEST = 400
-"""Images a side that are drawn; of more, evenly spaced ones."""
+"""Maximum images drawn per side; larger runs are subsampled evenly."""
 
 
 MOST_LAYERS = 24
-"""Layers that are drawn; of more, evenly spaced ones: a picture has limits."""
+"""Maximum layers drawn; of more, evenly spaced ones."""
 
 METHODS = (("spatio-semantic", "#8c8c8c"), ("average pooling", "#d9a441"), ("semantic", "#2a6f97"))
 
@@ -89,7 +89,7 @@ def _order(run: Run, side: str) -> NDArray[np.intp]:
 
 
 def _evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most so many of the items, evenly spaced."""
+    """Return at most `most` of the items, evenly spaced."""
     if len(items) <= most:
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
@@ -101,7 +101,7 @@ def _pick(
     columns: NDArray[np.intp],
     rows_at_once: int,
 ) -> NDArray[np.float64]:
-    """Return the chosen rows and columns of a matrix that need not fit in memory."""
+    """Return the given rows and columns of a matrix that may be larger than memory."""
     block = np.empty((len(rows), len(columns)))
     for start in range(0, int(rows.max()) + 1, rows_at_once):
         here = np.flatnonzero((rows >= start) & (rows < start + rows_at_once))
@@ -110,7 +110,7 @@ def _pick(
 
 
 def _range(blocks: list[NDArray[np.float64]], symmetric: bool) -> tuple[float, float]:
-    """Return the colour range that the two matrices of a layer share, without the diagonal's ones."""
+    """Return the common colour range of a layer's two matrices, ignoring the diagonal."""
     values = np.concatenate(
         [block[~np.eye(len(block), dtype=bool)] if symmetric else block.ravel() for block in blocks]
     )

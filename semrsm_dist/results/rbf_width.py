@@ -22,9 +22,8 @@ def median_sigma(
 ) -> float:
     """Return sqrt(median of the non-zero squared distances) over all pairs, reading one tile at a time.
 
-    All tiles are read several times, two to six; each pass is told to the reporter as a stage of its own. A symmetric
-    matrix enters with each pair of different images once. Where all images coincide any width gives the same kernel,
-    and 1 is returned.
+    All tiles are read two to six times; each pass is reported as a stage. In a symmetric matrix, each pair of
+    different images counts once. If all images coincide, any width gives the same kernel, and 1 is returned.
     """
     solved = TileStore(directory.tiles, layer)
     norms_j = FeatureStore(directory.features, "images", layer).read_squared_norms()
@@ -35,10 +34,10 @@ def median_sigma(
     )
     position = QUANTITIES.index(quantity)
     tiles = list(layout.tiles())
-    told = reporter or SilentReporter()
+    progress = reporter or SilentReporter()
 
     def distances() -> Iterator[NDArray[np.float64]]:
-        with told.stage("rbf width", len(tiles), "tiles") as shown:
+        with progress.stage("rbf width", len(tiles), "tiles") as shown:
             for row, column in tiles:
                 inner = solved.read((row, column))[position]
                 squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])

@@ -71,7 +71,7 @@ class Run:
         return self.record.layout(self._known(layer))
 
     def chunk_size(self, layer: str) -> int:
-        """Return the size of a chunk of a layer's matrices: so many rows at once read each chunk once.
+        """Return the chunk size of a layer's matrices: reading this many rows at once reads each chunk once.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Run:
     def similarity_rows(
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
     ) -> Callable[[slice], NDArray[np.float64]]:
-        """Return a function from a slice of rows to these rows of `similarity`, for matrices larger than memory."""
+        """Return a function that reads a slice of rows of `similarity`, for matrices larger than memory."""
         matrices, stored, sigma = self._find(layer, kernel, kind, sigma)
         if stored:
             similarity = matrices.matrix(f"{kind}_{kernel}")
@@ -159,20 +159,20 @@ class Run:
         )
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
-        """Return the certified error of what a layer's matching found.
+        """Return the certified error of a layer's matching.
 
         Parameters
         ----------
         layer
             One of `layers`.
         kernel
-            Of the similarities whose error is wanted; by default that of the inner products.
+            Kernel whose similarities the error is of; None means the inner products.
 
         Returns
         -------
         xarray.DataArray
             Dims (image_i, image_j), float64: the best possible permutation gives at most `matched + gap`, or with a
-            kernel the similarity plus this. An RBF's width is taken as exact.
+            kernel, the similarity plus this gap. An RBF's width is taken as exact.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class Run:
     def _find(
         self, layer: str, kernel: str, kind: str, sigma: float | None
     ) -> tuple[LayerMatrices, bool, float | None]:
-        """Return the layer's matrices, whether the wanted one is among them or has to be derived, and its sigma."""
+        """Return the layer's matrices, whether the requested one is stored (or must be derived), and its sigma."""
         if kind not in KINDS:
             raise ConfigError(
                 f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"

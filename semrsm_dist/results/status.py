@@ -1,4 +1,4 @@
-"""How far a run is, read from its store while or after a driver works on it."""
+"""The progress of a run, read from its store during or after a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.tiles import TileStore
 
 WINDOW_SECONDS = 300.0
-"""The rate is that of the tiles that arrived in the last minutes."""
+"""The rate is measured over the tiles that arrived in this time."""
 
 
 def read_status(path: str | Path) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def read_status(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON values: whether a driver is at work, and the run complete, which it is with the layers that its last
-        session was asked for; per layer whether it is one of them, and the feature chunks and tiles that are there
-        and the pairs they hold; pairs per second over the last minutes, seconds left at that rate (None if
-        nothing arrived), and the units set aside by the last session.
+        JSON values: whether a driver is at work, and whether the run is complete, that is, all layers that its last
+        session requested; per layer, whether it was requested, and how many feature chunks, tiles and pairs are
+        done; pairs per second over the last minutes, seconds left at that rate (None if nothing arrived), and
+        the units set aside by the last session.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
 
 
 def _starting(directory: RunDirectory) -> dict[str, Any]:
-    """Return the status of a run whose driver is still looking at images and model: there is no record yet."""
+    """Return the status of a run whose driver is still checking images and model: there is no record yet."""
     return {
         "run": str(directory.path),
         "working": True,
@@ -97,12 +97,12 @@ def _starting(directory: RunDirectory) -> dict[str, Any]:
 
 
 def format_status(status: dict[str, Any]) -> str:
-    """Write a status for people."""
+    """Format a status for people."""
     state = "complete" if status["complete"] else "incomplete"
     activity = "a driver is at work" if status["working"] else "no driver is at work"
     lines = [f"{status['run']}: {state}, {activity}"]
     if not status["layers"]:
-        lines.append("  it is looking at the images and the model; nothing is computed yet")
+        lines.append("  it is checking the images and the model; nothing is computed yet")
     for layer, facts in status["layers"].items():
         chunks, tiles, pairs = facts["chunks"], facts["tiles"], facts["pairs"]
         share = 100 * pairs[0] / pairs[1]
@@ -120,7 +120,7 @@ def format_status(status: dict[str, Any]) -> str:
             f"  failed: {failure['stage']} {failure['unit']}: {failure['error'].strip().splitlines()[-1]}"
         )
     if not status["complete"] and not status["working"]:
-        lines.append("  the run's command goes on from here")
+        lines.append("  start the run's command again to continue")
     return "\n".join(lines)
 
 

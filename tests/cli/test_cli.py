@@ -256,7 +256,7 @@ def test_status_of_an_unfinished_run_ends_with_3(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "status", "runs/cut") == 3
     text = capsys.readouterr().out
     assert "incomplete" in text
-    assert "last: features 1/1 panels, 9/10 tiles, 240/276 pairs (87 %)" in text
+    assert "last: features 1/1 chunks, 9/10 tiles, 240/276 pairs (87 %)" in text
     assert call(monkeypatch, place, "export", "runs/cut") == 3
     found = capsys.readouterr()
     assert found.out == ""
@@ -424,13 +424,13 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
 def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):
     from semrsm_dist.pipeline import driver
 
-    resolve_inputs = driver.identify
+    resolve_inputs = driver.resolve_inputs
 
-    def identify_and_swallow(*arguments):
+    def resolve_and_swallow(*arguments):
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         return resolve_inputs(*arguments)
 
-    monkeypatch.setattr(driver, "identify", identify_and_swallow)
+    monkeypatch.setattr(driver, "resolve_inputs", resolve_and_swallow)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130
     assert "the same command goes on" in capsys.readouterr().err

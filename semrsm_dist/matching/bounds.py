@@ -30,9 +30,9 @@ def rounded_up(total: float, rounded: float, size: float, n_tokens: int) -> floa
     total
         The sum of the prices of one side and of the largest affinities minus price of the other.
     rounded
-        The sum of the absolute values of those that rounding to float32 went into: half a unit in the last place each.
+        The sum of the absolute values of those that were rounded to float32: half a unit in the last place each.
     size
-        The same of those that it did not.
+        The same for those that were not.
     """
     return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
@@ -45,7 +45,7 @@ def tighten_prices(
     lowered: NDArray[np.float32],
     bests: NDArray[np.float32],
 ) -> float:
-    """Lower the prices as far as they prove the same, and return the upper bound that they prove.
+    """Lower the prices as far as possible without weakening their bound, and return the bound.
 
     With ``u_i = max_j (A_ij - p_j)``, any prices q with ``A_ij <= u_i + q_j`` prove that no assignment is
     worth more than ``sum_i u_i + sum_j q_j`` (weak duality of the assignment problem). The smallest are
@@ -97,7 +97,7 @@ def distance_from_optimum(
     scale: float,
     rounding: float,
 ) -> float:
-    """Return how far an assignment can be from the optimum, beyond what float32 affinities can tell.
+    """Return how far an assignment can be from the optimum, more exactly than float32 affinities can prove.
 
     No assignment is worth more than this one plus ``sum_i max_k (A_ik - p_k) - (A_ic - p_c)``, with c the
     column of row i. Only columns k that float32 rounding allows to be better than c count, usually one
@@ -172,7 +172,7 @@ def norm_bound(rows: Panel, r: int, columns: Panel, c: int) -> float:
 def affinity_bound(affinity: NDArray[np.float64]) -> float:
     """Return the smaller of the sum of row maxima and the sum of column maxima.
 
-    An affinity (S_i, S_j) matches min(S_i, S_j) pairs: of the longer side, so many of the largest maxima count.
+    An affinity (S_i, S_j) matches min(S_i, S_j) pairs: of the longer side, only that many of the largest maxima count.
     """
     fewest = min(affinity.shape)
     sides = []
@@ -188,7 +188,7 @@ def matched_value(
 ) -> float:
     """Return ``sum_s <z_i[s], z_j[permutation[s]]>`` in float64, for (S_i, C) and (S_j, C) representations.
 
-    Tokens whose partner is negative have none.
+    A negative partner means none.
     """
     n_tokens, n_channels = z_i.shape
     flat_i, flat_j = z_i.ravel(), z_j.ravel()

@@ -25,7 +25,7 @@ from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 Matrix = NDArray[np.float64]
 
 _ROUNDING = 1e-12
-"""Squared distances below this share of the squared norms are what cancellation leaves of zero."""
+"""Squared distances below this share of the squared norms are zero up to cancellation."""
 
 
 def linear(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
@@ -60,7 +60,7 @@ def even_exponents(squared_norms: Matrix) -> tuple[Matrix, NDArray[np.intc]]:
 def squared_distances(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
     """Return ``n_i + n_j - 2 m``, (n, m) float64, never negative.
 
-    What rounding leaves of a zero distance is set to zero.
+    A distance that is zero up to rounding is set to zero.
     """
     values, rows, columns = _checked(matched, n_i, n_j)
     sums = rows[:, None] + columns[None, :]
@@ -74,7 +74,7 @@ def median_sigma(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> float:
 
     All entries of the matrix count, except those that are zero or NaN. The diagonal of a symmetric matrix
     (equal norms on both sides and ``matched`` equal to its transpose) never counts: it compares images with
-    themselves. Where no entry is left, all images coincide, any sigma gives the same kernel, and
+    themselves. If no entry is left, all images coincide, any sigma gives the same kernel, and
     1 is returned.
     """
     values, rows, columns = _checked(matched, n_i, n_j)
@@ -149,7 +149,7 @@ def derive(
     ConfigError
         Unknown kernel, or a sigma that is not positive.
     InputError
-        Shapes that do not go together.
+        Shapes that do not fit together.
     """
     require_kernel(kernel)
     return rbf(matched, n_i, n_j, sigma) if kernel == "rbf" else KERNELS[kernel](matched, n_i, n_j)
@@ -163,10 +163,10 @@ def kernel_gap(
     n_j: ArrayLike,
     sigma: float | None = None,
 ) -> Matrix:
-    """Return by how much each similarity may lie below that of the best permutation, (n, m) float64.
+    """Return how far each similarity can be below that of the best permutation, (n, m) float64.
 
-    Kernels grow with the matched inner product, so the bound maps to a bound. For ``rbf``, sigma is that
-    of `matched` unless given, and taken as exact.
+    Kernels grow with the matched inner product, so the bound maps to a bound. For ``rbf``, sigma is by default that
+    of `matched`, and taken as exact.
     """
     require_kernel(kernel)
     if kernel == "rbf" and sigma is None:

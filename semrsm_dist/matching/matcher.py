@@ -1,4 +1,4 @@
-"""What every matcher can do."""
+"""The interface of all matchers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Matcher(Section, ABC):
         return self.model_dump(mode="json")
 
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
-        """Return representations (T, S, C) in the form that solving wants.
+        """Return representations (T, S, C) in the form that solving needs.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class Matcher(Section, ABC):
         ------
         InputError
             Another shape or type, a value that is not finite (the message names the image), or counts that
-            do not go with it.
+            do not fit.
         """
         return prepare_panel(z, token_counts)
 
@@ -115,7 +115,7 @@ class Matcher(Section, ABC):
             `rows` is `columns`: only pairs r < k are matched, the result is mirrored, and the
             diagonal holds the squared norms.
         cancelled : callable, optional
-            Asked once every few rows of the tile.
+            Called once every few rows of the tile.
 
         Returns
         -------
@@ -174,7 +174,7 @@ class Matcher(Section, ABC):
         return Match(value, upper_bound, permutation, self.name)
 
     def compile(self) -> None:
-        """Compile what is compiled at first use, so that it can be a stage of its own."""
+        """Compile everything that is compiled at first use, so that this can be a stage of its own."""
         for n_tokens in (4, 16):  # affinities that fill whole lanes have another memory layout
             z = np.random.default_rng(0).normal(size=(2, n_tokens, 3)).astype(np.float32)
             for dtype in (np.float32, np.float64):
@@ -213,14 +213,14 @@ class Matcher(Section, ABC):
 
     @abstractmethod
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        """Return the memory that matching one pair takes beside the panels, in bytes."""
+        """Return the memory that matching one pair takes in addition to the panels, in bytes."""
 
     @abstractmethod
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         """Return value, upper bound and permutation of image r of `rows` with image c of `columns`."""
 
     def rows_at_once(self, n_tokens: int) -> int:
-        """Return how many rows of a tile are solved between two looks at whether to go on."""
+        """Return how many rows of a tile are solved between two checks for cancellation."""
         return 1
 
     def _solve_rows(
@@ -299,7 +299,7 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
 
 
 def matchers_of_unequal() -> str:
-    """Return the names of the matchers that take images that differ in their number of tokens, for messages."""
+    """Return the names of the matchers that take unequal numbers of tokens, for messages."""
     *names, last = (repr(kind.name) for kind in MATCHERS if kind.takes_unequal)
     return f"{', '.join(names)} or {last}"
 

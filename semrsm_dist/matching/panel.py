@@ -78,7 +78,7 @@ class Panel:
         return int(self.raw.shape[2])
 
     def tokens(self, image: int) -> NDArray[Any]:
-        """Return the representation (S_i, C) of one image without what fills it up."""
+        """Return the representation (S_i, C) of one image, without padding."""
         return self.raw[image, : self.token_counts[image]]
 
     def part(self, images: slice) -> Self:
@@ -128,7 +128,7 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     z
         The representations.
     token_counts
-        (T,) tokens of each image, at most S: what `z` holds beyond them is ignored. By default S for all.
+        (T,) tokens of each image, at most S: what `z` holds beyond them is ignored. By default, S for all.
 
     Raises
     ------
@@ -314,7 +314,7 @@ def check_token_counts(token_counts: ArrayLike, n_images: int, n_tokens: int) ->
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Name the argument in what is wrong with it."""
+    """Name the argument in messages of errors."""
     try:
         yield
     except InputError as error:

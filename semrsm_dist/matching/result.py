@@ -1,4 +1,4 @@
-"""What a matcher returns."""
+"""Results of matchers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Match:
 
     @property
     def gap(self) -> float:
-        """How far `value` may lie below the optimum: ``upper_bound - value``, never negative."""
+        """How far `value` can be below the optimum: ``upper_bound - value``, never negative."""
         return self.upper_bound - self.value
 
 
@@ -46,7 +46,7 @@ class TileResult:
     identity : ndarray
         ``<Z_i, Z_j>`` position by position: the value without any matching.
     products, solving : float
-        Seconds spent in affinity products and in matching; 0 where the matcher cannot tell.
+        Seconds spent in affinity products and in matching; 0 if the matcher does not measure them.
     """
 
     matched: NDArray[np.float64]

@@ -33,7 +33,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     Parameters
     ----------
     z_i, z_j : array_like, (S_i, C) and (S_j, C)
-        Representations of float16, float32 or float64. Where they differ in their number of tokens, all tokens of
+        Representations of float16, float32 or float64. If they differ in their number of tokens, all tokens of
         the smaller one are matched (`auction`, `hungarian` and `greedy` can do that).
     matcher : str
         One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
@@ -121,10 +121,10 @@ def similarity_matrix(
         raise ConfigError(f"unknown kind {kind!r}: known are {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if sigma is not None and kernel != "rbf":
         raise ConfigError(
-            f"sigma is the width of the kernel 'rbf': it means nothing to {kernel!r}, leave it out"
+            f"sigma is the width of the kernel 'rbf' and has no meaning for {kernel!r}: leave it out"
         )
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
+        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one per core")
     chosen = make_matcher(matcher, **parameters)
     stacks = _stack_all({"z": z} if y is None else {"z": z, "y": y})
     undefined = None
@@ -144,12 +144,12 @@ def prepare_all(
     y: ArrayLike | Sequence[ArrayLike] | None,
     names: tuple[str, str] = ("z", "y"),
 ) -> tuple[Panel, Panel]:
-    """Return the panels of rows and columns, filled up to one number of tokens; `names` is what errors call them."""
+    """Return the panels of rows and columns, padded to one number of tokens; errors refer to them by `names`."""
     return _prepare(matcher, _stack_all({names[0]: z} if y is None else {names[0]: z, names[1]: y}))
 
 
 def _stack_all(given: Mapping[str, ArrayLike | Sequence[ArrayLike]]) -> dict[str, Stack]:
-    """Return the representations under each name as one array, all filled up to one number of tokens."""
+    """Return the representations under each name as one array, all padded to one number of tokens."""
     stacks = {}
     for name, images in given.items():
         with naming(name):
@@ -204,13 +204,13 @@ def _match_all(
         if symmetric and not diagonal:
             matched[c, r] = tile.matched.T
 
-    # The threads share the cores: a BLAS that starts its own would only get in their way.
+    # The threads share the cores: BLAS threads would compete with them.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         tiles = [pool.submit(solve, r, c) for r, c in _tiles(matched.shape, symmetric, workers)]
         try:
             for tile in tiles:
                 tile.result()
-        except BaseException:  # also an interrupt: the threads must not go on alone
+        except BaseException:  # also an interrupt: the threads must not continue alone
             stop.set()
             for tile in tiles:
                 tile.cancel()
@@ -220,7 +220,7 @@ def _match_all(
 
 def _tiles(shape: tuple[int, int], symmetric: bool, workers: int) -> Iterator[tuple[slice, slice]]:
     """Yield the tiles that cover a matrix, or the upper triangle of a symmetric one."""
-    # At least four tiles a worker and side, so that all workers end at about the same time.
+    # At least four tiles per worker and side, so that all workers finish at about the same time.
     side = max(1, min(_TILE, -(-max(shape) // (4 * workers))))
     for r in range(0, shape[0], side):
         for c in range(r if symmetric else 0, shape[1], side):

@@ -373,7 +373,7 @@ def test_the_cosine_of_a_pair_is_that_of_the_kernel_to_the_last_bit(norms, share
         ({"tolerance": -1.0}, ConfigError, "tolerance"),
         ({"groups": ["a"]}, InputError, "groups: expected a group or None for each of 3"),
         ({"groups": ["a", float("nan"), "b"]}, InputError, "groups: .* found nan for image 1; give None"),
-        ({"database_groups": ["a"] * 3}, ConfigError, "database_groups goes with a database"),
+        ({"database_groups": ["a"] * 3}, ConfigError, "database_groups needs a database"),
         ({"database": np.ones((2, 4, 2)), "groups": ["a"] * 3}, ConfigError, "give both"),
         ({"database": np.ones((2, 4, 3))}, InputError, "channels"),
         ({"database": np.full((2, 4, 2), np.nan)}, InputError, "database: image 0"),

@@ -28,7 +28,7 @@ from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, read_only
 
 EXACT = 1e-6
-"""What tolerance 0 asks for: the accuracy of float32, on the cosine scale."""
+"""The accuracy that tolerance 0 requests: that of float32, on the cosine scale."""
 
 _FINEST = 3e-7  # gap, relative to the centred norms, that an auction in float32 can still close
 _PACKING = 2.0**-22  # more than rounding both representations to float32 changes an affinity
@@ -89,7 +89,7 @@ def _images(panel: Panel, double: bool) -> Images:
 
 
 def make_workspace(n_tokens: int) -> Workspace:
-    """Return memory for pairs of at most so many tokens."""
+    """Return memory for pairs of at most `n_tokens` tokens."""
     width = padded(n_tokens)
     return Workspace(
         empty_aligned((width * width,), np.float32),
@@ -120,7 +120,7 @@ def conclude(
     bound = min(bound, value + gap)
     if rows.token_counts[r] != columns.token_counts[c]:
         trace = np.nan  # there is no position by position
-    elif value < trace:  # never worse than no matching at all
+    elif value < trace:  # never worse than no matching
         value = trace
         _set_identity(permutation)
     identity[r, c] = trace
@@ -177,7 +177,7 @@ class Pair(NamedTuple):
 
 @inlined
 def frame_pair(rows: Images, r: int, columns: Images, c: int, tolerance: float, rounding: float) -> Pair:
-    """Return what the norms and means of two images tell about their matchings."""
+    """Return what the norms and means of two images imply for their matchings."""
     count_i, count_j = rows.token_counts[r], columns.token_counts[c]
     n_tokens, fewest = max(count_i, count_j), min(count_i, count_j)
     norms = np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c])
@@ -206,7 +206,7 @@ def frame_pair(rows: Images, r: int, columns: Images, c: int, tolerance: float, 
 
 @inlined
 def is_flat(pair: Pair) -> bool:
-    """Tell whether every matching of a pair is within the tolerance: its images vary too little."""
+    """Return whether every matching of a pair is within the tolerance, because its images vary too little."""
     return pair.n_tokens == 1 or 2.0 * (pair.spread + pair.margin) <= pair.allowed
 
 
@@ -298,7 +298,7 @@ def affinity_floor(pair: Pair, floor: float, slack: float) -> float:
 
 @inlined
 def norm_when_filled(norm: float, filling: float, missing: int) -> float:
-    """Return the norm of an image with so many filling tokens added."""
+    """Return the norm of an image with this many filling tokens added."""
     return norm if missing == 0 else math.sqrt(norm**2 + missing * filling**2)
 
 

@@ -49,7 +49,9 @@ _FIRST_GAP = 0.1  # S eps of the first phase, relative to the norms
 _MOST_SHRINK = 14.0  # of eps, from one phase to the next
 _EXPECTED_GAP = 0.3  # proven gap of a finished phase, relative to S eps: rarely more
 _RETRY_SHRINK = 2.0  # where it was more
-_LEAST_RETRY = 1e-3  # of the eps that should have done: prices in float32 can be too coarse for what is asked
+_LEAST_RETRY = (
+    1e-3  # of the eps that should have sufficed: float32 prices can be too coarse for the tolerance
+)
 _FEWEST_UNITS, _MOST_UNITS = 4.0, 64.0  # units of an eps: fewer round too much, more clip too much
 _MOST_LEAD = 2**13  # units by which a bid can exceed eps; every smaller rise is a good bid too
 
@@ -71,7 +73,7 @@ class Market(NamedTuple):
 
 @compiled
 def make_market(width: int) -> Market:
-    """Return memory for auctions among at most so many rows, a multiple of 16."""
+    """Return memory for auctions among at most `width` rows, a multiple of 16."""
     return Market(
         np.empty(width, np.float32),
         np.empty(width, np.int32),
@@ -126,7 +128,7 @@ def run_auction(
     n_steps = np.ceil(np.log(gap / last) / np.log(_MOST_SHRINK))
     shrink = (gap / last) ** (1.0 / n_steps) if n_steps > 0 else _RETRY_SHRINK
     unit = 0.0  # nothing is rounded yet
-    kept = 0.5  # rows whose column is worse than the best by so much of eps need not bid again
+    kept = 0.5  # rows whose column is at most this share of eps worse than the best need not bid again
     while True:
         epsilon = gap / n_tokens
         if unit == 0.0 or epsilon < _FEWEST_UNITS * unit:
@@ -135,7 +137,7 @@ def run_auction(
             _round_residuals(affinity, n_tokens, unit, market)
         steps = round(epsilon / unit)
         n_waiting = _release(n_tokens, kept * steps, market)
-        if n_waiting == 0 and kept == 0.0:  # an optimum, but for rounding: float32 can prove no more
+        if n_waiting == 0 and kept == 0.0:  # optimal up to rounding: float32 cannot prove more
             return False, np.inf
         budget = _run_phase(affinity, n_tokens, n_waiting, steps, unit, budget, market)
         if budget < 0:
@@ -336,10 +338,10 @@ def _lower_rises(n_tokens: int, market: Market) -> None:
 
 @compiled
 def _bound(affinity: NDArray[np.float32], n_tokens: int, unit: float, market: Market) -> float:
-    """Return the upper bound that the prices with their rises prove, and change neither.
+    """Return the upper bound that the prices with their rises prove, without changing either.
 
     The bound is ``sum_i max_j (A_ij - p_j) + sum_j p_j``, rounded up as in `tighten_prices`; `lowered` and `bests`
-    then hold its two parts. Whoever asks for it gets the same assignment in the end as who does not.
+    then hold its two parts. Requesting the bound never changes the assignment.
     """
     step = padded(n_tokens)
     total, size = 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What matchers share that cut both images' tokens into windows beforehand and match inside each."""
+"""The base of matchers that cut both images' tokens into windows and match inside each."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class WindowedPanel(Panel):
 class WindowedMatcher(Matcher):
     """Match windows of tokens by an auction, each window of one image with the same window of the other.
 
-    Which token is in which window depends on its own image only, so windows are cut once an image and not once
-    a pair. Tokens behind the last window are paired in their order. The bound comes from norms alone.
+    Which token is in which window depends only on its own image, so windows are cut once per image, not once per
+    pair. Tokens after the last window are paired in order. The bound comes from norms alone.
     """
 
     tolerance: Tolerance = 0.0
-    """What the match inside the windows may lose against its optimum, on the cosine scale; 0 is exact in float32
+    """How far the match inside the windows may be below its optimum, on the cosine scale; 0 is exact in float32
     (1e-6)."""
 
     @functools.cached_property

@@ -1,1 +1,1 @@
-"""What is compiled: numba, and the vector instructions that it does not emit by itself."""
+"""Compiled code: numba, and vector instructions that it does not emit by itself."""

@@ -1,4 +1,4 @@
-"""Machine code on disk: never stale, compiled once for all processes of a machine, compiled anew where it is damaged.
+"""Machine code on disk: never stale, compiled once for all processes of a machine, recompiled if damaged.
 
 All use of what numba keeps private is in this file; `semrsm_dist.matching.compiled.jit` does without it where a numba
 has changed it.

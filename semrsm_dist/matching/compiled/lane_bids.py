@@ -1,4 +1,4 @@
-"""What an auction asks of a row of affinities, on vectors: see `semrsm_dist.matching.compiled.lanes`.
+"""The operations of an auction on a row of affinities, as vectors: see `semrsm_dist.matching.compiled.lanes`.
 
 Affinities come in float32, or rounded to 16-bit integers, of which a register holds twice as many. Integers
 saturate instead of overflowing: a column whose price is `LARGEST` is worth `SMALLEST` at any affinity below 0.
@@ -34,7 +34,7 @@ SMALLEST, LARGEST = -(2**15), 2**15 - 1
 """The 16-bit integers."""
 
 CLIPPED = -(2**14)
-"""What `round_residuals` writes for everything from here down."""
+"""`round_residuals` writes this for everything at or below it."""
 
 
 class _Numbers:
@@ -109,7 +109,7 @@ def best_two(typingctx: Any, rounded: Any, offset: Any, rises: Any, n_blocks: An
         top = numbers.largest(lanes)
         bits = builder.bitcast(builder.icmp_signed("==", lanes, splat(builder, top)), ir.IntType(LANES))
         lane = builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
-        # What is second: the second of the lane of the best, or the best of another lane.
+        # The second best: the second of the best one's lane, or the best of another lane.
         numbered = ir.Constant(numbers.kind, list(range(LANES)))
         in_lane = builder.icmp_signed("==", numbered, splat(builder, lane))
         runner_up = numbers.largest(builder.select(in_lane, builder.load(second), lanes))

@@ -1,4 +1,4 @@
-"""Vector instructions for numba: what plain loops do not compile to.
+"""Vector instructions for numba, which plain loops do not compile to.
 
 The intrinsics built on this emit LLVM instructions on vectors of 16 lanes. LLVM lowers them to whatever the
 machine has (AVX-512, AVX2, NEON), so nothing is built at installation. The arrays are
@@ -34,7 +34,7 @@ _HAS_TIME_STAMP = platform.machine() in ("x86_64", "AMD64")
 
 
 def vector(element: ir.Type, count: int = LANES) -> ir.VectorType:
-    """Return the type of so many elements side by side."""
+    """Return the vector type of this many elements."""
     return ir.VectorType(element, count)
 
 
@@ -69,7 +69,7 @@ def store(builder: Any, value: Any, start: Any, offset: Any, align: int) -> None
 
 
 def prefetch(builder: Any, start: Any, offset: Any) -> None:
-    """Ask for the cache line of an element that is read soon; any address is allowed."""
+    """Prefetch the cache line of an element that is read soon; any address is allowed."""
     at = builder.bitcast(builder.gep(start, [offset]), ir.IntType(8).as_pointer())
     for_reading, keep, data = INT32(0), INT32(3), INT32(1)
     call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [at, for_reading, keep, data])

@@ -31,8 +31,8 @@ from semrsm_dist.matching.result import TileResult
 # Tokens of the rows in one compiled call, which cannot be interrupted: with up to thousands of columns, seconds.
 _TOKENS_AT_ONCE = 4096
 
-# Bytes of the columns that are matched with all rows of a call before the next ones are looked at: what a second cache
-# holds. On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
+# Bytes of the columns that are matched with all rows of a call before the next columns: the size of an L2 cache.
+# On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
 _CACHE = 2**19
 
 
@@ -130,13 +130,13 @@ class Auction(Matcher):
 
 
 def _partners(rows: Panel, r: int, columns: Panel, c: int, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the partner of each token that image r has; `UNMATCHED` for zero tokens that fill image c up."""
+    """Return the partner of each token of image r; `UNMATCHED` for the zero tokens that pad image c."""
     partners = permutation[: rows.token_counts[r]]
     return np.where(partners < columns.token_counts[c], partners, UNMATCHED)
 
 
 def _columns_at_once(panel: Panel) -> int:
-    """Return of how many images, at least one, what is read of them fits in the second cache."""
+    """Return how many images (>= 1) fit in the L2 cache."""
     image = panel.n_channels * (padded(panel.n_tokens) * 4 + panel.n_tokens * panel.raw.itemsize)
     return max(1, _CACHE // image)
 

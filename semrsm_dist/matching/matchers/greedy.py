@@ -81,9 +81,9 @@ def _fill_affinity(
 
 @compiled
 def assign_greedily(affinity: NDArray[np.float64], columns: NDArray[np.intp]) -> None:
-    """Give each row of `columns` that is FREE the column that greedy matching gives it, while there are columns.
+    """Assign to each FREE row of `columns` the column of greedy matching, while there are columns.
 
-    Rows of `columns` that hold a column already keep it. The heap holds the best free column of each row;
+    Rows of `columns` that already have a column keep it. The heap holds the best free column of each row;
     an entry whose column was taken meanwhile is looked up again, which gives the same order as sorting
     all S^2 affinities.
     """

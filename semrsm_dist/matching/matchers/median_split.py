@@ -46,7 +46,7 @@ class MedianSplit(Matcher):
     window: Annotated[Count, Limits("tokens")] = 128
     """Largest number of tokens of a leaf."""
     tolerance: Tolerance = 0.0
-    """What the leaves may lose against their optimum, on the cosine scale; 0 is exact in float32 (1e-6)."""
+    """How far the leaves may be below their optimum, on the cosine scale; 0 is exact in float32 (1e-6)."""
 
     @override
     def compile(self) -> None:

@@ -1,4 +1,4 @@
-"""The matcher `projection`: matched on few random directions of the channels, valued on all of them."""
+"""The matcher `projection`: matched on few random directions of the channels, valued on all channels."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Projection(Matcher):
     channels: Annotated[Count, Limits("channels")] = 32
     """How many directions (k)."""
     seed: Seed = 0
-    """Of the draw."""
+    """Seed of the random directions."""
     tolerance: Tolerance = 0.0
-    """What the match of the projections may lose against its optimum, on their cosine scale; 0 is exact in float32
+    """How far the match of the projections may be below its optimum, on their cosine scale; 0 is exact in float32
     (1e-6)."""
 
     @functools.cached_property
@@ -121,12 +121,12 @@ class ProjectedPanel(Panel):
 
 
 class Basis(NamedTuple):
-    """Orthonormal directions, and how far from that they may be.
+    """Orthonormal directions, and their error.
 
     Attributes
     ----------
     directions : ndarray of float64, (k, C)
-        One a row.
+        One per row.
     rounding : float
         The values of both parts of a pair add up to its value to within `rounding` of the norms.
     """

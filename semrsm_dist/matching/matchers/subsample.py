@@ -29,7 +29,7 @@ class Subsample(WindowedMatcher):
     sample: Annotated[Count, Limits("tokens")] = 256
     """How many tokens of each image are matched."""
     seed: Seed = 0
-    """Of the draw."""
+    """Seed of the random sample."""
 
     @override
     def pair_seconds(self, n_tokens: int, n_channels: int) -> float:

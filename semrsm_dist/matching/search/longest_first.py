@@ -1,4 +1,4 @@
-"""The product of a pair by its longest tokens first, until a bound decides what it is wanted for.
+"""The product of a pair, longest tokens first, until a bound decides the pair.
 
 Let p be any prices of the columns. Whatever the permutation, the matched affinities sum to at most
 ``sum_j p_j + sum_i max_j (A_ij - p_j)`` (weak duality of the assignment problem). A row i that is not multiplied yet
@@ -21,13 +21,13 @@ from semrsm_dist.matching.compiled.product import multiply_packed, padded
 from semrsm_dist.matching.panel import empty_aligned
 
 BAND = 32
-"""Rows that are multiplied between two looks at the bound, a multiple of the lanes."""
+"""Rows that are multiplied between two checks of the bound, a multiple of the lanes."""
 
 _LENGTH_ROUNDING = 1.0 + 1e-11  # more than float64 rounding can take from the length of a token
 
 
 class LongestFirst(NamedTuple):
-    """The tokens of one image by falling length, and memory for some of their affinities.
+    """The tokens of one image by descending length, and memory for some of their affinities.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class LongestFirst(NamedTuple):
     packed : (padded(S) * C,)
         The tokens in this order, see `semrsm_dist.matching.compiled.product`.
     affinity : (BAND * padded(S),)
-        Of the rows that were multiplied last.
+        Of the rows that were last multiplied.
     rest : (padded(S) // BAND + 2,)
         What the rows of a band and of all later ones can add.
     """
@@ -54,7 +54,7 @@ class LongestFirst(NamedTuple):
 
 
 def make_longest_first(n_tokens: int, n_channels: int) -> LongestFirst:
-    """Return memory for images of at most so many tokens."""
+    """Return memory for images of at most `n_tokens` tokens."""
     width = padded(n_tokens)
     return LongestFirst(
         np.full(2, -1),
@@ -70,7 +70,7 @@ def make_longest_first(n_tokens: int, n_channels: int) -> LongestFirst:
 def sort_tokens(
     packed: NDArray[np.float32], lengths: NDArray[np.float64], image: int, n_tokens: int, to: LongestFirst
 ) -> None:
-    """Write the first tokens of an image, packed with as many or more, to `to`, unless they are there."""
+    """Write the first tokens of an image, packed with as many or more, to `to`, unless it already holds them."""
     if to.held[0] == image and to.held[1] == n_tokens:
         return
     to.held[0], to.held[1] = image, n_tokens
@@ -142,7 +142,7 @@ def multiply_while_open(
         if rounded_up(total + taken + rest, rounded, size + abs(rest), n_tokens) < floor:
             return True
     total, size, rounded = taken, rounded, 0.0
-    for j in range(n_tokens):  # with all rows, the columns may ask for less: see bounds.tighten_prices
+    for j in range(n_tokens):  # with all rows, the column prices may be lowered: see bounds.tighten_prices
         total += np.float64(lowered[j])
         rounded += abs(np.float64(lowered[j]))
     return rounded_up(total, rounded, size, n_tokens) < floor

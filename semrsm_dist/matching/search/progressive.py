@@ -1,4 +1,4 @@
-"""Deciding pair after pair whether it can be among the k most similar, with no more work than that takes."""
+"""Deciding for each pair, with as little work as possible, whether it can be among the k most similar."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from semrsm_dist.matching.search.longest_first import (
 from semrsm_dist.matching.search.pruning_bounds import SMALLEST_NORMS
 
 NOBODY = 2**62
-"""Index of a hit that is not there: behind all others."""
+"""Index of a missing hit: sorts after all others."""
 
 WITHOUT_PRODUCT, SKETCHED, WITH_PRODUCT, SOLVED = range(4)
-"""Places in the counts: what it took to decide a pair."""
+"""Indices in the counts: how a pair was decided."""
 
 # A sketch is worth one coarse phase of its auction: this gap, relative to the norms, rarely takes a second one.
 _SKETCH_GAP = 0.03
@@ -87,7 +87,7 @@ class Memory(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What decides about a pair besides its images; channels and rounding are those of the product and of sketches."""
+    """What decides a pair besides its images; channels and rounding are those of the product and of sketches."""
 
     tolerance: float
     rounding: float
@@ -96,7 +96,7 @@ class Settings(NamedTuple):
 
 
 def make_memory(n_tokens: int, n_channels: int) -> Memory:
-    """Return memory for pairs of at most so many tokens."""
+    """Return memory for pairs of at most `n_tokens` tokens."""
     prices = np.empty(padded(n_tokens), np.float32)
     return Memory(make_workspace(n_tokens), prices, make_longest_first(n_tokens, n_channels))
 
@@ -159,7 +159,7 @@ def search_rows(
     r: int,
     w: int,
 ) -> tuple[int, int]:
-    """Decide about pairs of consecutive rows, from the w-th candidate of row r on.
+    """Decide pairs of consecutive rows, from the w-th candidate of row r on.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def search_rows(
     first : int
         The image of row 0.
     order, bounds : (R, W)
-        Candidates of each row by falling upper bound of their similarity; -inf ends them.
+        Candidates of each row by descending upper bound of their similarity, terminated by -inf.
     floors : (K,)
         A pair whose similarity is below this is none of the k best of the image in the column; inf where that
         does not matter.
@@ -180,7 +180,7 @@ def search_rows(
     solved : (R, W)
         Receives the similarity of each candidate that is solved.
     counts : (4,)
-        Raised by what each pair took.
+        Pairs by how they were decided; increased.
     """
     rows, columns, memory = borrowed(rows), borrowed(columns), borrowed(memory)
     k = best.shape[1]
@@ -213,7 +213,7 @@ def _decide(
     settings: Settings,
     memory: Memory,
 ) -> tuple[int, float]:
-    """Return what it took to decide about a pair, -1 if it needs the exact finish, and its value if it is solved.
+    """Return how a pair was decided, -1 if it needs the exact finish, and its value if it is solved.
 
     The value is the one that the matcher `auction` returns, which depends on nothing but the two images.
     """
@@ -247,7 +247,7 @@ def _decide(
     raw_i, raw_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
     trace, value = identity_and_matched_value(raw_i, raw_j, left.double, work.permutation[: pair.n_tokens])
     if left.token_counts[r] == right.token_counts[c]:
-        value = max(trace, value)  # as the matcher: never worse than no matching at all
+        value = max(trace, value)  # as in the matcher: never worse than no matching
     return SOLVED, value
 
 
@@ -255,7 +255,7 @@ def _decide(
 def _multiply_while_open(
     rows: SearchImages, r: int, columns: SearchImages, c: int, pair: Pair, needed: float, memory: Memory
 ) -> bool:
-    """Tell whether usual prices prove all sums of affinities below `needed`; if not, these are in `memory`."""
+    """Return whether usual prices prove all sums of affinities below `needed`; if not, these are in `memory`."""
     left, right, work = rows.images, columns.images, memory.work
     part = padded(pair.n_tokens) * left.means.shape[1]
     sort_tokens(left.packed[r], left.lengths[r], r, pair.n_tokens, memory.sorted_row)

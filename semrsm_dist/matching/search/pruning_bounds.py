@@ -5,7 +5,7 @@ Both are bounds on ``<Z_i, P Z_j> = S mu_i . mu_j + <Zc_i, P Zc_j>`` for every p
 *Sorted channels.* ``<Zc_i, P Zc_j>`` is a sum over channels. Were each channel free to choose a permutation of its
 own, it would pair its values by rank (rearrangement inequality), so the inner product of the sorted channels
 bounds the sum. Sorting is done once per image; a block of bounds is then one matrix product of S C terms
-a pair, where the affinities take S^2 C. It is tightest where few tokens share a channel, as after a ReLU.
+per pair, where the affinities take S^2 C. It is tightest where few tokens share a channel, as after a ReLU.
 
 *Sketches.* Let U (C, d) be orthonormal. A token is ``a = U y + e`` with ``y = U^T a`` and e orthogonal to U, so
 ``<a, b> <= <y_a, y_b> + |e_a| |e_b|``: the affinity of vectors ``(y, |e|)`` with d + 1 channels. An auction on
@@ -25,7 +25,7 @@ from semrsm_dist.matching.compiled.product import FLOAT32_UNIT, pack, padded, ro
 from semrsm_dist.matching.panel import PackedPanel, empty_aligned, read_only
 
 SMALLEST_NORMS = 1e-280
-"""Products of norms below this are too near to underflow for float64 rounding to be relative: nothing is pruned."""
+"""Products of norms below this are so close to underflow that float64 rounding is not relative: nothing is pruned."""
 
 _SUMMED_AT_ONCE = 8192  # values of sorted channels; more would round more, fewer would multiply slower
 _SAMPLED = 2048  # tokens to find principal directions from

@@ -35,7 +35,7 @@ from semrsm_dist.matching.search.pruning_bounds import (
 )
 
 Groups = tuple[NDArray[np.intp], NDArray[np.intp]]
-"""Numbers of the groups of rows (N,) and columns (M,), equal where an image is no hit."""
+"""Numbers of the groups of rows (N,) and columns (M,), equal where an image cannot be a hit."""
 
 Outcome = TypeVar("Outcome")
 
@@ -44,7 +44,7 @@ _BLOCK_PAIRS = 2**20  # bounds that a thread holds at once
 
 
 class Search:
-    """One search: the images in the forms that its stages want, and the best hits so far.
+    """One search: the images in the forms that its stages need, and the best hits so far.
 
     Without a database, pair (i, j) with i < j is decided once, for both images: it is dropped when its bound is below
     the k-th best of both. So that there is a k-th best to begin with, the k pairs of each image with the
@@ -55,11 +55,11 @@ class Search:
     matcher : Auction
         Solves the pairs that are left.
     rows, columns : PackedPanel
-        N queries and M images to find; one object where they are the same.
+        N queries and M database images; one object if they are the same.
     k : int
         Hits of each query, at most M.
     groups : tuple, optional
-        What no query may find.
+        Groups whose images are not hits of each other.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Search:
         self._stop = threading.Event()
 
     def run(self, workers: int) -> None:
-        """Decide about all pairs, in threads."""
+        """Decide all pairs, in threads."""
         with ThreadPoolExecutor(workers) as pool:
             if self.same:
                 pairs = np.concatenate(self._on_blocks(pool, self._find_likely))
@@ -102,7 +102,7 @@ class Search:
             self._on_blocks(pool, self._search_rest)
 
     def _on_blocks(self, pool: ThreadPoolExecutor, task: Callable[[slice], Outcome]) -> list[Outcome]:
-        """Return what a task returns for each block of rows; begin no other block after an error or interrupt."""
+        """Return a task's result for each block of rows; start no further block after an error or interrupt."""
 
         def unless_stopped(block: slice) -> Outcome | None:
             return None if self._stop.is_set() else task(block)
@@ -157,7 +157,7 @@ class Search:
         return bounds
 
     def _search(self, block: slice, bounds: NDArray[np.float64]) -> None:
-        """Decide about all pairs of a block whose bound is not -inf, the most promising first."""
+        """Decide all pairs of a block whose bound is not -inf, the most promising first."""
         width = int((bounds > -np.inf).sum(axis=1).max())
         order = np.ascontiguousarray(np.argsort(-bounds, axis=1, kind="stable")[:, :width])
         bounds = np.take_along_axis(bounds, order, axis=1)
@@ -196,7 +196,7 @@ def _side(panel: PackedPanel, images: Images, sketches: Sketches) -> SearchImage
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:
-    """Return for each image the later ones that it is paired with, either way round, each once."""
+    """Return for each image the later ones that it is paired with, in either order, each once."""
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     starts = np.searchsorted(pairs[:, 0], np.arange(n_images + 1))
     return [pairs[start:stop, 1] for start, stop in itertools.pairwise(starts)]

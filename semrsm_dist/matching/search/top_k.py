@@ -1,4 +1,4 @@
-"""The exact k most similar images, solving to the end only the pairs that bounds cannot decide."""
+"""The exact k most similar images, matching completely only the pairs that bounds cannot decide."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from semrsm_dist.matching.similarity import prepare_all
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The most similar images of each query, and what it took to find them.
+    """The most similar images of each query, and how pairs were decided.
 
     Attributes
     ----------
     indices : ndarray of int64, (N, k)
-        Places in the database, the most similar first, equal ones by place; -1 where a query has fewer than k hits.
+        Indices in the database, the most similar first, ties by index; -1 where a query has fewer than k hits.
     similarities : ndarray of float64, (N, k)
         Cosine similarities after matching, as in the full matrix; NaN where there is no hit.
     without_product : int
@@ -38,7 +38,7 @@ class TopK:
     with_product : int
         Pairs decided with the product or a part of its rows, by the usual prices or before an auction was finished.
     solved : int
-        Pairs matched to the end.
+        Pairs matched completely.
     """
 
     indices: NDArray[np.int64]
@@ -83,7 +83,7 @@ def top_k(
     tolerance : float
         Of the matcher `auction`, on the cosine scale.
     groups, database_groups : sequences of N and M names, optional
-        Images of the query's group are not its hits. Names are text or whole numbers; None is in no group. Without a
+        Images of the query's group are not its hits. Names are text or whole numbers; None means ungrouped. Without a
         database, only `groups`.
     workers : int, optional
         Threads; by default one for each core this process may use. No influence on hits and similarities; the
@@ -92,21 +92,21 @@ def top_k(
     Returns
     -------
     TopK
-        Images of norm zero have no similarity: they find nothing and are found by none.
+        Images of norm zero have no similarity: they have no hits and are never hits.
 
     Raises
     ------
     ConfigError
         k, tolerance or workers out of range.
     InputError
-        Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one an image or are
-        something else, such as NaN for a missing one.
+        Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one per image or not valid
+        names, such as NaN for a missing one.
 
     Notes
     -----
-    By weak duality any prices prove a bound, for one look at the affinities. Those of earlier auctions decide three
-    quarters or more of the pairs whose product is there; maxima of rows and columns, which are prices of zero, a fifth
-    to a half. Rows that are not multiplied yet are bounded by their lengths
+    By weak duality any prices prove a bound, in one pass over the affinities. Those of earlier auctions decide three
+    quarters or more of the pairs whose product is computed; maxima of rows and columns, which are prices of zero, a
+    fifth to a half. Rows that are not multiplied yet are bounded by their lengths
     (`semrsm_dist.matching.search.longest_first`).
 
     Memory: the representations in float32 three times (as given, packed, with sorted channels) and, for sketches, an
@@ -122,12 +122,12 @@ def top_k(
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ConfigError(
-            f"k must be a positive whole number, found {k!r}: it is the number of hits of a query"
+            f"k must be a positive whole number, found {k!r}: it is the number of hits per query"
         )
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one a core")
+        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one per core")
     if database is None and database_groups is not None:
-        raise ConfigError("database_groups goes with a database: without one, give groups alone")
+        raise ConfigError("database_groups needs a database: without one, give only groups")
     matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
     rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
     codes = _group_codes(
@@ -163,7 +163,7 @@ def _group_codes(
 
 
 def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str | None]:
-    """Return the groups, refusing what may stand for a missing one: equal, they would be a group."""
+    """Return the groups, refusing values that may mean a missing one: equal, they would form a group."""
     if len(groups) != n_images:
         raise InputError(
             f"{name}: expected a group or None for each of {n_images} images, found {len(groups)}"
@@ -172,6 +172,6 @@ def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str |
         if group is not None and not isinstance(group, (str, Integral)):
             raise InputError(
                 f"{name}: the group of an image is text, a whole number or None, found {group!r} for image {index}; "
-                "give None where there is none"
+                "give None for an image without a group"
             )
     return list(groups)

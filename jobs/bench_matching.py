@@ -34,7 +34,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.matching.matchers.auction import Auction

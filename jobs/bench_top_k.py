@@ -29,7 +29,7 @@ from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 
 import semrsm_dist as srs
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 

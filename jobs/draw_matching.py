@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import semrsm_dist as srs
-from semrsm_dist.data.digits import DigitScenes, Scene
+from semrsm_dist.data.sources.digits import DigitScenes, Scene
 
 COLOURS = ("#f4a259", "#5bc0eb")
 SMALLEST_SHARE = 0.02

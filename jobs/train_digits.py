@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from semrsm_dist.data.digits import DigitScenes, Scene
 from semrsm_dist.data.handwriting import N_CLASSES
+from semrsm_dist.data.sources.digits import DigitScenes, Scene
 
 CANVAS = 96
 MEAN, STD = 0.12, 0.16  # of the scenes' pixels, on the scale 0 to 1
@@ -161,7 +161,13 @@ def train(model: Network, recipe: Recipe, seed: int) -> None:
     criterion = nn.BCEWithLogitsLoss()
     stages = {
         most: DigitScenes(
-            recipe.steps * recipe.batch, (1, most), CANVAS, (2.25, 4.25), 0.25, split="training", seed=seed
+            n_images=recipe.steps * recipe.batch,
+            digits=(1, most),
+            canvas=CANVAS,
+            scale=(2.25, 4.25),
+            overlap=0.25,
+            split="training",
+            seed=seed,
         )
         for most in range(1, MAX_DIGITS + 1)
     }
@@ -194,7 +200,7 @@ def train(model: Network, recipe: Recipe, seed: int) -> None:
 @torch.inference_mode()
 def evaluate(model: Network, n_images: int, batch: int = 100) -> dict[str, Any]:
     """Return the held-out accuracy, overall, per label and of whole sets, on scenes of held-out digits."""
-    scenes = DigitScenes(n_images, (1, MAX_DIGITS), CANVAS, split="evaluation", seed=1)
+    scenes = DigitScenes(n_images=n_images, digits=(1, MAX_DIGITS), canvas=CANVAS, split="evaluation", seed=1)
     model.eval()
     hits = []
     for first in range(0, n_images, batch):

@@ -6,11 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from semrsm_dist.errors import did_you_mean
+from semrsm_dist.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+Problem = Mapping[str, Any]
+"""One of the errors of a `pydantic.ValidationError`."""
 
 LONGEST_NAME = 200
 """Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
@@ -89,8 +97,26 @@ def _layer_name(value: str) -> str:
     return value
 
 
-class Section(BaseModel):
-    """Fields that users set together: unknown keys are refused, values are checked and frozen."""
+class _SectionType(ModelMetaclass):
+    """Makes a section that is created in Python report what is wrong with it as one from a file does."""
+
+    def __call__(self, *values: Any, **fields: Any) -> Any:
+        section = cast("type[BaseModel]", self)
+        try:
+            return super().__call__(*values, **fields)
+        except ValidationError as error:
+            lines = [f"{self.__name__}: {_explain_argument(section, one)}" for one in error.errors()]
+            raise ConfigError("\n".join(lines)) from None
+
+
+class Section(BaseModel, metaclass=_SectionType):
+    """Fields that users set together: unknown keys are refused, values are checked and frozen.
+
+    Raises
+    ------
+    ConfigError
+        If one is created with values that are not allowed. One line per problem.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -121,7 +147,7 @@ _EXPECTED = {
 }
 
 
-def expected(problem: Mapping[str, Any]) -> str:
+def expected(problem: Problem) -> str:
     """Return what a field expects, for a problem of `pydantic.ValidationError.errors`."""
     kind, given, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
     limits = problem.get("ctx", {})
@@ -135,3 +161,23 @@ def expected(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         text += did_you_mean(str(given), re.findall(r"'([^']+)'", message))
     return text
+
+
+def explain_problem(problem: Problem, key: str) -> str:
+    """Return what is wrong with a key: its value, what is expected, and the remedy where it is not obvious."""
+    kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "missing":
+        known = f": one of {context['known']}" if "known" in context else ""
+        return f"the key {key!r} is missing; add it{known}"
+    if kind == "value_error" and isinstance(given, Mapping | BaseModel):  # about keys that do not go together
+        return f"{key}: {expected(problem)}" if key else expected(problem)
+    shown = "no value" if given is None and kind != "unknown_source" else repr(given)
+    return f"{key}: {shown}: {expected(problem)}"
+
+
+def _explain_argument(section: type[BaseModel], problem: Problem) -> str:
+    key, known = ".".join(map(str, problem["loc"])), section.model_fields
+    if problem["type"] == "extra_forbidden":
+        hint = did_you_mean(key, known) or f"; known here: {', '.join(known)}"
+        return f"unknown key {key!r}{hint if len(problem['loc']) == 1 else ''}"
+    return str(problem["msg"]) if problem["type"] == "refused" else explain_problem(problem, key)

@@ -204,14 +204,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
-    from semrsm_dist.config.schema import FeaturesData
     from semrsm_dist.matching.matchers import make_matcher
-    from semrsm_dist.pipeline.stages.scan import make_image_set
 
     make_matcher(config.matching.matcher, **config.matching.parameters)
-    for data in (config.data, config.queries):
-        if data is not None and not isinstance(data, FeaturesData):
-            make_image_set(data)
     document = config.model_dump(mode="json", exclude_none=True)
     if options.json:
         print(json.dumps(document, indent=1))

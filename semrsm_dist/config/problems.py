@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semrsm_dist.config.reading import KeyPath, Places
 from semrsm_dist.errors import did_you_mean
-from semrsm_dist.fields import expected
+from semrsm_dist.fields import Problem, explain_problem
 
-Problem = Mapping[str, Any]
 Keys = Mapping[str, Sequence[str]]
 
-_SIDES = ("data", "queries")
+SIDES = ("data", "queries")
+"""The keys whose sections are data sources."""
+
 _NESTED = "of"
-_NOT_NESTED = ("features", "crops")
 
 
 def explain(problems: Sequence[Problem], document: Any, origin: str, places: Places, keys: Keys) -> list[str]:
-    """Return one line a problem.
+    """Return one line per problem.
 
     Parameters
     ----------
@@ -31,7 +32,8 @@ def explain(problems: Sequence[Problem], document: Any, origin: str, places: Pla
     places
         Where each key is written.
     keys
-        The keys of each section, `data` and `queries` one for each source (`data.folder`); the top level is "".
+        The keys of each section; the top level is "". Where a key chooses what a section holds, there is one for each
+        choice, such as `data (source: folder)`.
     """
     located = [(_location(problem["loc"], document), problem) for problem in problems]
     return [
@@ -51,31 +53,14 @@ def find_place(location: KeyPath, origin: str, places: Places) -> str:
 def _explain(
     location: KeyPath, problem: Problem, document: Any, origin: str, places: Places, keys: Keys
 ) -> str:
-    kind, given, key = problem["type"], problem["input"], ".".join(location)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _explain_source(location, given, origin, places, keys)
+    kind, key = problem["type"], ".".join(location)
     where = find_place(location, origin, places)
     if kind in ("extra_forbidden", "invalid_key"):
         return f"{where}: unknown key {key!r}{_hint_for_key(location, document, keys)}"
-    if kind == "missing":
-        return f"{where}: the key {key!r} is missing; add it"
     if kind == "refused":
         where = find_place((problem["ctx"]["key"],), origin, places)
         return f"{where}: {problem['msg']}"
-    shown = "no value" if given is None else repr(given)
-    return f"{where}: {key}: {shown}: {expected(problem)}"
-
-
-def _explain_source(location: KeyPath, given: Any, origin: str, places: Places, keys: Keys) -> str:
-    key = ".".join((*location, "source"))
-    sources = [name[len("data.") :] for name in keys if name.startswith("data.")]
-    if location[1:] == (_NESTED,):
-        sources = [name for name in sources if name not in _NOT_NESTED]
-    where, known = find_place((*location, "source"), origin, places), ", ".join(sources)
-    if not isinstance(given, Mapping) or "source" not in given:
-        return f"{where}: the key {key!r} is missing; add it: one of {known}"
-    name = given["source"]
-    return f"{where}: {key}: {name!r}: expected one of {known}{did_you_mean(str(name), sources)}"
+    return f"{where}: {explain_problem(problem, key)}"
 
 
 def _hint_for_key(location: KeyPath, document: Any, keys: Keys) -> str:
@@ -84,30 +69,31 @@ def _hint_for_key(location: KeyPath, document: Any, keys: Keys) -> str:
     known = keys[_section_of(tuple(above), document)]
     homes = [section or "the top level" for section, names in keys.items() if name in names]
     if homes:
-        return f"; it belongs to {' or '.join(homes)}; known here: {', '.join(known)}"
+        return f"; it belongs to {' or '.join(_join_choices(homes))}; known here: {', '.join(known)}"
     return did_you_mean(name, known) or f"; known here: {', '.join(known)}"
 
 
+def _join_choices(homes: Sequence[str]) -> list[str]:
+    """Join `data (source: a)` and `data (source: b)` to `data (source: a, b)`."""
+    choices: dict[str, list[str]] = {}
+    for home in homes:
+        section, _, choice = home.removesuffix(")").partition(": ")
+        choices.setdefault(section, []).append(choice)
+    return [f"{section}: {', '.join(found)})" if found[0] else section for section, found in choices.items()]
+
+
 def _section_of(location: KeyPath, document: Any) -> str:
-    if not location:
-        return ""
-    if location[0] in _SIDES:
-        section = document[location[0]]
-        return f"data.{(section[_NESTED] if location[1:2] == (_NESTED,) else section)['source']}"
-    return location[0]
+    if not location or location[0] not in SIDES:
+        return location[0] if location else ""
+    section = document[location[0]]
+    for _ in itertools.takewhile(lambda key: key == _NESTED, location[1:]):
+        section = section[_NESTED]
+    return f"data (source: {section['source']})"
 
 
 def _location(loc: Sequence[str | int], document: Any) -> KeyPath:
-    """Return a problem's location as a path in the file, without what pydantic adds to it.
-
-    It adds the source behind `data` and `queries` and what these are crops of, and `[key]` behind a key that is itself
-    the problem.
-    """
+    """Return a problem's location as a path in the file, without the `[key]` that pydantic adds for a bad key."""
     parts = list(loc)
-    if len(parts) > 1 and parts[0] in _SIDES and _source(document, parts[0]) == parts[1]:
-        del parts[1]
-        if len(parts) > 2 and parts[1] == _NESTED and _source(document[parts[0]], _NESTED) == parts[2]:
-            del parts[2]
     if parts[-1:] == ["[key]"] and not _holds(document, parts):
         del parts[-1]
     return tuple(str(part) for part in parts)
@@ -120,11 +106,6 @@ def _holds(document: Any, parts: Sequence[str | int]) -> bool:
             return False
         document = document[part]
     return True
-
-
-def _source(document: Any, side: str | int) -> Any:
-    section = document.get(side)
-    return section.get("source") if isinstance(section, Mapping) else None
 
 
 def _is_about_items(location: KeyPath, located: Sequence[tuple[KeyPath, Problem]]) -> bool:

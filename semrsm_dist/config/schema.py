@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,21 +27,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from semrsm_dist.config.problems import explain
+from semrsm_dist.config.problems import SIDES, explain
 from semrsm_dist.config.reading import Places, apply_overrides, read_document
-from semrsm_dist.config.sources import (
-    CityscapesData,
-    CropsData,
-    Data,
-    DigitScenesData,
-    EgoObjectsData,
-    FeaturesData,
-    FolderData,
-    ImageNetData,
-    Images,
-    TableData,
-    TinyImageNetData,
-)
+from semrsm_dist.data.sources import SOURCES, Data
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine import ENGINES
 from semrsm_dist.errors import ConfigError, did_you_mean
 from semrsm_dist.fields import (
@@ -56,18 +45,15 @@ from semrsm_dist.fields import (
 )
 
 __all__ = [
-    "CropsData",
     "Data",
-    "DigitScenesData",
     "FeaturesData",
-    "FolderData",
-    "Images",
     "KernelConfig",
     "MatchingConfig",
     "ModelConfig",
     "RetrievalConfig",
     "RunConfig",
     "StorageConfig",
+    "as_config",
     "default_config",
     "fingerprint_fields",
     "load_config",
@@ -201,6 +187,17 @@ class RunConfig(Section):
             raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
         return name
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RunConfig:
+        """Return the configuration that nested mappings describe, as a file does.
+
+        Raises
+        ------
+        ConfigError
+            With one line per problem: key, value, what is expected.
+        """
+        return parse_config(document)
+
     @model_validator(mode="after")
     def _images_need_a_model(self) -> RunConfig:
         ready = isinstance(self.data, FeaturesData)
@@ -257,6 +254,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(document, origin=str(path), places=places)
 
 
+def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
+    """Return a configuration that is given as such, as nested mappings, or as the path of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or anything in it is not understood.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, Mapping):
+        return RunConfig.from_dict(config)
+    if isinstance(config, str | Path):
+        return load_config(config)
+    raise ConfigError(
+        f"expected a configuration (RunConfig, nested mappings or the path of a YAML file), found {config!r}"
+    )
+
+
 def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
     """Return a configuration that ships as nested mappings, with overrides as in `load_config`.
 
@@ -293,7 +309,7 @@ def parse_config(
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
-        keys = _KEYS | _matching_keys(document)
+        keys = _section_keys() | _matching_keys(document)
         raise ConfigError("\n".join(explain(error.errors(), document, origin, places, keys))) from error
 
 
@@ -345,24 +361,21 @@ def _refusal(key: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{reason}", {"key": key, "reason": reason})
 
 
-_KEYS: dict[str, list[str]] = {
-    name: list(section.model_fields)
-    for name, section in (
-        ("", RunConfig),
-        ("data.digits", DigitScenesData),
-        ("data.folder", FolderData),
-        ("data.table", TableData),
-        ("data.egoobjects", EgoObjectsData),
-        ("data.cityscapes", CityscapesData),
-        ("data.tiny-imagenet", TinyImageNetData),
-        ("data.imagenet", ImageNetData),
-        ("data.features", FeaturesData),
-        ("data.crops", CropsData),
-        ("model", ModelConfig),
-        ("features", StorageConfig),
-        ("matching", _Matching),
-        ("kernels", KernelConfig),
-        ("retrieval", RetrievalConfig),
-    )
-}
-"""The keys of each section, for messages."""
+def _section_keys() -> dict[str, list[str]]:
+    """Return the keys of the sections, as `explain` takes them."""
+    fields = RunConfig.model_fields
+    sections = {name: _section_in(field.annotation) for name, field in fields.items() if name not in SIDES}
+    keys = {"": list(fields)}
+    for name in SOURCES.names():
+        try:
+            keys[f"data (source: {name})"] = list(SOURCES.load(name).model_fields)
+        except ConfigError:  # a broken distribution is reported when its source is chosen
+            continue
+    return keys | {name: list(section.model_fields) for name, section in sections.items() if section}
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that a type holds, such as `KernelConfig` for `tuple[KernelConfig, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -5,30 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyarrow import fs
 
 from semrsm_dist.data.files import locate
-from semrsm_dist.data.folder import list_files
-from semrsm_dist.errors import ConfigError, InputError, StorageError, did_you_mean
+from semrsm_dist.data.listing import list_files
+from semrsm_dist.errors import InputError, StorageError
 
 _logger = logging.getLogger(__name__)
-
-
-def require_split(split: str, known: Collection[str], source: str) -> None:
-    """Refuse a split that a data set does not have.
-
-    Raises
-    ------
-    ConfigError
-        Naming those it has.
-    """
-    if split not in known:
-        raise ConfigError(
-            f"{source}: there is no split {split!r}{did_you_mean(split, known)}; choose one of {', '.join(known)}"
-        )
 
 
 def is_folder(location: str) -> bool:

@@ -1,15 +1,16 @@
-"""What a source of images offers: entries, pixels and content hashes."""
+"""What a data source gives of its images: entries, and pixels with content hashes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from semrsm_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +70,6 @@ class UnreadableImageError(InputError):
             f"image {self.name!r} cannot be read: {self.cause}. It has no features until it is replaced or "
             f"removed; a run can also be told to skip unreadable images"
         )
-
-
-class ImageSet(Protocol):
-    """A source of images: cheap to construct and picklable, as it travels to the workers."""
-
-    def entries(self) -> list[ImageEntry]:
-        """Return all images in a fixed order with unique ids; raise `InputError` if there are none."""
-        ...
-
-    def read(self, entry: ImageEntry) -> Image.Image:
-        """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
-        ...
-
-    def load(self, entry: ImageEntry) -> LoadedImage:
-        """Return the decoded RGB image together with the hash of the same read."""
-        ...
-
-    def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
-        """Return (size in bytes, modification time in ns) without reading, or None if there is no such thing."""
-        ...
-
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the source, in JSON types, for the entry of a run."""
-        ...
 
 
 def check_unique_ids(image_ids: Iterable[str], source: str) -> None:

@@ -8,12 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from PIL import Image
 from pyarrow import fs
 
 from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.fields import Location
 
 REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes of the remote file systems that pyarrow knows."""
@@ -25,12 +26,16 @@ _OPTIONS = re.compile(r"\?\w+=[^/]*$")  # of a file system, such as ?region=eu-w
 _ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
 
 
-class FileImages:
-    """The reading half of an `ImageSet` whose entries name files in `uri`."""
+class FileSource(ImageSource):
+    """Base of the sources whose entries name files: what they share is how these are read.
 
-    def read(self, entry: ImageEntry) -> Image.Image:
-        """Return the decoded RGB image; raise `UnreadableImageError` naming the image and the cause."""
-        return decode_with_mode(self._content(entry), _name(entry))[0]
+    Parameters
+    ----------
+    path
+        Where the images or the list of them lie: a path, or a URI.
+    """
+
+    path: Location
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""

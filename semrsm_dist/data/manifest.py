@@ -14,7 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageEntry, ImageSet, UnreadableImageError, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import InputError, StorageError
 
 OK, UNREADABLE = "ok", "unreadable"
@@ -81,7 +82,7 @@ class ManifestRow:
 
     @property
     def entry(self) -> ImageEntry:
-        """The image as its image set knows it."""
+        """The image as its source knows it."""
         return ImageEntry(self.image_id, self.uri, self.labels, self.group)
 
 
@@ -240,7 +241,7 @@ class Manifest:
 # --- scanning --------------------------------------------------------------------------------------------
 
 
-def scan(image_set: ImageSet, entries: Iterable[ImageEntry]) -> list[ManifestRow]:
+def scan(source: ImageSource, entries: Iterable[ImageEntry]) -> list[ManifestRow]:
     """Open, fully decode and hash images, each in one read; unreadable ones become rows that say why.
 
     A function of its arguments and the files alone: slices of the entries can be scanned by many workers
@@ -251,11 +252,11 @@ def scan(image_set: ImageSet, entries: Iterable[ImageEntry]) -> list[ManifestRow
     StorageError
         If the storage fails, which says nothing about the images.
     """
-    return [_scan_one(image_set, entry) for entry in entries]
+    return [_scan_one(source, entry) for entry in entries]
 
 
 def find_known(
-    image_set: ImageSet, entries: Sequence[ImageEntry], previous: Manifest
+    source: ImageSource, entries: Sequence[ImageEntry], previous: Manifest
 ) -> Iterator[list[ManifestRow | None]]:
     """Yield, slice by slice, the rows of images that an earlier scan still tells of; None for the others.
 
@@ -265,29 +266,29 @@ def find_known(
     parts = [entries[start : start + LOOK_BATCH] for start in range(0, len(entries), LOOK_BATCH)]
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
         yield from threads.map(
-            lambda part: [_find_known(image_set, entry, previous.get(entry.image_id)) for entry in part],
+            lambda part: [_find_known(source, entry, previous.get(entry.image_id)) for entry in part],
             parts,
         )
 
 
-def _find_known(image_set: ImageSet, entry: ImageEntry, known: ManifestRow | None) -> ManifestRow | None:
+def _find_known(source: ImageSource, entry: ImageEntry, known: ManifestRow | None) -> ManifestRow | None:
     if known is None or known.uri != entry.uri:
         return None
     try:
-        if (known.n_bytes, known.mtime_ns) != (image_set.stamp(entry) or (None, None)):
+        if (known.n_bytes, known.mtime_ns) != (source.stamp(entry) or (None, None)):
             return None
         if known.status != OK:  # a permission given since then leaves no trace in size and time
-            return _scan_one(image_set, entry)
+            return _scan_one(source, entry)
     except StorageError:
         return None  # whoever scans it has more than one try
     return replace(known, labels=entry.labels, group=entry.group)
 
 
-def _scan_one(image_set: ImageSet, entry: ImageEntry) -> ManifestRow:
-    n_bytes, mtime_ns = image_set.stamp(entry) or (None, None)
+def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
+    n_bytes, mtime_ns = source.stamp(entry) or (None, None)
     row = ManifestRow(entry.image_id, entry.uri, entry.labels, entry.group, None, n_bytes, mtime_ns)
     try:
-        loaded = image_set.load(entry)
+        loaded = source.load(entry)
     except UnreadableImageError as error:
         return replace(row, status=UNREADABLE, error=error.cause)
     width, height = loaded.image.size

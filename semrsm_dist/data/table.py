@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,40 +11,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import REMOTE, FileImages, absolute, below, is_uri, locate, split_options
+from semrsm_dist.data.files import REMOTE, absolute, below, is_uri, locate, split_options
 from semrsm_dist.errors import InputError, did_you_mean
 
 LABEL_SEPARATOR = "|"
-
-
-@dataclass(frozen=True)
-class TableImages(FileImages):
-    """Images listed in a Parquet (``.parquet``, ``.pq``) or CSV (``.csv``) file, in the order of its rows.
-
-    Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
-    being relative to the table's folder; `labels`, a list column, or text with ``|`` between the labels, empty
-    for none; and, optionally, `group`. Further columns are ignored.
-
-    Parameters
-    ----------
-    path : str or Path
-        The table, or its URI.
-
-    Raises
-    ------
-    InputError
-        From `entries`, if the table cannot be read, lacks a column, is empty, or repeats an id.
-    """
-
-    path: str | Path
-
-    def entries(self) -> list[ImageEntry]:
-        """Return the listed images in the order of the table."""
-        return read_entries(self.path)
-
-    def describe(self) -> dict[str, object]:
-        """Return the kind and the absolute location of the table."""
-        return {"kind": "table", "path": absolute(self.path)}
 
 
 def read_entries(path: str | Path, *, needs_uri: bool = True) -> list[ImageEntry]:

@@ -181,10 +181,6 @@ class FeatureArray(ABC):
         """Return something cheap that changes when the file does (sizes and times), for caching the digest."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Return path, format, shape and type, ready for JSON."""
-
-    @abstractmethod
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         """Return some images as they lie on disk; raise InputError if they cannot be read."""
 
@@ -218,16 +214,6 @@ class NpyFeatures(FeatureArray):
         """Return size and times of the file."""
         stat = self._file.stat()
         return f"npy {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-
-    def describe(self) -> dict[str, Any]:
-        """Return path, format, shape and type."""
-        return {
-            "path": str(self.path),
-            "format": "npy",
-            "shape": list(self._disk_shape),
-            "stored_dtype": str(self._disk_dtype),
-            "layout": self.layout,
-        }
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize

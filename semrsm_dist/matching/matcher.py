@@ -289,7 +289,7 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
                 f"matcher {name!r} has no parameter {parameter!r}: it {takes}{did_you_mean(parameter, known)}"
             )
     try:
-        return kind(**parameters)
+        return kind.model_validate(parameters)
     except ValidationError as error:
         problems = [
             f"matcher {name!r}: {'.'.join(map(str, problem['loc']))}: {problem['input']!r}: {expected(problem)}"

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semrsm_dist.config.schema import Data, FeaturesData, RunConfig
-from semrsm_dist.data.entries import ImageEntry, ImageSet, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.arrays import FeatureArray
@@ -25,7 +26,6 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import RunInputs, model_spec, storage_itemsize
 from semrsm_dist.pipeline.sizing import choose_sizes
-from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
@@ -147,10 +147,10 @@ def _sample(
         raise ConfigError("images need a model; add the section model with name, weights and layers")
     from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
 
-    image_sets: dict[Side, ImageSet] = {
-        side: make_image_set(data) for side, data in sides.items() if not isinstance(data, FeaturesData)
+    readers: dict[Side, ImageSource] = {
+        side: data for side, data in sides.items() if isinstance(data, ImageSource)
     }
-    entries = {side: image_set.entries() for side, image_set in image_sets.items()}
+    entries = {side: source.entries() for side, source in readers.items()}
     extractor = Extractor(
         model_spec(config.model),
         config.model.layers,
@@ -158,7 +158,7 @@ def _sample(
         batch_size=config.model.batch_size,
     )
     started = time.perf_counter()
-    images = _read_some(config, image_sets["images"], entries["images"])
+    images = _read_some(config, readers["images"], entries["images"])
     samples = {layer: (z, None) for layer, z in extractor(images).items()}
     seconds = (time.perf_counter() - started) / len(images)
     return {side: len(found) for side, found in entries.items()}, samples, seconds
@@ -169,12 +169,12 @@ def _sample_features(source: FeatureArray, token_counts: Path | None) -> Sample:
     return z, load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
 
 
-def _read_some(config: RunConfig, image_set: ImageSet, entries: Sequence[ImageEntry]) -> list[Image.Image]:
+def _read_some(config: RunConfig, source: ImageSource, entries: Sequence[ImageEntry]) -> list[Image.Image]:
     """Read a few images from all over the list: neighbours are often alike."""
     images = []
     for entry in entries[:: max(1, len(entries) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
         try:
-            images.append(image_set.read(entry))
+            images.append(source.read(entry))
         except UnreadableImageError:
             if config.unreadable == "refuse":
                 raise

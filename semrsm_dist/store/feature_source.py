@@ -101,17 +101,6 @@ class ZarrFeatures(FeatureArray):
                 digest.update(f"{file.relative_to(self.path)} {stat.st_size} {times}\n".encode())
         return f"zarr {digest.hexdigest()}"
 
-    def describe(self) -> dict[str, Any]:
-        """Return path, format, shape, chunks and type."""
-        return {
-            "path": str(self.path),
-            "format": f"zarr v{self._array.metadata.zarr_format}",
-            "shape": list(self._array.shape),
-            "chunks": list(self._array.chunks),
-            "stored_dtype": str(self._array.dtype),
-            "layout": self.layout,
-        }
-
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         try:
             return np.asarray(self._array[start:stop])

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from semrsm_dist.data.crops import ShiftedCrops, crop_box, crop_id, largest_shift
-from semrsm_dist.data.digits import DigitScenes
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
-from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.sources.crops import ShiftedCrops, crop_box, crop_id, largest_shift
+from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
 
 
@@ -36,8 +36,8 @@ def test_a_crop_is_a_square_within_the_central_square(width, height, share, wher
 
 
 def test_crops_are_the_pixels_of_their_images_in_the_order_of_shifts():
-    scenes = DigitScenes(3, canvas=84)
-    crops = ShiftedCrops(scenes, shifts=(0.0, 0.25))
+    scenes = DigitScenes(n_images=3, canvas=84)
+    crops = ShiftedCrops(of=scenes, shifts=(0.0, 0.25))
     records = crops.entries()
     assert [r.image_id for r in records] == [
         crop_id(f"evaluation-00000{index}", shift) for shift in (0, 0.25) for index in range(3)
@@ -50,22 +50,22 @@ def test_crops_are_the_pixels_of_their_images_in_the_order_of_shifts():
 
 
 def test_hashes_tell_images_and_places_apart_and_survive_a_journey():
-    crops = ShiftedCrops(DigitScenes(4, canvas=84), shifts=(0.0, 0.1, 0.2))
+    crops = ShiftedCrops(of=DigitScenes(n_images=4, canvas=84), shifts=(0.0, 0.1, 0.2))
     records = crops.entries()
     hashes = [crops.load(record).sha256 for record in records]
     assert len(set(hashes)) == len(records)
     travelled = pickle.loads(pickle.dumps(crops))
     assert [travelled.load(record).sha256 for record in records] == hashes
-    again = ShiftedCrops(DigitScenes(4, canvas=84), shifts=(0.1,))
+    again = ShiftedCrops(of=DigitScenes(n_images=4, canvas=84), shifts=(0.1,))
     assert again.load(again.entries()[2]).sha256 == hashes[4 + 2]
 
 
 def test_a_sample_keeps_the_order_and_depends_on_its_seed():
-    scenes = DigitScenes(50, canvas=84)
+    scenes = DigitScenes(n_images=50, canvas=84)
     names = [record.image_id for record in scenes.entries()]
 
     def drawn(seed, n=10):
-        return [r.image_id.split("@")[0] for r in ShiftedCrops(scenes, sample=n, seed=seed).entries()]
+        return [r.image_id.split("@")[0] for r in ShiftedCrops(of=scenes, sample=n, seed=seed).entries()]
 
     assert len(set(drawn(0))) == 10
     assert sorted(drawn(0), key=names.index) == drawn(0) == drawn(0)
@@ -80,11 +80,11 @@ def folder(tmp_path):
         pixels = np.random.default_rng(index).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "cat" / f"{index}@x.png")
     (tmp_path / "cat" / "z.png").write_bytes(b"none")
-    return FolderImages(tmp_path)
+    return FolderImages(path=tmp_path)
 
 
 def test_files_of_any_shape_are_cropped_and_stamped(folder):
-    crops = ShiftedCrops(folder, share=0.5, shifts=(0.0, 1.0))
+    crops = ShiftedCrops(of=folder, share=0.5, shifts=(0.0, 1.0))
     records = crops.entries()
     for record, original in zip(records[:2], folder.entries(), strict=False):
         loaded = crops.load(record)
@@ -97,7 +97,7 @@ def test_files_of_any_shape_are_cropped_and_stamped(folder):
 
 
 def test_an_unreadable_file_is_told_by_its_own_name(folder):
-    crops = ShiftedCrops(folder)
+    crops = ShiftedCrops(of=folder)
     with pytest.raises(UnreadableImageError, match=r"cat/z\.png"):
         crops.read(crops.entries()[2])
 
@@ -105,29 +105,22 @@ def test_an_unreadable_file_is_told_by_its_own_name(folder):
 @pytest.mark.parametrize(
     ("controls", "words"),
     [
-        ({"share": 0}, "share is 0"),
-        ({"share": 1.2}, "share is 1.2"),
+        ({"share": 0}, "share: 0"),
+        ({"share": 1.2}, "share: 1.2"),
         ({"shifts": (0, 0.4)}, "0 to 0.3125"),
-        ({"shifts": (-0.1,)}, "shifts are"),
-        ({"shifts": ()}, "shifts are"),
-        ({"shifts": (float("nan"),)}, "shifts are"),
+        ({"shifts": (-0.1,)}, "shifts.0: -0.1"),
+        ({"shifts": ()}, "at least 1"),
+        ({"shifts": (float("nan"),)}, "shifts.0: nan"),
         ({"shifts": (0.1, 0.10000001)}, "each once"),
-        ({"sample": 0}, "sample is 0"),
+        ({"sample": 0}, "sample: 0"),
     ],
 )
 def test_impossible_crops_are_refused(controls, words):
     with pytest.raises(ConfigError, match=words):
-        ShiftedCrops(DigitScenes(2), **controls)
+        ShiftedCrops(of=DigitScenes(n_images=2), **controls)
 
 
 @pytest.mark.parametrize("image_id", ["evaluation-000000", "evaluation-000000@0.3000"])
 def test_records_of_other_crops_are_refused(image_id):
     with pytest.raises(InputError, match="none of these crops"):
-        ShiftedCrops(DigitScenes(2)).load(ImageEntry(image_id, ""))
-
-
-def test_the_description_is_plain():
-    crops = ShiftedCrops(DigitScenes(2), shifts=[0.0, 0.1], sample=1)
-    description = crops.describe()
-    assert description["of"] == DigitScenes(2).describe()
-    assert description["shifts"] == [0.0, 0.1]
+        ShiftedCrops(of=DigitScenes(n_images=2)).load(ImageEntry(image_id, ""))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import semrsm_dist
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.sources.digits import DigitScenes
 
 WEIGHTS = Path(semrsm_dist.__file__).parent / "features" / "weights"
 JOB = Path(__file__).parents[2] / "jobs" / "train_digits.py"
@@ -121,7 +121,7 @@ def test_curriculum_rises_from_one_digit_to_four(job):
 
 
 def test_targets_are_the_labels(job):
-    scenes = DigitScenes(6)
+    scenes = DigitScenes(n_images=6)
     images, targets = job.draw_batch(scenes, range(6))[:2]
     assert images.shape == (6, 3, 96, 96)
     for record, row in zip(scenes.entries(), targets, strict=True):

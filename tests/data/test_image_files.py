@@ -17,8 +17,9 @@ from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.files import join
-from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.table import TableImages, read_entries
+from semrsm_dist.data.sources.folder import FolderImages
+from semrsm_dist.data.sources.table import TableImages
+from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import InputError, StorageError
 
 
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folder_lists_images_sorted_with_their_top_level_class(folder):
-    records = FolderImages(folder).entries()
+    records = FolderImages(path=folder).entries()
     assert [(r.image_id, r.labels) for r in records] == [
         ("alone.webp", ()),
         ("cat/z%20#?.png", ("cat",)),
@@ -55,7 +56,7 @@ def test_folder_lists_images_sorted_with_their_top_level_class(folder):
 
 def test_folder_images_can_be_read_by_a_pickled_copy_elsewhere(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    images = FolderImages("my photos")
+    images = FolderImages(path="my photos")
     records = images.entries()
     copy = pickle.loads(pickle.dumps(images))
     monkeypatch.chdir("/")
@@ -68,8 +69,8 @@ def test_folder_images_can_be_read_by_a_pickled_copy_elsewhere(folder, monkeypat
 
 def test_folder_as_file_uri(folder):
     uri = folder.as_uri()
-    images = FolderImages(uri)
-    assert images.entries() == FolderImages(folder).entries()
+    images = FolderImages(path=uri)
+    assert images.entries() == FolderImages(path=folder).entries()
     for record in images.entries():
         assert images.read(record).size == (6, 4)
 
@@ -78,7 +79,7 @@ def test_links_are_followed_and_circles_end(folder, tmp_path):
     write_image(tmp_path / "elsewhere" / "e.png")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "dog" / "circle").symlink_to(folder)
-    names = [r.image_id for r in FolderImages(folder).entries()]
+    names = [r.image_id for r in FolderImages(path=folder).entries()]
     assert "linked/e.png" in names
     assert len(names) == 6
 
@@ -88,24 +89,24 @@ def test_folder_without_images(tmp_path, content):
     for name in content:
         (tmp_path / name).write_text("x")
     with pytest.raises(InputError, match=r"no images in .*\.jpeg"):
-        FolderImages(tmp_path).entries()
+        FolderImages(path=tmp_path).entries()
 
 
 def test_folder_that_is_missing_or_a_file(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        FolderImages(tmp_path / "nowhere").entries()
+        FolderImages(path=tmp_path / "nowhere").entries()
     with pytest.raises(InputError, match="is a file"):
-        FolderImages(write_image(tmp_path / "a.png")).entries()
+        FolderImages(path=write_image(tmp_path / "a.png")).entries()
     with pytest.raises(InputError, match="does not exist"):
-        FolderImages((tmp_path / "nowhere").as_uri()).entries()
+        FolderImages(path=(tmp_path / "nowhere").as_uri()).entries()
     with pytest.raises(InputError, match="does not exist"):
-        FolderImages("mock:///nowhere").entries()
+        FolderImages(path="mock:///nowhere").entries()
 
 
 def test_dangling_links_are_unreadable_and_pipes_are_passed_over(folder):
     (folder / "dog" / "dangling.png").symlink_to(folder / "gone.png")
     os.mkfifo(folder / "dog" / "pipe.png")
-    images = FolderImages(folder)
+    images = FolderImages(path=folder)
     found = {r.image_id: r for r in images.entries()}
     assert "dog/pipe.png" not in found
     with pytest.raises(UnreadableImageError, match="no such file"):
@@ -121,9 +122,9 @@ def test_a_folder_of_another_file_system(monkeypatch, folder):
         return LocalFileSystem(), str(folder)
 
     monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
-    images = FolderImages("s3://bucket/")
+    images = FolderImages(path="s3://bucket/")
     records = images.entries()
-    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(folder).entries()]
+    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(path=folder).entries()]
     assert records[1].uri == "s3://bucket/cat/z%20#?.png"
     assert {images.load(r).sha256 for r in records} == {
         hashlib.sha256((folder / r.image_id).read_bytes()).hexdigest() for r in records
@@ -142,16 +143,16 @@ def test_options_of_a_file_system_stay_at_the_end(monkeypatch, folder):
 
     monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
     place = f"s3://bucket/{folder.name}/?region=eu-west-1&scheme=http"
-    images = FolderImages(place)
+    images = FolderImages(path=place)
     records = images.entries()
-    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(folder).entries()]
+    assert [r.image_id for r in records] == [r.image_id for r in FolderImages(path=folder).entries()]
     assert records[0].uri == f"s3://bucket/{folder.name}/{records[0].image_id}?region=eu-west-1&scheme=http"
     for record in records:
         content = (folder / record.image_id).read_bytes()
         assert images.load(record).sha256 == hashlib.sha256(content).hexdigest()
     rows = f"image_id,uri,labels\na,{records[0].image_id},x\nb,s3://other/key.png,\n"
     (folder / "table.csv").write_text(rows)
-    table = TableImages(f"s3://bucket/{folder.name}/table.csv?region=eu-west-1")
+    table = TableImages(path=f"s3://bucket/{folder.name}/table.csv?region=eu-west-1")
     assert [r.uri for r in table.entries()] == [
         f"s3://bucket/{folder.name}/{records[0].image_id}?region=eu-west-1",
         "s3://other/key.png",
@@ -161,8 +162,8 @@ def test_options_of_a_file_system_stay_at_the_end(monkeypatch, folder):
 
 def test_the_root_of_a_file_system_is_a_folder_like_any_other(monkeypatch, folder):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("semrsm_dist.data.folder._list_local", lambda root: iter([f"{root}x", "a/b.png"]))
-    assert [record.uri for record in FolderImages("/").entries()] == ["/a/b.png"]
+    monkeypatch.setattr("semrsm_dist.data.listing._list_local", lambda root: iter([f"{root}x", "a/b.png"]))
+    assert [record.uri for record in FolderImages(path="/").entries()] == ["/a/b.png"]
     assert join("/") == "/" and join("/", "a") == "/a" and join("/a/", "b", "c") == "/a/b/c"
 
 
@@ -175,7 +176,7 @@ def test_a_key_that_a_file_system_cannot_have_is_an_image_that_cannot_be_read(mo
             raise pa.ArrowInvalid("Empty path component")
 
     monkeypatch.setattr("semrsm_dist.data.files._remote", lambda root: (Picky(), "bucket"))
-    images, record = FolderImages("s3://bucket"), ImageEntry("a", "s3://bucket//a.png")
+    images, record = FolderImages(path="s3://bucket"), ImageEntry("a", "s3://bucket//a.png")
     with pytest.raises(UnreadableImageError, match="no such file: Empty path component"):
         images.load(record)
     assert images.stamp(record) is None
@@ -187,11 +188,11 @@ def test_a_name_that_no_table_can_hold_is_refused(folder):
     except OSError:
         pytest.skip("this file system has Unicode names only")
     with pytest.raises(InputError, match="not valid Unicode"):
-        FolderImages(folder).entries()
+        FolderImages(path=folder).entries()
 
 
 def test_a_file_that_vanished_is_unreadable_and_has_no_stamp(folder):
-    images = FolderImages(folder)
+    images = FolderImages(path=folder)
     record = images.entries()[3]
     (folder / record.image_id).unlink()
     assert images.stamp(record) is None
@@ -202,7 +203,7 @@ def test_a_file_that_vanished_is_unreadable_and_has_no_stamp(folder):
 def test_a_folder_named_like_an_image_is_unreadable(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UnreadableImageError, match="it is a folder"):
-        FolderImages(tmp_path).read(ImageEntry("a.png", str(tmp_path / "a.png")))
+        FolderImages(path=tmp_path).read(ImageEntry("a.png", str(tmp_path / "a.png")))
 
 
 def test_a_failing_disk_is_not_blamed_on_the_image(folder, monkeypatch):
@@ -215,7 +216,7 @@ def test_a_failing_disk_is_not_blamed_on_the_image(folder, monkeypatch):
 
     monkeypatch.setattr("semrsm_dist.data.files.locate", lambda uri: (BrokenDisk(), uri))
     with pytest.raises(StorageError, match="Input/output error"):
-        FolderImages(folder).read(ImageEntry("a.png", "/a.png"))
+        FolderImages(path=folder).read(ImageEntry("a.png", "/a.png"))
 
 
 # --- tables --------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def write_table(folder: Path, kind: str, rows: dict[str, list[object]] = ROWS) -
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "pq"])
 def test_table_gives_records_in_its_order(table_folder, kind, monkeypatch):
-    images = TableImages(write_table(table_folder, kind))
+    images = TableImages(path=write_table(table_folder, kind))
     records = images.entries()
     assert [r.image_id for r in records] == ROWS["image_id"]
     assert [r.labels for r in records] == [("cup", "hand"), (), ("cup",)]
@@ -267,7 +268,7 @@ def test_uris_may_be_relative_absolute_or_with_a_scheme(table_folder):
         "uri": ["../images/b c.png", str(target), target.as_uri(), f"file://{target}"],
         "labels": [[]] * 4,
     }
-    images = TableImages(write_table(table_folder / "sub", "csv", rows))
+    images = TableImages(path=write_table(table_folder / "sub", "csv", rows))
     assert {images.load(r).sha256 for r in images.entries()} == {
         hashlib.sha256(target.read_bytes()).hexdigest()
     }
@@ -276,7 +277,7 @@ def test_uris_may_be_relative_absolute_or_with_a_scheme(table_folder):
 def test_uris_of_other_file_systems_reach_pyarrow(table_folder):
     """Pyarrow's in-memory file system stands for a bucket: same code, no network."""
     rows = {"image_id": ["a"], "uri": ["mock:///bucket/no such key.png"], "labels": [[]]}
-    images = TableImages(write_table(table_folder, "csv", rows))
+    images = TableImages(path=write_table(table_folder, "csv", rows))
     (record,) = images.entries()
     with pytest.raises(UnreadableImageError, match=r"a \(mock:///bucket/no such key\.png\).*no such file"):
         images.read(record)
@@ -284,7 +285,7 @@ def test_uris_of_other_file_systems_reach_pyarrow(table_folder):
 
 def test_unknown_scheme_is_refused(table_folder):
     rows = {"image_id": ["a"], "uri": ["ftp://host/a.png"], "labels": [[]]}
-    images = TableImages(write_table(table_folder, "csv", rows))
+    images = TableImages(path=write_table(table_folder, "csv", rows))
     with pytest.raises(InputError, match=r"images\.csv: ftp://host/a\.png: .*s3://"):
         images.entries()
     with pytest.raises(InputError, match=r"ftp://host/.*s3://"):
@@ -307,7 +308,7 @@ def test_unknown_scheme_is_refused(table_folder):
 def test_labels_of_every_column_type(tmp_path, labels):
     table = pa.table({"image_id": [7, 8], "uri": ["a", "b"], "labels": labels})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    records = TableImages(tmp_path / "t.parquet").entries()
+    records = TableImages(path=tmp_path / "t.parquet").entries()
     assert [(r.image_id, r.labels) for r in records] == [("7", ("1", "2")), ("8", ())]
 
 
@@ -316,7 +317,7 @@ def test_csv_is_text_whatever_it_looks_like(tmp_path):
     path.write_bytes(
         '\ufeffuri,labels,image_id,extra\r\n"a,b.png",null|NA,007,1\r\nc.png,3,1e5,2\r\n'.encode()
     )
-    first, second = TableImages(path).entries()
+    first, second = TableImages(path=path).entries()
     assert (first.image_id, first.labels, first.uri) == ("007", ("null", "NA"), f"{tmp_path}/a,b.png")
     assert (second.image_id, second.labels, second.group) == ("1e5", ("3",), None)
 
@@ -324,7 +325,7 @@ def test_csv_is_text_whatever_it_looks_like(tmp_path):
 def test_repeated_ids_are_named(table_folder):
     rows = {**ROWS, "image_id": ["x", "y", "x"]}
     with pytest.raises(InputError, match=r"1 image_id\(s\) occur more than once \('x'\)"):
-        TableImages(write_table(table_folder, "csv", rows)).entries()
+        TableImages(path=write_table(table_folder, "csv", rows)).entries()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -332,20 +333,20 @@ def test_repeated_ids_are_named(table_folder):
 def test_missing_columns_are_named(table_folder, kind, missing):
     rows = {name: values for name, values in ROWS.items() if name != missing}
     with pytest.raises(InputError, match=rf"lacks the column\(s\) {missing}; it has"):
-        TableImages(write_table(table_folder, kind, rows)).entries()
+        TableImages(path=write_table(table_folder, kind, rows)).entries()
 
 
 @pytest.mark.parametrize("column", ["image_id", "uri", "labels", "group"])
 def test_repeated_columns_are_named(tmp_path, column):
     (tmp_path / "t.csv").write_text(f"image_id,uri,labels,group,{column}\na,a.png,cat,,b\n")
     with pytest.raises(InputError, match=f"more than one column '{column}'"):
-        TableImages(tmp_path / "t.csv").entries()
+        TableImages(path=tmp_path / "t.csv").entries()
 
 
 def test_a_misspelt_column_is_suggested(tmp_path):
     (tmp_path / "t.csv").write_text("image_id,uri,label\na,a.png,cat\n")
     with pytest.raises(InputError, match="did you mean 'label'"):
-        TableImages(tmp_path / "t.csv").entries()
+        TableImages(path=tmp_path / "t.csv").entries()
 
 
 @pytest.mark.parametrize("column", ["image_id", "uri"])
@@ -353,7 +354,7 @@ def test_rows_with_an_empty_cell_are_refused(tmp_path, column):
     cells = {"image_id": "b", "uri": "b.png", "labels": ""} | {column: ""}
     (tmp_path / "t.csv").write_text("image_id,uri,labels\na,a.png,\n" + ",".join(cells.values()) + "\n")
     with pytest.raises(InputError, match=f"1 row\\(s\\) have no {column}, the first being row 1"):
-        TableImages(tmp_path / "t.csv").entries()
+        TableImages(path=tmp_path / "t.csv").entries()
 
 
 @pytest.mark.parametrize(
@@ -371,30 +372,23 @@ def test_rows_with_an_empty_cell_are_refused(tmp_path, column):
 def test_unusable_tables_are_refused_by_name(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
-        TableImages(tmp_path / name).entries()
+        TableImages(path=tmp_path / name).entries()
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_a_missing_table_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        TableImages(tmp_path / "t.csv").entries()
+        TableImages(path=tmp_path / "t.csv").entries()
 
 
 def test_ids_that_are_no_text_are_refused(tmp_path):
     table = pa.table({"image_id": [["a"]], "uri": ["a"], "labels": [["a"]]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(InputError, match="image_id must hold text"):
-        TableImages(tmp_path / "t.parquet").entries()
+        TableImages(path=tmp_path / "t.parquet").entries()
 
 
 def test_labels_of_ready_made_features_need_no_uri(tmp_path):
     (tmp_path / "t.csv").write_text("image_id,labels,group\na,x|y,g\nb,,\nc,z,g\n")
     assert [r.uri for r in read_entries(tmp_path / "t.csv", needs_uri=False)] == ["", "", ""]
     assert [r.labels for r in read_entries(tmp_path / "t.csv", needs_uri=False)] == [("x", "y"), (), ("z",)]
-
-
-def test_descriptions_are_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert FolderImages("x").describe() == {"kind": "folder", "path": str(tmp_path / "x")}
-    assert TableImages("x.csv").describe() == {"kind": "table", "path": str(tmp_path / "x.csv")}
-    assert FolderImages("s3://bucket/x/").describe() == {"kind": "folder", "path": "s3://bucket/x"}

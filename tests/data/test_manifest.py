@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from semrsm_dist.data.digits import DigitScenes
-from semrsm_dist.data.folder import FolderImages
 from semrsm_dist.data.manifest import SCHEMA, UNREADABLE, Manifest, ManifestRow, find_known, scan
+from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import InputError, StorageError
 
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def scanned(root: Path, previous: Manifest | None = None) -> Manifest:
-    images = CountingFolder(root)
+    images = CountingFolder(path=root)
     records = images.entries()
     if previous is None:
         return Manifest(tuple(scan(images, records)))
@@ -86,7 +86,7 @@ def test_scan_tells_what_each_image_is(folder):
 
 
 def test_slices_scanned_apart_join_to_the_whole(folder):
-    images = FolderImages(folder)
+    images = FolderImages(path=folder)
     records = images.entries()
     rows = [row for first in range(0, len(records), 3) for row in scan(images, records[first : first + 3])]
     assert Manifest(tuple(rows)) == scanned(folder)
@@ -126,7 +126,7 @@ def test_an_image_that_moved_is_read_again(folder):
 
 
 def test_a_reused_row_takes_labels_and_group_from_the_record(folder):
-    images = CountingFolder(folder)
+    images = CountingFolder(path=folder)
     first = scanned(folder)
     READ.clear()
     records = [replace(images.entries()[0], labels=("new",), group="g")]
@@ -150,7 +150,7 @@ def test_what_is_known_is_told_in_order_and_the_rest_is_left_to_be_scanned(tmp_p
     first = scanned(tmp_path)
     (tmp_path / "070.png").unlink()
     (tmp_path / "1000.png").write_bytes((tmp_path / "000.png").read_bytes())
-    images = FolderImages(tmp_path)
+    images = FolderImages(path=tmp_path)
     records = images.entries()
     rows = [row for part in find_known(images, records, first) for row in part]
     assert [None if row is None else row.image_id for row in rows] == [
@@ -165,7 +165,7 @@ def test_an_image_that_the_storage_does_not_answer_for_is_left_to_be_scanned(fol
         raise StorageError("the network is away")
 
     monkeypatch.setattr(FolderImages, "stamp", fails)
-    images = FolderImages(folder)
+    images = FolderImages(path=folder)
     assert [row for part in find_known(images, images.entries(), first) for row in part] == [None] * 8
 
 
@@ -178,7 +178,7 @@ def test_a_repaired_image_changes_the_digest(folder):
 
 
 def test_digit_scenes_scan_like_files():
-    scenes = DigitScenes(5)
+    scenes = DigitScenes(n_images=5)
     manifest = Manifest(tuple(scan(scenes, scenes.entries())))
     assert [row.sha256 for row in manifest.rows] == [scenes.load(r).sha256 for r in scenes.entries()]
     assert manifest.labels() == [r.labels for r in scenes.entries()]

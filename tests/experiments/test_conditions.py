@@ -7,20 +7,19 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from semrsm_dist.config.schema import DigitScenesData, parse_config
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.conditions import grid as conditions_grid
 from semrsm_dist.experiments.conditions.grid import FACTORS, list_conditions
 from semrsm_dist.experiments.evaluating import compute
-from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.results.run import Run
 
 evaluate = partial(compute, "conditions")
 
 MODEL = {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]}
 DATA = {"source": "digits", "seed": 3}
-BASE = DigitScenesData(n_images=2, **DATA)
+BASE = DigitScenes(n_images=2, **DATA)
 N = 24
 
 
@@ -69,7 +68,7 @@ def f1_by_hand(scenes, labels):
     [("scale", {}), ("pair", {"digits": (2, 2), "arrangement": "pair", "displacement": 0.0})],
 )
 def test_gains_are_those_of_scenes_matched_by_hand(found, factor, controls):
-    scenes = DigitScenes(N, seed=3, **controls)
+    scenes = DigitScenes(n_images=N, seed=3, **controls)
     labels = []
     for k in range(N):
         placements = sorted(scenes.scene(k).placements, key=lambda p: p.left)
@@ -106,7 +105,7 @@ def test_the_base_serves_every_condition_that_is_the_same(found):
 def test_runs_from_before_the_new_controls_can_go_on(found):
     """Only what is used is a fact of a run, so that the records of older runs still fit."""
     folder = found[0] / "evaluation" / "conditions" / f"{N}-images"
-    base, pair = (Run(folder / name).record["fingerprint"] for name in ("base", "pair-0"))
+    base, pair = (Run(folder / name).record.fingerprint for name in ("base", "pair-0"))
     added = {"images.displacement", "images.arrangement"}
     assert not added & base.keys()
     assert added <= pair.keys()
@@ -146,7 +145,7 @@ def test_each_condition_changes_its_control_alone():
         }
         assert changed <= allowed[condition.factor]
         assert (condition.input_size != (96, 96)) <= (condition.factor in ("canvas", "resolution"))
-        make_image_set(condition.data).entries()[:1]
+        condition.data.entries()[:1]
     for factor in FACTORS:
         mine = [c for c in conditions if c.factor == factor]
         assert len({c.level for c in mine}) == len({c.name for c in mine}) == len(mine) >= 3
@@ -158,7 +157,7 @@ def test_each_condition_changes_its_control_alone():
 
 def test_what_a_base_does_not_allow_is_told():
     conditions, left_out = list_conditions(BASE.model_copy(update={"scale": (5.0, 6.0)}), (96, 96))
-    assert any(item.startswith("digits 6: digit scenes: 6 digits of up to 48 px") for item in left_out)
+    assert any(item.startswith("digits 6: DigitScenes: 6 digits of up to 48 px") for item in left_out)
     assert all(c.level < 5 for c in conditions if c.factor == "digits")
     assert any(c.factor == "displacement" for c in conditions)
 

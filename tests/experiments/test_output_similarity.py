@@ -16,7 +16,6 @@ from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.features.registry import find_shipped
 from semrsm_dist.pipeline.stages.outputs import require_outputs
-from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.results.run import Run
 
 evaluate = partial(compute, "output-similarity")
@@ -48,7 +47,7 @@ def upper(matrix):
 def test_values_are_those_of_the_network_and_scipy(found):
     config, evidence = found
     model = load_model(ModelSpec("test_resnet", "digits"))
-    scenes = make_image_set(config.data)
+    scenes = config.data
     with torch.inference_mode():
         images = torch.stack([model.transform(scenes.read(record)) for record in scenes.entries()])
         yes = model.module(images).double().sigmoid().numpy()

@@ -244,9 +244,8 @@ def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_pa
     import torch
 
     from semrsm_dist.features.models import ModelSpec, load_model
-    from semrsm_dist.pipeline.stages.scan import make_image_set
 
-    model, images = load_model(ModelSpec("test_vit", "digits")), make_image_set(config.data)
+    model, images = load_model(ModelSpec("test_vit", "digits")), config.data
     batch = torch.stack([model.transform(images.read(record)) for record in images.entries()])
     with torch.inference_mode():
         token = small.unit(model.module.forward_features(batch)[:, 0].double().numpy())

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.config.schema import parse_config
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.experiments.evaluating import compute
 
@@ -49,7 +49,7 @@ def medians(table, kernel, kind, pair):
 
 def crops_by_hand(first):
     """Cut 96 of 126 pixels: 15 from the left, `first` from the top."""
-    scenes = DigitScenes(N, canvas=126)
+    scenes = DigitScenes(n_images=N, canvas=126)
     pixels = [scenes.render(scenes.scene(index)) for index in range(N)]
     return [Image.fromarray(p[first : first + 96, 15:111]).convert("RGB") for p in pixels]
 

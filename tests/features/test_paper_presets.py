@@ -17,7 +17,6 @@ from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import model_spec
-from semrsm_dist.pipeline.stages.scan import make_image_set
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "paper"
 BLOCKS = "vision.encoder.layers"
@@ -193,7 +192,7 @@ def test_where_its_data_are_not_there_it_says_what_to_put_where(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     config = preset(name)
     with pytest.raises(InputError, match=rf"{tmp_path / config.data.path}.*--set data\.path=FOLDER"):
-        make_image_set(config.data).entries()
+        config.data.entries()
 
 
 @pytest.mark.parametrize("name", SIZES)

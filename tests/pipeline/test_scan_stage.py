@@ -11,7 +11,7 @@ import pytest
 
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.folder import FolderImages
+from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.errors import InputError, StorageError
@@ -104,7 +104,7 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_number_of_images(shop, eng
     folder = shop.images(n=5)
     scan_again(shop, folder, engine)
     assert len(pickle.dumps(engine.workers[0])) < 400
-    records = FolderImages(folder).entries()
+    records = FolderImages(path=folder).entries()
     assert repr(ScanBatch(64, tuple(records))) == "ScanBatch(first=64)"  # in messages about a failed unit
 
 
@@ -125,7 +125,7 @@ def test_a_storage_that_fails_says_so_and_not_that_the_image_is_bad(tmp_path, mo
     monkeypatch.setattr(FolderImages, "stamp", fails)
     batch = ScanBatch(0, (ImageEntry("a", "/a"),))
     (tmp_path / "lock").touch()  # a run is at work
-    (receipt,) = ScanWorker(tmp_path, FolderImages("/"))((batch,))
+    (receipt,) = ScanWorker(tmp_path, FolderImages(path="/"))((batch,))
     assert receipt.unit is batch
     assert receipt.error.endswith("the network is away")
     assert "Traceback" not in receipt.error

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import DigitScenesData, RunConfig
+from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.entries import RowReader
@@ -138,8 +139,8 @@ def _measure(
             }
 
 
-def _require_scenes(config: RunConfig, images: int) -> DigitScenesData:
-    if not isinstance(config.data, DigitScenesData) or config.queries is not None:
+def _require_scenes(config: RunConfig, images: int) -> DigitScenes:
+    if not isinstance(config.data, DigitScenes) or config.queries is not None:
         raise ConfigError(
             "the experiment conditions varies the controls of digit scenes, which other images do not have; give a "
             "run with data.source: digits and no queries"
@@ -148,7 +149,7 @@ def _require_scenes(config: RunConfig, images: int) -> DigitScenesData:
 
 
 def _base_config(
-    config: RunConfig, scenes: DigitScenesData, *, layers: Sequence[str] | None, kernel: str
+    config: RunConfig, scenes: DigitScenes, *, layers: Sequence[str] | None, kernel: str
 ) -> RunConfig:
     document = config.model_dump()
     own = document["model"]["layers"]

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from semrsm_dist.config.schema import DigitScenesData
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.conditions import Factor
-from semrsm_dist.pipeline.stages.scan import make_image_set
 
 Size = tuple[int, int]
 
@@ -53,7 +50,7 @@ class Condition:
 
     factor: Factor
     level: float
-    data: DigitScenesData
+    data: DigitScenes
     input_size: Size
 
     @property
@@ -67,7 +64,7 @@ class Condition:
 
 
 def list_conditions(
-    base: DigitScenesData, input_size: Size, factors: Sequence[Factor] = tuple(FACTORS)
+    base: DigitScenes, input_size: Size, factors: Sequence[Factor] = tuple(FACTORS)
 ) -> tuple[list[Condition], list[str]]:
     """Return the conditions around a base, and those that its scenes do not allow, with the reason.
 
@@ -86,9 +83,8 @@ def list_conditions(
         if factor not in factors:
             continue
         try:
-            data = DigitScenesData.model_validate({**base.model_dump(), **changes})
-            make_image_set(data)
-        except (ConfigError, ValidationError) as error:
+            data = DigitScenes(**{**base.model_dump(), **changes})
+        except ConfigError as error:
             left_out.append(f"{factor} {level:.4g}: {_first_line(error)}")
         else:
             conditions.append(Condition(factor, level, data, size))
@@ -96,7 +92,7 @@ def list_conditions(
 
 
 def _list_changes(
-    base: DigitScenesData, input_size: Size
+    base: DigitScenes, input_size: Size
 ) -> Iterator[tuple[Factor, float, dict[str, Any], Size]]:
     for times in SCALES:
         low, high = (times * scale for scale in base.scale)
@@ -121,14 +117,14 @@ def _list_changes(
         )
 
 
-def _roomy_scale(base: DigitScenesData) -> tuple[float, float]:
+def _roomy_scale(base: DigitScenes) -> tuple[float, float]:
     """Return the largest of the scales at which every class has a home of its own, or else the smallest."""
     scale = base.scale
     for times in sorted(SCALES, reverse=True):
         scale = (times * base.scale[0], times * base.scale[1])
         changes = {"scale": scale, "displacement": 0.0, "arrangement": "free"}
         try:
-            make_image_set(base.model_copy(update=changes))
+            DigitScenes(**{**base.model_dump(), **changes})
         except ConfigError:
             continue
         break

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import DigitScenesData, FeaturesData, RunConfig
-from semrsm_dist.data.digits import DigitScenes
+from semrsm_dist.config.schema import FeaturesData, RunConfig
 from semrsm_dist.data.handwriting import N_CLASSES
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.layers import PRUNED, TUNED
 from semrsm_dist.pipeline.inputs import model_spec
@@ -57,7 +57,12 @@ class Tuning:
     def batches(self, canvas: int) -> Iterator[tuple[list[Image], NDArray[np.float32]]]:
         """Yield scenes of so many pixels, and which digits are in them, (batch, 10) of 0 and 1."""
         scenes = DigitScenes(
-            self.steps * self.batch, self.digits, canvas, self.scale, split="training", seed=self.seed
+            n_images=self.steps * self.batch,
+            digits=self.digits,
+            canvas=canvas,
+            scale=self.scale,
+            split="training",
+            seed=self.seed,
         )
         entries = scenes.entries()
         for start in range(0, len(entries), self.batch):
@@ -103,7 +108,7 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
         raise ConfigError("a variant needs a network; give a run with the section model")
     folder, data, model = config.run / "evaluation" / "layers", config.data, config.model
     run = folder / name
-    if isinstance(data, DigitScenesData):
+    if isinstance(data, DigitScenes):
         data = data.model_copy(update={"n_images": min(data.n_images, images)})
         run = folder / f"{data.n_images}-images" / name  # fewer scenes are another run
     if name != ORIGINAL:

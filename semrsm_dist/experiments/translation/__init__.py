@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from semrsm_dist.data.crops import SHARE, largest_shift
+from semrsm_dist.data.sources.crops import SHARE, largest_shift
 from semrsm_dist.experiments.experiment import Experiment, Many, Parameters, Positive
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import CropsData, DigitScenesData, FeaturesData, RunConfig
-from semrsm_dist.data.crops import crop_id
+from semrsm_dist.config.schema import FeaturesData, RunConfig
 from semrsm_dist.data.manifest import OK
+from semrsm_dist.data.sources.crops import ShiftedCrops, crop_id
+from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs
@@ -76,14 +77,14 @@ def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunCo
         As `evaluate`.
     """
     images, shifts, share, seed = parameters.images, parameters.shifts, parameters.share, parameters.seed
-    data = config.data.of if isinstance(config.data, CropsData) else config.data
+    data = config.data.of if isinstance(config.data, ShiftedCrops) else config.data
     if isinstance(data, FeaturesData):
         raise ConfigError(
             "the experiment translation crops images, but this run has ready-made features; give a run whose data are "
             "images and that has a model"
         )
     sample: int | None = images
-    if isinstance(data, DigitScenesData):
+    if isinstance(data, DigitScenes):
         data = data.model_copy(update={"canvas": round(data.canvas / share), "n_images": images})
         sample = None
     crops = {"source": "crops", "of": data.model_dump(), "share": share, "sample": sample, "seed": seed}

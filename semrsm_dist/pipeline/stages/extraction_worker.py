@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from semrsm_dist.data.entries import ImageSet
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
 from semrsm_dist.pipeline.faults import attempt_each
@@ -49,17 +49,17 @@ class ReadableImages:
 
     Parameters
     ----------
-    image_set, rows
+    source, rows
         The readable images, in the order of the matrix, with the hashes that their content must have.
     """
 
-    image_set: ImageSet
+    source: ImageSource
     rows: tuple[ManifestRow, ...]
 
     @classmethod
-    def of(cls, image_set: ImageSet, manifest: Manifest) -> ReadableImages:
+    def of(cls, source: ImageSource, manifest: Manifest) -> ReadableImages:
         """Return the readable images of a manifest."""
-        return cls(image_set, tuple(row for row in manifest.rows if row.status == OK))
+        return cls(source, tuple(row for row in manifest.rows if row.status == OK))
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,11 @@ class _ExtractionWorker:
         yield reading
 
     def _start_reading(self, readers: ThreadPoolExecutor, chunk: FeatureChunk) -> list[Future[Prepared]]:
-        image_set = self._setup.sides[chunk.side].image_set
-        return [readers.submit(self._read, image_set, row) for row in self._rows(chunk)]
+        source = self._setup.sides[chunk.side].source
+        return [readers.submit(self._read, source, row) for row in self._rows(chunk)]
 
-    def _read(self, image_set: ImageSet, row: ManifestRow) -> Prepared:
-        loaded = image_set.load(row.entry)
+    def _read(self, source: ImageSource, row: ManifestRow) -> Prepared:
+        loaded = source.load(row.entry)
         if loaded.sha256 != row.sha256:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "

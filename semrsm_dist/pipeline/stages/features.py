@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.pipeline.stages.importing import import_features
-from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
@@ -49,8 +49,8 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
             import_features(session, record, side, data, manifest)
-        elif data is not None:
-            to_extract[side] = ReadableImages.of(make_image_set(data), manifest)
+        elif isinstance(data, ImageSource):
+            to_extract[side] = ReadableImages.of(data, manifest)
     if to_extract:
         sizes = {layer: record.model.layers[layer] for layer in record.requested}
         extract_features(session, record, to_extract, sizes)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import FeaturesData, RunConfig
+from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.pipeline.inputs import measure_layer, model_spec
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
-from semrsm_dist.pipeline.stages.scan import make_image_set
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord, Side
 
@@ -50,7 +50,7 @@ def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[Load
         If there is no model, or no probabilities can be made of its outputs; see
         `semrsm_dist.features.outputs.find_meaning`.
     """
-    if config.model is None or isinstance(config.data, FeaturesData):
+    if config.model is None or not isinstance(config.data, ImageSource):
         raise ConfigError(
             "ready-made features come without a model, so nothing says how it classifies the images; give its "
             "probabilities as an array (images, classes): --with probabilities=FILE.npy"
@@ -83,7 +83,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     """
     config = session.config
     model, meaning = require_outputs(config, given)
-    if record is None or config.model is None or isinstance(config.data, FeaturesData):
+    if record is None or config.model is None or not isinstance(config.data, ImageSource):
         raise ConfigError(
             f"{session.directory.path}: there is no run here yet whose images to classify; start it"
         )
@@ -94,7 +94,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
     store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record.chunk_size, "float32")
     store.remove_damaged()
-    images = ReadableImages.of(make_image_set(config.data), manifest)
+    images = ReadableImages.of(config.data, manifest)
     extract_features(session, record, {SIDE: images}, {OUTPUTS: sizes})
     logits = store.read(slice(0, len(manifest.readable)))[:, 0].astype(np.float32, copy=False)
     return ModelOutputs(logits, meaning)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from semrsm_dist.config.schema import CropsData, FeaturesData, FolderData, Images
-from semrsm_dist.data.cityscapes import CityscapesImages
-from semrsm_dist.data.crops import ShiftedCrops
-from semrsm_dist.data.digits import DigitScenes
-from semrsm_dist.data.egoobjects import EgoObjectsImages
-from semrsm_dist.data.entries import ImageEntry, ImageSet
-from semrsm_dist.data.files import is_uri
-from semrsm_dist.data.folder import FolderImages
-from semrsm_dist.data.imagenet import ImageNetImages
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
-from semrsm_dist.data.table import TableImages, read_entries
-from semrsm_dist.data.tiny_imagenet import TinyImageNetImages
+from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.sources.features import FeaturesData
+from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
@@ -27,27 +20,6 @@ from semrsm_dist.store.record import Side
 
 SCAN_BATCH = 64
 SHOWN = 10
-
-ImageData = Images | CropsData
-
-
-def make_image_set(data: ImageData) -> ImageSet:
-    """Return the image set that a section of the configuration describes."""
-    if isinstance(data, CropsData):
-        return ShiftedCrops(make_image_set(data.of), data.share, data.shifts, data.sample, data.seed)
-    return _IMAGE_SETS[data.source](**data.model_dump(exclude={"source"}))
-
-
-_IMAGE_SETS: dict[str, Callable[..., ImageSet]] = {
-    "digits": DigitScenes,
-    "folder": FolderImages,
-    "table": TableImages,
-    "egoobjects": EgoObjectsImages,
-    "cityscapes": CityscapesImages,
-    "tiny-imagenet": TinyImageNetImages,
-    "imagenet": ImageNetImages,
-}
-"""By source; their parameters are the keys of its section."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +35,18 @@ class ScanWorker:
     """Reads, decodes and hashes batches of images; the rows travel back as the receipts' values."""
 
     run: Path
-    image_set: ImageSet
+    source: ImageSource
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Scan batches of images."""
         return attempt_each(cast("tuple[ScanBatch, ...]", units), self._scan, self.run)
 
     def _scan(self, batch: ScanBatch) -> Receipt:
-        rows = scan(self.image_set, batch.entries)
+        rows = scan(self.source, batch.entries)
         return Receipt(batch, counts={"images": len(rows)}, value=rows)
 
 
-def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
+def scan_images(session: Session, side: str, source: ImageSource) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
     The engine is asked for workers only if there is something to scan.
@@ -85,7 +57,7 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
         The session.
     side
         `images` or `queries`.
-    data
+    source
         Where the images come from.
 
     Raises
@@ -95,14 +67,13 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
     InputError
         If there are too few images, or some are unreadable and the configuration does not say to skip them.
     """
-    _refuse_run_among_images(session, data)
-    image_set = make_image_set(data)
+    _refuse_run_among_images(session, source)
     with session.timed("scan"):
-        entries = image_set.entries()
-        rows = _rows_without_workers(session, side, image_set, entries)
+        entries = source.entries()
+        rows = _rows_without_workers(session, side, source, entries)
     new = [index for index, row in enumerate(rows) if row is None]
     if new:
-        for index, row in _scan_new(session, image_set, entries, new):
+        for index, row in _scan_new(session, source, entries, new):
             rows[index] = row
     manifest = Manifest(tuple(row for row in rows if row is not None))
     _check_readable(session, side, manifest)
@@ -110,15 +81,15 @@ def scan_images(session: Session, side: str, data: ImageData) -> Manifest:
 
 
 def _rows_without_workers(
-    session: Session, side: str, image_set: ImageSet, entries: Sequence[ImageEntry]
+    session: Session, side: str, source: ImageSource, entries: Sequence[ImageEntry]
 ) -> list[ManifestRow | None]:
-    """Return what can be told in the driver: all of generated images, and what is as an earlier session saw it."""
+    """Return what can be found in the driver: all of generated images, and what is as an earlier session saw it."""
     path = session.directory.manifest(side)
     parts: Iterator[list[ManifestRow]] | Iterator[list[ManifestRow | None]]
-    if isinstance(image_set, DigitScenes):  # made in less time than it takes to hand them out
-        parts = (scan(image_set, entries[start:stop]) for start, stop in slices(len(entries), SCAN_BATCH))
+    if source.generated:
+        parts = (scan(source, entries[start:stop]) for start, stop in slices(len(entries), SCAN_BATCH))
     elif path.exists():
-        parts = find_known(image_set, entries, Manifest.from_parquet(path))
+        parts = find_known(source, entries, Manifest.from_parquet(path))
     else:
         return [None] * len(entries)
     rows: list[ManifestRow | None] = []
@@ -132,14 +103,14 @@ def _rows_without_workers(
 
 
 def _scan_new(
-    session: Session, image_set: ImageSet, entries: Sequence[ImageEntry], new: Sequence[int]
+    session: Session, source: ImageSource, entries: Sequence[ImageEntry], new: Sequence[int]
 ) -> Iterator[tuple[int, ManifestRow]]:
     """Have images scanned by the engine's workers; yield the index and the row of each."""
     batches = [
         ScanBatch(start, tuple(entries[index] for index in new[start:stop]))
         for start, stop in slices(len(new), SCAN_BATCH)
     ]
-    worker = ScanWorker(session.directory.path, image_set)
+    worker = ScanWorker(session.directory.path, source)
     outcome = session.work(
         "scan",
         lambda: session.engine.start_tasks(worker, Resources(cpus=1)),
@@ -197,16 +168,12 @@ def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:
             )
 
 
-def _refuse_run_among_images(session: Session, data: ImageData) -> None:
-    if isinstance(data, CropsData):
-        data = data.of
-    if not isinstance(data, FolderData) or is_uri(str(data.path)):
-        return
-    run, folder = session.directory.path.resolve(), Path(data.path).resolve()
-    if run.is_relative_to(folder):
+def _refuse_run_among_images(session: Session, source: ImageSource) -> None:
+    run = session.directory.path.resolve()
+    if source.would_list(run):
         raise ConfigError(
-            f"run: {run}: lies inside the image folder {folder}, so the pictures that the run draws would be taken for "
-            "its images; choose a directory outside it"
+            f"run: {run}: lies inside the image folder, so the pictures that the run draws would be taken for its "
+            "images; choose a directory outside it"
         )
 
 
@@ -219,7 +186,7 @@ def _check_readable(session: Session, side: str, manifest: Manifest) -> None:
     if session.config.unreadable == "refuse":
         raise InputError(
             f"{side}: {len(bad)} of {len(manifest)} images cannot be read, so nothing was computed:\n{shown}{more}\n"
-            "Mend or remove them, or go on without them with unreadable: skip"
+            "Fix or remove them, or go on without them with unreadable: skip"
         )
     session.warn(
         f"{side}: {len(bad)} of {len(manifest)} images cannot be read and are left out (listed in "

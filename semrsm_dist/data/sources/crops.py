@@ -1,4 +1,4 @@
-"""Shifted crops of the images of another set: the same things, some way up in the picture.
+"""Shifted crops of the images of another source: the same things, some way up in the picture.
 
 Each image is first cut to its central square. A crop is a smaller square, `share` of that wide, in the middle of
 it from left to right, and at the top (shift 0) or further down. Shifts are shares of the crop's side, so they mean the
@@ -8,13 +8,18 @@ same in images of any size. Wald et al. (2024) cut 64 of 84 pixels, with a shift
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image
+from pydantic import Field, model_validator
 
-from semrsm_dist.data.entries import ImageEntry, ImageSet, LoadedImage
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.data.entries import ImageEntry, LoadedImage
+from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.sources import Images
+from semrsm_dist.errors import InputError
+from semrsm_dist.fields import AffectsResult, Count, Real, Seed
 
 SHARE = 64 / 84
 """The paper's crops, as a share of the image."""
@@ -25,9 +30,8 @@ Box = tuple[int, int, int, int]
 """Left, upper, right and lower border, in pixels, as Pillow has them."""
 
 
-@dataclass(frozen=True)
-class ShiftedCrops:
-    """Crops of the images of a set, ordered by shift and then by image; labels and groups are the images'.
+class ShiftedCrops(ImageSource):
+    """Crops of the images of another source, ordered by shift and then by image; labels and groups are the images'.
 
     Parameters
     ----------
@@ -38,37 +42,30 @@ class ShiftedCrops:
     shifts
         How far down the crops lie, as shares of their side: different ones, from 0 to `largest_shift(share)`.
     sample
-        So many images are drawn from the set, by chance, and kept in its order; None takes all.
+        So many images are drawn by chance, and kept in their order; None takes all.
     seed
         For the draw.
 
-    Raises
-    ------
-    ConfigError
-        For values out of range.
     """
 
-    of: ImageSet
-    share: float = SHARE
-    shifts: tuple[float, ...] = (0.0,)
-    sample: int | None = None
-    seed: int = 0
+    source: Literal["crops"] = "crops"
+    of: Images
+    share: Annotated[Real, Field(gt=0, le=1), AffectsResult(added=True)] = SHARE
+    shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
+    sample: Count | None = None
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shifts", tuple(self.shifts))
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"crops: share is {self.share!r}, but must lie above 0 and not above 1")
+    @model_validator(mode="after")
+    def _shifts_differ_and_fit(self) -> ShiftedCrops:
         largest = largest_shift(self.share)
-        outside = [shift for shift in self.shifts if not 0 <= shift <= largest * (1 + 1e-9)]
-        if outside or not self.shifts:
-            raise ConfigError(
-                f"crops: shifts are {list(self.shifts)}, but crops of {self.share:.4g} of an image can be moved by 0 "
-                f"to {largest:.4g} of their side; give shifts in this range, or smaller crops"
+        if max(self.shifts) > largest * (1 + 1e-9):
+            raise ValueError(
+                f"shifts are {list(self.shifts)}, but crops of {self.share:.4g} of an image can be moved by 0 to "
+                f"{largest:.4g} of their side; give shifts in this range, or smaller crops"
             )
         if len({_tag(shift) for shift in self.shifts}) < len(self.shifts):
-            raise ConfigError(f"crops: shifts are {list(self.shifts)}; give each once")
-        if self.sample is not None and self.sample < 1:
-            raise ConfigError(f"crops: sample is {self.sample!r}, but must be at least 1")
+            raise ValueError(f"shifts are {list(self.shifts)}; give each once")
+        return self
 
     def entries(self) -> list[ImageEntry]:
         """Return the crops, those of the first shift first."""
@@ -82,10 +79,6 @@ class ShiftedCrops:
             for entry in images
         ]
 
-    def read(self, entry: ImageEntry) -> Image.Image:
-        """Return the crop; raise `UnreadableImageError` naming the image and the cause."""
-        return self.load(entry).image
-
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the crop with a hash of the image's content and the place of the crop in it."""
         original, shift = self._original(entry)
@@ -95,19 +88,12 @@ class ShiftedCrops:
         return replace(loaded, image=loaded.image.crop(box), sha256=sha256)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
-        """Return what the image's own set returns for it."""
+        """Return what the image's own source returns for it."""
         return self.of.stamp(self._original(entry)[0])
 
-    def describe(self) -> dict[str, object]:
-        """Return the controls and the description of the images, in JSON types."""
-        return {
-            "kind": "crops",
-            "of": self.of.describe(),
-            "share": self.share,
-            "shifts": list(self.shifts),
-            "sample": self.sample,
-            "seed": self.seed,
-        }
+    def would_list(self, path: Path) -> bool:
+        """Return what the images' own source returns."""
+        return self.of.would_list(path)
 
     def _original(self, entry: ImageEntry) -> tuple[ImageEntry, float]:
         name, _, tag = entry.image_id.rpartition(_MARK)
@@ -116,7 +102,7 @@ class ShiftedCrops:
                 return replace(entry, image_id=name), float(tag)  # so that equal ids are equal crops
         raise InputError(
             f"image {entry.image_id!r} is none of these crops, whose ids end in "
-            f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the image set that listed it"
+            f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the source that listed it"
         )
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, field_validator, model_validator
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.handwriting import DIGIT_SIDE, N_CLASSES, Split, digit_sources, enlarge, to_bytes
 from semrsm_dist.data.placing import Corner, Window, place_boxes, regular_slots
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.data.source import ImageSource
+from semrsm_dist.errors import InputError
+from semrsm_dist.fields import AffectsResult, Count, Pair, Real, Seed
 
 Arrangement = Literal["free", "pair"]
 
@@ -62,8 +65,7 @@ class Scene:
         return tuple(sorted({str(p.digit) for p in self.placements}))
 
 
-@dataclass(frozen=True)
-class DigitScenes:
+class DigitScenes(ImageSource):
     """Generated scenes of handwritten digits, labelled with the set of digits they show.
 
     Scene k depends on the controls, `seed`, `split` and k alone: it is the same for every `n_images`.
@@ -97,108 +99,73 @@ class DigitScenes:
     arrangement : {"free", "pair"}
         Digits anywhere on the canvas, labelled with their set, or one in each half, labelled with its side.
 
-    Raises
-    ------
-    ConfigError
-        For values out of range, and for digits that need not fit on the canvas within `overlap`, at home, or
-        in their halves.
     """
 
-    n_images: int = 400
-    digits: tuple[int, int] = (1, 4)
-    canvas: int = 96
-    scale: tuple[float, float] = (2.5, 4.0)
-    overlap: float = 0.1
-    split: Split = "evaluation"
-    seed: int = 0
-    displacement: float = 1.0
-    arrangement: Arrangement = "free"
+    generated: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        # Configuration files hold lists where tuples are meant.
-        object.__setattr__(self, "digits", tuple(self.digits))
-        object.__setattr__(self, "scale", tuple(self.scale))
-        self._check_ranges()
-        capacity = len(self._slots())
+    source: Literal["digits"] = "digits"
+    n_images: Annotated[Count, AffectsResult()] = 400
+    digits: Annotated[Pair, AffectsResult()] = (1, 4)
+    canvas: Annotated[Count, Field(ge=DIGIT_SIDE), AffectsResult()] = 96
+    scale: Annotated[tuple[Real, Real], AffectsResult()] = (2.5, 4.0)
+    overlap: Annotated[Real, Field(ge=0, le=1), AffectsResult()] = 0.1
+    split: Annotated[Split, AffectsResult()] = "evaluation"
+    seed: Annotated[Seed, AffectsResult()] = 0
+    displacement: Annotated[Real, Field(ge=0, le=1), AffectsResult(added=True)] = 1.0
+    arrangement: Annotated[Arrangement, AffectsResult(added=True)] = "free"
+
+    @field_validator("digits", "scale")
+    @classmethod
+    def _smallest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("expected [smallest, largest], both positive; swap or correct them")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _visible(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] < 0.5:
+            raise ValueError("expected a smallest scale of at least 0.5; digits would vanish below")
+        return value
+
+    @model_validator(mode="after")
+    def _digits_fit(self) -> DigitScenes:
+        """Refuse digits that need not fit on the canvas, at home or in their halves."""
+        capacity, (low, high) = len(self._slots()), self._sizes()
         if self.digits[1] > capacity:
-            low, high = self._sizes()
-            raise ConfigError(
-                f"digit scenes: {self.digits[1]} digits of up to {high} px (scale {self.scale[1]:g}) were asked for, "
-                f"but a canvas of {self.canvas} px is sure to hold only {capacity} of them with overlap "
-                f"{self.overlap:g}. Ask for fewer digits, a smaller scale (boxes now {low}-{high} px), a larger "
-                f"canvas or more overlap"
+            raise ValueError(
+                f"{self.digits[1]} digits of up to {high} px (scale {self.scale[1]:g}) were requested, but a canvas of "
+                f"{self.canvas} px is sure to hold only {capacity} of them with overlap {self.overlap:g}; use fewer "
+                f"digits, a smaller scale (boxes now have {low}-{high} px), a larger canvas or more overlap"
             )
-        self._check_places()
-
-    def _check_ranges(self) -> None:
-        for name, known in (("split", get_args(Split)), ("arrangement", get_args(Arrangement))):
-            given = getattr(self, name)
-            if given not in known:
-                raise ConfigError(
-                    f"digit scenes: {name} is {given!r}, but must be one of {', '.join(known)}"
-                    + did_you_mean(str(given), known)
-                )
-        rules = {
-            "n_images": (self.n_images >= 1, "at least 1"),
-            "digits": (
-                len(self.digits) == 2 and 1 <= self.digits[0] <= self.digits[-1],
-                "(smallest, largest) with 1 <= smallest <= largest",
-            ),
-            "scale": (
-                len(self.scale) == 2 and 0.5 <= self.scale[0] <= self.scale[-1] < math.inf,
-                "(smallest, largest) with 0.5 <= smallest <= largest",
-            ),
-            "canvas": (self.canvas >= DIGIT_SIDE, f"at least {DIGIT_SIDE} px"),
-            "overlap": (0 <= self.overlap <= 1, "between 0 and 1"),
-            "seed": (self.seed >= 0, "0 or larger"),
-            "displacement": (0 <= self.displacement <= 1, "between 0 and 1"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(f"digit scenes: {name} is {getattr(self, name)!r}, but must be {rule}")
-
-    def _check_places(self) -> None:
-        """Refuse digits that do not fit at home or in their halves."""
-        high = self._sizes()[1]
         if self.arrangement == "pair":
             if self.digits != (2, 2) or high > self.canvas // 2:
-                raise ConfigError(
-                    f"digit scenes: arrangement pair puts two digits into the halves of the canvas, but digits is "
-                    f"{self.digits} and boxes have up to {high} px in halves of {self.canvas // 2} px. Ask for "
-                    f"digits (2, 2), and a smaller scale or a larger canvas if they do not fit"
+                raise ValueError(
+                    f"arrangement pair puts two digits into the halves of the canvas, but digits is {self.digits} and "
+                    f"boxes have up to {high} px in halves of {self.canvas // 2} px; use digits [2, 2], and a smaller "
+                    "scale or a larger canvas if they do not fit"
                 )
         elif self.displacement < 1 and (self.digits[1] > N_CLASSES or len(self._homes()) < N_CLASSES):
-            raise ConfigError(
-                f"digit scenes: displacement {self.displacement:g} needs a home for each of {N_CLASSES} classes, one "
-                f"digit each, but a canvas of {self.canvas} px has room for {len(self._homes())} boxes of {high} px "
-                f"with overlap {self.overlap:g}, and digits is {self.digits}. Ask for at most {N_CLASSES} digits, a "
-                f"smaller scale or a larger canvas, or leave displacement at 1"
+            raise ValueError(
+                f"displacement {self.displacement:g} needs a home for each of {N_CLASSES} classes, one digit each, but "
+                f"a canvas of {self.canvas} px has room for {len(self._homes())} boxes of {high} px with overlap "
+                f"{self.overlap:g}, and digits is {self.digits}; use at most {N_CLASSES} digits, a smaller scale or a "
+                "larger canvas, or leave displacement at 1"
             )
+        return self
 
-    # --- the image set -------------------------------------------------------------------------------
+    # --- the source ----------------------------------------------------------------------------------
 
     def entries(self) -> list[ImageEntry]:
         """Return the scenes in order, each labelled with its set of digits."""
-        return [self._record(index) for index in range(self.n_images)]
-
-    def read(self, entry: ImageEntry) -> Image.Image:
-        """Return the scene as an RGB image of `canvas` x `canvas` pixels."""
-        return self.load(entry).image
+        return [self._entry(index) for index in range(self.n_images)]
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the scene with the hash of its pixels."""
         pixels = self.render(self.scene(self._index_of(entry)))
         return LoadedImage(Image.fromarray(pixels).convert("RGB"), "L", _hash(pixels), pixels.nbytes)
 
-    def stamp(self, entry: ImageEntry) -> None:
-        """Return None: a generated scene has no file to look at."""
-
-    def describe(self) -> dict[str, object]:
-        """Return the controls, in JSON types."""
-        controls = asdict(self)
-        return {"kind": "digits", **controls, "digits": list(self.digits), "scale": list(self.scale)}
-
-    def _record(self, index: int) -> ImageEntry:
+    def _entry(self, index: int) -> ImageEntry:
         name = f"{self.split}-{index:06d}"
         return ImageEntry(name, f"digits:{self.split}/{self.seed}/{index}", self.labels(self.scene(index)))
 
@@ -207,7 +174,7 @@ class DigitScenes:
         if split != self.split or not number.isdecimal() or int(number) >= self.n_images:
             raise InputError(
                 f"image {entry.image_id!r} is not one of these {self.n_images} {self.split} scenes of digits; "
-                f"use the image set that listed it"
+                f"use the source that listed it"
             )
         return int(number)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
 from semrsm_dist.data.annotations import (
     draw_sample,
@@ -18,17 +17,17 @@ from semrsm_dist.data.annotations import (
     shorten,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import FileImages, absolute, below, join
-from semrsm_dist.data.folder import is_image
+from semrsm_dist.data.files import FileSource, below, join
+from semrsm_dist.data.listing import is_image
 from semrsm_dist.errors import InputError
+from semrsm_dist.fields import Count, Location, Seed
 
 TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _WNID = re.compile(r"n\d{8}")
 _NAME = "ILSVRC2012_val_{:08d}.JPEG"
 
 
-@dataclass(frozen=True)
-class ImageNetImages(FileImages):
+class ImageNetImages(FileSource):
     """Validation images of ImageNet, sorted by file name, labelled with the WordNet id of their class.
 
     Models number the classes by the rank of the sorted WordNet ids. Both layouts give the same image ids and labels.
@@ -50,10 +49,10 @@ class ImageNetImages(FileImages):
         From `entries`: a folder or file is missing, or something in it does not belong there.
     """
 
-    path: str | Path
-    devkit: str | Path | None = None
-    sample: int | None = None
-    seed: int = 0
+    source: Literal["imagenet"] = "imagenet"
+    devkit: Location | None = None
+    sample: Count | None = None
+    seed: Seed = 0
 
     def entries(self) -> list[ImageEntry]:
         """Return the validation images."""
@@ -73,15 +72,6 @@ class ImageNetImages(FileImages):
             ImageEntry(name, below(folder, str(by_name[name])), (labels[by_name[name]],))
             for name in draw_sample(by_name, self.sample, self.seed)
         ]
-
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the source."""
-        return {
-            "kind": "imagenet",
-            "path": absolute(self.path),
-            "sample": self.sample,
-            "seed": self.seed,
-        }
 
     def _flat_labels(self, paths: Sequence[PurePosixPath], folder: str) -> dict[PurePosixPath, str]:
         """Return all images of the ground truth, whose line number is the image's number."""

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import Literal
 
 from semrsm_dist.data.annotations import (
     draw_sample,
     list_below,
     read_lines,
-    require_split,
     shorten,
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileImages, absolute, below, join
-from semrsm_dist.data.folder import is_image
+from semrsm_dist.data.files import FileSource, absolute, below, join
+from semrsm_dist.data.listing import is_image
 from semrsm_dist.errors import InputError
+from semrsm_dist.fields import Count, Seed
 
-SPLITS = ("train", "val")
 
-
-@dataclass(frozen=True)
-class TinyImageNetImages(FileImages):
+class TinyImageNetImages(FileSource):
     """Images of TinyImageNet, sorted by name, labelled with the WordNet id of their class.
 
     Validation images that ``val_annotations.txt`` does not list stay, without labels, and a warning tells of them;
@@ -41,19 +38,14 @@ class TinyImageNetImages(FileImages):
 
     Raises
     ------
-    ConfigError
-        The split is unknown.
     InputError
         From `entries`: a file or folder is missing, or names a class that ``wnids.txt`` does not list.
     """
 
-    path: str | Path
-    split: str = "val"
-    sample: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_split(self.split, SPLITS, "TinyImageNet")
+    source: Literal["tiny-imagenet"] = "tiny-imagenet"
+    split: Literal["train", "val"] = "val"
+    sample: Count | None = None
+    seed: Seed = 0
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
@@ -62,16 +54,6 @@ class TinyImageNetImages(FileImages):
         if not images:
             raise InputError(f"no images in {join(self.path, self.split)!r}: {self._remedy()}")
         return [images[name] for name in draw_sample(images, self.sample, self.seed)]
-
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the source."""
-        return {
-            "kind": "tiny-imagenet",
-            "path": absolute(self.path),
-            "split": self.split,
-            "sample": self.sample,
-            "seed": self.seed,
-        }
 
     def _train(self, classes: Collection[str]) -> dict[str, ImageEntry]:
         folder = join(self.path, "train")

@@ -1,72 +1,19 @@
-"""A folder of images, one sub-folder a class."""
+"""The files below a folder, and which of them are images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileImages, below, is_uri, join, locate
+from semrsm_dist.data.files import is_uri, locate
 from semrsm_dist.errors import InputError
 
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
-
-
-@dataclass(frozen=True)
-class FolderImages(FileImages):
-    """All images below a folder, sorted by their path.
-
-    The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
-    directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
-    are taken by their extension (`EXTENSIONS`, in either case); names that start with a dot are passed
-    over. Symbolic links are followed.
-
-    Parameters
-    ----------
-    path : str or Path
-        A folder, or the URI of one (``s3://bucket/prefix``).
-
-    Raises
-    ------
-    InputError
-        From `entries`, if there is no such folder or no image in it.
-    """
-
-    path: str | Path
-
-    def entries(self) -> list[ImageEntry]:
-        """Return the images, sorted by image id."""
-        root = self._root()
-        images = sorted(name for name in list_files(root) if is_image(name))
-        if not images:
-            raise InputError(
-                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(EXTENSIONS))} "
-                f"(either case). Give the folder that holds the images or the class folders"
-            )
-        return [self._record(root, name) for name in images]
-
-    def describe(self) -> dict[str, object]:
-        """Return the kind and the absolute location."""
-        return {"kind": "folder", "path": self._root()}
-
-    def _root(self) -> str:
-        return join(self.path)
-
-    def _record(self, root: str, name: str) -> ImageEntry:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"the file name {name!r} in {root!r} is not valid Unicode, so no table can hold it. Rename the file"
-            ) from None
-        parts = PurePosixPath(name).parts
-        return ImageEntry(name, below(root, name), (parts[0],) if len(parts) > 1 else ())
 
 
 def is_image(name: str) -> bool:

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
 from semrsm_dist.data.annotations import (
     draw_sample,
     list_below,
     read_json,
-    require_split,
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileImages, absolute, join
+from semrsm_dist.data.files import FileSource, absolute, join
 from semrsm_dist.errors import InputError, did_you_mean
+from semrsm_dist.fields import Count, Seed
 
-SPLITS = ("train", "val", "test")
 IMAGE, POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 NO_OBJECTS = ("ego vehicle", "out of roi", "rectification border", "unlabeled")
 """Labels of regions that show nothing, or only the car with the camera: in nearly every image."""
@@ -41,8 +39,7 @@ _GROUP = "group"
 _READ_AT_ONCE = 16  # small files, perhaps far away
 
 
-@dataclass(frozen=True)
-class CityscapesImages(FileImages):
+class CityscapesImages(FileSource):
     """Left images of Cityscapes, sorted by name; the label set is what the fine annotations mark in them.
 
     The group of an image is its city and sequence. Deleted polygons count for nothing; a label such as `cargroup` is
@@ -56,32 +53,26 @@ class CityscapesImages(FileImages):
     split
         "train", "val" or "test" (whose annotations are not public).
     ignore
-        Labels to leave out; those of no objects (`NO_OBJECTS`) if not given.
+        Labels to leave out.
     sample, seed
         So many images drawn by chance, see `draw_sample`; None takes all.
 
     Raises
     ------
-    ConfigError
-        The split is unknown.
     InputError
         From `entries`: a folder is missing or empty, or a file of polygons is not of this format.
     """
 
-    path: str | Path
-    split: str = "val"
-    ignore: tuple[str, ...] | None = None
-    sample: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ignore", NO_OBJECTS if self.ignore is None else tuple(self.ignore))
-        require_split(self.split, SPLITS, "Cityscapes")
+    source: Literal["cityscapes"] = "cityscapes"
+    split: Literal["train", "val", "test"] = "val"
+    ignore: tuple[str, ...] = NO_OBJECTS
+    sample: Count | None = None
+    seed: Seed = 0
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
         images, polygons = self._frames("leftImg8bit", IMAGE), self._frames("gtFine", POLYGONS)
-        names = {Path(frame).name: frame for frame in (*images, *polygons)}
+        names = {PurePosixPath(frame).name: frame for frame in (*images, *polygons)}
         if not names:
             raise InputError(
                 f"no images {'*' + IMAGE!r} below {join(self.path, 'leftImg8bit', self.split)!r}: {self._remedy()}"
@@ -92,24 +83,13 @@ class CityscapesImages(FileImages):
             labels = threads.map(lambda frame: self._labels(frame) if frame in polygons else (), drawn)
             return [self._record(frame, found) for frame, found in zip(drawn, labels, strict=True)]
 
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the source."""
-        return {
-            "kind": "cityscapes",
-            "path": absolute(self.path),
-            "split": self.split,
-            "ignore": list(self.ignore or ()),
-            "sample": self.sample,
-            "seed": self.seed,
-        }
-
     def _frames(self, kind: str, ending: str) -> set[str]:
         """Return ``{city}/{city}_{sequence}_{frame}`` of the files of a kind."""
         files = list_below(join(self.path, kind, self.split), self._remedy())
         return {file.removesuffix(ending) for file in files if file.endswith(ending)}
 
     def _record(self, frame: str, labels: tuple[str, ...]) -> ImageEntry:
-        name = Path(frame).name
+        name = PurePosixPath(frame).name
         uri = join(self.path, "leftImg8bit", self.split, frame + IMAGE)
         return ImageEntry(name, uri, labels, group=name.rpartition("_")[0] or None)
 
@@ -119,7 +99,7 @@ class CityscapesImages(FileImages):
         if not isinstance(objects, list):
             raise InputError(f"{where}: has no list 'objects', so it holds no polygons; get the file anew")
         found = {_label(thing, where) for thing in objects if not _is_deleted(thing)}
-        return tuple(sorted(found.difference(self.ignore or ())))
+        return tuple(sorted(found.difference(self.ignore)))
 
     def _remedy(self) -> str:
         return (

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from semrsm_dist.data.annotations import draw_sample, read_json, require_split, shorten
+from semrsm_dist.data.annotations import draw_sample, read_json, shorten
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import FileImages, absolute, below, join
+from semrsm_dist.data.files import FileSource, absolute, below, join
 from semrsm_dist.errors import InputError
+from semrsm_dist.fields import Count, Location, Seed
 
 _logger = logging.getLogger(__name__)
 
@@ -28,8 +27,7 @@ SPLITS: dict[str, tuple[str, str | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class EgoObjectsImages(FileImages):
+class EgoObjectsImages(FileSource):
     """The images that an annotation file of EgoObjects lists, sorted by id; the label set is the categories present.
 
     Images of which nothing is annotated stay, without labels. Objects without a category, of which there are
@@ -49,22 +47,17 @@ class EgoObjectsImages(FileImages):
 
     Raises
     ------
-    ConfigError
-        The split is unknown.
     InputError
         From `entries`: a file is missing or is not of this format, or annotations are of images it does not list.
     """
 
-    path: str | Path
-    split: str = "eval"
-    annotations: str | Path | None = None
-    metadata: str | Path | None = None
-    images: str | Path | None = None
-    sample: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_split(self.split, SPLITS, "EgoObjects")
+    source: Literal["egoobjects"] = "egoobjects"
+    split: Literal["train", "eval", "val", "test"] = "eval"
+    annotations: Location | None = None
+    metadata: Location | None = None
+    images: Location | None = None
+    sample: Count | None = None
+    seed: Seed = 0
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
@@ -94,16 +87,6 @@ class EgoObjectsImages(FileImages):
             for name in draw_sample(images, self.sample, self.seed)
         ]
 
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the source."""
-        return {
-            "kind": "egoobjects",
-            "path": absolute(self.path),
-            "split": self.split,
-            "sample": self.sample,
-            "seed": self.seed,
-        }
-
     def _names(self, document: Mapping[str, Any]) -> dict[Any, str]:
         """Return category id -> name: from the annotation file, or from the metadata where that has none."""
         where = self._file(self.annotations, SPLITS[self.split][0])
@@ -118,7 +101,7 @@ class EgoObjectsImages(FileImages):
             raise InputError(f"{where}: names no categories, so no image has a label; {self._remedy()}")
         return {category["id"]: str(category["name"]) for category in found}
 
-    def _file(self, given: str | Path | None, name: str) -> str:
+    def _file(self, given: Location | None, name: str) -> str:
         return absolute(given) if given else join(self.path, f"EgoObjectsV1_unified_{name}.json")
 
     def _remedy(self) -> str:

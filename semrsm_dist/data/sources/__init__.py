@@ -1,0 +1,52 @@
+"""The data sources, one a module: found by name, and loaded when a configuration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from semrsm_dist.data.source import DataSource, ImageSource
+from semrsm_dist.errors import did_you_mean
+from semrsm_dist.plugins import Plugins
+
+SOURCES: Plugins[type[DataSource]] = Plugins("data source", __name__, DataSource)
+
+
+def _read_source(value: object) -> object:
+    """Return the data source that a mapping describes; what is no mapping is left to pydantic."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("source") not in SOURCES.names():
+        raise _unknown_source(value, SOURCES.names())
+    return SOURCES.load(value["source"]).model_validate(value)
+
+
+def _read_image_source(value: object) -> object:
+    if isinstance(value, Mapping):
+        known = [name for name in SOURCES.names() if issubclass(SOURCES.load(name), ImageSource)]
+        if value.get("source") not in known:
+            raise _unknown_source(value, known)
+    return _read_source(value)
+
+
+def _unknown_source(section: Mapping[str, Any], known: Sequence[str]) -> ValidationError:
+    given, listed = section.get("source"), ", ".join(known)
+    if "source" in section:
+        hint = did_you_mean(str(given), known)
+        error = PydanticCustomError(
+            "unknown_source", "expected one of {known}{hint}", {"known": listed, "hint": hint}
+        )
+    else:
+        error = PydanticCustomError("missing", "one of {known}", {"known": listed})
+    problem = InitErrorDetails(type=error, loc=("source",), input=given)
+    return ValidationError.from_exception_data("data source", [problem])
+
+
+Data = Annotated[SerializeAsAny[DataSource], BeforeValidator(_read_source)]
+"""A field that holds any data source; in a file, a section whose key `source` names it."""
+
+Images = Annotated[SerializeAsAny[ImageSource], BeforeValidator(_read_image_source)]
+"""A field that holds a source of images."""

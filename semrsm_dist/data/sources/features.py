@@ -1,0 +1,33 @@
+"""Ready-made features in the place of images and a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from semrsm_dist.data.source import DataSource
+from semrsm_dist.fields import LayerName, LocalPath, Location
+
+
+class FeaturesData(DataSource):
+    """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr.
+
+    Where images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
+    layer; what an array holds beyond an image's tokens is ignored.
+    """
+
+    source: Literal["features"] = "features"
+    layers: Annotated[dict[LayerName, LocalPath], Field(min_length=1)]
+    token_counts: dict[LayerName, LocalPath] = Field(default_factory=dict)
+    layout: Literal["auto", "nsc", "nchw"] = "auto"
+    table: Location | None = None
+
+    @model_validator(mode="after")
+    def _counts_belong_to_layers(self) -> FeaturesData:
+        unknown = sorted(self.token_counts.keys() - self.layers.keys())
+        if unknown:
+            raise ValueError(
+                f"token_counts names layers that are not there: {unknown}; correct or remove them"
+            )
+        return self

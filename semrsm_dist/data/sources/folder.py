@@ -1,0 +1,59 @@
+"""A folder of images, one sub-folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from semrsm_dist.data.entries import ImageEntry
+from semrsm_dist.data.files import FileSource, below, is_uri, join
+from semrsm_dist.data.listing import EXTENSIONS, is_image, list_files
+from semrsm_dist.errors import InputError
+
+
+class FolderImages(FileSource):
+    """All images below a folder, sorted by their path.
+
+    The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
+    directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
+    are taken by their extension (`EXTENSIONS`, in either case); names that start with a dot are passed
+    over. Symbolic links are followed.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or the URI of one (``s3://bucket/prefix``).
+
+    Raises
+    ------
+    InputError
+        From `entries`, if there is no such folder or no image in it.
+    """
+
+    source: Literal["folder"] = "folder"
+
+    def entries(self) -> list[ImageEntry]:
+        """Return the images, sorted by image id."""
+        root = join(self.path)
+        images = sorted(name for name in list_files(root) if is_image(name))
+        if not images:
+            raise InputError(
+                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(EXTENSIONS))} "
+                f"(either case). Give the folder that holds the images or the class folders"
+            )
+        return [_entry(root, name) for name in images]
+
+    def would_list(self, path: Path) -> bool:
+        """Return whether a directory lies in the folder."""
+        return not is_uri(str(self.path)) and path.resolve().is_relative_to(Path(self.path).resolve())
+
+
+def _entry(root: str, name: str) -> ImageEntry:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"the file name {name!r} in {root!r} is not valid Unicode, so no table can hold it. Rename the file"
+        ) from None
+    parts = PurePosixPath(name).parts
+    return ImageEntry(name, below(root, name), (parts[0],) if len(parts) > 1 else ())

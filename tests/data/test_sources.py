@@ -1,0 +1,192 @@
+"""What every data source keeps to, and that one of another distribution is a source like any other."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from semrsm_dist.config.schema import FeaturesData, RunConfig, as_config, load_config, parse_config
+from semrsm_dist.data.source import DataSource, ImageSource
+from semrsm_dist.data.sources import SOURCES
+from semrsm_dist.data.sources.crops import ShiftedCrops
+from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.folder import FolderImages
+from semrsm_dist.errors import ConfigError
+
+MODEL = {"name": "test_resnet", "weights": "random", "layers": ["layer1"]}
+TOY = '''
+import hashlib
+from typing import Annotated, ClassVar, Literal
+
+from PIL import Image
+
+from semrsm_dist.data.entries import ImageEntry, LoadedImage
+from semrsm_dist.data.source import ImageSource
+from semrsm_dist.fields import AffectsResult, Count
+
+
+class Greys(ImageSource):
+    """Grey images, each a little brighter."""
+
+    source: Literal["greys"] = "greys"
+    n_images: Annotated[Count, AffectsResult()] = 3
+
+    def entries(self):
+        return [ImageEntry(f"grey-{k}", f"greys:{k}", ("dark" if k < 2 else "bright",)) for k in range(self.n_images)]
+
+    def load(self, entry):
+        image = Image.new("RGB", (40, 40), (40 * int(entry.image_id.removeprefix("grey-")),) * 3)
+        return LoadedImage(image, "RGB", hashlib.sha256(image.tobytes()).hexdigest(), 4800)
+'''
+JOB = """\
+run: run
+data:
+  source: crops
+  of: {source: greys, n_images: 4}
+  shifts: [0, 0.2]
+model: {name: test_resnet, weights: random, layers: [layer1]}
+"""
+
+
+def install(folder, module, text, point):
+    """Write a distribution with one entry point, as an installer leaves it."""
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(text)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[semrsm_dist.data_sources]\n{point}\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+
+
+def semrsm(folder, environment, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "semrsm_dist", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_source_of_another_distribution_is_read_cropped_and_run(tmp_path):
+    environment = install(tmp_path / "site", "toy", TOY, "greys = toy:Greys")
+    (tmp_path / "job.yaml").write_text(JOB)
+    done = semrsm(tmp_path, environment, "run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert '"images.of.n_images": 4' in json.dumps(record)
+    (tmp_path / "job.yaml").write_text(JOB.replace("n_images", "n_imags"))
+    done = semrsm(tmp_path, environment, "validate", "job.yaml")
+    assert done.returncode == 2
+    assert "job.yaml:4: unknown key 'data.of.n_imags'; did you mean 'n_images'?" in done.stderr
+
+
+def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
+    environment = install(
+        tmp_path / "site", "broken", "import nowhere_to_be_found\n", "broken = broken:Broken"
+    )
+    job = "run: run\ndata: {source: digits}\nmodel: {name: test_resnet, weights: random, layers: [layer1]}\n"
+    (tmp_path / "job.yaml").write_text(job)
+    assert semrsm(tmp_path, environment, "validate", "job.yaml").returncode == 0
+    done = semrsm(tmp_path, environment, "validate", "job.yaml", "--set", "data.n_image=3")
+    assert "did you mean 'n_images'" in done.stderr
+    done = semrsm(tmp_path, environment, "validate", "job.yaml", "--set", "data.source=broken")
+    assert done.returncode == 2
+    assert "data: data source 'broken': broken:Broken cannot be loaded (No module named" in done.stderr
+
+
+@pytest.mark.parametrize("name", SOURCES.names())
+def test_a_source_names_itself(name):
+    source = SOURCES.load(name)
+    assert source.model_fields["source"].default == name
+    assert source.__doc__
+
+
+MINIMAL = {
+    "digits": {},
+    "features": {"layers": {"last": "last.npy"}},
+    "crops": {"of": {"source": "crops", "of": {"source": "folder", "path": "s3://bucket/x"}}},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES.names())
+def test_a_configured_source_survives_pickling_and_writing_out(name):
+    data = {"source": name, **MINIMAL.get(name, {"path": "x"})}
+    document = {"run": "r", "data": data} | ({} if name == "features" else {"model": MODEL})
+    config = parse_config(document)
+    assert type(config.data) is SOURCES.load(name)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert RunConfig.from_dict(json.loads(config.model_dump_json())) == config
+    assert RunConfig.from_dict(config.model_dump()) == config
+
+
+def test_crops_take_any_source_of_images_and_nothing_else():
+    scenes = DigitScenes(n_images=2)
+    twice = ShiftedCrops(of=ShiftedCrops(of=scenes, share=0.8), share=0.5, shifts=(0, 1))
+    assert [entry.image_id for entry in twice.entries()] == [
+        f"evaluation-00000{k}@0.0000@{shift}" for shift in ("0.0000", "1.0000") for k in (0, 1)
+    ]
+    assert {twice.read(entry).size for entry in twice.entries()} == {(38, 38)}
+    with pytest.raises(ConfigError, match="ShiftedCrops: of: "):
+        ShiftedCrops(of=FeaturesData(layers={"a": "a.npy"}))
+
+
+def test_loading_a_configuration_loads_one_source_and_no_arrays():
+    code = (
+        "import sys; from semrsm_dist.config.schema import parse_config\n"
+        "import semrsm_dist.data.sources as s\n"
+        "assert 'semrsm_dist.data.sources.folder' not in sys.modules\n"
+        "s.SOURCES.load('folder')\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    late = {
+        "torch",
+        "ray",
+        "timm",
+        "zarr",
+        "matplotlib",
+        "numba",
+        "sklearn",
+        "semrsm_dist.data.sources.egoobjects",
+    }
+    assert late.isdisjoint(loaded.split())
+
+
+# --- configurations in Python ------------------------------------------------------------------------------
+
+
+def test_a_configuration_is_given_in_three_ways(tmp_path):
+    document = {"run": "r", "data": {"source": "digits"}, "model": MODEL}
+    config = RunConfig.from_dict(document)
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    for given in (config, document, tmp_path / "job.yaml", str(tmp_path / "job.yaml")):
+        assert as_config(given) == config
+    assert config == RunConfig(run="r", data=DigitScenes(), model=MODEL)
+    assert load_config(tmp_path / "job.yaml") == config
+    for given in (3, None, ["run"]):
+        with pytest.raises(ConfigError, match=r"expected a configuration \(RunConfig, "):
+            as_config(given)
+
+
+def test_mistakes_in_python_read_as_those_in_a_file():
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(run="r", data={"source": "digits", "n_images": 0, "sed": 1}, modle=3, workers="all")
+    assert str(caught.value).split("\n") == [
+        "RunConfig: data.n_images: 0: must be greater than or equal to 1",
+        "RunConfig: unknown key 'data.sed'",
+        "RunConfig: workers: 'all': expected a whole number",
+        "RunConfig: unknown key 'modle'; did you mean 'model'?",
+    ]
+    with pytest.raises(ConfigError, match="FolderImages: the key 'path' is missing; add it"):
+        FolderImages()
+    with pytest.raises(ConfigError, match="RunConfig: images need a model; add the section model"):
+        RunConfig(run="r", data=DigitScenes())
+    with pytest.raises(ValidationError):  # what validates a part within a whole gets each problem by itself
+        DigitScenes.model_validate({"n_images": 0})
+    assert issubclass(FolderImages, ImageSource) and issubclass(ImageSource, DataSource)

@@ -73,7 +73,7 @@ def measure(engine: str, features: Path, run: Path, tolerance: float) -> dict[st
         }
     )
     clock = MatchingClock()
-    summary = srs.run(config, reporter=clock)
+    summary = srs.run(config, reporter=clock).summary()
     shutil.rmtree(run)
     parts = summary["worker_seconds"]
     return {

@@ -1,59 +1,96 @@
-"""Semantic representational similarity matrices of vision models, at any scale.
+"""Semantic representational similarity matrices (RSMs) of vision models, at any scale.
 
->>> import semrsm_dist as srs
->>> m = srs.match(z_i, z_j)                              # two images, (S, C) each  # doctest: +SKIP
->>> K = srs.similarity_matrix(z, kernel="cosine")        # (N, S, C) -> (N, N), in memory  # doctest: +SKIP
->>> found = srs.top_k(z, k=10)                           # the most similar images only  # doctest: +SKIP
->>> run = srs.open_run("runs/digits")                    # what `semrsm run` computed  # doctest: +SKIP
->>> run.similarity("layer3", kernel="cosine", kind="semantic")  # doctest: +SKIP
->>> srs.evaluate("retrieval").table                      # what it is worth  # doctest: +SKIP
+In memory, where the representations of N images are an array (N, S, C) of concept vectors:
+
+>>> import numpy as np, semrsm_dist as srs
+>>> images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+>>> z = srs.extract("test_resnet", images, "layer4", weights="digits")["layer4"]
+>>> srs.match(z[0], z[1]).permutation.shape  # which token of one image goes with which of the other
+(9,)
+>>> srs.similarity_matrix(z, kernel="cosine").shape
+(4, 4)
+>>> srs.top_k(z, k=2).indices.shape          # the most similar images, without solving all pairs
+(4, 2)
+
+On disk, resumable, on one machine or a Ray cluster; a configuration is a mapping or a YAML file:
+
+>>> model = {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]}
+>>> run = srs.run({"run": "runs/doc", "data": {"source": "digits", "n_images": 8}, "model": model})
+>>> srs.open_run("runs/doc").similarity("layer4", kernel="cosine").shape
+(8, 8)
+
+`evaluate` runs an experiment on a run; `help(srs.NAME)` explains a name:
+
+functions  extract, match, similarity_matrix, top_k, run, open_run, load_config, evaluate
+results    Features, Match, TopK, Run, Evidence
+others     RunConfig, ConsoleReporter, SilentReporter, SemrsmError and the errors derived from it
 """
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from semrsm_dist.config.schema import RunConfig as RunConfig
     from semrsm_dist.config.schema import load_config as load_config
+    from semrsm_dist.errors import ConfigError as ConfigError
+    from semrsm_dist.errors import IncompleteError as IncompleteError
+    from semrsm_dist.errors import InputError as InputError
+    from semrsm_dist.errors import ResumeError as ResumeError
+    from semrsm_dist.errors import SemrsmError as SemrsmError
+    from semrsm_dist.errors import StorageError as StorageError
+    from semrsm_dist.errors import WorkError as WorkError
     from semrsm_dist.experiments.evaluating import evaluate as evaluate
+    from semrsm_dist.experiments.evidence import Evidence as Evidence
+    from semrsm_dist.features.extract import Features as Features
+    from semrsm_dist.features.extract import extract as extract
+    from semrsm_dist.matching.result import Match as Match
+    from semrsm_dist.matching.search.top_k import TopK as TopK
     from semrsm_dist.matching.search.top_k import top_k as top_k
     from semrsm_dist.matching.similarity import match as match
     from semrsm_dist.matching.similarity import similarity_matrix as similarity_matrix
     from semrsm_dist.pipeline.driver import run as run
+    from semrsm_dist.progress import ConsoleReporter as ConsoleReporter
+    from semrsm_dist.progress import SilentReporter as SilentReporter
     from semrsm_dist.results.run import Run as Run
     from semrsm_dist.results.run import open_run as open_run
 
+    __version__: str
+
 _HOMES = {
-    "RunConfig": "semrsm_dist.config.schema",
-    "evaluate": "semrsm_dist.experiments.evaluating",
-    "load_config": "semrsm_dist.config.schema",
-    "match": "semrsm_dist.matching.similarity",
-    "similarity_matrix": "semrsm_dist.matching.similarity",
-    "top_k": "semrsm_dist.matching.search.top_k",
-    "run": "semrsm_dist.pipeline.driver",
-    "Run": "semrsm_dist.results.run",
-    "open_run": "semrsm_dist.results.run",
+    "config.schema": ("RunConfig", "load_config"),
+    "errors": (
+        "ConfigError",
+        "IncompleteError",
+        "InputError",
+        "ResumeError",
+        "SemrsmError",
+        "StorageError",
+        "WorkError",
+    ),
+    "experiments.evaluating": ("evaluate",),
+    "experiments.evidence": ("Evidence",),
+    "features.extract": ("Features", "extract"),
+    "matching.result": ("Match",),
+    "matching.search.top_k": ("TopK", "top_k"),
+    "matching.similarity": ("match", "similarity_matrix"),
+    "pipeline.driver": ("run",),
+    "progress": ("ConsoleReporter", "SilentReporter"),
+    "results.run": ("Run", "open_run"),
 }
-
-__all__ = [
-    "Run",
-    "RunConfig",
-    "evaluate",
-    "load_config",
-    "match",
-    "open_run",
-    "run",
-    "similarity_matrix",
-    "top_k",
-]
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     """Load a public name at its first use, so that importing the package costs nothing."""
-    if name not in _HOMES:
+    if name == "__version__":
+        return _importlib.import_module("importlib.metadata").version("semrsm-dist")
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone."""
+    return sorted([*_HOME, "__doc__", "__version__"])

@@ -182,12 +182,11 @@ def _run(options: argparse.Namespace) -> int:
     from semrsm_dist.pipeline.summary import format_summary
     from semrsm_dist.progress import ConsoleReporter
     from semrsm_dist.results.overview import draw_overview
-    from semrsm_dist.results.run import Run
 
     with stopping_in_order() as stop:
-        summary = run(config, reporter=ConsoleReporter(), stop=stop)
-        print(format_summary(summary))
-        figure = draw_overview(Run(config.run))
+        finished = run(config, reporter=ConsoleReporter(), stop=stop)
+        print(format_summary(finished.summary()))
+        figure = draw_overview(finished)
     print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
     return 0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.config.schema import RunConfig, as_config
 from semrsm_dist.engine import Engine, Failure, make_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
@@ -26,6 +26,7 @@ from semrsm_dist.pipeline.stages.scan import require_enough
 from semrsm_dist.pipeline.summary import summarise
 from semrsm_dist.plan.tiling import Tile
 from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.fingerprint import require_same
 from semrsm_dist.store.matrices import MatrixStore
@@ -33,18 +34,19 @@ from semrsm_dist.store.record import RunRecord
 
 
 def run(
-    config: RunConfig,
+    config: RunConfig | Mapping[str, Any] | str | Path,
     *,
     engine: Engine | None = None,
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
-) -> dict[str, Any]:
+) -> Run:
     """Compute a run, or what is missing of it.
 
     Parameters
     ----------
     config
-        What to compute and where. The run directory decides whether this begins or continues a run.
+        What to compute and where: a configuration, the same as nested mappings, or the path of a YAML file. The run
+        directory decides whether this begins or continues a run.
     engine
         Where the work runs; None makes the configured one and closes it at the end.
     reporter
@@ -54,8 +56,8 @@ def run(
 
     Returns
     -------
-    dict
-        The summary: layers, pairs, times, what was found and what was computed, retrieval scores.
+    Run
+        The results; its `summary()` has pairs, times, what was found and what was computed, retrieval scores.
 
     Raises
     ------
@@ -70,9 +72,11 @@ def run(
     KeyboardInterrupt
         If it was interrupted or `stop` was set; what was finished is kept.
     """
+    config = as_config(config)
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
     with _open_session(config, engine, reporter, stop) as (session, record):
-        return _run_session(session, matcher, record)
+        _run_session(session, matcher, record)
+    return Run(session.directory.path)
 
 
 def compute_outputs(
@@ -132,7 +136,7 @@ def _lasting(path: Path) -> Path:
     return path.absolute()
 
 
-def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) -> dict[str, Any]:
+def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) -> None:
     started = time.perf_counter()
     inputs = resolve_inputs(session, matcher, known)
     if known is not None:
@@ -155,7 +159,6 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
     session.directory.write_summary(summary)
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
-    return summary
 
 
 def _is_assembled(session: Session, record: RunRecord) -> bool:

@@ -136,9 +136,8 @@ class Workshop:
         reporter: Reporter | None = None,
     ) -> dict[str, Any]:
         """Run in this process and return the summary; `before` a stage begins, do something."""
-        return srs.run(
-            parse_config(document), engine=engine, reporter=Before(*before) if before else reporter
-        )
+        reporter = Before(*before) if before else reporter
+        return srs.run(document, engine=engine, reporter=reporter).summary()
 
     def measure_memory(self, warm: Document, wanted: Document) -> int:
         """Return by how many bytes a run raises the peak memory of a process that has done a small one."""

@@ -1,0 +1,188 @@
+"""Features in memory: what a model computes from images, without a configuration or a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from semrsm_dist.data.decode import decode
+from semrsm_dist.data.entries import UnreadableImageError
+from semrsm_dist.errors import InputError
+from semrsm_dist.features.extractor import Extractor
+from semrsm_dist.features.models import ModelSpec
+
+Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+
+READERS = 4
+"""Threads that decode and resize images while the model works."""
+
+
+@dataclass(frozen=True)
+class Features(Mapping[str, NDArray[np.float32]]):
+    """Representations of images, layer by layer.
+
+    Attributes
+    ----------
+    layers : dict
+        Name of the layer -> (N, S, C) float32 array, in the network's order.
+    model : dict
+        What the features depend on: name, hash of the weights, preprocessing, precision.
+    """
+
+    layers: Mapping[str, NDArray[np.float32]]
+    model: Mapping[str, Any]
+
+    def __getitem__(self, layer: str) -> NDArray[np.float32]:
+        """Return the (N, S, C) representations of a layer."""
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {z.shape}" for name, z in self.layers.items())
+        return f"Features({self.model['name']}, {shapes})"
+
+
+def extract(
+    model: str,
+    images: Sequence[Picture] | NDArray[np.uint8],
+    layers: str | Sequence[str],
+    *,
+    weights: str = "pretrained",
+    input_size: int | tuple[int, int] | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Features:
+    """Compute the representations of images in layers of a model.
+
+    The numbers are those of a run on the same images with the same model, precision and batch size.
+
+    Parameters
+    ----------
+    model : str
+        timm's name, with its tag where pretrained weights are used: ``resnet18.tv_in1k``; or ``test_resnet`` and
+        ``test_vit``, whose weights ``digits`` ship with this package.
+    images : sequence of paths, PIL images or (H, W, 3) uint8 arrays, or array (N, H, W, 3) of uint8
+        The images; they may differ in size, as each is resized to the model's input.
+    layers : str or sequence of str
+        Names or globs, as ``semrsm layers MODEL`` lists them.
+    weights : str
+        ``pretrained``, ``random``, ``digits`` or the path of a file.
+    input_size : int or (int, int), optional
+        Height and width in pixels; by default the model's own.
+    precision : str
+        ``float32``, ``float16``, ``bfloat16``, or ``auto``: float16 on a GPU, float32 on a CPU.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
+    batch_size : int
+        Images per forward pass. The last bits of the features may depend on it.
+    seed : int
+        Seed of ``random`` weights.
+
+    Returns
+    -------
+    Features
+        A mapping from layers to (N, S, C) float32 arrays.
+
+    Raises
+    ------
+    ConfigError
+        Unknown model, layer, precision or device.
+    InputError
+        No images, an image that cannot be read, an array of another shape or type, features that are NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    >>> extract("test_resnet", images, "layer4", weights="digits")["layer4"].shape
+    (2, 9, 96)
+    """
+    pictures = _as_pictures(images)
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    with _torch_settings_restored(), ThreadPoolExecutor(READERS) as readers:
+        extractor = Extractor(
+            ModelSpec(model, weights, input_size, seed),
+            names,
+            precision=precision,
+            device=device,
+            batch_size=batch_size,
+        )
+        parts = []
+        for start in range(0, len(pictures), batch_size):
+            batch = range(start, min(start + batch_size, len(pictures)))
+            prepared = readers.map(lambda index: extractor.transform(_read(pictures[index], index)), batch)
+            parts.append(extractor(list(prepared)))
+    facts = extractor.model.describe()
+    return Features(
+        {layer.name: np.concatenate([part[layer.name] for part in parts]) for layer in extractor.layers},
+        {
+            **{key: facts[key] for key in ("name", "weights", "weights_sha256")},
+            "preprocessing": facts["data_config"],
+            "precision": extractor.precision,
+        },
+    )
+
+
+def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:
+    if isinstance(images, (str, Path, Image.Image)):
+        raise InputError(f"images: one {type(images).__name__}, but a sequence is expected: put it in a list")
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise InputError(
+            f"images: an array of shape {images.shape}, but (N, H, W, 3) is expected: give colour images, channels last"
+        )
+    pictures = list(images)
+    if not pictures:
+        raise InputError("images: none were given, so there is nothing to extract; check the list of paths")
+    return pictures
+
+
+def _read(picture: Picture, index: int) -> Image.Image:
+    """Return an image as RGB; `index` is what errors call an image without a path."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, (str, Path)):
+        path = Path(picture).expanduser()
+        try:
+            return decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UnreadableImageError(str(path), error.strerror or str(error)) from error
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(
+            f"images[{index}]: expected a path, a PIL image or a uint8 array (H, W, 3), found "
+            + (
+                f"{array.dtype} {array.shape}: scale values to 0..255 and put channels last"
+                if array.ndim
+                else type(picture).__name__
+            )
+        )
+    return Image.fromarray(array)
+
+
+@contextmanager
+def _torch_settings_restored() -> Iterator[None]:
+    """Leave torch's threads and cuDNN's flags as the caller had them."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for name, value in flags.items():
+            setattr(cudnn, name, value)

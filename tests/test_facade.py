@@ -1,0 +1,63 @@
+"""The public face: what `import semrsm_dist` offers, its documentation, and that it changes nothing."""
+
+import doctest
+import json
+import pydoc
+
+import pytest
+
+import semrsm_dist as srs
+
+
+def test_every_public_name_can_be_had_and_nothing_else_shows():
+    names = [name for name in dir(srs) if not name.startswith("__")]
+    assert {"extract", "match", "run", "Run", "Match", "TopK", "Evidence", "ConfigError"} <= set(names)
+    for name in names:
+        assert getattr(srs, name).__name__ == name
+        assert getattr(srs, name).__doc__
+    assert not {"Any", "TYPE_CHECKING", "annotations", "importlib"} & set(names)
+
+
+def test_an_unknown_name_is_no_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'similarity'"):
+        srs.similarity  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert srs.__version__[0].isdigit()
+
+
+def test_its_help_fits_a_screen_and_names_everything():
+    text = pydoc.plain(pydoc.render_doc(srs))
+    assert len(text.splitlines()) <= 60
+    errors = {name for name in dir(srs) if name.endswith("Error")} - {"SemrsmError"}
+    assert all(name in text for name in set(dir(srs)) - errors - {"__doc__", "__version__"})
+
+
+def test_its_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(srs) == (0, 9)
+
+
+def test_functions_examples_run():
+    for name in ("match", "extract"):
+        finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+        function = getattr(srs, name)
+        (test,) = finder.find(function, name, globs={name: function})
+        assert runner.run(test).failed == 0
+        assert runner.tries > 0
+
+
+def test_a_run_is_what_a_mapping_or_a_file_says(tmp_path):
+    document = {
+        "run": str(tmp_path / "run"),
+        "data": {"source": "digits", "n_images": 4},
+        "model": {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]},
+    }
+    run = srs.run(document)
+    assert run.summary()["work"]["matching"] == {"found": 0, "computed": 1}
+    (tmp_path / "run.yaml").write_text(json.dumps(document))
+    for again in (str(tmp_path / "run.yaml"), tmp_path / "run.yaml", srs.RunConfig.from_dict(document)):
+        assert srs.run(again).summary()["work"]["matching"] == {"found": 1, "computed": 0}
+    with pytest.raises(srs.ConfigError, match="found 3"):
+        srs.run(3)

@@ -1,1 +1,1 @@
-"""A run from images to matrices: the driver, and the stages that it goes through."""
+"""A run from images to matrices: the driver and its stages."""

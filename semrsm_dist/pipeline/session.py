@@ -1,4 +1,4 @@
-"""One session of a run: what all stages share, and the one way in which they hand out work."""
+"""One session of a run: what all stages share, and how they hand out work."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from semrsm_dist.store.directory import RunDirectory
 
 @dataclass
 class Outcome:
-    """What came of a stage's tasks.
+    """The outcome of a stage's tasks.
 
     Attributes
     ----------
     failures
         The units that were set aside.
     values
-        Units and what their receipts carried, of those that carried something.
+        Units and the values of their receipts, if there are any.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -103,12 +103,12 @@ class Session:
         tasks
             What to do.
         unit
-            What progress is counted in; one of the receipts' counts.
+            Unit of the progress; one of the receipts' counts.
         total, done
             Units of the whole stage, and how many an earlier session finished.
         effort
-            How long a good receipt's work was estimated to take, where units are not alike. The costs of the tasks
-            are then in the same measure, and the time left is estimated from both.
+            Estimated duration of a successful receipt's work, if units differ. The costs of the tasks are then in the
+            same measure, and the time left is estimated from both.
         """
         outcome = Outcome()
         left = None if effort is None else sum(task.cost for task in tasks)

@@ -1,1 +1,1 @@
-"""What a run keeps on disk. The only place that knows Zarr."""
+"""What a run keeps on disk. The only room that imports Zarr."""

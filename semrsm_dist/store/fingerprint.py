@@ -1,4 +1,4 @@
-"""What a run's numbers depend on, and the comparison that guards a resume.
+"""What a run's numbers depend on, and the comparison that protects a resume.
 
 A fingerprint is a flat mapping from a field's dotted name to a JSON value. Only what alters the entries of
 a matrix belongs in it: the images' content, the weights, the preprocessing, the matcher and its
@@ -71,7 +71,7 @@ def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run:
 
 
 def _shorten(*values: object) -> list[str]:
-    """Return texts of different values that show where they differ, however long they are."""
+    """Return texts of two values, of any length, that show where they differ."""
     texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
     if len(set(texts)) < len(texts):  # such as "1" and 1
         texts = [json.dumps(value) for value in values]

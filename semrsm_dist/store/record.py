@@ -1,4 +1,4 @@
-"""The record of a run, run.json: what a resume is checked against, and what readers learn a run's sizes from."""
+"""The record of a run, run.json: a resume is checked against it, and readers take a run's sizes from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LayerRecord(LayerSizes):
     tile_size
         Images along an edge of its tiles.
     facts
-        What its numbers depend on beside the run's fingerprint.
+        What its numbers depend on in addition to the run's fingerprint.
     """
 
     tile_size: int = Field(ge=1)
@@ -47,14 +47,14 @@ class LayerRecord(LayerSizes):
 
 
 class ModelAnswer(_Part):
-    """What loading the model found.
+    """Facts found by loading the model.
 
     Attributes
     ----------
     question
-        The configuration that it answers, and the versions of the libraries that build models.
+        The configuration that they answer, and the versions of the libraries that build models.
     precision
-        The precision the run computes in, which it keeps wherever it continues.
+        The precision of the run, which it keeps on every machine.
     facts
         What the features depend on.
     layers
@@ -68,12 +68,12 @@ class ModelAnswer(_Part):
 
 
 class SourceAnswer(_Part):
-    """What reading ready-made features found: of one layer on one side.
+    """Facts found by reading ready-made features, of one layer on one side.
 
     Attributes
     ----------
     path, signature, sha256
-        Where they are, and the digest that holds as long as the signature does.
+        Where they are, and their digest, which is valid as long as the signature is unchanged.
     n_images, sizes
         Their sizes.
     token_counts_path, token_counts_sha256
@@ -93,7 +93,7 @@ class SourceAnswer(_Part):
 
 
 class Answers(_Part):
-    """What a resume need not find out again.
+    """Facts that a resume need not find again.
 
     Attributes
     ----------
@@ -120,19 +120,19 @@ class RunRecord(_Part):
     fingerprint
         What the numbers of all layers depend on.
     layers
-        All layers that a session of the run was asked for, in network order.
+        All layers that any session of the run requested, in network order.
     requested
-        Those that the last session was asked for: with these the run is complete.
+        Those that the last session requested: with these the run is complete.
     chunk_size
         Images of a feature chunk.
     batch_size
-        Images of a forward pass; None without a model.
+        Images per forward pass; None without a model.
     counts
         Number of usable images by side.
     cached
-        What a resume need not find out again.
+        Facts that a resume need not find again.
     config, versions
-        The configuration of the last session and the versions of what computed it, for people.
+        The configuration of the last session and the versions of its libraries, for people.
     """
 
     format: int = FORMAT
@@ -160,7 +160,7 @@ class RunRecord(_Part):
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """The sides that there are, `images` first."""
+        """The sides of the run, `images` first."""
         return tuple(self.counts)
 
     @property

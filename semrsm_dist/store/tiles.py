@@ -1,7 +1,7 @@
-"""The solved tiles of a layer: what a run computes, and what a resume counts.
+"""The solved tiles of a layer: a run computes them, and a resume counts them.
 
 One chunk holds the three numbers of every pair of a tile: the matched inner product, the inner product position by
-position, and the certified gap. They are written together, so that a tile is there or is not.
+position, and the certified gap. They are written together, so that a tile is there completely or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from semrsm_dist.store import chunks
 QUANTITIES = ("matched", "identity", "gap")
 
 KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
-"""The two similarities of a pair and the inner product that each comes from."""
+"""The two kinds of similarity, and the inner product that each comes from."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TileStore:
     Parameters
     ----------
     root
-        The run's group of blocks.
+        The run's group of tiles.
     layer
         Name of the layer.
     """
@@ -45,7 +45,7 @@ class TileStore:
         return chunks.open_array(self.root, self.layer)
 
     def create(self, n_rows: int, n_columns: int, tile_size: int) -> None:
-        """Make the array, or check that the one that is there fits."""
+        """Create the array, or check that an existing one fits."""
         chunks.create_array(
             self.root,
             self.layer,
@@ -78,16 +78,16 @@ class TileStore:
         Raises
         ------
         StorageError
-            If it is damaged or not there.
+            If it is damaged or missing.
         """
         return chunks.read_chunk(self._array, (0, *tile))
 
     def present(self) -> set[tuple[int, int]]:
-        """Return the tiles that are there, without reading them."""
+        """Return the tiles that exist, without reading them."""
         return {(index[1], index[2]) for index in chunks.list_chunks(self.root, self.layer)}
 
     def arrival_times(self) -> dict[tuple[int, int], float]:
-        """Return when each tile that is there was written, in seconds since the epoch."""
+        """Return when each existing tile was written, in seconds since the epoch."""
         root = self.root / self.layer / "c" / "0"
         times = {}
         for row, column in self.present():

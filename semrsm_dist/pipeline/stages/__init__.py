@@ -1,1 +1,1 @@
-"""The stages of a run, each with what the driver does and what its workers do."""
+"""The stages of a run, each with its driver's part and its workers' part."""

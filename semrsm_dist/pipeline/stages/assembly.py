@@ -1,4 +1,4 @@
-"""Assembly: from solved tiles to the final matrices, mirrored, with the kernels that the configuration asks for.
+"""Assembly: from solved tiles to the final matrices, mirrored, with the kernels of the configuration.
 
 The work is cut by chunks of the final matrices, each written by one worker. Assembling again gives the same
 bytes, so a session that was killed here simply repeats it.
@@ -32,7 +32,7 @@ from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import KINDS, QUANTITIES, TileStore
 
 CHUNK = 512
-"""Images along an edge of a final matrix's chunk, at most: a whole number of tiles, so that one writer owns it."""
+"""Maximum chunk size of a final matrix, in images: a whole number of tiles, so that a chunk has one writer."""
 
 DESCRIPTIONS = {
     "matched": "inner product after the best permutation found",
@@ -100,7 +100,7 @@ class AssemblyWorker:
         matrices = MatrixStore(RunDirectory(self.run).matrices, chunk.layer)
         for name, block in inner.items():
             self._write(matrices, chunk, name, block)
-        for matrix in layer.kernels:  # one at a time: each is as large as a tile of the result may be
+        for matrix in layer.kernels:  # one at a time: each may be as large as a tile of the result
             values = derive(matrix.kernel, inner[matrix.quantity], norms_i, norms_j, sigma=matrix.sigma)
             self._write(matrices, chunk, matrix.name, values)
         return Receipt(chunk, counts={"chunks": 1})
@@ -136,7 +136,7 @@ def _shifted(part: slice, start: int) -> slice:
 def assemble_layers(
     session: Session, record: RunRecord, layers: Sequence[str], manifests: Mapping[Side, Manifest]
 ) -> None:
-    """Write the final matrices of layers all of whose tiles are there, unless they exist for these kernels and labels.
+    """Write the final matrices of layers whose tiles are all solved, unless they exist for these kernels and labels.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def _make_arrays(store: MatrixStore, assembly: LayerAssembly, attributes: Mappin
 
 
 def _digest_labels(manifests: Mapping[Side, Manifest]) -> str:
-    """Return a hash of what may change from one session to the next without changing a number."""
+    """Return a hash of settings that may change from one session to the next without changing a number."""
     facts = {side: [manifest.labels(), manifest.groups()] for side, manifest in manifests.items()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

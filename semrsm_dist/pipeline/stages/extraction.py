@@ -1,4 +1,4 @@
-"""Extraction: find the chunks that are missing, and have actors make them from images."""
+"""Extraction: find the missing feature chunks, and let actors compute them from images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 TASK_CHUNKS = 8
-"""Chunks of a task at most, so that images are read ahead of the model."""
+"""Maximum chunks per task, so that images are read ahead of the model."""
 
 
 def extract_features(
@@ -32,7 +32,7 @@ def extract_features(
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
 
-    Where nothing is missing, no library that runs models is loaded.
+    If nothing is missing, no library that runs models is loaded.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def extract_features(
 
 
 def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
-    """Return the numbers of the chunks that no layer lacks."""
+    """Return the numbers of the chunks that all layers have."""
     return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 
 
@@ -113,7 +113,7 @@ def _warn_of_other_batches(session: Session, requested: int, record: RunRecord) 
     reason = (
         f"chunks of {record.chunk_size} images are the largest batches"
         if requested > record.chunk_size and record.batch_size == record.chunk_size
-        else "the run was begun with them"
+        else "the run began with them"
     )
     session.warn(
         f"model.batch_size: {requested}: images are extracted in batches of {record.batch_size}, as {reason}"
@@ -124,8 +124,8 @@ def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[C
     halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
     if halved:
         session.warn(
-            f"a GPU's memory did not suffice for batches of {batch_size} images; batches of down to {min(halved)} "
-            "took their place, on which the last bits of features depend"
+            f"a GPU's memory was too small for batches of {batch_size} images; batches of down to {min(halved)} "
+            "were used, which changes the last bits of the features"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a worker does in extraction: it holds the model, reads images, and writes chunks for all layers at once."""
+"""The worker of extraction: it holds the model, reads images, and writes chunks for all layers at once."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class FeatureChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadableImages:
-    """What one side of the matrix is made of.
+    """The images of one side of the matrix.
 
     Parameters
     ----------
     source, rows
-        The readable images, in the order of the matrix, with the hashes that their content must have.
+        The readable images, in the order of the matrix, with the expected hashes of their content.
     """
 
     source: ImageSource
@@ -64,7 +64,7 @@ class ReadableImages:
 
 @dataclass(frozen=True)
 class ExtractorFactory:
-    """Makes an extraction worker where it is called: the model is loaded in the actor, not sent to it.
+    """Creates an extraction worker where it is called: the model is loaded in the actor, not sent to it.
 
     One worker serves all sides, so that the model is loaded once for queries and database together.
 
@@ -77,7 +77,7 @@ class ExtractorFactory:
     layers
         The layers to extract and their sizes.
     spec
-        The model; what is loaded must be what the record says of it.
+        The model; it must match the record.
     gpus
         GPUs of a worker; with 0 the model runs on the CPU.
     """
@@ -95,7 +95,7 @@ class ExtractorFactory:
         Raises
         ------
         ConfigError
-            If there is to be a GPU, but torch cannot use it.
+            If a GPU is configured, but torch cannot use it.
         ResumeError
             If the model found here is not the run's.
         """
@@ -131,7 +131,7 @@ def _describe(facts: Mapping[str, Any], layers: Mapping[str, LayerSizes]) -> Fin
 
 
 def choose_device(gpus: int) -> str:
-    """Return torch's name of the device for the calling worker, which was given so many GPUs.
+    """Return torch's name of the device for the calling worker, which was given this many GPUs.
 
     Never `auto`: a GPU that torch cannot use is an error, not a slow and half precise run on the CPU.
     """
@@ -140,7 +140,7 @@ def choose_device(gpus: int) -> str:
 
 @dataclass(frozen=True)
 class ChunkNews:
-    """What a receipt of a chunk reports beside its success.
+    """What a receipt of a chunk reports besides its success.
 
     Attributes
     ----------
@@ -193,7 +193,7 @@ class _ExtractionWorker:
         loaded = source.load(row.entry)
         if loaded.sha256 != row.sha256:
             raise InputError(
-                f"image {row.image_id!r} is no longer the one that this run was begun with (hash {loaded.sha256[:12]}, "
+                f"image {row.image_id!r} is no longer the one that this run began with (hash {loaded.sha256[:12]}, "
                 f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
                 "old content: put the old content back and start the same command, or begin a new run directory"
             )

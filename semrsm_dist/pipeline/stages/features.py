@@ -1,4 +1,4 @@
-"""The features of a run: made or copied as far as a layer that is not finished lacks them."""
+"""The features of a run: extracted or copied if an unfinished layer lacks them."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
 
 
 def _is_matched(session: Session, record: RunRecord, layer: str) -> bool:
-    """Tell whether nothing needs the features of a layer any more."""
+    """Return whether nothing needs the features of a layer any more."""
     if not MatrixStore(session.directory.matrices, layer).is_complete():
         return False
     return set(record.layout(layer).tiles()) <= TileStore(session.directory.tiles, layer).present()
 
 
 def _remove_damaged(session: Session, side: Side, layer: str) -> None:
-    """Read once what is there of a layer that is not finished: what cannot be decoded is then made again."""
+    """Read the features of an unfinished layer once, so that those that cannot be decoded are made again."""
     with session.timed("check"):
         damaged = FeatureStore(session.directory.features, side, layer).remove_damaged()
     if damaged:

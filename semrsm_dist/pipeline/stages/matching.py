@@ -1,4 +1,4 @@
-"""Matching: find the tiles that are missing in each layer, and have them solved."""
+"""Matching: find the missing tiles of each layer, and let workers solve them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import TileStore
 
 TASKS_PER_WORKER = 8
-"""At least so many tasks for each worker, so that uneven ones even out."""
+"""Minimum tasks per worker, so that uneven ones balance out."""
 
 SHORTEST_TASK = 0.5
-"""Seconds below which a task is not worth handing out."""
+"""Seconds below which a task is too short to hand out."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWork:
-    """What is left to solve in one layer.
+    """The missing tiles of one layer.
 
     Parameters
     ----------
@@ -48,19 +48,19 @@ class LayerWork:
     panel_bytes: int
 
     def count_found_pairs(self) -> int:
-        """Return the pairs of the tiles that are not missing."""
+        """Return the number of pairs in the tiles that are not missing."""
         return self.layout.total_pairs - sum(self.layout.n_pairs(*tile) for tile in self.wanted)
 
 
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
-    """Solve what is missing of the tiles of the requested layers, and return those that were set aside.
+    """Solve the missing tiles of the requested layers, and return those that were set aside.
 
     Parameters
     ----------
     session
         The session.
     matcher
-        What solves them.
+        The matcher.
     record
         The run's record.
     """
@@ -96,7 +96,7 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
 
 
 def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> LayerWork:
-    """Make a place for a layer's tiles and return what is missing there."""
+    """Create the array of a layer's tiles and return its missing tiles."""
     sizes, layout = record.layers[layer], record.layout(layer)
     store = TileStore(session.directory.tiles, layer)
     store.create(layout.n_rows, layout.n_columns, layout.tile_size)
@@ -115,7 +115,7 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
 
 
 def _remove_damaged(session: Session, store: TileStore) -> list[tuple[int, int]]:
-    """Read what an unfinished session left, once: a crash of the machine can leave unreadable chunks."""
+    """Read once what an unfinished session left: a crash of the machine can leave unreadable chunks."""
     if MatrixStore(session.directory.matrices, store.layer).is_complete():
         return []
     with session.timed("check"):
@@ -123,7 +123,7 @@ def _remove_damaged(session: Session, store: TileStore) -> list[tuple[int, int]]
 
 
 def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float, budget: int) -> list[Task]:
-    """Turn missing tiles into tasks: large blocks first, single tiles at the tail.
+    """Turn missing tiles into tasks: large blocks first, single tiles at the end.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float
     workers
         Number of workers that will share the tasks.
     task_seconds
-        Wanted duration of a task; less where the work would not go round.
+        Target duration of a task; less if there would be too few tasks.
     budget
         Memory of one worker for panels, in bytes.
     """

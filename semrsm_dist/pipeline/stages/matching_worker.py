@@ -1,4 +1,4 @@
-"""What a worker does in matching: it holds prepared panels, solves tiles and writes them."""
+"""The worker of matching: it holds prepared panels, solves tiles and writes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Key = tuple[str, str, int]
 
 
 class _Held(threading.local):
-    """What a thread of a worker holds over tiles and tasks: prepared panels, and the stores that it has opened."""
+    """What a thread of a worker keeps across tiles and tasks: prepared panels, and the stores that it has opened."""
 
     def __init__(self) -> None:
         self.panels: dict[_Key, Panel] = {}
@@ -32,12 +32,12 @@ class _Held(threading.local):
         self.blocks = cache(TileStore)
 
     def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
-        return _Held, ()  # a worker travels without them
+        return _Held, ()  # not sent along with a worker
 
 
 @dataclass(frozen=True)
 class MatchingWorker:
-    """Solves tiles: loads the panels that it does not hold, matches, writes the tile, and says so.
+    """Solves tiles: loads missing panels, matches, writes the tile, and yields a receipt.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class MatchingWorker:
     layouts
         The layout of each layer.
     matcher
-        What solves them.
+        The matcher.
     panel_bytes
         Memory of a prepared panel of each layer.
     room
@@ -69,7 +69,7 @@ class MatchingWorker:
         return attempt_each(tiles, lambda tile: self._solve(tiles[tiles.index(tile) :]), self.run)
 
     def _solve(self, tiles: Sequence[Tile]) -> Receipt:
-        """Solve the first of the tiles that are still to come."""
+        """Solve the first of the remaining tiles."""
         tile = tiles[0]
         started = time.perf_counter()
         rows, columns = self._load(tiles)
@@ -94,7 +94,7 @@ class MatchingWorker:
         return Receipt(tile, counts=counts)
 
     def _load(self, tiles: Sequence[Tile]) -> list[Panel]:
-        """Return the panels of the first tile, making room by those that the next ones need last."""
+        """Return the panels of the first tile, making room by dropping those that are needed last."""
         panels = self._held.panels
         needed = self._keys(tiles[0])
         for key in needed:
@@ -109,7 +109,7 @@ class MatchingWorker:
         for place, tile in enumerate(tiles):
             for coming in self._keys(tile):
                 wanted.setdefault(coming, place)
-        # Unwanted panels go first, then those that are wanted last; needed ones stay.
+        # Panels that no tile needs go first, then those needed last; those of this tile stay.
         leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, len(tiles)), held))
         taken = sum(self.panel_bytes[layer] for _, layer, _ in [*panels, key])
         while leaving and taken > self.room:

@@ -1,4 +1,4 @@
-"""What a model's head says of a run's images: extracted like a layer of one token, kept beside the run's features."""
+"""Outputs of a model's head for a run's images: extracted like a layer of one token, kept beside the features."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ModelOutputs:
     logits : (N, K)
         Before softmax or sigmoid.
     meaning
-        `classes` where one of K is named, `labels` where each of K is said yes or no to.
+        `classes` if exactly one of K applies, `labels` if each of K applies or not.
     """
 
     logits: NDArray[np.float32]
@@ -52,7 +52,7 @@ def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[Load
     """
     if config.model is None or not isinstance(config.data, ImageSource):
         raise ConfigError(
-            "ready-made features come without a model, so nothing says how it classifies the images; give its "
+            "ready-made features come without a model, so there are no class probabilities of the images; give its "
             "probabilities as an array (images, classes): --with probabilities=FILE.npy"
         )
     from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where a model is needed
@@ -72,7 +72,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     record
         The run's record.
     given
-        What the outputs mean, if the weights do not say.
+        The meaning of the outputs, if the weights do not state it.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     model, meaning = require_outputs(config, given)
     if record is None or config.model is None or not isinstance(config.data, ImageSource):
         raise ConfigError(
-            f"{session.directory.path}: there is no run here yet whose images to classify; start it"
+            f"{session.directory.path}: there is no run here yet, so there are no images to classify; start it"
         )
     from semrsm_dist.features.outputs import OUTPUTS, describe_outputs  # noqa: PLC0415 - as above
 

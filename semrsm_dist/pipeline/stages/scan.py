@@ -24,7 +24,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class ScanBatch:
-    """Images that are scanned together: a unit, which carries its entries so that workers hold no others."""
+    """Images that are scanned together: a unit, which carries its own entries so that workers hold no others."""
 
     first: int
     entries: tuple[ImageEntry, ...] = field(repr=False)
@@ -49,7 +49,7 @@ class ScanWorker:
 def scan_images(session: Session, side: str, source: ImageSource) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
-    The engine is asked for workers only if there is something to scan.
+    Workers are started only if there is something to scan.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _rows_without_workers(
 def _scan_new(
     session: Session, source: ImageSource, entries: Sequence[ImageEntry], new: Sequence[int]
 ) -> Iterator[tuple[int, ManifestRow]]:
-    """Have images scanned by the engine's workers; yield the index and the row of each."""
+    """Let the engine's workers scan images; yield the index and the row of each."""
     batches = [
         ScanBatch(start, tuple(entries[index] for index in new[start:stop]))
         for start, stop in slices(len(new), SCAN_BATCH)

@@ -231,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         evidence = evaluate(
             options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters
         )
-    print(evidence.text)
+    print("\n\n".join(filter(None, (evidence.about, evidence.text))))
     print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
     return 0
 

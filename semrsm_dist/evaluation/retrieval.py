@@ -20,6 +20,9 @@ from semrsm_dist.evaluation.label_overlap import label_f1, overlap_rows
 Labels = Sequence[tuple[str, ...]]
 Names = Sequence[str | None]
 
+SEMANTIC, SPATIAL, POOLED, CHANCE = "semantic", "spatio-semantic", "average pooling", "chance"
+"""Ways to find the most similar images; the last draws them at random."""
+
 ROWS_AT_ONCE = 512
 NO_HIT = -1
 

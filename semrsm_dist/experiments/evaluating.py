@@ -71,6 +71,7 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
     """Run an experiment as `evaluate` does, without saving what it finds."""
     from semrsm_dist.experiments.evidence import Evidence  # noqa: PLC0415 - slow to load
     from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
+    from semrsm_dist.store.directory import RunDirectory  # noqa: PLC0415
 
     checked = check_parameters(name, parameters)
     findings = EXPERIMENTS.load(name).load()(config, checked, reporter or SilentReporter())
@@ -79,7 +80,8 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
         **checked.model_dump(mode="json"),
         **findings.settings,
     }
-    return Evidence(findings.table, findings.draw, findings.text, settings, name)
+    summary = RunDirectory(Path(settings["config"]["run"])).read_summary() or {}
+    return Evidence(findings.table, findings.draw, findings.text, settings, name, summary.get("about", ""))
 
 
 def default_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:

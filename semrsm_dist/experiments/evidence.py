@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,6 +17,8 @@ from semrsm_dist.store.chunks import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_CHARACTERS = 14  # of the title, on an inch
 
 METADATA = b"semrsm"
 """Key of the settings, as JSON, in the metadata of the Parquet file."""
@@ -55,9 +58,12 @@ class Evidence(Findings):
         As of `Findings`.
     settings
         What the numbers depend on, as JSON values: configuration, parameters, and what else there is.
+    about
+        What the similarities are of, in a line: model, weights, matcher, classes of images.
     """
 
     experiment: str = ""
+    about: str = ""
 
     def save(self, folder: Path) -> list[Path]:
         """Write the table (its settings in the file's metadata) and the figure, each whole or not at all.
@@ -95,6 +101,8 @@ class Evidence(Findings):
 
         figure = Figure(layout="constrained")
         self.draw(figure)
+        title = textwrap.fill(self.about, int(_CHARACTERS * figure.get_size_inches()[0]))
+        figure.suptitle(title, fontsize=8, parse_math=False)
         figure.savefig(path, dpi=110, format="png")
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, evaluate, warn_of_zeros
+from semrsm_dist.pipeline.stages.evaluation import evaluate, warn_of_zeros
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.record import RunRecord, Side
 
@@ -138,27 +139,15 @@ def _layer_table(summary: Mapping[str, Any]) -> str:
 
 def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
     head = scores[0]
-    rows = [("layer", *(f"{method} F1@{k}" for k in _ks(scores) for method in (SPATIAL, POOLED, SEMANTIC)))]
-    for layer in dict.fromkeys(score["layer"] for score in scores):
-        by_key = {(s["method"], s["k"]): s["f1"] for s in scores if s["layer"] == layer}
-        rows.append(
-            (
-                layer,
-                *(
-                    _number(by_key[method, k], "{:.3f}")
-                    for k in _ks(scores)
-                    for method in (SPATIAL, POOLED, SEMANTIC)
-                ),
-            )
-        )
+    methods = (SPATIAL, POOLED, SEMANTIC)
+    rows = [("layer", "k", *(f"{method} F1@k" for method in methods))]
+    for layer, k in dict.fromkeys((score["layer"], score["k"]) for score in scores):
+        f1 = {s["method"]: s["f1"] for s in scores if (s["layer"], s["k"]) == (layer, k)}
+        rows.append((layer, str(k), *(_number(f1[method], "{:.3f}") for method in methods)))
     title = (
         f"retrieval of images with the same labels ({head['n_queries']} queries, kernel {head['kernel']}):"
     )
     return f"{title}\n{_table(rows)}"
-
-
-def _ks(scores: list[Mapping[str, Any]]) -> list[int]:
-    return sorted({score["k"] for score in scores})
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

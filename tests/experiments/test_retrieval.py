@@ -177,7 +177,7 @@ def test_ties_and_what_cannot_be_compared_are_told(small, tmp_path):
     rows = rows.set_index(["method", "kernel"])
     assert rows.loc[("semantic", "cosine"), "n_tied"] == 6
     assert rows.loc[("semantic", "cosine"), "n_pairs"] == 30
-    assert "leave out others as similar" in evidence.text
+    assert "ties at hit 1 (another image is as similar" in evidence.text
     assert "6 by semantic," in evidence.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from semrsm_dist.experiments.approximation.table import (
     SHARE,
     by_method,
 )
+from semrsm_dist.experiments.plotting import count_rows, make_panels, share_legend, style_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,22 +27,6 @@ if TYPE_CHECKING:
 
 LEAST_LOSS = 1e-4
 """Smaller losses are drawn here."""
-
-STYLES: dict[str, dict[str, Any]] = {
-    "auction": {"color": "C3", "marker": "*", "markersize": 9},
-    "hungarian": {"color": "black", "marker": "D"},
-    "batch-optimal": {"color": "C0", "marker": "o"},
-    "median-split": {"color": "C2", "marker": "s"},
-    "topk-greedy": {"color": "C1", "marker": "^"},
-    "greedy": {"color": "C5", "marker": "v"},
-    "subsample": {"color": "C4", "marker": "P"},
-    "projection": {"color": "C6", "marker": "X"},
-    "identity": {"color": "C7", "marker": "d"},
-}
-
-
-def _style(matcher: str) -> dict[str, Any]:
-    return STYLES.get(matcher, {"color": "C8", "marker": "p"})
 
 
 def write_text(table: pd.DataFrame, keep: float) -> str:
@@ -134,28 +120,17 @@ def _number(value: float) -> str:
 def draw_approximation(figure: Figure, table: pd.DataFrame) -> None:
     """Draw the share of the gain that is lost against time, one panel a layer."""
     layers = list(table["layer"].unique())
-    n_columns = min(2, len(layers))
-    n_rows = -(-len(layers) // n_columns)
-    figure.set_size_inches(6.2 * n_columns, 4.0 * n_rows + 0.7)
-    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for axis in axes[len(layers) :]:
-        axis.remove()
-    for axis, layer in zip(axes, layers, strict=False):
-        _draw_layer(axis, table[table["layer"] == layer])
-        axis.set_xlabel("milliseconds a pair")
-    for axis in axes[: len(layers) : n_columns]:
-        axis.set_ylabel("share of the gain lost")
-    handles = {
-        label: handle
-        for axis in axes[: len(layers)]
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False
-    )
+    across = min(2, len(layers))
+    figure.set_size_inches(6.2 * across, 4.0 * count_rows(len(layers), 2) + 2.8 / across)
+    panels = make_panels(figure, len(layers), across=2)
+    looks = style_names(table["matcher"])
+    for axes, layer in zip(panels, layers, strict=True):
+        _draw_layer(axes, table[table["layer"] == layer], looks)
+        axes.set(xlabel="milliseconds a pair", ylabel="share of the gain lost")
+    share_legend(figure, panels, ncols=2 * across)
 
 
-def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
+def _draw_layer(axis: Axes, part: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - slow to load
 
     wide = by_method(part).dropna(subset=[SHARE])
@@ -166,17 +141,17 @@ def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
         front["ms"], front["loss"], where="post", color="0.8", linewidth=5, label="Pareto front", zorder=1
     )
     for matcher, tried in wide.groupby("matcher", sort=False):
-        style = _style(str(matcher)) | {"linewidth": 1.0}
-        if matcher == "auction":
+        style = {**looks[str(matcher)], "linewidth": 1.0, "markersize": 5}
+        if matcher == "auction":  # its tolerance is what is varied
             axis.plot(tried["ms"], tried["loss"], label=matcher, zorder=3, **style)
             continue
         for tolerance, line in tried.groupby("tolerance", sort=False, dropna=False):
             is_exact = not tolerance > 0.0
             look = {} if is_exact else {"linestyle": ":", "markerfacecolor": "white"}
             label = str(matcher) if is_exact else f"{matcher}, tolerance {tolerance:g} inside"
-            axis.plot(line["ms"], line["loss"], label=label, zorder=2, **{"markersize": 5, **style, **look})
+            axis.plot(line["ms"], line["loss"], label=label, zorder=2, **style | look)
             if is_exact:
-                _name_sizes(axis, line)
+                _name_sizes(axis, line, style["color"])
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -190,7 +165,7 @@ def _draw_layer(axis: Axes, part: pd.DataFrame) -> None:
     axis.grid(alpha=0.3)
 
 
-def _name_sizes(axis: Axes, line: pd.DataFrame) -> None:
+def _name_sizes(axis: Axes, line: pd.DataFrame, colour: str) -> None:
     for _, row in line[line["size"].notna()].iterrows():
         axis.annotate(
             f"{row['size']:.0f}",
@@ -198,5 +173,5 @@ def _name_sizes(axis: Axes, line: pd.DataFrame) -> None:
             xytext=(3, 3),
             textcoords="offset points",
             fontsize=6,
-            color=_style(row["matcher"])["color"],
+            color=colour,
         )

@@ -23,13 +23,21 @@ from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import chance_scores, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import (
+    CHANCE,
+    POOLED,
+    SEMANTIC,
+    SPATIAL,
+    chance_scores,
+    find_hits,
+    score_hits,
+)
 from semrsm_dist.experiments.conditions import ConditionsParameters
 from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.pipeline import driver
-from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL, retrieval_task
+from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
@@ -104,7 +112,7 @@ def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
         method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
         for method, read in readers.items()
     }
-    return {"chance": chance_scores(task), **scores}
+    return {CHANCE: chance_scores(task), **scores}
 
 
 def _measure(
@@ -122,7 +130,7 @@ def _measure(
                 "layer": layer,
                 "n_tokens": run.record.layers[layer].n_tokens,
                 "method": method,
-                "kernel": {POOLED: "cosine", "chance": "-"}.get(method, kernel),
+                "kernel": {POOLED: "cosine", CHANCE: "-"}.get(method, kernel),
                 "k": 1,
                 "f1": level.estimate,
                 "f1_low": level.low,

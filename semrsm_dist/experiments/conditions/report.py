@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
+from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.conditions.grid import FACTORS
-from semrsm_dist.pipeline.stages.evaluation import POOLED, SEMANTIC, SPATIAL
+from semrsm_dist.experiments.plotting import count_rows, draw_intervals, make_panels, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS_ACROSS = 4
-SHORT = {SPATIAL: "spatio-sem.", SEMANTIC: "semantic", POOLED: "pooled", "chance": "chance"}
 
 
 def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
@@ -27,7 +26,7 @@ def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
         f"[{confidence:.0%} interval]"
     ]
     for (factor, layer), part in table.groupby(["factor", "layer"], sort=False):
-        wide = part.pivot_table("f1", "level", "method", sort=False, dropna=False).rename(columns=SHORT)
+        wide = part.pivot_table("f1", "level", "method", sort=False, dropna=False)
         gains = part[part["method"] == SEMANTIC].set_index("level")
         wide["gain"] = [f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gains.itertuples()]
         wide.index = pd.Index([f"{level:.3g}" for level in wide.index])
@@ -61,35 +60,24 @@ def draw_gains(figure: Figure, table: pd.DataFrame) -> None:
     """Draw the gain against each factor, a panel a factor, a line a layer, with intervals."""
     factors = list(dict.fromkeys(table["factor"]))
     across = min(len(factors), PANELS_ACROSS)
-    down = -(-len(factors) // across)
-    figure.set_size_inches(max(3.4 * across, 5.0), 3.1 * down + 0.4)
-    panels = figure.subplots(down, across, sharey=True, squeeze=False)
-    for axes, factor in zip(panels.flat, factors, strict=False):
+    figure.set_size_inches(max(3.4 * across, 6.5), 3.1 * count_rows(len(factors), across) + 0.4)
+    panels = make_panels(figure, len(factors), across=across, sharey=True)
+    for axes, factor in zip(panels, factors, strict=True):
         _draw_factor(axes, table[(table["factor"] == factor) & (table["method"] == SEMANTIC)])
         axes.set_xlabel(FACTORS[factor].replace(": ", ":\n"), fontsize=8)
-    for axes in panels.flat[len(factors) :]:
-        axes.set_axis_off()
     figure.supylabel("gain in F1@1, semantic less spatio-semantic", fontsize=10)
-    handles, names = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
+    share_legend(figure, panels[:1], ncols=6)
 
 
 def _draw_factor(axes: Axes, rows: pd.DataFrame) -> None:
-    """Levels stand side by side at equal distances: those of displacement are far from evenly spread."""
+    """Draw levels side by side at equal distances: those of displacement are far from evenly spread."""
     levels = sorted(set(rows["level"]))
     layers = list(dict.fromkeys(rows["layer"]))
     for position, layer in enumerate(layers):
         part = rows[rows["layer"] == layer].sort_values("level")
         beside = 0.16 * (position - (len(layers) - 1) / 2)
-        axes.errorbar(
-            [levels.index(level) + beside for level in part["level"]],
-            part["gain"],
-            yerr=np.abs(part[["low", "high"]].to_numpy(dtype=float).T - part["gain"].to_numpy(dtype=float)),
-            fmt="o-",
-            markersize=4,
-            linewidth=1.2,
-            label=layer,
-        )
+        places = [levels.index(level) + beside for level in part["level"]]
+        draw_intervals(axes, places, part, "gain", linestyle="-", linewidth=1.2, label=layer)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(levels)), [f"{level:.3g}" for level in levels])
     axes.grid(axis="y", alpha=0.3)

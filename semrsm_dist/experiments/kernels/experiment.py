@@ -24,7 +24,7 @@ from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.evaluation.bootstrap import Interval, mean_interval
 from semrsm_dist.evaluation.correlation import pearson_interval
 from semrsm_dist.evaluation.entries import Entries, RowReader
-from semrsm_dist.evaluation.retrieval import RetrievalTask, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL, RetrievalTask, find_hits, score_hits
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.kernels import KernelsParameters
 from semrsm_dist.experiments.kernels.report import (
@@ -54,8 +54,6 @@ from semrsm_dist.results.run import Run
 
 SATURATED = 0.01
 """Similarities closer than this to 0 or 1 tell little about their pair."""
-
-SPATIAL, SEMANTIC = "spatio-semantic", "semantic"
 
 Scores = dict[tuple[str, str], NDArray[np.float64]]
 """F1@1 of each query by kernel and kind."""

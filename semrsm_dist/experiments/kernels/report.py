@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
+from semrsm_dist.experiments.plotting import draw_intervals, name_layers, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,15 +19,8 @@ CHANGE = "change of F1@1 from tokens as they are"
 NEAR_ZERO, NEAR_ONE, GAP = "share of pairs near 0", "share of pairs near 1", "largest certified cosine gap"
 """The quantities of the table."""
 
-BELOW: dict[str, Any] = {
-    "loc": "upper center",
-    "bbox_to_anchor": (0.5, -0.13),
-    "ncols": 2,
-    "fontsize": 8,
-    "frameon": False,
-}
-
-STYLES = {"spatio-semantic": "--", "semantic": "-"}
+STYLES = {SPATIAL: "--", SEMANTIC: "-"}
+"""Lines of the sweep, in which colours tell layers apart."""
 
 
 def write_text(table: pd.DataFrame, *, centring_matches: bool = False, one_label_set: bool = False) -> str:
@@ -75,10 +71,10 @@ def _write_tokens(table: pd.DataFrame) -> str:
             for kind in STYLES
         }
         changes = {
-            label: _interval(part[(part["quantity"] == quantity) & (part["kind"] != "spatio-semantic")])
+            label: _interval(part[(part["quantity"] == quantity) & (part["kind"] != SPATIAL)])
             for quantity, label in ((GAIN, "gain of matching"), (CHANGE, "change"))
         }
-        gap = f"{_value(part, GAP, 'semantic'):.1e}"
+        gap = f"{_value(part, GAP, SEMANTIC):.1e}"
         rows.append({"layer": layer, "tokens": tokens, **cells, **changes, "gap": gap})
     listed: str = pd.DataFrame(rows).to_string(index=False, float_format=_number, na_rep="-")
     return (
@@ -109,7 +105,9 @@ def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
     layers = list(dict.fromkeys(table["layer"]))
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     figure.set_size_inches(15, 5.8)
-    correlation, saturation, gains = figure.subplots(1, 3, width_ratios=[1, 1, 1.2])
+    sweep, treatments = figure.subfigures(1, 2, squeeze=False, width_ratios=[2, 1.2])[0]
+    correlation, saturation = sweep.subplots(1, 2)
+    gains = treatments.subplots()
     for layer, shade in zip(layers, shades, strict=True):
         for kind, style in STYLES.items():
             chosen = table[(table["layer"] == layer) & (table["kind"] == kind) & table["multiple"].notna()]
@@ -130,7 +128,8 @@ def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
     correlation.set(ylabel="Pearson correlation", title="RBF similarity and overlap of labels")
     saturation.set(ylabel="share of pairs", title="RBF similarity within 0.01 of 0 or 1", ylim=(-0.03, 1.03))
     _draw_gains(gains, table, layers)
-    correlation.legend(**BELOW)
+    share_legend(sweep, [correlation], ncols=4)
+    share_legend(treatments, [gains], ncols=2)
 
 
 def _draw_gains(axes: Axes, table: pd.DataFrame, layers: list[str]) -> None:
@@ -140,12 +139,10 @@ def _draw_gains(axes: Axes, table: pd.DataFrame, layers: list[str]) -> None:
         rows = chosen[chosen["tokens"] == tokens]
         shift = 0.7 * ((position + 0.5) / len(treatments) - 0.5)
         places = [layers.index(layer) + shift for layer in rows["layer"]]
-        spread = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows["value"].to_numpy(dtype=float))
-        axes.errorbar(places, rows["value"], yerr=spread, fmt="o", markersize=4, label=tokens)
+        draw_intervals(axes, places, rows, label=tokens)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(layers)), layers)
+    name_layers(axes, layers)
     axes.set(
         ylabel="F1@1, semantic less spatio-semantic", title="What matching gains by cosine, for tokens..."
     )
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(**BELOW)

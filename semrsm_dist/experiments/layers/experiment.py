@@ -21,19 +21,14 @@ from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
 from semrsm_dist.evaluation.entries import Entries, RowReader
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layers import LayersParameters
-from semrsm_dist.experiments.layers.report import (
-    DIFFERENCE,
-    WITHIN,
-    draw_layers,
-    find_most_changed,
-    write_text,
-)
+from semrsm_dist.experiments.layers.report import WITHIN, draw_layers, find_most_changed, write_text
 from semrsm_dist.experiments.layers.variants import (
     ORIGINAL,
     default_variants,
     derive_config,
     require_network,
 )
+from semrsm_dist.experiments.plotting import DIFFERENCE
 from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
@@ -83,7 +78,7 @@ def evaluate(config: RunConfig, parameters: LayersParameters, reporter: Reporter
     table = pd.DataFrame(rows).assign(kernel=kernel, resamples=resamples, seed=seed)
     return Findings(
         table,
-        lambda figure: draw_layers(table, figure),
+        lambda figure: draw_layers(figure, table),
         write_text(table, changed),
         {"other": None if second is None else second.model_dump(mode="json"), "variants": list(chosen)},
     )

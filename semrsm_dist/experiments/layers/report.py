@@ -10,18 +10,22 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.agreement import Estimate
+from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
+from semrsm_dist.experiments.plotting import (
+    DIFFERENCE,
+    KINDS,
+    count_rows,
+    draw_kinds,
+    make_panels,
+    share_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WITHIN = "within"
-DIFFERENCE = "semantic - spatio-semantic"
-"""Kind of the rows that hold how far what the two kinds say of a layer is apart."""
-
-KINDS = ("spatio-semantic", "semantic")
-COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
-
+PANELS_ACROSS = 3
 Places = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -125,31 +129,27 @@ def _percent(share: float) -> str:
     return "an unknown share" if np.isnan(share) else f"{share:.0%}"
 
 
-def draw_layers(table: pd.DataFrame, figure: Figure) -> None:
+def draw_layers(figure: Figure, table: pd.DataFrame) -> None:
     """Draw the CKA of layers within the network as maps, and before and after as lines with intervals."""
     others = [name for name in table.comparison.unique() if name != WITHIN]
-    columns = max(3, len(others))
-    figure.set_size_inches(3.4 * columns, 3.2 * (2 if others else 1))
-    axes = figure.subplots(2 if others else 1, columns, squeeze=False)
+    down = count_rows(len(others), PANELS_ACROSS) if others else 0
+    figure.set_size_inches(3.4 * PANELS_ACROSS, 3.3 * (1 + down) + 0.4 * bool(others))
+    parts = figure.subfigures(1 + bool(others), 1, squeeze=False, height_ratios=[1, down][: 1 + bool(others)])
     cka = table[table.measure == "cka"]
     within = cka[cka.comparison == WITHIN]
-    shown = (
-        ("spatio-semantic", "spatio-semantic"),
-        ("semantic", "semantic"),
-        ("semantic", "spatio-semantic"),
-    )
     low = float(np.nanmin([0.0, within.value.min()]))
-    for panel, kinds in zip(axes[0], shown, strict=False):
+    pairs = ((SPATIAL, SPATIAL), (SEMANTIC, SEMANTIC), (SEMANTIC, SPATIAL))
+    for panel, kinds in zip(make_panels(parts[0, 0], len(pairs), across=PANELS_ACROSS), pairs, strict=True):
         _draw_map(panel, within, kinds, low)
-    for panel in axes[0, len(shown) :]:
-        panel.set_axis_off()
-    for panel, name in zip(axes[-1] if others else (), others, strict=False):
-        _draw_lines(panel, cka[cka.comparison == name], name)
-    for panel in axes[-1, len(others) :] if others else ():
-        panel.set_axis_off()
     if others:
-        axes[-1, 0].set_ylabel("CKA with the network before", fontsize=8)
-        axes[-1, 0].legend(fontsize=8, frameon=False)
+        panels = make_panels(parts[1, 0], len(others), across=PANELS_ACROSS)
+        for panel, name in zip(panels, others, strict=True):
+            rows = cka[(cka.comparison == name) & (cka.layer_a == cka.layer_b)]
+            rows = rows.assign(kind=rows.kind_a, layer=rows.layer_a)
+            draw_kinds(panel, rows, list(rows.layer.unique()))
+            panel.set_title(name, fontsize=9, parse_math=False)
+        panels[0].set_ylabel("CKA with the network before", fontsize=8)
+        share_legend(parts[1, 0], panels[:1], ncols=2)
 
 
 def _draw_map(panel: Axes, within: pd.DataFrame, kinds: tuple[str, str], low: float) -> None:
@@ -174,14 +174,3 @@ def _draw_map(panel: Axes, within: pd.DataFrame, kinds: tuple[str, str], low: fl
     panel.set_xlabel(kinds[1], fontsize=8)
     panel.set_ylabel(kinds[0], fontsize=8)
     panel.set_title("CKA between layers", fontsize=9)
-
-
-def _draw_lines(panel: Axes, rows: pd.DataFrame, name: str) -> None:
-    same = rows[rows.layer_a == rows.layer_b]
-    for offset, kind in zip((-0.06, 0.06), KINDS, strict=True):
-        here = same[same.kind_a == kind]
-        places = np.arange(len(here)) + offset
-        panel.plot(places, here.value, "o-", color=COLOURS[kind], ms=4, label=kind)
-        panel.vlines(places, here.low, here.high, color=COLOURS[kind], lw=1.2)
-        panel.set_xticks(range(len(here)), list(here.layer_a), rotation=30, ha="right", fontsize=8)
-    panel.set_title(name, fontsize=9)

@@ -30,7 +30,8 @@ from semrsm_dist.evaluation.divergence import (
 from semrsm_dist.evaluation.entries import ROWS_AT_ONCE, Entries
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
-from semrsm_dist.experiments.output_similarity.report import DIFFERENCE, draw_correlations, write_text
+from semrsm_dist.experiments.output_similarity.report import draw_correlations, write_text
+from semrsm_dist.experiments.plotting import DIFFERENCE
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.outputs import require_outputs
@@ -88,7 +89,7 @@ def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter
     table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)
     return Findings(
         table,
-        lambda figure: draw_correlations(table, figure),
+        lambda figure: draw_correlations(figure, table),
         write_text(table),
         {"outputs": meaning},
     )

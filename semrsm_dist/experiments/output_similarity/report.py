@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
+
+from semrsm_dist.experiments.plotting import DIFFERENCE, draw_kinds, make_panels, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DIFFERENCE = "semantic - spatio-semantic"
-"""Kind of the rows that hold how far the two kinds are apart; negative where matching helps."""
-
-KINDS = ("spatio-semantic", "semantic")
-COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
 
 MEANINGS = {
     "classes": "one of the classes (softmax)",
@@ -66,22 +62,14 @@ def _caveats(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw_correlations(table: pd.DataFrame, figure: Figure) -> None:
+def draw_correlations(figure: Figure, table: pd.DataFrame) -> None:
     """Draw a panel for each measure and kernel: the correlation over the layers, with intervals."""
-    measures, kernels = (list(table[name].unique()) for name in ("measure", "kernel"))
-    layers = list(table.layer.unique())
-    figure.set_size_inches(3.4 * len(kernels) + 0.6, 2.9 * len(measures))
-    axes = figure.subplots(len(measures), len(kernels), sharex=True, sharey="row", squeeze=False)
-    for row, measure in zip(axes, measures, strict=True):
-        for panel, kernel in zip(row, kernels, strict=True):
-            for offset, kind in zip((-0.06, 0.06), KINDS, strict=True):
-                here = table[(table.measure == measure) & (table.kernel == kernel) & (table.kind == kind)]
-                values = here.set_index("layer").loc[layers]
-                places = np.arange(len(layers)) + offset
-                panel.plot(places, values.value, "o-", color=COLOURS[kind], ms=4, label=kind)
-                panel.vlines(places, values.low, values.high, color=COLOURS[kind], lw=1.2)
-            panel.axhline(0, color="0.6", lw=0.8, zorder=0)
-            panel.set_title(f"{kernel}, {measure}", fontsize=9)
-            panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize=8)
-        row[0].set_ylabel("correlation with output JSD\n(lower is better)", fontsize=8)
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    measures, kernels, layers = (list(table[name].unique()) for name in ("measure", "kernel", "layer"))
+    figure.set_size_inches(3.4 * len(kernels) + 0.6, 2.9 * len(measures) + 0.4)
+    panels = make_panels(figure, len(measures) * len(kernels), across=len(kernels), sharex=True, sharey="row")
+    for panel, (measure, kernel) in zip(panels, product(measures, kernels), strict=True):
+        draw_kinds(panel, table[(table.measure == measure) & (table.kernel == kernel)], layers)
+        panel.axhline(0, color="0.6", lw=0.8, zorder=0)
+        panel.set_title(f"{kernel}, {measure}", fontsize=9)
+    figure.supylabel("correlation with output JSD (lower is better)", fontsize=9)
+    share_legend(figure, panels[:1], ncols=2)

@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import KernelConfig, MatchingConfig, RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import Hits, RetrievalTask, chance_scores, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import (
+    CHANCE,
+    SEMANTIC,
+    Hits,
+    RetrievalTask,
+    chance_scores,
+    find_hits,
+    score_hits,
+)
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.retrieval import RetrievalParameters
-from semrsm_dist.experiments.retrieval.methods import (
-    CHANCE,
-    CLASS_TOKEN,
-    SEMANTIC,
-    Fitting,
-    Method,
-    list_methods,
-)
+from semrsm_dist.experiments.retrieval.methods import CLASS_TOKEN, Fitting, Method, list_methods
 from semrsm_dist.experiments.retrieval.report import (
     Key,
     Scores,

@@ -20,25 +20,23 @@ from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
 from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
+from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.vlad import fit_centroids, vlad
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store import chunks
 from semrsm_dist.store.npy import write_npy
 
-SEMANTIC, SPATIAL = "semantic", "spatio-semantic"
-POOLED, WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN, CHANCE = (
-    "average pooling",
+WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN = (
     "PCA-whitened pooling",
     "VLAD",
     "MaxSim",
     "Chamfer",
     "class token",
-    "chance",
 )
-KERNELS = ("linear", "cosine", "rbf")
 SAMPLE = 20_000
 """Tokens of the database that VLAD's centroids are fitted to."""
 

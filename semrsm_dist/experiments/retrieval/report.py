@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.experiments.retrieval.methods import CHANCE, POOLED, SEMANTIC, SPATIAL
+from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SEMANTIC, SPATIAL
+from semrsm_dist.experiments.plotting import draw_intervals, name_layers, share_legend, style_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,7 @@ def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
 def add_doubts(table: pd.DataFrame, hits: Mapping[Key, Hits]) -> None:
     """Add what is doubtful about hits, in the rows of F1 itself; NaN in all others.
 
-    `n_tied` counts queries whose best k hits leave out an image as similar as the last of them, `n_undefined` the
+    `n_tied` counts queries at which the last of the best k hits ties with an image that is left out, `n_undefined` the
     pairs, of `n_pairs`, that have no similarity.
     """
     table[["n_tied", "n_undefined", "n_pairs"]] = np.nan
@@ -173,8 +174,8 @@ def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
         )
     for (layer, handling), names in tied.items():
         yield (
-            f"{layer}{handling}: queries whose best {min(ks)} leave out others as similar (the first in the data "
-            f"count): {', '.join(names)}"
+            f"{layer}{handling}: ties at hit {min(ks)} (another image is as similar; the first in the data counts), "
+            f"number of queries: {', '.join(names)}"
         )
 
 
@@ -209,41 +210,42 @@ def write_effort(effort: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def draw_scores(figure: Figure, table: pd.DataFrame) -> None:
     """Draw F1 of the fewest hits over the layers, and F1@k in the layer where semantic similarity does best."""
-    from matplotlib import colormaps  # noqa: PLC0415 - slow to load
-
     groups = table["groups"].iloc[0]
     scores = table[
         table["against"].isna() & table["kernel"].isin(["cosine", "-"]) & (table["groups"] == groups)
     ]
-    k = scores["k"].min()
-    first = scores[scores["k"] == k]
-    methods = list(dict.fromkeys(scores["method"]))
-    colours = {method: colormaps["tab10"](position % 10) for position, method in enumerate(methods)}
+    first = scores[scores["k"] == scores["k"].min()]
     semantic = first[first["method"] == SEMANTIC]
     best = semantic.loc[semantic["f1"].fillna(-1).idxmax(), "layer"]
     layers = list(dict.fromkeys(scores["layer"]))
-    figure.set_size_inches(max(9.0, 1.7 * len(layers) + 5), 4.8)
+    figure.set_size_inches(min(max(10.0, 1.5 * len(layers) + 5), 18.0), 4.8)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
-    handling = "" if groups == "none" else f", near-duplicates {groups}"
-    for position, method in enumerate(methods):
-        shift = 0.75 * ((position + 0.5) / len(methods) - 0.5)
-        here = first[first["method"] == method]
-        _draw_points(
-            left, [layers.index(layer) + shift for layer in here["layer"]], here, colours[method], method
-        )
+    _draw_layers(left, first, layers)
+    for method, look in style_names(scores["method"]).items():
         curve = scores[(scores["method"] == method) & (scores["layer"] == best)]
-        width = 2.5 if method == SEMANTIC else 1.2
-        right.plot(curve["k"], curve["f1"], "o-", color=colours[method], markersize=4, linewidth=width)
-    left.set_xticks(range(len(layers)), layers)
-    left.set(xlabel="layer", ylabel="F1@k", title=f"F1@{k} with 95 % intervals over queries{handling}")
+        line = {"linestyle": "--", "color": "grey", "marker": ""} if method == CHANCE else look
+        right.plot(
+            curve["k"], curve["f1"], markersize=4, linewidth=2.5 if method == SEMANTIC else 1.2, **line
+        )
+    handling = "" if groups == "none" else f", near-duplicates {groups}"
+    k, confidence = first["k"].iloc[0], first["confidence"].iloc[0]
+    left.set(ylabel="F1@k", title=f"F1@{k} with {confidence:.0%} intervals over queries{handling}")
     right.set(xlabel="k, hits per query", title=f"F1@k in {best}", xticks=sorted(set(scores["k"])))
-    for axes in (left, right):
-        axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    right.grid(axis="y", alpha=0.3)
+    share_legend(figure, [left], ncols=6)
 
 
-def _draw_points(axes: Axes, places: Sequence[float], rows: pd.DataFrame, colour: Any, label: str) -> None:
-    spread = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows["f1"].to_numpy(dtype=float))
-    axes.errorbar(
-        places, rows["f1"], yerr=spread, fmt="o", color=colour, label=label, markersize=4, elinewidth=1.2
-    )
+def _draw_layers(axes: Axes, scores: pd.DataFrame, layers: Sequence[str]) -> None:
+    """Draw the methods side by side at each layer, and chance across all of them."""
+    looks = style_names(scores["method"])
+    looks.pop(CHANCE)
+    for position, (method, look) in enumerate(looks.items()):
+        rows = scores[scores["method"] == method]
+        shift = 0.7 * ((position + 0.5) / len(looks) - 0.5)
+        places = [layers.index(layer) + shift for layer in rows["layer"]]
+        draw_intervals(axes, places, rows, "f1", label=method, **look)
+    chance = scores[scores["method"] == CHANCE].set_index("layer")["f1"].reindex(layers)
+    middles = np.arange(len(layers))
+    axes.hlines(chance, middles - 0.4, middles + 0.4, color="grey", linestyle="--", label=CHANCE)
+    name_layers(axes, layers)
+    axes.grid(axis="y", alpha=0.3)

@@ -9,6 +9,14 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.contrast import Contrast
+from semrsm_dist.experiments.plotting import (
+    LOOKS,
+    count_rows,
+    draw_intervals,
+    make_panels,
+    name_layers,
+    share_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +28,6 @@ SAME, DIFFERENT, SAME_ABOVE = "same", "different", "same above different"
 SHOWN_KERNELS = ("rbf", "cosine")
 """Kernels on a scale that layers share; the paper shows the first."""
 
-COLOURS = {"semantic": "tab:red", "spatio-semantic": "tab:blue"}
 STYLES = {SAME: "-", DIFFERENT: ":"}
 PANELS_ACROSS = 5
 
@@ -94,21 +101,19 @@ def draw_translation(figure: Figure, table: pd.DataFrame) -> None:
     """Draw similarity against shift for each layer and, below, medians and AUC over the layers at the largest shift."""
     layers = list(dict.fromkeys(table["layer"]))
     across = min(len(layers), PANELS_ACROSS)
-    down = -(-len(layers) // across)
+    down = count_rows(len(layers), across)
     figure.set_size_inches(max(2.6 * across, 10.0), 2.7 * down + 3.6)
     grid = figure.add_gridspec(2, 1, height_ratios=[2.7 * down, 3.4])
     above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    panels = above.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    panels = make_panels(above, len(layers), across=across, sharex=True, sharey=True)
     kernel = SHOWN_KERNELS[0]
-    for axes, layer in zip(panels.flat, layers, strict=False):
+    for axes, layer in zip(panels, layers, strict=True):
         _draw_shifts(axes, table[(table["layer"] == layer) & (table["kernel"] == kernel)])
         axes.set_title(f"{layer} (S = {table.loc[table['layer'] == layer, 'n_tokens'].iloc[0]})", fontsize=10)
-    for axes in panels.flat[len(layers) :]:
-        axes.set_axis_off()
-    above.supylabel(f"similarity ({kernel}), median and quartiles", fontsize=9)
-    above.supxlabel("shift in pixels of the network's input", fontsize=9)
-    handles, names = panels.flat[0].get_legend_handles_labels()
-    above.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    above.supylabel(f"similarity ({kernel}),\nmedian and quartiles", fontsize=9)
+    for axes in panels[-across:]:
+        axes.set_xlabel("shift (pixels of the input)", fontsize=9)
+    share_legend(above, panels[:1], ncols=4)
     far = table[table["shift"] == table["shift"].max()]
     profiles = below.subplots(1, len(SHOWN_KERNELS) + 1)
     pixels = far["pixels"].iloc[0]
@@ -126,30 +131,23 @@ def _draw_shifts(axes: Axes, rows: pd.DataFrame) -> None:
             part["pixels"],
             part["value"],
             STYLES[pair],
-            color=COLOURS[kind],
             label=f"{kind}, {pair} image{'s' if pair == DIFFERENT else ''}",
+            **LOOKS[kind],
         )
         if pair == SAME:
             axes.fill_between(
                 part["pixels"],
                 part["lower_quartile"],
                 part["upper_quartile"],
-                color=COLOURS[kind],
                 alpha=0.15,
+                **LOOKS[kind],
             )
     axes.grid(alpha=0.3)
 
 
 def _draw_profile(axes: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
     for (kind, pair), part in rows.groupby(["kind", "pair"], sort=False):
-        axes.errorbar(
-            [layers.index(layer) for layer in part["layer"]],
-            part["value"],
-            yerr=np.abs(part[["low", "high"]].to_numpy(dtype=float).T - part["value"].to_numpy(dtype=float)),
-            fmt="o" + STYLES.get(pair, "-"),
-            markersize=4,
-            elinewidth=1.2,
-            color=COLOURS[kind],
-        )
-    axes.set_xticks(range(len(layers)), layers, rotation=30 if len(layers) > 4 else 0)
+        places = [layers.index(layer) for layer in part["layer"]]
+        draw_intervals(axes, places, part, linestyle=STYLES.get(pair, "-"), **LOOKS[kind])
+    name_layers(axes, layers)
     axes.grid(axis="y", alpha=0.3)

@@ -13,7 +13,14 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, retrieval_scores
+from semrsm_dist.evaluation.retrieval import (
+    POOLED,
+    SEMANTIC,
+    SPATIAL,
+    RetrievalImages,
+    RetrievalTask,
+    retrieval_scores,
+)
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
@@ -22,7 +29,6 @@ from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
 
-SEMANTIC, SPATIAL, POOLED = "semantic", "spatio-semantic", "average pooling"
 METHODS = (SPATIAL, POOLED, SEMANTIC)
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")

@@ -106,7 +106,7 @@ class ClipSeg(nn.Module):
             self.vision, self.text = whole.clip.vision_model, whole.clip.text_model
             self.text_projection, self.decoder = whole.clip.text_projection, whole.decoder
             self.extracted = tuple(config.extract_layers)
-            self.tokens = nn.Buffer(torch.tensor([list(tokens)]), persistent=False)
+            self.register_buffer("tokens", torch.tensor([list(tokens)]), persistent=False)
         else:
             self.vision = transformers.CLIPSegVisionModel(config.vision_config)
             self.decoder = None

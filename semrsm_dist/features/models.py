@@ -252,10 +252,17 @@ def _finished(
         data_config=config,
         transform=create_transform(**config, is_training=False),
         weights_sha256=checkpoints.hash_state(module),
-        n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0) or 0),
+        n_prefix_tokens=_count_prefix_tokens(module),
         classes=classes or None,
         outputs=outputs or _meaning_of_outputs(module, has_names=known),
     )
+
+
+def _count_prefix_tokens(module: nn.Module) -> int:
+    declared = getattr(module, "num_prefix_tokens", None)
+    if declared is None:  # cait, convit and xcit before timm 1.0.31, pit and volo still
+        return int(getattr(module, "cls_token", None) is not None)
+    return int(declared)
 
 
 def _meaning_of_outputs(module: nn.Module, *, has_names: bool) -> str | None:

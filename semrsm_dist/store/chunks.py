@@ -121,7 +121,7 @@ def create_array(
             dimension_names=tuple(dimension_names),
             attributes=attributes,
         )
-    return array.with_config({"write_empty_chunks": True})
+    return _writing_empty_chunks(array)
 
 
 class OpenArrays:
@@ -303,7 +303,7 @@ def _open_if_there(group: Path, name: str) -> zarr.Array[Any] | None:
                 array = zarr.open_array(path, mode="r+")
             except PermissionError:
                 array = zarr.open_array(path, mode="r")
-    except (FileNotFoundError, zarr.errors.NodeNotFoundError, zarr.errors.ContainsGroupError):
+    except (FileNotFoundError, zarr.errors.ContainsGroupError):
         return None
     except StorageError:
         raise
@@ -311,7 +311,13 @@ def _open_if_there(group: Path, name: str) -> zarr.Array[Any] | None:
         raise StorageError(
             f"{path}: cannot be opened ({error.strerror or error}); check what is there, the disk and its permissions"
         ) from error
-    return array.with_config({"write_empty_chunks": True})
+    return _writing_empty_chunks(array)
+
+
+def _writing_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    # Zarr has `Array.with_config` for this only since 3.1.6.
+    metadata: Any = array.metadata  # of either format
+    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, {"write_empty_chunks": True}))
 
 
 @contextlib.contextmanager
@@ -326,7 +332,7 @@ def reading_metadata(node: Path) -> Iterator[None]:
     file = node / "zarr.json"
     try:
         yield
-    except (zarr.errors.NodeNotFoundError, zarr.errors.ContainsGroupError):
+    except (FileNotFoundError, zarr.errors.ContainsGroupError):
         raise
     except METADATA_ERRORS as error:
         raise StorageError(

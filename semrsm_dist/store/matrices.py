@@ -43,7 +43,6 @@ class MatrixStore:
         self.root = root
         self.layer = layer
         self._arrays = chunks.OpenArrays(self.group)
-        self._group: zarr.Group | None = None
 
     @property
     def group(self) -> Path:
@@ -96,7 +95,7 @@ class MatrixStore:
 
         Matrices of other names go: what an earlier assembly left would pass for part of this one.
         """
-        self._group = group = chunks.create_group(self.root, self.layer)
+        group = chunks.create_group(self.root, self.layer)
         with chunks.writing(self.group):
             _forget_metadata(self.root)
             group.attrs.put({**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False})
@@ -132,9 +131,9 @@ class MatrixStore:
         """Write a coordinate of one dimension: text or numbers, replacing what is there."""
         data = values if isinstance(values, np.ndarray) else np.asarray(values, np.dtypes.StringDType())
         with chunks.writing(self.group):
-            group = self._group or zarr.open_group(self.group, mode="a", use_consolidated=False)
-            group.create_array(
-                name,
+            zarr.create_array(
+                self.group,
+                name=name,
                 data=data,
                 dimension_names=(dimension,),
                 config={"write_empty_chunks": True},

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from timm.models.hrnet import HighResolutionNet
 from torch import Tensor, nn
 
 from semrsm_dist.errors import ConfigError
@@ -42,6 +43,10 @@ def hook_once(module: nn.Module, name: str, batch: Tensor) -> Tensor:
     return kept[0]
 
 
+with_hrnet_stages = pytest.mark.skipif(
+    not hasattr(HighResolutionNet, "forward_intermediates"), reason="timm gives HRNet no stages before 1.0.31"
+)
+
 ARCHITECTURES = [  # name, input size, stage, (H, W, C) of the stage
     ("test_resnet", 96, "layer3", (6, 6, 192)),
     ("test_vit", 96, "blocks.2", (6, 6, 64)),
@@ -59,7 +64,7 @@ ARCHITECTURES = [  # name, input size, stage, (H, W, C) of the stage
     ("deit_tiny_distilled_patch16_224", 64, "blocks.3", (4, 4, 192)),
     ("vit_small_patch14_reg4_dinov2", 56, "blocks.5", (4, 4, 384)),
     ("eva02_tiny_patch14_224", 56, "blocks.5", (4, 4, 192)),
-    ("hrnet_w18_small", 64, "stage3", (4, 4, 512)),
+    pytest.param("hrnet_w18_small", 64, "stage3", (4, 4, 512), marks=with_hrnet_stages),
 ]
 
 
@@ -196,7 +201,9 @@ def test_sam_blocks_stay_on_their_grid():
         ("test_vit", "blocks.0.attn.q_norm", "not channels, rows and columns"),  # (B, heads, T, d)
         ("test_vit", "head", "does not run before the classifier"),
         ("test_efficientnet", "blocks.3.0.se.conv_reduce", "not channels, rows and columns"),  # pooled
-        ("hrnet_w18_small", "stage2", None),  # a stage, though its module returns a list
+        pytest.param(
+            "hrnet_w18_small", "stage2", None, marks=with_hrnet_stages
+        ),  # a stage, though its module returns a list
     ],
 )
 def test_what_has_no_vector_per_position_is_refused_by_name(name, layer, reason):

@@ -43,7 +43,7 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
             r"leaves open which pretrained weights.*resnet18\.a1_in1k.*resnet18\.tv_in1k",
         ),
         ("vit_tiny_patch16_224_in21k", "random", r"unknown model"),  # an alias that timm would map silently
-        ("test_coatnet.untrained", "pretrained", r"has no weights that timm could download"),
+        ("vit_base_patch16_xp_224.untrained", "pretrained", r"has no weights that timm could download"),
         ("", "random", "unknown model"),
     ],
 )

@@ -70,7 +70,10 @@ def test_compiling_is_announced_once_and_damaged_code_is_compiled_again(tmp_path
 
 
 def test_a_numba_without_what_the_cache_needs_still_matches(tmp_path):
-    change = "import sys, types, numba; sys.modules['numba.core.compiler_lock'] = types.ModuleType('empty')"
+    change = (
+        "import sys, types, numba; numba.njit(lambda: 1)();"  # for itself it has what it needs
+        "sys.modules['numba.core.compiler_lock'] = types.ModuleType('empty')"
+    )
     done = python(f"{change}; {MATCH}", tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
     assert done.stdout == "3.0\n"
     assert done.stderr.count("caches in a way that this package does not know") == 1

@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from semrsm_dist.cli.commands import make_parser
 
@@ -70,8 +72,6 @@ def test_python_compiles(page):
 
 @pages
 def test_yaml_examples_are_yaml(page):
-    import yaml
-
     for body in blocks(page, "yaml"):
         assert yaml.safe_load(body)
 
@@ -82,5 +82,23 @@ def test_the_readme_leads_and_the_pages_go_deep():
     assert all(f"(docs/{page.name})" in text for page in (ROOT / "docs").glob("*.md"))
 
 
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (block,) = blocks(ROOT / "README.md", "python")
+    settings = yaml.safe_load((ROOT / "jobs/digits.yaml").read_text())
+    settings["data"]["n_images"] = 12
+    settings["model"]["layers"] = ["layer3"]
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/digits.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (12, 96, 96, 3), dtype=np.uint8)
+    names = {"images": images}
+    exec(block, names)
+    assert names["z"].shape == (12, 36, 192)
+    assert names["K"].shape == (3, 12)
+    assert names["m"].value <= names["m"].upper_bound
+    assert names["found"].indices.shape == (12, 10)
+    assert names["run"].similarity("layer3").shape == (12, 12)
+
+
 def test_the_architecture_takes_two_screens():
-    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 300
+    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 80

@@ -1,4 +1,4 @@
-"""Each recipe of docs/architecture.md works as written: its file and its entry point, in their own distribution."""
+"""Each recipe of docs/extending.md works as written: its file and its entry point, in their own distribution."""
 
 import os
 import re
@@ -15,13 +15,13 @@ import pytest
 import semrsm_dist as srs
 
 ROOT = Path(__file__).parents[1]
-RECIPES = (ROOT / "docs/architecture.md").read_text().split("\n## Recipes\n")[1]
+RECIPES = (ROOT / "docs/extending.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def read_recipe(title):
     """Return the file of a recipe, its name, its group and name of entry point, and its command."""
-    section = re.split(r"^### ", RECIPES, flags=re.MULTILINE)
+    section = re.split(r"^## ", RECIPES, flags=re.MULTILINE)
     (text,) = (part for part in section if part.startswith(title))
     (source,) = (body for language, body in BLOCK.findall(text) if language == "python")
     path = source.splitlines()[0].removeprefix("# ")
@@ -102,6 +102,18 @@ m = srs.match(z[0], z[1], matcher="by-norm", order=1)
 assert np.isclose(m.value, (z[0] * z[1][m.permutation]).sum()) and m.value <= m.upper_bound
 """
     toy.python("-c", code)
+
+
+@follows("A data source")
+def test_data_source(toy):
+    toy.follow()
+    run = srs.open_run(toy.folder / "runs/digits")
+    assert run.manifest().image_ids() == [f"{width}-px" for width in range(1, 7)]
+    assert run.manifest().labels() == [("thin",)] * 3 + [("wide",)] * 3
+    columns = np.arange(96) // np.arange(1, 7)[:, None] % 2 * 255
+    images = np.broadcast_to(columns[:, None, :, None], (6, 96, 96, 3)).astype(np.uint8)
+    z = srs.extract("test_resnet", images, "layer4", weights="digits")["layer4"]
+    np.testing.assert_allclose(run.similarity("layer4"), srs.similarity_matrix(z), atol=1e-3)
 
 
 @follows("An experiment")

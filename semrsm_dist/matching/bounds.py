@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,20 +83,47 @@ def tighten_prices(
     return rounded_up(total, rounded, size, n_tokens)
 
 
+class Assignment(NamedTuple):
+    """What an auction leaves.
+
+    Attributes
+    ----------
+    affinity : (padded(S) ** 2,)
+        Flat, rows of padded(S) columns.
+    prices, columns : (padded(S),)
+        The price of each column, and the column of each row.
+    """
+
+    affinity: NDArray[np.float32]
+    prices: NDArray[np.float32]
+    columns: NDArray[np.int32]
+
+
+class Factors(NamedTuple):
+    """What the affinities of a pair are computed from.
+
+    Attributes
+    ----------
+    z_i, z_j : (S, C) or (S, 2 C)
+        The representations as given; if they are `double`, the bytes of float64.
+    mean_i : (C,)
+        What z_i is centred by.
+    lengths_i : (S,)
+        Norms of the tokens of z_i, centred and scaled.
+    longest_j : float
+        Largest norm of a token of z_j, centred and scaled.
+    """
+
+    z_i: NDArray[np.float32]
+    z_j: NDArray[np.float32]
+    double: bool
+    mean_i: NDArray[np.float64]
+    lengths_i: NDArray[np.float64]
+    longest_j: float
+
+
 @compiled
-def distance_from_optimum(
-    affinity: NDArray[np.float32],
-    prices: NDArray[np.float32],
-    columns: NDArray[np.int32],
-    z_i: NDArray[np.float32],
-    z_j: NDArray[np.float32],
-    double: bool,
-    mean_i: NDArray[np.float64],
-    lengths_i: NDArray[np.float64],
-    longest_j: float,
-    scale: float,
-    rounding: float,
-) -> float:
+def distance_from_optimum(assignment: Assignment, factors: Factors, scale: float, rounding: float) -> float:
     """Return how far an assignment can be from the optimum, more exactly than float32 affinities can prove.
 
     No assignment is worth more than this one plus ``sum_i max_k (A_ik - p_k) - (A_ic - p_c)``, with c the
@@ -105,19 +132,13 @@ def distance_from_optimum(
 
     Parameters
     ----------
-    affinity, prices, columns
-        As an auction leaves them. The affinity is that of z_i centred by `mean_i` and z_j, divided by `scale`.
-    z_i, z_j : (S, C) or (S, 2 C)
-        The representations as given; if they are `double`, the bytes of float64.
-    lengths_i : (S,)
-        Norms of the tokens of z_i, centred and scaled.
-    longest_j : float
-        Largest norm of a token of z_j, centred and scaled.
     scale : float
         Unit of the affinity and of the result.
     rounding : float
         A float32 affinity differs from the exact one by at most ``rounding * lengths_i[i] * longest_j``.
     """
+    affinity, prices, columns = assignment
+    z_i, z_j, double, mean_i, lengths_i, longest_j = factors
     n_tokens, n_channels = z_i.shape[0], mean_i.size
     flat_i, flat_j = z_i.ravel(), z_j.ravel()
     step = padded(n_tokens)

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching.assignment.auction_pair import EXACT, make_workspace
+from semrsm_dist.matching.assignment.auction_pair import EXACT
 from semrsm_dist.matching.matchers import MATCHERS, auction, make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
-from semrsm_dist.matching.result import TileResult
 
 EVERY = (
     ("auction", {}),
@@ -359,16 +358,12 @@ def test_what_no_matcher_can_be_is_refused(name, parameters, message):
 @pytest.mark.parametrize("cache", [1, 2**11, 2**30])
 @pytest.mark.parametrize("triangular", [True, False])
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-15])
-def test_every_pair_is_matched_once_however_columns_are_cut(monkeypatch, cache, triangular, tolerance):
+def test_every_pair_is_matched_once_however_a_tile_is_cut(monkeypatch, cache, triangular, tolerance):
     z = np.random.default_rng(0).normal(size=(9, 6, 5)).astype(np.float32)
     matcher = Auction(tolerance=tolerance)
     panel = matcher.prepare(z)
-    whole = matcher.solve_tile(panel, panel)
-    monkeypatch.setattr(auction, "_CACHE", cache)
-    tile = TileResult(*np.full((3, 9, 9), np.nan))
-    matcher._solve(panel, range(2, 7), panel, triangular, make_workspace(6), tile)
-    rows, columns = np.indices((9, 9))
-    wanted = (rows >= 2) & (rows < 7) & ((columns > rows) if triangular else True)
-    for name in ("matched", "upper_bound", "identity"):
-        np.testing.assert_array_equal(np.isfinite(getattr(tile, name)), wanted)
-        np.testing.assert_array_equal(getattr(tile, name)[wanted], getattr(whole, name)[wanted])
+    whole = matcher.solve_tile(panel, panel, triangular=triangular)
+    monkeypatch.setattr(auction, "CACHE_BYTES", cache)
+    monkeypatch.setattr(Auction, "rows_at_once", lambda self, n_tokens: 4)
+    assert_same_bits(matcher.solve_tile(panel, panel, triangular=triangular), whole)
+    assert np.isfinite(whole.matched).all()

@@ -189,7 +189,7 @@ def is_flat(pair):
 @numba.njit
 def usual_bound(side, i, j, pair, memory):
     auction_pair.multiply_pair(side.images, i, side.images, j, pair, memory.work)
-    dual = progressive._usual_bound(side, j, pair, memory)
+    dual = progressive.usual_bound(side, j, pair, memory)
     return auction_pair.bound_of_dual(pair, dual, pair.slack)
 
 
@@ -222,7 +222,7 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
             assert bounds[i, j] >= best - rounding
             pair = frame(side.images, i, side.images, j, setting.tolerance, setting.rounding)
             for floor in (-np.inf, best):  # the second learns prices where they do not suffice, and uses them
-                bound = progressive._sketch_bound(side, i, side, j, pair, floor, setting, memory)
+                bound = progressive.sketch_bound(side, i, side, j, pair, floor, setting, memory)
                 assert bound >= best - rounding
             if not is_flat(pair):
                 side.prices[:] = rng.normal(size=side.prices.shape) * rng.choice([0.0, 0.1, 10.0])
@@ -290,7 +290,7 @@ def test_what_rows_can_add_is_bounded_closely_by_their_lengths(n_tokens, spread,
     prices = (scale * rng.normal(size=n_tokens)).astype(np.float32)
     n_bands = -(-n_tokens // longest_first.BAND)
     rest = np.full(n_bands + 1, np.nan)
-    longest_first._bound_rest(lengths_i, lengths_j, prices, rest)
+    longest_first.bound_rest(lengths_i, lengths_j, prices, rest)
     most = (lengths_i[:, None] * lengths_j - prices).max(axis=1)
     exact = np.array([most[band * longest_first.BAND :].sum() for band in range(n_bands + 1)])
     size = np.abs(most).sum() + np.abs(prices).sum() + 1.0
@@ -303,7 +303,7 @@ def test_what_rows_can_add_is_bounded_closely_by_their_lengths(n_tokens, spread,
 def test_what_rows_can_add_is_exact_where_it_is_linear_in_their_lengths():
     lengths = np.sort(np.exp(np.random.default_rng(0).normal(size=90)))[::-1].copy()
     rest = np.empty(4)
-    longest_first._bound_rest(lengths, np.full(90, 2.0), np.zeros(90, np.float32), rest)
+    longest_first.bound_rest(lengths, np.full(90, 2.0), np.zeros(90, np.float32), rest)
     exact = [2.0 * lengths[band * longest_first.BAND :].sum() for band in range(4)]
     np.testing.assert_allclose(rest, exact, rtol=1e-9)
 
@@ -388,11 +388,11 @@ def test_what_cannot_be_searched_is_refused(changes, error, message):
 def test_an_error_in_a_thread_stops_the_search(monkeypatch):
     begun = []
 
-    def fail(self, block):
-        begun.append(block)
+    def fail(*arguments):
+        begun.append(arguments)
         raise MemoryError
 
-    monkeypatch.setattr(Search, "_find_likely", fail)
+    monkeypatch.setattr("semrsm_dist.matching.search.search.sorted_channel_bounds", fail)
     with pytest.raises(MemoryError):
         srs.top_k(np.random.default_rng(0).normal(size=(400, 2, 2)), k=1, workers=1)
     assert len(begun) < 13

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from semrsm_dist.matching.assignment.augment import assign_exactly
 from semrsm_dist.matching.assignment.bidding import Market, make_market, run_auction
 from semrsm_dist.matching.bounds import (
+    Assignment,
+    Factors,
     distance_from_optimum,
     float64_rounding,
     identity_and_matched_value,
@@ -35,8 +37,6 @@ _PACKING = 2.0**-22  # more than rounding both representations to float32 change
 # Share of the allowed gap that the auction may leave where float32 proves too little. The rest is for its
 # rounding, which took less than a hundredth on photographs and digit scenes.
 _MARGIN = 0.9
-
-Matrix = NDArray[np.float64]
 
 
 class Images(NamedTuple):
@@ -73,6 +73,14 @@ class Workspace(NamedTuple):
     cycles: NDArray[np.int64]  # spent in products and in matching
 
 
+class Results(NamedTuple):
+    """Where the results of pairs are written, (R, K) each: the arrays of a `TileResult`."""
+
+    matched: NDArray[np.float64]
+    upper_bound: NDArray[np.float64]
+    identity: NDArray[np.float64]
+
+
 def images_of(rows: Panel, columns: Panel) -> tuple[Images, Images]:
     """Return the arrays of two packed panels for compiled code; if one is in float64, both are."""
     double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
@@ -105,27 +113,24 @@ def conclude(
     r: int,
     columns: Images,
     c: int,
-    gap: float,
-    bound: float,
-    permutation: NDArray[np.intp],
-    matched: Matrix,
-    upper_bound: Matrix,
-    identity: Matrix,
+    proof: tuple[float, float],
+    work: Workspace,
+    results: Results,
 ) -> None:
-    """Write the value of the permutation found, and the bound or, if that is less, the value plus the gap."""
+    """Write the value of the permutation in `work`, and what a gap and an upper bound prove together."""
     count = max(rows.token_counts[r], columns.token_counts[c])
     trace, value = identity_and_matched_value(
-        rows.raw[r, :count], columns.raw[c, :count], rows.double, permutation[:count]
+        rows.raw[r, :count], columns.raw[c, :count], rows.double, work.permutation[:count]
     )
-    bound = min(bound, value + gap)
+    bound = min(proof[1], value + proof[0])
     if rows.token_counts[r] != columns.token_counts[c]:
         trace = np.nan  # there is no position by position
     elif value < trace:  # never worse than no matching
         value = trace
-        _set_identity(permutation)
-    identity[r, c] = trace
-    matched[r, c] = value
-    upper_bound[r, c] = max(bound, value)
+        _set_identity(work.permutation)
+    results.identity[r, c] = trace
+    results.matched[r, c] = value
+    results.upper_bound[r, c] = max(bound, value)
 
 
 @compiled
@@ -153,7 +158,7 @@ def match_pair(
     if is_flat(pair):
         return settle_flat(pair, work)
     multiply_pair(rows, r, columns, c, pair, work)
-    return bid_for_pair(rows, r, columns, c, pair, rounding, -np.inf, work)
+    return bid_for_pair(rows, r, columns, c, pair, -np.inf, work)
 
 
 class Pair(NamedTuple):
@@ -173,6 +178,7 @@ class Pair(NamedTuple):
     spread: float  # no matching is worth more than this beyond what is common; see bounds.norm_bound
     slack: float
     margin: float
+    rounding: float  # a float32 affinity is off by at most this times the lengths of its tokens
 
 
 @inlined
@@ -201,6 +207,7 @@ def frame_pair(rows: Images, r: int, columns: Images, c: int, tolerance: float, 
         spread,
         rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
         float64_rounding(n_tokens, rows.means.shape[1]) * norms,
+        rounding,
     )
 
 
@@ -231,14 +238,7 @@ def multiply_pair(rows: Images, r: int, columns: Images, c: int, pair: Pair, wor
 
 @inlined
 def bid_for_pair(
-    rows: Images,
-    r: int,
-    columns: Images,
-    c: int,
-    pair: Pair,
-    rounding: float,
-    floor: float,
-    work: Workspace,
+    rows: Images, r: int, columns: Images, c: int, pair: Pair, floor: float, work: Workspace
 ) -> tuple[float, float]:
     """Write a permutation within the tolerance to `work`, whose affinities are there; return a gap and an upper bound.
 
@@ -263,17 +263,17 @@ def bid_for_pair(
     if finished and not certifiable:
         longest = max(columns.token_norms[c, 0] / columns.scales[c], columns.lengths[c, n_tokens - 1])
         gap = scale * distance_from_optimum(
-            affinity,
-            market.prices,
-            market.columns,
-            rows.raw[r, :n_tokens],
-            columns.raw[c, :n_tokens],
-            rows.double,
-            rows.means[r],
-            rows.lengths[r],
-            longest,
+            Assignment(affinity, market.prices, market.columns),
+            Factors(
+                rows.raw[r, :n_tokens],
+                columns.raw[c, :n_tokens],
+                rows.double,
+                rows.means[r],
+                rows.lengths[r],
+                longest,
+            ),
             scale,
-            rounding + _PACKING,
+            pair.rounding + _PACKING,
         )
     work.cycles[1] += read_cycles() - began
     if not finished or not (certifiable or gap + pair.margin <= pair.allowed):
@@ -303,16 +303,7 @@ def norm_when_filled(norm: float, filling: float, missing: int) -> float:
 
 
 @compiled
-def finish_exactly(
-    rows: Images,
-    r: int,
-    columns: Images,
-    c: int,
-    work: Workspace,
-    matched: Matrix,
-    upper_bound: Matrix,
-    identity: Matrix,
-) -> None:
+def finish_exactly(rows: Images, r: int, columns: Images, c: int, work: Workspace, results: Results) -> None:
     """Match one pair to the optimum in float64, from the prices in `work`."""
     began = read_cycles()
     n_channels = rows.means.shape[1]
@@ -338,4 +329,4 @@ def finish_exactly(
     fewest = min(rows.token_counts[r], columns.token_counts[c])
     common = fewest * inner_product(rows.means[r], columns.means[c])
     bound = common + scale * dual + float64_rounding(n_tokens, n_channels) * norms
-    conclude(rows, r, columns, c, np.inf, bound, work.permutation, matched, upper_bound, identity)
+    conclude(rows, r, columns, c, (np.inf, bound), work, results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,7 @@ from typing_extensions import override
 from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.assignment.auction_pair import (
     Images,
-    Matrix,
+    Results,
     Workspace,
     conclude,
     finish_exactly,
@@ -31,9 +31,11 @@ from semrsm_dist.matching.result import TileResult
 # Tokens of the rows in one compiled call, which cannot be interrupted: with up to thousands of columns, seconds.
 _TOKENS_AT_ONCE = 4096
 
-# Bytes of the columns that are matched with all rows of a call before the next columns: the size of an L2 cache.
-# On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
-_CACHE = 2**19
+CACHE_BYTES = 2**19
+"""Bytes of the columns that are matched with all rows of a call before the next columns: the size of an L2 cache.
+
+On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
+"""
 
 
 class Auction(Matcher):
@@ -77,7 +79,8 @@ class Auction(Matcher):
         work = make_workspace(rows.n_tokens)
         tile = TileResult(*np.empty((3, 1, 1)))
         self._solve(rows.part(slice(r, r + 1)), range(1), columns.part(slice(c, c + 1)), False, work, tile)
-        partners = _partners(rows, r, columns, c, work.permutation)
+        partners = work.permutation[: rows.token_counts[r]]
+        partners = np.where(partners < columns.token_counts[c], partners, UNMATCHED)  # not zero tokens
         return float(tile.matched[0, 0]), float(tile.upper_bound[0, 0]), partners
 
     @override
@@ -103,42 +106,42 @@ class Auction(Matcher):
         tile: TileResult,
     ) -> None:
         """Match a span of `rows` with `columns`, finishing exactly where the auction cannot."""
-        rounding = rounding_of_product(rows.n_channels)
         images, others = images_of(rows, columns)
-        out = (tile.matched, tile.upper_bound, tile.identity)
-        at_once = _columns_at_once(rows)
-        r, c = span.start, span.start + 1 if triangular else 0
-        first = c
-        while first < columns.n_images:
-            first, r, c = _solve_until_open(
-                images,
-                others,
-                first,
-                r,
-                c,
-                (span.start, span.stop),
-                at_once,
-                triangular,
-                self.tolerance,
-                rounding,
-                work,
-                *out,
-            )
-            if first < columns.n_images:
-                finish_exactly(images, r, others, c, work, *out)
-                c += 1
+        results = Results(tile.matched, tile.upper_bound, tile.identity)
+        rounding = rounding_of_product(rows.n_channels)
+        sweep = _Sweep(span.start, span.stop, _columns_at_once(rows), triangular, self.tolerance, rounding)
+        first = span.start + 1 if triangular else 0
+        place = _Place(first, span.start, first)
+        while place.first < columns.n_images:
+            place = _solve_until_open(images, others, place, sweep, work, results)
+            if place.first < columns.n_images:
+                finish_exactly(images, place.r, others, place.c, work, results)
+                place = place._replace(c=place.c + 1)
 
 
-def _partners(rows: Panel, r: int, columns: Panel, c: int, permutation: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the partner of each token of image r; `UNMATCHED` for the zero tokens that pad image c."""
-    partners = permutation[: rows.token_counts[r]]
-    return np.where(partners < columns.token_counts[c], partners, UNMATCHED)
+class _Sweep(NamedTuple):
+    """How rows from `start` to `stop` meet the columns: all of them `at_once` columns, then the next columns."""
+
+    start: int
+    stop: int
+    at_once: int
+    triangular: bool
+    tolerance: float
+    rounding: float
+
+
+class _Place(NamedTuple):
+    """The next pair (r, c), and the first of the columns that are met at once."""
+
+    first: int
+    r: int
+    c: int
 
 
 def _columns_at_once(panel: Panel) -> int:
     """Return how many images (>= 1) fit in the L2 cache."""
     image = panel.n_channels * (padded(panel.n_tokens) * 4 + panel.n_tokens * panel.raw.itemsize)
-    return max(1, _CACHE // image)
+    return max(1, CACHE_BYTES // image)
 
 
 @compiled
@@ -148,41 +151,27 @@ def _cycles() -> int:
 
 @compiled
 def _solve_until_open(
-    rows: Images,
-    columns: Images,
-    first: int,
-    r: int,
-    c: int,
-    span: tuple[int, int],
-    at_once: int,
-    triangular: bool,
-    tolerance: float,
-    rounding: float,
-    work: Workspace,
-    matched: Matrix,
-    upper_bound: Matrix,
-    identity: Matrix,
-) -> tuple[int, int, int]:
-    """Match images of `rows` in a span with `columns`, from the pair (r, c) on; `first` begins its block of columns.
+    rows: Images, columns: Images, place: _Place, sweep: _Sweep, work: Workspace, results: Results
+) -> _Place:
+    """Match pairs of images from a place on.
 
-    All rows meet `at_once` columns, then the next columns. Returns the first pair that needs the exact finish (its
-    prices are in `work`) and the beginning of its block, or a beginning beyond the last column.
+    Returns the first pair that needs the exact finish, whose prices are in `work`, or a place beyond the last column.
     The finish is not called from here because its code would double the time to compile.
     """
-    rows, columns, work = borrowed(rows), borrowed(columns), borrowed(work)
-    matched, upper_bound, identity = borrowed(matched), borrowed(upper_bound), borrowed(identity)
+    rows, columns, work, results = borrowed(rows), borrowed(columns), borrowed(work), borrowed(results)
     n_columns = columns.scales.size
+    first, r, c = place
     while first < n_columns:
-        last = min(first + at_once, n_columns)
-        while r < span[1]:
+        last = min(first + sweep.at_once, n_columns)
+        while r < sweep.stop:
             while c < last:
-                gap, bound = match_pair(rows, r, columns, c, tolerance, rounding, work)
-                if not min(gap, bound) < np.inf:
-                    return first, r, c
-                conclude(rows, r, columns, c, gap, bound, work.permutation, matched, upper_bound, identity)
+                proof = match_pair(rows, r, columns, c, sweep.tolerance, sweep.rounding, work)
+                if not min(proof) < np.inf:
+                    return _Place(first, r, c)
+                conclude(rows, r, columns, c, proof, work, results)
                 c += 1
             r += 1
-            c = max(first, r + 1) if triangular else first
-        first, r = last, span[0]
-        c = max(first, r + 1) if triangular else first
-    return first, r, c
+            c = max(first, r + 1) if sweep.triangular else first
+        first, r = last, sweep.start
+        c = max(first, r + 1) if sweep.triangular else first
+    return _Place(first, r, c)

@@ -120,7 +120,7 @@ def multiply_while_open(
     """
     width = padded(n_tokens)
     n_channels = columns.size // width
-    _bound_rest(rows.lengths[:n_tokens], lengths[:n_tokens], prices, rows.rest)
+    bound_rest(rows.lengths[:n_tokens], lengths[:n_tokens], prices, rows.rest)
     total, rounded, size = 0.0, 0.0, 0.0
     for j in range(n_tokens):
         total += np.float64(prices[j])
@@ -149,7 +149,7 @@ def multiply_while_open(
 
 
 @compiled
-def _bound_rest(
+def bound_rest(
     lengths_i: NDArray[np.float64],
     lengths_j: NDArray[np.float64],
     prices: NDArray[np.float32],

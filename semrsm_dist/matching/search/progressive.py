@@ -95,6 +95,45 @@ class Settings(NamedTuple):
     sketch_rounding: float
 
 
+class Candidates(NamedTuple):
+    """What a search of consecutive rows starts from.
+
+    Attributes
+    ----------
+    first : int
+        The image of row 0.
+    order, bounds : (R, W)
+        Candidates of each row by descending upper bound of their similarity, terminated by -inf.
+    floors : (K,)
+        A pair whose similarity is below this is none of the k best of the image in the column; inf where that
+        does not matter.
+    """
+
+    first: int
+    order: NDArray[np.intp]
+    bounds: NDArray[np.float64]
+    floors: NDArray[np.float64]
+
+
+class Hits(NamedTuple):
+    """What a search of consecutive rows has found.
+
+    Attributes
+    ----------
+    best, indices : (R, k)
+        The best hits of each row so far.
+    solved : (R, W)
+        The similarity of each candidate that was solved.
+    counts : (4,)
+        Pairs by how they were decided.
+    """
+
+    best: NDArray[np.float64]
+    indices: NDArray[np.int64]
+    solved: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
 def make_memory(n_tokens: int, n_channels: int) -> Memory:
     """Return memory for pairs of at most `n_tokens` tokens."""
     prices = np.empty(padded(n_tokens), np.float32)
@@ -144,60 +183,40 @@ def cosine_of_pair(matched: float, rows: SearchImages, r: int, columns: SearchIm
 
 @compiled
 def search_rows(
-    rows: SearchImages,
-    first: int,
-    columns: SearchImages,
-    order: NDArray[np.intp],
-    bounds: NDArray[np.float64],
-    floors: NDArray[np.float64],
+    sides: tuple[SearchImages, SearchImages],
+    candidates: Candidates,
     settings: Settings,
     memory: Memory,
-    best: NDArray[np.float64],
-    best_indices: NDArray[np.int64],
-    solved: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    r: int,
-    w: int,
+    hits: Hits,
+    place: tuple[int, int],
 ) -> tuple[int, int]:
-    """Decide pairs of consecutive rows, from the w-th candidate of row r on.
+    """Decide pairs of consecutive rows, from (r, w) on: the w-th candidate of row r.
 
     Returns
     -------
     r, w : int
         The pair that needs the exact finish, or (R, 0) when all are decided.
-
-    Parameters
-    ----------
-    first : int
-        The image of row 0.
-    order, bounds : (R, W)
-        Candidates of each row by descending upper bound of their similarity, terminated by -inf.
-    floors : (K,)
-        A pair whose similarity is below this is none of the k best of the image in the column; inf where that
-        does not matter.
-    best, best_indices : (R, k)
-        The best hits of each row so far; what is solved here is added.
-    solved : (R, W)
-        Receives the similarity of each candidate that is solved.
-    counts : (4,)
-        Pairs by how they were decided; increased.
     """
-    rows, columns, memory = borrowed(rows), borrowed(columns), borrowed(memory)
-    k = best.shape[1]
+    rows, columns, memory = borrowed(sides[0]), borrowed(sides[1]), borrowed(memory)
+    candidates, hits = borrowed(candidates), borrowed(hits)
+    order, bounds = candidates.order, candidates.bounds
+    k = hits.best.shape[1]
+    r, w = place
     while r < order.shape[0]:
+        image = candidates.first + r
         while w < order.shape[1] and bounds[r, w] > -np.inf:
             c = order[r, w]
-            least = min(best[r, k - 1], floors[c])
+            least = min(hits.best[r, k - 1], candidates.floors[c])
             if bounds[r, w] < least:
-                counts[WITHOUT_PRODUCT] += 1
+                hits.counts[WITHOUT_PRODUCT] += 1
             else:
-                outcome, matched = _decide(rows, first + r, columns, c, least, settings, memory)
+                outcome, matched = _decide(rows, image, columns, c, least, settings, memory)
                 if outcome < 0:
                     return r, w
-                counts[outcome] += 1
+                hits.counts[outcome] += 1
                 if outcome == SOLVED:
-                    solved[r, w] = cosine_of_pair(matched, rows, first + r, columns, c)
-                    offer(best[r], best_indices[r], solved[r, w], c)
+                    hits.solved[r, w] = cosine_of_pair(matched, rows, image, columns, c)
+                    offer(hits.best[r], hits.indices[r], hits.solved[r, w], c)
             w += 1
         r, w = r + 1, 0
     return r, w
@@ -224,7 +243,7 @@ def _decide(
     if least > -np.inf and norms >= SMALLEST_NORMS:
         floor = (least - _COSINE_ROUNDING) * norms - pair.margin  # rounding of the value itself
         if settings.sketch_channels > 0:
-            bound = _sketch_bound(rows, r, columns, c, pair, floor, settings, memory)
+            bound = sketch_bound(rows, r, columns, c, pair, floor, settings, memory)
             if bound < floor:
                 return SKETCHED, 0.0
     if is_flat(pair):
@@ -236,9 +255,9 @@ def _decide(
                 return WITH_PRODUCT, 0.0
         else:
             multiply_pair(left, r, right, c, pair, work)
-            if floor > -np.inf and _usual_bound(columns, c, pair, memory) < needed:
+            if floor > -np.inf and usual_bound(columns, c, pair, memory) < needed:
                 return WITH_PRODUCT, 0.0
-        gap, bound = bid_for_pair(left, r, right, c, pair, settings.rounding, floor, work)
+        gap, bound = bid_for_pair(left, r, right, c, pair, floor, work)
         if gap == -np.inf:
             _learn_prices(rows, r, columns, c, pair, memory)
             return WITH_PRODUCT, 0.0
@@ -280,7 +299,7 @@ def _set_usual_prices(columns: SearchImages, c: int, pair: Pair, memory: Memory)
 
 
 @inlined
-def _usual_bound(columns: SearchImages, c: int, pair: Pair, memory: Memory) -> float:
+def usual_bound(columns: SearchImages, c: int, pair: Pair, memory: Memory) -> float:
     """Return an upper bound on all sums of the affinities in `memory`, from the usual prices of the column's tokens."""
     _set_usual_prices(columns, c, pair, memory)
     market = memory.work.market
@@ -308,7 +327,7 @@ def _average(
 
 
 @inlined
-def _sketch_bound(
+def sketch_bound(
     rows: SearchImages,
     r: int,
     columns: SearchImages,
@@ -328,7 +347,7 @@ def _sketch_bound(
     multiply_packed(rows.sketches[r, :part], columns.sketches[c, :part], n_channels, n, n, affinity)
     slack = settings.sketch_rounding * size
     least = affinity_floor(pair, floor, slack)
-    dual = _usual_bound(columns, c, pair, memory)
+    dual = usual_bound(columns, c, pair, memory)
     if not dual < least:
         _, dual = run_auction(affinity, n, size, _SKETCH_GAP * size, work.market, least)
         if dual < np.inf:

@@ -19,6 +19,8 @@ from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.progressive import (
     NOBODY,
     SOLVED,
+    Candidates,
+    Hits,
     SearchImages,
     Settings,
     make_memory,
@@ -164,23 +166,23 @@ class Search:
         with self._lock:
             best, indices = self.best[block].copy(), self.indices[block].copy()
             floors = self.best[:, -1].copy() if self.same else np.full(self.columns.n_images, np.inf)
-        solved, counts = np.full(order.shape, np.nan), np.zeros(4, np.int64)
+        hits = Hits(best, indices, np.full(order.shape, np.nan), np.zeros(4, np.int64))
+        candidates = Candidates(block.start, order, bounds, floors)
         memory = make_memory(self.rows.n_tokens, self.rows.n_channels)
-        pairs = (self.left, block.start, self.right, order, bounds, floors, self.settings, memory)
         r = w = 0
         while True:
-            r, w = search_rows(*pairs, best, indices, solved, counts, r, w)
+            r, w = search_rows((self.left, self.right), candidates, self.settings, memory, hits, (r, w))
             if r == len(order):
                 break
-            solved[r, w] = self._finish(block.start + r, int(order[r, w]))
-            offer(best[r], indices[r], solved[r, w], order[r, w])
-            counts[SOLVED] += 1
+            hits.solved[r, w] = self._finish(block.start + r, int(order[r, w]))
+            offer(best[r], indices[r], hits.solved[r, w], order[r, w])
+            hits.counts[SOLVED] += 1
             w += 1
-        r_solved, w_solved = np.nonzero(~np.isnan(solved))
-        found = (r_solved + block.start, order[r_solved, w_solved], solved[r_solved, w_solved])
+        r_solved, w_solved = np.nonzero(~np.isnan(hits.solved))
+        found = (r_solved + block.start, order[r_solved, w_solved], hits.solved[r_solved, w_solved])
         with self._lock:
             merge(self.best, self.indices, *found, self.same)
-            self.counts += counts
+            self.counts += hits.counts
 
     def _finish(self, r: int, c: int) -> float:
         """Return the similarity of a pair that needs the exact finish."""

@@ -171,11 +171,6 @@ class FeatureArray(ABC):
         """Images that the format keeps in one piece, of which each costs as much to read as all."""
         return 1
 
-    @property
-    def layout(self) -> str:
-        """`nsc` or `nchw`: how the array lies on disk."""
-        return "nchw" if self._shape.channels_first else "nsc"
-
     @abstractmethod
     def signature(self) -> str:
         """Return something cheap that changes when the file does (sizes and times), for caching the digest."""

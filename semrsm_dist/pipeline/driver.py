@@ -27,6 +27,7 @@ from semrsm_dist.pipeline.summary import summarise
 from semrsm_dist.plan.tiling import Tile
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.fingerprint import require_same
 from semrsm_dist.store.matrices import MatrixStore
@@ -111,7 +112,7 @@ def _open_session(
     """Hold the run directory and an engine, and give the session with the record of the run."""
     directory = RunDirectory(_lasting(config.run))
     directory.create()
-    with directory.locked():
+    with limit_threads(), directory.locked():
         record = directory.read_record()
         own_engine = engine is None
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)

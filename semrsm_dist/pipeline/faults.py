@@ -11,6 +11,7 @@ from typing import TypeVar
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.engine.scheduler import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
+from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 
 Unit = TypeVar("Unit", bound=Hashable)
@@ -28,6 +29,7 @@ def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path
     run
         The run directory.
     """
+    limit_threads()  # of this process, if it is not the driver's
     for unit in units:
         try:
             receipt = do(unit)

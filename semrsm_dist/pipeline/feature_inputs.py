@@ -128,13 +128,14 @@ def _identify_source(
     """Return size and hash of ready-made features; as recorded, if the run has them all and the source is gone."""
     path, counts_path = data.layers[layer], data.token_counts.get(layer)
     here = known if known and known.path == str(path.absolute()) else None
-    if here and not path.exists():
-        store = FeatureStore(session.directory.features, side, layer)
-        if store.group.is_dir() and store.is_complete():
-            session.warn(f"{path}: is gone; the run continues with its own copy of these features")
-            return _with_counts(here, counts_path, here)
+    store = FeatureStore(session.directory.features, side, layer)
+    if here and not path.exists() and store.group.is_dir() and store.is_complete() and store.is_verified():
+        session.warn(f"{path}: is gone; the run continues with its own copy of these features")
+        return _with_counts(here, counts_path, here)
     source = open_array(path, data.layout)
     signature = source.signature()
+    if here and here.signature != signature and store.group.is_dir() and not store.is_verified():
+        store.remove()  # who knows what was copied
     answer = SourceAnswer(
         path=str(path.absolute()),
         signature=signature,

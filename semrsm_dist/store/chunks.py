@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,23 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from semrsm_dist.errors import StorageError
 
-# Zarr would read and decode with many threads in every worker, and there is a worker on every CPU already. The
-# setting is the process's, and Zarr makes its threads once: it cannot be put around our own reads and writes, as
-# several threads make those at once. A program that wants another can set it after importing this.
-zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
-
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
 """What the codecs raise for damaged bytes."""
 
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 """What Zarr raises for a `zarr.json` that is cut short or not what it should be."""
+
+
+def limit_threads() -> AbstractContextManager[object]:
+    """Keep Zarr to two threads from now on, and, as a context, until its end.
+
+    Zarr reads and decodes with many threads in every process, and there is a worker on every CPU already. The setting
+    is the process's: several threads read and write at once, so it cannot be put around a single read or write.
+    """
+    setting: AbstractContextManager[object] = zarr.config.set(
+        {"async.concurrency": 2, "threading.max_workers": 2}
+    )
+    return setting
 
 
 class DamagedChunkError(StorageError):

@@ -16,11 +16,15 @@ from semrsm_dist.store.matrices import LayerMatrices, StoredMatrix
 
 
 def open_dataset(layer: LayerMatrices) -> xr.Dataset:
-    """Open a layer's matrices lazily, with their coordinates.
+    """Open a layer's matrices lazily, with their coordinates: text as numpy's own `<U`, which every library takes.
 
     Reading a damaged chunk of a matrix raises DamagedChunkError, which names its file.
     """
     dataset: xr.Dataset = xr.open_zarr(layer.group, chunks=None)
+    texts = {name: each for name, each in dataset.coords.items() if each.dtype.kind not in "iuf"}
+    dataset = dataset.assign_coords(
+        {name: (each.dims, layer.coordinate(str(name)), each.attrs) for name, each in texts.items()}
+    )
     return dataset.assign(
         {name: _lazily(layer, name, dataset[name].variable) for name in sorted(layer.names)}
     )

@@ -5,11 +5,12 @@ Here and not beside the `.npy` reader because this room is the one that knows Za
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
+from zarr.storage import ZipStore
 
 from semrsm_dist.errors import InputError, did_you_mean
 from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, interpret
@@ -42,7 +44,7 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
     ----------
     path
         A `.npy` file; or a Zarr array (format 2 or 3), alone or inside a group (`store.zarr/group/array`), as a
-        local path or a URI that zarr can open.
+        local path; or a `.zip` file of Zarr with an array at its root.
     layout
         "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to tell by the number of axes.
 
@@ -53,17 +55,16 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
     InputError
         Nothing is there, or not an array of features; the message says what was found.
     """
-    text = os.fspath(path)
-    if "://" in text:
-        return ZarrFeatures(text, layout)
-    local = Path(text).expanduser()
-    if local.is_file() or local.suffix in (".npy", ".npz"):
+    local = Path(path).expanduser()
+    if local.suffix in (".npy", ".npz") or (local.is_file() and local.suffix != ".zip"):
         return NpyFeatures(local, layout)
     return ZarrFeatures(local, layout)
 
 
 class ZarrFeatures(FeatureArray):
-    """Features in a Zarr array. A chunk costs the chunks that it touches, each decoded as a whole.
+    """Features in a Zarr array, of which every chunk must be there: Zarr reads missing ones as its fill value.
+
+    Reading images costs the chunks that they touch, each decoded as a whole.
 
     Parameters
     ----------
@@ -75,10 +76,11 @@ class ZarrFeatures(FeatureArray):
     Raises
     ------
     InputError
-        There is no array, or it does not hold features.
+        There is no array, it does not hold features, or, on reading, a chunk is missing.
     """
 
-    def __init__(self, path: str | Path, layout: str = "auto") -> None:
+    def __init__(self, path: Path, layout: str = "auto") -> None:
+        self._root = path
         self._array = _open_zarr(path)
         dtype = np.dtype(self._array.dtype)
         super().__init__(path, interpret(str(path), self._array.shape, dtype, layout))
@@ -90,25 +92,60 @@ class ZarrFeatures(FeatureArray):
         return int(self._array.chunks[0])
 
     def signature(self) -> str:
-        """Return a hash of names, sizes and times of the array's files; of its metadata if it is remote."""
-        if isinstance(self.path, str):
-            return f"zarr {hashlib.sha256(repr(self._array.metadata).encode()).hexdigest()}"
+        """Return a hash of names, sizes and times of the array's files."""
         digest = hashlib.sha256()
-        for file in sorted(self.path.rglob("*")):
+        for file in (self._root, *sorted(self._root.rglob("*"))):
             if file.is_file():
                 stat = file.stat()
                 times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
-                digest.update(f"{file.relative_to(self.path)} {stat.st_size} {times}\n".encode())
+                digest.update(f"{file.relative_to(self._root)} {stat.st_size} {times}\n".encode())
         return f"zarr {digest.hexdigest()}"
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            return np.asarray(self._array[start:stop])
+            block = np.asarray(self._array[start:stop])
+            missing = self._find_missing(block, start)
         except _OPEN_ERRORS as error:
             raise InputError(
                 f"{self.path}: images {start} to {stop} cannot be decoded ({error}); the array is damaged there: "
                 "write it again"
             ) from error
+        if missing is not None:
+            raise InputError(
+                f"{self.path}: chunk {missing} is missing; Zarr reads it as {self._array.fill_value}, and similarities "
+                "would be wrong, so nothing was taken: write the array again, with write_empty_chunks=True if this "
+                "chunk holds nothing else"
+            )
+        return block
+
+    def _find_missing(self, block: NDArray[Any], start: int) -> tuple[int, ...] | None:
+        """Return the position of a chunk that is missing from images that were read, from `start` on.
+
+        Whatever keeps the chunks, single files, shards, an archive or a remote store: the numbers of a missing chunk
+        follow the array's fill value. Only chunks of a single value are read again with another one.
+        """
+        limits = ((start, start + len(block)), *((0, length) for length in self._array.shape[1:]))
+        cuts = [
+            [
+                (i, max(i * size, first), min((i + 1) * size, last))
+                for i in range(first // size, -(-last // size))
+            ]
+            for (first, last), size in zip(limits, self._array.chunks, strict=True)
+        ]
+        for spans in itertools.product(*cuts):
+            region = tuple(slice(first, last) for _, first, last in spans)
+            part = block[(slice(region[0].start - start, region[0].stop - start), *region[1:])]
+            is_constant = (part == part.flat[0]).all() or np.isnan(part).all()
+            if is_constant and not np.array_equal(part, self._refilled[region], equal_nan=True):
+                return tuple(index for index, _, _ in spans)
+        return None
+
+    @functools.cached_property
+    def _refilled(self) -> zarr.Array[Any]:
+        """The array with another fill value."""
+        fill = np.dtype(self._array.dtype).type(0 if self._array.fill_value else 1)
+        metadata = dataclasses.replace(self._array.metadata, fill_value=fill)
+        return zarr.Array(zarr.AsyncArray(metadata, self._array.store_path))
 
 
 @functools.cache  # an array is opened for every chunk; once is enough to be told
@@ -124,16 +161,21 @@ def _warn_of_large_chunks(path: str, chunks: tuple[int, ...], itemsize: int) -> 
         )
 
 
-def _open_zarr(path: str | Path) -> zarr.Array[Any]:
-    if isinstance(path, Path) and not path.exists():
+def _open_zarr(path: Path) -> zarr.Array[Any]:
+    if not path.exists():
         raise InputError(f"{path}: nothing is there{_nearby(path)}")
+    is_zip = path.suffix == ".zip" and path.is_file()
     try:
-        node = zarr.open(store=path, mode="r")
+        node = zarr.open(store=ZipStore(path) if is_zip else path, mode="r")
     except _OPEN_ERRORS as error:
         raise InputError(
             f"{path}: neither a .npy file nor a Zarr array ({error}); give the path of an array of (N, S, C) or "
             "(N, C, H, W)"
         ) from error
+    if isinstance(node, zarr.Group) and is_zip:
+        raise InputError(
+            f"{path}: a zip file of a Zarr group, of which no array is taken; unpack it, and give the path of an array"
+        )
     if isinstance(node, zarr.Group):
         arrays = ", ".join(f"{name} {array.shape}" for name, array in node.arrays()) or "none"
         raise InputError(

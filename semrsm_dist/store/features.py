@@ -7,6 +7,7 @@ present is complete. Where images have fewer tokens than there is room for, zero
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,6 +24,8 @@ SQUARED_NORM = "squared_norm"
 POOLED = "pooled"
 
 TOKEN_COUNT = "token_count"
+VERIFIED = "verified"
+"""Attribute of a layer's group."""
 
 _CHUNKS: dict[str, tuple[str, ...]] = {
     TOKEN_COUNT: (),
@@ -156,6 +159,29 @@ class FeatureStore:
                         chunks.delete_chunk(self.group, name, index)
                         damaged.add(index[0])
         return sorted(damaged)
+
+    def remove(self, numbers: Collection[int] | None = None) -> None:
+        """Delete chunks of these numbers, or all.
+
+        Raises
+        ------
+        StorageError
+            If they cannot be removed.
+        """
+        for name in reversed(_CHUNKS):  # features first: a chunk without them is not complete
+            for index in chunks.list_chunks(self.group, name):
+                if numbers is None or index[0] in numbers:
+                    chunks.delete_chunk(self.group, name, index)
+
+    def is_verified(self) -> bool:
+        """Tell whether the features have been found to be those of the source that they were copied from."""
+        return bool(chunks.create_group(self.root, f"{self.side}/{self.layer}").attrs.get(VERIFIED))
+
+    def mark_verified(self) -> None:
+        """Note that all features have been found to be those of their source."""
+        group = chunks.create_group(self.root, f"{self.side}/{self.layer}")
+        with chunks.writing(self.group):
+            group.attrs[VERIFIED] = True
 
     def is_complete(self) -> bool:
         """Tell whether all chunks are there."""

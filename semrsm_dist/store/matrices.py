@@ -22,7 +22,7 @@ from semrsm_dist.store import chunks
 
 DIMENSIONS = ("image_i", "image_j")
 COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
-"""What stands beside the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
+"""What goes with the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
 
 COMPLETE, ARRAYS = "complete", "arrays"
 """Attributes of a layer's group: whether it is assembled, and the arrays that belong to it then."""
@@ -192,9 +192,10 @@ class LayerMatrices:
         return StoredMatrix(self.group, name)
 
     def coordinate(self, name: str) -> NDArray[Any]:
-        """Return what stands beside the rows or columns, one entry each."""
+        """Return what goes with the rows or columns, one entry each: numbers, or text as `<U`."""
         array = self._arrays[name]
-        return chunks.read_region(array, (slice(0, array.shape[0]),))
+        values = chunks.read_region(array, (slice(0, array.shape[0]),))
+        return values if values.dtype.kind in "iuf" else np.asarray(values.tolist(), dtype=np.str_)
 
 
 def gather_metadata(root: Path) -> None:
@@ -205,8 +206,8 @@ def gather_metadata(root: Path) -> None:
     StorageError
         If it cannot be written.
     """
-    with chunks.writing(root):
-        if zarr.open_group(root, mode="r").metadata.consolidated_metadata is None:
+    with chunks.writing(root), chunks.reading_metadata(root):
+        if zarr.open_group(root, mode="a").metadata.consolidated_metadata is None:
             _consolidate(root)
 
 

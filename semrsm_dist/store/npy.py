@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Itera
     ValueError
         If the parts do not make up the shape.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     kind, n_rows = np.dtype(dtype), 0
     try:
         with writing(path), partial.open("wb") as file:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import shutil
+import threading
 
 import numpy as np
 import pytest
+import zarr
 
 import semrsm_dist as srs
-from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError, WorkError
 from semrsm_dist.results.export import export_npy
+from tests.pipeline.conftest import StopAfter
 
 
 def refused(shop, document, kind, *words, **options):
@@ -256,6 +261,64 @@ def test_sizes_that_do_not_go_together(shop):
     refused(shop, document, InputError, "2 rows", "20 images")
 
 
+def test_a_missing_chunk_of_an_array_is_named_before_anything_is_computed(shop):
+    z = np.random.default_rng(0).normal(size=(20, 16, 8)).astype(np.float32)
+    zarr.create_array(shop.path / "z.zarr", data=z, chunks=(10, 16, 4))
+    document = shop.of_features("run", shop.path / "z.zarr")
+    (shop.path / "z.zarr" / "c" / "1" / "0" / "0").unlink()
+    refused(shop, document, InputError, "z.zarr: chunk (1, 0, 0) is missing")
+    assert not (shop.path / "run" / "run.json").exists()
+    zarr.open_array(shop.path / "z.zarr")[...] = z
+    shop.run(document)
+    shop.run(shop.of_features("same", shop.save("z.npy", z)))
+    one, other = (srs.open_run(shop.path / name).similarity("last") for name in ("run", "same"))
+    np.testing.assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+@pytest.mark.parametrize("change", ["rewritten", "cut", "replaced and put back"])
+def test_a_source_that_changes_while_it_is_imported_is_refused(shop, kind, change):
+    z = np.random.default_rng(0).normal(size=(70, 5, 4)).astype(np.float32)
+
+    def write(values):
+        if kind == "npy":
+            return shop.save("z.npy", values)
+        zarr.create_array(shop.path / "z.zarr", data=values, chunks=(8, 5, 4), overwrite=True)
+        return shop.path / "z.zarr"
+
+    def act():
+        write(2 * z[:40] if change == "cut" else 2 * z)
+        if change.endswith("back"):
+            write(z)
+
+    document = shop.of_features("run", write(z))
+    refused(shop, document, InputError, "changed while it was imported", "removed", before=("import", act))
+    assert not shop.chunks(shop.path / "run")
+    write(z)
+    assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 3}
+    shop.run(shop.of_features("other", write(z)))
+    assert shop.tree(shop.path / "run" / "rsm.zarr") == shop.tree(shop.path / "other" / "rsm.zarr")
+
+
+def test_what_was_copied_from_another_source_before_an_interrupt_is_not_kept(shop):
+    z = np.random.default_rng(0).normal(size=(70, 5, 4)).astype(np.float32)
+    document, stop = shop.of_features("run", shop.save("z.npy", z)), threading.Event()
+
+    class ReplaceThenStop(StopAfter):
+        def stage(self, name, *arguments, **options):
+            if name == "import":
+                shop.save("z.npy", 2 * z)
+            return super().stage(name, *arguments, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        srs.run(parse_config(document), reporter=ReplaceThenStop("import", 1, stop), stop=stop)
+    assert shop.chunks(shop.path / "run")
+    shop.save("z.npy", z)
+    assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 3}
+    norms = srs.open_run(shop.path / "run").matrices("last").coordinate("squared_norm_i")
+    np.testing.assert_allclose(norms, (z.astype(np.float64) ** 2).sum(axis=(1, 2)), rtol=1e-12)
+
+
 def test_arrays_that_are_no_features(shop):
     z = shop.features()
     cut = shop.path / "cut.npy"
@@ -349,3 +412,29 @@ def test_a_matrix_that_was_deleted_is_assembled_again(shop):
     shutil.rmtree(shop.path / "run" / "rsm.zarr")
     assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}
     assert shop.tree(shop.path / "run" / "rsm.zarr") == before
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["features.zarr", "features.zarr/images/last", "tiles.zarr/last", "rsm.zarr", "rsm.zarr/last"],
+)
+def test_a_description_that_was_cut_short_is_named_and_made_anew_once_it_is_deleted(shop, group):
+    document = shop.of_features("run", shop.features())
+    shop.run(document)
+    before = shop.tree(shop.path / "run" / "rsm.zarr")
+    file = shop.path / "run" / group / "zarr.json"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(
+        StorageError, match=f"{group}/zarr.json: not the description .*: delete this file and"
+    ):
+        shop.run(document)
+    file.unlink()
+    shop.run(document)
+    assert shop.tree(shop.path / "run" / "rsm.zarr") == before
+
+
+def test_a_run_changes_no_setting_of_zarr(shop):
+    with zarr.config.set({"async.concurrency": 7}):
+        before = copy.deepcopy(zarr.config.config)
+        shop.run(shop.of_features("run", shop.features()))
+        assert zarr.config.config == before

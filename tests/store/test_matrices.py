@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from matplotlib.figure import Figure
+from sklearn.preprocessing import LabelEncoder
 
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.store import chunks
@@ -52,9 +54,28 @@ def test_a_complete_layer_opens_with_its_coordinates(tmp_path):
     assert data["image_j"].values.tolist() == IDS
     assert data["labels_j"].values.tolist() == LABELS
     assert data["squared_norm_i"].dtype == np.float64
+    # Of a type that matplotlib and scikit-learn take; `StringDType` is not.
+    texts = [data[f"{name}_{side}"] for name in ("image", "labels", "group") for side in "ij"]
+    assert [text.dtype.kind for text in texts] == ["U"] * 6
+    assert data["labels_i"].values.astype(str).tolist() == LABELS[:5]
+    assert LabelEncoder().fit_transform(data["labels_i"].values).shape == (5,)
+    data["matched"].plot(ax=Figure().add_subplot())
     assert data["matched"].attrs["description"] == "matched"
     assert set(COORDINATES) <= set(data["matched"].coords)
     assert float(data["matched"].sel(image_i=IDS[4], image_j=IDS[6])) == VALUES[4, 6]
+
+
+def test_a_damaged_description_of_the_root_is_named_and_made_anew_once_it_is_deleted(tmp_path):
+    assemble(tmp_path).finish()
+    gather_metadata(tmp_path)
+    file = tmp_path / "zarr.json"
+    before = file.read_bytes()
+    file.write_bytes(before[: len(before) // 2])
+    with pytest.raises(StorageError, match=r"/zarr\.json: not the description .*delete this file and start"):
+        gather_metadata(tmp_path)
+    file.unlink()
+    gather_metadata(tmp_path)
+    assert file.read_bytes() == before
 
 
 def test_a_reader_needs_nothing_but_xarray(tmp_path):

@@ -47,3 +47,9 @@ def test_a_disk_without_room_leaves_the_old_file_and_nothing_partial(tmp_path):
         signal.signal(signal.SIGXFSZ, ignored)
     np.testing.assert_array_equal(np.load(path), np.arange(2.0))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_the_users_beside_it_stays(tmp_path):
+    (tmp_path / "z.npy.partial").write_text("mine")
+    write_npy(tmp_path / "z.npy", (2,), np.float64, [np.arange(2.0)])
+    assert (tmp_path / "z.npy.partial").read_text() == "mine"

@@ -1,7 +1,8 @@
 """Importing ready-made features: copy them into the run, chunk by chunk, and check every number on the way.
 
-The copy makes the run self-contained and brings the features into the layout that matching reads: whole chunks in
-one chunk. It is bounded in memory whatever the size of the source.
+The copy makes the run self-contained and brings the features into the layout that matching reads. It is bounded in
+memory whatever the size of the source. Afterwards the source must still be what it was when the run was begun; only
+then are the copies marked as verified.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.record import RunRecord, Side, SourceAnswer
 
 TASK_CHUNKS = 8
 
@@ -104,21 +105,22 @@ def import_features(
     Raises
     ------
     InputError
-        If features are NaN or infinite, naming the images and the layer.
+        If features are NaN or infinite, naming the images and the layer; or if a source changed meanwhile: what was
+        copied from it is then removed.
     WorkError
         If some chunks could not be copied.
     """
     sizes = [stop - start for start, stop in slices(record.counts[side], record.chunk_size)]
     everything = [ImportChunk(layer, number) for layer in data.layers for number in range(len(sizes))]
-    present = {
-        ImportChunk(layer, number)
-        for layer in data.layers
-        for number in FeatureStore(session.directory.features, side, layer).present()
-    }
+    stores = {layer: FeatureStore(session.directory.features, side, layer) for layer in data.layers}
+    present = {ImportChunk(layer, number) for layer in stores for number in stores[layer].present()}
     missing = [unit for unit in everything if unit not in present]
     session.counts["import"]["found"] += len(everything) - len(missing)
     session.counts["import"]["computed"] += len(missing)
-    if not missing:
+    unverified = {unit.layer for unit in missing} | {
+        layer for layer, store in stores.items() if not store.is_verified()
+    }
+    if not unverified:
         return
     paths = {key: absolute_paths(getattr(data, key)) for key in ("layers", "token_counts")}
     worker = ImportWorker(session.directory.path, side, data.model_copy(update=paths), record.chunk_size)
@@ -130,6 +132,16 @@ def import_features(
         total=len(data.layers) * sum(sizes),
         done=sum(sizes[unit.number] for unit in present),
     )
+    for layer in sorted(unverified):
+        source = record.cached.sources[f"{side}/{layer}"]
+        if _has_changed(data.layers[layer], data.layout, source):
+            copied = {unit.number for unit in missing if unit.layer == layer}
+            stores[layer].remove(copied if stores[layer].is_verified() else None)
+            raise InputError(
+                f"{data.layers[layer]}: changed while it was imported, so what was copied would mix two arrays; it was "
+                "removed, and nothing was computed: put the old content back and start the same command, or begin a "
+                "new run directory"
+            )
     refused = [image for _, value in outcome.values for image in cast("list[Refused]", value)]
     if refused:
         _refuse(sorted(refused), manifest.image_ids(), side)
@@ -138,6 +150,17 @@ def import_features(
             f"{len(outcome.failures)} of {len(everything)} chunks of {side} could not be imported; the others are kept "
             f"and the same command tries again. First cause: {first_cause(outcome.failures)}"
         )
+    for layer in unverified:
+        stores[layer].mark_verified()
+
+
+def _has_changed(path: Path, layout: str, known: SourceAnswer) -> bool:
+    """Tell whether a source is another than when the run was begun, by its time and by its bytes."""
+    try:
+        source = open_array(path, layout)
+        return source.signature() != known.signature or source.digest() != known.sha256
+    except InputError:  # cut short, or gone
+        return True
 
 
 def absolute_paths(paths: Mapping[str, Path]) -> dict[str, Path]:

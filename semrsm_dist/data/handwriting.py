@@ -1,4 +1,4 @@
-"""Handwritten digits: the 1 797 that scikit-learn ships, split for ever into training and evaluation."""
+"""Handwritten digits: the 1 797 that scikit-learn ships, in a fixed split into training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGIT_SIDE = 8
 
 N_CLASSES = 10
 EVALUATION_SHARE = 0.3
-_SPLIT_SEED = 1797  # fixed for ever: the shipped weights must never have seen an evaluation digit
+_SPLIT_SEED = 1797  # never to be changed: the shipped weights must not have seen an evaluation digit
 
 
 @lru_cache(maxsize=1)
@@ -53,6 +53,6 @@ def enlarge(source: int, size: int) -> NDArray[np.uint8]:
 
 
 def to_bytes(brightness: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return brightness rounded to whole numbers of 0 to 255."""
+    """Return brightness rounded to whole numbers from 0 to 255."""
     pixels: NDArray[np.uint8] = np.clip(np.rint(brightness), 0, 255).astype(np.uint8)
     return pixels

@@ -48,12 +48,12 @@ def place_boxes(
     overlap
         Largest share of the smaller of two boxes that the other may cover.
     rng
-        Where chance comes from.
+        Random generator.
 
     Returns
     -------
     list of Corner or None
-        None if the boxes got in each other's way in all of `LAYOUT_ATTEMPTS` attempts.
+        None if the boxes did not fit in any of `LAYOUT_ATTEMPTS` attempts.
     """
     for _ in range(LAYOUT_ATTEMPTS):
         corners: list[Corner] = []
@@ -77,7 +77,7 @@ def regular_slots(low: int, high: int, *, canvas: int, overlap: float) -> list[C
         return []
     pitch = math.ceil(high * (1 - min(overlap, 0.5)) - 1e-9)
     if overlap > 0 and low < high:
-        pitch += 1  # centring rounds by up to half a pixel a box
+        pitch += 1  # centring rounds by up to half a pixel per box
     starts = range(0, canvas - high + 1, pitch)
     return [(top, left) for top in starts for left in starts]
 

@@ -1,10 +1,10 @@
-"""Ready-made features: what an array of representations must look like, and reading it chunk by chunk.
+"""Ready-made features: the layout of arrays of representations, and reading them chunk by chunk.
 
 Two shapes are understood, (N, S, C) and (N, C, H, W); the second becomes (N, H * W, C) in row-major order of
 the positions. Numbers are taken as float16, float32 or float64, and as 8- and 16-bit integers, which
 float32 holds exactly; wider integers, booleans, complex numbers and Python objects are refused, because
-they could not be kept exactly or are no features. float64 is handed out as it is: whoever stores it in
-fewer bits decides about the rounding. No torch here, and no Zarr: see `semrsm_dist.store.feature_source`.
+they could not be kept exactly or are not features. float64 is returned as it is: code that stores it in
+fewer bits decides on the rounding. No torch here, and no Zarr: see `semrsm_dist.store.feature_source`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ArrayShape:
     channels_first
         The array is (N, C, H, W).
     dtype
-        Type to hand out.
+        Type of the returned arrays.
     """
 
     n_images: int
@@ -48,14 +48,14 @@ class ArrayShape:
     dtype: np.dtype[Any]
 
     def arrange(self, chunk: NDArray[Any]) -> NDArray[Any]:
-        """Bring a chunk as it lies on disk into a contiguous (T, S, C) copy of type `dtype`."""
+        """Return a chunk in its layout on disk as a contiguous (T, S, C) copy of type `dtype`."""
         if self.channels_first:
             chunk = chunk.reshape(len(chunk), self.n_channels, self.n_tokens).transpose(0, 2, 1)
         return np.array(chunk, dtype=self.dtype, order="C", copy=True, subok=False)
 
 
 def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> ArrayShape:
-    """Decide how an array is to be read, or refuse it.
+    """Determine how an array is read, or refuse it.
 
     Parameters
     ----------
@@ -144,11 +144,11 @@ class FeatureArray(ABC):
         Raises
         ------
         InputError
-            The range is not inside the array, which slicing would shorten without a word; or it cannot be read.
+            The range is not inside the array, where slicing would silently shorten it; or it cannot be read.
         """
         if not 0 <= start <= stop <= self.n_images:
             raise InputError(
-                f"{self.path}: images {start} to {stop} were asked for, but there are {self.n_images}"
+                f"{self.path}: images {start} to {stop} were requested, but there are {self.n_images}"
             )
         if start == stop:
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
@@ -168,7 +168,7 @@ class FeatureArray(ABC):
 
     @property
     def images_together(self) -> int:
-        """Images that the format keeps in one piece, of which each costs as much to read as all."""
+        """Images that the format stores as one piece: reading one costs as much as reading all."""
         return 1
 
     @abstractmethod
@@ -177,7 +177,7 @@ class FeatureArray(ABC):
 
     @abstractmethod
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
-        """Return some images as they lie on disk; raise InputError if they cannot be read."""
+        """Return some images in their layout on disk; raise InputError if they cannot be read."""
 
 
 class NpyFeatures(FeatureArray):
@@ -228,7 +228,7 @@ class NpyFeatures(FeatureArray):
 
 
 def map_npy(path: Path) -> np.memmap[Any, Any]:
-    """Return the array of a `.npy` file without reading it, or raise InputError if it is none."""
+    """Return the array of a `.npy` file without reading it, or raise InputError if it is not one."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:

@@ -1,7 +1,7 @@
-"""From the layers of a network to representations: which there are, how they lie in memory, reading them.
+"""From the layers of a network to representations: listing them, their memory layouts, reading them.
 
 A representation is (S, C): one vector of C channels per position of the image, in row-major order. Networks
-hand out their layers as (B, C, H, W), as (B, H, W, C) or as tokens (B, T, C) with class and register tokens in
+return their layers as (B, C, H, W), as (B, H, W, C) or as tokens (B, T, C) with class and register tokens in
 front. What an axis means is never guessed from its size alone: the stages come from timm's own
 `forward_intermediates`, and any other module is read only if its axes follow the image as positions do.
 """
@@ -51,7 +51,7 @@ def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerI
     model
         The model, at its input size.
     modules
-        Also list the modules between the stages, as far as they can be read.
+        Also list the modules between the stages that can be read.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInf
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
-        raise ConfigError(f"no layers were asked for; choose some from: semrsm layers {model.spec.name}")
+        raise ConfigError(f"no layers were requested; choose some from: semrsm layers {model.spec.name}")
     by_position = [pattern for pattern in patterns if not pattern.endswith(CLASS_TOKEN)]
     by_class = [pattern.removesuffix(CLASS_TOKEN) for pattern in patterns if pattern.endswith(CLASS_TOKEN)]
     layers = _resolve_positions(model, by_position) if by_position else []
@@ -88,7 +88,7 @@ def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInf
 def class_token_layers(model: LoadedModel) -> list[LayerInfo]:
     """List the class tokens that can be read, each as a layer of one token; none if the model has none.
 
-    A model that pools over its positions may have one all the same, which then was not trained to stand for the image.
+    A model that pools over its positions may still have one, which was then not trained to represent the image.
     """
     if getattr(model.module, "cls_token", None) is None:
         return []
@@ -109,7 +109,7 @@ def _resolve_class_tokens(model: LoadedModel, patterns: Sequence[str]) -> list[L
         if not matches:
             there = f"there is one in {', '.join(stages or names)}" if names else "the model has none"
             raise ConfigError(
-                f"no layer {pattern!r} of {model.spec.name!r} hands out a class token{did_you_mean(pattern, names)}; "
+                f"no layer {pattern!r} of {model.spec.name!r} has a class token{did_you_mean(pattern, names)}; "
                 f"{there}"
             )
         chosen.update(matches)
@@ -164,7 +164,7 @@ def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: 
 class LayerReader:
     """Read several layers of a model in one forward pass.
 
-    Modules that timm's `forward_intermediates` passes by (such as containers whose parts it runs one by one)
+    Modules that timm's `forward_intermediates` bypasses (such as containers whose parts it runs one by one)
     cost a second pass when they are read together with stages.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The outputs of a network's head, read as a layer of one token, so that all that is true of layers holds for them."""
+"""The outputs of a network's head, read as a layer of one token, so that they are handled like any layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semrsm_dist.features.layers import LayerInfo
 from semrsm_dist.features.models import LoadedModel
 
 OUTPUTS = "@outputs"
-"""Name of the outputs among layers; no module can bear it."""
+"""Name of the outputs among layers; no module can have it."""
 
 MEANINGS = ("classes", "labels")
 
@@ -28,26 +28,26 @@ def describe_outputs(model: LoadedModel) -> LayerInfo:
     """
     if not model.n_classes:
         raise ConfigError(
-            f"model {model.spec.name!r} has no class head, so it says nothing of classes; take a model that was "
+            f"model {model.spec.name!r} has no class head, so it predicts no classes; take a model that was "
             "trained as a classifier, or weights with a classifier in them"
         )
     return LayerInfo(OUTPUTS, 1, model.n_classes, None, "module", "class")
 
 
 def find_meaning(model: LoadedModel, given: str | None = None) -> str:
-    """Return what the outputs of a model mean: `classes` (one of them is named) or `labels` (yes or no to each).
+    """Return what the outputs of a model mean: `classes` (exactly one applies) or `labels` (each applies or not).
 
     Parameters
     ----------
     model
         The model.
     given
-        What whoever knows the weights says of them; by default what the weights say of themselves.
+        User override for the outputs' meaning; by default that stated by the weights.
 
     Raises
     ------
     ConfigError
-        The model has no head, `given` is none of the two, or nothing says what the outputs mean.
+        The model has no head, `given` is neither of the two, or the meaning of the outputs is unknown.
     """
     describe_outputs(model)
     if given is not None and given not in MEANINGS:
@@ -74,7 +74,7 @@ class OutputExtractor(Extractor):
                 found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
                 raise ConfigError(
                     f"the head of {self.model.spec.name!r} gave {found} for {len(batch)} images instead of "
-                    f"{layer.n_channels} numbers for each; it is no classifier of images"
+                    f"{layer.n_channels} numbers for each; it does not classify images"
                 )
             return {layer.name: outputs[:, None, :]}
 

@@ -1,6 +1,6 @@
-"""What a network's modules hand out, found out by passing blank images through it.
+"""The outputs of a network's modules, determined by passing blank images through it.
 
-Whether a module's output holds one vector per position cannot be told from its size alone: attention maps,
+Whether a module's output holds one vector per position cannot be decided from its size alone: attention maps,
 windows and channels-last tensors can all look like feature maps. Two facts decide: the grids of timm's own
 stages, and which axes grow with the image: rows when it becomes twice as high, columns when twice as wide. Networks
 made for one size are built anew for the others, without numbers; where that cannot be either, the grids decide alone.
@@ -25,10 +25,10 @@ Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
 _FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)
-"""What networks raise at sizes that they are not made for."""
+"""Errors that networks raise at sizes that they are not made for."""
 
 CLASS_TOKEN = "@class"
-"""What follows the name of a layer where its class token is meant and not its positions."""
+"""Suffix of a layer's name for its class token instead of its positions."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LayerInfo:
     kind
         "stage" for timm's own feature stages, "module" for any other module of the network.
     layout
-        How the network hands the layer out: "intermediate" through timm's `forward_intermediates`,
+        How the network returns the layer: "intermediate" through timm's `forward_intermediates`,
         otherwise the axes of the module's output; "class" for the first of its tokens alone.
     n_prefix
         Tokens in front of the positions, to be dropped ("tokens" only).
@@ -65,7 +65,7 @@ class LayerInfo:
 
     @property
     def module(self) -> str:
-        """Name of the module that hands the layer out."""
+        """Name of the module that returns the layer."""
         return self.name.removesuffix(CLASS_TOKEN)
 
 
@@ -160,7 +160,7 @@ def describe_stages(model: LoadedModel) -> list[LayerInfo]:
 
 
 def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
-    """Find out for every module of the trunk whether it can be read, and how.
+    """Determine for every module of the trunk whether it can be read, and how.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
 
 
 def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
-    """Return module -> shapes of its outputs, a call each, in the order in which modules finish."""
+    """Return module -> shapes of its outputs, one per call, in the order in which modules finish."""
     outputs: dict[str, list[_Shape]] = {}
 
     def note(name: str, output: object) -> None:
@@ -203,7 +203,7 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
 
 
 def _probe_stretched(model: LoadedModel, size: Grid) -> dict[str, list[_Shape]]:
-    """Return what `_probe` finds at another size, of a network built for it if need be; nothing if there is none."""
+    """Return what `_probe` finds at another size, if necessary of a network built for it; empty if impossible."""
     with suppress(*_FORWARD_ERRORS):
         return _probe(model.module, size)
     with suppress(*_FORWARD_ERRORS, ConfigError):
@@ -231,7 +231,7 @@ def _read_shapes(
 ) -> LayerInfo | str:
     """Return how to read a module from the shapes it gave, or why it cannot be read."""
     if len(shapes) > 1:
-        return f"runs {len(shapes)} times in one pass, so its name does not say which output is meant"
+        return f"runs {len(shapes)} times in one pass, so its name does not identify one output"
     shape = shapes[0]
     if isinstance(shape, str):
         return f"returns a {shape}, not a tensor"
@@ -293,7 +293,7 @@ def _grows(
     stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
     expected: tuple[list[int], list[int]],
 ) -> bool:
-    """Tell whether a taller and a wider image make these axes grow; true where there is nothing to tell by."""
+    """Return whether a taller and a wider image make these axes grow; true if that is unknown."""
     tall, wide = stretched
     if not tall or not wide:
         return True

@@ -1,4 +1,4 @@
-"""How many tokens each image of ready-made features has, where images differ in that."""
+"""The number of tokens of each image of ready-made features, if images differ in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semrsm_dist.matching.panel import check_token_counts
 
 
 def load_token_counts(path: Path | None, n_images: int, n_tokens: int) -> NDArray[np.int64]:
-    """Return the (N,) token counts of a `.npy` file, or S for all images where there is none.
+    """Return the (N,) token counts of a `.npy` file, or S for all images if there is none.
 
     Parameters
     ----------

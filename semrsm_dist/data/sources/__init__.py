@@ -1,4 +1,4 @@
-"""The data sources, one a module: found by name, and loaded when a configuration names them."""
+"""The data sources, one per module: found by name, and loaded when a configuration names them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES: Plugins[type[DataSource]] = Plugins("data source", __name__, DataSource
 
 
 def _read_source(value: object) -> object:
-    """Return the data source that a mapping describes; what is no mapping is left to pydantic."""
+    """Return the data source that a mapping describes; pydantic handles anything else."""
     if not isinstance(value, Mapping):
         return value
     if value.get("source") not in SOURCES.names():

@@ -1,4 +1,4 @@
-"""Shifted crops of the images of another source: the same things, some way up in the picture.
+"""Shifted crops of the images of another source: the same content, higher up in the picture.
 
 Each image is first cut to its central square. A crop is a smaller square, `share` of that wide, in the middle of
 it from left to right, and at the top (shift 0) or further down. Shifts are shares of the crop's side, so they mean the
@@ -42,9 +42,9 @@ class ShiftedCrops(ImageSource):
     shifts
         How far down the crops lie, as shares of their side: different ones, from 0 to `largest_shift(share)`.
     sample
-        So many images are drawn by chance, and kept in their order; None takes all.
+        Size of a random sample of images, which keep their order; None takes all.
     seed
-        For the draw.
+        Of the sample.
 
     """
 
@@ -88,11 +88,11 @@ class ShiftedCrops(ImageSource):
         return replace(loaded, image=loaded.image.crop(box), sha256=sha256)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
-        """Return what the image's own source returns for it."""
+        """Return the stamp that the image's own source returns."""
         return self.of.stamp(self._original(entry)[0])
 
     def would_list(self, path: Path) -> bool:
-        """Return what the images' own source returns."""
+        """Return what the images' own source returns for the path."""
         return self.of.would_list(path)
 
     def _original(self, entry: ImageEntry) -> tuple[ImageEntry, float]:
@@ -101,7 +101,7 @@ class ShiftedCrops(ImageSource):
             if tag == _tag(shift):
                 return replace(entry, image_id=name), float(tag)  # so that equal ids are equal crops
         raise InputError(
-            f"image {entry.image_id!r} is none of these crops, whose ids end in "
+            f"image {entry.image_id!r} is not one of these crops, whose ids end in "
             f"{', '.join(_MARK + _tag(shift) for shift in self.shifts)}; use the source that listed it"
         )
 

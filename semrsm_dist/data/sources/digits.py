@@ -72,9 +72,9 @@ class DigitScenes(ImageSource):
     The digits of a scene are of different classes (up to ten digits; beyond, classes repeat evenly).
     The two splits share no digit image.
 
-    Two controls say how much a position tells. `displacement` below 1 keeps each class near a home of its own,
+    Two controls set how informative positions are. `displacement` below 1 keeps each class near a home of its own,
     the same in all scenes. With `arrangement="pair"` a scene holds two digits, one in each half of the canvas, and
-    the labels say which is where: ``left:3``, ``right:7``; their homes are the centres of the halves.
+    the labels name digit and half: ``left:3``, ``right:7``; their homes are the centres of the halves.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class DigitScenes(ImageSource):
     canvas : int
         Side of the square scene, in pixels.
     scale : (float, float)
-        Smallest and largest enlargement of the 8 x 8 digits; a digit's box has round(8 * scale) pixels a side.
+        Smallest and largest enlargement of the 8 x 8 digits; a digit's box has a side of round(8 * scale) pixels.
     overlap : float
         Largest share of a digit's box that the box of any one other digit may cover: 0 keeps boxes
         apart, 1 allows every position.
@@ -135,7 +135,7 @@ class DigitScenes(ImageSource):
         if self.digits[1] > capacity:
             raise ValueError(
                 f"{self.digits[1]} digits of up to {high} px (scale {self.scale[1]:g}) were requested, but a canvas of "
-                f"{self.canvas} px is sure to hold only {capacity} of them with overlap {self.overlap:g}; use fewer "
+                f"{self.canvas} px is guaranteed to hold only {capacity} with overlap {self.overlap:g}; use fewer "
                 f"digits, a smaller scale (boxes now have {low}-{high} px), a larger canvas or more overlap"
             )
         if self.arrangement == "pair":
@@ -179,7 +179,7 @@ class DigitScenes(ImageSource):
         return int(number)
 
     def labels(self, scene: Scene) -> tuple[str, ...]:
-        """Return what a scene is labelled with: its digits or, in pairs, each digit with its side."""
+        """Return the labels of a scene: its digits or, in pairs, each digit with its half."""
         if self.arrangement == "free":
             return scene.labels
         half = self.canvas // 2

@@ -1,4 +1,4 @@
-"""Ready-made features in the place of images and a model."""
+"""Ready-made features instead of images and a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semrsm_dist.fields import LayerName, LocalPath, Location
 class FeaturesData(DataSource):
     """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr.
 
-    Where images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
+    If images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
     layer; what an array holds beyond an image's tokens is ignored.
     """
 
@@ -27,7 +27,5 @@ class FeaturesData(DataSource):
     def _counts_belong_to_layers(self) -> FeaturesData:
         unknown = sorted(self.token_counts.keys() - self.layers.keys())
         if unknown:
-            raise ValueError(
-                f"token_counts names layers that are not there: {unknown}; correct or remove them"
-            )
+            raise ValueError(f"token_counts names unknown layers: {unknown}; correct or remove them")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -13,6 +14,18 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0
+
+_INVISIBLE = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _INVISIBLE if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters escaped, so that a file's name cannot command a terminal.
+
+    >>> printable("a\x1b[2J.png")
+    'a\\x1b[2J.png'
+    """
+    return text.translate(_ESCAPES)
 
 
 class Stage(Protocol):
@@ -63,14 +76,17 @@ class SilentReporter:
         yield _Silence()
 
     def note(self, message: str) -> None:
-        """Say nothing."""
+        """Report nothing."""
 
 
 class ConsoleReporter:
-    """Reports progress on a stream, standard error by default."""
+    """Reports progress on a stream, standard error by default.
+
+    A stream that can no longer be written to is left alone: progress never ends a run.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = _Display(stream or sys.stderr)
 
     @contextlib.contextmanager
     def stage(
@@ -78,11 +94,8 @@ class ConsoleReporter:
     ) -> Iterator[Stage]:
         """Show a stage until the block ends."""
         pace = _Pace(float(total - done) if effort is None else effort)
-        shown: _Bar | _Lines = (
-            _Bar(name, total, unit, done, pace, self._stream)
-            if self._stream.isatty()
-            else _Lines(name, total, unit, done, pace, self._stream)
-        )
+        kind = _Bar if self._stream.isatty() else _Lines
+        shown = kind(name, total, unit, done, pace, self._stream)
         try:
             yield shown
         finally:
@@ -90,8 +103,40 @@ class ConsoleReporter:
 
     def note(self, message: str) -> None:
         """Write one line, above a bar if there is one."""
-        tqdm.write(message, file=self._stream)
+        tqdm.write(printable(message), file=self._stream)
         self._stream.flush()
+
+
+class _Display:
+    """A stream as tqdm needs it, without its errors: nobody may be reading, or only ASCII may be written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None once it cannot be written to
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with self._until_it_fails() as stream:
+            stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._until_it_fails() as stream:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("the stream is closed")
+        return self._stream.fileno()
+
+    @contextlib.contextmanager
+    def _until_it_fails(self) -> Iterator[TextIO]:
+        try:
+            yield self._stream or io.StringIO()
+        except (OSError, ValueError):  # a terminal or pipe that has gone, a full disk, a closed file
+            self._stream = None
 
 
 class _Silence:
@@ -125,18 +170,20 @@ class _Pace:
 
 
 class _Bar:
-    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: TextIO) -> None:
+    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: _Display) -> None:
         self._pace = pace
+        columns = _columns(stream)
         self._bar = tqdm(
             desc=f"{name:<12}",
             total=total,
             initial=done,
             unit=f" {unit}",
             file=stream,
-            **_size(stream),
+            **(
+                {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
+            ),  # 0 columns would show no bar
             smoothing=0.05,
-            unit_scale=True,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]",
+            bar_format=_bar_format(total, unit, columns or 80),
         )
 
     def advance(self, amount: int, effort: float | None = None) -> None:
@@ -152,21 +199,33 @@ class _Bar:
         self._bar.close()
 
 
-def _size(stream: TextIO) -> dict[str, int | bool]:
-    """Follow the size of the terminal, except 0 x 0, as new pseudo-terminals report: no bar would show."""
+def _columns(stream: _Display) -> int:
+    """Return the width of a terminal, 0 where it says none, as new pseudo-terminals do."""
     try:
-        columns = os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
-        columns = 0
-    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
+        return 0
+
+
+def _bar_format(total: int, unit: str, columns: int) -> str:
+    """Return what a line of so many columns has room for beside a bar: the time left before all else."""
+    counts = 2 * len(str(total)) + len(unit) + 2
+    for needed, ending in (
+        (62 + counts + len(unit), "| {n_fmt}/{total_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]"),
+        (42 + counts, "| {n_fmt}/{total_fmt}{unit}{postfix}"),
+        (42, "|{postfix}"),
+    ):
+        if columns >= needed:
+            return "{desc}{percentage:3.0f}%|{bar}" + ending
+    return "{desc}{percentage:3.0f}%{postfix}"
 
 
 class _Lines:
-    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: TextIO) -> None:
+    def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: _Display) -> None:
         self._name, self._total, self._unit, self._stream = name, total, unit, stream
         self._done = self._before = done
         self._pace = pace
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def advance(self, amount: int, effort: float | None = None) -> None:
         self._done += amount
@@ -176,8 +235,8 @@ class _Lines:
 
     def tick(self) -> None:
         now = time.monotonic()
-        if now - self._told >= LINE_SECONDS:
-            self._told = now
+        if now - self._reported >= LINE_SECONDS:
+            self._reported = now
             self._write("finishing")
 
     def close(self) -> None:

@@ -2,14 +2,19 @@
 
 import io
 import math
+import os
+import pty
 import re
+import select
+import termios
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist import progress
-from semrsm_dist.progress import ConsoleReporter, SilentReporter, format_seconds
+from semrsm_dist.progress import ConsoleReporter, SilentReporter, format_seconds, printable
 
 
 class Clock:
@@ -126,7 +131,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left():
         shown = stream.rows()[-1]
     assert "matching" in shown
     assert "50%" in shown
-    assert "50.0/100" in shown
+    assert "50/100 pairs" in shown
     assert re.search(r"\d+:\d+, .*pairs/s, .* left", shown)
 
 
@@ -192,3 +197,78 @@ def test_time_left_is_told_from_effort_where_units_are_not_alike(monkeypatch):
         now[0] = 20.0
         stage.advance(20, effort=8.0)
         assert stream.getvalue().endswith("20/200 pairs (10 %), 1.0 pairs/s, 5.0 s left\n")
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 160])
+@pytest.mark.parametrize("total", [9, 1090, 32_000_000])
+def test_a_bar_and_the_time_left_fit_the_terminal(clock, monkeypatch, columns, total):
+    terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with os.fdopen(theirs, "w") as stream, ConsoleReporter(stream).stage("matching", total, "pairs") as stage:
+        clock.now += 200
+        stage.advance(total // 2)
+        stage.tick()
+        stream.flush()
+        sent = b""
+        while select.select([terminal], [], [], 0.1)[0]:
+            sent += os.read(terminal, 65536)
+        shown = sent.decode().rsplit("\r", 1)[-1]
+    os.close(terminal)
+    assert len(shown) <= columns
+    assert re.search(r"\d+ (s|min \d\d s) left", shown), shown
+    if columns >= 60:
+        assert len(re.findall(r"\|(.*)\|", shown)[0]) >= 6
+    if columns >= 100 and total < 10_000:
+        assert re.search(rf"{total // 2}/{total} pairs .*pairs/s", shown)
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def __init__(self, error, is_terminal):
+        super().__init__()
+        self.error, self.is_terminal = error, is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(32, "Broken pipe"), OSError(5, "I/O"), OSError(28, "full"), ValueError("closed")],
+)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_stream_that_fails_ends_nothing(clock, error, is_terminal):
+    reporter = ConsoleReporter(Gone(error, is_terminal))
+    reporter.note("note")
+    with reporter.stage("matching", 10, "pairs") as stage:
+        for _ in range(3):
+            clock.now += 60
+            stage.advance(3)
+            stage.tick()
+
+
+def test_without_standard_error_nothing_is_reported(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    reporter = ConsoleReporter()
+    reporter.note("note")
+    with reporter.stage("matching", 1, "pairs") as stage:
+        stage.advance(1)
+
+
+def test_names_cannot_command_a_terminal_and_an_ascii_stream_gets_escapes():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="")
+    ConsoleReporter(stream).note("größe \x1b]0;mine\x07.png\u202e\x9b2J\tplain")
+    stream.flush()
+    assert stream.buffer.getvalue() == rb"gr\xf6\xdfe \x1b]0;mine\x07.png\u202e\x9b2J" + b"\tplain\n"
+
+
+@given(st.text())
+def test_printable_text_holds_no_control_character_and_keeps_all_else(text):
+    shown = printable(text)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in shown)
+    if text.isprintable():
+        assert shown == text

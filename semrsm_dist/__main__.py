@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,10 +11,20 @@ from semrsm_dist.cli.interrupts import end_while_loading
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an interrupt while it loads ends it at once."""
+    _open_missing_streams()
     end_while_loading()
     from semrsm_dist.cli.commands import main as command  # noqa: PLC0415 - it is what takes time to load
 
     return command(arguments)
+
+
+def _open_missing_streams() -> None:
+    """Open standard streams that were closed (`2>&-`): else the next file opened would get what is meant for them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
 
 
 if __name__ == "__main__":

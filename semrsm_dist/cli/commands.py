@@ -7,37 +7,65 @@ interrupted. What a command needs is imported when it runs, so that `--help` ans
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
-from semrsm_dist.errors import SemrsmError
+from semrsm_dist.errors import SemrsmError, StorageError
+from semrsm_dist.progress import printable
 
 INCOMPLETE = 3
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # never end for a character that it cannot write
     options = make_parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
     except SemrsmError as error:
-        print(f"semrsm: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("semrsm: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        _complain("interrupted; what was finished is kept, the same command goes on")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of standard output has gone; give the interpreter nothing to flush at exit.
+
+
+def _print(text: str) -> None:
+    """Write a result on standard output. That nobody reads it does not make the command fail."""
+    try:
+        print(printable(text), flush=True)
+    except OSError as error:
+        # Give the interpreter nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if not isinstance(error, BrokenPipeError):
+            raise StorageError(
+                f"standard output cannot be written ({error.strerror}); what was computed is kept"
+            ) from error
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads standard error any more
+        print(printable(f"semrsm: {message}"), file=sys.stderr, flush=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -46,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="semrsm",
         description="Semantic representational similarity matrices of vision models, at any scale.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
@@ -126,6 +155,14 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, metavar="N", help="CPU slots to use at most; all if not given")
 
 
+class _Version(argparse.Action):
+    """Shows the version, which is looked up for it alone."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        _print(f"semrsm {metadata.version('semrsm-dist')}")
+        parser.exit()
+
+
 class _ExperimentsHelp(argparse.Action):
     """Shows help with all experiments, which are loaded for it alone."""
 
@@ -185,9 +222,9 @@ def _run(options: argparse.Namespace) -> int:
 
     with stopping_in_order() as stop:
         finished = run(config, reporter=ConsoleReporter(), stop=stop)
-        print(format_summary(finished.summary()))
+        _print(format_summary(finished.summary()))
         figure = draw_overview(finished)
-    print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
+    _print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
     return 0
 
 
@@ -197,22 +234,23 @@ def _plan(options: argparse.Namespace) -> int:
 
     with stopping_in_order():
         plan = plan_run(config)
-    print(json.dumps(plan, indent=1) if options.json else format_plan(plan))
-    return 0
+    _print(json.dumps(plan, indent=1) if options.json else format_plan(plan))
+    return 0 if plan["fits"] else 1
 
 
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
-    from semrsm_dist.matching.matchers import make_matcher
+    from semrsm_dist.pipeline.planning import check_run
 
-    make_matcher(config.matching.matcher, **config.matching.parameters)
+    with stopping_in_order():
+        check_run(config)
     document = config.model_dump(mode="json", exclude_none=True)
     if options.json:
-        print(json.dumps(document, indent=1))
+        _print(json.dumps(document, indent=1))
     else:
         import yaml
 
-        print(yaml.safe_dump(document, sort_keys=False), end="")
+        _print(yaml.safe_dump(document, sort_keys=False).rstrip())
     return 0
 
 
@@ -231,8 +269,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         evidence = evaluate(
             options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters
         )
-    print("\n\n".join(filter(None, (evidence.about, evidence.text))))
-    print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
+    _print("\n\n".join(filter(None, (evidence.about, evidence.text))))
+    _print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
     return 0
 
 
@@ -240,7 +278,7 @@ def _status(options: argparse.Namespace) -> int:
     from semrsm_dist.results.status import format_status, read_status
 
     status = read_status(options.run)
-    print(json.dumps(status, indent=1) if options.json else format_status(status))
+    _print(json.dumps(status, indent=1) if options.json else format_status(status))
     return 0 if status["complete"] else INCOMPLETE
 
 
@@ -248,11 +286,11 @@ def _models(options: argparse.Namespace) -> int:
     from semrsm_dist.features.registry import list_models
 
     rows = list_models(options.pattern, weights=options.weights)
-    for row in rows:
-        print(f"{row.name:<56} {row.weights:<11} {row.input_size[0]} x {row.input_size[1]}")
     if not rows:
-        print(f"semrsm: no model matches {options.pattern!r}; try 'semrsm models' for all", file=sys.stderr)
+        _complain(f"no model matches {options.pattern!r}; try 'semrsm models' for all")
         return 2
+    lines = [f"{row.name:<56} {row.weights:<11} {row.input_size[0]} x {row.input_size[1]}" for row in rows]
+    _print("\n".join(lines))
     return 0
 
 
@@ -262,10 +300,10 @@ def _layers(options: argparse.Namespace) -> int:
 
     # Names and sizes do not depend on pretrained weights, so none are fetched.
     model = load_model(ModelSpec(name=options.model, weights=options.weights, input_size=options.input_size))
-    print(f"{'layer':<40} {'S':>6} {'C':>6}  grid      kind")
+    _print(f"{'layer':<40} {'S':>6} {'C':>6}  grid      kind")
     for layer in describe_layers(model, modules=options.modules):
         grid = f"{layer.grid[0]} x {layer.grid[1]}" if layer.grid else "-"
-        print(f"{layer.name:<40} {layer.n_tokens:>6} {layer.n_channels:>6}  {grid:<9} {layer.kind}")
+        _print(f"{layer.name:<40} {layer.n_tokens:>6} {layer.n_channels:>6}  {grid:<9} {layer.kind}")
     return 0
 
 
@@ -277,6 +315,5 @@ def _export(options: argparse.Namespace) -> int:
     folder = options.out or Path(options.run) / "export"
     with stopping_in_order():
         written = export_npy(run, folder, layers=options.layer, kernel=options.kernel, kind=options.kind)
-    for path in written:
-        print(path)
+    _print("\n".join(map(str, written)))
     return 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from semrsm_dist.results.figures import new_figure
 from semrsm_dist.store.chunks import writing
 
 if TYPE_CHECKING:
@@ -97,9 +98,7 @@ class Evidence(Findings):
         pyarrow.parquet.write_table(table, path, compression="zstd")
 
     def _write_figure(self, path: Path) -> None:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, needed here alone
-
-        figure = Figure(layout="constrained")
+        figure = new_figure(layout="constrained")
         self.draw(figure)
         title = textwrap.fill(self.about, int(_CHARACTERS * figure.get_size_inches()[0]))
         figure.suptitle(title, fontsize=8, parse_math=False)

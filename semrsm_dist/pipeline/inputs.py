@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,8 +91,9 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         manifests, layers, layer_facts, cached = resolve_features(session, matcher, sides, cached)
         facts = {}
     else:
-        manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
+        # The model first: images are many, and a mistake in its name or layers would show only after their scan.
         model = _identify_model(session, _require_model(config), cached.model)
+        manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
         layers, layer_facts, cached = model.layers, {}, Answers(model=model)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
     facts |= flatten(
@@ -150,6 +151,26 @@ def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | 
     with session.timed("model"):
         facts, layers = _load_and_describe(config)
     return ModelAnswer(question=question, precision=precision, facts=facts, layers=layers)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Find what is wrong with the model of a run, without downloading weights.
+
+    Raises
+    ------
+    ConfigError, InputError
+        If there is no such model, layer, input size, file of weights or pretrained weights.
+    """
+    spec = model_spec(config)
+    from semrsm_dist.features import registry  # noqa: PLC0415 - timm only where a model is needed
+    from semrsm_dist.features.layers import resolve_layers  # noqa: PLC0415
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415
+
+    if spec.weights == "pretrained":
+        if spec.name not in registry.CLIPSEG:
+            registry.require_tag(spec.name)
+        spec = replace(spec, weights="random")  # which layers there are does not depend on them
+    resolve_layers(load_model(spec), config.layers)
 
 
 def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, LayerSizes]]:

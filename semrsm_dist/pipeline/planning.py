@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,8 +26,8 @@ from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.machine import limit_threads
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
-from semrsm_dist.pipeline.inputs import RunInputs, model_spec, storage_itemsize
-from semrsm_dist.pipeline.sizing import choose_sizes
+from semrsm_dist.pipeline.inputs import RunInputs, check_model, model_spec, storage_itemsize
+from semrsm_dist.pipeline.sizing import choose_sizes, worker_bytes
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
@@ -51,8 +53,10 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     -------
     dict
         JSON values: images by side, seconds per image of extraction; per layer S, C, tiles, pairs, seconds per pair
-        (measured on images of the run, one core), core-hours, bytes of features and results; the sums, the free
-        disk, the memory and the estimated duration on the engine's CPUs.
+        (measured on images of the run, one core), core-hours, bytes of features and results; the sums; the free disk
+        and whether it suffices (`fits`); the memory at the peak, which is what this process took for libraries, model
+        and calibration, and the panels of all workers; the seconds to load the model and compile the matcher, and
+        the estimated duration on the engine's CPUs with these.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     sides: dict[Side, Data] = {"images": config.data}
     if config.queries is not None:
         sides["queries"] = config.queries
-    counts, samples, image_seconds = _sample(config, sides)
+    counts, samples, image_seconds, loading = _sample(config, sides)
     engine = make_engine(config.engine, address=config.address, workers=config.workers)
     try:
         machine = engine.describe()
@@ -77,13 +81,21 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     )
     chosen, _ = choose_sizes(config, matcher, inputs, {}, workers=slots)
     with limit_threads(1):
+        started = time.perf_counter()
         matcher.compile()
+        start_seconds = loading + time.perf_counter() - started
         layers = {
             layer: _plan_layer(config, inputs, chosen[layer], _measure_pair(matcher, *sample))
             for layer, sample in samples.items()
         }
     core_seconds = sum(facts["core_seconds"] for facts in layers.values())
     extraction = image_seconds * sum(counts.values())
+    disk = sum(facts["feature_bytes"] + facts["result_bytes"] for facts in layers.values())
+    free = shutil.disk_usage(_existing(config.run)).free
+    worker_memory = min(
+        int(config.matching.worker_memory),
+        max(worker_bytes(config, matcher, layer) for layer in chosen.values()),
+    )
     return {
         "run": str(config.run),
         "images": counts,
@@ -92,10 +104,13 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
         "image_seconds": image_seconds,
         "extraction_core_hours": extraction / 3600,
         "matching_core_hours": core_seconds / 3600,
-        "seconds": (core_seconds + extraction) / slots,
-        "disk_bytes": sum(facts["feature_bytes"] + facts["result_bytes"] for facts in layers.values()),
-        "disk_free_bytes": shutil.disk_usage(_existing(config.run)).free,
-        "worker_memory_bytes": int(config.matching.worker_memory),
+        "start_seconds": start_seconds,
+        "seconds": start_seconds + (core_seconds + extraction) / slots,
+        "disk_bytes": disk,
+        "disk_free_bytes": free,
+        "fits": disk <= free,
+        "worker_memory_bytes": worker_memory,
+        "peak_memory_bytes": _peak_memory() + slots * worker_memory,
         "engine": machine,
     }
 
@@ -117,20 +132,45 @@ def format_plan(plan: Mapping[str, Any]) -> str:
             f"extraction: {1e3 * plan['image_seconds']:.0f} ms/image, {plan['extraction_core_hours']:.2f} core-hours"
         )
     gib = 2.0**30
-    workers = plan["engine"]["cpus"]
+    workers, engine = plan["engine"]["cpus"], plan["engine"]["engine"]
     lines += [
         f"disk: up to {plan['disk_bytes'] / gib:.2f} GiB, {plan['disk_free_bytes'] / gib:.1f} GiB free",
-        f"memory: {workers} workers of up to {plan['worker_memory_bytes'] / gib:.2f} GiB for matching, "
+        f"memory: about {plan['peak_memory_bytes'] / gib:.1f} GiB at the peak, with up to "
+        f"{plan['worker_memory_bytes'] / gib:.2f} GiB for each of {workers} workers in matching; "
         f"{plan['engine']['memory'] / gib:.1f} GiB there",
-        f"about {format_seconds(plan['seconds'])} on {workers} CPUs ({plan['engine']['engine']} engine)",
+        f"about {format_seconds(plan['seconds'])} on {workers} CPUs ({engine} engine), of which "
+        f"{format_seconds(plan['start_seconds'])} to load the model and compile the matcher",
     ]
+    if not plan["fits"]:
+        lines.append(
+            "the disk may be too small, and the run would be refused: free space, choose another run directory, use "
+            "features.dtype: float16, or fewer layers or kernels"
+        )
     return "\n".join(lines)
+
+
+def check_run(config: RunConfig) -> None:
+    """Find what a run would refuse, as far as that takes neither the content of images nor a download.
+
+    Raises
+    ------
+    InputError, ConfigError
+        If there are no such images or features, or there is no such model, layer or pretrained weights.
+    """
+    for data in (config.data, config.queries):
+        if isinstance(data, FeaturesData):
+            for path in data.layers.values():
+                open_array(path, data.layout)
+        elif isinstance(data, ImageSource):
+            data.entries()
+    if config.model is not None:
+        check_model(config.model)
 
 
 def _sample(
     config: RunConfig, sides: Mapping[Side, Data]
-) -> tuple[dict[Side, int], dict[str, Sample], float]:
-    """Return image counts, features of a few images for each layer, and seconds per image of extraction."""
+) -> tuple[dict[Side, int], dict[str, Sample], float, float]:
+    """Return image counts, features of a few images for each layer, seconds per image and to load the model."""
     if isinstance(config.data, FeaturesData):
         sources = {
             side: {layer: open_array(path, data.layout) for layer, path in data.layers.items()}
@@ -142,26 +182,28 @@ def _sample(
             layer: _sample_features(source, config.data.token_counts.get(layer))
             for layer, source in sources["images"].items()
         }
-        return counts, samples, 0.0
+        return counts, samples, 0.0, 0.0
     if config.model is None:
         raise ConfigError("images need a model; add the section model with name, weights and layers")
-    from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
-
     readers: dict[Side, ImageSource] = {
         side: data for side, data in sides.items() if isinstance(data, ImageSource)
     }
     entries = {side: source.entries() for side, source in readers.items()}
+    started = time.perf_counter()
+    from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
+
     extractor = Extractor(
         model_spec(config.model),
         config.model.layers,
         precision=config.model.precision,
         batch_size=config.model.batch_size,
     )
+    loading = time.perf_counter() - started
     started = time.perf_counter()
     images = _read_some(config, readers["images"], entries["images"])
     samples = {layer: (z, None) for layer, z in extractor(images).items()}
     seconds = (time.perf_counter() - started) / len(images)
-    return {side: len(found) for side, found in entries.items()}, samples, seconds
+    return {side: len(found) for side, found in entries.items()}, samples, seconds, loading
 
 
 def _sample_features(source: FeatureArray, token_counts: Path | None) -> Sample:
@@ -180,7 +222,7 @@ def _read_some(config: RunConfig, source: ImageSource, entries: Sequence[ImageEn
                 raise
     if not images:
         raise InputError(
-            f"none of {CALIBRATION_IMAGES} images from all over the list can be read, so nothing can be measured; mend "
+            f"none of {CALIBRATION_IMAGES} images from all over the list can be read, so nothing can be measured; fix "
             "the images, or check the path"
         )
     return images
@@ -227,3 +269,8 @@ def _existing(path: Path) -> Path:
         if folder.is_dir():
             return folder
     return Path(tempfile.gettempdir())
+
+
+def _peak_memory() -> int:
+    """Return the largest memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -126,6 +126,12 @@ def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
     )
 
 
+def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
+    """Return the memory that a worker takes for two panels of a layer and its workspace, in bytes."""
+    panels = 2 * layer.tile_size * _image_bytes(config, matcher, layer)
+    return PROCESS_BYTES + matcher.workspace_bytes(layer.n_tokens, layer.n_channels) + panels
+
+
 def require_disk(session: Session, record: RunRecord) -> None:
     """Refuse to begin a run that the disk cannot hold.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
@@ -56,6 +57,7 @@ def summarise(
     summary: dict[str, Any] = _plain(
         {
             "run": str(session.directory.path),
+            "about": _describe(record, manifests["images"]),
             "images": record.counts,
             "unreadable": {side: len(manifest.unreadable) for side, manifest in manifests.items()},
             "layers": layers,
@@ -89,7 +91,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     """Write a summary for people."""
     work = summary["work"]
     counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
-    lines = [f"{summary['run']}: {counts}, {len(summary['layers'])} layers, complete"]
+    n_layers = len(summary["layers"])
+    lines = [
+        f"{summary['run']}: {counts}, {n_layers} layer{'s' * (n_layers > 1)}, complete",
+        summary["about"],
+    ]
     computed = sum(stage["computed"] for stage in work.values())
     if computed == 0:
         lines.append("everything was there already; nothing was computed")
@@ -116,6 +122,32 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines += ["", _retrieval_table(summary["retrieval"])]
     lines += [f"warning: {warning}" for warning in summary["warnings"]]
     return "\n".join(lines)
+
+
+def _describe(record: RunRecord, images: Manifest) -> str:
+    """Return in one line what similarities of what these are: model, weights, matcher, classes of images."""
+    model, matcher = record.config["model"], dict(record.fingerprint)
+    parameters = [
+        f"{key.removeprefix('matching.')} {value}"
+        for key, value in matcher.items()
+        if key.startswith("matching.") and key not in ("matching.matcher", "matching.version")
+    ]
+    source = "ready-made features"
+    if model is not None:
+        weights = {
+            "random": f"random weights (seed {model['seed']}, untrained)",
+            "digits": "weights trained on scenes of digits",
+            "pretrained": "pretrained weights",
+        }.get(model["weights"], f"weights {Path(model['weights']).name}")
+        source = f"{model['name']}, {weights}"
+    classes = len({label for labels in images.labels() for label in labels})
+    return "; ".join(
+        [
+            source,
+            f"matcher {', '.join([str(matcher['matching.matcher']), *parameters])}",
+            f"{classes} class{'' if classes == 1 else 'es'} of images" if classes else "no labels",
+        ]
+    )
 
 
 def _layer_table(summary: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from semrsm_dist.errors import StorageError
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.npy import write_npy
 from semrsm_dist.store.record import Side
 
@@ -52,7 +52,7 @@ def export_npy(
     sides: dict[str, Side] = {"image_i": run.record.row_side, "image_j": "images"}
     shape = (run.record.counts[run.record.row_side], run.record.counts["images"])
     written: list[Path] = []
-    with writing(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         for layer, read_rows in zip(chosen, readers, strict=True):
             written.append(folder / f"{layer}.{kind}.{kernel}.npy")
@@ -63,6 +63,12 @@ def export_npy(
             written.append(folder / f"{dimension}.txt")
             lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(images).image_ids())
             written[-1].write_text(lines, encoding="utf-8")
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written ({error.strerror or error}): make room or choose another folder with --out"
+        ) from error
     return written
 
 

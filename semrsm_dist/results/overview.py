@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.results.figures import new_figure
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
 
 Item = TypeVar("Item")
 
 LARGEST = 400
-"""Maximum images drawn per side; larger runs are subsampled evenly."""
+"""Maximum images drawn per side; larger runs are subsampled."""
 
+CHUNKS = 8
+"""Chunks per side from which they come in a larger run: nobody wants to read a terabyte for a picture."""
 
 MOST_LAYERS = 24
 """Maximum layers drawn; of more, evenly spaced ones."""
 
+PER_ROW = 6
+"""Layers side by side."""
+
 METHODS = (("spatio-semantic", "#8c8c8c"), ("average pooling", "#d9a441"), ("semantic", "#2a6f97"))
+KINDS = ("spatio-semantic", "semantic")
 
 
 def draw_overview(run: Run) -> Path:
@@ -44,48 +52,73 @@ def draw_overview(run: Run) -> Path:
     StorageError
         If it cannot be written.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load, needed here alone
-
     summary = run.summary()
-    scores = summary["retrieval"]
-    layers = _evenly(list(summary["layers"]), MOST_LAYERS)
-    columns = max(len(layers), 2)
-    figure = Figure(figsize=(3.1 * columns + 1.2, 9.2 if scores else 6.4), layout="constrained")
-    grid = figure.add_gridspec(3 if scores else 2, columns, height_ratios=[1, 1, 0.75] if scores else [1, 1])
-    rows, order_columns = _order(run, "images" if run.is_symmetric else "queries"), _order(run, "images")
-    for column, layer in enumerate(layers):
-        readers = [run.similarity_rows(layer, "cosine", kind) for kind in ("spatio-semantic", "semantic")]
-        blocks = [_pick(read_rows, rows, order_columns, run.chunk_size(layer)) for read_rows in readers]
+    scores, layers = summary["retrieval"], _evenly(list(summary["layers"]), MOST_LAYERS)
+    single = len(layers) == 1  # then its two matrices are side by side, else one above the other
+    n_rows = -(-len(layers) // PER_ROW)
+    columns = 2 if single else -(-len(layers) // n_rows)
+    lines = 1 if single else 2 * n_rows
+    chunk_size = max(run.chunk_size(layer) for layer in layers)
+    rows, order = (_order(run, side, chunk_size) for side in (run.record.row_side, "images"))
+    shape = min(1.0, max(0.3, len(rows) / len(order)))
+    width, height = 3.1 * columns + 1.2, (2.6 * shape + 0.5) * lines + 1.2 + 2.6 * bool(scores)
+    figure = new_figure(figsize=(width, height), layout="constrained")
+    ratios = [shape] * lines + [0.8] * bool(scores)
+    grid = figure.add_gridspec(lines + bool(scores), columns, height_ratios=ratios)
+    for index, layer in enumerate(layers):
+        blocks = [run.similarity_rows(layer, "cosine", kind)(rows, order) for kind in KINDS]
         low, high = _range(blocks, run.is_symmetric)
-        for position, (block, kind) in enumerate(zip(blocks, ("spatio-semantic", "semantic"), strict=True)):
-            axes = figure.add_subplot(grid[position, column])
-            image = axes.imshow(block, vmin=low, vmax=high, cmap="magma", interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(kind, fontsize=11)
-            if position == 0:
+        pair = []
+        for position, (block, kind) in enumerate(zip(blocks, KINDS, strict=True)):
+            line, column = (0, position) if single else (index // columns * 2 + position, index % columns)
+            axes = figure.add_subplot(grid[line, column])
+            pair.append(axes)
+            image = axes.imshow(
+                block, vmin=low, vmax=high, cmap="magma", interpolation="nearest", aspect="auto"
+            )
+            axes.set_box_aspect(shape)
+            axes.set(xticks=[], yticks=[])
+            if not run.is_symmetric:
+                axes.set_xlabel("images", fontsize=9)
+            if column == 0 or single:
+                axes.set_ylabel(kind if run.is_symmetric else f"{kind}\nqueries", fontsize=10)
+            if position == 0 or single:
                 sizes = run.record.layers[layer]
                 title = f"{layer}\nS = {sizes.n_tokens}, C = {sizes.n_channels}"
                 axes.set_title(title, fontsize=10, parse_math=False)
-        figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, label="cosine similarity")
+        bar_beside = pair if single else pair[-1]
+        figure.colorbar(image, ax=bar_beside, location="bottom", shrink=0.8, label="cosine similarity")
     if scores:
-        _draw_retrieval(figure.add_subplot(grid[2, :]), scores, layers)
-    counts = " x ".join(str(count) for count in run.record.counts.values())
-    title = f"{run.directory.path.name}: {counts} images, sorted by label"
-    figure.suptitle(title, fontsize=12, parse_math=False)
+        _draw_retrieval(figure.add_subplot(grid[lines, :]), scores, layers)
+    title = _title(run, summary, (len(rows), len(order)), line_length=int(11 * width))
+    figure.suptitle(title, fontsize=11, parse_math=False)
     path = run.directory.figures / "overview.png"
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, format="png")
     return path
 
 
-def _order(run: Run, side: str) -> NDArray[np.intp]:
-    """Return the indices of the images to draw: sorted by labels, at most `LARGEST`, evenly spaced."""
+def _title(run: Run, summary: dict[str, Any], drawn: tuple[int, int], *, line_length: int) -> str:
+    counts = run.record.counts
+    size = " x ".join(f"{counts[side]} {side}" for side in dict.fromkeys((run.record.row_side, "images")))
+    whole = (counts[run.record.row_side], counts["images"])
+    shown = "" if drawn == whole else f" ({drawn[0]} x {drawn[1]} drawn)"
+    about = "\n".join(textwrap.wrap(summary["about"], line_length))
+    return f"{run.directory.path.name}: {size}{shown}, sorted by label\n{about}"
+
+
+def _order(run: Run, side: str, chunk_size: int) -> NDArray[np.intp]:
+    """Return the indices of the images to draw, sorted by labels: at most `LARGEST`, from evenly spaced chunks."""
     labels = run.manifest(side).labels()
-    order = sorted(range(len(labels)), key=lambda index: (len(labels[index]), labels[index], index))
-    return np.array(_evenly(order, LARGEST))
+    parts = [
+        range(start, min(start + chunk_size, len(labels))) for start in range(0, len(labels), chunk_size)
+    ]
+    if len(parts) <= CHUNKS:
+        chosen = _evenly(range(len(labels)), LARGEST)
+    else:
+        chosen = [index for part in _evenly(parts, CHUNKS) for index in _evenly(part, LARGEST // CHUNKS)]
+    return np.array(sorted(chosen, key=lambda index: (len(labels[index]), labels[index], index)))
 
 
 def _evenly(items: Sequence[Item], most: int) -> list[Item]:
@@ -93,20 +126,6 @@ def _evenly(items: Sequence[Item], most: int) -> list[Item]:
     if len(items) <= most:
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
-
-
-def _pick(
-    read_rows: Callable[[slice], NDArray[np.float64]],
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    rows_at_once: int,
-) -> NDArray[np.float64]:
-    """Return the given rows and columns of a matrix that may be larger than memory."""
-    block = np.empty((len(rows), len(columns)))
-    for start in range(0, int(rows.max()) + 1, rows_at_once):
-        here = np.flatnonzero((rows >= start) & (rows < start + rows_at_once))
-        block[here] = read_rows(slice(start, start + rows_at_once))[rows[here] - start][:, columns]
-    return block
 
 
 def _range(blocks: list[NDArray[np.float64]], symmetric: bool) -> tuple[float, float]:
@@ -123,18 +142,22 @@ def _range(blocks: list[NDArray[np.float64]], symmetric: bool) -> tuple[float, f
 
 def _draw_retrieval(axes: Any, scores: list[dict[str, Any]], layers: list[str]) -> None:
     k = min(score["k"] for score in scores)
+    f1 = {(score["layer"], score["method"]): score["f1"] for score in scores if score["k"] == k}
     width = 0.26
     for position, (method, colour) in enumerate(METHODS):
-        f1 = [
-            next((s["f1"] for s in scores if (s["layer"], s["method"], s["k"]) == (layer, method, k)), None)
-            for layer in layers
-        ]
-        heights = [float("nan") if value is None else value for value in f1]
+        heights = [f1.get((layer, method)) for layer in layers]
         bars = axes.bar(
-            np.arange(len(layers)) + (position - 1) * width, heights, width, color=colour, label=method
+            np.arange(len(layers)) + (position - 1) * width,
+            [float("nan") if height is None else height for height in heights],
+            width,
+            color=colour,
+            label=method,
         )
-        axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.set_xticks(np.arange(len(layers)), layers, parse_math=False)
+        if len(layers) <= PER_ROW:
+            axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_xticks(
+        np.arange(len(layers)), layers, rotation=0 if len(layers) <= PER_ROW else 30, parse_math=False
+    )
     axes.set_ylim(0, 1.05)
     axes.set_ylabel(f"retrieval F1@{k}")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)

@@ -146,17 +146,23 @@ class Run:
 
     def similarity_rows(
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
-    ) -> Callable[[slice], NDArray[np.float64]]:
-        """Return a function that reads a slice of rows of `similarity`, for matrices larger than memory."""
+    ) -> Callable[..., NDArray[np.float64]]:
+        """Return a function that reads a part of `similarity`, for matrices larger than memory.
+
+        It takes a slice or indices of rows and, unless all are wanted, of columns.
+        """
         matrices, stored, sigma = self._find(layer, kernel, kind, sigma)
         if stored:
             similarity = matrices.matrix(f"{kind}_{kernel}")
-            return lambda rows: similarity.read((rows, slice(None)))
+            return lambda rows, columns=slice(None): similarity.read((rows, columns))
         inner = matrices.matrix(KINDS[kind])
         norms_i, norms_j = (matrices.coordinate(f"squared_norm_{side}") for side in "ij")
-        return lambda rows: derive(
-            kernel, inner.read((rows, slice(None))), norms_i[rows], norms_j, sigma=sigma
-        )
+
+        def read(rows: Any, columns: Any = slice(None)) -> NDArray[np.float64]:
+            values = inner.read((rows, columns))
+            return derive(kernel, values, norms_i[rows], norms_j[columns], sigma=sigma)
+
+        return read
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
         """Return the certified error of a layer's matching.

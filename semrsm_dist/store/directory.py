@@ -87,9 +87,9 @@ class RunDirectory:
         Raises
         ------
         ConfigError
-            If something else is there: it is left untouched.
+            If something else is there, which is left untouched, or there can be no such directory.
         StorageError
-            If it cannot be made.
+            If it cannot be made for lack of room or permission.
         """
         self._refuse_foreign_files()
         try:
@@ -99,7 +99,9 @@ class RunDirectory:
                 f"{self.path}: run: must name a directory, but a file stands there or above it; choose another path"
             ) from error
         except OSError as error:
-            raise StorageError(
+            # No room or no permission can change; where nothing can ever be made, the configuration is wrong.
+            kind = StorageError if error.errno in FATAL_ERRNOS else ConfigError
+            raise kind(
                 f"{self.path}: the run directory cannot be made ({error.strerror}); nothing was computed: choose a "
                 "directory that can be written to with run: or --set run=..."
             ) from error

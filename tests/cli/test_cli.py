@@ -9,11 +9,13 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -72,6 +74,13 @@ def test_help_takes_less_than_half_a_second():
     assert done.stderr == ""
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert 0 < spent < 0.5  # of a processor's time, as it waits for nothing else
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"semrsm {metadata.version('semrsm-dist')}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -152,6 +161,7 @@ def test_settings_on_the_command_line_replace_those_of_the_file(place, monkeypat
         (["config.yaml", "--set", "data.layers.last=nowhere.npy"], ["nowhere.npy"]),
         (["config.yaml", "--set", "matching.tolerance=0.5"], ["matching.tolerance", "0.001 -> 0.5"]),
         (["config.yaml", "--set", "run=z.npy"], ["z.npy", "a file stands there"]),
+        (["config.yaml", "--set", "run=/proc/x"], ["/proc/x", "cannot be made"]),
         (["config.yaml", "--workers", "0"], ["workers"]),
         (["config.yaml", "--engine", "local", "--address", "h:1"], ["'local' has nothing to join"]),
         (["config.yaml", "--engine", "rey"], ["engine: 'rey'", "did you mean 'ray'"]),
@@ -174,6 +184,108 @@ def test_mistakes_in_the_file_name_its_line(place, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert re.search(r"wrong\.yaml:4: .*'data\.layrs'.*'layers'", error)
     assert re.search(r"wrong\.yaml:5: .*'kernls'.*'kernels'", error)
+
+
+@pytest.fixture
+def pictures(place):
+    """A configuration of three images and a network."""
+    (place / "pictures").mkdir(exist_ok=True)
+    for index in range(3):
+        Image.new("RGB", (40, 40), (index, 90, 30)).save(place / "pictures" / f"{index}.png")
+    document = {
+        "run": "runs/pictures",
+        "data": {"source": "folder", "path": "pictures"},
+        "model": {"name": "test_resnet", "weights": "random", "layers": ["layer4"], "input_size": 64},
+    }
+    (place / "pictures.yaml").write_text(yaml.safe_dump(document))
+    return place
+
+
+@pytest.mark.parametrize("command", ["validate", "run", "plan"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("model.name=test_resnat", ["unknown model 'test_resnat'", "'test_resnet'"]),
+        ("model.layers=[layer9]", ["no layer 'layer9'", "'layer4'"]),
+        (
+            "model.weights=pretrained",
+            ["'test_resnet' leaves open which pretrained weights", "test_resnet.r160_in1k"],
+        ),
+        ("model.weights=nowhere.pth", ["nowhere.pth"]),
+        ("data.path=nowhere", ["nowhere"]),
+    ],
+)
+def test_mistakes_in_model_and_data_are_found_before_any_image_is_read(
+    pictures, monkeypatch, capsys, command, setting, words
+):
+    monkeypatch.setattr(Image, "open", pytest.fail)
+    assert call(monkeypatch, pictures, command, "pictures.yaml", "--set", setting) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "scan:" not in found.err
+    for word in words:
+        assert word in found.err
+
+
+def test_the_summary_names_what_the_similarities_are_of(pictures, monkeypatch, capsys):
+    assert call(monkeypatch, pictures, "run", "pictures.yaml") == 0
+    assert (
+        "\ntest_resnet, random weights (seed 0, untrained); matcher auction, tolerance 0.001; no labels\n"
+        in (capsys.readouterr().out)
+    )
+
+
+# --- streams that nobody reads ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status"),
+    [
+        (">&-", 0),
+        ("2>&-", 0),
+        (">&- 2>&-", 0),
+        ("2>/dev/full", 0),
+        (">/dev/full", 1),
+        ("</dev/null | true", 0),
+    ],
+)
+def test_streams_that_cannot_be_written_do_not_end_a_run(place, redirection, status):
+    for name in ("run.json", "summary.json", "tiles.zarr/last/c/0/1/2"):
+        assert (place / "runs" / "mine" / name).exists()
+    command = " ".join([*map(str, COMMAND), "run", "config.yaml", redirection])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert ("standard output cannot be written (No space left on device)" in done.stderr) == bool(status)
+
+
+def test_an_ascii_terminal_and_a_foreign_backend_get_their_results(place, tmp_path):
+    (place / "größe").mkdir(exist_ok=True)
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "MPLBACKEND": "module://matplotlib_inline.of_somebody_else",
+    }
+    done = subprocess.run(
+        [*COMMAND, "run", "config.yaml", "--set", "run=größe/run", "--set", "data.layers={last: z.npy}"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xf6\xdfe/run/figures/overview.png" in done.stdout
+    with Image.open(place / "größe" / "run" / "figures" / "overview.png") as picture:
+        assert picture.width > 500
 
 
 # --- validate and plan -----------------------------------------------------------------------------------
@@ -212,8 +324,18 @@ def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
     assert plan["matching_core_hours"] == pytest.approx(
         sum(layer["core_seconds"] for layer in plan["layers"].values()) / 3600
     )
+    assert plan["fits"]
+    assert plan["disk_bytes"] < plan["disk_free_bytes"]
+    assert 50e6 < plan["peak_memory_bytes"] < 20e9
     assert call(monkeypatch, place, "plan", "config.yaml") == 0
     assert re.search(r"^last +6 +4 +276", capsys.readouterr().out, re.M)
+
+
+def test_a_plan_that_the_disk_cannot_hold_fails(place, monkeypatch, capsys):
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert call(monkeypatch, place, "plan", "config.yaml", "--set", "run=runs/planned") == 1
+    assert "the disk may be too small, and the run would be refused: free space" in capsys.readouterr().out
 
 
 def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeypatch, capsys):
@@ -230,7 +352,9 @@ def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeyp
     assert call(monkeypatch, place, "plan", "images.yaml") == 2
     assert "0.png" in capsys.readouterr().err
     assert call(monkeypatch, place, "plan", "images.yaml", "--set", "unreadable=skip", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["image_seconds"] > 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["image_seconds"] > 0
+    assert plan["seconds"] > plan["start_seconds"] > 0
 
 
 # --- status, models, layers, export ----------------------------------------------------------------------
@@ -273,6 +397,16 @@ def test_status_while_a_driver_looks_at_the_images(place, monkeypatch, capsys):
     assert "a driver is at work" in capsys.readouterr().out
 
 
+def test_control_characters_of_names_and_events_stay_off_the_terminal(place, monkeypatch, capsys):
+    directory = RunDirectory(place / "runs" / "mine")
+    directory.append_event("failed", stage="matching", unit="\x1b[2J", error="broken\x07\u202e")
+    assert call(monkeypatch, place, "status", "runs/mine") == 0
+    assert r"failed: matching \x1b[2J: broken\x07\u202e" in capsys.readouterr().out
+    assert call(monkeypatch, place, "status", "run\x1b]0;mine\x07") == 2
+    assert r"run\x1b]0;mine\x07: there is no run" in capsys.readouterr().err
+    directory.append_event("started")
+
+
 @pytest.mark.parametrize("path", ["runs/nowhere", "z.npy", "runs"])
 def test_status_of_what_is_no_run(place, monkeypatch, capsys, path):
     assert call(monkeypatch, place, "status", path) == 2
@@ -296,6 +430,13 @@ def test_export_writes_the_matrices_of_the_run(place, monkeypatch, capsys):
     for choice in (["--kernel", "cosin"], ["--kind", "semantics"], ["--layer", "lats"]):
         assert call(monkeypatch, place, "export", "runs/mine", *choice) == 2
         assert "did you mean" in capsys.readouterr().err
+
+
+def test_export_to_where_nothing_can_be_written_says_what_helps(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "export", "runs/mine", "--out", "/proc/x") == 1
+    assert re.search(
+        r"/proc/x: cannot be written \(No such file.*another folder with --out", capsys.readouterr().err
+    )
 
 
 def test_ids_with_line_breaks_keep_one_line_each(place, monkeypatch, capsys):

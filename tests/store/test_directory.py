@@ -287,6 +287,11 @@ def test_a_file_in_the_way_is_a_mistake_of_the_configuration(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_directory_that_can_never_be_made_is_a_mistake_of_the_configuration():
+    with pytest.raises(ConfigError, match=r"/proc/x: the run directory cannot be made .*run: or --set run="):
+        RunDirectory("/proc/x").create()
+
+
 @pytest.mark.parametrize("number", sorted(FATAL_ERRNOS))
 def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, number):
     def refuse(path, *args, **kwargs):

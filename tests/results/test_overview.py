@@ -1,0 +1,65 @@
+"""The picture of a run: what it reads, and what it shows of runs of any shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import semrsm_dist as srs
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.results import overview
+from semrsm_dist.store.matrices import StoredMatrix
+
+
+def make_run(path, n_images=24, n_layers=1, n_queries=0):
+    """Compute a small run on random features."""
+    rng = np.random.default_rng(0)
+    np.save(path / "z.npy", rng.normal(size=(n_images, 3, 4)))
+    layers = {f"layer{index}": str(path / "z.npy") for index in range(n_layers)}
+    document = {
+        "run": str(path / "run"),
+        "data": {"source": "features", "layers": layers},
+        "matching": {"matcher": "identity"},
+    }
+    if n_queries:
+        np.save(path / "q.npy", rng.normal(size=(n_queries, 3, 4)))
+        document["queries"] = {"source": "features", "layers": dict.fromkeys(layers, str(path / "q.npy"))}
+    srs.run(parse_config(document))
+    return srs.open_run(path / "run")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ({}, (1.3, 2.5)),
+        ({"n_layers": 2}, (0.8, 1.3)),
+        ({"n_layers": 14}, (0.6, 1.2)),
+        ({"n_queries": 5}, (1.5, 4)),
+    ],
+    ids=["one layer", "two layers", "many layers", "queries"],
+)
+def test_the_picture_fits_a_page_whatever_the_run(tmp_path, shape, size):
+    with Image.open(overview.draw_overview(make_run(tmp_path, **shape))) as picture:
+        assert size[0] < picture.width / picture.height < size[1]
+        assert picture.width < 2300
+        pixels = np.asarray(picture.convert("L"))
+    halves = (pixels[:, : pixels.shape[1] // 2], pixels[:, pixels.shape[1] // 2 :])
+    assert all((half < 250).mean() > 0.1 for half in halves)  # no half of the page is left blank
+
+
+def test_of_a_large_run_only_a_few_chunks_are_read(tmp_path, monkeypatch):
+    run = make_run(tmp_path, n_images=1100)
+    monkeypatch.setattr(overview, "LARGEST", 6)
+    monkeypatch.setattr(overview, "CHUNKS", 2)
+    size = run.chunk_size("layer0")
+    touched = set()
+    read = StoredMatrix.read
+
+    def watched(matrix, key):
+        touched.update((int(row) // size, int(column) // size) for row in key[0] for column in key[1])
+        return read(matrix, key)
+
+    monkeypatch.setattr(StoredMatrix, "read", watched)
+    overview.draw_overview(run)
+    assert len(touched) <= 4 < (1100 / size) ** 2

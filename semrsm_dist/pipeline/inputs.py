@@ -23,11 +23,12 @@ from semrsm_dist.config.schema import (
     fingerprint_fields,
 )
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.scan import scan_images
+from semrsm_dist.pipeline.stages.scan import list_images, scan_images
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
 from semrsm_dist.store.record import Answers, LayerSizes, ModelAnswer, RunRecord, Side
 
@@ -91,9 +92,13 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         manifests, layers, layer_facts, cached = resolve_features(session, matcher, sides, cached)
         facts = {}
     else:
-        # The model first: images are many, and a mistake in its name or layers would show only after their scan.
+        # What is quickly found wrong comes first: a missing folder, the model's name or layers, then each image.
+        sources = {side: data for side, data in sides.items() if isinstance(data, ImageSource)}
+        entries = {side: list_images(session, source) for side, source in sources.items()}
         model = _identify_model(session, _require_model(config), cached.model)
-        manifests = {side: scan_images(session, side, data) for side, data in sides.items()}  # type: ignore[arg-type]
+        manifests = {
+            side: scan_images(session, side, source, entries[side]) for side, source in sources.items()
+        }
         layers, layer_facts, cached = model.layers, {}, Answers(model=model)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
     facts |= flatten(

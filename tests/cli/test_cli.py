@@ -114,7 +114,7 @@ def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
     assert re.search(r"^time: .*import.*matching.*assembly", out, re.M)
     assert re.search(r"^matching: 552 pairs, \d+ pairs/s", out, re.M)
     assert "matching: 20 computed, 0 found done" in out
-    assert re.search(r"spatio-semantic F1@1 +average pooling F1@1 +semantic F1@1", out)
+    assert re.search(r"^layer +k +spatio-semantic F1@k +average pooling F1@k +semantic F1@k$", out, re.M)
     assert "runs/mine/rsm.zarr" in out
     assert (place / "runs" / "mine" / "figures" / "overview.png").stat().st_size > 1000
     assert "pairs/s" in err

@@ -16,7 +16,7 @@ from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.errors import InputError, StorageError
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, scan_images
+from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, list_images, scan_images
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.store.directory import RunDirectory
 
@@ -52,7 +52,7 @@ def scan_again(shop, folder: Path, engine, **sections):
     directory = RunDirectory(config.run)
     directory.create()
     session = Session(config, directory, engine, SilentReporter())
-    manifest = scan_images(session, "images", config.data)
+    manifest = scan_images(session, "images", config.data, list_images(session, config.data))
     manifest.to_parquet(directory.manifest("images"))
     return manifest
 

@@ -46,7 +46,22 @@ class ScanWorker:
         return Receipt(batch, counts={"images": len(rows)}, value=rows)
 
 
-def scan_images(session: Session, side: str, source: ImageSource) -> Manifest:
+def list_images(session: Session, source: ImageSource) -> list[ImageEntry]:
+    """Return the images of one side as its source lists them, without reading any.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory lies among the images.
+    InputError
+        If there are none, or what lists them cannot be used.
+    """
+    _refuse_run_among_images(session, source)
+    with session.timed("scan"):
+        return source.entries()
+
+
+def scan_images(session: Session, side: str, source: ImageSource, entries: Sequence[ImageEntry]) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
     Workers are started only if there is something to scan.
@@ -57,19 +72,15 @@ def scan_images(session: Session, side: str, source: ImageSource) -> Manifest:
         The session.
     side
         `images` or `queries`.
-    source
-        Where the images come from.
+    source, entries
+        Where the images come from, and what `list_images` found there.
 
     Raises
     ------
-    ConfigError
-        If the run directory lies among the images.
     InputError
-        If there are too few images, or some are unreadable and the configuration does not say to skip them.
+        If some are unreadable and the configuration does not say to skip them.
     """
-    _refuse_run_among_images(session, source)
     with session.timed("scan"):
-        entries = source.entries()
         rows = _rows_without_workers(session, side, source, entries)
     new = [index for index, row in enumerate(rows) if row is None]
     if new:

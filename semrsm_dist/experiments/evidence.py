@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import textwrap
 from collections.abc import Callable, Mapping
@@ -103,6 +104,17 @@ class Evidence(Findings):
         title = textwrap.fill(self.about, int(_CHARACTERS * figure.get_size_inches()[0]))
         figure.suptitle(title, fontsize=8, parse_math=False)
         figure.savefig(path, dpi=110, format="png")
+
+
+def note_sample(table: pd.DataFrame) -> list[str]:
+    """Return a note if measures of agreement by ranks are of a sample of the pairs (see `evaluation.correlation`)."""
+    by_ranks = table["measure"].isin(["spearman", "kendall"])
+    n_ranked = table.loc[by_ranks, "n_pairs"].max()
+    n_pairs = table.loc[table["measure"] == "pearson", "n_pairs"].max()
+    if not n_ranked < n_pairs:
+        return []
+    sample = f"a random sample of {n_ranked} of {n_pairs} pairs"
+    return [f"rank correlations: of {sample}, standard error at most {math.sqrt(2 / n_ranked):.1g}"]
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

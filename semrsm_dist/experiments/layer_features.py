@@ -1,4 +1,4 @@
-"""A layer's features as experiments read them: both sides of a run, a panel at a time."""
+"""A layer's features as experiments read them: both sides of a run, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from semrsm_dist.store.record import Side
 
 @dataclass(frozen=True, slots=True)
 class LayerFeatures:
-    """The features of one layer of a run.
-
-    Parameters
-    ----------
-    run, layer
-        Which.
-    """
+    """The features of one layer of a run."""
 
     run: Run
     layer: str
@@ -51,7 +45,7 @@ class LayerFeatures:
         return FeatureStore(self.run.directory.features, side, self.layer)
 
     def chunks(self, side: Side) -> Iterator[slice]:
-        """Yield the images of a side a chunk at a time."""
+        """Yield the images of a side, chunk by chunk."""
         size = self.run.record.chunk_size
         for start in range(0, self.count(side), size):
             yield slice(start, min(start + size, self.count(side)))
@@ -61,9 +55,9 @@ class LayerFeatures:
         return self.store(side).read_token_counts()
 
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
-        """Return up to n tokens (n, C) of the database, each at length 1, drawn without replacement.
+        """Return up to n tokens (n, C) of the database, scaled to length 1, drawn without replacement.
 
-        Places that smaller images leave empty are drawn too, and left out.
+        The padding of smaller images is drawn too, and then left out.
         """
         total = self.count("images") * self.n_tokens
         drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))

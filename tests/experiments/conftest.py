@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.config.schema import RunConfig, parse_config
@@ -93,6 +95,19 @@ def load(config: RunConfig, layer: str) -> tuple[np.ndarray, np.ndarray]:
     database = np.load(config.data.layers[layer]).astype(np.float64)
     queries = np.load(config.queries.layers[layer]).astype(np.float64) if config.queries else database
     return queries, database
+
+
+def draw(evidence):
+    """Return the figure of an experiment; its legends hide no data."""
+    figure = Figure(layout="constrained")
+    evidence.draw(figure)
+    FigureCanvasAgg(figure).draw()
+    parts = [figure, *figure.subfigs]
+    for legend in (legend for part in parts for legend in part.legends):
+        inside = legend.get_window_extent()
+        assert not [axes.get_title() for axes in figure.axes if axes.get_window_extent().overlaps(inside)]
+    assert not any(axes.get_legend() for axes in figure.axes)
+    return figure
 
 
 def load_labels(section) -> list[set[str]]:

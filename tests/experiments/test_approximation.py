@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import InputError
+from semrsm_dist.experiments.approximation.report import draw_approximation, write_text
 from semrsm_dist.experiments.approximation.table import answer_windows
 from semrsm_dist.experiments.evaluating import compute
 
@@ -143,7 +144,7 @@ def test_nothing_is_as_good_as_a_method_on_the_front_and_cheaper(found):
     assert fronts[seconds.argmin()] == 1.0
 
 
-def test_the_text_answers_and_the_figure_has_a_panel_a_layer(found, tmp_path):
+def test_the_text_answers_and_the_figure_has_a_panel_per_layer(found, small):
     _, evidence = found
     for words in (
         "early: S = 6, C = 4, 15 pairs",
@@ -151,10 +152,17 @@ def test_the_text_answers_and_the_figure_has_a_panel_a_layer(found, tmp_path):
         "hungarian",
     ):
         assert words in evidence.text
-    figure = Figure(layout="constrained")
-    evidence.draw(figure)
+    figure = small.draw(evidence)
     assert [axis.get_title() for axis in figure.axes] == ["early: S = 6, C = 4", "late: S = 4, C = 5"]
     assert (evidence.settings["seed"], evidence.settings["grid"]["sizes"]) == (3, (2, 3, 8))
+
+
+def test_a_matcher_of_another_distribution_is_drawn_and_listed(found):
+    table = found[1].table.replace({"matcher": {"greedy": "theirs"}})
+    figure = Figure()
+    draw_approximation(figure, table)
+    assert "theirs" in [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert "theirs" in write_text(table, 0.95)
 
 
 def test_queries_are_matched_with_the_database(small, tmp_path):

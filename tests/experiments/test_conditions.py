@@ -118,7 +118,8 @@ def test_intervals_hold_the_gain_and_that_over_itself_is_nothing(found):
     assert (itself[["gain", "low", "high"]] == 0).all(axis=None)
 
 
-def test_evidence_is_written_and_told(found):
+def test_evidence_is_written_and_drawn(found, small):
+    small.draw(found[1])
     run, evidence = found
     for path in evidence.save(run / "out"):
         assert path.stat().st_size > 0

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import yaml
-from matplotlib.figure import Figure
 from scipy import stats
 
 from semrsm_dist.config.schema import parse_config
@@ -90,7 +89,7 @@ def test_runs_of_other_images_are_refused(small, tmp_path):
         evaluate(small.make_config(tmp_path / "one", n=8), resamples=2, other=path)
 
 
-def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(tmp_path):
+def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(tmp_path, small):
     config = of_digits(tmp_path / "run")
     evidence = evaluate(config, resamples=10, images=10, variants=["pruned-0.0", "pruned-0.9"])
     same = evidence.table.query("layer_a == layer_b and kind_a == kind_b and kind_a in @KINDS")
@@ -99,9 +98,7 @@ def test_a_network_that_lost_nothing_has_not_changed_and_one_that_lost_much_has(
     assert untouched.query("measure != 'kendall'").value.to_numpy() == pytest.approx(1)
     assert (same[same.comparison == "pruned-0.9"].query("measure == 'cka'").value < 0.9).all()
     assert "CKA of each layer, pruned-0.9" in evidence.text
-    figure = Figure()
-    evidence.draw(figure)
-    figure.canvas.draw()
+    small.draw(evidence)
     assert (config.run / "evaluation/layers/weights/test_resnet.pruned-0.9.safetensors").is_file()
     fewer = evaluate(config, resamples=2, images=8, variants=["pruned-0.9"])
     assert (fewer.table[fewer.table.comparison == "pruned-0.9"].n_images == 8).all()

@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
@@ -13,6 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.experiments.evaluating import compute
+from semrsm_dist.experiments.output_similarity.report import write_text
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.features.registry import find_shipped
 from semrsm_dist.pipeline.stages.outputs import require_outputs
@@ -93,12 +93,17 @@ def test_a_lost_chunk_of_outputs_is_extracted_again(found, stages):
     assert "extraction" in stages.names
 
 
-def test_text_and_figure_say_what_the_table_says(found):
+def test_text_and_figure_say_what_the_table_says(found, small):
     text = found[1].text
     assert "yes or no to each label" in text and text.count("of 3 layers x kernels") == 2
-    figure = Figure()
-    found[1].draw(figure)
-    assert len(figure.axes) == 6
+    assert len(small.draw(found[1]).axes) == 6
+
+
+def test_a_sample_of_the_pairs_is_reported(found):
+    table = found[1].table.assign(n_pairs=10**6).copy()
+    assert "random sample" not in write_text(table)
+    table.loc[table.measure == "pearson", "n_pairs"] = 5 * 10**6
+    assert "a random sample of 1000000 of 5000000 pairs, standard error at most 0.001" in write_text(table)
 
 
 def features(small, folder, **options):

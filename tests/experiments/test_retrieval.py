@@ -125,6 +125,13 @@ def test_the_words_say_where_matching_does_not_win(grouped):
         assert part in evidence.text
 
 
+def test_chance_is_drawn_across_the_place_of_each_layer(small, grouped):
+    left = small.draw(grouped[1]).axes[0]
+    chance = next(item for item in left.collections if item.get_label() == "chance")
+    middles = [segment[:, 0].mean() for segment in chance.get_segments()]
+    assert middles == pytest.approx(list(left.get_xticks()))
+
+
 def test_late_interaction_is_kept_and_only_what_is_missing_is_computed_again(grouped):
     config, evidence = grouped
     root = config.run / "evaluation" / "retrieval" / "late-interaction.zarr" / "late"
@@ -157,7 +164,7 @@ def test_images_without_labels_are_left_out_and_counted(small, tmp_path):
     evidence = evaluate_small(config)
     assert set(evidence.table["n_queries"]) == {5}
     assert set(evidence.table["n_left_out"]) == {2}
-    assert "2 queries bear only labels that no other image of the database bears" in evidence.text
+    assert "2 queries have only labels that no other image of the database has" in evidence.text
 
 
 def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):

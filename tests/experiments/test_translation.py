@@ -121,6 +121,10 @@ def test_the_table_is_tidy_and_complete(found):
     assert "layer4" in evidence.text
 
 
+def test_legends_hide_no_data(small, found):
+    assert len(small.draw(found[1]).axes) == 4
+
+
 def test_a_second_time_computes_nothing_and_finds_the_same(found, stages):
     run, evidence = found
     again = evaluate(digits(run), reporter=stages, images=N, shifts=SHIFTS, resamples=20)
@@ -149,7 +153,7 @@ def test_files_are_cropped_and_copies_are_neither_the_same_nor_different(folder,
     evidence = evaluate(config(tmp_path / "run", data, unreadable="skip"), **asked)
     assert set(select(evidence.table, pair="same")["n"]) == {5}
     assert set(select(evidence.table, pair="different")["n"]) == {5 * 4 - 2}
-    assert "50 images were asked for, 5 could be had" in evidence.text
+    assert "50 images were requested, but only 5 could be used" in evidence.text
 
 
 def test_what_cannot_be_cropped_or_compared_is_refused(tmp_path):

@@ -118,7 +118,7 @@ def _number(value: float) -> str:
 
 
 def draw_approximation(figure: Figure, table: pd.DataFrame) -> None:
-    """Draw the share of the gain that is lost against time, one panel a layer."""
+    """Draw the share of the gain that is lost against time, one panel per layer."""
     layers = list(table["layer"].unique())
     across = min(2, len(layers))
     figure.set_size_inches(6.2 * across, 4.0 * count_rows(len(layers), 2) + 2.8 / across)

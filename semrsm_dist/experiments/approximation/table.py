@@ -35,7 +35,7 @@ def tabulate_layer(
     seed: int,
     resamples: int,
 ) -> pd.DataFrame:
-    """Return one row a method and quantity, with intervals over images where a quantity varies with them.
+    """Return one row per method and quantity, with intervals over images where a quantity varies with them.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
 
 
 def by_method(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a method of one layer, one column a quantity."""
+    """Return one row per method of one layer, one column per quantity."""
     measured = table[~table["quantity"].isin([BEST, BEATEN])]
     return pd.DataFrame(
         dict(zip(METHOD, method, strict=True)) | dict(zip(part["quantity"], part["value"], strict=True))
@@ -159,7 +159,7 @@ def _adder(
 def _ratio_of_means(
     values: NDArray[np.float64], others: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> Interval:
-    """Return the mean of `values` over that of `others`, both one a row image, which are resampled together."""
+    """Return the mean of `values` over that of `others`, both one per row image; the images are resampled together."""
     return percentile_interval(float(values.mean() / others.mean()), (counts @ values) / (counts @ others))
 
 

@@ -1,4 +1,4 @@
-"""When permutation invariance helps: its gain under one condition after another, also where it must lose.
+"""When permutation invariance helps: its gain under one condition after another, and where it must lose.
 
 The paper leaves open how the gain depends on the scale of objects, on clutter, on how differently they are placed and
 on resolution. Scenes of digits have a control for each. And one task is made for position to matter: a digit on
@@ -118,7 +118,7 @@ def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
 def _measure(
     run: Run, condition: Condition, *, kernel: str, resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row a layer and method; `gain` is over position by position, query by query."""
+    """Yield one row per layer and method; `gain` is over comparing position by position, paired by query."""
     for layer in run.requested_layers:
         scores = score_methods(run, layer, kernel)
         for method, f1 in scores.items():
@@ -161,14 +161,14 @@ def _base_config(
 ) -> RunConfig:
     document = config.model_dump()
     own = document["model"]["layers"]
-    asked = tuple(layers) if layers is not None else tuple(dict.fromkeys((own[len(own) // 3], own[-1])))
+    wanted = tuple(layers) if layers is not None else tuple(dict.fromkeys((own[len(own) // 3], own[-1])))
     widths: dict[str, float | None] = {item.name: item.sigma for item in config.kernels}
     return RunConfig.model_validate(
         {
             **document,
             "run": config.run / "evaluation" / "conditions" / f"{scenes.n_images}-images" / "base",
             "data": scenes,
-            "model": {**document["model"], "layers": asked},
+            "model": {**document["model"], "layers": wanted},
             "kernels": [{"name": kernel, "sigma": widths.get(kernel)}],
         }
     )

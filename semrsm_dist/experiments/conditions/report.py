@@ -36,7 +36,7 @@ def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
     parts.append("\n".join(_summarise(table[table["method"] == SEMANTIC])))
     if left_out:
         parts.append(
-            "left out, as the base does not allow it:\n" + "\n".join(f"  {item}" for item in left_out)
+            "left out, as the base scenes do not allow it:\n" + "\n".join(f"  {item}" for item in left_out)
         )
     return "\n\n".join(parts)
 
@@ -44,20 +44,21 @@ def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
 def _summarise(gains: pd.DataFrame) -> Iterator[str]:
     yield "semantic against spatio-semantic, by interval:"
     for factor, part in gains.groupby("factor", sort=False):
+        least, most = part["level"].min(), part["level"].max()
         better, worse = int((part["low"] > 0).sum()), int((part["high"] < 0).sum())
-        ends = part[part["level"].isin([part["level"].min(), part["level"].max()])].sort_values("level")
-        told = ", ".join(
+        ends = part[part["level"].isin([least, most])].sort_values("level")
+        changes = ", ".join(
             f"{layer} {' to '.join(f'{gain:+.2f}' for gain in gains)}"
             for layer, gains in ends.groupby("layer", sort=False)["gain"]
         )
         yield (
             f"  {factor}: better in {better}, worse in {worse}, undecided in {len(part) - better - worse} of "
-            f"{len(part)} (levels x layers); gain from {part['level'].min():.3g} to {part['level'].max():.3g}: {told}"
+            f"{len(part)} (levels x layers); gain from {least:.3g} to {most:.3g}: {changes}"
         )
 
 
 def draw_gains(figure: Figure, table: pd.DataFrame) -> None:
-    """Draw the gain against each factor, a panel a factor, a line a layer, with intervals."""
+    """Draw the gain against each factor, with intervals: one panel per factor, one line per layer."""
     factors = list(dict.fromkeys(table["factor"]))
     across = min(len(factors), PANELS_ACROSS)
     figure.set_size_inches(max(3.4 * across, 6.5), 3.1 * count_rows(len(factors), across) + 0.4)

@@ -53,7 +53,7 @@ from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
 SATURATED = 0.01
-"""Similarities closer than this to 0 or 1 tell little about their pair."""
+"""Similarities closer than this to 0 or 1 say little about their pair."""
 
 Scores = dict[tuple[str, str], NDArray[np.float64]]
 """F1@1 of each query by kernel and kind."""
@@ -106,7 +106,7 @@ def evaluate(config: RunConfig, parameters: KernelsParameters, reporter: Reporte
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """What similarities are held against."""
+    """What similarities are compared with."""
 
     task: RetrievalTask
     overlaps: RowReader
@@ -121,7 +121,7 @@ class _Judge:
     def mean(self, scores: NDArray[np.float64]) -> dict[str, Any]:
         interval = mean_interval(scores, resamples=self.resamples, seed=self.seed)
         judged = int(np.count_nonzero(~np.isnan(scores)))
-        return _told(interval, judged, len(scores) - judged)
+        return _measured(interval, judged, len(scores) - judged)
 
     def correlate(self, variant: Variant, read: RowReader) -> dict[str, Any]:
         """Return the correlation of similarities with the overlap of labels."""
@@ -133,7 +133,7 @@ class _Judge:
             variant.rows_at_once,
         )
         interval, found = pearson_interval(entries, resamples=self.resamples, seed=self.seed)
-        return _told(interval, found.n_pairs, found.n_left_out)
+        return _measured(interval, found.n_pairs, found.n_left_out)
 
 
 def _sweep(variant: Variant, multiples: Sequence[float], judge: _Judge) -> Iterator[dict[str, Any]]:
@@ -199,7 +199,7 @@ def _compare(variant: Variant, judge: _Judge, before: Scores) -> Iterator[dict[s
         }
 
 
-def _told(interval: Interval, n: int, n_left_out: int) -> dict[str, Any]:
+def _measured(interval: Interval, n: int, n_left_out: int) -> dict[str, Any]:
     return {
         "value": interval.estimate,
         "low": interval.low,

@@ -31,19 +31,19 @@ def write_text(table: pd.DataFrame, *, centring_matches: bool = False, one_label
     table
         Of the experiment.
     centring_matches
-        Whether centred tokens had to be matched anew, as images differ in their number of tokens.
+        Whether centred tokens had to be matched again, as images differ in their number of tokens.
     one_label_set
-        Whether all labelled images bear the same labels.
+        Whether all labelled images have the same labels.
     """
     unchanged = (
-        "Images differ in their number of tokens: centring decides which find a partner, and was matched anew."
+        "Images differ in their number of tokens: centring decides which find a partner, so matching was repeated."
         if centring_matches
-        else "Less the data set's mean, distances and so RBF are as before; less either mean, the matching is."
+        else "The data set's mean matters neither to distances nor to RBF; neither mean matters to the matching."
     )
     parts = [_write_sweep(table), f"{_write_tokens(table)}\n{unchanged}"]
     if one_label_set:
         parts.append(
-            "note: all labelled images bear the same labels: every hit is right, and the correlation with the overlap "
+            "note: all labelled images have the same labels: every hit is right, and the correlation with the overlap "
             "of labels is undefined"
         )
     return "\n\n".join(parts)

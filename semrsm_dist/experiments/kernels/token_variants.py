@@ -1,4 +1,4 @@
-"""A run's similarities had its tokens been treated otherwise before matching: centred, brought to unit length, or both.
+"""The similarities of a run with tokens treated before matching: centred, scaled to unit length, or both.
 
 Centring changes no matching (see `semrsm_dist.evaluation.centring`), so it is derived from what the run has found.
 Unit length does: those variants are runs of their own, on features written beside the given run. So are the centred
@@ -139,7 +139,7 @@ def _derive_centred(run: Run, plain: Variant, layer: str) -> Iterator[Variant]:
 
 
 def read_variant(run: Run, layer: str, name: str) -> Variant:
-    """Return a layer's inner products as a run has found them."""
+    """Return a layer's inner products as a run found them."""
     matrices = run.matrices(layer)
 
     def reader(quantity: str) -> RowReader:
@@ -173,7 +173,7 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
     folder
         Where the derived runs go, one folder each.
     reporter
-        Where progress is told.
+        Where progress is reported.
     """
     found = {}
     for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():

@@ -11,6 +11,7 @@ import pandas as pd
 
 from semrsm_dist.evaluation.agreement import Estimate
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
+from semrsm_dist.experiments.evidence import note_sample
 from semrsm_dist.experiments.plotting import (
     DIFFERENCE,
     KINDS,
@@ -104,7 +105,7 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
     left_out = int(table.n_left_out.max())
     if left_out:
         lines += ["", f"left out: up to {left_out} pairs without a similarity"]
-    return "\n".join(lines)
+    return "\n".join(lines + note_sample(table))
 
 
 def _number(row: object) -> str:

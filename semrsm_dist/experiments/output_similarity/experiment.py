@@ -1,7 +1,7 @@
-"""Whether images that look alike to a model get alike outputs: RSM entries against what the classifier says.
+"""Whether images that look alike to a model get similar outputs: RSM entries against the classifier's outputs.
 
-The similarity of each pair of images is correlated with the Jensen-Shannon divergence (JSD) of what the model's head
-says of them. The divergence is large where outputs differ: a good RSM gives a negative correlation, and the more
+The similarity of each pair of images is correlated with the Jensen-Shannon divergence (JSD) of the outputs of the
+model's head. The divergence is large where outputs differ: a good RSM gives a negative correlation, and the more
 negative the better (Wald et al. 2024, the table of output similarities).
 """
 

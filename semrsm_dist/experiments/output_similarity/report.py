@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from semrsm_dist.experiments.evidence import note_sample
 from semrsm_dist.experiments.plotting import DIFFERENCE, draw_kinds, make_panels, share_legend
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _caveats(table: pd.DataFrame) -> list[str]:
         lines.append(f"left out: {count} pairs of {layer}, {kernel}, whose similarity is undefined")
     if (kept.n_resampled < kept.n_images).any() and (kept.resamples > 0).all():
         lines.append(f"intervals: from {kept.n_resampled.max()} of the images, scaled to all of them")
-    return lines
+    return lines + note_sample(kept)
 
 
 def draw_correlations(figure: Figure, table: pd.DataFrame) -> None:

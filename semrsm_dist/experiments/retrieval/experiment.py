@@ -50,7 +50,7 @@ from semrsm_dist.results.run import Run
 
 
 def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Reporter) -> Findings:
-    """Compare retrieval by semantic similarity with all else.
+    """Compare retrieval by semantic similarity with the other methods.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
-        found, told = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
+        found, about = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
         hits |= found
-        notes += told
+        notes += about
         scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
         scores |= _expect(layer, tasks, ks)
         if search == "progressive":
@@ -113,7 +113,7 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
 def _find(
     run: Run, layer: str, methods: Iterable[Method], tasks: dict[str, RetrievalTask], k: int
 ) -> tuple[dict[Key, Hits], list[str]]:
-    """Return the hits of each method at each task, and what the methods have to say of themselves."""
+    """Return the hits of each method at each task, and what is to be noted about the methods."""
     hits: dict[Key, Hits] = {}
     notes: list[str] = []
     for method in methods:
@@ -173,17 +173,17 @@ def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> l
     warnings = []
     if task.has_one_label_set():
         warnings.append(
-            "all labelled images bear the same labels: every hit is right, F1 is 1 for every method, and nothing is "
+            "all labelled images have the same labels: every hit is right, F1 is 1 for every method, and nothing is "
             "learnt from it"
         )
     foreign = task.count_hopeless()
     if foreign:
         warnings.append(
-            f"{foreign} queries bear only labels that no other image of the database bears; their F1 is 0 whatever is "
+            f"{foreign} queries have only labels that no other image of the database has; their F1 is 0 whatever is "
             "found"
         )
     if not class_tokens:
-        warnings.append("no layer hands out a class token")
+        warnings.append("no layer has a class token")
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""What retrieval by matching is held against, each as a reader of rows of similarities, from a run's own features.
+"""What retrieval by matching is compared with, each as a reader of rows of similarities, from a run's own features.
 
 Everything that is fitted (principal components, VLAD's centroids) is fitted to the database, without labels. Tokens
 of VLAD, MaxSim and Chamfer are brought to length 1 first.
@@ -83,7 +83,7 @@ class Fitting:
 def list_methods(
     features: LayerFeatures, fitting: Fitting, folder: Path, reporter: Reporter, workers: int
 ) -> Iterator[Method]:
-    """Yield every way to compare the images of a layer; each is to be used before the next is asked for.
+    """Yield every way to compare the images of a layer; each is used before the next is requested.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def list_methods(
     folder
         Where late interaction is kept, so that it is computed once, and VLAD's vectors for as long as they are needed.
     reporter
-        Where progress is told.
+        Where progress is reported.
     workers
         Threads of late interaction.
     """
@@ -162,14 +162,14 @@ def _late_interaction(
 
 
 class LateInteraction:
-    """MaxSim and Chamfer between all images of a layer, kept in tiles; what is there is not computed again.
+    """MaxSim and Chamfer between all images of a layer, kept in tiles; existing tiles are not computed again.
 
     Parameters
     ----------
     features
         The layer.
     root
-        The Zarr group that holds a group a layer.
+        The Zarr group that holds one group per layer.
     """
 
     def __init__(self, features: LayerFeatures, root: Path) -> None:
@@ -201,7 +201,7 @@ class LateInteraction:
         Parameters
         ----------
         reporter
-            Where progress is told.
+            Where progress is reported.
         workers
             Tiles at a time; each holds two panels of features.
 

@@ -34,7 +34,7 @@ Scores = dict[Key, NDArray[np.float64]]
 
 
 def tabulate(scores: Scores, ks: Sequence[int], *, resamples: int, seed: int) -> pd.DataFrame:
-    """Return one row a mean F1@k with its bootstrap interval, and one a paired difference.
+    """Return one row for each mean F1@k and for each paired difference, with bootstrap intervals.
 
     Returns
     -------
@@ -74,8 +74,8 @@ def _list_quantities(scores: Scores) -> Iterator[tuple[Key, str | None, NDArray[
         yield key, SPATIAL, values - scores[key._replace(method=SPATIAL)]
         for other, baseline in scores.items():
             is_same_place = (other.layer, other.groups) == (key.layer, key.groups)
-            is_asked = other.method == POOLED or key.kernel == "cosine"
-            if other.method not in (SEMANTIC, SPATIAL) and is_same_place and is_asked:
+            is_wanted = other.method == POOLED or key.kernel == "cosine"
+            if other.method not in (SEMANTIC, SPATIAL) and is_same_place and is_wanted:
                 yield key, other.method, values - baseline
 
 
@@ -113,7 +113,7 @@ def _pivot(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
-    yield f"semantic (cosine) less what others reach, F1@{k}, mean over queries [interval]:"
+    yield f"semantic (cosine) less the others, F1@{k}, mean over queries [interval]:"
     for other, rows in part[part["against"].notna()].groupby("against", sort=False):
         if other == CHANCE:
             continue
@@ -126,8 +126,8 @@ def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
             verdicts[verdict].append(
                 f"{row['layer']} {row['f1']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             )
-        told = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
-        yield f"  {other}: {told}"
+        listed = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
+        yield f"  {other}: {listed}"
 
 
 def add_doubts(table: pd.DataFrame, hits: Mapping[Key, Hits]) -> None:
@@ -146,7 +146,7 @@ def add_doubts(table: pd.DataFrame, hits: Mapping[Key, Hits]) -> None:
 
 
 def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
-    """Yield what to know about hits that are missing or that are no better than others, in a line a layer."""
+    """Yield what to know about hits that are missing or tie with others, one line per layer."""
     undefined: dict[tuple[str, str], list[str]] = {}
     tied: dict[tuple[str, str], list[str]] = {}
     few: dict[str, str] = {}
@@ -193,7 +193,7 @@ def add_effort(table: pd.DataFrame, effort: Sequence[Mapping[str, Any]]) -> None
 
 
 def write_effort(effort: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a line a layer on what progressive search took: the shares of pairs decided at each step."""
+    """Yield what progressive search took, one line per layer: the shares of pairs decided at each step."""
     for row in effort:
         same = {
             True: "the hits of the matrix",

@@ -63,7 +63,7 @@ def evaluate(config: RunConfig, parameters: TranslationParameters, reporter: Rep
     return Findings(
         rows,
         lambda figure: draw_translation(figure, rows),
-        write_text(rows, n_asked=parameters.images),
+        write_text(rows, n_requested=parameters.images),
         {"config": derived.model_dump(mode="json")},
     )
 
@@ -89,12 +89,12 @@ def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunCo
         sample = None
     crops = {"source": "crops", "of": data.model_dump(), "share": share, "sample": sample, "seed": seed}
     # Other crops are another run: each has a directory of its own, and is found there again.
-    asked = hashlib.sha256(json.dumps([images, list(shifts), share, seed]).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([images, list(shifts), share, seed]).encode()).hexdigest()[:8]
     widths: dict[str, float | None] = {kernel.name: kernel.sigma for kernel in config.kernels}
     return RunConfig.model_validate(
         {
             **config.model_dump(),
-            "run": config.run / "evaluation" / "translation" / f"{images}-images-{asked}",
+            "run": config.run / "evaluation" / "translation" / f"{images}-images-{digest}",
             "data": {**crops, "shifts": (0.0,)},
             "queries": {**crops, "shifts": shifts},
             "kernels": [{"name": name, "sigma": widths.get(name)} for name in KERNELS],
@@ -143,8 +143,8 @@ def _find_crops(run: Run, shifts: Sequence[float]) -> tuple[NDArray[np.intp], li
     ]
     if len(columns) < 2:
         raise InputError(
-            f"{len(columns)} images could be read, but the experiment compares different ones; give a run with at "
-            "least two readable images"
+            f"{len(columns)} images could be read, but the experiment compares different images; give a run with at "
+            "least two readable ones"
         )
     rows = [np.array([places[crop_id(names[column], shift)] for column in columns]) for shift in shifts]
     return np.array(columns), rows

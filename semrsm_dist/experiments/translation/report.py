@@ -62,8 +62,8 @@ def tabulate_contrast(contrast: Contrast) -> Iterator[dict[str, Any]]:
     }
 
 
-def write_text(table: pd.DataFrame, *, n_asked: int) -> str:
-    """Return the layers at the largest shift: medians, and how well same and different images are told apart."""
+def write_text(table: pd.DataFrame, *, n_requested: int) -> str:
+    """Return the layers at the largest shift: medians, and how well crops of one image are recognised."""
     far = table[table["shift"] == table["shift"].max()]
     n_images, shift, pixels = far[["n_images", "shift", "pixels"]].iloc[0]
     parts = [
@@ -72,21 +72,21 @@ def write_text(table: pd.DataFrame, *, n_asked: int) -> str:
     for kernel in SHOWN_KERNELS:
         medians = far[(far["quantity"] == MEDIAN) & (far["kernel"] == kernel)]
         wide = medians.pivot_table("value", "layer", ["kind", "pair"], sort=False, dropna=False)
-        parts.append(f"median similarity, {kernel}:\n{_show(wide)}")
+        parts.append(f"median similarity, {kernel}:\n{_format(wide)}")
     areas = far[far["quantity"] == AUC]
     shown = areas.assign(value=[_interval(row) for row in areas.to_dict("records")])
     wide = shown.pivot_table("value", "layer", ["kernel", "kind"], sort=False, dropna=False, aggfunc="first")
     confidence = far["confidence"].iloc[0]
     parts.append(
         "probability that two crops of one image are more similar than two of different images (AUC; "
-        f"{confidence:.0%} intervals over images):\n{_show(wide)}"
+        f"{confidence:.0%} intervals over images):\n{_format(wide)}"
     )
-    if n_images < n_asked:
-        parts.append(f"note: {n_asked} images were asked for, {n_images:.0f} could be had")
+    if n_images < n_requested:
+        parts.append(f"note: {n_requested} images were requested, but only {n_images:.0f} could be used")
     return "\n\n".join(parts)
 
 
-def _show(wide: pd.DataFrame) -> str:
+def _format(wide: pd.DataFrame) -> str:
     wide.index.name = None
     wide.columns.names = [None] * wide.columns.nlevels
     text: str = wide.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")

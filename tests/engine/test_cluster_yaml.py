@@ -2,12 +2,15 @@
 
 import copy
 import functools
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -18,7 +21,9 @@ from semrsm_dist.engine.engines.ray import GROWTH, RayEngine
 from semrsm_dist.engine.engines.ray import pools as ray_pools
 from semrsm_dist.engine.engines.ray.pools import TaskPool, asked
 
-CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster.yaml"
+LOCK = ROOT / "requirements.lock"
 
 
 # Ray asks AWS for the memory of each type of machine; this is 70 % of it, as Ray reckons.
@@ -135,3 +140,37 @@ def test_a_forgotten_placeholder_stops_the_setup_with_a_reason(config):
         ["bash", "-n", "-c", mount.replace("REPLACE_ME", "0123")], check=False, timeout=10
     )
     assert checked.returncode == 0
+
+
+def test_nothing_from_the_network_runs_unchecked(config):
+    commands = config["worker_setup_commands"]
+    assert (
+        commands == config["head_setup_commands"][: len(commands)]
+    )  # Ray adds the installation of what the lock has
+    assert not any(re.search(r"\b(curl|wget)\b|\|\s*(sudo\s+)?(ba)?sh\b", command) for command in commands)
+    installs = [command for command in commands if "pip install" in command]
+    assert installs
+    assert all("--require-hashes -r" in command or "--no-deps" in command for command in installs)
+
+
+def locked():
+    """Return the pinned releases by package: more than one where they depend on Python's version."""
+    pins = {}
+    for entry in LOCK.read_text().replace("\\\n", " ").splitlines():
+        if entry.startswith("#"):
+            continue
+        requirement, _, hashes = entry.partition("--hash=sha256:")
+        assert re.fullmatch(r"[0-9a-f]{64}( +--hash=sha256:[0-9a-f]{64})*", hashes.strip()), entry[:80]
+        pin = Requirement(requirement)
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        pins.setdefault(pin.name, []).append(exact.version)
+    return pins
+
+
+def test_the_lock_pins_all_that_the_package_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = locked()
+    for needed in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["cluster"]]):
+        assert all(needed.specifier.contains(version) for version in pins[needed.name]), needed
+    assert "://" not in LOCK.read_text()  # from whichever index pip is set up with

@@ -19,10 +19,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import zarr
+from zarr.core.attributes import Attributes
 
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, IncompleteError, InputError, ResumeError, StorageError, WorkError
-from semrsm_dist.store import matrices
 from semrsm_dist.store.directory import RunDirectory
 
 GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
@@ -210,21 +211,22 @@ def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed, quick_whole):
     assert trees(shop, "stopped") == quick_whole
 
 
-@pytest.mark.parametrize(
-    ("step", "call"),
-    [("_forget_metadata", call) for call in range(1, 5)] + [("_consolidate", call) for call in range(1, 4)],
-)
-def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatch, step, call, quick_whole):
+@pytest.mark.parametrize("call", range(1, 10))
+def test_killed_between_the_last_writes_it_gives_the_same_bytes(shop, monkeypatch, call, quick_whole):
+    """The descriptions of groups are written with `put` and `consolidate_metadata`: before each it may end."""
     countdown = iter(range(call - 1, -1, -1))
-    write = getattr(matrices, step)
 
-    def write_or_die(path):
-        if next(countdown) == 0:
-            raise KeyboardInterrupt
-        write(path)
+    def dying(write):
+        def write_or_die(*arguments, **options):
+            if next(countdown) == 0:
+                raise KeyboardInterrupt
+            return write(*arguments, **options)
+
+        return write_or_die
 
     with monkeypatch.context() as patch:
-        patch.setattr(matrices, step, write_or_die)
+        patch.setattr(zarr, "consolidate_metadata", dying(zarr.consolidate_metadata))
+        patch.setattr(Attributes, "put", dying(Attributes.put))
         with pytest.raises(KeyboardInterrupt):
             shop.run(quick(shop, "run"))
     shop.run(quick(shop, "run"))

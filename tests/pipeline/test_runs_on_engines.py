@@ -151,8 +151,9 @@ def done(request, module_shop, engine, documents):
 
 def read_features(run, side, layer):
     """Return the stored features of each image (S_i, C) in float64, with nothing of the package between."""
-    stored = zarr.open_array(run / "features.zarr" / side / layer / "features", mode="r")[:]
-    return [np.asarray(z[~np.isnan(z).all(axis=1)], np.float64) for z in stored]
+    stored = zarr.open_group(run / "features.zarr" / side / layer, mode="r")
+    images = zip(stored["features"][:], stored["token_count"][:], strict=True)
+    return [np.asarray(z[:count], np.float64) for z, count in images]
 
 
 def solve_by_scipy(z, y):

@@ -131,7 +131,7 @@ def rivals(affinity: Array, norms: float) -> dict[str, Callable[[], object]]:
 
 
 def product_seconds(z: Array, i: int, others: list[int], at_least: float) -> dict[str, float]:
-    """Return seconds per pair of the product of image i with others, by whoever computes it."""
+    """Return seconds per pair of the product of image i with others, by each library."""
     n = len(others)
     many = np.ascontiguousarray(z[others].reshape(-1, z.shape[2]).T)
     batch = np.ascontiguousarray(z[others].transpose(0, 2, 1))
@@ -213,7 +213,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure the layers asked for and print the table."""
+    """Measure the requested layers and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     names = [f"{name}/{layer}" for name, _, layer in LAYERS]
     parser.add_argument("--layers", nargs="+", choices=names, default=names)

@@ -43,7 +43,7 @@ LAYERS = (
     ("resnet18", "random", "layer2", 160),
     ("vit_base_patch16_224", "random", "blocks.5", 160),
 )
-"""Network, weights, layer, and so many images that the matrix takes at most about a minute."""
+"""Network, weights, layer, and images: the matrix takes about a minute at most."""
 
 PHOTOGRAPHS = (
     "astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg",
@@ -115,7 +115,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure the layers asked for and print one table."""
+    """Measure the requested layers and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     names = [f"{name}/{layer}" for name, _, layer, _ in LAYERS]
     parser.add_argument("--layers", nargs="+", choices=names, default=names)

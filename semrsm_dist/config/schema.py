@@ -341,19 +341,17 @@ def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
 
 def _matching_keys(document: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the keys of `matching` with the configured matcher, and those that belong to other matchers."""
-    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - as above
+    from semrsm_dist.matching.matchers import usable_matchers  # noqa: PLC0415 - as above
 
     given = document.get("matching")
-    chosen = given.get("matcher", "auction") if isinstance(given, Mapping) else "auction"
-    own = list(MATCHERS.load(chosen).model_fields) if chosen in MATCHERS.names() else []
-    keys = {"matching": [*_Matching.model_fields, *own]}
-    for name in MATCHERS.names():
-        try:
-            others = MATCHERS.load(name).model_fields.keys() - set(own)
-        except ConfigError:  # a broken distribution is reported when its matcher is chosen
-            continue
-        keys[f"matching (matcher: {name})"] = sorted(others)
-    return keys
+    chosen = str(given.get("matcher", "auction")) if isinstance(given, Mapping) else "auction"
+    parameters = {kind.name: list(kind.model_fields) for kind in usable_matchers()}
+    own = parameters.pop(chosen, [])
+    others = {
+        f"matching (matcher: {name})": [key for key in keys if key not in own]
+        for name, keys in parameters.items()
+    }
+    return {"matching": [*_Matching.model_fields, *own]} | others
 
 
 def _refusal(key: str, reason: str) -> PydanticCustomError:

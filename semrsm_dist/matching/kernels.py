@@ -69,7 +69,7 @@ def squared_distances(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Mat
     return distances
 
 
-def median_sigma(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> float:
+def median_width(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> float:
     """Return ``sqrt(median of the non-zero squared distances)``, the paper's choice of sigma.
 
     All entries of the matrix count, except those that are zero or NaN. The diagonal of a symmetric matrix
@@ -95,7 +95,7 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
     n_i, n_j : array_like, (n,), (m,)
         Squared norms.
     sigma : float, optional
-        Width, positive. By default `median_sigma` of this matrix; give it when a matrix is derived block by
+        Width, positive. By default `median_width` of this matrix; give it when a matrix is derived block by
         block.
 
     Raises
@@ -104,7 +104,7 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
         `sigma` is not a positive number.
     """
     if sigma is None:
-        sigma = median_sigma(matched, n_i, n_j)
+        sigma = median_width(matched, n_i, n_j)
     elif not 0.0 < sigma < math.inf:
         raise ConfigError(f"sigma of the kernel 'rbf' must be a positive number, found {sigma!r}")
     return np.exp(-0.5 * squared_distances(matched, n_i, n_j) / sigma / sigma)
@@ -170,7 +170,7 @@ def kernel_gap(
     """
     require_kernel(kernel)
     if kernel == "rbf" and sigma is None:
-        sigma = median_sigma(matched, n_i, n_j)
+        sigma = median_width(matched, n_i, n_j)
     return derive(kernel, upper_bound, n_i, n_j, sigma) - derive(kernel, matched, n_i, n_j, sigma)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -298,9 +299,16 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
         raise ConfigError("\n".join(problems)) from None
 
 
+def usable_matchers() -> Iterator[type[Matcher]]:
+    """Yield all matchers but those of broken distributions, which are reported when they are requested."""
+    for name in MATCHERS.names():
+        with suppress(ConfigError):
+            yield load_matcher(name)
+
+
 def matchers_of_unequal() -> str:
     """Return the names of the matchers that take unequal numbers of tokens, for messages."""
-    *names, last = (repr(kind.name) for kind in MATCHERS if kind.takes_unequal)
+    *names, last = (repr(kind.name) for kind in usable_matchers() if kind.takes_unequal)
     return f"{', '.join(names)} or {last}"
 
 

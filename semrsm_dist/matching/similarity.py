@@ -89,7 +89,7 @@ def similarity_matrix(
     matcher : str
         One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
     sigma : float, optional
-        Width of the RBF kernel; by default the median rule of `semrsm_dist.matching.kernels.median_sigma`.
+        Width of the RBF kernel; by default the median rule of `semrsm_dist.matching.kernels.median_width`.
     kind : str
         ``semantic`` matches tokens, ``spatio-semantic`` compares position by position.
     workers : int, optional

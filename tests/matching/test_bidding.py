@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,27 +10,28 @@ from hypothesis import strategies as st
 from semrsm_dist.matching.assignment import bidding
 from semrsm_dist.matching.assignment.auction_pair import images_of
 from semrsm_dist.matching.compiled import lane_bids
+from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lanes import LANES
 from semrsm_dist.matching.compiled.product import multiply_packed, padded
 from semrsm_dist.matching.matchers.auction import Auction
 
 
-@numba.njit
+@compiled
 def best_two(rounded, offset, rises):
     return lane_bids.best_two(rounded, offset, rises, rises.size // LANES)
 
 
-@numba.njit
+@compiled
 def row_max(affinity, offset, prices):
     return lane_bids.row_max(affinity, offset, prices, prices.size // LANES)
 
 
-@numba.njit
+@compiled
 def raise_maxima(affinity, offset, shift, maxima):
     lane_bids.raise_maxima(affinity, offset, shift, maxima, maxima.size // LANES)
 
 
-@numba.njit
+@compiled
 def round_residuals(affinity, prices, best, factor, rounded):
     lane_bids.round_residuals(affinity, 0, prices, best, factor, rounded, prices.size // LANES)
 

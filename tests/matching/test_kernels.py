@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.matching.kernels import KERNELS, derive, kernel_gap, median_sigma, squared_distances
+from semrsm_dist.matching.kernels import KERNELS, derive, kernel_gap, median_width, squared_distances
 
 rng = np.random.default_rng(0)
 Z = rng.normal(size=(6, 10))
@@ -28,7 +28,7 @@ def test_kernels_follow_their_formulas():
 
 
 def test_the_median_counts_all_entries_of_a_rectangle():
-    sigma = median_sigma(MATCHED, N_Z, N_Y)
+    sigma = median_width(MATCHED, N_Z, N_Y)
     assert sigma == pytest.approx(np.sqrt(np.median(distances(Z, Y))))
     np.testing.assert_allclose(
         derive("rbf", MATCHED, N_Z, N_Y), derive("rbf", MATCHED, N_Z, N_Y, sigma), rtol=1e-15
@@ -39,7 +39,7 @@ def test_the_median_of_a_symmetric_matrix_leaves_out_the_diagonal():
     gram = Z @ Z.T
     gram[np.diag_indices(6)] *= 1 - 1e-6  # as from coarser arithmetic: no distance to anything
     apart = distances(Z, Z)[~np.eye(6, dtype=bool)]
-    assert median_sigma(gram, N_Z, N_Z) == pytest.approx(np.sqrt(np.median(apart)))
+    assert median_width(gram, N_Z, N_Z) == pytest.approx(np.sqrt(np.median(apart)))
 
 
 def test_the_median_leaves_out_equal_images_and_unsolved_pairs():
@@ -48,9 +48,9 @@ def test_the_median_leaves_out_equal_images_and_unsolved_pairs():
     matched[2, 1] = np.nan
     norms = np.sum(twice**2, axis=1)
     expected = np.sqrt(np.nanmedian(np.where(np.isnan(matched), np.nan, distances(twice, Y))))
-    assert median_sigma(matched, norms, N_Y) == pytest.approx(expected)
+    assert median_width(matched, norms, N_Y) == pytest.approx(expected)
     same = np.full((3, 3), 5.0)
-    assert median_sigma(same, [5.0] * 3, [5.0] * 3) == 1.0
+    assert median_width(same, [5.0] * 3, [5.0] * 3) == 1.0
     np.testing.assert_array_equal(derive("rbf", same, [5.0] * 3, [5.0] * 3), 1.0)
 
 
@@ -91,7 +91,7 @@ def test_scale_changes_neither_cosine_nor_rbf(kernel, scale):
 def test_the_gap_is_that_of_the_bound(kernel):
     bound = MATCHED + rng.random(MATCHED.shape)
     gap = kernel_gap(kernel, MATCHED, bound, N_Z, N_Y)
-    sigma = median_sigma(MATCHED, N_Z, N_Y)
+    sigma = median_width(MATCHED, N_Z, N_Y)
     expected = derive(kernel, bound, N_Z, N_Y, sigma) - derive(kernel, MATCHED, N_Z, N_Y, sigma)
     np.testing.assert_allclose(gap, expected)
     assert (gap >= 0).all()

@@ -254,18 +254,18 @@ def test_a_cancelled_tile_stops_within_a_few_rows(name, parameters):
     matcher = make_matcher(name, **parameters)
     panel = matcher.prepare(images(3 * matcher.rows_at_once(70), 70, 2))
     columns = panel.part(slice(0, 1))
-    asked = []
+    looks = []
     stop = threading.Event()
 
     def cancelled():
-        asked.append(None)
-        if len(asked) == 3:
+        looks.append(None)
+        if len(looks) == 3:
             stop.set()
         return stop.is_set()
 
     with pytest.raises(CancelledError):
         matcher.solve_tile(panel, columns, cancelled=cancelled)
-    assert len(asked) == 3
+    assert len(looks) == 3
 
 
 @every_matcher

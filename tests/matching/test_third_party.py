@@ -76,7 +76,7 @@ def home(tmp_path_factory):
     (site / "toy-1.0.dist-info").mkdir(parents=True)
     (site / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (site / "toy-1.0.dist-info" / "entry_points.txt").write_text(
-        "[semrsm_dist.matchers]\ntoy-shift = toy_shift:Shift\nother-name = toy_shift:Shift\n"
+        "[semrsm_dist.matchers]\ntoy-shift = toy_shift:Shift\nother-name = toy_shift:Shift\nbroken = toy_gone:Gone\n"
     )
     (site / "toy_shift.py").write_text(TOY)
     np.save(home / "z.npy", np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32))
@@ -132,9 +132,10 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
         ({"matcher": "toy-shift", "shifts": 0}, "matching.shifts: 0: must be greater than or equal to 1"),
         (
             {"shifts": 3},
-            "unknown key 'matching.shifts'; it belongs to data.crops or matching (matcher: toy-shift)",
+            "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
         ),
         ({"matcher": "other-name"}, "'other-name' calls itself 'toy-shift'"),
+        ({"matcher": "broken"}, "toy_gone:Gone cannot be loaded (No module named 'toy_gone')"),
     ],
 )
 def test_its_parameters_are_checked_like_any_others(home, matching, message):

@@ -31,7 +31,7 @@ def test_blocks_fit_memory_and_time(pair_seconds, side, target, panel_bytes, bud
         (1e-3, 0.05, 1, 10**9, 1),  # one tile takes longer than the task should
         (1e-3, 100.0, 100, 350, 2),  # two rows and a column
         (1e-3, 100.0, 100, 299, 1),
-        (1e-3, 100.0, 100, 0, 1),  # a side that was asked for may be too large: one tile at a time
+        (1e-3, 100.0, 100, 0, 1),  # a requested tile size may be too large: one tile at a time
         (0.0, math.inf, 0, 10**6 + 1, 10**6),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.matcher import Limits, Matcher
-from semrsm_dist.matching.matchers import MATCHERS, make_matcher
+from semrsm_dist.matching.matchers import make_matcher, usable_matchers
 
 CHANNEL_DIVISORS = (2, 4, 8)
 """Matchers that limit the channels keep these shares of them."""
@@ -107,7 +107,9 @@ def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> 
 
     The two references come first, then all other matchers by name.
     """
-    kinds = sorted(MATCHERS, key=lambda kind: (kind.name != "hungarian", kind.name != "auction", kind.name))
+    kinds = sorted(
+        usable_matchers(), key=lambda kind: (kind.name != "hungarian", kind.name != "auction", kind.name)
+    )
     return [
         method
         for kind in kinds

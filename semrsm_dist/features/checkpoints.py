@@ -1,33 +1,44 @@
-"""Weights into a model: downloaded, shipped or from a local file, complete or not at all.
+"""Weights from a local file into a model, complete or not at all.
 
 A model that is only partly loaded still runs and gives plausible numbers. So every tensor of the model
 must come from the file; what does not fit is an error that names the tensors. The only exception is the
 classifier, which no representation depends on: a file may lack it or have another number of classes.
-Nothing here executes code from a weight file.
+The same holds for position embeddings: they are resampled from the grid they were trained on to that of the input
+size, and refused if that grid cannot be known. Nothing here executes code from a weight file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import pickle
-import socket
 import sys
-import urllib.parse
-import urllib.request
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors
 import timm
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.features import registry
 
 _logger = logging.getLogger(__name__)
+
+State: TypeAlias = dict[str, torch.Tensor]
+Size: TypeAlias = tuple[int, int]
+
+_POSITIONS = (
+    "pos_embed",
+    "patch_pos",
+    "visual.positional_embedding",
+    "position_embeddings",
+    "position_embedding.weight",
+)
+"""How the names of position embeddings of images end, in timm and elsewhere."""
 
 # What timm's converters raise when a file is not what they expect.
 _CONVERSION_ERRORS = (
@@ -54,8 +65,27 @@ def hash_state(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_file(model: nn.Module, path: Path) -> None:
-    """Fill a model with the weights of a local file, every tensor of it.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Input sizes (height, width) in pixels, on which the grid of a network's position embeddings depends.
+
+    Attributes
+    ----------
+    own
+        That of the architecture; or, if `is_file` is set, that of the weights in the file, which says so.
+    model
+        That of the model to fill.
+    is_file
+        Whether `own` is known to be the size of the weights in the file.
+    """
+
+    own: Size
+    model: Size
+    is_file: bool = False
+
+
+def load_file(model: nn.Module, path: Path, sizes: Sizes | None = None) -> None:
+    """Fill every tensor of a model with the weights of a local file.
 
     Parameters
     ----------
@@ -64,33 +94,80 @@ def load_file(model: nn.Module, path: Path) -> None:
         (with a warning) if the file has none.
     path
         ``.safetensors``, or a state dict saved by torch, or timm's ``.npz`` where the model reads it.
+    sizes
+        For a network with position embeddings on a grid.
 
     Raises
     ------
     InputError
-        The file cannot be read without executing code, or is not of this architecture.
+        The file cannot be read without executing code, is not of this architecture, or does not say on which grid its
+        position embeddings lie.
     """
     if path.suffix == ".npz":
         _load_npz(model, path)
-    else:
-        load_state(model, _read_state(path), source=str(path))
+        return
+    state = _read_state(path)
+    if sizes is not None:
+        state = move_positions(model, state, sizes, str(path))
+    load_state(model, state, source=str(path))
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
+def move_positions(model: nn.Module, state: State, sizes: Sizes, source: str) -> State:
+    """Resample position embeddings whose grid the file states; refuse those whose grid cannot be known.
+
+    What is left to timm's converter are embeddings whose number alone determines their grid.
+    """
+    name = next((name for name in ("pos_embed", "patch_pos") if _is_flat(model, name)), None)
+    in_file = next((key for key in state if key.endswith(_POSITIONS) and state[key].ndim in (2, 3)), None)
+    if name is None or in_file is None:
+        return state
+    n_model, n_file = getattr(model, name).shape[1], state[in_file].shape[-2]
+    n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    stride = math.isqrt(math.prod(sizes.model) // max(1, n_model - n_prefix))
+    target, own = ((size[0] // stride, size[1] // stride) for size in (sizes.model, sizes.own))
+    n_prefix = n_model - math.prod(target)
+    if sizes.is_file:
+        if own == target or n_file - n_prefix != math.prod(own):
+            return state
+        moved = resample_abs_pos_embed(
+            state[in_file], new_size=list(target), old_size=list(own), num_prefix_tokens=n_prefix
+        )
+        return {**state, in_file: moved}
+    n_file -= (
+        n_prefix if in_file == name and "mask_token" not in state else 1
+    )  # a class token in other projects
+    root = math.isqrt(n_file)
+    possible = {grid for grid in (own, target, (root, root)) if math.prod(grid) == n_file}
+    if len(possible) != 1:
+        grids = " or ".join(f"{height} x {width}" for height, width in sorted(possible)) or "not a square one"
+        raise InputError(
+            f"{source}: the file does not say on which grid its {n_file} position embeddings lie ({grids}); nothing "
+            "was loaded, as they might be scrambled: set an input_size that leaves no doubt, or save the weights as "
+            ".safetensors with the metadata architecture, num_classes and input_size"
+        )
+    return state
+
+
+def _is_flat(model: nn.Module, name: str) -> bool:
+    tensor = getattr(model, name, None)
+    return isinstance(tensor, torch.Tensor) and tensor.ndim == 3
+
+
+def _read_state(path: Path) -> State:
     try:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     except _READ_ERRORS as error:
         raise InputError(
-            f"{path}: cannot be read as weights ({_first_line(error)}); wanted are .safetensors, or a state "
-            "dict saved with torch.save(model.state_dict(), ...); other pickled objects are not executed"
+            f"{path}: cannot be read as weights ({_first_line(error)}); give a .safetensors file, or a state dict "
+            "saved with torch.save(model.state_dict(), ...); other pickled objects would execute code"
         ) from error
     if not tensors:
-        raise InputError(f"{path}: holds no tensors, so no weights")
+        raise InputError(f"{path}: contains no tensors, so no weights; check the path")
     return tensors
 
 
-def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, source: str) -> None:
+def load_state(model: nn.Module, state: State, *, source: str) -> None:
     """Fill a model with a state dict, converted by timm's own rules where it is not in timm's form.
 
     Raises
@@ -112,7 +189,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, source: str)
     model.load_state_dict(state, strict=True)
 
 
-def _converted(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _converted(model: nn.Module, state: State) -> State:
     """Bring other projects' names and other input sizes into the model's form, if timm knows how."""
     if not _differences(model, state):
         return state
@@ -126,7 +203,7 @@ def _converted(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, to
         return state  # the comparison with the model says what is wrong with it
 
 
-def _differences(model: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
+def _differences(model: nn.Module, state: State) -> list[str]:
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
@@ -182,59 +259,6 @@ def _load_npz(model: nn.Module, path: Path) -> None:
         raise InputError(
             f"{path}: leaves {len(unset)} tensors of {_architecture(model)} unset ({_some(unset)})"
         )
-
-
-def check_download(name: str, files: Sequence[str] = ()) -> None:
-    """Refuse at once, instead of after a minute of retries, when the weights are neither here nor reachable.
-
-    Parameters
-    ----------
-    name
-        The model.
-    files
-        Any one of these files of its repository will do; timm's choice if there are none.
-
-    Raises
-    ------
-    InputError
-        The file is not in the cache and its host has no address from here.
-    """
-    cfg = registry.pretrained_cfg(name)
-    hub_id = cfg.get("hf_hub_id")
-    if not hub_id or _in_cache(hub_id, files or _hub_files(cfg)) or urllib.request.getproxies():
-        return  # other hosts do not retry
-    from huggingface_hub import constants  # noqa: PLC0415 (only where a download is wanted)
-
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        raise download_error(name, error, files) from error
-
-
-def _hub_files(cfg: Mapping[str, Any]) -> Sequence[str]:
-    filename = cfg.get("hf_hub_filename")
-    return (filename,) if filename else ("model.safetensors", "pytorch_model.bin")
-
-
-def _in_cache(hub_id: str, files: Sequence[str]) -> bool:
-    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
-
-    repo, _, revision = hub_id.partition("@")
-    return any(isinstance(try_to_load_from_cache(repo, n, revision=revision or None), str) for n in files)
-
-
-def download_error(name: str, error: Exception, files: Sequence[str] = ()) -> InputError:
-    """Say which file to fetch elsewhere, and how to point to it."""
-    cfg = registry.pretrained_cfg(name)
-    hub_id, url = cfg.get("hf_hub_id"), cfg.get("url")
-    if hub_id:
-        url = f"https://huggingface.co/{hub_id}/resolve/main/{(files or _hub_files(cfg))[0]}"
-    return InputError(
-        f"the weights of {name!r} cannot be downloaded ({_first_line(error)}). Get {url} where there is a network "
-        "and give the path of that file as weights (--set model.weights=PATH), or ask for weights: random to run "
-        "without"
-    )
 
 
 def _architecture(model: nn.Module) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features import checkpoints, registry
+from semrsm_dist.features import checkpoints, hub, registry
 
 Size = tuple[int, int]
 
@@ -67,7 +67,6 @@ _PARTS = {
     "decoder.": "decoder.",
 }
 _UNUSED = ("clip.visual_projection.", "clip.logit_scale")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VOCABULARY = ("vocab.json", "merges.txt")
 
 
@@ -208,7 +207,7 @@ def build(name: str, weights: Path | str, prompt: str | None, size: Size) -> tup
         The weights or the tokenizer's files are not here and cannot be downloaded, or are not of this network.
     """
     _import_transformers(name)
-    path = _fetch(name, _WEIGHTS) if weights == "pretrained" else weights
+    path = _fetch(name, hub.WEIGHTS) if weights == "pretrained" else weights
     beside = weights.parent if isinstance(weights, Path) else None
     tokens = () if prompt is None else _tokenize(name, prompt, beside)
     module = ClipSeg(name, tokens)
@@ -238,9 +237,7 @@ def _require_size(name: str, size: Size, patch: int, *, square: bool) -> None:
 
 def _tokenize(name: str, prompt: str, folder: Path | None) -> tuple[int, ...]:
     """Return the tokens of a text; the tokenizer's files are in the folder or, without one, in the hub."""
-    advice = (
-        f"get {' and '.join(_VOCABULARY)} from https://huggingface.co/{name}/tree/main and put them beside"
-    )
+    advice = f"get {' and '.join(_VOCABULARY)} from https://huggingface.co/{name} and put them beside"
     if folder is None:
         try:
             first, *_ = [_fetch(name, (file,)) for file in _VOCABULARY]
@@ -265,24 +262,25 @@ def _fetch(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only where a download is wanted
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    repository = registry.pretrained_cfg(name).get("hf_hub_id")
-    if not repository:
+    cfg = registry.pretrained_cfg(name)
+    if not cfg.get("hf_hub_id"):
         raise ConfigError(
             f"model {name!r} has no files to download; ask for weights: random without a prompt, or give a file as "
             "weights"
         )
-    checkpoints.check_download(name, files)
+    hub.check_download(name, cfg, files)
+    repository, _, revision = cfg["hf_hub_id"].partition("@")
     problem: Exception = FileNotFoundError(f"none of {', '.join(files)} is there")
     for file in files:
         try:
-            return Path(hf_hub_download(repository, file))
+            return Path(hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError as error:
-            raise checkpoints.download_error(name, error, files) from error
+            raise hub.download_error(name, cfg, error, files) from error
         except EntryNotFoundError as error:  # the repository has no such file
             problem = error
         except OSError as error:  # of the network, the cache or the disk
-            raise checkpoints.download_error(name, error, files) from error
-    raise checkpoints.download_error(name, problem, files)
+            raise hub.download_error(name, cfg, error, files) from error
+    raise hub.download_error(name, cfg, problem, files)
 
 
 def _import_transformers(name: str) -> Any:

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
+from semrsm_dist.errors import ConfigError, InputError, WorkError
 from semrsm_dist.features.layers import LayerInfo, LayerReader, resolve_layers
-from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model
+from semrsm_dist.features.models import LoadedModel, load_model
+from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)
 
 Prepared: TypeAlias = Tensor
 """An image as the network takes it: (3, H, W), float32."""
-
-_PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class NonFiniteFeaturesError(InputError):
@@ -54,23 +53,6 @@ class NonFiniteFeaturesError(InputError):
 
     def __reduce__(self) -> tuple[type[NonFiniteFeaturesError], tuple[str, tuple[int, ...], str]]:
         return type(self), (self.layer, self.indices, self.precision)  # so that it crosses process borders
-
-
-def resolve_precision(precision: str, n_gpus: float) -> str:
-    """Return the precision to compute in: "auto" is float16 on a GPU and float32 without one.
-
-    Raises
-    ------
-    ConfigError
-        The precision is unknown.
-    """
-    if precision == "auto":
-        return "float16" if n_gpus > 0 else "float32"
-    if precision not in _PRECISIONS:
-        known = ["auto", *_PRECISIONS]
-        hint = did_you_mean(precision, known)
-        raise ConfigError(f"unknown precision {precision!r}{hint or ';'} choose one of {', '.join(known)}")
-    return precision
 
 
 class Extractor:
@@ -120,7 +102,7 @@ class Extractor:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
         self.device = _resolve_device(device)
-        self.precision = resolve_precision(precision, int(self.device.type == "cuda"))
+        self.precision = resolve_precision(precision, gpu=self.device.type == "cuda")
         self.batch_size = batch_size
         _use_one_thread()
         self.model: LoadedModel = load_model(spec)
@@ -205,7 +187,7 @@ class Extractor:
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
     @staticmethod
     def _joined(parts: list[dict[str, NDArray[np.float32]]], layer: LayerInfo) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ shipped with the package, from a local file, or random when the configuration sa
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,40 +22,16 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features import checkpoints, clipseg, registry
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.features import checkpoints, clipseg, hub, registry
 from semrsm_dist.features.registry import ModelRow, list_models
+from semrsm_dist.features.spec import ModelSpec
 
 __all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
 
 Size = tuple[int, int]
 _BUILDING = threading.Lock()
 _BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError, IndexError)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Which model, before anything is loaded. Small and picklable.
-
-    Attributes
-    ----------
-    name
-        timm's ``arch.tag``, or ``arch`` where no pretrained weights are asked for.
-    weights
-        "pretrained" (timm's download), "random", "digits" (shipped with the package), or the path of a file.
-    input_size
-        Height and width in pixels, one number for a square; None takes the model's own.
-    seed
-        For random weights.
-    prompt
-        For CLIPSeg: adds the decoder, which sees the image in the light of this text.
-    """
-
-    name: str
-    weights: str = "pretrained"
-    input_size: int | tuple[int, int] | None = None
-    seed: int = 0
-    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +76,8 @@ class LoadedModel:
 
     @property
     def architecture(self) -> str:
-        """The name without the tag."""
-        return self.spec.name.partition(".")[0]
+        """Return timm's name without the tag; for a model of the hub, that which its repository states."""
+        return registry.split_name(self.spec.name)[0]
 
     @property
     def input_size(self) -> Size:
@@ -139,12 +114,12 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
-    """Build a model with the weights asked for, or say why that is impossible.
+    """Build a model with the given weights.
 
     Raises
     ------
     ConfigError
-        The name, its tag or the input size cannot be; the message lists what can.
+        The name, its tag or the input size is impossible; the message lists what is possible.
     InputError
         The weights cannot be downloaded or do not belong to this architecture.
     """
@@ -154,23 +129,28 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise ConfigError(
             f"model {spec.name!r} takes no prompt, only CLIPSeg does ({', '.join(registry.CLIPSEG)}); remove it"
         )
+    if spec.weights == "digits" and tag:
+        raise ConfigError(
+            f"model {spec.name!r} names the weights {tag!r}, but weights: digits means others; write {arch!r}"
+        )
+    path = spec.weights_file()
     with _generator_seeded(spec.seed):
         if spec.name in registry.CLIPSEG:
-            return _load_clipseg(spec, size)
-        if spec.weights == "digits":
-            return _load_shipped(spec, arch, tag, size)
-        if spec.weights == "random":
-            module = _create(spec.name, size)
-        elif spec.weights == "pretrained":
-            module = _create_pretrained(spec.name, size)
-        else:
-            path = _weights_path(spec.weights)
-            description = registry.read_description(path, arch)
-            if description is not None:
-                return _load_described(spec, path, description, size)
-            module = _create(spec.name, size)
-            checkpoints.load_file(module, path)
-    return _finished(module, spec, size)
+            return _load_clipseg(spec, path, size)
+        if path is None:
+            module = (
+                _create_pretrained(spec.name, size)
+                if spec.weights == "pretrained"
+                else _create(spec.name, size)
+            )
+            return _finished(module, spec, size)
+        description = registry.read_description(path, arch)
+        if description is not None:
+            return _load_described(spec, path, description, size)
+        module = _create(spec.name, size)
+        own = registry.own_size(spec.name)
+        checkpoints.load_file(module, path, checkpoints.Sizes(own, size or own))
+        return _finished(module, spec, size)
 
 
 @contextmanager
@@ -184,12 +164,9 @@ def _generator_seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _load_clipseg(spec: ModelSpec, size: Size | None) -> LoadedModel:
-    if spec.weights == "digits":
-        registry.find_shipped(spec.name)
-    weights = spec.weights if spec.weights in ("pretrained", "random") else _weights_path(spec.weights)
+def _load_clipseg(spec: ModelSpec, path: Path | None, size: Size | None) -> LoadedModel:
     size = size or (registry.CLIPSEG[spec.name],) * 2
-    module, tokens = clipseg.build(spec.name, weights, spec.prompt, size)
+    module, tokens = clipseg.build(spec.name, path or spec.weights, spec.prompt, size)
     config = {"input_size": (3, *size), **clipseg.PREPROCESSING}
     module.eval().requires_grad_(False)
     return LoadedModel(
@@ -204,20 +181,13 @@ def _load_clipseg(spec: ModelSpec, size: Size | None) -> LoadedModel:
     )
 
 
-def _load_shipped(spec: ModelSpec, arch: str, tag: str, size: Size | None) -> LoadedModel:
-    if tag:
-        raise ConfigError(
-            f"model {spec.name!r} names the weights {tag!r} but weights: digits asks for others; write {arch!r}"
-        )
-    return _load_described(spec, registry.find_shipped(arch), registry.read_shipped_metadata(arch), size)
-
-
 def _load_described(spec: ModelSpec, path: Path, meta: dict[str, Any], size: Size | None) -> LoadedModel:
-    """Build the network that a weight file describes: the shipped ones, and what was made from them."""
-    size = size or meta["input_size"]
+    """Build the network that a weight file describes: those that ship, and variants of them."""
+    own: Size = meta["input_size"]
+    size = size or own
     options = dict(meta.get("model_kwargs") or {})
     module = _create(spec.name, size, **{**options, "num_classes": int(meta["num_classes"])})
-    checkpoints.load_file(module, path)
+    checkpoints.load_file(module, path, checkpoints.Sizes(own, size, is_file=True))
     config: dict[str, Any] = {"crop_pct": 1.0}
     config |= {key: meta[key] for key in ("mean", "std", "interpolation") if key in meta}
     classes = tuple(str(name) for name in meta.get("classes") or ())
@@ -276,8 +246,7 @@ def _meaning_of_outputs(module: nn.Module, *, has_names: bool) -> str | None:
 
 
 def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    cfg = registry.pretrained_cfg(name)
-    own = tuple(cfg.get("input_size", (3, 224, 224))[-2:])
+    cfg, own = registry.pretrained_cfg(name), registry.own_size(name)
     if size is not None and size != own and cfg.get("fixed_input_size", False):
         # Position embeddings and windows are made for one size; other models take any and know no img_size.
         kwargs["img_size"] = size
@@ -309,11 +278,23 @@ def build_for_shapes(model: LoadedModel, size: Size) -> nn.Module:
 
 def _create_pretrained(name: str, size: Size | None) -> nn.Module:
     registry.require_tag(name)
-    checkpoints.check_download(name)
+    cfg, own = registry.pretrained_cfg(name), registry.own_size(name)
+    hub.check_download(name, cfg)
+    size = size or own
+    reshaped = size != own and size[0] * size[1] == own[0] * own[1]
     try:
-        return _create(name, size, pretrained=True)
+        module = _create(name, own if reshaped else size, pretrained=True)
     except OSError as error:  # of the network, the cache or the disk
-        raise checkpoints.download_error(name, error) from error
+        raise hub.download_error(name, cfg, error) from error
+    if not reshaped:
+        return module
+    # Some releases of timm leave position embeddings as they are where their number is right and their grid is not.
+    other = _create(name, size)
+    state = checkpoints.move_positions(
+        other, module.state_dict(), checkpoints.Sizes(own, size, is_file=True), name
+    )
+    checkpoints.load_state(other, state, source=name)
+    return other
 
 
 def _checked_size(size: int | Size | None) -> Size | None:
@@ -363,17 +344,6 @@ def _size_error(name: str, size: tuple[int, ...], error: Exception) -> ConfigErr
     return ConfigError(
         f"model {name!r} cannot work at input_size {' x '.join(map(str, size))} ({reason}); "
         f"leave input_size out for its own {own[-2]} x {own[-1]}, or try a multiple of 32"
-    )
-
-
-def _weights_path(weights: str) -> Path:
-    path = Path(os.path.expandvars(weights)).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(f"weights {weights!r} is a folder; give the file with the weights in it")
-    raise InputError(
-        f"weights {weights!r}: there is no such file, and it is none of the words pretrained, random, digits"
     )
 
 

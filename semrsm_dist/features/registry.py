@@ -1,7 +1,7 @@
-"""Which models there are and what their names mean: `arch` or `arch.tag`, as in timm.
+"""Which models there are and what their names mean: `arch`, `arch.tag` or `hf-hub:owner/name`, as in timm.
 
 A name without a tag says which architecture, not which weights: timm would pick a default, and the
-default changes between releases. So pretrained weights are asked for with the tag.
+default changes between releases. So pretrained weights need the tag.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import safetensors
 import timm
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.features import hub
+from semrsm_dist.features.spec import find_shipped, shipped_architectures
 
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
-_SHIPPED_SUFFIX = ".digits.safetensors"
+HUB = "hf-hub:"
+"""What precedes the name of a repository of the Hugging Face hub, as in timm."""
 
 CLIPSEG = {
     "CIDAS/clipseg-rd16": 352,
@@ -31,6 +34,11 @@ CLIPSEG = {
 
 The name is that of the repository on the hub; `test_clipseg` is a tiny one without trained weights.
 """
+
+_REVISIONS = {"CIDAS/clipseg-rd64-refined": "999e0328d9e10b484360c477313983f9afdd7050"}
+"""Commits that downloads are pinned to; the hash of the weights in the record of a run guards those of the others."""
+
+_SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +77,8 @@ def tags_of(arch: str) -> list[str]:
     return sorted(name for name in tagged_names() if name.split(".", 1)[0] == arch)
 
 
-def shipped_architectures() -> dict[str, Path]:
-    """Return architecture -> file for the weights that come with the package."""
-    files = sorted(SHIPPED_WEIGHTS.glob(f"*{_SHIPPED_SUFFIX}"))
-    return {file.name.removesuffix(_SHIPPED_SUFFIX): file for file in files}
-
-
 def read_shipped_metadata(arch: str) -> dict[str, Any]:
-    """Return what is written in the head of a shipped weight file.
-
-    Keys: see `read_description`.
+    """Return the description of the network in a shipped weight file; for its keys see `read_description`.
 
     Raises
     ------
@@ -87,31 +87,17 @@ def read_shipped_metadata(arch: str) -> dict[str, Any]:
     """
     description = read_description(find_shipped(arch), arch)
     if description is None:
-        raise InputError(f"{find_shipped(arch)}: says nothing of its network; install the package anew")
+        raise InputError(
+            f"{find_shipped(arch)}: the file has lost the description of its network; reinstall the package"
+        )
     return description
 
 
-def find_shipped(arch: str) -> Path:
-    """Return the file of the weights that are shipped for an architecture.
-
-    Raises
-    ------
-    ConfigError
-        There is none.
-    """
-    shipped = shipped_architectures()
-    if arch not in shipped:
-        raise ConfigError(
-            f"no digits weights are shipped for model {arch!r}; they are for: {', '.join(shipped) or 'none'}"
-        )
-    return shipped[arch]
-
-
 def read_description(path: Path, arch: str) -> dict[str, Any] | None:
-    """Return what the head of a weight file says of the network; None if it says nothing, as most files do.
+    """Return the description of the network in the head of a weight file; None if there is none, as in most files.
 
     Keys: architecture, model_kwargs, num_classes, input_size (H, W), mean, std, interpolation, classes, and outputs:
-    `classes` where the network names one of them, `labels` where it says yes or no to each.
+    `classes` (one of them is true) or `labels` (each is true or false).
 
     Raises
     ------
@@ -123,7 +109,7 @@ def read_description(path: Path, arch: str) -> dict[str, Any] | None:
         return None
     if meta["architecture"] != arch:
         raise InputError(
-            f"{path}: made for {meta['architecture']!r}, not for {arch!r}; give the model's right name"
+            f"{path}: these are weights of {meta['architecture']!r}, not of {arch!r}; correct the model's name"
         )
     size = meta["input_size"]
     meta["input_size"] = (size, size) if isinstance(size, int) else tuple(size[-2:])
@@ -131,14 +117,14 @@ def read_description(path: Path, arch: str) -> dict[str, Any] | None:
 
 
 def read_head(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; empty for other formats and for what is none."""
+    """Return the metadata of a safetensors file; empty for other formats and damaged files."""
     if path.suffix != ".safetensors":
         return {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
     except (safetensors.SafetensorError, OSError):
-        return {}  # whoever reads the tensors says what is wrong
+        return {}  # reading the tensors reports what is wrong
 
 
 def _from_json(text: str) -> Any:
@@ -151,27 +137,80 @@ def _from_json(text: str) -> Any:
 def split_name(name: str) -> tuple[str, str]:
     """Split ``arch.tag`` into architecture and tag ("" if there is none), refusing unknown ones.
 
+    For a model of the hub, the architecture is what its repository says.
+
     Raises
     ------
     ConfigError
         The architecture or the tag does not exist in the installed timm.
+    InputError
+        The description of a model of the hub cannot be downloaded.
     """
     if name in CLIPSEG:
         return name, ""
+    if name.startswith(HUB):
+        return read_hub(name)[1], ""
     arch, _, tag = name.partition(".")
     if arch not in architectures():
-        hint = did_you_mean(name, architectures() | set(CLIPSEG) | (tagged_names() if tag else frozenset()))
-        raise ConfigError(
-            f"unknown model {name!r}{hint or '.'} List what there is with: semrsm models 'PATTERN*'"
-            + (
-                " (for a local file, name its architecture and give the path as weights)"
-                if "/" in name
-                else ""
-            )
-        )
+        raise ConfigError(f"unknown model {name!r}{_suggest(name)} List all with: semrsm models 'PATTERN*'")
     if tag and not pretrained_cfg(name):
         raise ConfigError(f"model {arch!r} has no pretrained weights tagged {tag!r}; {_offer_tags(arch)}")
     return arch, tag
+
+
+def _suggest(name: str) -> str:
+    """Return what an unknown name probably means."""
+    if "/" in name and not (hint := did_you_mean(name, CLIPSEG)):
+        return (
+            f"; for a model of the Hugging Face hub write {HUB}{name}, and for a local file give its architecture as "
+            "name and its path as weights."
+        )
+    if "/" in name:
+        return hint
+    # Other projects put the parts of a name into another order and say b14 for base_patch14.
+    vit = r"vit[_-]?(tiny|small|base|large|huge|giant|[tsblhg])[_-]?(\d+)"
+    spelt = re.sub(vit, lambda m: f"vit_{_SIZES.get(m[1], m[1])}_patch{m[2]}", name.lower())
+    parts = set(re.split("[-_.]", spelt))
+    known = architectures() | tagged_names()
+    shared = {other: len(parts.intersection(re.split("[_.]", other))) for other in known}
+    if (most := max(shared.values())) >= 3:
+        alike = sorted(
+            (other for other in known if shared[other] == most), key=lambda other: (len(other), other)
+        )
+        return f"; did you mean {' or '.join(map(repr, alike[:3]))}?"
+    return did_you_mean(name, known if "." in name else architectures() | set(CLIPSEG)) or "."
+
+
+@functools.cache
+def read_hub(name: str) -> tuple[dict[str, Any], str]:
+    """Return timm's configuration and the architecture of a model ``hf-hub:owner/name[@revision]``.
+
+    Raises
+    ------
+    ConfigError
+        The name is not of this form, or the repository holds no model of the installed timm.
+    InputError
+        Its description cannot be downloaded.
+    """
+    repository = name.removeprefix(HUB)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", repository):
+        raise ConfigError(f"model {name!r}: expected {HUB}owner/name or {HUB}owner/name@revision")
+    source = {"hf_hub_id": repository}
+    hub.check_download(name, source, ("config.json",))
+    try:
+        cfg, arch, _ = timm.models.load_model_config_from_hf(repository)
+    except OSError as error:  # of the network, the cache or the disk
+        raise hub.download_error(name, source, error, ("config.json",)) from error
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"model {name!r}: the repository holds no model of timm ({type(error).__name__}: {error}); "
+            "choose one that says so, or give the name of an architecture and the path of a file as weights"
+        ) from error
+    if arch not in architectures():
+        raise ConfigError(
+            f"model {name!r} is of the architecture {arch!r}, which timm {timm.__version__} lacks"
+        )
+    return dict(cfg), str(arch)
 
 
 def require_tag(name: str) -> None:
@@ -183,19 +222,19 @@ def require_tag(name: str) -> None:
         `name` has no tag, or timm knows the tag but nowhere to download it from.
     """
     arch, tag = split_name(name)
-    if tag and name in tagged_names():
+    if name.startswith(HUB) or (tag and name in tagged_names()):
         return
-    problem = "has no weights that timm could download" if tag else "leaves open which pretrained weights"
+    problem = "has no weights that timm could download" if tag else "does not say which pretrained weights"
     raise ConfigError(f"model {name!r} {problem}; {_offer_tags(arch)}")
 
 
 def _offer_tags(arch: str) -> str:
     names = tags_of(arch)
     if names:
-        return f"there are: {', '.join(names)}"
+        return f"choose one of {', '.join(names)}"
     return (
-        f"timm has none for {arch!r}: give the path of a file as weights, or ask for weights: random "
-        f"(shipped with the package: {', '.join(shipped_architectures()) or 'none'}, as weights: digits)"
+        f"timm has none for {arch!r}: give the path of a file as weights, or set weights: random, or weights: digits "
+        f"with one of the models whose weights ship ({', '.join(shipped_architectures())})"
     )
 
 
@@ -203,7 +242,10 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     """Return timm's configuration of a model's weights, preprocessing and head; empty for an unknown tag."""
     if name in CLIPSEG:
         side = CLIPSEG[name]
-        return {"input_size": (3, side, side)} | ({"hf_hub_id": name} if "/" in name else {})
+        repository = f"{name}@{_REVISIONS.get(name, 'main')}"
+        return {"input_size": (3, side, side)} | ({"hf_hub_id": repository} if "/" in name else {})
+    if name.startswith(HUB):
+        return read_hub(name)[0]
     try:
         cfg: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError:  # how timm reports a tag it does not know
@@ -232,8 +274,7 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
         if any(name.split(".", 1)[0] == arch for name in names)
     ]
     rows += [
-        ModelRow(name, "pretrained" if name in tagged_names() else "random", _own_size(name))
-        for name in names
+        ModelRow(name, "pretrained" if name in tagged_names() else "random", own_size(name)) for name in names
     ]
     rows += [
         ModelRow(name, "pretrained" if "/" in name else "random", (side, side))
@@ -243,6 +284,7 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
     return [row for row in rows if weights in (None, row.weights)]
 
 
-def _own_size(name: str) -> tuple[int, int]:
+def own_size(name: str) -> tuple[int, int]:
+    """Return the height and width, in pixels, that a model was made for."""
     height, width = pretrained_cfg(name).get("input_size", (3, 224, 224))[-2:]
     return int(height), int(width)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from semrsm_dist.errors import StorageError
 from semrsm_dist.features import registry
 from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.features.spec import find_shipped
 
 MADE_FROM = "made_from"
 """Key in the head of a weight file of what it was made from and how, as JSON."""
@@ -79,7 +80,7 @@ def save_variant(model: LoadedModel, path: Path, recipe: Mapping[str, Any]) -> N
         The file cannot be written.
     """
     arch, weights = model.architecture, model.spec.weights
-    source = registry.find_shipped(arch) if weights == "digits" else Path(weights)
+    source = find_shipped(arch) if weights == "digits" else Path(weights)
     head = {key: value for key, value in registry.read_head(source).items() if key not in SOURCE_ONLY}
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -7,10 +7,9 @@ model nor a second look at unchanged files.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from semrsm_dist.config.schema import (
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.features.spec import ModelSpec, resolve_precision
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.session import Session
@@ -118,13 +118,11 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
     return RunInputs(manifests, layers, facts, layer_facts, cached)
 
 
-def model_spec(config: ModelConfig) -> Any:
-    """Return the `ModelSpec` of a configuration's section; torch and timm load here."""
-    from semrsm_dist.features.models import ModelSpec  # noqa: PLC0415 - torch only where a model is needed
-
-    local = _weights_file(config)
-    weights = str(local.absolute()) if local is not None and config.weights != "digits" else config.weights
-    return ModelSpec(config.name, weights, config.input_size, config.seed, config.prompt)
+def model_spec(config: ModelConfig) -> ModelSpec:
+    """Return the model of a configuration, with the absolute path of its weights."""
+    spec = ModelSpec(config.name, config.weights, config.input_size, config.seed, config.prompt)
+    file = spec.weights_file()
+    return spec if file is None or config.weights == "digits" else replace(spec, weights=str(file.absolute()))
 
 
 def _require_model(config: RunConfig) -> ModelConfig:
@@ -135,10 +133,10 @@ def _require_model(config: RunConfig) -> ModelConfig:
 
 def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | None) -> ModelAnswer:
     """Return what is known of the model, which is loaded only if the question is a new one."""
-    local = _weights_file(config)
+    file = model_spec(config).weights_file()
     question = {
         "name": config.name,
-        "weights": config.weights if local is None else hash_file(local),
+        "weights": config.weights if file is None else hash_file(file),
         "input_size": list(config.input_size) if config.input_size else None,
         "seed": config.seed if config.weights == "random" else None,
         "prompt": config.prompt,
@@ -147,10 +145,9 @@ def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | 
         "timm": metadata.version("timm"),
         "transformers": find_version("transformers"),
     }
-    precision: str = config.precision
-    if precision == "auto":
-        # A run keeps the precision it began with, wherever it continues.
-        precision = known.precision if known else ("float16" if session.engine.gpus else "float32")
+    precision = resolve_precision(config.precision, gpu=bool(session.engine.gpus))
+    if known and config.precision == "auto":
+        precision = known.precision  # a run keeps the precision it began with, wherever it continues
     if known and known.question == question:
         return known.model_copy(update={"precision": precision})
     with session.timed("model"):
@@ -212,20 +209,6 @@ def find_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _weights_file(config: ModelConfig) -> Path | None:
-    """Return the file that the weights come from, if they come from one that is here."""
-    if config.weights in ("pretrained", "random"):
-        return None
-    if config.weights == "digits":
-        shipped = resources.files("semrsm_dist.features").joinpath(
-            "weights", f"{config.name}.digits.safetensors"
-        )
-        path = Path(str(shipped))
-    else:
-        path = Path(os.path.expandvars(config.weights)).expanduser()
-    return path if path.is_file() else None
 
 
 def hash_file(path: Path) -> str:

@@ -14,7 +14,7 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.output_similarity.report import write_text
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.features.registry import find_shipped
+from semrsm_dist.features.spec import find_shipped
 from semrsm_dist.pipeline.stages.outputs import require_outputs
 from semrsm_dist.results.run import Run
 

@@ -13,7 +13,8 @@ from torch import nn
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.experiments.layers.variants import Tuning, save_pruned, save_tuned
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.features.registry import find_shipped, read_head
+from semrsm_dist.features.registry import read_head
+from semrsm_dist.features.spec import find_shipped
 from semrsm_dist.features.variants import MADE_FROM
 
 SHIPPED = ModelSpec("test_resnet", "digits")

@@ -190,23 +190,25 @@ def test_the_tokenizer_is_looked_for_beside_the_weights(published, tmp_path):
 
 @pytest.mark.parametrize("weights", ["pretrained", "digits"])
 def test_weights_that_do_not_exist_are_refused(weights):
-    with pytest.raises(ConfigError, match=r"no files to download|no digits weights are shipped"):
+    with pytest.raises(ConfigError, match=r"no files to download|no digits weights ship"):
         load_model(ModelSpec(NAME, weights))
 
 
-def test_a_download_takes_the_file_that_the_hub_has(published, monkeypatch):
-    asked = []
+def test_a_download_is_of_one_revision_and_takes_the_file_that_the_hub_has(published, monkeypatch):
+    requested = []
 
-    def download(repository, file):
-        asked.append((repository, file))
+    def download(repository, file, revision):
+        requested.append((repository, file, len(revision)))
         if file == "model.safetensors":
             raise EntryNotFoundError("404")
         return str(published[1] / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("semrsm_dist.features.checkpoints.check_download", lambda *_: None)
-    assert clipseg._fetch("CIDAS/clipseg-rd16", clipseg._WEIGHTS) == published[1] / "pytorch_model.bin"
-    assert asked == [("CIDAS/clipseg-rd16", "model.safetensors"), ("CIDAS/clipseg-rd16", "pytorch_model.bin")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    name = "CIDAS/clipseg-rd64-refined"
+    with pytest.raises(InputError, match="cannot be read as weights"):  # there is no file
+        load_model(ModelSpec(name))
+    assert requested == [(name, "model.safetensors", 40), (name, "pytorch_model.bin", 40)]
 
 
 def test_without_a_network_the_tokenizers_files_are_named(monkeypatch):
@@ -215,7 +217,6 @@ def test_without_a_network_the_tokenizers_files_are_named(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    monkeypatch.setattr("semrsm_dist.features.checkpoints._in_cache", lambda *_: False)
     with pytest.raises(
         InputError, match=r"get vocab\.json and merges\.txt from https://huggingface\.co/CIDAS/"
     ):

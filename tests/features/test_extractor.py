@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from semrsm_dist.errors import ConfigError, InputError, WorkError
-from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, resolve_precision
+from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError
 from semrsm_dist.features.models import ModelSpec
+from semrsm_dist.features.spec import resolve_precision
 
 SPEC = ModelSpec("test_resnet", "random", 64, seed=2)
 
@@ -160,10 +161,10 @@ def test_half_precision_is_near_and_handed_out_as_float32():
 
 
 def test_precision_auto_follows_the_gpu():
-    assert [resolve_precision("auto", n) for n in (0, 1)] == ["float32", "float16"]
-    assert resolve_precision("bfloat16", 0) == "bfloat16"
+    assert [resolve_precision("auto", gpu=gpu) for gpu in (False, True)] == ["float32", "float16"]
+    assert resolve_precision("bfloat16", gpu=False) == "bfloat16"
     with pytest.raises(ConfigError, match=r"'flaot16'; did you mean .*'float16'"):
-        resolve_precision("flaot16", 1)
+        resolve_precision("flaot16", gpu=True)
 
 
 @pytest.mark.parametrize(

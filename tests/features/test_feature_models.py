@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,10 +16,12 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features import registry
+from semrsm_dist.features.checkpoints import hash_state
 from semrsm_dist.features.models import ModelSpec, list_models, load_model
+from semrsm_dist.features.spec import shipped_architectures
 
 
 def random_model(name: str, seed: int = 5, size: int | tuple[int, int] | None = None):
@@ -40,11 +45,17 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
         (
             "resnet18",
             "pretrained",
-            r"leaves open which pretrained weights.*resnet18\.a1_in1k.*resnet18\.tv_in1k",
+            r"does not say which pretrained weights.*resnet18\.a1_in1k.*resnet18\.tv_in1k",
         ),
         ("vit_tiny_patch16_224_in21k", "random", r"unknown model"),  # an alias that timm would map silently
         ("vit_base_patch16_xp_224.untrained", "pretrained", r"has no weights that timm could download"),
         ("", "random", "unknown model"),
+        ("dinov2_vitb14", "pretrained", "did you mean 'vit_base_patch14_dinov2' or"),
+        ("vit_b_16", "random", "did you mean 'vit_base_patch16_224'"),
+        ("clip-ViT-B32", "random", "did you mean 'vit_base_patch32_clip_224'"),
+        ("timm/resnet18.a1_in1k", "pretrained", "write hf-hub:timm/resnet18.a1_in1k"),
+        ("hf-hub:resnet18", "pretrained", "expected hf-hub:owner/name"),
+        ("hf-hub:", "random", "expected hf-hub:owner/name"),
     ],
 )
 def test_names_that_do_not_say_which_model_are_refused(name, weights, message):
@@ -53,7 +64,7 @@ def test_names_that_do_not_say_which_model_are_refused(name, weights, message):
 
 
 def test_a_misspelt_kind_of_weights_is_not_taken_for_random_ones():
-    with pytest.raises(InputError, match="'pretraind': there is no such file, and it is none of the words"):
+    with pytest.raises(InputError, match=r"no file /.*/pretraind; .*did you mean 'pretrained'"):
         load_model(ModelSpec("test_resnet", "pretraind"))
 
 
@@ -64,17 +75,53 @@ def test_no_network_is_reported_at_once_with_the_file_to_fetch(monkeypatch, tmp_
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("semrsm_dist.features.checkpoints._in_cache", lambda *_: False)
     url = "https://huggingface.co/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
     with pytest.raises(InputError, match=rf"cannot be downloaded.*{url}.*path of that file as weights"):
         load_model(ModelSpec("test_resnet.r160_in1k"))
+    url = "https://huggingface.co/someone/some-model/resolve/v2/config.json"
+    with pytest.raises(InputError, match=rf"config\.json of .* cannot be downloaded from {url}"):
+        load_model(ModelSpec("hf-hub:someone/some-model@v2"))
+
+
+FROM_HUB = """
+import sys, torch, timm
+from semrsm_dist.features.models import ModelSpec, load_model
+from semrsm_dist.features.registry import split_name
+model = load_model(ModelSpec("hf-hub:someone/some-model"))
+assert split_name(model.spec.name) == ("test_vit", ""), split_name(model.spec.name)
+assert (model.architecture, model.input_size, model.n_classes) == ("test_vit", (64, 64), 3)
+torch.save([model.weights_sha256, list(model.data_config["mean"])], sys.argv[1])
+wide = load_model(ModelSpec("hf-hub:someone/some-model", input_size=(32, 128)))
+torch.save(wide.module.pos_embed, sys.argv[2])
+"""
+
+
+def test_a_model_of_the_hub_has_the_weights_and_preprocessing_of_its_repository(tmp_path):
+    source = timm.create_model("test_vit", num_classes=3, img_size=64).eval()
+    snapshot = tmp_path / "models--someone--some-model" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+    safetensors.torch.save_file(source.state_dict(), snapshot / "model.safetensors")
+    cfg = {"input_size": [3, 64, 64], "fixed_input_size": True, "mean": [0.1, 0.2, 0.3], "num_classes": 3}
+    cfg |= {"classifier": "head", "first_conv": "patch_embed.proj"}
+    config = {"architecture": "test_vit", "num_classes": 3, "pretrained_cfg": cfg}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    files = [str(tmp_path / "facts.pt"), str(tmp_path / "wide.pt")]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", FROM_HUB, *files], check=True, env=environment)
+    assert torch.load(files[0]) == [hash_state(source), [0.1, 0.2, 0.3]]
+    # As many patches, but 2 x 8 of them instead of 4 x 4.
+    torch.testing.assert_close(
+        torch.load(files[1]), resample_abs_pos_embed(source.pos_embed, [2, 8], [4, 4]), check_dtype=True
+    )
 
 
 def test_a_failed_download_names_the_file(monkeypatch):
     def fail(*_args, **_kwargs):
         raise ConnectionResetError("reset by peer")
 
-    monkeypatch.setattr("semrsm_dist.features.checkpoints.check_download", lambda _name: None)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(InputError, match=r"reset by peer.*model\.safetensors"):
         load_model(ModelSpec("test_resnet.r160_in1k"))
@@ -86,7 +133,7 @@ def test_list_of_models_says_where_weights_come_from():
     assert rows["resnet18.tv_in1k"].input_size == (224, 224)
     assert list_models("no_such_*") == []
     shipped = list_models("test_*", weights="digits")
-    assert [row.name for row in shipped] == list(registry.shipped_architectures())
+    assert [row.name for row in shipped] == list(shipped_architectures())
 
 
 # random weights
@@ -236,6 +283,52 @@ def test_position_embeddings_are_resampled_to_another_input_size(tmp_path):
     assert {name for name in state if not torch.equal(state[name], original[name])} == {"pos_embed"}
 
 
+def save_vit(folder, size, n_classes, **described):
+    """Return a file with the weights of a ViT for images of this size, and their position embeddings."""
+    source = timm.create_model("test_vit", img_size=size, num_classes=n_classes)
+    path = folder / "vit.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path, described or None)
+    return path, source.pos_embed.detach()
+
+
+@pytest.mark.parametrize("n_classes", [1000, 7])
+@pytest.mark.parametrize(
+    ("trained", "wanted"),
+    [
+        ((160, 160), (80, 320)),  # the file may be for either: both grids have 100 patches
+        ((80, 320), (80, 320)),
+        ((128, 128), (32, 512)),  # 8 x 8 or 2 x 32
+        ((64, 96), (160, 160)),  # 24 patches lie on no square
+    ],
+)
+def test_position_embeddings_on_an_unknown_grid_are_refused(tmp_path, trained, wanted, n_classes):
+    path, _ = save_vit(tmp_path, trained, n_classes)
+    with pytest.raises(InputError, match=r"does not say on which grid.*scrambled"):
+        load_model(ModelSpec("test_vit", str(path), wanted))
+
+
+@pytest.mark.parametrize("n_classes", [1000, 7])
+@pytest.mark.parametrize(
+    ("trained", "wanted"),
+    [((160, 160), (96, 160)), ((96, 160), (96, 160)), ((128, 128), (96, 160)), ((128, 128), (160, 160))],
+)
+def test_position_embeddings_on_a_known_grid_are_resampled_from_it(tmp_path, trained, wanted, n_classes):
+    path, positions = save_vit(tmp_path, trained, n_classes)
+    model = load_model(ModelSpec("test_vit", str(path), wanted))
+    grids = [[side // 16 for side in size] for size in (wanted, trained)]
+    expected = resample_abs_pos_embed(positions, *grids) if wanted != trained else positions
+    torch.testing.assert_close(model.module.pos_embed, expected)
+
+
+@pytest.mark.parametrize("wanted", [(80, 320), (160, 160), (96, 160)])
+def test_a_file_that_states_its_size_is_resampled_from_it(tmp_path, wanted):
+    described = {"architecture": "test_vit", "input_size": "[80, 320]", "num_classes": "7"}
+    path, positions = save_vit(tmp_path, (80, 320), 7, **described)
+    model = load_model(ModelSpec("test_vit", str(path), wanted))
+    expected = resample_abs_pos_embed(positions, [side // 16 for side in wanted], [5, 20])
+    torch.testing.assert_close(model.module.pos_embed, expected)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -362,7 +455,7 @@ def shipped_folder(monkeypatch, tmp_path, **changes):
     safetensors.torch.save_file(
         model.state_dict(), tmp_path / "test_resnet.digits.safetensors", metadata=meta
     )
-    monkeypatch.setattr(registry, "SHIPPED_WEIGHTS", tmp_path)
+    monkeypatch.setattr("semrsm_dist.features.spec.SHIPPED_WEIGHTS", tmp_path)
     return model
 
 
@@ -387,13 +480,13 @@ def test_digits_weights_bring_their_own_preprocessing_and_classes(monkeypatch, t
 
 def test_digits_weights_that_are_not_shipped_list_those_that_are(monkeypatch, tmp_path):
     shipped_folder(monkeypatch, tmp_path)
-    with pytest.raises(ConfigError, match=r"for model 'resnet18'; they are for: test_resnet"):
+    with pytest.raises(ConfigError, match=r"for model 'resnet18', only for test_resnet"):
         load_model(ModelSpec("resnet18", "digits"))
-    with pytest.raises(ConfigError, match="asks for others; write 'test_resnet'"):
+    with pytest.raises(ConfigError, match="means others; write 'test_resnet'"):
         load_model(ModelSpec("test_resnet.r160_in1k", "digits"))
 
 
-@pytest.mark.parametrize("arch", sorted(registry.shipped_architectures()))
+@pytest.mark.parametrize("arch", sorted(shipped_architectures()))
 def test_the_weights_in_the_package_load(arch):
     model = load_model(ModelSpec(arch, "digits"))
     assert model.n_classes == len(model.classes or ()) > 1

@@ -16,7 +16,7 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec, _meaning_of_outputs, load_model
 from semrsm_dist.features.outputs import OUTPUTS, OutputExtractor, describe_outputs, find_meaning
-from semrsm_dist.features.registry import find_shipped
+from semrsm_dist.features.spec import find_shipped
 
 SHIPPED = ModelSpec("test_resnet", "digits")
 
@@ -92,7 +92,7 @@ def test_a_file_that_describes_its_network_is_loaded_as_the_shipped_one(tmp_path
 def test_a_file_that_describes_another_network_is_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     shutil.copy(find_shipped("test_vit"), path)
-    with pytest.raises(InputError, match="made for 'test_vit', not for 'test_resnet'"):
+    with pytest.raises(InputError, match="weights of 'test_vit', not of 'test_resnet'"):
         load_model(ModelSpec("test_resnet", str(path)))
 
 

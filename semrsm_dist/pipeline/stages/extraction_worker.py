@@ -15,6 +15,7 @@ from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
+from semrsm_dist.features.spec import ModelSpec
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.inputs import describe_model
 from semrsm_dist.store.directory import RunDirectory
@@ -24,7 +25,6 @@ from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 if TYPE_CHECKING:
     from semrsm_dist.features.extractor import Extractor, Prepared
-    from semrsm_dist.features.models import ModelSpec
 
 READERS = 4
 """Threads that decode and resize images beside the model: for a photograph that takes as long as a small network.

@@ -1,0 +1,101 @@
+"""Which model a run uses: its name, the origin of its weights and its precision. No torch here, and no timm."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+_SHIPPED_SUFFIX = ".digits.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, before anything is loaded. Small and picklable.
+
+    Attributes
+    ----------
+    name
+        timm's ``arch.tag``, ``arch`` if no pretrained weights are wanted, or ``hf-hub:owner/name``.
+    weights
+        "pretrained" (downloaded by timm), "random", "digits" (shipped with the package), or the path of a file.
+    input_size
+        Height and width in pixels, one number for a square; None takes the model's own.
+    seed
+        For random weights.
+    prompt
+        For CLIPSeg: adds the decoder, which sees the image in the light of this text.
+    """
+
+    name: str
+    weights: str = "pretrained"
+    input_size: int | tuple[int, int] | None = None
+    seed: int = 0
+    prompt: str | None = None
+
+    def weights_file(self) -> Path | None:
+        """Return the file that holds the weights; None for downloaded and for random ones.
+
+        Raises
+        ------
+        ConfigError
+            No weights are shipped for this model.
+        InputError
+            There is no such file.
+        """
+        if self.weights in ("pretrained", "random"):
+            return None
+        return find_shipped(self.name) if self.weights == "digits" else _find_file(self.weights)
+
+
+def _find_file(weights: str) -> Path:
+    path = Path(os.path.expandvars(weights)).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
+    raise InputError(
+        f"weights: there is no file {path.absolute()}; check the path, or use one of the words pretrained, random "
+        f"and digits{did_you_mean(weights, ('pretrained', 'random', 'digits'))}"
+    )
+
+
+def shipped_architectures() -> dict[str, Path]:
+    """Return architecture -> file for the weights that ship with the package."""
+    files = sorted(SHIPPED_WEIGHTS.glob(f"*{_SHIPPED_SUFFIX}"))
+    return {file.name.removesuffix(_SHIPPED_SUFFIX): file for file in files}
+
+
+def find_shipped(arch: str) -> Path:
+    """Return the file of the weights that ship for an architecture.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    shipped = shipped_architectures()
+    if arch not in shipped:
+        raise ConfigError(f"no digits weights ship for model {arch!r}, only for {', '.join(shipped)}")
+    return shipped[arch]
+
+
+def resolve_precision(precision: str, *, gpu: bool) -> str:
+    """Return the precision to compute in: "auto" is float16 on a GPU and float32 without one.
+
+    Raises
+    ------
+    ConfigError
+        The precision is unknown.
+    """
+    if precision == "auto":
+        return "float16" if gpu else "float32"
+    if precision not in PRECISIONS:
+        known = ("auto", *PRECISIONS)
+        hint = did_you_mean(precision, known)
+        raise ConfigError(f"unknown precision {precision!r}{hint or ';'} choose one of {', '.join(known)}")
+    return precision

@@ -1,4 +1,4 @@
-"""What an interrupt (SIGINT, SIGTERM) does to the command: end it while it loads, stop it in order while it works.
+"""Interrupts (SIGINT, SIGTERM) of the command: they end it while it loads, and stop it in order while it works.
 
 Python's own way, a KeyboardInterrupt wherever the main thread is, cannot be relied on while modules load: raised in a
 callback of the import system it is printed and forgotten, and extension modules turn it into errors of their own.
@@ -23,23 +23,23 @@ Handler: TypeAlias = Callable[[int, FrameType | None], None]
 
 
 def end_while_loading() -> None:
-    """From now on end the process when it is interrupted: there is nothing yet that would have to be put in order."""
+    """From now on, end the process when it is interrupted: there is nothing yet to clean up."""
     _install(_end)
 
 
 @contextlib.contextmanager
 def stopping_in_order() -> Iterator[threading.Event]:
-    """Raise KeyboardInterrupt in the block when it is interrupted, and set an event in case that gets lost.
+    """Raise KeyboardInterrupt in the block when it is interrupted, and set an event in case the exception gets lost.
 
     Yields
     ------
     threading.Event
-        Set by an interrupt; for what looks from time to time whether it has to stop.
+        Set by an interrupt; for code that checks from time to time whether it has to stop.
 
     Raises
     ------
     KeyboardInterrupt
-        If it was interrupted, also where a library made another error of that.
+        If it was interrupted, even if a library turned that into another error.
     """
     stop = threading.Event()
 
@@ -62,13 +62,13 @@ def stopping_in_order() -> Iterator[threading.Event]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(OSError):  # who would have read it may have gone
+    with contextlib.suppress(OSError):  # nobody may be reading any more
         os.write(2, b"semrsm: interrupted\n")
     os._exit(INTERRUPTED)
 
 
 def _install(handler: Handler) -> dict[signal.Signals, Any]:
-    """Set a handler for every interrupt that is not ignored on purpose, as nohup does; return what was there."""
+    """Set a handler for every interrupt that is not ignored on purpose, as with nohup; return the previous ones."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     kept = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in kept:

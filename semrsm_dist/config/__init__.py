@@ -1,1 +1,1 @@
-"""The configuration of a run: its sections, how a file is read, and what is wrong with one."""
+"""The configuration of a run: its sections, reading a file, and explaining its problems."""

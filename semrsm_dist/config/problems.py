@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said in words of the file: place, key, value, what is expected, remedy."""
+"""The problems of a configuration in terms of its file: place, key, value, what is expected, remedy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _explain(
 
 
 def _hint_for_key(location: KeyPath, document: Any, keys: Keys) -> str:
-    """Return what an unknown key may have meant: one spelled alike here, or the same one elsewhere."""
+    """Return what an unknown key may have meant: one of similar spelling here, or the same one elsewhere."""
     *above, name = location
     known = keys[_section_of(tuple(above), document)]
     homes = [section or "the top level" for section, names in keys.items() if name in names]
@@ -100,7 +100,7 @@ def _location(loc: Sequence[str | int], document: Any) -> KeyPath:
 
 
 def _holds(document: Any, parts: Sequence[str | int]) -> bool:
-    """Tell whether the path exists in the document."""
+    """Return whether the path exists in the document."""
     for part in parts:
         if not isinstance(document, Mapping) or part not in document:
             return False
@@ -109,5 +109,5 @@ def _holds(document: Any, parts: Sequence[str | int]) -> bool:
 
 
 def _is_about_items(location: KeyPath, located: Sequence[tuple[KeyPath, Problem]]) -> bool:
-    """Tell whether items of a list are in trouble themselves, so that it only seems too short."""
+    """Return whether items of a list are invalid themselves, so that it only seems too short."""
     return any(other[: len(location)] == location and len(other) > len(location) for other, _ in located)

@@ -1,4 +1,4 @@
-"""The text of a configuration: YAML in which every key keeps the place where it was written."""
+"""Reading the text of a configuration: YAML in which every key keeps its line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Places = dict[KeyPath, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 does, and leaves `2025-01-31` the text that a name is."""
+    """Reads `1e-3` as a number, as YAML 1.2 does, and `2025-01-31` as text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -43,7 +43,7 @@ def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any],
     Returns
     -------
     document, places
-        The nested mapping, and for the path of each key where it stands: `file:line` or `--set key=value`.
+        The nested mapping, and the place of each key by its path: `file:line` or `--set key=value`.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If one is not of that form, or a name stands twice.
+        If one is not of that form, or a name is given twice.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -101,13 +101,13 @@ def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise ConfigError(f"{option} {setting}: expected name=value, for example {option} seed=1")
         if name in values:
-            raise ConfigError(f"{option} {setting}: {name} stands twice; remove one")
+            raise ConfigError(f"{option} {setting}: {name} is given twice; remove one")
         values[name] = _parse(text, f"{option} {setting}", has_lines=False)[0]
     return values
 
 
 def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node | None]:
-    """Return what a YAML text says, and its syntax tree."""
+    """Return the content of a YAML text, and its syntax tree."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -144,7 +144,7 @@ def _apply(document: dict[str, Any], path: KeyPath, value: Any, override: str) -
         target = target[parent]
         if not isinstance(target, dict):
             raise ConfigError(
-                f"--set {override}: {parent!r} is no section with keys of its own, but {target!r}; "
+                f"--set {override}: {parent!r} is not a section with keys, but {target!r}; "
                 f"set the whole of {parent!r}"
             )
     target[last] = value
@@ -163,7 +163,7 @@ def _key_lines(
             path = (*prefix, name)
             if name in first:
                 raise ConfigError(
-                    f"{origin}:{line}: the key {'.'.join(path)!r} stands in line {first[name]} already; "
+                    f"{origin}:{line}: the key {'.'.join(path)!r} is already in line {first[name]}; "
                     "remove one of them"
                 )
             first[name] = line

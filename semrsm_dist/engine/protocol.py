@@ -1,4 +1,4 @@
-"""What an engine is: the terms that the scheduler, the pipeline and all engines share.
+"""The interface of engines, and the terms that the scheduler, the pipeline and all engines share.
 
 A *unit* is the smallest piece of work that is recorded (one tile, one batch of images). A *task* is a batch
 of units handed to one worker call. The worker writes its results to the store itself and says so with one
@@ -28,7 +28,7 @@ class Resources:
     gpus : float
         GPUs.
     memory : int, optional
-        Bytes of memory; None asks for no particular amount.
+        Bytes of memory; None for no particular amount.
     """
 
     cpus: float = 1
@@ -46,16 +46,16 @@ class Resources:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a worker says of one finished or failed unit; small and picklable.
+    """A worker's report of one finished or failed unit; small and picklable.
 
     Parameters
     ----------
     unit : Hashable
-        The unit it speaks of.
+        The unit.
     error : str, optional
         None when the unit's result is in the store, otherwise what went wrong.
     counts : Mapping[str, float]
-        Whatever adds up over units: pairs, seconds, bytes.
+        Quantities that add up over units: pairs, seconds, bytes.
     fatal : bool
         The cause would fail every other unit too (disk full, read-only or unseen store): the run stops at once.
     value : object
@@ -71,7 +71,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of units for one worker call; `cost` only orders tasks, in whatever measure the planner has."""
+    """A batch of units for one worker call; `cost` only orders tasks, in any measure."""
 
     units: tuple[Hashable, ...]
     cost: float = 1.0
@@ -104,7 +104,7 @@ class Finished:
     error : str, optional
         Why the task died as a whole, None when it ran to its end (its units may still have failed).
     system : bool
-        True when not the worker's code but its process or node was lost.
+        True if the process or node was lost, rather than an error in the worker's code.
     """
 
     task: Task
@@ -118,7 +118,7 @@ Event: TypeAlias = Progress | Finished
 class Pool(Protocol):
     """Workers of one kind, running.
 
-    If workers cannot be had at all (the factory of stateful workers raises, all of them are dead), `collect`
+    If there can be no workers at all (the factory of stateful workers raises, all of them are dead), `collect`
     raises the cause.
     """
 
@@ -214,7 +214,7 @@ class Engine(ABC):
         """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes), for a summary."""
 
     def close(self) -> None:  # noqa: B027 - many engines have nothing to give back
-        """Give back whatever the engine has started."""
+        """Release everything that the engine has started."""
 
 
 _place = threading.local()

@@ -1,4 +1,4 @@
-"""Drive a pool through a list of tasks: bounded in flight, retried, and no bad unit takes others along."""
+"""Drive a pool through a list of tasks: bounded in flight, with retries; a bad unit never harms others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semrsm_dist.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5  # how long a quiet pool may keep the driver from its progress bar and its stop event
+POLL_SECONDS = 0.5  # longest wait for an event before the progress bar and the stop event are checked
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run_tasks(
 
     Tasks are submitted in the order given, at most ``pool.capacity()`` at a time. A unit that has no good
     receipt when its task ends is tried again alone, after the given tasks, so that a unit which kills its
-    worker takes no other unit along. Every unit ends in exactly one of three ways: one good receipt, one
+    worker affects no other unit. Every unit ends in exactly one of three ways: one good receipt, one
     `Failure`, or not at all because the run was stopped.
 
     Parameters
@@ -48,12 +48,12 @@ def run_tasks(
     tasks : iterable of Task
         Consumed lazily; no unit may occur in two of them.
     attempts : int
-        How often a unit is tried in all before it is set aside.
+        Total number of times a unit is tried before it is set aside.
     on_receipt : callable
         Called in this thread with each receipt: once per unit that is done, and once for each time a worker
         reports that a unit failed.
     on_idle : callable
-        Called in this thread after each look at the pool, at least about once a second.
+        Called in this thread after each poll of the pool, at least about once a second.
     stop : threading.Event, optional
         When set, nothing more is submitted, what is in flight is cancelled, and the failures so far returned.
 
@@ -121,7 +121,7 @@ class _Run:
             self._pool.submit(task)
 
     def handle(self, event: Progress | Finished) -> None:
-        """Book one event of the pool."""
+        """Record one event of the pool."""
         missing = self.in_flight.get(event.task)
         if missing is None:
             log.debug("ignored an event of a task that is over: %r", event)
@@ -139,7 +139,7 @@ class _Run:
             self._on_receipt(event.receipt)
 
     def raise_if_fatal(self) -> None:
-        """Raise the first error that no other unit could escape."""
+        """Raise the first error that would affect every other unit."""
         if self._fatal is not None:
             raise StorageError(
                 f"the run was stopped at {self._fatal.unit!r}, as every other unit of work would have failed too; "

@@ -211,10 +211,10 @@ def test_a_setting_needs_a_key_and_a_value(refused, setting):
 
 def test_a_setting_cannot_go_below_a_value(refused):
     assert refused(IMAGES, "run.x=3") == [
-        "--set run.x=3: 'run' is no section with keys of its own, but 'runs/mine'; set the whole of 'run'"
+        "--set run.x=3: 'run' is not a section with keys, but 'runs/mine'; set the whole of 'run'"
     ]
     [line] = refused(IMAGES + "kernels: [rbf]\n", "kernels.0.sigma=3")
-    assert line.startswith("--set kernels.0.sigma=3: 'kernels' is no section")
+    assert line.startswith("--set kernels.0.sigma=3: 'kernels' is not a section")
 
 
 def test_a_setting_must_be_yaml(refused):
@@ -274,12 +274,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_a_key_stands_once(refused):
     assert refused(IMAGES + "engine: local\nengine: ray\n") == [
-        "job.yaml:9: the key 'engine' stands in line 8 already; remove one of them"
+        "job.yaml:9: the key 'engine' is already in line 8; remove one of them"
     ]
     assert refused(FEATURES + "    last: other.npy\n") == [
-        "job.yaml:6: the key 'data.layers.last' stands in line 5 already; remove one of them"
+        "job.yaml:6: the key 'data.layers.last' is already in line 5; remove one of them"
     ]
-    assert "'matching.tile' stands in line 8 already" in refused(IMAGES + "matching: {tile: 1, tile: 2}\n")[0]
+    assert "'matching.tile' is already in line 8" in refused(IMAGES + "matching: {tile: 1, tile: 2}\n")[0]
 
 
 def test_an_alias_of_itself_ends(refused):

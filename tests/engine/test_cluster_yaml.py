@@ -19,7 +19,7 @@ from semrsm_dist.config.schema import MatchingConfig
 from semrsm_dist.engine import Resources
 from semrsm_dist.engine.engines.ray import GROWTH, RayEngine
 from semrsm_dist.engine.engines.ray import pools as ray_pools
-from semrsm_dist.engine.engines.ray.pools import TaskPool, asked
+from semrsm_dist.engine.engines.ray.pools import TaskPool, ray_request
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
@@ -70,7 +70,7 @@ def test_the_head_takes_no_work(config):
 
 def demand(resources, count):
     """Return what the autoscaler is shown for so many workers that wait."""
-    return [{kind: amount for kind, amount in asked(resources).items() if amount}] * count
+    return [{kind: amount for kind, amount in ray_request(resources).items() if amount}] * count
 
 
 @pytest.fixture

@@ -58,14 +58,14 @@ class LocalEngine(Engine):
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
         """Return a pool of `count` threads, or as many as the memory allows, each with a worker that `factory` made.
 
-        They take turns over the GPUs: where there are more actors than GPUs, they share them.
+        GPUs are assigned in turn: if there are more actors than GPUs, they share them.
         """
         return self._start(factory, count, resources)
 
     def _start(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
         if resources.gpus > self.gpus:
             raise ConfigError(
-                f"a worker needs {resources}, but there are {self.gpus} GPUs here; nothing was started: ask for less, "
+                f"a worker needs {resources}, but there are {self.gpus} GPUs here; nothing was started: request less, "
                 "or check CUDA_VISIBLE_DEVICES"
             )
         if resources.memory:

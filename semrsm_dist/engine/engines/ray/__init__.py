@@ -1,4 +1,4 @@
-"""The engine that spreads workers over a Ray cluster; Ray is imported here and nowhere else."""
+"""The engine that runs workers on a Ray cluster; only this package imports Ray."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, asked, shown
+from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, format_resources, ray_request
 from semrsm_dist.engine.protocol import Engine, Resources, Worker
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.machine import available_cpus
 
 ray_log = logging.getLogger(f"{__name__}.messages")
 
-# Workers write their results themselves and send back receipts, so the object store holds next to nothing.
+# Workers write their results themselves and send back receipts, so the object store holds almost nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
 KNOCK_SECONDS = 10.0
-# Custom resources by which an autoscaling cluster says how large it may grow (see cluster.yaml): Ray does not tell.
+# Custom resources by which an autoscaling cluster states its maximum size (see cluster.yaml): Ray does not report it.
 GROWTH = {"CPU": "semrsm_max_cpus", "GPU": "semrsm_max_gpus"}
 
 
@@ -64,7 +64,7 @@ class RayEngine(Engine):
                     _start(workers or available_cpus())
                 else:
                     _join(address)
-        except BaseException:  # an interrupt above all: leave no half of it behind
+        except BaseException:  # above all on an interrupt: leave nothing half-started
             self.close()
             raise
 
@@ -122,7 +122,7 @@ class RayEngine(Engine):
 
     def fitting(self, resources: Resources) -> int:
         """Return how many workers with these needs the living nodes could hold if they were idle."""
-        wanted = asked(resources)
+        wanted = ray_request(resources)
         return sum(
             int(
                 min((node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0), default=1)
@@ -131,18 +131,20 @@ class RayEngine(Engine):
         )
 
     def growing(self, resources: Resources) -> int:
-        """Return how many the cluster may hold once it has grown as far as it says; 0 if it cannot grow.
+        """Return how many the cluster may hold at its stated maximum size; 0 if it cannot grow.
 
-        How much memory the nodes to come will have is not known.
+        The memory of future nodes is not known.
         """
-        wanted = {kind: amount for kind, amount in asked(resources).items() if kind in GROWTH and amount > 0}
+        wanted = {
+            kind: amount for kind, amount in ray_request(resources).items() if kind in GROWTH and amount > 0
+        }
         nodes = _living_nodes()
         if not any(self._largest(kind) > sum(node.get(kind, 0) for node in nodes) for kind in wanted):
             return 0
         return int(min(self._largest(kind) // amount for kind, amount in wanted.items()))
 
     def require_room(self, resources: Resources) -> None:
-        """Refuse workers that Ray would wait for without end.
+        """Refuse workers that Ray would wait for forever.
 
         Raises
         ------
@@ -151,10 +153,10 @@ class RayEngine(Engine):
         """
         if self.fitting(resources) or self.growing(resources):
             return
-        nodes = "; ".join(shown(node) for node in _living_nodes())
+        nodes = "; ".join(format_resources(node) for node in _living_nodes())
         raise ConfigError(
             f"a worker needs {resources}, but no node has that (there are: {nodes}), and the cluster does not say that "
-            f"it can grow, so the run would wait without end; it was stopped: ask for less (matching.worker_memory), "
+            f"it can grow, so the run would wait forever; it was stopped: request less (matching.worker_memory), "
             f"add nodes, or give the head of a growing cluster the resources {' and '.join(GROWTH.values())}"
         )
 
@@ -180,7 +182,7 @@ def _start(cpus: int) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **_quiet(),
         )
-        if is_new and token.exists():  # Ray lets everybody read it
+        if is_new and token.exists():  # Ray makes it readable for everybody
             token.chmod(0o600)
     except OSError as error:
         variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)

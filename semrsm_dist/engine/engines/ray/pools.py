@@ -38,7 +38,7 @@ from semrsm_dist.machine import limit_threads
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 60.0  # of silence before the first warning; each further one waits twice as long
-FIT_SECONDS = 2.0  # how old the driver's idea of the cluster's size may be
+FIT_SECONDS = 2.0  # maximum age of the driver's view of the cluster's size
 START_ATTEMPTS = 3  # per actor, before the pool gives up
 CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
 
@@ -139,8 +139,8 @@ class _Watch:
                 quiet,
             )
             return
-        have = shown(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        free = shown(ray.available_resources())  # type: ignore[no-untyped-call]
+        have = format_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        free = format_resources(ray.available_resources())  # type: ignore[no-untyped-call]
         if fit > 0:
             log.warning(
                 "no worker has started for %.0f s, although the cluster has %s, of which %s are free, and a worker "
@@ -183,7 +183,7 @@ class TaskPool:
         """Return two tasks per slot of the cluster as it is now, or one per slot of what it may grow to.
 
         An autoscaler adds nodes for the tasks that wait, so a cluster that may grow is shown all it could take.
-        Where `workers` keeps the pool below the cluster's size, only so many: Ray would run them all at once.
+        If `workers` limits the pool below the cluster's size, at most that many: Ray would run them all at once.
         """
         fit = self._watch.fit()
         if self._workers is not None and self._workers < max(fit, self._growing):
@@ -332,10 +332,10 @@ class ActorPool:
             member.calls.append((call, task))
 
 
-def asked(resources: Resources) -> dict[str, float]:
-    """Return what Ray is asked for, by Ray's names.
+def ray_request(resources: Resources) -> dict[str, float]:
+    """Return the resources to request from Ray, by Ray's names.
 
-    A worker with a GPU asks for no CPU slot: it has the node's CPUs with the GPU, and a cluster can then have GPU
+    A worker with a GPU requests no CPU slot: it has the node's CPUs with the GPU, and a cluster can then have GPU
     nodes without CPU slots, which no other work keeps alive.
     """
     return {
@@ -345,13 +345,13 @@ def asked(resources: Resources) -> dict[str, float]:
     }
 
 
-def shown(amounts: Mapping[str, float]) -> str:
+def format_resources(amounts: Mapping[str, float]) -> str:
     """Return Ray's resources in words."""
     return str(Resources(amounts.get("CPU", 0), amounts.get("GPU", 0), int(amounts.get("memory", 0))))
 
 
 def _options(resources: Resources) -> dict[str, Any]:
-    wanted = asked(resources)
+    wanted = ray_request(resources)
     options: dict[str, Any] = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"]}
     if wanted["memory"]:
         options["memory"] = wanted["memory"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from semrsm_dist.errors import InputError
 
 Split = Literal["training", "evaluation"]
 
@@ -22,11 +26,14 @@ _SPLIT_SEED = 1797  # never to be changed: the shipped weights must not have see
 @lru_cache(maxsize=1)
 def _digit_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return scikit-learn's digits (1797, 8, 8), brightness 0 to 255, and their classes."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
-
-    images, classes = load_digits(return_X_y=True)
-    side = (DIGIT_SIDE, DIGIT_SIDE)
-    return (images.reshape(-1, *side) * (255 / 16)).astype(np.float32), classes.astype(np.int64)
+    # Read as `sklearn.datasets.load_digits` does, whose import takes longer than all the rest of a finished run.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the digits come with scikit-learn, which is not installed; install scikit-learn")
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",")
+    images = table[:, :-1].reshape(-1, DIGIT_SIDE, DIGIT_SIDE)
+    return (images * (255 / 16)).astype(np.float32), table[:, -1].astype(np.int64)
 
 
 @lru_cache(maxsize=2)

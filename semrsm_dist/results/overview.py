@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from semrsm_dist.results.figures import new_figure
 from semrsm_dist.results.run import Run
@@ -28,12 +31,18 @@ MOST_LAYERS = 24
 PER_ROW = 6
 """Layers side by side."""
 
+VERSION = 1
+"""Of the drawing: raised whenever it changes, so that pictures are drawn again."""
+
+CONTENT = "semrsm-content"
+"""Key of the picture's metadata that says what it shows."""
+
 METHODS = (("spatio-semantic", "#8c8c8c"), ("average pooling", "#d9a441"), ("semantic", "#2a6f97"))
 KINDS = ("spatio-semantic", "semantic")
 
 
 def draw_overview(run: Run) -> Path:
-    """Draw the run's overview into its folder of figures.
+    """Draw the run's overview into its folder of figures, unless it is there already.
 
     Parameters
     ----------
@@ -53,6 +62,10 @@ def draw_overview(run: Run) -> Path:
         If it cannot be written.
     """
     summary = run.summary()
+    path = run.directory.figures / "overview.png"
+    content = _digest(run, summary)
+    if _content_of(path) == content:
+        return path
     scores, layers = summary["retrieval"], _evenly(list(summary["layers"]), MOST_LAYERS)
     single = len(layers) == 1  # then its two matrices are side by side, else one above the other
     n_rows = -(-len(layers) // PER_ROW)
@@ -92,11 +105,27 @@ def draw_overview(run: Run) -> Path:
         _draw_retrieval(figure.add_subplot(grid[lines, :]), scores, layers)
     title = _title(run, summary, (len(rows), len(order)), line_length=int(11 * width))
     figure.suptitle(title, fontsize=11, parse_math=False)
-    path = run.directory.figures / "overview.png"
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=110, format="png")
+        figure.savefig(path, dpi=110, format="png", metadata={CONTENT: content})
     return path
+
+
+def _digest(run: Run, summary: dict[str, Any]) -> str:
+    """Return a hash of what the picture shows: drawing it again takes long, and longer in a large run."""
+    shown = {name: summary[name] for name in ("about", "layers", "retrieval")}
+    shown |= {"run": run.directory.path.name, "fingerprint": dict(run.record.fingerprint), "version": VERSION}
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content_of(path: Path) -> str | None:
+    """Return the hash in a picture, or None if there is none that can be read."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+            return picture.info.get(CONTENT)
+    except (OSError, SyntaxError):  # missing, or damaged: it is drawn again
+        return None
 
 
 def _title(run: Run, summary: dict[str, Any], drawn: tuple[int, int], *, line_length: int) -> str:

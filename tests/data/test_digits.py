@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.handwriting import digit_sources
+from semrsm_dist.data.handwriting import digit_sources, enlarge
 from semrsm_dist.data.sources.digits import DigitScenes, Placement, Scene
 from semrsm_dist.errors import ConfigError, InputError
 
@@ -351,3 +351,12 @@ def test_a_source_is_rebuilt_from_its_fields():
     fields = json.loads(scenes.model_dump_json())
     assert DigitScenes(**fields) == scenes
     assert hash(scenes) == hash(DigitScenes(**fields))
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    for source in (0, 5, 1000, 1796):
+        expected = np.rint((images[source] * (255 / 16)).astype(np.float32)).astype(np.uint8)
+        np.testing.assert_array_equal(enlarge(source, 8), expected)

@@ -63,3 +63,20 @@ def test_of_a_large_run_only_a_few_chunks_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(StoredMatrix, "read", watched)
     overview.draw_overview(run)
     assert len(touched) <= 4 < (1100 / size) ** 2
+
+
+def test_a_picture_is_drawn_again_only_if_it_would_show_something_else_or_is_damaged(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    path = overview.draw_overview(run)
+    first = path.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredMatrix, "read", pytest.fail)
+        assert overview.draw_overview(run) == path
+    assert path.stat().st_mtime_ns == first
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-500])
+    overview.draw_overview(run)
+    assert path.read_bytes() == whole
+    run.directory.write_summary(run.summary() | {"about": "something else"})
+    overview.draw_overview(run)
+    assert path.read_bytes() != whole

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,20 +14,21 @@ if TYPE_CHECKING:
 def new_figure(**options: Any) -> Figure:
     """Return an empty figure with matplotlib's own renderer; `options` are those of `matplotlib.figure.Figure`.
 
-    The variable MPLBACKEND, which Jupyter hands to every process below it, can name a backend that is not installed
-    here. Matplotlib then refuses to be imported, so it is imported without the variable.
+    Jupyter hands the variable MPLBACKEND to every process below it, where the backend that it names may not be
+    installed. Matplotlib then refuses to be imported, and cannot be imported again without the variable once it has
+    failed. So the first import is without it; a backend that exists is selected as matplotlib would have done.
     """
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow to load
-    except ValueError:
-        if (backend := os.environ.pop("MPLBACKEND", None)) is None:
-            raise
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        finally:
+        import matplotlib as mpl  # noqa: PLC0415 - slow to load
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    finally:
+        if backend is not None:
             os.environ["MPLBACKEND"] = backend
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
+    if backend:
+        with contextlib.suppress(ValueError):
+            mpl.rcParams["backend"] = backend
     figure = Figure(**options)
     FigureCanvasAgg(figure)
     return figure

@@ -108,7 +108,11 @@ def choose_sizes(
         chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
         facts = inputs.layer_facts.get(layer, {})
         layers[layer] = LayerRecord(
-            n_tokens=sizes.n_tokens, n_channels=sizes.n_channels, tile_size=size, facts=facts
+            n_tokens=sizes.n_tokens,
+            n_channels=sizes.n_channels,
+            tile_size=size,
+            pair_seconds=matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
+            facts=facts,
         )
     return layers, chunk_size
 

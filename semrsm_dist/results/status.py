@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
@@ -44,7 +42,6 @@ def read_status(path: str | Path) -> dict[str, Any]:
     if directory.read_record() is None and directory.is_locked():
         return _starting(directory)
     run = Run(path)
-    matcher = _matcher(run)
     layers: dict[str, Any] = {}
     now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
     for layer, sizes in run.record.layers.items():
@@ -52,14 +49,13 @@ def read_status(path: str | Path) -> dict[str, Any]:
         store = TileStore(directory.tiles, layer)
         arrived = store.arrival_times()
         done = sum(layout.n_pairs(*tile) for tile in arrived)
-        seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
         for tile, moment in arrived.items():
             if now - moment <= WINDOW_SECONDS:
                 recent_pairs += layout.n_pairs(*tile)
-                recent_work += layout.n_pairs(*tile) * seconds
+                recent_work += layout.n_pairs(*tile) * sizes.pair_seconds
                 oldest = max(oldest, now - moment)
         is_asked = layer in run.requested_layers
-        work_left += (layout.total_pairs - done) * seconds if is_asked else 0.0
+        work_left += (layout.total_pairs - done) * sizes.pair_seconds if is_asked else 0.0
         layers[layer] = {
             "n_tokens": sizes.n_tokens,
             "n_channels": sizes.n_channels,
@@ -122,13 +118,6 @@ def format_status(status: dict[str, Any]) -> str:
     if not status["complete"] and not status["working"]:
         lines.append("  start the run's command again to continue")
     return "\n".join(lines)
-
-
-def _matcher(run: Run) -> Matcher:
-    facts = {name: value for name, value in run.record.fingerprint.items() if name.startswith("matching.")}
-    parameters = {name.removeprefix("matching."): value for name, value in facts.items()}
-    del parameters["version"]
-    return make_matcher(parameters.pop("matcher"), **parameters)
 
 
 def _feature_chunks(run: Run, layer: str) -> list[int]:

@@ -38,11 +38,14 @@ class LayerRecord(LayerSizes):
     ----------
     tile_size
         Images along an edge of its tiles.
+    pair_seconds
+        The matcher's estimate of the seconds of one pair, to weigh layers with each other.
     facts
         What its numbers depend on in addition to the run's fingerprint.
     """
 
     tile_size: int = Field(ge=1)
+    pair_seconds: float = Field(gt=0)
     facts: Fingerprint = Field(default_factory=dict)
 
 

@@ -90,9 +90,9 @@ def write_job(home, **matching):
     (home / "job.yaml").write_text(yaml.safe_dump(job))
 
 
-def python(home, *arguments):
+def python(home, *arguments, site="site"):
     package = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home / "site"), package])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home / site), package])}
     return subprocess.run(
         [sys.executable, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False
     )
@@ -121,6 +121,9 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
         np.testing.assert_allclose(
             np.diag(found[name]), np.einsum("isc,isc->i", *[np.load(home / "z.npy")] * 2)
         )
+    (home / "elsewhere").mkdir()  # a machine without the distribution
+    status = python(home, "-m", "semrsm_dist", "status", "run", site="elsewhere")
+    assert "15/15 pairs" in status.stdout, status.stderr
     record = json.loads((home / "run" / "run.json").read_text())
     assert record["fingerprint"]["matching.shifts"] == 3
 

@@ -21,7 +21,7 @@ from semrsm_dist.store import directory as module
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory, write_atomically
 from semrsm_dist.store.record import FORMAT, Answers, LayerRecord, RunRecord
 
-SIZES = {"n_tokens": 3, "n_channels": 2, "tile_size": 2}
+SIZES = {"n_tokens": 3, "n_channels": 2, "tile_size": 2, "pair_seconds": 1e-6}
 RECORD = RunRecord(
     fingerprint={"a": [1, "ü"], "c": 0.1},
     layers={"z": LayerRecord(**SIZES, facts={"z.sha256": "0"}), "a": LayerRecord(**SIZES)},

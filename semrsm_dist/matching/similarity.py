@@ -27,18 +27,18 @@ Stack = tuple[NDArray[Any], NDArray[np.int64]]
 _TILE = 64
 
 
-def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters: float) -> Match:
+def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters: Any) -> Match:
     """Match the tokens of two representations so that their inner product is large.
 
     Parameters
     ----------
     z_i, z_j : array_like, (S_i, C) and (S_j, C)
-        Representations of float16, float32 or float64. If they differ in their number of tokens, all tokens of
-        the smaller one are matched (`auction`, `hungarian` and `greedy` can do that).
+        Representations: arrays or lists of numbers, or tensors on any device. If they differ in their number of
+        tokens, all tokens of the smaller one are matched, by matchers that can (`Matcher.takes_unequal`).
     matcher : str
         One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
     **parameters
-        Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
+        Parameters of the matcher, such as ``tolerance``: the fields of its class.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def similarity_matrix(
     sigma: float | None = None,
     kind: Literal["semantic", "spatio-semantic"] = "semantic",
     workers: int | None = None,
-    **parameters: float,
+    **parameters: Any,
 ) -> NDArray[np.float64]:
     """Return the similarities of all images, or of all images of `z` with all of `y`.
 
@@ -81,7 +81,7 @@ def similarity_matrix(
     ----------
     z : array_like, (N, S, C), or sequence of N array_like, (S_i, C)
         Representations of N images. Where images differ in their number of tokens, all tokens of the smaller
-        one of a pair are matched (`auction`, `hungarian` and `greedy` can do that).
+        one of a pair are matched, by matchers that can (`Matcher.takes_unequal`).
     y : array_like, (M, S, C), or sequence of M array_like, (S_j, C), optional
         Without it, the symmetric matrix of z with itself.
     kernel : str
@@ -95,7 +95,7 @@ def similarity_matrix(
     workers : int, optional
         Threads; by default one for each core this process may use. No influence on the numbers.
     **parameters
-        Parameters of the matcher: ``tolerance``, ``window`` or ``k``.
+        Parameters of the matcher, such as ``tolerance``: the fields of its class.
 
     Returns
     -------

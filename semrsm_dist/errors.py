@@ -7,13 +7,20 @@ its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class SemrsmError(Exception):
-    """Base of all errors meant for the user; `exit_code` is the status of the command `semrsm`."""
+    """Base of all errors meant for the user; `exit_code` is the status of the command `semrsm`.
+
+    Its text has no control characters but line breaks, so that a file's name cannot drive the terminal.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(SemrsmError, ValueError):
@@ -50,6 +57,14 @@ class IncompleteError(SemrsmError):
     """A result was requested that the run has not computed yet."""
 
     exit_code = 3
+
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text with everything but line breaks that could drive a terminal written as escapes."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

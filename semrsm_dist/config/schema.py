@@ -32,7 +32,7 @@ from semrsm_dist.config.reading import Places, apply_overrides, read_document
 from semrsm_dist.data.sources import SOURCES, Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine import ENGINES
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.fields import (
     AffectsResult,
     AutoCount,
@@ -54,6 +54,7 @@ __all__ = [
     "RunConfig",
     "StorageConfig",
     "as_config",
+    "check_sources",
     "default_config",
     "fingerprint_fields",
     "load_config",
@@ -271,6 +272,26 @@ def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
     raise ConfigError(
         f"expected a configuration (RunConfig, nested mappings or the path of a YAML file), found {config!r}"
     )
+
+
+def check_sources(config: RunConfig) -> None:
+    """Look whether what a configuration's data sources name is there.
+
+    Raises
+    ------
+    InputError
+        With one line for `data` and one for `queries`.
+    """
+    problems = []
+    for key in SIDES:
+        source = getattr(config, key)
+        try:
+            if source is not None:
+                source.check()
+        except InputError as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:

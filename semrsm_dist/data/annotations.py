@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from pyarrow import fs
 
-from semrsm_dist.data.files import locate
 from semrsm_dist.data.listing import list_files
-from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.data.locations import below, locate
+from semrsm_dist.errors import InputError, StorageError, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -79,6 +80,22 @@ def read_json(location: str, remedy: str) -> Mapping[str, Any]:
     return document
 
 
+def place_below(folder: str, name: str, where: str) -> str:
+    """Return the location of a file that an annotation file names.
+
+    Raises
+    ------
+    InputError
+        It would lie outside the folder; `where` is the annotation file.
+    """
+    if ".." in PurePosixPath(name).parts:
+        raise InputError(
+            f"{where}: {name!r} leads out of the folder of images {folder!r}; nothing was read: correct the file, or "
+            "get it anew from its source"
+        )
+    return below(folder, name)
+
+
 def draw_sample(names: Iterable[str], sample: int | None, seed: int) -> list[str]:
     """Draw names by chance, and return them sorted.
 
@@ -113,5 +130,5 @@ def warn_unlabelled(source: str, names: Sequence[str]) -> None:
 
 def shorten(names: Iterable[object], n: int = 5) -> str:
     """Write out the first few of some names."""
-    shown = [str(name) for name in names]
+    shown = [printable(str(name)) for name in names]
     return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from semrsm_dist.data.entries import UnreadableImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb (half a gigabyte as RGB)
+STRIP_PIXELS = 2**18
+"""Pixels that are scaled at a time, so that a large image is not held in double precision as a whole."""
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+_NOT_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that do not affect its pixels as they are read here."""
+
+_MAX_SAMPLE_VALUE = 281  # a tag of TIFF
+
+_DEPTHS = (10, 12, 14)
+"""Bits of the cameras and scanners whose data are often stored in 16 bits as they are."""
+
+
+class Decoded(NamedTuple):
+    """An image, and what it was before.
+
+    Attributes
+    ----------
+    image
+        8-bit RGB.
+    mode
+        Pillow's mode before the conversion to RGB.
+    remark
+        What the user should know about it; None in nearly all cases.
+    """
+
+    image: Image.Image
+    mode: str
+    remark: str | None = None
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -18,12 +48,14 @@ def decode(data: bytes, name: str) -> Image.Image:
     return decode_with_mode(data, name)[0]
 
 
-def decode_with_mode(data: bytes, name: str) -> tuple[Image.Image, str]:
-    """Return the image as 8-bit RGB, and the mode it was stored in.
+def decode_with_mode(data: bytes, name: str) -> Decoded:
+    """Return the image as 8-bit RGB, with the mode it was stored in.
 
     The orientation tag of EXIF is not applied and transparency is dropped without blending, as the
     evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale of more
-    than 8 bits is scaled, never clipped: see `scale_to_8_bits`.
+    than 8 bits is scaled, never clipped: see `scale_to_8_bits`. White is 65535 in 16 bits, or what a TIFF states in its
+    tags BitsPerSample and MaxSampleValue. (The chunk sBIT of a PNG does not move its white.) Values that use few of the
+    16 bits, as 12-bit data do that were stored as they are, are kept dark and get a remark.
 
     Parameters
     ----------
@@ -40,12 +72,13 @@ def decode_with_mode(data: bytes, name: str) -> tuple[Image.Image, str]:
     if not data:
         raise UnreadableImageError(name, "it is empty (0 bytes)")
     try:
+        data = _without_texts(data)
         with Image.open(io.BytesIO(data)) as image:
             _refuse_bomb(image, name)
             image.load()
             if image.format == "PNG":
                 _verify_checksums(data)
-            return _to_rgb(image, name), image.mode
+            return Decoded(_to_rgb(image, name), image.mode, _remark_on_depth(image, data))
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -72,16 +105,33 @@ def scale_to_8_bits(values: NDArray[np.generic], full_scale: float | None = None
     ValueError
         If a value is NaN or infinite.
     """
-    grey = values.astype(np.float64)
-    if not np.isfinite(grey).all():
+    if not np.isfinite(values).all():
         raise ValueError("it has pixels that are NaN or infinite")
-    low, high = float(grey.min()), float(grey.max())
+    low, high = float(values.min()), float(values.max())
     if full_scale is not None:
         low, high = 0.0, full_scale
     elif np.issubdtype(values.dtype, np.floating) and low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
-    scaled = (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
-    return np.rint(scaled).astype(np.uint8)
+    scaled = np.zeros(values.shape, np.uint8)
+    if high > low:
+        rows = max(1, STRIP_PIXELS * len(values) // values.size)
+        for start in range(0, len(values), rows):
+            grey = values[start : start + rows].astype(np.float64)
+            scaled[start : start + rows] = np.rint((grey - low) * (255 / (high - low)))
+    return scaled
+
+
+def _without_texts(data: bytes) -> bytes:
+    """Return a PNG without texts and colour profile, which may be larger than Pillow takes; other data as they are."""
+    if not data.startswith(PNG_START):
+        return data
+    kept, at = [PNG_START], len(PNG_START)
+    while at + 8 <= len(data):
+        stop = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] not in _NOT_PIXELS:
+            kept.append(data[at:stop])
+        at = stop
+    return b"".join([*kept, data[at:]])
 
 
 def _refuse_bomb(image: Image.Image, name: str) -> None:
@@ -102,14 +152,47 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB":
         return image.copy()  # detached from the file
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        # 16-bit files have a fixed white; PNG and PNM (scaled by Pillow) have it in mode I too.
-        fixed = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
         try:
-            grey = scale_to_8_bits(values, 65535.0 if fixed else None)
+            grey = scale_to_8_bits(np.asarray(image), _white(image))
         except ValueError as error:
             raise UnreadableImageError(name, str(error)) from error
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("P", "PA", "La", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")  # directly, Pillow would warn, or refuse
     return image.convert("RGB")
+
+
+def _white(image: Image.Image) -> float | None:
+    """Return the value of white where the file or its format fixes it."""
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow scales PNM to 16 bits
+        return 65535.0
+    if not image.mode.startswith("I;16"):
+        return None
+    white = 2 ** _tiff_value(image, ExifTags.Base.BitsPerSample, 16) - 1
+    stated = _tiff_value(image, _MAX_SAMPLE_VALUE, white)
+    return float(stated if np.asarray(image).max() <= stated <= white else white)
+
+
+def _tiff_value(image: Image.Image, tag: int, default: int) -> int:
+    """Return the value of a TIFF's tag; of one value for each channel, the largest."""
+    found = image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    return default if found is None else int(np.max(found))
+
+
+def _remark_on_depth(image: Image.Image, data: bytes) -> str | None:
+    """Return a remark on 16-bit values that use few of the 16 bits; of colours, Pillow keeps the upper 8."""
+    is_grey = image.mode.startswith("I")
+    if is_grey and _white(image) != 65535:
+        return None
+    depth = data[24] if image.format == "PNG" else _tiff_value(image, ExifTags.Base.BitsPerSample, 8)
+    if not is_grey and (depth != 16 or image.mode in ("P", "1")):
+        return None
+    largest = int(np.asarray(image).max()) if is_grey else 256 * int(np.asarray(image.convert("RGB")).max())
+    bits = next((bits for bits in _DEPTHS if 0 < largest < 2**bits), None)
+    if bits is None:
+        return None
+    return (
+        f"its 16-bit values all lie below {2**bits}, as those of {bits}-bit data do, but white is 65535, so it may be "
+        f"much darker than meant; if so, multiply the values by {2 ** (16 - bits)}, or store them as a TIFF with the "
+        f"tag MaxSampleValue {2**bits - 1}"
+    )

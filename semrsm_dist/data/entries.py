@@ -49,12 +49,15 @@ class LoadedImage:
         Hash of the content, in hexadecimal digits.
     n_bytes : int
         Size of the content that was hashed.
+    remark : str or None
+        What the user should know about the image although it can be read.
     """
 
     image: Image.Image
     mode: str
     sha256: str
     n_bytes: int
+    remark: str | None = None
 
 
 class UnreadableImageError(InputError):

@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
-from semrsm_dist.data.files import is_uri, locate
-from semrsm_dist.errors import InputError
+from semrsm_dist.data.locations import below, is_uri, locate
+from semrsm_dist.errors import InputError, StorageError, printable
 
-EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
+_logger = logging.getLogger(__name__)
+
+NOT_DECODED = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"})
+"""Formats that Pillow recognises but does not decode everywhere, or that are no photographs."""
+
+_LOOKS_AT_ONCE = 16  # files, perhaps far away
+
+
+@lru_cache(maxsize=1)
+def extensions() -> frozenset[str]:
+    """Return the endings of files that Pillow decodes, in lower case: ``.png``, ``.jpeg``, ``.jfif``, ``.avif``, ..."""
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in NOT_DECODED)
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file below a folder is one of its images, by its extension."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    """Return whether a file below a folder is one of its images, by its ending; hidden files are not."""
+    return PurePosixPath(name).suffix.lower() in extensions() and not _is_hidden(name)
+
+
+def list_images(root: str) -> list[str]:
+    """Return the images below a folder, sorted: by their ending, and by their content where there is no ending.
+
+    A warning counts the other files, hidden ones apart.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or a part of it cannot be listed.
+    StorageError
+        If the storage fails.
+    """
+    files = [name for name in list_files(root) if not _is_hidden(name)]
+    unnamed = [name for name in files if not PurePosixPath(name).suffix]
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+        holds = threads.map(lambda name: _holds_image(below(root, name)), unnamed)
+        found = {name for name, is_one in zip(unnamed, holds, strict=True) if is_one}
+    images = sorted(name for name in files if name in found or is_image(name))
+    others = Counter(
+        PurePosixPath(name).suffix.lower() or "no ending"
+        for name in files
+        if name not in found and not is_image(name)
+    )
+    if images and others:
+        _logger.warning(
+            "%s: %d files were passed over, as Pillow opens no such images: %s",
+            printable(root),
+            others.total(),
+            ", ".join(f"{printable(ending)} ({count})" for ending, count in others.most_common(10))
+            + (", ..." if len(others) > 10 else ""),
+        )
+    return images
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def _holds_image(location: str) -> bool:
+    system, path = locate(location)
+    try:
+        with system.open_input_file(path) as file, Image.open(file) as image:
+            return image.format not in NOT_DECODED
+    except (PermissionError, Image.DecompressionBombError):
+        return True  # which the scan reports
+    except (FileNotFoundError, UnidentifiedImageError):
+        return False
+    except OSError as error:
+        raise StorageError(f"{location}: cannot be read: {error}; grant access, or check the disk") from error
 
 
 def list_files(root: str) -> Iterator[str]:

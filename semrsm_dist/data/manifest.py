@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         pa.field("mode", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("remark", pa.string()),
     ]
 )
 
@@ -65,6 +66,8 @@ class ManifestRow:
         ``"ok"`` or ``"unreadable"``.
     error : str or None
         What is wrong with an unreadable image.
+    remark : str or None
+        What the user should know about a readable one.
     """
 
     image_id: str
@@ -79,6 +82,7 @@ class ManifestRow:
     mode: str | None = None
     status: str = OK
     error: str | None = None
+    remark: str | None = None
 
     @property
     def entry(self) -> ImageEntry:
@@ -293,5 +297,11 @@ def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
         return replace(row, status=UNREADABLE, error=error.cause)
     width, height = loaded.image.size
     return replace(
-        row, sha256=loaded.sha256, n_bytes=loaded.n_bytes, width=width, height=height, mode=loaded.mode
+        row,
+        sha256=loaded.sha256,
+        n_bytes=loaded.n_bytes,
+        width=width,
+        height=height,
+        mode=loaded.mode,
+        remark=loaded.remark,
     )

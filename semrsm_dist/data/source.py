@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from semrsm_dist.data.entries import ImageEntry, LoadedImage
 
 
-class DataSource(Section):
+class DataSource(Section, ABC):
     """Base of all data sources: their fields are the keys of the section.
 
     A run knows its images by the hashes in its manifest. So a field that only chooses among files (a path, a split, a
@@ -33,8 +33,17 @@ class DataSource(Section):
 
     source: str
 
+    def check(self) -> None:
+        """Look whether what this section names is there, without reading images or features.
 
-class ImageSource(DataSource, ABC):
+        Raises
+        ------
+        InputError
+            Naming what is not there.
+        """
+
+
+class ImageSource(DataSource):
     """A source of images: cheap to construct and picklable, since it travels to the workers."""
 
     generated: ClassVar[bool] = False
@@ -61,6 +70,10 @@ class ImageSource(DataSource, ABC):
         StorageError
             If the storage fails, which says nothing about the image.
         """
+
+    def check(self) -> None:
+        """List the images; errors as in `entries`."""
+        self.entries()
 
     def read(self, entry: ImageEntry) -> Image.Image:
         """Return the decoded RGB image; errors as in `load`."""

@@ -1,9 +1,11 @@
-"""A table of images: Parquet or CSV with the columns image_id, uri, labels and, optionally, group."""
+"""A table of images, with the columns image_id, uri, labels and, optionally, group."""
 
 from __future__ import annotations
 
+import ast
+import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import REMOTE, absolute, below, is_uri, locate, split_options
+from semrsm_dist.data.locations import REMOTE, absolute, below, is_uri, locate, split_options
 from semrsm_dist.errors import InputError, did_you_mean
 
 LABEL_SEPARATOR = "|"
@@ -67,21 +69,25 @@ def _resolve(uri: str | None, folder: str) -> str:
 
 
 def _read_table(location: str) -> pa.Table:
-    readers = {".parquet": _read_parquet, ".pq": _read_parquet, ".csv": _read_csv}
     suffix = posixpath.splitext(split_options(location)[0])[1].lower()
-    if suffix not in readers:
+    if suffix not in _READERS:
         raise InputError(
-            f"{location}: a table of images ends in .parquet, .pq or .csv, not in {suffix or 'nothing'!r}; convert or "
+            f"{location}: a table of images ends in {', '.join(_READERS)}, not in {suffix or 'nothing'!r}; convert or "
             f"rename it, or name a folder as such"
         )
     system, path = locate(location)
     try:
         with system.open_input_file(path) as file:
-            return readers[suffix](file)
+            return _READERS[suffix](file)
     except FileNotFoundError as error:
         raise InputError(f"the table of images {location!r} does not exist; check the path") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{location}: the table cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{location}: is not UTF-8 ({error.reason} at byte {error.start}), so names could be misread; save it as "
+            "UTF-8 (in Excel: CSV UTF-8)"
+        ) from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{location}: the table cannot be read: {error}; correct the file") from error
 
 
 def _read_parquet(file: pa.NativeFile) -> pa.Table:
@@ -89,13 +95,54 @@ def _read_parquet(file: pa.NativeFile) -> pa.Table:
 
 
 def _read_csv(file: pa.NativeFile) -> pa.Table:
+    content = file.read()
+    header = content.decode("utf-8-sig").split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
     # All as text: an id such as 007 must not become a number, nor a label "null" a missing value.
     names = ("image_id", "uri", "labels", "group")
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
     )
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(file, convert_options=convert, parse_options=parse)
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    return pyarrow.csv.read_csv(pa.BufferReader(content), convert_options=convert, parse_options=parse)
+
+
+def _read_json_lines(file: pa.NativeFile) -> pa.Table:
+    """Return a table of objects, one a line, whose labels are a list or text."""
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(file.read().decode("utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError(  # noqa: TRY004 - the file is at fault
+                f"line {number} is no object with keys: {line[:80]!r}"
+            )
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    texts = {name: [_json_text(row.get(name)) for row in rows] for name in names}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
+
+
+def _json_text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _read_names(file: pa.NativeFile) -> pa.Table:
+    """Return a table of paths, one a line, as thingsvision writes them in ``file_names.txt``: without labels."""
+    names = [line for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
+    columns = {"image_id": names, "uri": names, "labels": [""] * len(names)}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+_READERS: dict[str, Callable[[pa.NativeFile], pa.Table]] = {
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_json_lines,
+    ".txt": _read_names,
+}
 
 
 def _check_columns(table: pa.Table, location: str, needs_uri: bool) -> None:
@@ -133,12 +180,31 @@ def _check_filled(values: Sequence[str | None], name: str, location: str) -> Non
 
 
 def _labels(table: pa.Table, location: str) -> list[tuple[str, ...]]:
-    """Return the label sets, from lists or from text; a label is told by what is not blank about it."""
+    """Return the label sets, from lists or from text; a label is what is not blank about it."""
     column = table.column("labels")
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    rows: list[list[str]]
-    if any(is_kind(column.type) for is_kind in kinds):
-        rows = [[str(item) for item in row or () if item is not None] for row in column.to_pylist()]
+    kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    rows: list[list[object]]
+    if any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
+        rows = [row or [] for row in column.to_pylist()]
     else:
-        rows = [(text or "").split(LABEL_SEPARATOR) for text in _texts(table, "labels", location)]
-    return [tuple(label.strip() for label in row if label.strip()) for row in rows]
+        texts = _texts(table, "labels", location)
+        rows = [_split_labels(text or "", row, location) for row, text in enumerate(texts)]
+    labels = ([str(label).strip() for label in row if label is not None] for row in rows)
+    return [tuple(label for label in row if label) for row in labels]
+
+
+def _split_labels(text: str, row: int, location: str) -> list[object]:
+    """Return the labels in a text: a list as JSON or Python writes it, or labels with ``|`` between them."""
+    if not text.lstrip().startswith("["):
+        return list(text.split(LABEL_SEPARATOR))
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list) and not any(isinstance(label, list | dict) for label in found):
+            return found
+    raise InputError(
+        f"{location}: the labels of row {row} (counted from 0, without the header) begin with '[' but are no list such "
+        f'as ["cat", "odd"]: {text[:80]!r}; correct them, or write the labels with {LABEL_SEPARATOR} between them'
+    )

@@ -50,8 +50,7 @@ class RetrievalTask:
     """Which images can be hits of which queries, and how well each would fit.
 
     Images without labels are neither queries nor hits. Images of the query's group are not its hits: they are
-    near-duplicates. Nor is the query itself, which is known by its place where queries and candidates are the same
-    images, and by its content in a database of its own.
+    near-duplicates. Nor are the query itself and its exact copies, which have the same content.
 
     Parameters
     ----------
@@ -68,9 +67,9 @@ class RetrievalTask:
         self._candidates = [frozenset(labels) for labels in other.labels]
         self._unlabelled = np.array([not labels for labels in self._candidates])
         groups = _shared_codes(queries.groups, other.groups)
-        contents = None if self._same else _shared_codes(queries.contents, other.contents)
+        contents = _shared_codes(queries.contents, other.contents)
         self._alike = [codes for codes in (groups, contents) if codes is not None]
-        self._has_copies = contents is not None and bool(np.intersect1d(*contents).size)
+        self._has_copies = contents is not None and _has_copies(*contents, same=self._same)
 
     @property
     def n_queries(self) -> int:
@@ -292,6 +291,14 @@ def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
         smaller = np.flatnonzero(values < last)
         chosen = np.concatenate([smaller, np.flatnonzero(values == last)[: k - smaller.size]])
     return chosen[np.argsort(values[chosen], kind="stable")]
+
+
+def _has_copies(rows: NDArray[np.int64], columns: NDArray[np.int64], *, same: bool) -> bool:
+    """Return whether a candidate other than the query itself has a query's content, given as codes."""
+    if not same:
+        return bool(np.intersect1d(rows, columns).size)
+    known = rows[rows >= 0]
+    return len(np.unique(known)) < len(known)
 
 
 def _shared_codes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config.schema import Data, FeaturesData
-from semrsm_dist.data.files import absolute
+from semrsm_dist.data.locations import absolute
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.token_counts import load_token_counts

@@ -28,7 +28,7 @@ from semrsm_dist.features.spec import ModelSpec, resolve_precision
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.scan import list_images, scan_images
+from semrsm_dist.pipeline.stages.scan import list_images, scan_images, warn_of_copies
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
 from semrsm_dist.store.record import Answers, LayerSizes, ModelAnswer, RunRecord, Side
 
@@ -99,6 +99,7 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         manifests = {
             side: scan_images(session, side, source, entries[side]) for side, source in sources.items()
         }
+        warn_of_copies(session, manifests)
         layers, layer_facts, cached = model.layers, {}, Answers(model=model)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
     facts |= flatten(

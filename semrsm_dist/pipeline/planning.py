@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semrsm_dist.config.schema import Data, FeaturesData, RunConfig
+from semrsm_dist.config.schema import Data, FeaturesData, RunConfig, check_sources
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
@@ -157,12 +157,11 @@ def check_run(config: RunConfig) -> None:
     InputError, ConfigError
         If there are no such images or features, or there is no such model, layer or pretrained weights.
     """
+    check_sources(config)
     for data in (config.data, config.queries):
         if isinstance(data, FeaturesData):
             for path in data.layers.values():
                 open_array(path, data.layout)
-        elif isinstance(data, ImageSource):
-            data.entries()
     if config.model is not None:
         check_model(config.model)
 

@@ -13,6 +13,7 @@ from typing import Any
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, Worker
 from semrsm_dist.engine.scheduler import Failure, run_tasks
+from semrsm_dist.errors import printable
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
 
@@ -64,6 +65,7 @@ class Session:
 
     def warn(self, message: str) -> None:
         """Record a non-fatal warning for the summary."""
+        message = printable(message)
         self.warnings.append(message)
         self.reporter.note(f"warning: {message}")
 

@@ -122,5 +122,5 @@ def test_impossible_crops_are_refused(controls, words):
 
 @pytest.mark.parametrize("image_id", ["evaluation-000000", "evaluation-000000@0.3000"])
 def test_records_of_other_crops_are_refused(image_id):
-    with pytest.raises(InputError, match="none of these crops"):
+    with pytest.raises(InputError, match="not one of these crops"):
         ShiftedCrops(of=DigitScenes(n_images=2)).load(ImageEntry(image_id, ""))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -220,3 +221,112 @@ def test_the_error_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableImageError("a/b.png", "it is empty")))
     assert (error.name, error.cause) == ("a/b.png", "it is empty")
     assert "'a/b.png' cannot be read: it is empty" in str(error)
+
+
+# --- fewer bits than 16 --------------------------------------------------------------------------------
+
+
+def tiff_of(values: np.ndarray, bits: int = 16, **tags: int) -> bytes:
+    """Return a TIFF of one strip of grey values, packed as tightly as its tag BitsPerSample says."""
+    height, width = values.shape
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int)
+        packed = [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255]
+        pixels = np.stack(packed, axis=1).astype(np.uint8).tobytes()
+    else:
+        pixels = values.astype("<u2").tobytes()
+    entries = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(pixels),
+    }
+    entries |= {281: tags["white"]} if "white" in tags else {}
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    directory = struct.pack("<H", len(entries)) + body + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
+
+
+RAMP_12 = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    "data", [tiff_of(RAMP_12, bits=12), tiff_of(RAMP_12, white=4095)], ids=["bits", "white"]
+)
+def test_a_tiff_that_states_its_white_is_scaled_by_it(data):
+    assert (grey_of(data) == np.rint(RAMP_12 / 4095 * 255)).all()
+    assert decode_with_mode(data, "it").remark is None
+
+
+def test_a_stated_white_that_values_exceed_is_none():
+    data = tiff_of(RAMP_12 * 16, white=4095)
+    assert (grey_of(data) == np.rint(RAMP_12 * (16 / 65535 * 255))).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_data_of_fewer_bits_are_kept_dark_with_a_remark(file_format, bits):
+    values = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
+    found = decode_with_mode(encoded(Image.fromarray(values), file_format), "it")
+    assert (np.asarray(found.image)[..., 0] == np.rint(values / 65535 * 255)).all()
+    assert f"lie below {2**bits}, as those of {bits}-bit data do" in found.remark
+    assert f"multiply the values by {2 ** (16 - bits)}" in found.remark
+    brighter = (values * 2 ** (16 - bits)).astype(np.uint16)
+    assert decode_with_mode(encoded(Image.fromarray(brighter), file_format), "it").remark is None
+
+
+@pytest.mark.parametrize("value", [4095, 65535])
+def test_colours_of_16_bits_get_the_remark_too(value):
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = b"\0" + struct.pack(">6H", value, 0, 0, 0, value, 0)
+    data = png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+    remark = decode_with_mode(data, "it").remark
+    assert (remark is None) == (value == 65535)
+    assert pixels_of(data)[0, 0, 0] == value >> 8
+
+
+def test_8_bit_and_black_images_get_no_remark():
+    assert decode_with_mode(encoded(Image.fromarray(RAMP // 16), "PNG"), "it").remark is None
+    assert decode_with_mode(encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"), "it").remark is None
+
+
+# --- large parts and large images ----------------------------------------------------------------------
+
+
+def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"tEXt", b"Comment\0" + b"x" * 2_000_000),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2_000_000)),
+        (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * 2_000_000)),
+        (b"iCCP", b"profile\0\0" + zlib.compress(b"x" * 2_000_000)),
+    ],
+)
+def test_a_png_is_read_whatever_is_written_beside_its_pixels(kind, body):
+    image = encoded(Image.fromarray(RAMP), "PNG")
+    chunk = png([(kind, body)])[8:]
+    after_header, end = 8 + 25, len(image) - 12
+    assert (grey_of(image[:after_header] + chunk + image[after_header:]) == RAMP).all()
+    assert (grey_of(image[:end] + chunk + image[end:]) == RAMP).all()
+
+
+def test_scaling_holds_no_large_image_in_double_precision():
+    values = np.arange(6_000_000, dtype=np.uint16).reshape(2000, 3000)
+    tracemalloc.start()
+    grey = scale_to_8_bits(values, 65535.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (grey == np.rint(values / 65535 * 255)).all()
+    assert peak < 5 * values.size  # as doubles it would be 8 bytes a pixel, more than once

@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from PIL import Image, features
 from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
-from semrsm_dist.data.files import join
+from semrsm_dist.data.locations import join
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.data.sources.table import TableImages
 from semrsm_dist.data.table import read_entries
@@ -121,7 +121,7 @@ def test_a_folder_of_another_file_system(monkeypatch, folder):
         seen.append(root)
         return LocalFileSystem(), str(folder)
 
-    monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
+    monkeypatch.setattr("semrsm_dist.data.locations._remote", bucket)
     images = FolderImages(path="s3://bucket/")
     records = images.entries()
     assert [r.image_id for r in records] == [r.image_id for r in FolderImages(path=folder).entries()]
@@ -141,7 +141,7 @@ def test_options_of_a_file_system_stay_at_the_end(monkeypatch, folder):
         seen.add(root)
         return LocalFileSystem(), str(folder.parent)
 
-    monkeypatch.setattr("semrsm_dist.data.files._remote", bucket)
+    monkeypatch.setattr("semrsm_dist.data.locations._remote", bucket)
     place = f"s3://bucket/{folder.name}/?region=eu-west-1&scheme=http"
     images = FolderImages(path=place)
     records = images.entries()
@@ -175,7 +175,7 @@ def test_a_key_that_a_file_system_cannot_have_is_an_image_that_cannot_be_read(mo
         def get_file_info(self, path):
             raise pa.ArrowInvalid("Empty path component")
 
-    monkeypatch.setattr("semrsm_dist.data.files._remote", lambda root: (Picky(), "bucket"))
+    monkeypatch.setattr("semrsm_dist.data.locations._remote", lambda root: (Picky(), "bucket"))
     images, record = FolderImages(path="s3://bucket"), ImageEntry("a", "s3://bucket//a.png")
     with pytest.raises(UnreadableImageError, match="no such file: Empty path component"):
         images.load(record)
@@ -217,6 +217,59 @@ def test_a_failing_disk_is_not_blamed_on_the_image(folder, monkeypatch):
     monkeypatch.setattr("semrsm_dist.data.files.locate", lambda uri: (BrokenDisk(), uri))
     with pytest.raises(StorageError, match="Input/output error"):
         FolderImages(path=folder).read(ImageEntry("a.png", "/a.png"))
+
+
+def test_a_folder_takes_what_pillow_opens_and_counts_the_rest(tmp_path, caplog):
+    for name in ("a.jfif", "b.jpe", "c.JPEG", "d.webp", "e.tga", "f.qoi", "g.ico"):
+        kind = {"jfif": "JPEG", "jpe": "JPEG"}.get(name.split(".")[1])
+        Image.new("RGB", (16, 16), (9, 8, 7)).save(tmp_path / name, kind)
+    if features.check("avif"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "h.avif")
+    if features.check("jpg_2000"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "i.jp2")
+    Image.new("RGB", (16, 16)).save(tmp_path / "IMG0001", "PNG")
+    (tmp_path / "empty").touch()
+    for name in ("k.heic", "l.HEIC", "m.svg", "notes.txt", "README", ".hidden", "film.mpg", "data.h5"):
+        (tmp_path / name).write_bytes(b"no image that Pillow decodes")
+    images = FolderImages(path=tmp_path)
+    names = [entry.image_id for entry in images.entries()]
+    assert [name for name in names if name[0] not in "hi"] == [
+        *("IMG0001", "a.jfif", "b.jpe", "c.JPEG", "d.webp", "e.tga", "f.qoi", "g.ico")
+    ]
+    assert all(images.read(entry).size == (16, 16) for entry in images.entries())
+    [message] = {record.getMessage() for record in caplog.records}
+    assert message.startswith(f"{tmp_path}: 8 files were passed over, as Pillow opens no such images: ")
+    assert set(message.split("images: ")[1].split(", ")) == {
+        *(".heic (2)", "no ending (2)", ".svg (1)", ".txt (1)", ".mpg (1)", ".h5 (1)")
+    }
+
+
+def test_files_without_an_ending_that_cannot_be_opened_are_left_to_the_scan(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "one", "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # a bomb is an image that cannot be read
+    images = FolderImages(path=tmp_path)
+    [entry] = images.entries()
+    with pytest.raises(UnreadableImageError, match="exceeds limit"):
+        images.read(entry)
+
+
+def test_names_cannot_drive_a_terminal(tmp_path, caplog):
+    name = "a\x1b[2J\u202e.png"
+    write_image(tmp_path / "x.png")
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b.\x1b]0;title\x07").write_bytes(b"x")
+    images = FolderImages(path=tmp_path)
+    for entry in images.entries():
+        if entry.image_id == name:
+            with pytest.raises(UnreadableImageError) as caught:
+                images.read(entry)
+    shown = str(caught.value) + str(InputError(f"{tmp_path / name}: ümläut 👩‍🔬\nsecond line")) + caplog.text
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert (
+        r"\x1b[2J\u202e.png: ümläut 👩‍🔬" in shown
+        and "\nsecond line" in shown
+        and r".\x1b]0;title\x07 (1)" in shown
+    )
 
 
 # --- tables --------------------------------------------------------------------------------------------
@@ -292,6 +345,87 @@ def test_unknown_scheme_is_refused(table_folder):
         images.read(ImageEntry("a", "ftp://host/a.png"))
 
 
+@pytest.mark.parametrize("kind", ["list_view", "large_list_view"])
+def test_labels_in_a_view_of_lists(tmp_path, kind):
+    """Parquet cannot hold them in all versions of pyarrow, so the column is given as it would come."""
+    labels = pa.array([["1", "2"], None], getattr(pa, kind)(pa.string()))
+    table = pa.table({"image_id": ["7", "8"], "uri": ["a", "b"], "labels": labels})
+    try:
+        pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    except pa.ArrowException:
+        pytest.skip("this pyarrow writes no such column")
+    entries = TableImages(path=tmp_path / "t.parquet").entries()
+    assert [entry.labels for entry in entries] == [("1", "2"), ()]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", 'image_id,uri,labels\n007,a.png,"[""cat"", ""odd, one""]"\nb,b.png,[]\nc,c.png,\n'),
+        ("t.csv", "image_id,uri,labels\n007,a.png,\"['cat', 'odd, one']\"\nb,b.png,[ ]\nc,c.png,[None]\n"),
+        ("t.csv", "image_id;uri;labels\r\n007;a.png;cat|odd, one\r\nb;b.png;\r\nc;c.png;\r\n"),
+        ("t.tsv", "image_id\turi\tlabels\n007\ta.png\tcat|odd, one\nb\tb.png\t\nc\tc.png\t\n"),
+        ("t.csv", "\ufeffimage_id\turi\tlabels\n007\ta.png\tcat|odd, one\nb\tb.png\t\nc\tc.png\t\n"),
+        (
+            "t.jsonl",
+            '{"image_id": "007", "uri": "a.png", "labels": ["cat", "odd, one"]}\n\n'
+            '{"uri": "b.png", "image_id": "b", "labels": "", "more": {"x": [1]}}\n'
+            '{"image_id": "c", "uri": "c.png", "labels": null}\n',
+        ),
+    ],
+)
+def test_text_tables_of_every_dialect(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    entries = TableImages(path=tmp_path / name).entries()
+    assert [(e.image_id, Path(e.uri).name, e.labels) for e in entries] == [
+        ("007", "a.png", ("cat", "odd, one")),
+        ("b", "b.png", ()),
+        ("c", "c.png", ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "t.csv",
+            b"image_id,uri,labels\na,a.png,[unclear\n",
+            r"row 0 .*begin with '\[' .*\[unclear.*write the labels",
+        ),
+        ("t.csv", b"image_id,uri,labels\na,a.png,[[1]]\n", r"begin with '\['"),
+        (
+            "t.csv",
+            "image_id,uri,labels\nä,a.png,b\n".encode("latin-1"),
+            "not UTF-8 .* at byte 20.* save it as UTF-8",
+        ),
+        ("t.jsonl", b'{"image_id": 1\n', "t.jsonl: the table cannot be read"),
+        ("t.jsonl", b"[1]\n", r"line 1 is no object with keys: '\[1\]'"),
+        ("t.jsonl", b'{"image_id": 1, "uri": "a"}\n', r"lacks the column\(s\) labels"),
+        ("t.txt", b"\n", "no rows"),
+    ],
+)
+def test_what_no_table_can_mean_is_refused_with_a_remedy(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        TableImages(path=tmp_path / name).entries()
+
+
+def test_a_list_of_paths_is_a_table_without_labels(tmp_path):
+    """As thingsvision writes it beside its features."""
+    write_image(tmp_path / "images" / "b c.png", 7)
+    write_image(tmp_path / "images" / "a.png", 8)
+    (tmp_path / "file_names.txt").write_text("images/b c.png\nimages/a.png\n")
+    images = TableImages(path=tmp_path / "file_names.txt")
+    assert [(e.image_id, e.labels) for e in images.entries()] == [
+        ("images/b c.png", ()),
+        ("images/a.png", ()),
+    ]
+    assert [np.asarray(images.read(entry))[0, 0, 0] for entry in images.entries()] == [7, 8]
+    assert [e.image_id for e in read_entries(tmp_path / "file_names.txt", needs_uri=False)] == [
+        *("images/b c.png", "images/a.png")
+    ]
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -363,7 +497,7 @@ def test_rows_with_an_empty_cell_are_refused(tmp_path, column):
         ("t.csv", b"", "cannot be read"),
         ("t.csv", b"image_id,uri,labels\n", "no rows"),
         ("t.csv", b"image_id,uri,labels\na,b\n", "cannot be read"),
-        ("t.csv", b"image_id,uri,labels\n\xff\xfe,a,b\n", "cannot be read"),
+        ("t.csv", b"image_id,uri,labels\n\xff\xfe,a,b\n", "is not UTF-8 .* save it as UTF-8"),
         ("t.parquet", b"not parquet", "cannot be read"),
         ("t.xlsx", b"", r"not in '\.xlsx'"),
         ("t", b"", "not in 'nothing'"),

@@ -411,6 +411,24 @@ def test_a_damaged_development_kit_is_refused(tmp_path, file, content, message):
         ImageNetImages(path=root).entries()
 
 
+def test_no_annotation_leads_out_of_the_folder_of_images(tmp_path):
+    write_image(tmp_path / "secret.png")
+    document = egoobjects_document()
+    root = write_egoobjects(tmp_path / "ego", document)
+    document["images"][0]["url"] = "../../secret.png"
+    (root / "EgoObjectsV1_unified_eval.json").write_text(json.dumps(document))
+    with pytest.raises(
+        InputError, match=r"_eval\.json: '\.\./\.\./secret\.png' leads out of the folder of images"
+    ):
+        EgoObjectsImages(path=root).entries()
+    root = write_tiny_imagenet(tmp_path / "tiny")
+    with (root / "val" / "val_annotations.txt").open("a") as file:
+        wnid = (root / "wnids.txt").read_text().split()[0]
+        file.write(f"../../secret.png\t{wnid}\t0\t0\t1\t1\n")
+    with pytest.raises(InputError, match=r"val_annotations\.txt: '\.\./\.\./secret\.png' leads out"):
+        TinyImageNetImages(path=root).entries()
+
+
 # --- all of them ---------------------------------------------------------------------------------------
 
 WRITERS = {

@@ -6,16 +6,25 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
-from semrsm_dist.config.schema import FeaturesData, RunConfig, as_config, load_config, parse_config
+from semrsm_dist.config.schema import (
+    FeaturesData,
+    RunConfig,
+    as_config,
+    check_sources,
+    load_config,
+    parse_config,
+)
 from semrsm_dist.data.source import DataSource, ImageSource
 from semrsm_dist.data.sources import SOURCES
 from semrsm_dist.data.sources.crops import ShiftedCrops
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.folder import FolderImages
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, InputError
 
 MODEL = {"name": "test_resnet", "weights": "random", "layers": ["layer1"]}
 TOY = '''
@@ -190,3 +199,36 @@ def test_mistakes_in_python_read_as_those_in_a_file():
     with pytest.raises(ValidationError):  # what validates a part within a whole gets each problem by itself
         DigitScenes.model_validate({"n_images": 0})
     assert issubclass(FolderImages, ImageSource) and issubclass(ImageSource, DataSource)
+
+
+# --- what can be found out beforehand ----------------------------------------------------------------------
+
+
+def test_places_that_do_not_exist_are_found_before_a_run(tmp_path):
+    (tmp_path / "here").mkdir()
+    np.save(tmp_path / "there.npy", np.zeros(3))
+    away, here = tmp_path / "away", tmp_path / "here"
+    features = {
+        "source": "features",
+        "layers": {"a": tmp_path / "there.npy", "b": away},
+        "table": away.as_uri(),
+    }
+    config = RunConfig.from_dict({"run": "r", "data": features, "queries": features})
+    problem = rf"layers\.b: '{away}' does not exist; table: '{away.as_uri()}' does not exist; check the path"
+    with pytest.raises(InputError, match=f"data: {problem}\nqueries: {problem}"):
+        check_sources(config)
+    crops = {"source": "crops", "of": {"source": "folder", "path": away}}
+    config = RunConfig.from_dict({"run": "r", "data": crops, "queries": {"source": "digits"}, "model": MODEL})
+    with pytest.raises(InputError, match=rf"^data: the image folder '{away}' does not exist; give the path"):
+        check_sources(config)
+    Image.new("RGB", (4, 4)).save(here / "x.png")
+    config = RunConfig.from_dict({"run": "r", "data": {"source": "folder", "path": here}, "model": MODEL})
+    check_sources(config)
+
+
+def test_validate_finds_a_missing_folder(tmp_path):
+    job = "run: run\ndata: {source: folder, path: images}\nmodel: {name: test_resnet, layers: [layer1]}\n"
+    (tmp_path / "job.yaml").write_text(job)
+    done = semrsm(tmp_path, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "validate", "job.yaml")
+    assert done.returncode == 2
+    assert f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path" in done.stderr

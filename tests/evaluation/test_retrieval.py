@@ -192,6 +192,20 @@ def test_a_query_in_its_own_database_is_known_by_its_content():
     assert retrieval_f1(reader(matrix), known, others).f1 == pytest.approx((0 + 1) / 2)
 
 
+def test_exact_copies_are_no_hits_of_each_other():
+    labels = [("a",), ("a",), ("b",), ("a",)]
+    matrix = np.array([[9, 8, 2, 1], [8, 9, 1, 2], [2, 1, 9, 3], [1, 2, 3, 9]], float)
+    images = RetrievalImages(labels, contents=["x", "x", "z", None])
+    assert retrieval_f1(reader(matrix), RetrievalImages(labels)).f1 == pytest.approx(2 / 4)
+    assert retrieval_f1(reader(matrix), images).f1 == pytest.approx(1 / 4)
+    np.testing.assert_array_equal(
+        find_hits(reader(matrix), RetrievalTask(images), 1).n_candidates, [2, 2, 3, 3]
+    )
+    assert not RetrievalTask(images).depends_on_groups_alone()
+    different = RetrievalImages(labels, contents=["x", "y", None, None])
+    assert RetrievalTask(different).depends_on_groups_alone()
+
+
 def test_hits_and_scores_are_per_query():
     labels = [("a",), ("a", "b"), (), ("b",)]
     # Without labels, image 2 is nobody's candidate: that its similarity to image 0 is undefined does not count.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.entries import ImageEntry
@@ -148,3 +151,19 @@ def test_workers_that_do_not_see_the_run_stop_it_at_once(shop, source):
         document = shop.of_images("run", shop.images(n=4))
     with pytest.raises(StorageError, match=r"does not see the run directory .*elsewhere.*all nodes share"):
         shop.run(document, engine=Elsewhere(workers=2))
+
+
+def test_copies_and_dark_images_are_reported_and_the_copies_are_no_hits(shop):
+    folder, other = shop.images(n=4), shop.images("others", n=3)
+    for target in (folder / "copy.png", folder / "again.png", other / "known.png"):
+        shutil.copy(next(iter(sorted(folder.rglob("*.png")))), target)
+    dark = np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40)
+    Image.fromarray(dark).save(folder / "dark.png")
+    queries = {"source": "folder", "path": str(other)}
+    summary = shop.run(shop.of_images("run", folder, queries=queries))
+    told = "\n".join(summary["warnings"])
+    assert "images: 2 of 7 images are exact copies of others" in told
+    assert "queries: 1 of 4 are also in data, with the same content" in told
+    assert (
+        "images: 1 of 7 images (dark.png): its 16-bit values all lie below 4096, as those of 12-bit" in told
+    )

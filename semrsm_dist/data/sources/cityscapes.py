@@ -17,7 +17,8 @@ from semrsm_dist.data.annotations import (
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileSource, absolute, join
+from semrsm_dist.data.files import FileSource
+from semrsm_dist.data.locations import absolute, join
 from semrsm_dist.errors import InputError, did_you_mean
 from semrsm_dist.fields import Count, Seed
 

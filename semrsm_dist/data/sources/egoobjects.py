@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from semrsm_dist.data.annotations import draw_sample, read_json, shorten
+from semrsm_dist.data.annotations import draw_sample, place_below, read_json, shorten
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import FileSource, absolute, below, join
+from semrsm_dist.data.files import FileSource
+from semrsm_dist.data.locations import absolute, join
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import Count, Location, Seed
 
@@ -80,7 +81,7 @@ class EgoObjectsImages(FileSource):
         return [
             ImageEntry(
                 name,
-                below(folder, images[name]["url"]),
+                place_below(folder, str(images[name]["url"]), where),
                 tuple(sorted(labels.get(name, ()))),
                 None if images[name].get("group_id") is None else str(images[name]["group_id"]),
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from semrsm_dist.data.locations import exists
 from semrsm_dist.data.source import DataSource
+from semrsm_dist.errors import InputError
 from semrsm_dist.fields import LayerName, LocalPath, Location
 
 
@@ -29,3 +32,14 @@ class FeaturesData(DataSource):
         if unknown:
             raise ValueError(f"token_counts names unknown layers: {unknown}; correct or remove them")
         return self
+
+    def check(self) -> None:
+        """Look whether the files are there."""
+        places: dict[str, str | Path] = {f"layers.{layer}": path for layer, path in self.layers.items()}
+        places |= {f"token_counts.{layer}": path for layer, path in self.token_counts.items()}
+        places |= {"table": self.table} if self.table is not None else {}
+        missing = [
+            f"{key}: {str(place)!r} does not exist" for key, place in places.items() if not exists(place)
+        ]
+        if missing:
+            raise InputError("; ".join(missing) + "; check the path")

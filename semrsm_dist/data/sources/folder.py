@@ -6,8 +6,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileSource, below, is_uri, join
-from semrsm_dist.data.listing import EXTENSIONS, is_image, list_files
+from semrsm_dist.data.files import FileSource
+from semrsm_dist.data.listing import extensions, list_images
+from semrsm_dist.data.locations import below, is_uri, join
 from semrsm_dist.errors import InputError
 
 
@@ -16,8 +17,8 @@ class FolderImages(FileSource):
 
     The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
     directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
-    are taken by their extension (`EXTENSIONS`, in either case); names that start with a dot are passed
-    over. Symbolic links are followed.
+    are taken by their ending, if Pillow decodes such images, and by their content if they have no ending; a warning
+    counts the others. Names that start with a dot are passed over. Symbolic links are followed.
 
     Parameters
     ----------
@@ -35,11 +36,12 @@ class FolderImages(FileSource):
     def entries(self) -> list[ImageEntry]:
         """Return the images, sorted by image id."""
         root = join(self.path)
-        images = sorted(name for name in list_files(root) if is_image(name))
+        images = list_images(root)
         if not images:
             raise InputError(
-                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(EXTENSIONS))} "
-                f"(either case). Give the folder that holds the images or the class folders"
+                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(extensions()))} "
+                "(either case), and no file without an ending holds an image. Give the folder that holds the images or "
+                "the class folders"
             )
         return [_entry(root, name) for name in images]
 

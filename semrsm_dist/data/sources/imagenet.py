@@ -17,8 +17,9 @@ from semrsm_dist.data.annotations import (
     shorten,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import FileSource, below, join
+from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
+from semrsm_dist.data.locations import below, join
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import Count, Location, Seed
 

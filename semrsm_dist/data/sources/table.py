@@ -10,11 +10,15 @@ from semrsm_dist.data.table import read_entries
 
 
 class TableImages(FileSource):
-    """Images listed in a Parquet (``.parquet``, ``.pq``) or CSV (``.csv``) file, in the order of its rows.
+    """Images listed in a table, in the order of its rows.
+
+    The table is a Parquet file (``.parquet``, ``.pq``), text with commas, semicolons or tabs between its columns
+    (``.csv``, ``.tsv``), or one JSON object per line (``.jsonl``); text is UTF-8. A ``.txt`` file has one path per
+    line, which is also the image's id, and no labels.
 
     Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
-    being relative to the table's folder; `labels`, a list column, or text with ``|`` between the labels, empty
-    for none; and, optionally, `group`. Further columns are ignored.
+    being relative to the table's folder; `labels`, a list column, a list written as JSON, or text with ``|``
+    between the labels, empty for none; and, optionally, `group`. Further columns are ignored.
 
     Parameters
     ----------

@@ -9,13 +9,15 @@ from typing import Literal
 from semrsm_dist.data.annotations import (
     draw_sample,
     list_below,
+    place_below,
     read_lines,
     shorten,
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileSource, absolute, below, join
+from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
+from semrsm_dist.data.locations import absolute, below, join
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import Count, Seed
 
@@ -84,7 +86,9 @@ class TinyImageNetImages(FileSource):
         ]
         warn_unlabelled("TinyImageNet val", unlisted)
         return {
-            name: ImageEntry(name, below(folder, name), (labels[name],) if name in labels else ())
+            name: ImageEntry(
+                name, place_below(folder, name, where), (labels[name],) if name in labels else ()
+            )
             for name in (*labels, *unlisted)
         }
 

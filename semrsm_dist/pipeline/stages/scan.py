@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource
@@ -88,6 +89,7 @@ def scan_images(session: Session, side: str, source: ImageSource, entries: Seque
             rows[index] = row
     manifest = Manifest(tuple(row for row in rows if row is not None))
     _check_readable(session, side, manifest)
+    _warn_of_remarks(session, side, manifest)
     return manifest
 
 
@@ -203,3 +205,33 @@ def _check_readable(session: Session, side: str, manifest: Manifest) -> None:
         f"{side}: {len(bad)} of {len(manifest)} images cannot be read and are left out (listed in "
         f"{session.directory.manifest(side).name}):\n{shown}{more}"
     )
+
+
+def _warn_of_remarks(session: Session, side: str, manifest: Manifest) -> None:
+    found: dict[str, list[str]] = {}
+    for row in manifest.rows:
+        if row.remark:
+            found.setdefault(row.remark, []).append(row.image_id)
+    for remark, names in found.items():
+        session.warn(f"{side}: {len(names)} of {len(manifest)} images ({shorten(names)}): {remark}")
+
+
+def warn_of_copies(session: Session, manifests: Mapping[Side, Manifest]) -> None:
+    """Warn of images with the same content: their similarity is that of an image with itself."""
+    hashes = {
+        side: [content for content in manifest.contents() if content] for side, manifest in manifests.items()
+    }
+    for side, contents in hashes.items():
+        copies = len(contents) - len(set(contents))
+        if copies:
+            session.warn(
+                f"{side}: {copies} of {len(contents)} images are exact copies of others; retrieval does not count an "
+                "image's copies as hits, but they weigh in all other statistics: remove them if that is not meant"
+            )
+    database = set(hashes["images"])
+    found = sum(content in database for content in hashes.get("queries", ()))
+    if found:
+        session.warn(
+            f"queries: {found} of {len(hashes['queries'])} are also in data, with the same content; retrieval does not "
+            "count a query's copies as hits, but the matrix and top-k lists have them"
+        )

@@ -86,8 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     for name, command, text in (
         ("run", _run, "compute a run, or what is missing of it"),
-        ("plan", _plan, "what a run would cost, from a calibration on its own images"),
-        ("validate", _validate, "print the resolved configuration, or what is wrong with it"),
+        ("plan", _plan, "estimate the cost of a run, from a calibration on its own images"),
+        ("validate", _validate, "print the resolved configuration, or its mistakes"),
     ):
         sub = add(name, command, text)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file")
@@ -97,20 +97,20 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "run":
             sub.add_argument("--json", action="store_true", help="for programs")
 
-    evaluate = add("evaluate", _evaluate, "run an experiment: what the matrices are worth", add_help=False)
+    evaluate = add("evaluate", _evaluate, "run an experiment: what are the matrices worth?", add_help=False)
     _add_evaluate_options(evaluate)
 
-    status = add("status", _status, "progress, rate, time left and failed tiles of a run")
+    status = add("status", _status, "show progress, rate, time left and failed tiles of a run")
     status.add_argument("run", metavar="RUN", help="the run directory")
     status.add_argument("--json", action="store_true", help="for programs")
 
-    models = add("models", _models, "models by name, with the weights there are")
+    models = add("models", _models, "list models by name, with their available weights")
     models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
     models.add_argument(
         "--weights", choices=("digits", "pretrained", "random"), help="only models with these weights"
     )
 
-    layers = add("layers", _layers, "the layers of a model, with their tokens (S) and channels (C)")
+    layers = add("layers", _layers, "list the layers of a model, with their tokens (S) and channels (C)")
     layers.add_argument("model", metavar="MODEL")
     layers.add_argument(
         "--modules", action="store_true", help="every module that can be read, not only the stages"
@@ -119,19 +119,19 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights",
         choices=("random", "digits"),
         default="random",
-        help="digits: the network as shipped, whose patches may be others than timm's",
+        help="digits: the network as shipped, whose patches may differ from timm's",
     )
-    layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image")
+    layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image, in pixels")
 
     export = add("export", _export, "write similarity matrices in another format")
     export.add_argument("run", metavar="RUN", help="the run directory")
     export.add_argument("--to", choices=("npy",), default="npy", help="the format")
     export.add_argument(
-        "--layer", action="append", help="a layer; if not given, those the run was last asked for"
+        "--layer", action="append", help="a layer; by default, those that the last session requested"
     )
     export.add_argument("--kernel", default="cosine", help="linear, cosine or rbf")
     export.add_argument("--kind", default="semantic", help="semantic or spatio-semantic")
-    export.add_argument("--out", type=Path, metavar="FOLDER", help="where to; RUN/export if not given")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
     return parser
 
 
@@ -152,7 +152,7 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--address", help="cluster that the engine joins; without it Ray starts one on this machine"
     )
-    sub.add_argument("--workers", type=int, metavar="N", help="CPU slots to use at most; all if not given")
+    sub.add_argument("--workers", type=int, metavar="N", help="maximum CPU slots; all by default")
 
 
 class _Version(argparse.Action):
@@ -179,9 +179,9 @@ def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "-h", "--help", action=_ExperimentsHelp, nargs=0, help="show this help message and exit"
     )
-    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
+    evaluate.add_argument("experiment", metavar="EXPERIMENT", help="one of the experiments below")
     evaluate.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="the run it judges; digit scenes if not given"
+        "config", metavar="CONFIG", nargs="?", help="the run it uses; digit scenes by default"
     )
     _add_set(evaluate)
     evaluate.add_argument(
@@ -193,7 +193,7 @@ def _add_evaluate_options(evaluate: argparse.ArgumentParser) -> None:
         help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
     )
     evaluate.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for table and figure; RUN/evaluation if not given"
+        "--out", type=Path, metavar="FOLDER", help="folder for table and figure; RUN/evaluation by default"
     )
     _add_engine(evaluate)
 
@@ -224,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
         finished = run(config, reporter=ConsoleReporter(), stop=stop)
         _print(format_summary(finished.summary()))
         figure = draw_overview(finished)
-    _print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group a layer); picture: {figure}")
+    _print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group per layer); picture: {figure}")
     return 0
 
 

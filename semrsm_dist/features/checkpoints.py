@@ -40,7 +40,7 @@ _POSITIONS = (
 )
 """How the names of position embeddings of images end, in timm and elsewhere."""
 
-# What timm's converters raise when a file is not what they expect.
+# Errors that timm's converters raise for unexpected files.
 _CONVERSION_ERRORS = (
     RuntimeError,
     KeyError,

@@ -1,11 +1,11 @@
 """CLIPSeg through transformers: CLIP's vision tower and, for a prompt, the decoder behind it.
 
-Lüddecke and Ecker, Image Segmentation Using Text and Image Prompts, CVPR 2022. The network is given the face of timm's
+Lüddecke and Ecker, Image Segmentation Using Text and Image Prompts, CVPR 2022. The network gets the interface of timm's
 (`feature_info`, `forward_intermediates`, `forward_features`), so that layers are found and read as everywhere.
-The vision tower sees the image alone. The decoder takes three of its layers and a text: what it makes of an image
+The vision tower sees only the image. The decoder takes three of its layers and a text: its output
 depends on the prompt, which therefore belongs to the model.
 
-transformers is an extra; nothing of it is imported before a network of this family is asked for.
+transformers is an extra; it is imported only when a network of this family is requested.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _VOCABULARY = ("vocab.json", "merges.txt")
 
 
 class ClipSeg(nn.Module):
-    """CLIPSeg with the face of a timm model: layers of the vision tower, then those of the decoder.
+    """CLIPSeg with the interface of a timm model: layers of the vision tower, then those of the decoder.
 
     Parameters
     ----------
@@ -146,14 +146,14 @@ class ClipSeg(nn.Module):
         indices
             Of the layers in `feature_info`.
         stop_early
-            Leave the decoder out if none of its layers is asked for.
+            Leave the decoder out if none of its layers is requested.
         output_fmt
             "NCHW".
         intermediates_only
             Return the layers alone, not (output, layers).
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"layers are handed out as NCHW, not as {output_fmt}")
+            raise ValueError(f"layers are returned as NCHW, not as {output_fmt}")
         n_vision = len(self.vision.encoder.layers)
         layers = self._layers(x, with_decoder=not stop_early or max(indices) >= n_vision)
         grid = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
@@ -265,7 +265,7 @@ def _fetch(name: str, files: Sequence[str]) -> Path:
     cfg = registry.pretrained_cfg(name)
     if not cfg.get("hf_hub_id"):
         raise ConfigError(
-            f"model {name!r} has no files to download; ask for weights: random without a prompt, or give a file as "
+            f"model {name!r} has no files to download; set weights: random without a prompt, or give a file as "
             "weights"
         )
     hub.check_download(name, cfg, files)

@@ -1,4 +1,4 @@
-"""From images to representations: preprocessing, batches, precision and checks. What a worker holds."""
+"""From images to representations: preprocessing, batches, precision and checks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Extractor:
     """A model with the layers to read, on its device.
 
     On a GPU the network runs under autocast in the given precision; products stay in full float32, never
-    TF32, where float32 is asked for. On a CPU it runs in one thread: with every core held by a worker
+    TF32, with float32. On a CPU it runs in one thread: with a worker on every core
     that is fastest, and the rounding does not depend on the machine's number of cores.
 
     Parameters
@@ -122,7 +122,7 @@ class Extractor:
     def transform(self, image: Image.Image) -> Prepared:
         """Return the (3, H, W) input of the network for an image; may be called from any thread.
 
-        Whoever reads images applies it at once: a tensor is small and of one size, a photograph is neither.
+        Readers of images apply it at once: a tensor is small and of one size, a photograph is neither.
         """
         _use_one_thread()
         tensor: Tensor = self.model.transform(image if image.mode == "RGB" else image.convert("RGB"))
@@ -176,7 +176,7 @@ class Extractor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.batch_size = len(batch) // 2
-        _logger.warning("GPU memory exhausted: going on with batches of %d images", self.batch_size)
+        _logger.warning("GPU memory exhausted: continuing with batches of %d images", self.batch_size)
         return None
 
     def _forward(self, batch: Tensor) -> dict[str, NDArray[np.float32]]:
@@ -206,7 +206,7 @@ def _resolve_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= seen:
         raise ConfigError(
             f"{device} was to run the model, but torch sees {seen or 'no'} GPU{'s' * (seen > 1)} here (torch "
-            f"{torch.__version__}); nothing was extracted, as a CPU would take its place unnoticed: install a torch "
+            f"{torch.__version__}); nothing was extracted, since a CPU would silently take its place: install a torch "
             "and a driver that fit the GPU, or set CUDA_VISIBLE_DEVICES to the empty string and begin a new run on "
             "the CPU"
         )

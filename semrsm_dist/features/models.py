@@ -1,6 +1,6 @@
 """A vision model ready to read representations from: architecture, weights, preprocessing, identity.
 
-Any architecture of timm, and CLIPSeg. The weights are always those asked for: downloaded under an explicit tag,
+Any architecture of timm, and CLIPSeg. The weights are always those requested: downloaded under an explicit tag,
 shipped with the package, from a local file, or random when the configuration says "random".
 """
 
@@ -43,7 +43,7 @@ class LoadedModel:
     module
         The timm model; no gradients.
     spec
-        What was asked for.
+        The requested model.
     data_config
         timm's resolved preprocessing: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode.
     transform
@@ -60,7 +60,7 @@ class LoadedModel:
     prompt_tokens
         The prompt as the network reads it; empty without one.
     build_options
-        How the network departs from timm's of this name, where a weight file describes it.
+        How the network differs from timm's of this name, if a weight file describes it.
     """
 
     module: nn.Module

@@ -48,7 +48,7 @@ class ModelRow:
     Attributes
     ----------
     name
-        What to write as the model's name: ``arch.tag`` where weights can be downloaded, else ``arch``.
+        Name to use in configurations: ``arch.tag`` if weights can be downloaded, else ``arch``.
     weights
         "digits" (shipped with the package), "pretrained" (downloaded by timm) or "random" (no weights known).
     input_size

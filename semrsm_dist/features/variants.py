@@ -1,4 +1,4 @@
-"""Weights made from those of a network: pruned by magnitude, or trained further; each file says how it was made."""
+"""Weights derived from those of a network, pruned by magnitude or fine-tuned; each file records how it was made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MADE_FROM = "made_from"
 """Key in the head of a weight file of what it was made from and how, as JSON."""
 
 SOURCE_ONLY = ("held_out", "recipe", "steps", "seed")
-"""What the head of the source's file says of its training and is no longer true."""
+"""Facts in the header of the source's file about its training, which no longer apply."""
 
 Batch = tuple[Sequence[Image], NDArray[Any]]
 """Images, and for each of them which labels it has, (B, L) of 0 and 1."""
@@ -67,7 +67,7 @@ def train_further(model: LoadedModel, batches: Iterable[Batch], *, steps: int, l
 
 
 def is_made(path: Path, recipe: Mapping[str, Any]) -> bool:
-    """Tell whether a file holds weights that were made as the recipe says."""
+    """Return whether a file holds weights that were made by this recipe."""
     return registry.read_head(path).get(MADE_FROM) == json.dumps(recipe)
 
 

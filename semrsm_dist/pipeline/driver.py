@@ -1,4 +1,4 @@
-"""A run from beginning to end: the stages in order, and what each hands to the next."""
+"""A run from beginning to end: the stages in order, and what each passes to the next."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def run(
 def compute_outputs(
     config: RunConfig, *, meaning: str | None = None, reporter: Reporter | None = None
 ) -> ModelOutputs:
-    """Compute what the head of a run's model says of its images, or what is missing of it, and read it.
+    """Compute the outputs of a model's head for a run's images, or what is missing of them, and read them.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def compute_outputs(
 def _open_session(
     config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
 ) -> Iterator[tuple[Session, RunRecord | None]]:
-    """Hold the run directory and an engine, and give the session with the record of the run."""
+    """Hold the run directory and an engine, and yield the session with the record of the run."""
     directory = RunDirectory(_lasting(config.run))
     directory.create()
     with limit_threads(), directory.locked():

@@ -1,4 +1,4 @@
-"""What a worker does about exceptions: from each a receipt, by which the driver decides."""
+"""How workers handle exceptions: each becomes a receipt, by which the driver decides."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path
     for unit in units:
         try:
             receipt = do(unit)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not take the other units along
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other units
             receipt = failure_receipt(unit, error, run)
         yield receipt
 
@@ -44,7 +44,7 @@ def first_cause(failures: Sequence[Failure]) -> str:
 
 
 def list_failures(failures: Sequence[Failure], shown: int = 10) -> str:
-    """Return one line a failed unit, for a message."""
+    """Return one line per failed unit, for a message."""
     lines = [f"  {failure.unit}: {_gist(failure.error)}" for failure in failures[:shown]]
     if len(failures) > shown:
         lines.append(f"  and {len(failures) - shown} more")
@@ -58,8 +58,8 @@ def _gist(error: str) -> str:
 def failure_receipt(unit: Hashable, error: Exception, run: Path | None = None) -> Receipt:
     """Describe a failed unit: the message of an error meant for users, the traceback of any other.
 
-    What would fail every other unit too is marked fatal: a full or read-only file system, and a run directory (`run`)
-    that cannot be seen where the unit was tried.
+    Causes that would fail every other unit too are marked fatal: a full or read-only file system, and a run directory
+    (`run`) that cannot be seen where the unit was tried.
     """
     if run is not None and not RunDirectory(run).is_visible():
         return Receipt(

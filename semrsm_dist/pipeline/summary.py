@@ -22,9 +22,9 @@ WORKER_PARTS = {
     "load": "loading",
     "write": "writing",
 }
-"""What a worker's time on tiles goes into, and what people call it.
+"""The parts of a worker's time on tiles, and their names for people.
 
-Solving is all of it, or what is left of it where the matcher tells products and matching apart.
+Solving is all of it, or the rest if the matcher measures products and matching separately.
 """
 
 
@@ -88,7 +88,7 @@ def summarise(
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Write a summary for people."""
+    """Format a summary for people."""
     work = summary["work"]
     counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
     n_layers = len(summary["layers"])
@@ -98,7 +98,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     ]
     computed = sum(stage["computed"] for stage in work.values())
     if computed == 0:
-        lines.append("everything was there already; nothing was computed")
+        lines.append("everything was complete already; nothing was computed")
     lines += ["", _layer_table(summary), ""]
     seconds = summary["seconds"]
     stages = ", ".join(

@@ -23,10 +23,10 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from semrsm_dist.errors import StorageError
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
-"""What the codecs raise for damaged bytes."""
+"""Errors that the codecs raise for damaged bytes."""
 
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
-"""What Zarr raises for a `zarr.json` that is cut short or not what it should be."""
+"""Errors that Zarr raises for a `zarr.json` that is truncated or invalid."""
 
 
 def limit_threads() -> AbstractContextManager[object]:
@@ -47,7 +47,7 @@ class DamagedChunkError(StorageError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only file system raises in this block into an error that names `path`.
+    """Turn errors of a full or read-only file system in this block into one that names `path`.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     Raises
     ------
     ValueError
-        If shape or type do not fit, or there is no such chunk: Zarr would broadcast or cast without a word.
+        If shape or type do not fit, or there is no such chunk: Zarr would silently broadcast or cast.
     OSError
         As the file system raises it.
     """
@@ -216,7 +216,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     DamagedChunkError
         If the bytes of a chunk in it cannot be decoded.
     StorageError
-        If a chunk in it is missing, or the file system does not give it.
+        If a chunk in it is missing, or the file system cannot read it.
     """
     touched = (
         range(part.start // size, -(-min(part.stop, length) // size))
@@ -274,12 +274,12 @@ def list_chunks(group: Path, name: str) -> set[tuple[int, ...]]:
 
 
 def is_decodable(array: zarr.Array[Any], index: Sequence[int]) -> bool:
-    """Tell whether the bytes of a chunk that is present can be decoded.
+    """Return whether the bytes of a chunk that is present can be decoded.
 
     Raises
     ------
     StorageError
-        If the file system does not give them, which says nothing about the chunk.
+        If the file system cannot read them, which says nothing about the chunk.
     """
     try:
         read_chunk(array, index)
@@ -330,12 +330,12 @@ def _writing_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
 
 @contextlib.contextmanager
 def reading_metadata(node: Path) -> Iterator[None]:
-    """Turn what Zarr raises for a damaged description of an array or a group into an error that names it.
+    """Turn Zarr's errors for a damaged description of an array or a group into one that names it.
 
     Raises
     ------
     StorageError
-        If `zarr.json` of the node is cut short or not what it should be.
+        If `zarr.json` of the node is truncated or invalid.
     """
     file = node / "zarr.json"
     try:

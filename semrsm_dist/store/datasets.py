@@ -1,4 +1,4 @@
-"""The final matrices of a layer as an xarray data set: what users read, and the pipeline itself does without.
+"""The final matrices of a layer as an xarray data set, for users; the pipeline does not need it.
 
 xarray takes half a second to load, which every command would pay.
 """
@@ -31,7 +31,7 @@ def open_dataset(layer: LayerMatrices) -> xr.Dataset:
 
 
 def _lazily(layer: LayerMatrices, name: Hashable, opened: xr.Variable) -> xr.Variable:
-    """Return a variable that reads as xarray's own does, but tells which chunk is damaged."""
+    """Return a variable that reads like xarray's own, but names the chunk that is damaged."""
     matrix: Any = indexing.LazilyIndexedArray(_Matrix(layer.matrix(str(name))))
     cached = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(matrix))  # type: ignore[no-untyped-call]
     return xr.Variable(opened.dims, cached, opened.attrs, opened.encoding)

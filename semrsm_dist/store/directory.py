@@ -1,11 +1,11 @@
-"""The run directory: what lies where, who may write, and the record that a resume is checked against.
+"""The run directory: its layout, its lock, and the record that a resume is checked against.
 
 Layout::
 
     run.json         the record: fingerprint, layers and their sizes, configuration, versions
     images.parquet   the manifest (queries.parquet in a rectangular run)
     features.zarr/   <side>/<layer>/: features, squared norms, pooled vectors
-    tiles.zarr/     <layer>: solved tiles, the truth that a resume counts
+    tiles.zarr/      <layer>: solved tiles, which a resume counts
     rsm.zarr/        <layer>/: the final matrices, for xarray
     events.jsonl     what happened when, for people
     summary.json     the last summary
@@ -34,7 +34,7 @@ from semrsm_dist.store.record import RunRecord, parse_record
 log = logging.getLogger(__name__)
 
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-"""Storage errors that no retry mends."""
+"""Storage errors that no retry fixes."""
 
 BEFORE_THE_RECORD = re.compile(
     r"lock|events\.jsonl|run\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
@@ -96,7 +96,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(
-                f"{self.path}: run: must name a directory, but a file stands there or above it; choose another path"
+                f"{self.path}: run: must name a directory, but it or a folder above it is a file; choose another path"
             ) from error
         except OSError as error:
             # No room or no permission can change; where nothing can ever be made, the configuration is wrong.
@@ -131,7 +131,7 @@ class RunDirectory:
         write_atomically(self.path / "run.json", record.model_dump_json(indent=1) + "\n")
 
     def remove_partial_files(self) -> None:
-        """Remove what writers that were killed have left under temporary names."""
+        """Remove temporary files of writers that were killed."""
         for group in (self.features, self.tiles, self.matrices):
             for path in group.rglob("*.partial"):
                 if not path.is_dir():  # as that of a layer of such a name is
@@ -154,7 +154,7 @@ class RunDirectory:
         return summary if isinstance(summary, dict) else None
 
     def append_event(self, event: str, **facts: object) -> None:
-        """Add a line to the ledger. It is for people: nothing is decided by it, nothing fails for want of it."""
+        """Add a line to the ledger. It is for people: nothing depends on it, and nothing fails without it."""
         line = json.dumps({"time": time.time(), "event": event, **facts})
         try:
             with (self.path / "events.jsonl").open("ab+") as ledger:
@@ -165,7 +165,7 @@ class RunDirectory:
             log.warning("%s: cannot be written (%s)", self.path / "events.jsonl", error.strerror)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
-        """Yield the ledger's events, oldest first; a line that a kill cut short is passed over."""
+        """Yield the ledger's events, oldest first; a line truncated by a kill is skipped."""
         try:
             text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -204,7 +204,7 @@ class RunDirectory:
                 handle.seek(0)
                 owner = handle.read().decode(errors="replace").strip() or "unknown"
                 raise ResumeError(
-                    f"{self.path}: another driver is at work on this run ({owner}); two would do the work twice: wait "
+                    f"{self.path}: another driver is working on this run ({owner}); two would do the work twice: wait "
                     "for it (semrsm status), or stop it first"
                 ) from error
             except OSError as error:
@@ -213,17 +213,17 @@ class RunDirectory:
                     "put the run on a file system with flock, such as a local disk or NFS version 4"
                 ) from error
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            with contextlib.suppress(OSError):  # a full disk: the lock is held nevertheless
                 handle.truncate(0)
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
             yield
 
     def is_visible(self) -> bool:
-        """Tell whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
+        """Return whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
         return (self.path / "lock").exists()
 
     def is_locked(self) -> bool:
-        """Tell whether a driver is at work on the run."""
+        """Return whether a driver is at work on the run."""
         try:
             with (self.path / "lock").open("r", encoding="utf-8") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

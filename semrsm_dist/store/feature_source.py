@@ -1,6 +1,6 @@
 """Opening ready-made features, whatever their format: `.npy` files and Zarr arrays.
 
-Here and not beside the `.npy` reader because this room is the one that knows Zarr.
+It is in this room, not beside the `.npy` reader, since only this room imports Zarr.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
         A `.npy` file; or a Zarr array (format 2 or 3), alone or inside a group (`store.zarr/group/array`), as a
         local path; or a `.zip` file of Zarr with an array at its root.
     layout
-        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to tell by the number of axes.
+        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to decide by the number of axes.
 
     Raises
     ------
     ConfigError
         The layout is unknown.
     InputError
-        Nothing is there, or not an array of features; the message says what was found.
+        There is nothing, or no array of features; the message says what was found.
     """
     local = Path(path).expanduser()
     if local.suffix in (".npy", ".npz") or (local.is_file() and local.suffix != ".zip"):
@@ -148,13 +148,13 @@ class ZarrFeatures(FeatureArray):
         return zarr.Array(zarr.AsyncArray(metadata, self._array.store_path))
 
 
-@functools.cache  # an array is opened for every chunk; once is enough to be told
+@functools.cache  # an array is opened for every chunk; one warning is enough
 def _warn_of_large_chunks(path: str, chunks: tuple[int, ...], itemsize: int) -> None:
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > _LARGE_CHUNK_BYTES:
         _logger.warning(
             "%s: its chunks %s hold %.1f GB each, and reading any image decodes a whole chunk; "
-            "write it again with a few hundred images a chunk",
+            "write it again with a few hundred images per chunk",
             path,
             chunks,
             chunk_bytes / 1e9,

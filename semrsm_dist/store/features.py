@@ -1,4 +1,4 @@
-"""The feature store: per layer the concept vectors of all images, and what is cheap to keep beside them.
+"""The feature store: per layer, the concept vectors of all images and small arrays derived from them.
 
 A feature chunk is consecutive images that are written together. Beside the features there are token counts, squared
 norms (float64) and pooled vectors (mean over the tokens). The features are written last, so a chunk whose features are
@@ -146,7 +146,7 @@ class FeatureStore:
         )
 
     def remove_damaged(self, threads: int = 4) -> list[int]:
-        """Delete what cannot be decoded of the chunks that are there, and return their numbers."""
+        """Delete the chunks that are present but cannot be decoded, and return their numbers."""
         numbers = sorted(self.present())
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
@@ -184,12 +184,12 @@ class FeatureStore:
             group.attrs[VERIFIED] = True
 
     def is_complete(self) -> bool:
-        """Tell whether all chunks are there."""
+        """Return whether all chunks are complete."""
         array = self._arrays[FEATURES]
         return len(self.present()) == -(-array.shape[0] // array.chunks[0])
 
     def has_chunk(self, index: int) -> bool:
-        """Tell whether one chunk is complete."""
+        """Return whether one chunk is complete."""
         return all(
             self.group.joinpath(name, "c", str(index), *rest).is_file() for name, rest in _CHUNKS.items()
         )

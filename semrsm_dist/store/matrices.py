@@ -64,14 +64,14 @@ class MatrixStore:
             return {}
 
     def is_complete(self) -> bool:
-        """Tell whether the layer has been assembled and every chunk of it is there.
+        """Return whether the layer has been assembled and every chunk of it is there.
 
         A chunk that is not there would read as NaN, like an undefined similarity. The chunks are listed, not read.
         """
         return self._find_missing() is None
 
     def _find_missing(self) -> Path | None:
-        """Return the first thing that is not there: the group if it is not assembled, an array or a chunk."""
+        """Return the first thing that is missing: the group if it is not assembled, an array or a chunk."""
         try:
             with chunks.reading_metadata(self.group):
                 group = zarr.open_group(self.group, mode="r")
@@ -166,8 +166,8 @@ class MatrixStore:
         if missing is not None:
             raise IncompleteError(
                 f"{missing}: the matrices of layer {self.layer!r} are not "
-                f"{'assembled yet' if missing == self.group else 'all there any more: this is missing'}; start the "
-                "run's command again to finish it (semrsm status tells how far it is)"
+                f"{'assembled yet' if missing == self.group else 'complete any more: this is missing'}; start the "
+                "run's command again to finish it (semrsm status shows its progress)"
             )
         return LayerMatrices(self.group)
 
@@ -212,7 +212,7 @@ def gather_metadata(root: Path) -> None:
 
 
 def _forget_metadata(root: Path) -> None:
-    """Write the root's description again without the metadata that it gathered, which is about to be outdated."""
+    """Rewrite the root's description without the metadata that it gathered, which is about to be outdated."""
     zarr.open_group(root, mode="a", use_consolidated=False).attrs.put({})
 
 

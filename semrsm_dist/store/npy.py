@@ -1,4 +1,4 @@
-"""Arrays written to `.npy` files part by part, so that memory does not grow with them."""
+"""Arrays written to `.npy` files part by part, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from semrsm_dist.store.chunks import writing
 
 
 def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]) -> None:
-    """Write an array, and under its name only when it is whole.
+    """Write an array; the file gets its name only when it is whole.
 
     Not through a memory map: on a full disk that ends the process with a bus error.
 
@@ -43,7 +43,7 @@ def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Itera
             for part in parts:
                 if part.shape[1:] != shape[1:]:
                     raise ValueError(
-                        f"a part of shape {part.shape} does not go into an array of shape {shape}"
+                        f"a part of shape {part.shape} does not fit into an array of shape {shape}"
                     )
                 n_rows += len(part)
                 file.write(np.ascontiguousarray(part, dtype=kind).data)

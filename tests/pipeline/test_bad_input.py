@@ -350,8 +350,8 @@ def test_a_directory_that_is_no_run_is_not_touched(shop):
 
 def test_a_run_directory_that_cannot_be(shop):
     z = shop.features()
-    refused(shop, shop.of_features("z.npy", z), ConfigError, "a file stands there or above it")
-    refused(shop, shop.of_features("z.npy/below/run", z), ConfigError, "a file stands there or above it")
+    refused(shop, shop.of_features("z.npy", z), ConfigError, "it or a folder above it is a file")
+    refused(shop, shop.of_features("z.npy/below/run", z), ConfigError, "it or a folder above it is a file")
     with pytest.raises(ConfigError, match="no run here"):
         srs.open_run(shop.path / "z.npy")
 

@@ -125,7 +125,7 @@ def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, monkeyp
     monkeypatch.setattr(Extractor, "_forward", limited)
     summary = shop.run(with_model(shop.of_images("run", shop.images(n=9)), batch_size=8))
     assert any(
-        "did not suffice for batches of 8" in line and "down to 2" in line for line in summary["warnings"]
+        "was too small for batches of 8" in line and "down to 2" in line for line in summary["warnings"]
     )
 
 

@@ -72,7 +72,7 @@ def owner(run):
 
 def test_a_second_driver_is_refused_and_told_who_is_at_work(run, owner):
     assert run.is_locked()
-    with pytest.raises(ResumeError, match="another driver is at work on this run") as caught, run.locked():
+    with pytest.raises(ResumeError, match="another driver is working on this run") as caught, run.locked():
         pytest.fail("two drivers")
     assert f"(process {owner.pid} on {os.uname().nodename}, since 2" in str(caught.value)
     assert caught.value.exit_code == 2
@@ -281,7 +281,7 @@ def test_a_file_in_the_way_is_a_mistake_of_the_configuration(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            ConfigError, match="run: must name a directory, but a file stands there or above it"
+            ConfigError, match="run: must name a directory, but it or a folder above it is a file"
         ):
             RunDirectory(path).create()
     assert (tmp_path / "file").read_text() == "mine"

@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path_factory, lengths, dtype, data):
 
 @pytest.mark.parametrize("parts", [[np.zeros((2, 2))], [np.zeros((4, 2))], [np.zeros((3, 1))], []])
 def test_parts_that_do_not_make_up_the_array_leave_nothing(tmp_path, parts):
-    with pytest.raises(ValueError, match=r"rows|does not go into"):
+    with pytest.raises(ValueError, match=r"rows|does not fit into"):
         write_npy(tmp_path / "z.npy", (3, 2), np.float64, parts)
     assert not list(tmp_path.iterdir())
 

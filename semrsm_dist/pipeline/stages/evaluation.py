@@ -33,11 +33,11 @@ METHODS = (SPATIAL, POOLED, SEMANTIC)
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
 NAMED = 5
-"""How many images a warning names."""
+"""Maximum images that a warning names."""
 
 
 def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> dict[str, Any]:
-    """Return certificates and retrieval scores, those of the last summary if they still hold.
+    """Return certificates and retrieval scores, from the last summary if they are still valid.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
 def retrieval_task(
     images: Manifest, queries: Manifest | None = None, *, near_duplicates: bool = False
 ) -> RetrievalTask:
-    """Return the retrieval that a run is judged by: its images among themselves, or queries in them.
+    """Return the retrieval task of a run: its images among themselves, or queries against them.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, 
 
 
 class _Watched:
-    """Lets the session see, and end, what reads rows."""
+    """Lets the session follow, and stop, a reader of rows."""
 
     def __init__(self, session: Session, shown: Stage) -> None:
         self._session, self._shown = session, shown
@@ -131,7 +131,7 @@ class _Watched:
 
 
 def _dependence(session: Session, layers: Sequence[str]) -> dict[str, Any]:
-    """Return what may change from one session to the next: the question, and how the layers are assembled."""
+    """Return what may change from one session to the next: the settings, and how the layers are assembled."""
     stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layers}
     return {
         "retrieval": session.config.retrieval.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""Importing ready-made features: copy them into the run, chunk by chunk, and check every number on the way.
+"""Importing ready-made features: copy them into the run, chunk by chunk, and check every number.
 
 The copy makes the run self-contained and brings the features into the layout that matching reads. It is bounded in
 memory whatever the size of the source. Afterwards the source must still be what it was when the run was begun; only
@@ -40,7 +40,7 @@ class ImportChunk(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An image whose features are not finite once they are stored, and whether they were before."""
+    """An image whose features are not finite as stored, and whether they were finite before."""
 
     layer: str
     image: int
@@ -164,7 +164,7 @@ def _has_changed(path: Path, layout: str, known: SourceAnswer) -> bool:
 
 
 def absolute_paths(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Return paths that hold wherever a worker's directory is."""
+    """Return paths that are valid in any working directory."""
     return {layer: path.absolute() for layer, path in paths.items()}
 
 

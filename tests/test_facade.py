@@ -3,6 +3,9 @@
 import doctest
 import json
 import pydoc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +64,43 @@ def test_a_run_is_what_a_mapping_or_a_file_says(tmp_path):
         assert srs.run(again).summary()["work"]["matching"] == {"found": 1, "computed": 0}
     with pytest.raises(srs.ConfigError, match="found 3"):
         srs.run(3)
+
+
+STATE = """
+import os, signal, sys, warnings
+sys.path.insert(0, {root!r})
+import numpy, torch, zarr
+
+def state():
+    return {{
+        "zarr": zarr.config.to_dict() if hasattr(zarr.config, "to_dict") else dict(zarr.config.config),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "cudnn": [getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")],
+        "numpy": numpy.geterr(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "environment": {{k: v for k, v in os.environ.items() if not k.startswith(("KMP_", "NUMEXPR_"))}},
+    }}
+
+import copy, importlib, pkgutil
+import ray, timm, matplotlib, sklearn, numba, transformers  # what these change themselves is theirs
+before = copy.deepcopy(state())
+import semrsm_dist
+names = [module.name for module in pkgutil.walk_packages(semrsm_dist.__path__, "semrsm_dist.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+after = state()
+print(len(names), [key for key in before if before[key] != after[key]])
+"""
+
+
+def test_importing_any_module_changes_nothing_global():
+    root = str(Path(srs.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", STATE.format(root=root)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    count, changed = done.stdout.strip().split(" ", 1)
+    assert int(count) > 100
+    assert changed == "[]"

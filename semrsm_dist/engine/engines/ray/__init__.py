@@ -15,11 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Read when Ray is imported. Started by `uv run`, Ray would send the whole working directory to every worker and have
-# uv build an environment there; workers use this one instead.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-
 import ray
+from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
@@ -171,17 +168,36 @@ def _living_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
+@contextlib.contextmanager
+def _without_uv() -> Iterator[None]:
+    """Have workers use this environment also where `uv run` started the driver, unless the user says otherwise.
+
+    Ray would send the whole working directory to every worker, and have uv build an environment there.
+    """
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    usual = getattr(ray_constants, name, None)  # absent from releases without such a hook
+    if usual is None or name in os.environ:
+        yield
+        return
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, usual)
+
+
 def _start(cpus: int) -> None:
     token = Path.home() / ".ray" / "auth_token"
     is_new = not token.exists()
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **_quiet(),
-        )
+        with _without_uv():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **_quiet(),
+            )
         if is_new and token.exists():  # Ray makes it readable for everybody
             token.chmod(0o600)
     except OSError as error:
@@ -203,7 +219,8 @@ def _join(address: str) -> None:
         )
     try:
         _knock(place)
-        ray.init(address=address, **_quiet())
+        with _without_uv():
+            ray.init(address=address, **_quiet())
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot join the Ray cluster at address={place!r}: {error}. Check that it runs (ray status), or "

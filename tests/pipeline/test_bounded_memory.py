@@ -9,7 +9,7 @@ import semrsm_dist as srs
 
 WORKERS = 2
 WORKER_MEMORY = 16 * 2**20
-TOKENS, CHANNELS = 49, 128
+TOKENS, CHANNELS = 8, 784
 
 
 def write_features(path, n_images):

@@ -245,6 +245,11 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
     """Return a NumPy array of native byte order: of an array, of lists of numbers, or of a tensor on any device.
 
     Tensors may require gradients. bfloat16, which NumPy lacks, becomes float32; whole numbers in lists become float64.
+
+    Raises
+    ------
+    InputError
+        If numbers are masked: what lies under the mask would be taken for numbers.
     """
     given: Any = z
     if hasattr(given, "detach"):  # a tensor of torch, which is not imported here
@@ -252,6 +257,11 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
         if str(given.dtype) == "torch.bfloat16":
             given = given.float()
         given = given.cpu().numpy()
+    if np.ma.is_masked(given):
+        raise InputError(
+            f"the array has {np.count_nonzero(given.mask)} masked numbers, without similarities: leave their images "
+            "out, or, where images end early, give the array without mask and with token counts"
+        )
     array = np.asarray(given)
     if array.dtype.name == "bfloat16":  # as JAX has it
         return array.astype(np.float32)

@@ -181,3 +181,12 @@ def test_threads_respect_the_quota_of_the_container(monkeypatch):
     monkeypatch.setattr(machine, "_cpu_quota", lambda folder: 1.0)
     similarity_matrix(images(40), matcher="identity")
     assert len(threads) == 1
+
+
+def test_masked_numbers_are_refused_and_an_empty_mask_is_none():
+    z = np.random.default_rng(0).normal(size=(4, 3, 2))
+    expected = similarity_matrix(z)
+    np.testing.assert_array_equal(similarity_matrix(np.ma.masked_array(z)), expected)
+    masked = np.ma.masked_array(z, mask=z > 1)
+    with pytest.raises(InputError, match=rf"the array has {(z > 1).sum()} masked numbers, .*token counts"):
+        similarity_matrix(masked)

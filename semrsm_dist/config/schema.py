@@ -225,9 +225,7 @@ class RunConfig(Section):
     def _kernels_are_distinct(self) -> RunConfig:
         names = [kernel.name for kernel in self.kernels]
         if len(set(names)) != len(names):
-            raise _refusal(
-                "kernels", f"kernels: each may stand once, found {', '.join(names)}; remove the repeated one"
-            )
+            raise _refusal("kernels", f"duplicate kernels: {', '.join(names)}; remove the repeated one")
         return self
 
 
@@ -376,7 +374,7 @@ def _matching_keys(document: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _refusal(key: str, reason: str) -> PydanticCustomError:
-    """Return an error of the whole configuration that is to be told at one of its keys."""
+    """Return an error of the whole configuration to be reported at one of its keys."""
     return PydanticCustomError("refused", "{reason}", {"key": key, "reason": reason})
 
 

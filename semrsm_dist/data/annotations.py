@@ -118,10 +118,10 @@ def draw_sample(names: Iterable[str], sample: int | None, seed: int) -> list[str
 
 
 def warn_unlabelled(source: str, names: Sequence[str]) -> None:
-    """Tell of images that no annotation speaks of; they stay, without labels."""
+    """Warn of images that have no annotations; they are kept, without labels."""
     if names:
         _logger.warning(
-            "%s: %d images have no annotations and stay without labels: %s",
+            "%s: %d images have no annotations and are kept without labels: %s",
             source,
             len(names),
             shorten(names),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ class ImageEntry:
     image_id : str
         Unique within the data set; names the image in results and messages.
     uri : str
-        Where it is: an absolute path, or a URI that its image set understands.
+        Where it is: an absolute path, or a URI that its source understands.
     labels : tuple of str
         What it shows; empty if unknown.
     group : str or None
@@ -37,7 +37,7 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """A decoded image with what one read of its content tells.
+    """A decoded image, with what is known from reading its content once.
 
     Attributes
     ----------
@@ -69,9 +69,9 @@ class UnreadableImageError(InputError):
         self.cause = cause
 
     def __str__(self) -> str:
-        return (
-            f"image {self.name!r} cannot be read: {self.cause}. It has no features until it is replaced or "
-            f"removed; a run can also be told to skip unreadable images"
+        return printable(
+            f"image {self.name!r} cannot be read: {self.cause}. It has no features: replace or remove it, or leave out "
+            "such images with unreadable: skip"
         )
 
 
@@ -82,5 +82,5 @@ def check_unique_ids(image_ids: Iterable[str], source: str) -> None:
         shown = ", ".join(repr(name) for name in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         raise InputError(
             f"{source}: {len(repeated)} image_id(s) occur more than once ({shown}); rows of the result could not "
-            f"be told apart. Give every image an id of its own"
+            f"be distinguished. Give every image an id of its own"
         )

@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image of a run: its entry and what reading it has shown.
+    """One image of a run: its entry and what was found when reading it.
 
     Attributes
     ----------
@@ -262,7 +262,7 @@ def scan(source: ImageSource, entries: Iterable[ImageEntry]) -> list[ManifestRow
 def find_known(
     source: ImageSource, entries: Sequence[ImageEntry], previous: Manifest
 ) -> Iterator[list[ManifestRow | None]]:
-    """Yield, slice by slice, the rows of images that an earlier scan still tells of; None for the others.
+    """Yield, slice by slice, the rows of images that have not changed since an earlier scan; None for the others.
 
     A readable image whose location, size and modification time are the same as then is not read again; labels
     and groups are taken from the entry all the same. An image that could not be read gets another chance here.
@@ -284,7 +284,7 @@ def _find_known(source: ImageSource, entry: ImageEntry, known: ManifestRow | Non
         if known.status != OK:  # a permission given since then leaves no trace in size and time
             return _scan_one(source, entry)
     except StorageError:
-        return None  # whoever scans it has more than one try
+        return None  # the scan tries more than once
     return replace(known, labels=entry.labels, group=entry.group)
 
 

@@ -150,7 +150,7 @@ def _check_columns(table: pa.Table, location: str, needs_uri: bool) -> None:
     repeated = [name for name in (*needed, "uri", "group") if table.column_names.count(name) > 1]
     if repeated:
         raise InputError(
-            f"{location}: the table has more than one column {repeated[0]!r}, and nothing tells which is meant; rename "
+            f"{location}: the table has more than one column {repeated[0]!r}, and it is unclear which is meant; rename "
             "or remove the others"
         )
     missing = [name for name in needed if name not in table.column_names]

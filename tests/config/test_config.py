@@ -435,11 +435,11 @@ def test_all_problems_are_told_at_once(refused):
         ),
         (
             "kernels: [cosine, cosine]",
-            "kernels: each may stand once, found cosine, cosine; remove the repeated one",
+            "duplicate kernels: cosine, cosine; remove the repeated one",
         ),
         (
             "kernels: [rbf, {name: rbf, sigma: 2}]",
-            "kernels: each may stand once, found rbf, rbf; remove the repeated",
+            "duplicate kernels: rbf, rbf; remove the repeated",
         ),
         (
             "kernels: [{name: cosine, sigma: 2}]",

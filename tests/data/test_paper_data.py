@@ -216,7 +216,7 @@ def test_a_cityscapes_image_without_polygons_stays_and_polygons_without_image_ar
     with caplog.at_level(logging.WARNING):
         records = images.entries()
     assert len(records) == 4
-    assert "1 images have no annotations and stay without labels: ulm/ulm_000000_000019" in caplog.text
+    assert "1 images have no annotations and are kept without labels: ulm/ulm_000000_000019" in caplog.text
     assert [row.status == UNREADABLE for row in scan(images, records)] == [True, False, False, False]
     with pytest.raises(UnreadableImageError, match="no such file"):
         images.read(records[0])
@@ -277,7 +277,7 @@ def test_tiny_imagenet_images_and_table_may_not_tell_the_same(tmp_path, caplog):
     images = TinyImageNetImages(path=root)
     with caplog.at_level(logging.WARNING):
         assert labels(images)["val_9.JPEG"] == ()
-    assert "1 images have no annotations and stay without labels: val_9.JPEG" in caplog.text
+    assert "1 images have no annotations and are kept without labels: val_9.JPEG" in caplog.text
     assert [row.image_id for row in scan(images, images.entries()) if row.status == UNREADABLE] == [
         "val_2.JPEG"
     ]
@@ -298,7 +298,7 @@ def test_tiny_imagenet_images_and_table_may_not_tell_the_same(tmp_path, caplog):
             "val_0.JPEG n02124075",
             "entry 1: 'val_0.JPEG n02124075' has no class",
         ),
-        ("val", "val/val_annotations.txt", "a\tn02124075\na\tn02124075", "entry 2: 'a' stands there twice"),
+        ("val", "val/val_annotations.txt", "a\tn02124075\na\tn02124075", "entry 2: 'a' is listed twice"),
         ("train", "wnids.txt", "n02124075", r"1 classes are not in .*wnids\.txt \(n01443537\)"),
         (
             "train",

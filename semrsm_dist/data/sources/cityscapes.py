@@ -44,8 +44,8 @@ class CityscapesImages(FileSource):
     """Left images of Cityscapes, sorted by name; the label set is what the fine annotations mark in them.
 
     The group of an image is its city and sequence. Deleted polygons count for nothing; a label such as `cargroup` is
-    that of the things in the group. Images without a file of polygons stay, without labels, and a warning
-    tells of them; polygons without their image make an unreadable image.
+    that of the things in the group. Images without a file of polygons are kept, without labels, and a
+    warning names them; polygons without their image make an unreadable image.
 
     Parameters
     ----------

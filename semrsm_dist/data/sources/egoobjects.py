@@ -32,7 +32,7 @@ class EgoObjectsImages(FileSource):
     """The images that an annotation file of EgoObjects lists, sorted by id; the label set is the categories present.
 
     Images of which nothing is annotated stay, without labels. Objects without a category, of which there are
-    some, add no label; nor do those of a category without a name, of which a warning tells. Images that are listed but
+    some, add no label; nor do those of a category without a name, which a warning names. Images that are listed but
     not there are unreadable.
 
     Parameters

@@ -32,7 +32,7 @@ class ImageNetImages(FileSource):
     """Validation images of ImageNet, sorted by file name, labelled with the WordNet id of their class.
 
     Models number the classes by the rank of the sorted WordNet ids. Both layouts give the same image ids and labels.
-    In the flat layout the ground truth tells which images there are: those that are not there are unreadable.
+    In the flat layout the ground truth lists the images: those that are missing are unreadable.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from semrsm_dist.fields import Count, Seed
 class TinyImageNetImages(FileSource):
     """Images of TinyImageNet, sorted by name, labelled with the WordNet id of their class.
 
-    Validation images that ``val_annotations.txt`` does not list stay, without labels, and a warning tells of them;
+    Validation images that ``val_annotations.txt`` does not list are kept, without labels, and a warning names them;
     those that it lists and that are not there are unreadable.
 
     Parameters
@@ -77,7 +77,7 @@ class TinyImageNetImages(FileSource):
         for number, line in enumerate(read_lines(where, self._remedy()), start=1):
             name, *rest = line.split("\t")
             if not rest or name in labels:
-                problem = "stands there twice" if rest else "has no class"
+                problem = "is listed twice" if rest else "has no class"
                 raise InputError(f"{where}: entry {number}: {name!r} {problem}; get the file anew")
             labels[name] = rest[0].strip()
         self._require_classes(labels.values(), classes, where)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
@@ -33,7 +34,7 @@ def extensions() -> frozenset[str]:
 
 def is_image(name: str) -> bool:
     """Return whether a file below a folder is one of its images, by its ending; hidden files are not."""
-    return PurePosixPath(name).suffix.lower() in extensions() and not _is_hidden(name)
+    return _ending(name) in extensions() and not _is_hidden(name)
 
 
 def list_images(root: str) -> list[str]:
@@ -48,30 +49,32 @@ def list_images(root: str) -> list[str]:
     StorageError
         If the storage fails.
     """
-    files = [name for name in list_files(root) if not _is_hidden(name)]
-    unnamed = [name for name in files if not PurePosixPath(name).suffix]
+    endings = {name: _ending(name) for name in list_files(root) if not _is_hidden(name)}
+    unnamed = [name for name, ending in endings.items() if not ending]
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
         holds = threads.map(lambda name: _holds_image(below(root, name)), unnamed)
         found = {name for name, is_one in zip(unnamed, holds, strict=True) if is_one}
-    images = sorted(name for name in files if name in found or is_image(name))
-    others = Counter(
-        PurePosixPath(name).suffix.lower() or "no ending"
-        for name in files
-        if name not in found and not is_image(name)
-    )
+    images = sorted(name for name, ending in endings.items() if ending in extensions() or name in found)
+    others = Counter(endings.values()) - Counter(endings[name] for name in images)
     if images and others:
         _logger.warning(
             "%s: %d files were passed over, as Pillow opens no such images: %s",
             printable(root),
             others.total(),
-            ", ".join(f"{printable(ending)} ({count})" for ending, count in others.most_common(10))
+            ", ".join(
+                f"{printable(ending) or 'no ending'} ({count})" for ending, count in others.most_common(10)
+            )
             + (", ..." if len(others) > 10 else ""),
         )
     return images
 
 
+def _ending(name: str) -> str:
+    return posixpath.splitext(name)[1].lower().rstrip(".")
+
+
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return "/." in f"/{name}"
 
 
 def _holds_image(location: str) -> bool:

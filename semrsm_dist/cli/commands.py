@@ -129,8 +129,10 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--layer", action="append", help="a layer; by default, those that the last session requested"
     )
-    export.add_argument("--kernel", default="cosine", help="linear, cosine or rbf")
-    export.add_argument("--kind", default="semantic", help="semantic or spatio-semantic")
+    export.add_argument(
+        "--kernel", action="append", help="linear, cosine or rbf; by default, those of the configuration"
+    )
+    export.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
     return parser
 
@@ -314,6 +316,6 @@ def _export(options: argparse.Namespace) -> int:
     run = Run(options.run)
     folder = options.out or Path(options.run) / "export"
     with stopping_in_order():
-        written = export_npy(run, folder, layers=options.layer, kernel=options.kernel, kind=options.kind)
+        written = export_npy(run, folder, layers=options.layer, kernels=options.kernel, kinds=options.kind)
     _print("\n".join(map(str, written)))
     return 0

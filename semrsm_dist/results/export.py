@@ -8,7 +8,7 @@ from pathlib import Path
 from semrsm_dist.errors import StorageError
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.npy import write_npy
-from semrsm_dist.store.record import Side
+from semrsm_dist.store.tiles import KINDS
 
 
 def export_npy(
@@ -16,10 +16,10 @@ def export_npy(
     folder: str | Path,
     *,
     layers: Sequence[str] | None = None,
-    kernel: str = "cosine",
-    kind: str = "semantic",
+    kernels: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Write one `.npy` file per layer, and the image ids of its rows and columns.
+    """Write `.npy` files of a run's similarity matrices, and the ids and labels of their rows and columns.
 
     Parameters
     ----------
@@ -29,14 +29,16 @@ def export_npy(
         Output folder; created if missing.
     layers
         Which layers; None means all that the run's last session requested.
-    kernel, kind
-        As in `Run.similarity`.
+    kernels
+        Which kernels; None means those that the run's configuration names.
+    kinds
+        ``semantic``, ``spatio-semantic``; None means both.
 
     Returns
     -------
     list of Path
-        The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64, then `image_i.txt` and `image_j.txt`
-        with one id per line.
+        The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64; `image_i.txt` and `image_j.txt` with one id
+        per line; and, where images have labels, `labels_i.txt` and `labels_j.txt` with those of an image joined by |.
 
     Raises
     ------
@@ -48,21 +50,29 @@ def export_npy(
     folder = Path(folder)
     chosen = run.requested_layers if layers is None else list(layers)
     # Open all before the first is written, so that an unknown or unfinished layer leaves nothing behind.
-    readers = [run.similarity_rows(layer, kernel, kind) for layer in chosen]
-    sides: dict[str, Side] = {"image_i": run.record.row_side, "image_j": "images"}
+    names = run.kernels if kernels is None else kernels
+    readers = {
+        f"{layer}.{kind}.{kernel}": (run.chunk_size(layer), run.similarity_rows(layer, kernel, kind))
+        for layer in chosen
+        for kind in kinds or KINDS
+        for kernel in names
+    }
     shape = (run.record.counts[run.record.row_side], run.record.counts["images"])
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for layer, read_rows in zip(chosen, readers, strict=True):
-            written.append(folder / f"{layer}.{kind}.{kernel}.npy")
-            side = run.chunk_size(layer)
-            rows = (slice(start, min(start + side, shape[0])) for start in range(0, shape[0], side))
+        for name, (size, read_rows) in readers.items():
+            written.append(folder / f"{name}.npy")
+            rows = (slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size))
             write_npy(written[-1], shape, "<f8", map(read_rows, rows))
-        for dimension, images in sides.items():
-            written.append(folder / f"{dimension}.txt")
-            lines = "".join(f"{_one_line(name)}\n" for name in run.manifest(images).image_ids())
-            written[-1].write_text(lines, encoding="utf-8")
+        for suffix, side in (("i", run.record.row_side), ("j", "images")):
+            manifest = run.manifest(side)
+            columns = {"image": manifest.image_ids(), "labels": ["|".join(row) for row in manifest.labels()]}
+            for column, values in columns.items():
+                if any(values):
+                    written.append(folder / f"{column}_{suffix}.txt")
+                    lines = "".join(f"{_one_line(value)}\n" for value in values)
+                    written[-1].write_text(lines, encoding="utf-8")
     except StorageError:
         raise
     except OSError as error:
@@ -72,6 +82,6 @@ def export_npy(
     return written
 
 
-def _one_line(image_id: str) -> str:
-    """Return an id with line breaks escaped, so that each line of the file is one row of the matrix."""
-    return image_id.replace("\r", "\\r").replace("\n", "\\n")
+def _one_line(text: str) -> str:
+    """Return a text with line breaks escaped, so that each line of the file is one row of the matrix."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")

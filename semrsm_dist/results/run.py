@@ -58,6 +58,11 @@ class Run:
         return [layer for layer in self.layers if layer in self.record.requested]
 
     @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels of the last session's configuration; others are derived when they are read."""
+        return [kernel["name"] for kernel in self.record.config["kernels"]]
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether rows and columns are the same images."""
         return self.record.row_side == "images"

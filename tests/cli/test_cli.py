@@ -417,11 +417,20 @@ def test_export_writes_the_matrices_of_the_run(place, monkeypatch, capsys):
     run = srs.open_run(place / "runs" / "mine")
     assert call(monkeypatch, place, "export", "runs/mine", "--out", "out") == 0
     listed = capsys.readouterr().out.split()
-    assert listed == [f"out/{name}.semantic.cosine.npy" for name in ("last", "other")] + [
-        "out/image_i.txt",
-        "out/image_j.txt",
+    matrices = [
+        f"out/{layer}.{kind}.{kernel}.npy"
+        for layer in ("last", "other")
+        for kind in ("semantic", "spatio-semantic")
+        for kernel in ("cosine", "rbf")
+    ]
+    assert listed == matrices + [
+        f"out/{name}_{suffix}.txt" for suffix in "ij" for name in ("image", "labels")
+    ]
+    assert (place / "out" / "labels_i.txt").read_text().splitlines() == [
+        "|".join(labels) for labels in run.manifest().labels()
     ]
     assert np.array_equal(np.load(place / listed[0]), run.similarity("last").values)
+    assert np.array_equal(np.load(place / listed[1]), run.similarity("last", "rbf").values)
     assert (place / "out" / "image_j.txt").read_text().split() == [f"i{index}" for index in range(24)]
     choice = ["--kernel", "linear", "--kind", "spatio-semantic", "--layer", "other"]
     assert call(monkeypatch, place, "export", "runs/mine", *choice) == 0

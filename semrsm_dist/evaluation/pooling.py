@@ -86,20 +86,13 @@ class Whitening:
                 f"whitening is fitted to at least two different vectors, found {len(unit)} that are not zero"
                 f"{' and all equal' if len(unit) > 1 else ''}; give more images"
             )
-        pca = PCA(svd_solver="full").fit(unit)
-        self._mean: NDArray[np.float64] = pca.mean_
-        kept = _count_components(pca.explained_variance_, variance)
-        self._projection = pca.components_[:kept].T / np.sqrt(pca.explained_variance_[:kept])
-        self.n_components = kept
+        # Components that rounding leaves beyond the rank would be blown up to variance 1.
+        self._pca = PCA(n_components=min(variance, 1.0 - 1e-9), whiten=True, svd_solver="full").fit(unit)
+        self.n_components = int(self._pca.n_components_)
 
     def __call__(self, vectors: Vectors) -> NDArray[np.float64]:
         """Return (N, n_components) whitened vectors; NaN for zero vectors."""
-        whitened: NDArray[np.float64] = (unit_vectors(vectors) - self._mean) @ self._projection
+        unit = unit_vectors(vectors)
+        whitened: NDArray[np.float64] = self._pca.transform(np.nan_to_num(unit))
+        whitened[np.isnan(unit).any(axis=1)] = np.nan
         return whitened
-
-
-def _count_components(variances: NDArray[np.float64], share: float) -> int:
-    """Return how many leading components explain a share of the variance, without those that are only rounding."""
-    real = int(np.count_nonzero(variances > variances[0] * np.finfo(np.float64).eps * len(variances)))
-    explained = np.cumsum(variances[:real]) / variances[:real].sum()
-    return min(real, int(np.searchsorted(explained, share - 1e-12)) + 1)

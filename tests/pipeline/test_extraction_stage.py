@@ -20,7 +20,7 @@ from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, choo
 
 @pytest.mark.timeout(120)
 def test_a_worker_holds_few_images_of_full_size(shop):
-    size = (2000, 1500)
+    size = (3000, 2000)
     first = shop.image("large/0.jpg", size=size).read_bytes()
     for k in range(1, 32):
         (shop.path / "large" / f"{k}.jpg").write_bytes(first)

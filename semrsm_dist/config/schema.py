@@ -94,6 +94,24 @@ def _matcher_name(value: str) -> str:
 
 
 class _Matching(Section):
+    """The keys of `matching` that are not a matcher's own.
+
+    Attributes
+    ----------
+    matcher
+        Its name.
+    tile
+        Images along an edge of a tile; None chooses by memory and time.
+    worker_memory
+        Memory of a worker, of matching and of every other stage: features beyond it are cut into smaller chunks and
+        tiles, and a machine runs only as many workers at once as it has memory for.
+    task_seconds
+        How long a task of matching is to take.
+    attempts
+        How often a unit of work is tried in all before it is set aside: a tile, and likewise images in extraction,
+        chunks in import and assembly.
+    """
+
     matcher: Annotated[str, AfterValidator(_matcher_name), AffectsResult()] = "auction"
     tile: AutoCount = None
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def read_status(path: str | Path) -> dict[str, Any]:
     dict
         JSON values: whether a driver is at work, and whether the run is complete, that is, all layers that its last
         session requested; per layer, whether it was requested, and how many feature chunks, tiles and pairs are
-        done; pairs per second over the last minutes, seconds left at that rate (None if nothing arrived), and
-        the units set aside by the last session.
+        done; pairs per second over the last minutes, seconds left at that rate (None if nothing arrived),
+        seconds since the last tile, and the units set aside by the last session.
 
     Raises
     ------
@@ -43,19 +44,20 @@ def read_status(path: str | Path) -> dict[str, Any]:
         return _starting(directory)
     run = Run(path)
     layers: dict[str, Any] = {}
-    now, recent_pairs, recent_work, work_left, oldest = time.time(), 0, 0.0, 0.0, 0.0
+    now, recent_pairs, recent_work, work_left, oldest, newest = time.time(), 0, 0.0, 0.0, 0.0, math.inf
     for layer, sizes in run.record.layers.items():
         layout = run.layout(layer)
         store = TileStore(directory.tiles, layer)
         arrived = store.arrival_times()
         done = sum(layout.n_pairs(*tile) for tile in arrived)
+        newest = min(newest, now - max(arrived.values(), default=-math.inf))
         for tile, moment in arrived.items():
             if now - moment <= WINDOW_SECONDS:
                 recent_pairs += layout.n_pairs(*tile)
                 recent_work += layout.n_pairs(*tile) * sizes.pair_seconds
                 oldest = max(oldest, now - moment)
-        is_asked = layer in run.requested_layers
-        work_left += (layout.total_pairs - done) * sizes.pair_seconds if is_asked else 0.0
+        is_requested = layer in run.requested_layers
+        work_left += (layout.total_pairs - done) * sizes.pair_seconds if is_requested else 0.0
         layers[layer] = {
             "n_tokens": sizes.n_tokens,
             "n_channels": sizes.n_channels,
@@ -63,7 +65,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
             "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
             "pairs": [done, layout.total_pairs],
             "assembled": MatrixStore(directory.matrices, layer).is_complete(),
-            "requested": is_asked,
+            "requested": is_requested,
         }
     is_working = directory.is_locked()
     span = max(oldest, 1.0)
@@ -75,6 +77,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
         "layers": layers,
         "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
         "seconds_left": left,
+        "last_tile_seconds": max(newest, 0.0) if math.isfinite(newest) else None,
         "failed": _failed(run),
     }
 
@@ -88,6 +91,7 @@ def _starting(directory: RunDirectory) -> dict[str, Any]:
         "layers": {},
         "pairs_per_second": None,
         "seconds_left": None,
+        "last_tile_seconds": None,
         "failed": [],
     }
 
@@ -109,7 +113,8 @@ def format_status(status: dict[str, Any]) -> str:
         )
     if status["pairs_per_second"]:
         lines.append(
-            f"  {status['pairs_per_second']:.0f} pairs/s, {format_seconds(status['seconds_left'])} left"
+            f"  {status['pairs_per_second']:.0f} pairs/s, {format_seconds(status['seconds_left'])} left, "
+            f"last tile {format_seconds(status['last_tile_seconds'])} ago"
         )
     for failure in status["failed"]:
         lines.append(

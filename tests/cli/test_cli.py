@@ -160,7 +160,7 @@ def test_settings_on_the_command_line_replace_those_of_the_file(place, monkeypat
         (["config.yaml", "--set", "matching.matcher=auctoin"], ["auctoin", "'auction'"]),
         (["config.yaml", "--set", "data.layers.last=nowhere.npy"], ["nowhere.npy"]),
         (["config.yaml", "--set", "matching.tolerance=0.5"], ["matching.tolerance", "0.001 -> 0.5"]),
-        (["config.yaml", "--set", "run=z.npy"], ["z.npy", "a file stands there"]),
+        (["config.yaml", "--set", "run=z.npy"], ["z.npy", "must name a directory"]),
         (["config.yaml", "--set", "run=/proc/x"], ["/proc/x", "cannot be made"]),
         (["config.yaml", "--workers", "0"], ["workers"]),
         (["config.yaml", "--engine", "local", "--address", "h:1"], ["'local' has nothing to join"]),

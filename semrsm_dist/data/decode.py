@@ -78,7 +78,7 @@ def decode_with_mode(data: bytes, name: str) -> Decoded:
             image.load()
             if image.format == "PNG":
                 _verify_checksums(data)
-            return Decoded(_to_rgb(image, name), image.mode, _remark_on_depth(image, data))
+            return Decoded(to_rgb(image, name), image.mode, _remark_on_depth(image, data))
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -148,7 +148,14 @@ def _verify_checksums(data: bytes) -> None:
         image.verify()
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return an opened image as 8-bit RGB; see `decode_with_mode`.
+
+    Raises
+    ------
+    UnreadableImageError
+        If it has pixels that are NaN or infinite.
+    """
     if image.mode == "RGB":
         return image.copy()  # detached from the file
     if image.mode == "F" or image.mode.startswith("I"):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
-from semrsm_dist.data.decode import decode
+from semrsm_dist.data.decode import decode, to_rgb
 from semrsm_dist.data.entries import UnreadableImageError
-from semrsm_dist.errors import InputError
-from semrsm_dist.features.extractor import Extractor
-from semrsm_dist.features.models import ModelSpec
+from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, Prepared, reproducible
+from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
+from semrsm_dist.features.spec import ModelSpec
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
 
@@ -57,38 +58,42 @@ class Features(Mapping[str, NDArray[np.float32]]):
 
 
 def extract(
-    model: str,
+    model: str | nn.Module,
     images: Sequence[Picture] | NDArray[np.uint8],
     layers: str | Sequence[str],
     *,
     weights: str = "pretrained",
     input_size: int | tuple[int, int] | None = None,
+    transform: Transform | None = None,
     precision: str = "auto",
-    device: str = "auto",
+    device: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Features:
     """Compute the representations of images in layers of a model.
 
-    The numbers are those of a run on the same images with the same model, precision and batch size.
+    The numbers are those of a run on the same images with the same model, precision and batch size. As in a worker of a
+    run, the model works in one thread on a CPU; for many images on many cores, use `run`.
 
     Parameters
     ----------
-    model : str
+    model : str or torch.nn.Module
         timm's name, with its tag where pretrained weights are used: ``resnet18.tv_in1k``; or ``test_resnet`` and
-        ``test_vit``, whose weights ``digits`` ship with this package.
+        ``test_vit``, whose weights ``digits`` ship with this package. Or a module, used as it is, in evaluation mode.
     images : sequence of paths, PIL images or (H, W, 3) uint8 arrays, or array (N, H, W, 3) of uint8
         The images; they may differ in size, as each is resized to the model's input.
     layers : str or sequence of str
         Names or globs, as ``semrsm layers MODEL`` lists them.
     weights : str
-        ``pretrained``, ``random``, ``digits`` or the path of a file.
+        ``pretrained``, ``random``, ``digits`` or the path of a file. Not used with a module.
     input_size : int or (int, int), optional
         Height and width in pixels; by default the model's own.
+    transform : callable, optional
+        Preprocessing of a module that is not of timm: PIL image -> (3, H, W) tensor.
     precision : str
         ``float32``, ``float16``, ``bfloat16``, or ``auto``: float16 on a GPU, float32 on a CPU.
-    device : str
-        ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
+    device : str, optional
+        ``cpu``, ``cuda``, ``cuda:1`` and so on. By default a GPU if there is one; a module stays where it is.
     batch_size : int
         Images per forward pass. The last bits of the features may depend on it.
     seed : int
@@ -115,28 +120,71 @@ def extract(
     """
     pictures = _as_pictures(images)
     names = (layers,) if isinstance(layers, str) else tuple(layers)
-    with _torch_settings_restored(), ThreadPoolExecutor(READERS) as readers:
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(_evaluating(model))
+            device = device or _device_of(model)
+            source: ModelSpec | LoadedModel = adopt_module(model, input_size, transform)
+        elif transform is not None:
+            raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
+        else:
+            source = ModelSpec(model, weights, input_size, seed)
         extractor = Extractor(
-            ModelSpec(model, weights, input_size, seed),
-            names,
-            precision=precision,
-            device=device,
-            batch_size=batch_size,
+            source, names, precision=precision, device=device or "auto", batch_size=batch_size
         )
-        parts = []
-        for start in range(0, len(pictures), batch_size):
-            batch = range(start, min(start + batch_size, len(pictures)))
-            prepared = readers.map(lambda index: extractor.transform(_read(pictures[index], index)), batch)
-            parts.append(extractor(list(prepared)))
-    facts = extractor.model.describe()
+        found = _extract_all(extractor, pictures)
+        facts = extractor.model.describe()
     return Features(
-        {layer.name: np.concatenate([part[layer.name] for part in parts]) for layer in extractor.layers},
+        found,
         {
             **{key: facts[key] for key in ("name", "weights", "weights_sha256")},
-            "preprocessing": facts["data_config"],
+            "preprocessing": facts["data_config"] if transform is None else repr(transform),
             "precision": extractor.precision,
         },
     )
+
+
+def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str, NDArray[np.float32]]:
+    """Return all layers of all images; the images of the next batch are read while the model works."""
+    found = {
+        layer.name: np.empty((len(pictures), layer.n_tokens, layer.n_channels), np.float32)
+        for layer in extractor.layers
+    }
+
+    def prepare(index: int) -> Prepared:
+        return extractor.transform(_read(pictures[index], index))
+
+    size = extractor.batch_size
+    with reproducible(extractor.precision), ThreadPoolExecutor(READERS) as readers:
+        coming = readers.map(prepare, range(size)[: len(pictures)])
+        for start in range(0, len(pictures), size):
+            batch = list(coming)
+            coming = readers.map(prepare, range(len(pictures))[start + size : start + 2 * size])
+            try:
+                features = extractor(batch)
+            except NonFiniteFeaturesError as error:
+                places = [start + index for index in error.indices]
+                raise NonFiniteFeaturesError(error.layer, places, error.precision) from None
+            for name, z in features.items():
+                found[name][start : start + len(batch)] = z
+    return found
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode within the block, and leave it on its device and in its mode."""
+    training, device = [part for part in module.modules() if part.training], _device_of(module)
+    module.eval()
+    try:
+        yield
+    finally:
+        module.to(device)
+        for part in training:
+            part.training = True
+
+
+def _device_of(module: nn.Module) -> str:
+    return str(next((parameter.device for parameter in module.parameters()), "cpu"))
 
 
 def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:
@@ -155,7 +203,7 @@ def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Pict
 def _read(picture: Picture, index: int) -> Image.Image:
     """Return an image as RGB; `index` is what errors call an image without a path."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture, f"images[{index}]")
     if isinstance(picture, (str, Path)):
         path = Path(picture).expanduser()
         try:
@@ -164,25 +212,9 @@ def _read(picture: Picture, index: int) -> Image.Image:
             raise UnreadableImageError(str(path), error.strerror or str(error)) from error
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        found = f"{array.dtype} {array.shape}: scale values to 0..255 and put channels last"
         raise InputError(
             f"images[{index}]: expected a path, a PIL image or a uint8 array (H, W, 3), found "
-            + (
-                f"{array.dtype} {array.shape}: scale values to 0..255 and put channels last"
-                if array.ndim
-                else type(picture).__name__
-            )
+            f"{found if array.ndim else type(picture).__name__}"
         )
     return Image.fromarray(array)
-
-
-@contextmanager
-def _torch_settings_restored() -> Iterator[None]:
-    """Leave torch's threads and cuDNN's flags as the caller had them."""
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
-    flags = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        for name, value in flags.items():
-            setattr(cudnn, name, value)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 
 import numpy as np
@@ -47,7 +47,7 @@ class NonFiniteFeaturesError(InputError):
             else f"{precision} may be too narrow for this model: set precision: float32"
         )
         super().__init__(
-            f"layer {layer!r} is NaN or infinite for {len(self.indices)} image(s) of the batch, at position(s) "
+            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at position(s) "
             f"{shown}, so no similarity is defined for them; {remedy}"
         )
 
@@ -64,8 +64,8 @@ class Extractor:
 
     Parameters
     ----------
-    spec
-        The model.
+    model
+        The model, loaded or to be loaded.
     layers
         Names and globs of layers, see `resolve_layers`.
     precision
@@ -92,7 +92,7 @@ class Extractor:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        model: ModelSpec | LoadedModel,
         layers: Sequence[str],
         *,
         precision: str = "auto",
@@ -104,15 +104,11 @@ class Extractor:
         self.device = _resolve_device(device)
         self.precision = resolve_precision(precision, gpu=self.device.type == "cuda")
         self.batch_size = batch_size
-        _use_one_thread()
-        self.model: LoadedModel = load_model(spec)
         self.layers: list[LayerInfo]
-        self.layers, self._read = self._find(layers)
+        with reproducible(self.precision):
+            self.model = load_model(model) if isinstance(model, ModelSpec) else model
+            self.layers, self._read = self._find(layers)
         self.model.module.to(self.device)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = False  # the same algorithm, so the same numbers, every time
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = self.precision != "float32"
 
     def _find(self, names: Sequence[str]) -> tuple[list[LayerInfo], Callable[[Tensor], dict[str, Tensor]]]:
         """Return the layers of these names, and what reads them from a batch (B, 3, H, W) as (B, S, C)."""
@@ -122,9 +118,8 @@ class Extractor:
     def transform(self, image: Image.Image) -> Prepared:
         """Return the (3, H, W) input of the network for an image; may be called from any thread.
 
-        Readers of images apply it at once: a tensor is small and of one size, a photograph is neither.
+        Apply it as soon as an image is read: a tensor is small and of one size, a photograph is neither.
         """
-        _use_one_thread()
         tensor: Tensor = self.model.transform(image if image.mode == "RGB" else image.convert("RGB"))
         return tensor
 
@@ -143,7 +138,10 @@ class Extractor:
         WorkError
             The GPU's memory does not suffice for a single image.
         """
-        _use_one_thread()
+        with reproducible(self.precision):
+            return self._extract(images)
+
+    def _extract(self, images: Sequence[Image.Image | Prepared]) -> dict[str, NDArray[np.float32]]:
         parts: list[dict[str, NDArray[np.float32]]] = []
         done = 0
         while done < len(images):
@@ -213,7 +211,24 @@ def _resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _use_one_thread() -> None:
-    # The setting belongs to the calling thread in part (OpenMP), so every thread that extracts sets it.
-    if torch.get_num_threads() != 1:
+@contextmanager
+def reproducible(precision: str) -> Iterator[None]:
+    """Within the block, let torch give the same numbers every time; afterwards its settings are as before.
+
+    One CPU thread, the same algorithm of cuDNN for the same shapes, and no TF32 where `precision` is float32. Threads
+    that are started within the block inherit the number of threads.
+    """
+    backends, tf32 = torch.backends, precision != "float32"
+    settings = [(backends.cudnn, "benchmark", False), (backends.cudnn, "deterministic", True)]
+    settings += [(backends.cudnn, "allow_tf32", tf32)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    threads = torch.get_num_threads()
+    try:
         torch.set_num_threads(1)
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        torch.set_num_threads(threads)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from semrsm_dist.errors import ConfigError, did_you_mean
 from semrsm_dist.features import registry
-from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.features.models import IN_MEMORY, LoadedModel
 from semrsm_dist.features.probing import (
     CLASS_TOKEN,
     LayerInfo,
@@ -140,7 +140,9 @@ def _resolve_positions(model: LoadedModel, patterns: Sequence[str]) -> list[Laye
 
 
 def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: Survey) -> ConfigError:
-    see = f"see all with: semrsm layers {model.spec.name}"
+    see = f"list all with: semrsm layers {model.spec.name} --modules"
+    if model.spec.weights == IN_MEMORY:
+        see = "list its modules with: [name for name, _ in model.named_modules()]"
     if pattern.startswith("decoder") and model.spec.name in registry.CLIPSEG and not model.prompt_tokens:
         return ConfigError(
             f"layer {pattern!r} of {model.spec.name!r} needs a prompt, which the decoder reads beside the image: set "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm
 import torch
@@ -29,7 +29,12 @@ from semrsm_dist.features.spec import ModelSpec
 
 __all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
 
-Size = tuple[int, int]
+Size: TypeAlias = tuple[int, int]
+Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
+
+IN_MEMORY = "in memory"
+"""In place of the weights' origin, for a module that was not loaded here."""
+
 _BUILDING = threading.Lock()
 _BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError, IndexError)
 
@@ -66,7 +71,7 @@ class LoadedModel:
     module: nn.Module
     spec: ModelSpec
     data_config: dict[str, Any]
-    transform: Callable[[Image.Image], torch.Tensor]
+    transform: Transform
     weights_sha256: str
     n_prefix_tokens: int
     classes: tuple[str, ...] | None
@@ -76,8 +81,8 @@ class LoadedModel:
 
     @property
     def architecture(self) -> str:
-        """Return timm's name without the tag; for a model of the hub, that which its repository states."""
-        return registry.split_name(self.spec.name)[0]
+        """Name of the architecture in timm, without the tag."""
+        return str(getattr(self.module, "pretrained_cfg", {}).get("architecture", self.spec.name))
 
     @property
     def input_size(self) -> Size:
@@ -153,6 +158,47 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         return _finished(module, spec, size)
 
 
+def adopt_module(
+    module: nn.Module, input_size: int | Size | None = None, transform: Transform | None = None
+) -> LoadedModel:
+    """Return a module that is in memory already, in evaluation mode, as a model to read layers from.
+
+    Parameters
+    ----------
+    module
+        A module of timm, or any other that takes images (B, 3, H, W).
+    input_size
+        Height and width in pixels; by default the model's own.
+    transform
+        Preprocessing of a module that is not of timm: PIL image -> (3, H, W) tensor of the input size.
+
+    Raises
+    ------
+    ConfigError
+        Nothing says how images are preprocessed, or the module cannot work at this input size.
+    """
+    name, size = type(module).__name__, _checked_size(input_size)
+    if transform is None and not getattr(module, "pretrained_cfg", None):
+        raise ConfigError(
+            f"model: the module {name} does not say how images are preprocessed, as those of timm do: give transform, "
+            "a function from a PIL image to a (3, H, W) tensor, such as the one of its weights in torchvision"
+        )
+    if transform is None:
+        built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+        size = size or _checked_size(built_for)
+    else:
+        if size is not None:
+            raise ConfigError("input_size: transform already determines it; give one of the two")
+        shape = tuple(transform(Image.new("RGB", (256, 256))).shape)
+        if len(shape) != 3 or shape[0] != 3:
+            raise ConfigError(f"transform: expected a tensor of shape (3, H, W), got {shape}")
+        size = (shape[1], shape[2])
+    model = _described(
+        module, ModelSpec(name, IN_MEMORY, size), size, {"crop_pct": 1.0} if transform else None
+    )
+    return model if transform is None else replace(model, transform=transform)
+
+
 @contextmanager
 def _generator_seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator for this block and restore it after; one thread at a time.
@@ -202,8 +248,18 @@ def _finished(
     classes: tuple[str, ...] = (),
     outputs: str | None = None,
 ) -> LoadedModel:
-    module = module.eval().requires_grad_(False)
-    cfg = module.pretrained_cfg
+    return _described(module.eval().requires_grad_(False), spec, size, preprocessing, classes, outputs)
+
+
+def _described(
+    module: nn.Module,
+    spec: ModelSpec,
+    size: Size | None,
+    preprocessing: dict[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
+    outputs: str | None = None,
+) -> LoadedModel:
+    cfg = getattr(module, "pretrained_cfg", {})
     own = cfg.get("input_size", (3, 224, 224)) if isinstance(cfg, dict) else (3, 224, 224)
     if own[0] != 3:
         raise ConfigError(f"model {spec.name!r} takes {own[0]} input channels; only RGB models can be used")
@@ -281,7 +337,7 @@ def _create_pretrained(name: str, size: Size | None) -> nn.Module:
     cfg, own = registry.pretrained_cfg(name), registry.own_size(name)
     hub.check_download(name, cfg)
     size = size or own
-    reshaped = size != own and size[0] * size[1] == own[0] * own[1]
+    reshaped = cfg.get("fixed_input_size", False) and size != own and size[0] * size[1] == own[0] * own[1]
     try:
         module = _create(name, own if reshaped else size, pretrained=True)
     except OSError as error:  # of the network, the cache or the disk

@@ -150,7 +150,7 @@ def describe_stages(model: LoadedModel) -> list[LayerInfo]:
         modules = {layer.name: layer for layer in survey_modules(model, []).readable}
         return [replace(modules[name], kind="stage") for name in names if name in modules]
     with torch.inference_mode():
-        maps = forward_stages(model.module, _blank(model.input_size), range(len(names)))
+        maps = forward_stages(model.module, blank_images(model.module, model.input_size), range(len(names)))
     return [
         LayerInfo(
             name, stage.shape[2] * stage.shape[3], stage.shape[1], (stage.shape[2], stage.shape[3]), "stage"
@@ -196,9 +196,8 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
         outputs.setdefault(name, []).append(shape)
 
     names = [name for name, _ in module.named_modules() if name]
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.inference_mode(), hooks(module, [(name, partial(note, name)) for name in names]):
-        forward_features(module, _blank(size, _PROBE_IMAGES).to(device))
+        forward_features(module, blank_images(module, size, _PROBE_IMAGES))
     return outputs
 
 
@@ -211,8 +210,10 @@ def _probe_stretched(model: LoadedModel, size: Grid) -> dict[str, list[_Shape]]:
     return {}
 
 
-def _blank(size: Grid, n_images: int = 1) -> Tensor:
-    return torch.zeros(n_images, 3, *size)
+def blank_images(module: nn.Module, size: Grid, n_images: int = 1) -> Tensor:
+    """Return black images on the device of the module."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    return torch.zeros(n_images, 3, *size, device=device)
 
 
 def _patch_grid(model: LoadedModel) -> set[Grid]:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.store.features import FeatureStore
 
 N = 5
@@ -63,17 +65,80 @@ def test_they_go_into_matching_as_they_are(features):
     assert features.model["weights"] == "digits"
 
 
-def test_torch_is_left_as_it_was(pictures):
-    before = torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+def torch_settings():
+    cudnn = torch.backends.cudnn
+    return torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+
+def test_torchs_settings_hold_while_the_model_works_and_are_then_as_before(pictures, monkeypatch):
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    srs.extract("test_resnet", pictures[:1], "layer4", **MODEL)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before[0])
-    assert (
-        torch.get_num_threads(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-    ) == before
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before, inside = torch_settings(), []
+    module = timm.create_model("test_resnet").eval()
+    module.register_forward_pre_hook(lambda *_: inside.append(torch_settings()))
+    module.conv1.register_forward_pre_hook(lambda *_: inside.append(torch_settings()))
+    srs.extract(module, pictures[:1], "layer4", precision="float32")
+    assert torch_settings() == before
+    assert set(inside) == {(1, False, True, False)}
+    torch.set_num_threads(threads)
+
+
+def test_a_module_in_memory_gives_the_same_and_is_left_as_it_was(features, pictures):
+    module = load_model(ModelSpec("test_resnet", "digits")).module.train()
+    module.pretrained_cfg |= {"input_size": (3, 96, 96), "crop_pct": 1.0}
+    module.pretrained_cfg |= {
+        key: features.model["preprocessing"][key] for key in ("mean", "std", "interpolation")
+    }
+    modes = [part.training for part in module.modules()]
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found = srs.extract(module, pictures, ["layer3", "layer4"], batch_size=2)
+    for layer in features:
+        np.testing.assert_allclose(found[layer], features[layer], rtol=1e-4, atol=1e-5)
+    assert found.model["weights_sha256"] == features.model["weights_sha256"]
+    assert [part.training for part in module.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_any_module_of_torch_is_read_with_its_preprocessing(pictures):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 7, 4, stride=4), torch.nn.AdaptiveAvgPool2d(1))
+
+    def transform(image):
+        pixels = np.array(image.resize((32, 24)), np.float32)
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+    z = srs.extract(module, pictures, "0", transform=transform)["0"]
+    batch = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+    expected = module[0](batch).flatten(2).transpose(1, 2).detach()
+    assert z.shape == (N, 6 * 8, 7)
+    np.testing.assert_allclose(z, expected, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"Sequential.*preprocessed.*give transform"):
+        srs.extract(module, pictures, "0")
+    with pytest.raises(ConfigError, match=r"no layer 'conv1'.*named_modules"):
+        srs.extract(module, pictures, "conv1", transform=transform)
+    with pytest.raises(ConfigError, match=r"transform: expected a tensor of shape \(3, H, W\), got \(24,"):
+        srs.extract(module, pictures, "0", transform=lambda image: transform(image).permute(1, 2, 0))
+    with pytest.raises(ConfigError, match="leave transform out"):
+        srs.extract("test_resnet", pictures, "layer4", transform=transform, **MODEL)
+
+
+def test_an_image_of_16_bits_is_scaled_and_not_clipped(tmp_path):
+    grey = np.linspace(0, 65535, 96 * 96).reshape(96, 96).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    from_file = srs.extract("test_resnet", [tmp_path / "grey.png"], "layer4", **MODEL)["layer4"]
+    opened = srs.extract("test_resnet", [Image.open(tmp_path / "grey.png")], "layer4", **MODEL)["layer4"]
+    assert opened.tobytes() == from_file.tobytes()
+
+
+def test_images_without_finite_features_are_named_by_their_place_among_all(pictures):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 4, stride=4))
+
+    def transform(image):
+        value = torch.nan if np.array_equal(np.array(image), pictures[3]) else 1.0
+        return torch.full((3, 8, 8), value)
+
+    with pytest.raises(InputError, match=r"NaN or infinite for 1 of the given images, at position\(s\) 3,"):
+        srs.extract(module, pictures, "0", transform=transform, batch_size=2)
 
 
 @pytest.mark.parametrize(

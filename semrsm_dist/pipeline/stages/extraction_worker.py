@@ -166,8 +166,10 @@ class _ExtractionWorker:
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Extract chunks; the next chunk's images are read while the model is at work."""
+        from semrsm_dist.features.extractor import reproducible  # noqa: PLC0415 - torch only where a model runs
+
         chunks = cast("tuple[FeatureChunk, ...]", units)
-        with ThreadPoolExecutor(READERS) as readers:
+        with reproducible(self._extractor.precision), ThreadPoolExecutor(READERS) as readers:
             images = self._read_ahead(readers, chunks)
 
             def extract(chunk: FeatureChunk) -> Receipt:

@@ -24,7 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 FIRST = "experiments/test_approximation.py"
 """Needs all compiled code: one process compiles it while another runs what needs none."""
 
-SLOWEST = (
+SLOW = (
     "pipeline/test_resume.py",
     "test_job_submission.py",
     "engine/test_ray_faults.py",
@@ -32,18 +32,31 @@ SLOWEST = (
     "pipeline/test_bounded_memory.py",
     "engine/test_engines.py",
     "cli/test_cli.py",
-    "matching/test_matchers.py",
+    "matching/test_compiling.py",
+    "features/test_paper_presets.py",
+    "data/test_sources.py",
+    "features/test_feature_layers.py",
+    "test_docs.py",
+    "test_recipes.py",
+    "matching/test_approximations.py",
     "matching/test_top_k.py",
+    "matching/test_third_party.py",
     "pipeline/test_bad_input.py",
     "pipeline/test_extraction_stage.py",
     "pipeline/test_full_disk.py",
-    "features/test_paper_presets.py",
+    "results/test_overview.py",
     "experiments/test_kernels.py",
     "experiments/test_retrieval.py",
-    "features/test_feature_layers.py",
     "experiments/test_layers.py",
+    "experiments/test_conditions.py",
+    "experiments/test_output_similarity.py",
+    "experiments/test_translation.py",
+    "pipeline/test_final_matrices.py",
+    "pipeline/test_scan_stage.py",
+    "pipeline/test_unequal_tokens_run.py",
+    "engine/test_ray_start.py",
 )
-"""Files that take longest; a file that is not here takes less than a quarter of a minute."""
+"""Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes less than a minute."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,12 +65,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast files first, then the slow ones from the longest on, so that all processes end together."""
-    items.sort(key=lambda item: _place(os.path.relpath(item.path, Path(__file__).parent)))
+    names = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    for item, name in names.items():
+        if name == FIRST or name in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: _place(names[item]))
 
 
 def _place(name: str) -> int:
     if name == FIRST:
         return -1
-    return 1 + SLOWEST.index(name) if name in SLOWEST else 0
+    return 1 + SLOW.index(name) if name in SLOW else 0

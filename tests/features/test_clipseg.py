@@ -20,6 +20,8 @@ from semrsm_dist.features.layers import LayerReader, class_token_layers, resolve
 from semrsm_dist.features.models import ModelSpec, list_models, load_model
 from semrsm_dist.pipeline.inputs import describe_model
 
+pytest.importorskip("transformers", reason="an extra")
+
 NAME = "test_clipseg"
 TOKENS = [0, 3, 9, 1]  # what the vocabulary below makes of "a cat"
 VOCABULARY = ["<|startoftext|>", "<|endoftext|>", "a", "a</w>", "c", "c</w>", "t", "t</w>", "ca", "cat</w>"]

@@ -208,7 +208,7 @@ def _columns(stream: _Display) -> int:
 
 
 def _bar_format(total: int, unit: str, columns: int) -> str:
-    """Return what a line of so many columns has room for beside a bar: the time left before all else."""
+    """Return what fits beside a bar in a line of this many columns; the time left comes first."""
     counts = 2 * len(str(total)) + len(unit) + 2
     for needed, ending in (
         (62 + counts + len(unit), "| {n_fmt}/{total_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]"),

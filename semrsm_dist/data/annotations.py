@@ -1,4 +1,4 @@
-"""What the readers of annotated data sets share: files that must be there, listings, seeded samples."""
+"""Shared by the readers of annotated data sets: required files, listings, seeded samples."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def read_bytes(location: str, remedy: str) -> bytes:
 
 
 def read_lines(location: str, remedy: str) -> list[str]:
-    """Return the lines of a text file that hold anything; errors as in `read_bytes`."""
+    """Return the non-empty lines of a text file; errors as in `read_bytes`."""
     try:
         text = read_bytes(location, remedy).decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{location}: is no text ({error}); get the file anew") from error
+        raise InputError(f"{location}: is not text ({error}); get the file again") from error
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -72,10 +72,10 @@ def read_json(location: str, remedy: str) -> Mapping[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:  # of JSON and of the encoding
-        raise InputError(f"{location}: not complete JSON ({error}); get the file anew") from error
+        raise InputError(f"{location}: not complete JSON ({error}); get the file again") from error
     if not isinstance(document, dict):
         raise InputError(
-            f"{location}: holds a {type(document).__name__}, not an object with keys; get the file anew"
+            f"{location}: holds a {type(document).__name__}, not an object with keys; get the file again"
         )
     return document
 
@@ -97,7 +97,7 @@ def place_below(folder: str, name: str, where: str) -> str:
 
 
 def draw_sample(names: Iterable[str], sample: int | None, seed: int) -> list[str]:
-    """Draw names by chance, and return them sorted.
+    """Draw a random sample of names, and return it sorted.
 
     Whether a name is drawn depends on the seed and on the names alone, not on their order; a smaller sample is
     part of a larger one of the same seed.

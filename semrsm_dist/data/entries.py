@@ -1,4 +1,4 @@
-"""What a data source gives of its images: entries, and pixels with content hashes."""
+"""What a data source provides of its images: entries, and pixels with content hashes."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import StorageError
 from semrsm_dist.fields import Location
 
-# What one image's absence or permissions explain; any other OSError is the storage failing, and worth a retry.
+# Errors of one missing or protected image; any other OSError is a failing storage, and worth a retry.
 _ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
 
 
 class FileSource(ImageSource):
-    """Base of the sources whose entries name files: what they share is how these are read.
+    """Base of the sources whose entries name files, which are all read in the same way.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def _why(error: OSError) -> str:
     return (
         "reading it is not permitted"
         if isinstance(error, PermissionError)
-        else "a part of its path is no folder"
+        else "a part of its path is not a folder"
     )
 
 

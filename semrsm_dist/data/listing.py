@@ -121,7 +121,7 @@ def _list_local(root: Path) -> Iterator[str]:
                 f"access or move it away"
             ) from error
         for entry in entries:
-            # A dangling link is an image that cannot be read; pipes and sockets are no images.
+            # A dangling link is an image that cannot be read; pipes and sockets are not images.
             if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
                 yield Path(entry.path).relative_to(root).as_posix()
             elif (

@@ -1,4 +1,4 @@
-"""The table of a run's images: what each is, what it is made of, and whether it can be read."""
+"""The table of a run's images: their entries, content hashes and sizes, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from semrsm_dist.errors import InputError, StorageError
 OK, UNREADABLE = "ok", "unreadable"
 
 LOOKS_AT_ONCE = 16
-"""Threads that ask for sizes and times: on a network file system each answer takes a while."""
+"""Threads that read sizes and times: on a network file system each call takes a while."""
 
 LOOK_BATCH = 64
-"""Images of one look."""
+"""Images per batch of such calls."""
 
 SCHEMA = pa.schema(
     [
@@ -116,7 +116,7 @@ class Manifest:
         labels: Sequence[Sequence[str]] | None = None,
         groups: Sequence[str | None] | None = None,
     ) -> Manifest:
-        """Return the manifest of ready-made features, of which there are ids but no images.
+        """Return the manifest of ready-made features, which have ids but no images.
 
         Raises
         ------
@@ -139,7 +139,7 @@ class Manifest:
             )
         )
 
-    # --- what the stages ask for -----------------------------------------------------------------------
+    # --- read by the stages -----------------------------------------------------------------------------
 
     @property
     def readable(self) -> list[ImageEntry]:

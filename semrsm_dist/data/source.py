@@ -1,4 +1,4 @@
-"""What a data source is: a section of the configuration that reads itself.
+"""The interface of data sources: sections of the configuration that read themselves.
 
 A run's `data` and `queries` each name a source. One that offers images derives from `ImageSource` and needs `entries`
 and `load`; a source of ready-made features derives from `DataSource` alone.

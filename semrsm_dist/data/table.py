@@ -52,10 +52,10 @@ def read_entries(path: str | Path, *, needs_uri: bool = True) -> list[ImageEntry
 
 
 def _check_schemes(uris: Sequence[str], location: str) -> None:
-    """Refuse a file system that nobody knows here, not at the image that a worker cannot open."""
+    """Refuse an unknown file system now, rather than when a worker cannot open an image."""
     schemes = {uri.partition("://")[0].lower(): uri for uri in reversed(uris) if is_uri(uri)}
     for scheme, uri in schemes.items():
-        if scheme not in REMOTE:  # to open one of these may take a network
+        if scheme not in REMOTE:  # opening one of these may need a network
             try:
                 locate(uri)
             except InputError as error:

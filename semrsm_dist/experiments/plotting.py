@@ -38,7 +38,7 @@ def style_names(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def make_panels(figure: Figure | SubFigure, n: int, *, across: int, **options: Any) -> list[Axes]:
-    """Return so many axes, in rows of at most `across`."""
+    """Return axes for all panels, in rows of at most `across`."""
     across = min(n, across)
     axes = figure.subplots(count_rows(n, across), across, squeeze=False, **options).ravel()
     for spare in axes[n:]:

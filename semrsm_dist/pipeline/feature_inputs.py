@@ -1,4 +1,4 @@
-"""What a run of ready-made features is: their sizes and hashes, told apart by layer and side."""
+"""The inputs of a run of ready-made features: their sizes and hashes by layer and side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Features = tuple[dict[Side, Manifest], dict[str, LayerSizes], dict[str, Fingerpr
 def resolve_features(
     session: Session, matcher: Matcher, sides: Mapping[Side, Data], cached: Answers
 ) -> Features:
-    """Find out what ready-made features a run has.
+    """Resolve the ready-made features of a run.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ def resolve_features(
     sides
         The configured features by side.
     cached
-        What an earlier session kept.
+        What an earlier session recorded.
 
     Raises
     ------
     InputError, ConfigError
-        If they cannot be read, or do not go with each other or with the matcher.
+        If they cannot be read, or do not fit each other or the matcher.
     """
     manifests: dict[Side, Manifest] = {}
     layers: dict[str, LayerSizes] = {}
@@ -83,11 +83,11 @@ def resolve_features(
 def _identify_images(
     session: Session, side: Side, data: FeaturesData, n_images: int, known_table: str | None
 ) -> Manifest:
-    """Return what the table of images says; what the run noted of it, if the table is gone."""
+    """Return the table of images, or the run's copy of it if the table is gone."""
     if isinstance(data.table, Path) and not data.table.exists() and known_table == absolute(data.table):
         kept = session.directory.manifest(side)
         if kept.exists():
-            session.warn(f"{data.table}: is gone; the run continues with its own copy of this table")
+            session.warn(f"{data.table}: this table is gone; the run continues with its own copy")
             return Manifest.from_parquet(kept)
     return list_feature_images(side, data, n_images)
 
@@ -102,7 +102,7 @@ def _facts(side: str, layer: str, source: SourceAnswer) -> Fingerprint:
 def _join_sizes(
     known: LayerSizes | None, source: SourceAnswer, matcher: Matcher, *, layer: str, side: str, path: Path
 ) -> LayerSizes:
-    """Return the sizes of a layer on all sides so far: channels must agree, of tokens there is room for the most."""
+    """Return the sizes of a layer over all sides so far: channels must agree, tokens are the maximum."""
     sizes = source.sizes
     if known is not None and (
         known.n_channels != sizes.n_channels
@@ -130,7 +130,7 @@ def _identify_source(
     here = known if known and known.path == str(path.absolute()) else None
     store = FeatureStore(session.directory.features, side, layer)
     if here and not path.exists() and store.group.is_dir() and store.is_complete() and store.is_verified():
-        session.warn(f"{path}: is gone; the run continues with its own copy of these features")
+        session.warn(f"{path}: these features are gone; the run continues with its own copy")
         return _with_counts(here, counts_path, here)
     source = open_array(path, data.layout)
     signature = source.signature()
@@ -147,7 +147,7 @@ def _identify_source(
 
 
 def _with_counts(features: SourceAnswer, path: Path | None, known: SourceAnswer | None) -> SourceAnswer:
-    """Return the features with what their token counts say; as known, if they are gone with the features."""
+    """Return the features with their token counts; as recorded, if these are gone with the features."""
     facts: dict[str, Any] = {"token_counts_path": None, "token_counts_sha256": None, "unequal": False}
     if path is not None:
         place = str(path.absolute())

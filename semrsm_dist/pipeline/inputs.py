@@ -1,7 +1,7 @@
-"""What a run is: its images, its model and layers, and the fingerprint that a resume is held against.
+"""The inputs of a run: its images, its model and layers, and the fingerprint that a resume is compared with.
 
-The answers are kept in the run's record, so that a resume whose questions have not changed needs neither the
-model nor a second look at unchanged files.
+They are kept in the run's record, so that a resume with an unchanged configuration loads no model and does not read
+unchanged files again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is.
+    """What a run is made of.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class RunInputs:
     layer_facts
         The same for each layer; only layers that both sides of a comparison have are compared.
     cached
-        Answers to keep in the record, so that they need not be found again.
+        Facts to keep in the record, so that they need not be found again.
     """
 
     manifests: dict[Side, Manifest]
@@ -67,7 +67,7 @@ class RunInputs:
 
 
 def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None) -> RunInputs:
-    """Find out what the configuration's run is.
+    """Resolve a configuration to the inputs of its run.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def _require_model(config: RunConfig) -> ModelConfig:
 
 
 def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | None) -> ModelAnswer:
-    """Return what is known of the model, which is loaded only if the question is a new one."""
+    """Return the facts about the model, which is loaded only if they are not recorded yet."""
     file = model_spec(config).weights_file()
     question = {
         "name": config.name,
@@ -142,7 +142,7 @@ def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | 
         "seed": config.seed if config.weights == "random" else None,
         "prompt": config.prompt,
         "layers": list(config.layers),
-        # Other versions may build or feed the network otherwise.
+        # Other versions may build or feed the network differently.
         "timm": metadata.version("timm"),
         "transformers": find_version("transformers"),
     }
@@ -219,7 +219,7 @@ def hash_file(path: Path) -> str:
 
 
 def compare(inputs: RunInputs, record: RunRecord) -> tuple[Fingerprint, Fingerprint]:
-    """Return the recorded and the requested fingerprint, cut to the layers that both have."""
+    """Return the recorded and the requested fingerprint, restricted to the layers that both have."""
     recorded, requested = dict(record.fingerprint), dict(inputs.facts)
     for layer, facts in inputs.layer_facts.items():
         if layer in record.layers:

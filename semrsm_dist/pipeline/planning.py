@@ -1,4 +1,4 @@
-"""What a run would cost, before it starts: measured on a few of its own images, computed from its sizes."""
+"""The cost of a run before it starts, measured on a few of its own images and computed from its sizes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Sample = tuple[NDArray[Any], NDArray[np.int64] | None]
 
 
 def plan_run(config: RunConfig) -> dict[str, Any]:
-    """Return what a run would cost. Nothing is written, nothing computed but a calibration.
+    """Return what a run would cost. Nothing is written, and nothing but a calibration is computed.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     Raises
     ------
     InputError, ConfigError
-        As `run`, as far as the calibration meets the cause.
+        As `run`, if the calibration meets the cause.
     """
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
     sides: dict[Side, Data] = {"images": config.data}
@@ -116,7 +116,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
 
 
 def format_plan(plan: Mapping[str, Any]) -> str:
-    """Write a plan for people."""
+    """Format a plan for people."""
     counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
     lines = [f"{plan['run']}: {counts}, matcher {plan['matcher']}"]
     lines.append(
@@ -211,7 +211,7 @@ def _sample_features(source: FeatureArray, token_counts: Path | None) -> Sample:
 
 
 def _read_some(config: RunConfig, source: ImageSource, entries: Sequence[ImageEntry]) -> list[Image.Image]:
-    """Read a few images from all over the list: neighbours are often alike."""
+    """Read a few images from all over the list: neighbours are often similar."""
     images = []
     for entry in entries[:: max(1, len(entries) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
         try:

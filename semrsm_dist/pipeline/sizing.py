@@ -24,7 +24,7 @@ number of workers or the size of tiles must not affect it.
 """
 
 PROCESS_BYTES = 8 * 1024**2
-"""What a worker needs beside panels and workspace: one tile of results and its buffers."""
+"""Memory of a worker in addition to panels and workspace: one tile of results and its buffers, in bytes."""
 
 
 def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
@@ -43,7 +43,7 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
     batch_size = known.batch_size if known else None
     if config.model is not None and batch_size is None:
         batch_size = min(config.model.batch_size, chunk_size)
-    in_order = before if layers.keys() <= before.keys() else layers  # the network's, as far as it is known
+    in_order = before if layers.keys() <= before.keys() else layers  # in the network's order, if it is known
     return RunRecord(
         fingerprint=inputs.facts,
         layers={**in_order, **before, **layers},
@@ -86,7 +86,7 @@ def choose_sizes(
     Raises
     ------
     ConfigError
-        If the tiles do not fit into a worker's memory, or others than the run's are requested.
+        If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
     longest = max(inputs.counts().values())
     layers = {}

@@ -174,7 +174,7 @@ class FeatureStore:
                     chunks.delete_chunk(self.group, name, index)
 
     def is_verified(self) -> bool:
-        """Tell whether the features have been found to be those of the source that they were copied from."""
+        """Return whether the features were verified against the source that they were copied from."""
         return bool(chunks.create_group(self.root, f"{self.side}/{self.layer}").attrs.get(VERIFIED))
 
     def mark_verified(self) -> None:

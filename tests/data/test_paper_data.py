@@ -225,9 +225,9 @@ def test_a_cityscapes_image_without_polygons_stays_and_polygons_without_image_ar
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([thing("cat")], r"'cat' is no label of Cityscapes; did you mean 'car'"),
-        ([thing("catgroup")], "'catgroup' is no label"),
-        ([{"polygon": []}], "None is no label"),
+        ([thing("cat")], r"'cat' is no Cityscapes label; did you mean 'car'"),
+        ([thing("catgroup")], "'catgroup' is no Cityscapes label"),
+        ([{"polygon": []}], "None is no Cityscapes label"),
         ({}, "has no list 'objects'"),
     ],
 )
@@ -399,8 +399,8 @@ def test_what_does_not_belong_to_imagenet_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("ILSVRC2012_validation_ground_truth.txt", b"3\n9\n", "line 2: '9' is no class"),
-        ("ILSVRC2012_validation_ground_truth.txt", b"cat\n", "line 1: 'cat' is no class"),
+        ("ILSVRC2012_validation_ground_truth.txt", b"3\n9\n", "line 2: '9' is not a class"),
+        ("ILSVRC2012_validation_ground_truth.txt", b"cat\n", "line 1: 'cat' is not a class"),
         ("meta.mat", b"not a mat file", "is not the list of classes"),
     ],
 )

@@ -24,7 +24,7 @@ from semrsm_dist.fields import Count, Seed
 
 IMAGE, POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
 NO_OBJECTS = ("ego vehicle", "out of roi", "rectification border", "unlabeled")
-"""Labels of regions that show nothing, or only the car with the camera: in nearly every image."""
+"""Labels of regions without content, or of the car with the camera, which are in nearly every image."""
 
 LABELS = frozenset(
     {
@@ -37,7 +37,7 @@ LABELS = frozenset(
     }
 )
 _GROUP = "group"
-_READ_AT_ONCE = 16  # small files, perhaps far away
+_READ_AT_ONCE = 16  # small files, perhaps on remote storage
 
 
 class CityscapesImages(FileSource):
@@ -56,7 +56,7 @@ class CityscapesImages(FileSource):
     ignore
         Labels to leave out.
     sample, seed
-        So many images drawn by chance, see `draw_sample`; None takes all.
+        Size and seed of a random sample, see `draw_sample`; None takes all.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class CityscapesImages(FileSource):
         where = join(self.path, "gtFine", self.split, frame + POLYGONS)
         objects = read_json(where, self._remedy()).get("objects")
         if not isinstance(objects, list):
-            raise InputError(f"{where}: has no list 'objects', so it holds no polygons; get the file anew")
+            raise InputError(f"{where}: has no list 'objects', so it holds no polygons; get the file again")
         found = {_label(thing, where) for thing in objects if not _is_deleted(thing)}
         return tuple(sorted(found.difference(self.ignore)))
 
@@ -122,6 +122,6 @@ def _label(thing: Any, where: str) -> str:
     if single in LABELS:
         return single
     raise InputError(
-        f"{where}: {label!r} is no label of Cityscapes{did_you_mean(str(label), LABELS) or '.'} Correct the file, or "
-        "get it anew"
+        f"{where}: {label!r} is no Cityscapes label{did_you_mean(str(label), LABELS) or '.'} Correct the file, or "
+        "get it again"
     )

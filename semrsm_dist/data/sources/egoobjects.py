@@ -44,7 +44,7 @@ class EgoObjectsImages(FileSource):
     annotations, metadata, images
         The annotation file, the file with the categories' names, and the folder of images, if they are elsewhere.
     sample, seed
-        So many images drawn by chance, see `draw_sample`; None takes all.
+        Size and seed of a random sample, see `draw_sample`; None takes all.
 
     Raises
     ------
@@ -120,12 +120,12 @@ def _entries(
     entries = document.get(key)
     if not isinstance(entries, list):
         raise InputError(
-            f"{where}: has no list {key!r}, so it is no annotation file of EgoObjects; get it anew"
+            f"{where}: has no list {key!r}, so it is not an annotation file of EgoObjects; get it again"
         )
     for index, entry in enumerate(entries):
         missing = [name for name in needed if not isinstance(entry, dict) or entry.get(name) is None]
         if missing:
-            raise InputError(f"{where}: {key}[{index}] lacks {', '.join(missing)}; get the file anew")
+            raise InputError(f"{where}: {key}[{index}] lacks {', '.join(missing)}; get the file again")
     return entries
 
 
@@ -134,7 +134,7 @@ def _require_listed(objects: Sequence[Mapping[str, Any]], images: Collection[str
     if strays:
         raise InputError(
             f"{where}: {len(strays)} annotations are of {len(set(strays))} images that it does not list "
-            f"({shorten(dict.fromkeys(strays))}), so it is not complete; get the file anew"
+            f"({shorten(dict.fromkeys(strays))}), so it is not complete; get the file again"
         )
 
 

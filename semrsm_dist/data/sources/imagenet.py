@@ -1,4 +1,4 @@
-"""The validation images of ImageNet (ILSVRC 2012), in a folder a class or all in one with the development kit."""
+"""The validation images of ImageNet (ILSVRC 2012), in class folders, or in one folder with the development kit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ImageNetImages(FileSource):
         Folder with ``ILSVRC2012_validation_ground_truth.txt`` and ``meta.mat``, which the flat layout needs;
         ``ILSVRC2012_devkit_t12/data`` below `path` if not given.
     sample, seed
-        So many images drawn by chance, see `draw_sample`; None takes all.
+        Size and seed of a random sample, see `draw_sample`; None takes all.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class ImageNetImages(FileSource):
         for number, line in enumerate(read_lines(below(kit, TRUTH), remedy), start=1):
             if not line.strip().isdecimal() or int(line) not in wnids:
                 raise InputError(
-                    f"{below(kit, TRUTH)}: line {number}: {line!r} is no class of {CLASSES}; get both anew"
+                    f"{below(kit, TRUTH)}: line {number}: {line!r} is not a class of {CLASSES}; get both again"
                 )
             labels[PurePosixPath(_NAME.format(number))] = wnids[int(line)]
         strange = [path for path in paths if path not in labels]
@@ -100,7 +100,7 @@ class ImageNetImages(FileSource):
     def _remedy(self) -> str:
         return (
             "put the validation images of ILSVRC 2012 (ILSVRC2012_img_val.tar from image-net.org) into "
-            f"{join(self.path, 'val')}, all in one or in a folder a class (<wnid>/*.JPEG), or say where they are with "
+            f"{join(self.path, 'val')}, in one folder or in one per class (<wnid>/*.JPEG), or say where they are with "
             "--set data.path=FOLDER"
         )
 
@@ -131,5 +131,5 @@ def _read_classes(location: str, remedy: str) -> dict[int, str]:
         }
     except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"{location}: is not the list of classes of ILSVRC 2012 ({error}); get it anew"
+            f"{location}: is not the list of classes of ILSVRC 2012 ({error}); get it again"
         ) from error

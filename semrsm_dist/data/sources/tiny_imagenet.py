@@ -36,7 +36,7 @@ class TinyImageNetImages(FileSource):
     split
         "train" or "val"; the test images have no labels (read them with FolderImages).
     sample, seed
-        So many images drawn by chance, see `draw_sample`; None takes all.
+        Size and seed of a random sample, see `draw_sample`; None takes all.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class TinyImageNetImages(FileSource):
             name, *rest = line.split("\t")
             if not rest or name in labels:
                 problem = "is listed twice" if rest else "has no class"
-                raise InputError(f"{where}: entry {number}: {name!r} {problem}; get the file anew")
+                raise InputError(f"{where}: entry {number}: {name!r} {problem}; get the file again")
             labels[name] = rest[0].strip()
         self._require_classes(labels.values(), classes, where)
         unlisted = [
@@ -97,7 +97,7 @@ class TinyImageNetImages(FileSource):
         if unknown:
             raise InputError(
                 f"{where}: {len(unknown)} classes are not in {join(self.path, 'wnids.txt')} ({shorten(unknown)}); "
-                "get both anew, or add them there"
+                "get both again, or add them there"
             )
 
     def _remedy(self) -> str:

@@ -15,8 +15,8 @@ REFERENCE = 1e-3
 class ApproximationParameters(Parameters):
     """Which settings of the matchers are tried, on how many pairs."""
 
-    n_rows: Positive = Field(5, description="so many images ...")
-    n_columns: Positive = Field(16, description="... are matched with so many others")
+    n_rows: Positive = Field(5, description="number of images that are matched with ...")
+    n_columns: Positive = Field(16, description="... this number of other images")
     rounds: Positive = Field(
         2, description="how often each matcher is timed, slow ones once; the fastest counts"
     )

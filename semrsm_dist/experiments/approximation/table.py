@@ -23,7 +23,7 @@ FRONT, BEST, BEATEN = "on the front", "best window", "best window beaten by the 
 METHOD = ["matcher", "parameter", "size", "tolerance"]
 
 DIGITS = 4
-"""Shares that are equal to so many digits count as equal."""
+"""Shares that are equal to this many digits count as equal."""
 
 
 def tabulate_layer(

@@ -18,7 +18,7 @@ OVERLAPS = (0.0, 0.1, 0.3, 0.6, 1.0)
 DISPLACEMENTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 SIZES = (2 / 3, 1.0, 4 / 3, 5 / 3)
 SIZE_STEP = 4
-"""Input sizes are rounded to multiples of so many pixels."""
+"""Input sizes are rounded to multiples of this number of pixels."""
 
 FACTORS: dict[Factor, str] = {
     "scale": "object scale (digit's side, share of the canvas)",

@@ -186,7 +186,7 @@ def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter
 
 
 def has_unequal_tokens(run: Run) -> bool:
-    """Tell whether images of a run differ in their number of tokens, in any layer."""
+    """Return whether images of a run differ in their number of tokens, in any layer."""
     sides = ["images"] if run.is_symmetric else ["images", "queries"]
     layers = [LayerFeatures(run, layer) for layer in run.requested_layers]
     return any(

@@ -55,7 +55,7 @@ class Tuning:
     seed: int = 0
 
     def batches(self, canvas: int) -> Iterator[tuple[list[Image], NDArray[np.float32]]]:
-        """Yield scenes of so many pixels, and which digits are in them, (batch, 10) of 0 and 1."""
+        """Yield scenes of this size in pixels, and which digits are in them, (batch, 10) of 0 and 1."""
         scenes = DigitScenes(
             n_images=self.steps * self.batch,
             digits=self.digits,

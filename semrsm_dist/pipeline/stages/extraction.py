@@ -94,7 +94,7 @@ def extract_features(
     )
     news = [cast("ChunkNews", value) for _, value in outcome.values]
     _warn_of_smaller_batches(session, record.batch_size, news)
-    _raise_if_refused([item for told in news for item in told.refused])
+    _raise_if_refused([item for report in news for item in report.refused])
     if outcome.failures:
         raise WorkError(
             f"{len(outcome.failures)} of {len(n_images)} chunks of {' and '.join(sides)} could not be extracted; the "

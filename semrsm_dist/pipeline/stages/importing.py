@@ -155,7 +155,7 @@ def import_features(
 
 
 def _has_changed(path: Path, layout: str, known: SourceAnswer) -> bool:
-    """Tell whether a source is another than when the run was begun, by its time and by its bytes."""
+    """Return whether a source has changed since the run began, by its time and by its bytes."""
     try:
         source = open_array(path, layout)
         return source.signature() != known.signature or source.digest() != known.sha256

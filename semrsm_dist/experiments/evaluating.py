@@ -147,6 +147,6 @@ def _expected(model: type[Parameters], name: str, problem: Mapping[str, Any]) ->
         found = f"{'a list of some of' if is_list else 'one of'} {', '.join(map(str, item['enum']))}"
         return found + did_you_mean(str(problem["input"]), map(str, item["enum"]))
     noun = item.get("format") or _NOUNS.get(item.get("type"), "value")
-    limits = " and ".join(f"{word} {item[limit]:g}" for limit, word in _LIMITS.items() if limit in item)
+    limits = " and ".join(f"{word} {item[limit]:.12g}" for limit, word in _LIMITS.items() if limit in item)
     found = f"a list of {noun}s {limits}" if is_list else f"a {noun} {limits}"
     return found.rstrip() + _MORE.get(problem["type"], "")

@@ -21,10 +21,22 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 
-LAYOUTS = ("auto", "nsc", "nchw")
+LAYOUTS = ("auto", "nsc", "nchw", "nhwc")
+_WIDEST = 8
+"""A grid more than this many times as wide as high is taken for a sign of channels in the last axis."""
+
 _DIGEST_BYTES = 8 * 2**20  # small, as the driver has no business taking more memory than a worker
 _EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
 _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
+
+
+_CONVERT = {
+    **dict.fromkeys((".pt", ".pth"), "torch.load(path, weights_only=True).float().numpy()"),
+    ".safetensors": "safetensors.numpy.load_file(path)[name]",
+    ".npz": "numpy.load(path)[name]",
+    ".h5": "h5py.File(path)[name][:]",
+}
+"""What reads an array from files of other formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +47,8 @@ class ArrayShape:
     ----------
     n_images, n_tokens, n_channels
         N, S, C.
-    channels_first
-        The array is (N, C, H, W).
+    layout
+        "nsc", "nchw" or "nhwc": the order of its axes.
     dtype
         Type of the returned arrays.
     """
@@ -44,13 +56,15 @@ class ArrayShape:
     n_images: int
     n_tokens: int
     n_channels: int
-    channels_first: bool
+    layout: str
     dtype: np.dtype[Any]
 
     def arrange(self, chunk: NDArray[Any]) -> NDArray[Any]:
         """Return a chunk in its layout on disk as a contiguous (T, S, C) copy of type `dtype`."""
-        if self.channels_first:
+        if self.layout == "nchw":
             chunk = chunk.reshape(len(chunk), self.n_channels, self.n_tokens).transpose(0, 2, 1)
+        elif self.layout == "nhwc":
+            chunk = chunk.reshape(len(chunk), self.n_tokens, self.n_channels)
         return np.array(chunk, dtype=self.dtype, order="C", copy=True, subok=False)
 
 
@@ -64,7 +78,8 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
     shape, dtype
         Of the array on disk.
     layout
-        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to tell by the number of axes.
+        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "nhwc" for (N, H, W, C); "auto" takes (N, S, C) or (N, C, H, W)
+        by the number of axes, and refuses what looks like (N, H, W, C).
 
     Raises
     ------
@@ -77,18 +92,26 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
         hint = did_you_mean(layout, LAYOUTS) or ";"
         raise ConfigError(f"unknown layout {layout!r}{hint} choose one of {', '.join(LAYOUTS)}")
     found = f"{where}: holds an array of shape {shape} and type {dtype}"
-    wanted = {"nsc": (3,), "nchw": (4,), "auto": (3, 4)}[layout]
+    wanted = {"nsc": (3,), "nchw": (4,), "nhwc": (4,), "auto": (3, 4)}[layout]
     if len(shape) not in wanted:
         names = {3: "(images, positions, channels)", 4: "(images, channels, height, width)"}
+        if layout == "nhwc":
+            names = {4: "(images, height, width, channels)"}
         one_vector = (
             len(shape) == 2 and "; with one vector per image there is nothing to match: reshape to (N, 1, C)"
         )
         raise InputError(f"{found}, but needed is {' or '.join(names[n] for n in wanted)}{one_vector or ''}")
     if 0 in shape:
         raise InputError(f"{found}: it is empty, so there is nothing to compare; check how it was written")
-    channels_first = len(shape) == 4
-    n_tokens, n_channels = (math.prod(shape[2:]), shape[1]) if channels_first else (shape[1], shape[2])
-    return ArrayShape(shape[0], n_tokens, n_channels, channels_first, _read_type(found, dtype))
+    if layout == "auto":
+        if len(shape) == 4 and (shape[1] == shape[2] < shape[3] or shape[3] > _WIDEST * shape[2]):
+            raise InputError(
+                f"{found}, which looks like (images, height, width, channels): set layout: nhwc, or layout: nchw if "
+                f"its grid really is {shape[2]} x {shape[3]} with {shape[1]} channels"
+            )
+        layout = "nchw" if len(shape) == 4 else "nsc"
+    *grid, n_channels = (*shape[2:], shape[1]) if layout == "nchw" else shape[1:]
+    return ArrayShape(shape[0], math.prod(grid), n_channels, layout, _read_type(found, dtype))
 
 
 def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -230,7 +253,12 @@ class NpyFeatures(FeatureArray):
 def map_npy(path: Path) -> np.memmap[Any, Any]:
     """Return the array of a `.npy` file without reading it, or raise InputError if it is not one."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+        raise InputError(f"{path}: there is no such file; check the path")
+    if path.suffix in _CONVERT:
+        raise InputError(
+            f"{path}: features are read from .npy files and Zarr arrays, not from {path.suffix} files; convert it once "
+            f"with numpy.save('features.npy', {_CONVERT[path.suffix]})"
+        )
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -46,7 +46,7 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
         A `.npy` file; or a Zarr array (format 2 or 3), alone or inside a group (`store.zarr/group/array`), as a
         local path; or a `.zip` file of Zarr with an array at its root.
     layout
-        "nsc" for (N, S, C), "nchw" for (N, C, H, W), "auto" to decide by the number of axes.
+        "nsc", "nchw", "nhwc" or "auto", see `semrsm_dist.features.arrays.interpret`.
 
     Raises
     ------

@@ -79,6 +79,31 @@ def test_channels_first_becomes_positions_in_row_major_order(tmp_path, kind):
     assert z.flags.c_contiguous
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_channels_last_becomes_positions_in_row_major_order(tmp_path, kind):
+    x = numbers(5, 2, 3, 4)
+    source = open_array(write(tmp_path, x, kind), "nhwc")
+    assert (source.n_tokens, source.n_channels) == (6, 4)
+    np.testing.assert_array_equal(source.read(1, 4), x[1:4].reshape(3, 6, 4))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4, 24), (5, 2, 3, 96)])
+def test_four_axes_that_look_like_channels_last_need_a_layout(tmp_path, shape):
+    path = write(tmp_path, numbers(*shape), "npy")
+    with pytest.raises(InputError, match=r"looks like \(images, height, width, channels\): set layout: nhwc"):
+        open_array(path)
+    assert open_array(path, "nchw").n_channels == shape[1]
+    assert open_array(path, "nhwc").n_channels == shape[3]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+def test_other_formats_are_named_with_how_to_convert_them(tmp_path, suffix):
+    path = tmp_path / f"features{suffix}"
+    path.write_bytes(b"content")
+    with pytest.raises(InputError, match=rf"not from \{suffix} files; convert it once with numpy\.save"):
+        open_array(path)
+
+
 def test_the_digest_is_of_the_content_not_of_the_format(tmp_path):
     x = numbers(7, 6, 4)
     digests = set()
@@ -270,7 +295,7 @@ def test_sources_travel_to_other_processes(tmp_path, kind):
 def test_arranging_keeps_every_number(shape, dtype):
     n, c, h, w = shape
     x = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
-    z = interpret("x", x.shape, x.dtype, "auto").arrange(x)
+    z = interpret("x", x.shape, x.dtype, "nchw").arrange(x)
     assert z.shape == (n, h * w, c)
     for index in np.ndindex(n, c, h, w):
         i, channel, row, column = index

@@ -23,7 +23,7 @@ class FeaturesData(DataSource):
     source: Literal["features"] = "features"
     layers: Annotated[dict[LayerName, LocalPath], Field(min_length=1)]
     token_counts: dict[LayerName, LocalPath] = Field(default_factory=dict)
-    layout: Literal["auto", "nsc", "nchw"] = "auto"
+    layout: Literal["auto", "nsc", "nchw", "nhwc"] = "auto"
     table: Location | None = None
 
     @model_validator(mode="after")

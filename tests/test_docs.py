@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "RESULTS.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "jobs/paper/README.md",
 ]

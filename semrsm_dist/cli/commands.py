@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; what was finished is kept, the same command goes on")
+        _complain("interrupted; what was finished is kept, the same command continues")
         return INTERRUPTED
 
 

@@ -64,7 +64,7 @@ __all__ = [
 
 
 class ModelConfig(Section):
-    """The vision model, what of it is read, and how it runs."""
+    """The vision model, its layers to read, and how it runs."""
 
     name: Annotated[str, AffectsResult()]
     weights: Annotated[str, AffectsResult()] = "pretrained"
@@ -120,7 +120,7 @@ class _Matching(Section):
 
 
 class MatchingConfig(_Matching, extra="allow"):
-    """How two images' concept vectors are matched, and with what means; other keys are the matcher's parameters."""
+    """The matcher and the resources of matching; other keys are the matcher's parameters."""
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +130,7 @@ class MatchingConfig(_Matching, extra="allow"):
             return value
         own = {name: given for name, given in value.items() if name in _Matching.model_fields}
         section = _section_of_matcher(value.get("matcher", "auction"))
-        if section is None:  # the matcher is at fault: what it takes is unknown
+        if section is None:  # the matcher is unknown, and so are its parameters
             return own
         parameters = {name: given for name, given in value.items() if name not in own and given is not None}
         return section.model_validate(own | parameters).model_dump(exclude_unset=True)
@@ -208,7 +208,7 @@ class RunConfig(Section):
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> RunConfig:
-        """Return the configuration that nested mappings describe, as a file does.
+        """Return the configuration that nested mappings describe, as in a file.
 
         Raises
         ------
@@ -377,7 +377,7 @@ def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def _matching_keys(document: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the keys of `matching` with the configured matcher, and those that belong to other matchers."""
+    """Return the keys of `matching` for the configured matcher, and those of other matchers."""
     from semrsm_dist.matching.matchers import usable_matchers  # noqa: PLC0415 - as above
 
     given = document.get("matching")

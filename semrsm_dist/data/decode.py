@@ -62,7 +62,7 @@ def decode_with_mode(data: bytes, name: str) -> Decoded:
     data : bytes
         The whole file.
     name : str
-        How messages call the image.
+        Name of the image in messages.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def decode_with_mode(data: bytes, name: str) -> Decoded:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, "its content is of no known image format") from error
+        raise UnreadableImageError(name, "its content is not in a known image format") from error
     # Pillow's decoders raise whatever a damaged file drives them to (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         raise UnreadableImageError(name, f"{error} ({type(error).__name__})") from error
@@ -143,7 +143,7 @@ def _refuse_bomb(image: Image.Image, name: str) -> None:
 
 
 def _verify_checksums(data: bytes) -> None:
-    """Raise for a PNG with damaged chunks, which Pillow decodes without a word when the damage is in the pixels."""
+    """Raise for a PNG with damaged chunks, which Pillow silently decodes when the damage is in the pixels."""
     with Image.open(io.BytesIO(data)) as image:
         image.verify()
 

@@ -593,4 +593,4 @@ def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, 
 
     monkeypatch.setattr(driver, "resolve_inputs", resolve_and_swallow)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err

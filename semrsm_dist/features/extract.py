@@ -57,7 +57,7 @@ class Features(Mapping[str, NDArray[np.float32]]):
         return f"Features({self.model['name']}, {shapes})"
 
 
-def extract(
+def extract(  # noqa: PLR0913 - the public function's options, by keyword
     model: str | nn.Module,
     images: Sequence[Picture] | NDArray[np.uint8],
     layers: str | Sequence[str],

@@ -171,7 +171,7 @@ def test_png_with_a_flipped_bit_is_refused():
     ("data", "cause"),
     [
         (b"", "empty"),
-        (b"this is no picture\n", "no known image format"),
+        (b"this is no picture\n", "not in a known image format"),
         (b"\x89PNG\r\n\x1a\n", "SyntaxError|OSError|format|Error"),
         (b"\xff\xd8\xff", "Error|format"),
     ],

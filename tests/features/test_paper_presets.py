@@ -112,13 +112,13 @@ def test_a_worker_has_room_for_its_tiles(name):
 
 
 @pytest.fixture
-def _no_network(monkeypatch):
+def _no_network(monkeypatch, tmp_path):
     def nowhere(*_args, **_kwargs):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    monkeypatch.setattr("semrsm_dist.features.checkpoints._in_cache", lambda *_: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # nothing was fetched before
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -126,7 +126,8 @@ def _no_network(monkeypatch):
 def test_without_a_network_it_says_which_file_to_get_and_where_to_name_it(name):
     config = preset(name)
     repository = registry.pretrained_cfg(config.model.name)["hf_hub_id"]
-    url = f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
+    name, _, revision = repository.partition("@")
+    url = f"https://huggingface.co/{name}/resolve/{revision or 'main'}/model.safetensors"
     with pytest.raises(
         InputError, match=rf"Get {url} .*path of that file as weights \(--set model\.weights=PATH\)"
     ):

@@ -405,7 +405,7 @@ def test_other_token_counts_are_refused_though_the_features_are_gone(shop):
     refused(shop, document(last=str(others)), "images.last.token_counts_sha256")
     refused(shop, document(), "images.last.token_counts_sha256", "-> (absent)")
     some.unlink()
-    assert any("is gone" in line for line in shop.run(document(last=str(some)))["warnings"])
+    assert any("are gone" in line for line in shop.run(document(last=str(some)))["warnings"])
     with pytest.raises(InputError, match=r"never\.npy: there is no such file"):
         shop.run(document(last=str(shop.path / "never.npy")))
 

@@ -36,6 +36,7 @@ SLOW = (
     "features/test_paper_presets.py",
     "data/test_sources.py",
     "features/test_feature_layers.py",
+    "features/test_feature_models.py",
     "test_docs.py",
     "test_recipes.py",
     "matching/test_approximations.py",

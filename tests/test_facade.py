@@ -82,8 +82,10 @@ def state():
         "environment": {{k: v for k, v in os.environ.items() if not k.startswith(("KMP_", "NUMEXPR_"))}},
     }}
 
-import copy, importlib, pkgutil
-import ray, timm, matplotlib, sklearn, numba, transformers  # what these change themselves is theirs
+import copy, importlib.util, pkgutil
+import ray, timm, matplotlib, sklearn, numba  # what these change themselves is theirs
+if importlib.util.find_spec("transformers"):
+    import transformers
 before = copy.deepcopy(state())
 import semrsm_dist
 names = [module.name for module in pkgutil.walk_packages(semrsm_dist.__path__, "semrsm_dist.")]

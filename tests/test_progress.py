@@ -148,12 +148,13 @@ def test_a_note_does_not_tear_the_bar_apart():
     assert "matching" in rows[1]
 
 
-def test_silence():
+def test_a_silent_reporter_prints_nothing(capfd):
     reporter = SilentReporter()
     reporter.note("nothing")
     with reporter.stage("scan", 3, "images", done=1) as stage:
         stage.advance(1)
         stage.tick()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

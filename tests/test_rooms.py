@@ -129,15 +129,3 @@ def test_the_package_opens_with_about_a_dozen_rooms():
     entries = [path for path in PACKAGE.iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")]
     assert sum(path.is_dir() for path in entries) >= len(entries) / 2
     assert len(entries) <= 17
-
-
-def test_importing_every_module_changes_no_setting_of_zarr():
-    code = (
-        "import copy, importlib, pkgutil, zarr, semrsm_dist\n"
-        "before = copy.deepcopy(zarr.config.config)\n"
-        "for module in pkgutil.walk_packages(semrsm_dist.__path__, 'semrsm_dist.'):\n"
-        "    if not module.name.endswith('__main__'):\n"
-        "        importlib.import_module(module.name)\n"
-        "assert zarr.config.config == before\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

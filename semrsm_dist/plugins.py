@@ -9,6 +9,7 @@ Nothing lists them. A plugin of this package is a module in the folder of its ki
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -75,6 +76,12 @@ class Plugins(Generic[T]):
                     f"{did_you_mean(name, self.names())}"
                 )
         return self._loaded[name]
+
+    def usable(self) -> Iterator[tuple[str, T]]:
+        """Yield all plugins by name but those of broken distributions, which are reported when they are requested."""
+        for name in self.names():
+            with contextlib.suppress(ConfigError):
+                yield name, self.load(name)
 
     def __iter__(self) -> Iterator[T]:
         """Load every plugin, in the order of their names."""

@@ -29,7 +29,7 @@ _MORE = {"too_short": ", at least one", "finite_number": ", finite"}
 
 def evaluate(
     name: str,
-    config: RunConfig | None = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     *,
     reporter: Reporter | None = None,
     folder: str | Path | None = None,
@@ -42,7 +42,8 @@ def evaluate(
     name
         Which; `semrsm evaluate --help` lists them with their parameters.
     config
-        The run that it judges, computed as far as it is missing; by default one on data that ships.
+        The run that it judges, as in `semrsm_dist.run`, computed as far as it is missing; by default one on data that
+        ships.
     reporter
         Where progress is reported; None reports nothing.
     folder
@@ -61,7 +62,9 @@ def evaluate(
         If there is no such experiment or parameter, a parameter is not what it must be, or the configuration does not
         go with the experiment.
     """
-    config = config or default_run(name)
+    from semrsm_dist.config.schema import as_config  # noqa: PLC0415 - slow to load
+
+    config = default_run(name) if config is None else as_config(config)
     evidence = compute(name, config, reporter=reporter, **parameters)
     evidence.save(Path(folder) if folder is not None else config.run / "evaluation")
     return evidence
@@ -94,8 +97,7 @@ def default_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 def describe_experiments() -> str:
     """Return every experiment with its parameters and their defaults, as the help of the command line lists them."""
     lines = ["experiments, and the parameters that --with sets:"]
-    for name in EXPERIMENTS.names():
-        experiment = EXPERIMENTS.load(name)
+    for name, experiment in EXPERIMENTS.usable():
         lines += ["", f"  {name}: {experiment.summary}"]
         for parameter, field in experiment.parameters.model_fields.items():
             lines.append(f"    {parameter:<18} {field.description}{_format_default(field.default)}")

@@ -104,7 +104,7 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
     if 0 in shape:
         raise InputError(f"{found}: it is empty, so there is nothing to compare; check how it was written")
     if layout == "auto":
-        if len(shape) == 4 and (shape[1] == shape[2] < shape[3] or shape[3] > _WIDEST * shape[2]):
+        if len(shape) == 4 and (shape[1] == shape[2] != shape[3] or shape[3] > _WIDEST * shape[2]):
             raise InputError(
                 f"{found}, which looks like (images, height, width, channels): set layout: nhwc, or layout: nchw if "
                 f"its grid really is {shape[2]} x {shape[3]} with {shape[1]} channels"

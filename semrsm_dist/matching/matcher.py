@@ -259,9 +259,10 @@ def load_matcher(name: str) -> type[Matcher]:
         Unknown name, or a class under another name than its own: a run's record would name the wrong one.
     """
     kind = MATCHERS.load(name)
-    if kind.name != name:
+    own_name = getattr(kind, "name", None)  # third parties can forget it
+    if own_name != name:
         raise ConfigError(
-            f"matcher {name!r} calls itself {kind.name!r}: give its entry point, or its file, the name of the class"
+            f"matcher {name!r} calls itself {own_name!r}: give its entry point, or its file, the name of the class"
         )
     return kind
 

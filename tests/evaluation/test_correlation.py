@@ -64,7 +64,7 @@ def test_of_many_pairs_a_sample_says_the_same_within_its_standard_error():
         found = rank_correlations(pairs, most=most, seed=seed)
         assert abs(found[0].n_pairs - most) < 5 * np.sqrt(most) and found[0].n_left_out == 0
         deviations.append([one.value - value for one, value in zip(found, whole, strict=True)])
-    errors = np.array([1, np.sqrt(2)]) / np.sqrt(most)
+    errors = np.sqrt([3 / most, 2 / most])
     assert (np.std(deviations, axis=0) < errors).all()
     assert (np.abs(np.mean(deviations, axis=0)) < 4 * errors / np.sqrt(60)).all()
     again = rank_correlations(pairs, most=most)
@@ -88,6 +88,16 @@ def test_undefined_pairs_are_left_out_and_counted():
     for found, expected in ((pearson(pairs), stats.pearsonr), (rank_correlations(pairs)[0], stats.spearmanr)):
         assert found.value == pytest.approx(expected(*(v[kept] for v in upper(x, y))).statistic)
         assert (found.n_pairs, found.n_left_out) == (35, 10)
+
+
+def test_the_sample_is_drawn_from_the_defined_pairs():
+    x, y = symmetric(60, 0), symmetric(60, 1)
+    x[20:] = x[:, 20:] = np.nan
+    pairs = Entries.of(x, y)
+    (whole, _), (sample, _) = (rank_correlations(pairs, most=most) for most in (190, 95))
+    assert (whole.n_pairs, whole.n_left_out) == (190, 60 * 59 // 2 - 190)
+    assert whole.value == pytest.approx(rank_correlations(Entries.of(x[:20, :20], y[:20, :20]))[0].value)
+    assert 60 < sample.n_pairs < 130
 
 
 def resample(x, y, counts):

@@ -87,7 +87,7 @@ def test_channels_last_becomes_positions_in_row_major_order(tmp_path, kind):
     np.testing.assert_array_equal(source.read(1, 4), x[1:4].reshape(3, 6, 4))
 
 
-@pytest.mark.parametrize("shape", [(5, 4, 4, 24), (5, 2, 3, 96)])
+@pytest.mark.parametrize("shape", [(5, 4, 4, 24), (5, 2, 3, 96), (5, 14, 14, 8)])
 def test_four_axes_that_look_like_channels_last_need_a_layout(tmp_path, shape):
     path = write(tmp_path, numbers(*shape), "npy")
     with pytest.raises(InputError, match=r"looks like \(images, height, width, channels\): set layout: nhwc"):

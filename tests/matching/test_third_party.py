@@ -40,6 +40,10 @@ class Shift(Matcher):
         values = [inner_product(rows.raw[r], np.ascontiguousarray(columns.raw[c][order])) for order in orders]
         best = int(np.argmax(values))
         return values[best], max(values[best], norm_bound(rows, r, columns, c)), orders[best]
+
+
+class Nameless(Matcher):
+    """Declares nothing."""
 '''
 
 USE = """
@@ -77,6 +81,9 @@ def home(tmp_path_factory):
     (site / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (site / "toy-1.0.dist-info" / "entry_points.txt").write_text(
         "[semrsm_dist.matchers]\ntoy-shift = toy_shift:Shift\nother-name = toy_shift:Shift\nbroken = toy_gone:Gone\n"
+        "nameless = toy_shift:Nameless\n"
+        "[semrsm_dist.experiments]\nbroken = toy_gone:Gone\n"
+        "[semrsm_dist.data_sources]\nbroken = toy_gone:Gone\n"
     )
     (site / "toy_shift.py").write_text(TOY)
     np.save(home / "z.npy", np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32))
@@ -138,6 +145,7 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
             "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
         ),
         ({"matcher": "other-name"}, "'other-name' calls itself 'toy-shift'"),
+        ({"matcher": "nameless"}, "'nameless' calls itself None"),
         ({"matcher": "broken"}, "toy_gone:Gone cannot be loaded (No module named 'toy_gone')"),
     ],
 )
@@ -146,3 +154,14 @@ def test_its_parameters_are_checked_like_any_others(home, matching, message):
     done = python(home, "-m", "semrsm_dist", "validate", "job.yaml")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_broken_distribution_costs_only_what_it_brings(home):
+    write_job(home)
+    crops = ["--set", "data={source: crops, of: {source: digits, n_images: 4}}"]
+    model = ["--set", "model={name: test_resnet, weights: digits, layers: [layer4]}"]
+    done = python(home, "-m", "semrsm_dist", "validate", "job.yaml", *crops, *model)
+    assert done.returncode == 0, done.stderr
+    done = python(home, "-m", "semrsm_dist", "evaluate", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "retrieval" in done.stdout

@@ -26,7 +26,7 @@ def _read_source(value: object) -> object:
 
 def _read_image_source(value: object) -> object:
     if isinstance(value, Mapping):
-        known = [name for name in SOURCES.names() if issubclass(SOURCES.load(name), ImageSource)]
+        known = [name for name, source in SOURCES.usable() if issubclass(source, ImageSource)]
         if value.get("source") not in known:
             raise _unknown_source(value, known)
     return _read_source(value)

@@ -172,7 +172,7 @@ def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> 
     names = [f"{image_ids[index]!r} (index {index}, layer {layer})" for layer, index, _ in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
     remedy = (
-        "they overflow the stored type: use features.dtype: float32, or scale them"
+        "they overflow the stored type: scale them, or use features.dtype: float32 if it is float16"
         if all(image.overflows for image in refused)
         else "fix the source, or leave these images out of it"
     )

@@ -21,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import random
 import re
 import socket
 import time
@@ -41,8 +42,8 @@ BEFORE_THE_RECORD = re.compile(
 )
 """Names of files that a session can leave when it is killed before it has written the record."""
 
-LOCK_SECONDS = 0.5
-"""How long a driver waits for the lock: `is_locked` holds it for an instant."""
+LOCK_SECONDS = 30.0
+"""How long a driver waits for those that only look: each of them holds the shared lock for an instant."""
 
 
 class RunDirectory:
@@ -254,16 +255,17 @@ def _ends_a_line(file: BinaryIO) -> bool:
 
 
 def _lock(handle: BinaryIO) -> None:
+    """Take the exclusive lock, waiting only for holders of the shared one: a driver's refuses that, too, at once."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_UN)
             if time.monotonic() > deadline:
                 raise
-            time.sleep(LOCK_SECONDS / 10)
-        else:
-            return
+        time.sleep(random.uniform(0, 0.002))  # not in step with those that look
 
 
 def write_atomically(path: Path, text: str) -> None:

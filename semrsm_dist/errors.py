@@ -67,7 +67,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `` did you mean 'a' or 'b'?`` for the names closest to `name`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return `` did you mean 'a' or 'b'?`` for the names closest to `name`, or an empty string if none is."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) if isinstance(name, str) else ()
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+
 from semrsm_dist.engine.protocol import Engine, Finished, Pool, Progress, Receipt, Resources, Task, Worker
 from semrsm_dist.engine.scheduler import Failure, run_tasks
-from semrsm_dist.plugins import Plugins
+from semrsm_dist.plugins import Plugins, check_name
 
 __all__ = [
     "ENGINES",
@@ -21,7 +24,17 @@ __all__ = [
     "run_tasks",
 ]
 
-ENGINES: Plugins[type[Engine]] = Plugins("engine", "semrsm_dist.engine.engines", Engine)
+
+def _check(name: str, engine: type[Engine]) -> Iterator[str]:
+    """Yield what is wrong with the class of an engine."""
+    yield from check_name(name, getattr(engine, "name", None))
+    try:
+        inspect.signature(engine).bind(workers=None, address=None)
+    except TypeError:
+        yield "its constructor does not take workers and address"
+
+
+ENGINES: Plugins[type[Engine]] = Plugins("engine", "semrsm_dist.engine.engines", Engine, check=_check)
 """Every engine by its name in configurations, loaded when it is used."""
 
 

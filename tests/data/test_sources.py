@@ -106,7 +106,10 @@ def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
     assert "did you mean 'n_images'" in done.stderr
     done = semrsm(tmp_path, environment, "validate", "job.yaml", "--set", "data.source=broken")
     assert done.returncode == 2
-    assert "data: data source 'broken': broken:Broken cannot be loaded (No module named" in done.stderr
+    assert (
+        "data: data source 'broken' (broken:Broken of the distribution broken 1.0) cannot be loaded"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize("name", SOURCES.names())

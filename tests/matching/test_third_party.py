@@ -145,8 +145,14 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
             "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
         ),
         ({"matcher": "other-name"}, "'other-name' calls itself 'toy-shift'"),
-        ({"matcher": "nameless"}, "'nameless' calls itself None"),
-        ({"matcher": "broken"}, "toy_gone:Gone cannot be loaded (No module named 'toy_gone')"),
+        (
+            {"matcher": "nameless"},
+            "toy_shift:Nameless of the distribution toy 1.0) cannot be used: it does not define",
+        ),
+        (
+            {"matcher": "broken"},
+            "toy_gone:Gone of the distribution toy 1.0) cannot be loaded (ModuleNotFoundError: No module",
+        ),
     ],
 )
 def test_its_parameters_are_checked_like_any_others(home, matching, message):

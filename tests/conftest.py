@@ -27,6 +27,7 @@ FIRST = "experiments/test_approximation.py"
 SLOW = (
     "pipeline/test_resume.py",
     "test_job_submission.py",
+    "deploy/test_slurm.py",
     "engine/test_ray_faults.py",
     "pipeline/test_runs_on_engines.py",
     "pipeline/test_bounded_memory.py",
@@ -56,6 +57,7 @@ SLOW = (
     "pipeline/test_scan_stage.py",
     "pipeline/test_unequal_tokens_run.py",
     "engine/test_ray_start.py",
+    "deploy/test_manifests.py",
 )
 """Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes less than a minute."""
 

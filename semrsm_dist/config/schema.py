@@ -101,7 +101,8 @@ class _Matching(Section):
     matcher
         Its name.
     tile
-        Images along an edge of a tile; None chooses by memory and time.
+        Images along an edge of a tile, which workers match at a time; None chooses by time. Of very many images, tiles
+        are written in larger squares, so that there are not too many files.
     worker_memory
         Memory of a worker, of matching and of every other stage: features beyond it are cut into smaller chunks and
         tiles, and a machine runs only as many workers at once as it has memory for.

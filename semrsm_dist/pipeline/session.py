@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,12 +87,13 @@ class Session:
         self,
         stage: str,
         start_pool: Callable[[], Pool],
-        tasks: Sequence[Task],
+        tasks: Iterable[Task],
         *,
         unit: str,
         total: int,
         done: int = 0,
         effort: Callable[[Receipt], float] | None = None,
+        left: float | None = None,
     ) -> Outcome:
         """Run the tasks of a stage, with progress.
 
@@ -103,17 +104,17 @@ class Session:
         start_pool
             Makes the pool; called inside the timed part.
         tasks
-            What to do.
+            What to do; made as workers ask for it.
         unit
             Unit of the progress; one of the receipts' counts.
         total, done
             Units of the whole stage, and how many an earlier session finished.
         effort
-            Estimated duration of a successful receipt's work, if units differ. The costs of the tasks are then in the
-            same measure, and the time left is estimated from both.
+            Estimated duration of a successful receipt's work, if units differ.
+        left
+            The same of all tasks together: the time left is estimated from both.
         """
         outcome = Outcome()
-        left = None if effort is None else sum(task.cost for task in tasks)
         with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
             pool = start_pool()
 

@@ -13,8 +13,8 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
-from semrsm_dist.plan.tiling import choose_tile_size
-from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord
+from semrsm_dist.plan.tiling import choose_tile_size, smallest_tile
+from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
 LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
@@ -24,7 +24,10 @@ number of workers or the size of tiles must not affect it.
 """
 
 PROCESS_BYTES = 8 * 1024**2
-"""Memory of a worker in addition to panels and workspace: one tile of results and its buffers, in bytes."""
+"""Memory of a worker in addition to panels and workspace, with results of tiles up to 256 x 256, in bytes."""
+
+PAIR_BYTES = 72
+"""Memory of a pair of a tile: three float64 as solved, as one array to write, and as encoded."""
 
 
 def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
@@ -38,6 +41,7 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
     config = session.config
     before = known.layers if known else {}
     layers, chunk_size = choose_sizes(config, matcher, inputs, before, workers=session.engine.slots)
+    _warn_of_larger_tiles(session, layers)
     if known:
         chunk_size = known.chunk_size
     batch_size = known.batch_size if known else None
@@ -55,6 +59,16 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
         config=config.model_dump(mode="json"),
         versions=_versions(),
     )
+
+
+def _warn_of_larger_tiles(session: Session, layers: Mapping[str, LayerRecord]) -> None:
+    requested = session.config.matching.tile
+    larger = max(layer.tile_size for layer in layers.values())
+    if requested is not None and larger > requested:
+        session.warn(
+            f"matching.tile: {requested}: so many images would make too many files: tiles of {larger} x {larger} are "
+            f"written, which workers solve {requested} x {requested} images at a time"
+        )
 
 
 def choose_sizes(
@@ -88,33 +102,35 @@ def choose_sizes(
     ConfigError
         If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
-    longest = max(inputs.counts().values())
     layers = {}
     chunk_size = LARGEST_CHUNK
     for layer, sizes in inputs.layers.items():
-        requested = config.matching.tile
+        pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
+        size = _tile_size(config, inputs.counts(), pair_seconds, workers)
         if layer in known:
-            size: int | None = known[layer].tile_size
-            if requested is not None and requested != size:
+            if config.matching.tile is not None and size != known[layer].tile_size:
                 raise ConfigError(
-                    f"matching.tile: {requested}: layer {layer!r} of this run is cut into tiles of {size}, which "
-                    "cannot change once it has begun: remove the key, or start a new run directory"
+                    f"matching.tile: {config.matching.tile}: layer {layer!r} of this run is cut into tiles of "
+                    f"{known[layer].tile_size}, which cannot change once it has begun: remove the key, or start a new "
+                    "run directory"
                 )
-        else:
-            size = requested
-        fitting = _require_memory(config, matcher, layer, sizes, size or 1)
-        if size is None:
-            size = _tile_size(config, matcher, sizes, longest, workers)
-        chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
-        facts = inputs.layer_facts.get(layer, {})
+            size = known[layer].tile_size
         layers[layer] = LayerRecord(
             n_tokens=sizes.n_tokens,
             n_channels=sizes.n_channels,
             tile_size=size,
-            pair_seconds=matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
-            facts=facts,
+            pair_seconds=pair_seconds,
+            facts=inputs.layer_facts.get(layer, {}),
         )
+        fitting = _require_memory(config, matcher, layer, layers[layer])
+        chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
     return layers, chunk_size
+
+
+def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
+    """Return the images of a panel: those along an edge of a tile, or fewer, if two panels of so many do not fit."""
+    fitting = _budget(config, matcher, layer) // (2 * _image_bytes(config, matcher, layer))
+    return max(1, min(config.matching.tile or layer.tile_size, layer.tile_size, fitting))
 
 
 def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
@@ -125,15 +141,15 @@ def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
     itemsize = storage_itemsize(config.features)
     return min(
         _budget(config, matcher, layer)
-        - _loading_bytes(layer, max(layer.tile_size, record.chunk_size), itemsize)
+        - _loading_bytes(layer, max(panel_size(config, matcher, layer), record.chunk_size), itemsize)
         for layer in record.layers.values()
     )
 
 
 def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
     """Return the memory that a worker takes for two panels of a layer and its workspace, in bytes."""
-    panels = 2 * layer.tile_size * _image_bytes(config, matcher, layer)
-    return PROCESS_BYTES + matcher.workspace_bytes(layer.n_tokens, layer.n_channels) + panels
+    panels = 2 * panel_size(config, matcher, layer) * _image_bytes(config, matcher, layer)
+    return int(config.matching.worker_memory) - _budget(config, matcher, layer) + panels
 
 
 def require_disk(session: Session, record: RunRecord) -> None:
@@ -162,39 +178,43 @@ def require_disk(session: Session, record: RunRecord) -> None:
         )
 
 
-def _tile_size(config: RunConfig, matcher: Matcher, sizes: LayerSizes, n_images: int, workers: int) -> int:
-    pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
-    total_seconds = pair_seconds * n_images * n_images / 2
+def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:
+    """Return the tile size for a run's settings: as requested, or its first multiple that makes few enough files."""
+    n_rows, n_columns = counts.get("queries", counts["images"]), counts["images"]
+    smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in counts)
+    requested = config.matching.tile
+    if requested is not None:
+        return requested * -(-smallest // requested)
+    longest = max(n_rows, n_columns)
+    share = pair_seconds * longest * longest / 2 / (8 * workers)
     return choose_tile_size(
-        n_images,
-        _image_bytes(config, matcher, sizes),
-        _budget(config, matcher, sizes),
+        longest,
+        smallest,
         pair_seconds=pair_seconds,
-        task_seconds=min(config.matching.task_seconds, max(total_seconds / (8 * workers), 0.05)),
+        tile_seconds=min(config.matching.task_seconds, max(share, 0.05)),
     )
 
 
-def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: LayerSizes, size: int) -> int:
-    """Return the images of the largest panel of which two fit into a worker, refusing tiles that are larger."""
+def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: LayerRecord) -> int:
+    """Return the images of the largest panel of which two fit into a worker, refusing a worker that takes no pair."""
     image_bytes, budget = _image_bytes(config, matcher, sizes), _budget(config, matcher, sizes)
     fitting = budget // (2 * image_bytes)
-    if size > fitting:
-        remedy = (
-            "begin a run with smaller tiles" if size > 1 else "choose layers with fewer tokens or channels"
-        )
-        needed = -(-(int(config.matching.worker_memory) - budget + 2 * size * image_bytes) // 2**20)
+    if fitting < 1:
+        needed = -(-(int(config.matching.worker_memory) - budget + 2 * image_bytes) // 2**20)
         raise ConfigError(
-            f"matching.worker_memory: {int(config.matching.worker_memory) // 2**20} MiB for a worker, but tiles of "
-            f"{size} x {size} images of layer {layer!r} take up to {needed} MiB; nothing was computed: set it to at "
-            f"least {needed}MiB, or {remedy}"
+            f"matching.worker_memory: {int(config.matching.worker_memory) // 2**20} MiB for a worker, but a pair of "
+            f"images of layer {layer!r} and the results of a tile of {sizes.tile_size} x {sizes.tile_size} take up to "
+            f"{needed} MiB; nothing was computed: set it to at least {needed}MiB, or choose layers with fewer tokens "
+            "or channels"
         )
     return fitting
 
 
-def _budget(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:
+def _budget(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
     """Return the memory that one worker has for panels, in bytes."""
-    workspace = matcher.workspace_bytes(sizes.n_tokens, sizes.n_channels)
-    return int(config.matching.worker_memory) - PROCESS_BYTES - workspace
+    workspace = matcher.workspace_bytes(layer.n_tokens, layer.n_channels)
+    results = max(0, layer.tile_size**2 - 256**2) * PAIR_BYTES
+    return int(config.matching.worker_memory) - PROCESS_BYTES - workspace - results
 
 
 def _image_bytes(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:

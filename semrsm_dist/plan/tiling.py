@@ -1,35 +1,40 @@
-"""Which pairs of images are solved together: panels, tiles, and blocks of tiles.
+"""Which pairs of images are solved together: panels, tiles, and how many files tiles make.
 
-A *panel* is the consecutive images along one edge of a tile, which a worker loads and prepares together. A *tile* is
-the pairs of a row panel and a column panel, one chunk of the tile store and the unit of resuming. A *block* is the
-tiles that one task solves, so that panels are loaded once for many tiles.
+A *panel* is consecutive images that a worker loads and prepares together. A *tile* is the pairs of a row panel and a
+column panel: one chunk of the tile store, which is one file, and the unit of resuming. Where a tile's panels do not fit
+into a worker's memory, the worker solves the tile in parts (see `cut`) and still writes it at once.
 
-Everything here is a pure function. The invariants, which the tests check: the tiles of a layout cover every
-pair exactly once (of the upper triangle, with its diagonal, in a symmetric layout), and the blocks
-of a plan hold every wanted tile exactly once.
+Everything here is a pure function. The invariant, which the tests check: the tiles of a layout cover every pair exactly
+once (of the upper triangle, with its diagonal, in a symmetric layout).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeVar
+from itertools import pairwise
+from typing import NamedTuple
 
-from semrsm_dist.errors import ConfigError
+import numpy as np
+from numpy.typing import NDArray
 
 LARGEST_TILE = 256
-"""Larger tiles make progress and resuming too coarse."""
+"""Larger tiles make progress and resuming too coarse; only what `smallest_tile` requires is larger."""
 
 SMALLEST_TILE = 16
-"""Smaller tiles are used only where larger ones would take too long or too much memory."""
+"""Smaller tiles are used only where larger ones would take too long."""
 
 FEWEST_PANELS = 12
 """Minimum row and column panels, so that there are enough tiles to share; never by tiles below the smallest."""
 
+MOST_TILES = 100_000
+"""Tiles of a layer, each of which is a file; of more images than this, a layer has up to as many tiles as images."""
 
-@dataclass(frozen=True, slots=True, order=True)
-class Tile:
+MOST_PANELS = 10_000
+"""Panels of a side: a directory of the tile store has an entry for each."""
+
+
+class Tile(NamedTuple):
     """The pairs of row panel `row` and column panel `column` of one layer."""
 
     layer: str
@@ -84,6 +89,13 @@ class Layout:
         """Return the image indices of a column panel."""
         return slice(panel * self.tile_size, panel * self.tile_size + self._width(panel))
 
+    @property
+    def n_tiles(self) -> int:
+        """Number of tiles to solve."""
+        if self.symmetric:
+            return self.row_panels * (self.row_panels + 1) // 2
+        return self.row_panels * self.column_panels
+
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield every tile to solve as (row panel, column panel), row by row."""
         for row in range(self.row_panels):
@@ -97,10 +109,20 @@ class Layout:
             height * (height - 1) // 2 if self.symmetric and row == column else height * self._width(column)
         )
 
-    def holds(self, row: int, column: int) -> bool:
-        """Return whether a tile is one of those to solve."""
-        first = row if self.symmetric else 0
-        return 0 <= row < self.row_panels and first <= column < self.column_panels
+    def wanted(self) -> NDArray[np.bool_]:
+        """Return which tiles are to be solved, (row panels, column panels)."""
+        grid = np.ones((self.row_panels, self.column_panels), dtype=bool)
+        return np.triu(grid) if self.symmetric else grid
+
+    def pairs(self) -> NDArray[np.int64]:
+        """Return the number of pairs of every tile, (row panels, column panels); 0 where nothing is to be solved."""
+        heights = np.array([self._height(row) for row in range(self.row_panels)], dtype=np.int64)
+        widths = np.array([self._width(column) for column in range(self.column_panels)], dtype=np.int64)
+        pairs = np.outer(heights, widths)
+        if self.symmetric:
+            pairs = np.triu(pairs, 1)
+            np.fill_diagonal(pairs, heights * (heights - 1) // 2)
+        return pairs
 
     @property
     def total_pairs(self) -> int:
@@ -116,103 +138,56 @@ class Layout:
         return min(self.tile_size, self.n_columns - column * self.tile_size)
 
 
-def choose_tile_size(
-    n_images: int, image_bytes: int, budget: int, *, pair_seconds: float, task_seconds: float
-) -> int:
-    """Choose the images of a panel: a power of two that fits memory and time and leaves enough tiles.
+def smallest_tile(n_rows: int, n_columns: int, *, symmetric: bool) -> int:
+    """Return the smallest tile size with which a layer stays within `MOST_TILES` and `MOST_PANELS`, in images.
+
+    >>> [smallest_tile(n, n, symmetric=True) for n in (400, 10_000, 100_000, 1_000_000)]
+    [1, 23, 225, 708]
+    """
+    longest = max(n_rows, n_columns)
+    most = max(MOST_TILES, longest)
+    low, high = 1, max(longest, 1)
+    while low < high:
+        size = (low + high) // 2
+        layout = Layout(n_rows, n_columns, size, symmetric)
+        if layout.n_tiles <= most and max(layout.row_panels, layout.column_panels) <= MOST_PANELS:
+            high = size
+        else:
+            low = size + 1
+    return low
+
+
+def choose_tile_size(n_images: int, smallest: int, *, pair_seconds: float, tile_seconds: float) -> int:
+    """Choose the images along an edge of a tile: a power of two that fits time and leaves enough tiles to share.
 
     Parameters
     ----------
     n_images
         Images on the longer side of the matrix.
-    image_bytes
-        Memory that one image of a loaded panel takes, in bytes.
-    budget
-        Memory that one worker may use for panels, in bytes. Two panels must fit: a row and a column.
-    pair_seconds, task_seconds
+    smallest
+        Minimum size, see `smallest_tile`, whatever time that takes.
+    pair_seconds, tile_seconds
         Estimated seconds of one pair, and the longest that one tile should take.
 
     Returns
     -------
     int
-        Between 1 and `LARGEST_TILE`.
-
-    Raises
-    ------
-    ConfigError
-        If not even two single images fit.
+        At most `LARGEST_TILE`, or the first power of two from `smallest` on.
     """
-    missing = 2 * image_bytes - budget
-    if missing > 0:
-        raise ConfigError(
-            f"matching.worker_memory leaves {max(budget, 0) / 2**20:.1f} MiB for features, but a pair of images takes "
-            f"{2 * image_bytes / 2**20:.1f} MiB; no pair can be matched: raise matching.worker_memory by at least "
-            f"{-(-missing // 2**20)} MiB, or choose a layer with fewer tokens or channels"
-        )
+    most = min(LARGEST_TILE, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
     size = 1
-
-    def fits(size: int) -> bool:
-        return (
-            size <= LARGEST_TILE
-            and 2 * size * image_bytes <= budget
-            and size <= max(n_images // FEWEST_PANELS, SMALLEST_TILE)
-            and size * size * pair_seconds <= task_seconds
-        )
-
-    while fits(2 * size):
+    while size < smallest or (2 * size <= most and (2 * size) ** 2 * pair_seconds <= tile_seconds):
         size *= 2
     return size
 
 
-def plan_blocks(
-    layout: Layout, wanted: Collection[tuple[int, int]], block_size: int
-) -> list[list[tuple[int, int]]]:
-    """Group tiles into square blocks of up to `block_size` x `block_size` tiles.
+def cut(part: slice, most: int) -> list[slice]:
+    """Cut consecutive images into as few panels of at most `most` images as possible, about equally large.
 
-    Parameters
-    ----------
-    layout
-        The layout that the tiles belong to.
-    wanted
-        The tiles still to solve: a subset of `layout.tiles()`.
-    block_size
-        Row panels that a task holds in memory at once.
-
-    Returns
-    -------
-    list of list
-        Every wanted tile in exactly one block. Within a block the tiles are ordered by column, so that
-        a worker that holds the block's row panels loads each column panel once.
+    >>> cut(slice(100, 110), 4)
+    [slice(100, 104, None), slice(104, 107, None), slice(107, 110, None)]
     """
-    strangers = [tile for tile in wanted if not layout.holds(*tile)]
-    if strangers:
-        raise ValueError(f"tiles {sorted(strangers)[:3]} are not part of the layout")
-
-    def block(tile: tuple[int, int]) -> tuple[int, int]:
-        return tile[0] // block_size, tile[1] // block_size
-
-    ordered = sorted(wanted, key=block)
-    return [sorted(tiles, key=lambda tile: (tile[1], tile[0])) for _, tiles in groupby(ordered, key=block)]
-
-
-Item = TypeVar("Item")
-
-
-def split_tail(blocks: Sequence[list[Item]], workers: int) -> list[list[Item]]:
-    """Split the smallest blocks into single tiles, so that all workers finish at about the same time.
-
-    Parameters
-    ----------
-    blocks
-        Lists of tiles in the order in which they will run, largest first.
-    workers
-        Number of workers that share them. As many blocks are split as there are workers.
-
-    Returns
-    -------
-    list of list
-        The same tiles in the same order: whole blocks first, single tiles at the end.
-    """
-    head = len(blocks) - min(workers, len(blocks))
-    tail = [[tile] for block in blocks[head:] for tile in block]
-    return [*blocks[:head], *tail]
+    length = part.stop - part.start
+    count = max(1, -(-length // most))
+    edges = [part.start + -(-length * k // count) for k in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -36,14 +36,15 @@ def median_sigma(
         else FeatureStore(directory.features, "queries", layer).read_squared_norms()
     )
     position = QUANTITIES.index(quantity)
-    tiles = list(layout.tiles())
 
-    with (reporter or SilentReporter()).stage(f"rbf width of {layer}", PASSES * len(tiles), "tiles") as shown:
-        left = PASSES * len(tiles)
+    with (reporter or SilentReporter()).stage(
+        f"rbf width of {layer}", PASSES * layout.n_tiles, "tiles"
+    ) as shown:
+        left = PASSES * layout.n_tiles
 
         def distances() -> Iterator[NDArray[np.float64]]:
             nonlocal left
-            for row, column in tiles:
+            for row, column in layout.tiles():
                 inner = solved.read((row, column))[position]
                 squared = squared_distances(inner, norms_i[layout.rows(row)], norms_j[layout.columns(column)])
                 on_diagonal = layout.symmetric and row == column

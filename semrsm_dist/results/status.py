@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
@@ -48,21 +50,20 @@ def read_status(path: str | Path) -> dict[str, Any]:
     for layer, sizes in run.record.layers.items():
         layout = run.layout(layer)
         store = TileStore(directory.tiles, layer)
-        arrived = store.arrival_times()
-        done = sum(layout.n_pairs(*tile) for tile in arrived)
-        newest = min(newest, now - max(arrived.values(), default=-math.inf))
-        for tile, moment in arrived.items():
-            if now - moment <= WINDOW_SECONDS:
-                recent_pairs += layout.n_pairs(*tile)
-                recent_work += layout.n_pairs(*tile) * sizes.pair_seconds
-                oldest = max(oldest, now - moment)
+        ages, pairs = now - store.arrival_times(layout), layout.pairs()
+        arrived, recent = ~np.isnan(ages), ages <= WINDOW_SECONDS
+        done = int(pairs[arrived].sum())
+        newest = min(newest, float(np.min(ages[arrived], initial=math.inf)))
+        recent_pairs += int(pairs[recent].sum())
+        recent_work += int(pairs[recent].sum()) * sizes.pair_seconds
+        oldest = max(oldest, float(np.max(ages[recent], initial=0.0)))
         is_requested = layer in run.requested_layers
         work_left += (layout.total_pairs - done) * sizes.pair_seconds if is_requested else 0.0
         layers[layer] = {
             "n_tokens": sizes.n_tokens,
             "n_channels": sizes.n_channels,
             "chunks": _feature_chunks(run, layer),
-            "tiles": [len(arrived), sum(1 for _ in layout.tiles())],
+            "tiles": [int(arrived.sum()), layout.n_tiles],
             "pairs": [done, layout.total_pairs],
             "assembled": MatrixStore(directory.matrices, layer).is_complete(),
             "requested": is_requested,

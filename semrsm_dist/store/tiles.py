@@ -7,7 +7,8 @@ position, and the certified gap. They are written together, so that a tile is th
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
 
 QUANTITIES = ("matched", "identity", "gap")
@@ -82,26 +84,36 @@ class TileStore:
         """
         return chunks.read_chunk(self._array, (0, *tile))
 
-    def present(self) -> set[tuple[int, int]]:
-        """Return the tiles that exist, without reading them."""
-        return {(index[1], index[2]) for index in chunks.list_chunks(self.root, self.layer)}
+    def present(self, layout: Layout) -> NDArray[np.bool_]:
+        """Return which tiles exist, (row panels, column panels), from one listing of each row's directory."""
+        found = np.zeros((layout.row_panels, layout.column_panels), dtype=bool)
+        for row, column, _ in self._files(layout):
+            found[row, column] = True
+        return found & layout.wanted()
 
-    def arrival_times(self) -> dict[tuple[int, int], float]:
-        """Return when each existing tile was written, in seconds since the epoch."""
-        root = self.root / self.layer / "c" / "0"
-        times = {}
-        for row, column in self.present():
+    def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
+        """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
+        times = np.full((layout.row_panels, layout.column_panels), np.nan)
+        for row, column, file in self._files(layout):
             with contextlib.suppress(FileNotFoundError):  # a driver may remove a damaged one meanwhile
-                times[row, column] = root.joinpath(str(row), str(column)).stat().st_mtime
+                times[row, column] = file.stat().st_mtime
         return times
 
-    def remove_damaged(self, threads: int = 4) -> list[tuple[int, int]]:
-        """Delete the tiles that cannot be decoded, and return them."""
-        array = self._array
-        tiles = sorted(self.present())
-        with ThreadPoolExecutor(threads) as pool:
-            intact = list(pool.map(lambda tile: chunks.is_decodable(array, (0, *tile)), tiles))
-        damaged = [tile for tile, ok in zip(tiles, intact, strict=True) if not ok]
+    def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Read tiles that exist, delete those that cannot be decoded, and return them."""
+        damaged = [tile for tile in tiles if not chunks.is_decodable(self._array, (0, *tile))]
         for tile in damaged:
             chunks.delete_chunk(self.root, self.layer, (0, *tile))
         return damaged
+
+    def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
+        """Yield row, column and file of each tile of the layout that exists."""
+        for row in range(layout.row_panels):
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / str(row)) as files:
+                for file in files:
+                    if file.name.isdecimal() and int(file.name) < layout.column_panels:
+                        yield row, int(file.name), file
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / self.layer / "c" / "0"

@@ -383,15 +383,11 @@ def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(shop):
     assert shop.run(shop.of_features("run", z))["images"] == {"images": 64}
 
 
-def test_tiles_that_do_not_fit_into_the_allowed_memory(shop):
+def test_workers_whose_memory_takes_no_pair_are_refused(shop):
     z = shop.features("wide.npy", (40, 64, 256))
-    memory = {"worker_memory": "64MiB"}
-    refused(shop, shop.of_features("run", z, matching=memory | {"tile": 2000}), ConfigError, "tiles of 2000")
-    shop.run(shop.of_features("run", z, matching={"matcher": "identity", "tile": 40}))
-    less = {"matcher": "identity", "worker_memory": "16MiB"}
-    refused(
-        shop, shop.of_features("run", z, matching=less), ConfigError, "tiles of 40 x 40", "set it to at least"
-    )
+    little = {"worker_memory": "64MiB"}
+    refused(shop, shop.of_features("run", z, matching=little | {"tile": 2000}), ConfigError, "2000 x 2000")
+    assert not (shop.path / "run" / "run.json").exists()
     huge = shop.features("huge.npy", (2, 3000, 400))
     refused(
         shop, shop.of_features("huge", huge, matching={"worker_memory": "16MiB"}), ConfigError, "fewer tokens"

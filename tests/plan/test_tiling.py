@@ -1,22 +1,20 @@
-"""Panels, tiles and blocks: every pair once, every tile once, within memory and time."""
-
-import re
+"""Panels and tiles: every pair once, in few files."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.errors import ConfigError
 from semrsm_dist.plan.tiling import (
     FEWEST_PANELS,
     LARGEST_TILE,
+    MOST_PANELS,
+    MOST_TILES,
     SMALLEST_TILE,
     Layout,
     Tile,
     choose_tile_size,
-    plan_blocks,
-    split_tail,
+    cut,
+    smallest_tile,
 )
 
 counts = st.integers(1, 40)
@@ -28,13 +26,6 @@ def layouts(draw):
     symmetric = draw(st.booleans())
     n_rows = draw(counts)
     return Layout(n_rows, n_rows if symmetric else draw(counts), draw(sides), symmetric)
-
-
-@st.composite
-def partial_layouts(draw):
-    layout = draw(layouts())
-    tiles = list(layout.tiles())
-    return layout, draw(st.lists(st.sampled_from(tiles), unique=True))
 
 
 @given(layouts())
@@ -81,103 +72,71 @@ def test_a_layout_smaller_than_its_side_is_one_tile():
     assert list(Layout(0, 0, 16, symmetric=True).tiles()) == []
 
 
-@given(layouts(), st.integers(-2, 45), st.integers(-2, 45))
-def test_a_layout_holds_its_tiles_and_no_others(layout, row, column):
-    assert layout.holds(row, column) == ((row, column) in set(layout.tiles()))
+@given(layouts())
+def test_maps_of_tiles_and_pairs_are_those_of_each_tile(layout):
+    tiles = list(layout.tiles())
+    assert [tuple(tile) for tile in np.argwhere(layout.wanted())] == tiles
+    assert layout.n_tiles == len(tiles)
+    expected = np.zeros((layout.row_panels, layout.column_panels), dtype=int)
+    for tile in tiles:
+        expected[tile] = layout.n_pairs(*tile)
+    np.testing.assert_array_equal(layout.pairs(), expected)
 
 
-@given(partial_layouts(), st.integers(1, 20))
-def test_blocks_hold_every_wanted_tile_exactly_once(case, block_size):
-    layout, wanted = case
-    blocks = plan_blocks(layout, wanted, block_size)
-    assert sorted(tile for block in blocks for tile in block) == sorted(wanted)
-    for block in blocks:
-        assert block
-        assert block == sorted(block, key=lambda tile: (tile[1], tile[0]))  # each column panel is loaded once
-        for panels in ({row for row, _ in block}, {column for _, column in block}):
-            assert max(panels) - min(panels) < block_size
-            assert len(panels) <= block_size
+@given(st.integers(0, 10**7), st.integers(1, 10**7), st.booleans())
+def test_the_smallest_tile_keeps_files_and_directories_few_and_none_smaller_does(
+    n_rows, n_columns, symmetric
+):
+    n_rows = n_columns if symmetric else n_rows
+
+    def fits(size):
+        layout = Layout(n_rows, n_columns, size, symmetric)
+        return (
+            layout.n_tiles <= max(MOST_TILES, n_rows, n_columns)
+            and max(layout.row_panels, layout.column_panels) <= MOST_PANELS
+        )
+
+    size = smallest_tile(n_rows, n_columns, symmetric=symmetric)
+    assert fits(size)
+    assert size == 1 or not fits(size - 1)
 
 
-@given(layouts(), st.integers(1, 20))
-def test_a_whole_matrix_makes_few_blocks(layout, block_size):
-    blocks = plan_blocks(layout, list(layout.tiles()), block_size)
-    rows, columns = -(-layout.row_panels // block_size), -(-layout.column_panels // block_size)
-    assert len(blocks) == (rows * (rows + 1) // 2 if layout.symmetric else rows * columns)
-
-
-@pytest.mark.parametrize("stranger", [(1, 0), (0, 4), (-1, 0), (4, 4)])
-def test_strange_tiles_are_refused(stranger):
-    with pytest.raises(ValueError, match=re.escape(f"tiles [{stranger}] are not part of the layout")):
-        plan_blocks(Layout(100, 100, 25, symmetric=True), [(0, 0), stranger], 2)
-
-
-def test_a_few_tiles_of_a_huge_matrix_are_planned_at_once():
-    layout = Layout(10**8, 10**8, 16, symmetric=True)
-    assert plan_blocks(layout, [(5, 10**6), (4, 7)], 4) == [[(4, 7)], [(5, 10**6)]]
-
-
-@given(st.lists(st.lists(st.integers(), min_size=1), max_size=12), st.integers(0, 20))
-def test_the_tail_is_split_and_nothing_lost(blocks, workers):
-    split = split_tail(blocks, workers)
-    assert [item for block in split for item in block] == [item for block in blocks for item in block]
-    whole = max(0, len(blocks) - workers)
-    assert split[:whole] == blocks[:whole]
-    assert all(len(block) == 1 for block in split[whole:])
+def test_a_hundred_thousand_images_make_at_most_so_many_files():
+    for requested in (1, 16, 100):
+        size = requested * -(-smallest_tile(10**5, 10**5, symmetric=True) // requested)
+        assert Layout(10**5, 10**5, size, symmetric=True).n_tiles <= 100_000
+    assert Layout(10**6, 10**6, smallest_tile(10**6, 10**6, symmetric=True), symmetric=True).n_tiles <= 10**6
 
 
 @given(
     n_images=st.integers(1, 10**7),
-    image_bytes=st.integers(0, 2**30),
-    budget=st.integers(0, 2**34),
+    smallest=st.integers(1, 1000),
     pair_seconds=st.floats(0, 1e4),
-    task_seconds=st.floats(1e-3, 1e6),
+    tile_seconds=st.floats(1e-3, 1e6),
 )
-def test_sides_fit_memory_and_time_and_leave_enough_tiles(
-    n_images, image_bytes, budget, pair_seconds, task_seconds
-):
-    def choose():
-        return choose_tile_size(
-            n_images, image_bytes, budget, pair_seconds=pair_seconds, task_seconds=task_seconds
-        )
-
-    if 2 * image_bytes > budget:
-        with pytest.raises(ConfigError):
-            choose()
-        return
-    side = choose()
+def test_tiles_fit_time_and_are_enough_to_share(n_images, smallest, pair_seconds, tile_seconds):
+    size = choose_tile_size(n_images, smallest, pair_seconds=pair_seconds, tile_seconds=tile_seconds)
     limits = (
-        lambda side: side <= LARGEST_TILE,
-        lambda side: 2 * side * image_bytes <= budget,
-        lambda side: side * side * pair_seconds <= task_seconds,
-        lambda side: side <= SMALLEST_TILE or n_images // side >= FEWEST_PANELS,
+        lambda size: size <= LARGEST_TILE,
+        lambda size: size * size * pair_seconds <= tile_seconds,
+        lambda size: size <= SMALLEST_TILE or n_images // size >= FEWEST_PANELS,
     )
-    assert side in {2**power for power in range(9)}
-    assert side == 1 or all(limit(side) for limit in limits)
-    assert not all(limit(2 * side) for limit in limits)
+    assert size in {2**power for power in range(11)}
+    assert size >= smallest
+    assert size < 2 * smallest or size == 1 or all(limit(size) for limit in limits)
+    assert not all(limit(2 * size) for limit in limits)
 
 
-@given(st.integers(1, 2**36), st.integers(-(2**30), 2**36))
-def test_the_memory_that_is_asked_for_is_enough_and_not_too_much(image_bytes, budget):
-    def choose(budget):
-        return choose_tile_size(100, image_bytes, budget, pair_seconds=1e-3, task_seconds=15)
-
-    try:
-        choose(budget)
-    except ConfigError as error:
-        more = int(re.search(r"raise matching.worker_memory by at least (\d+) MiB", str(error)).group(1))
-        assert choose(budget + more * 2**20) >= 1
-        with pytest.raises(ConfigError):
-            choose(budget + (more - 1) * 2**20)
-
-
-def test_too_little_memory_names_numbers_and_remedy():
-    with pytest.raises(ConfigError) as caught:
-        choose_tile_size(100, 3 * 2**20, -(2**20), pair_seconds=1e-3, task_seconds=15)
-    assert str(caught.value) == (
-        "matching.worker_memory leaves 0.0 MiB for features, but a pair of images takes 6.0 MiB; no pair can be "
-        "matched: raise matching.worker_memory by at least 7 MiB, or choose a layer with fewer tokens or channels"
+@given(st.integers(0, 100), st.integers(0, 200), st.integers(1, 60))
+def test_a_cut_covers_its_part_in_few_panels_about_equally_large(start, length, most):
+    panels = cut(slice(start, start + length), most)
+    assert [i for panel in panels for i in range(panel.start, panel.stop)] == list(
+        range(start, start + length)
     )
+    sizes = [panel.stop - panel.start for panel in panels]
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert len(panels) == max(1, -(-length // most))
 
 
 def test_tiles_have_names_and_an_order():

@@ -1,5 +1,6 @@
 """Solved tiles: three numbers a pair, there or not there, and damaged ones found and removed."""
 
+import os
 import time
 
 import numpy as np
@@ -30,6 +31,10 @@ def filled(root, layout=LAYOUT, layer="layer1.0"):
     return store, tiles
 
 
+def present(store, layout=LAYOUT):
+    return {(int(row), int(column)) for row, column in np.argwhere(store.present(layout))}
+
+
 def file_of(root, store, tile):
     return root / store.layer / "c" / "0" / str(tile[0]) / str(tile[1])
 
@@ -39,7 +44,7 @@ def file_of(root, store, tile):
 def test_tiles_come_back_and_are_counted(tmp_path_factory, n_rows, n_columns, side, symmetric):
     layout = Layout(n_rows, n_rows if symmetric else n_columns, side, symmetric)
     store, tiles = filled(tmp_path_factory.mktemp("blocks"), layout)
-    assert store.present() == set(layout.tiles())
+    assert present(store, layout) == set(layout.tiles())
     for tile, quantities in tiles.items():
         np.testing.assert_array_equal(store.read(tile), quantities)
 
@@ -56,7 +61,7 @@ def test_the_order_of_the_quantities_is_on_disk(tmp_path):
 def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
     store = TileStore(tmp_path, "a")
     store.create(7, 7, 3)
-    assert store.present() == set()
+    assert present(store) == set()
     with pytest.raises(StorageError, match=r"a/c/0/0/1: this chunk is missing"):
         store.read((0, 1))
     with pytest.raises(ValueError, match="but no chunk"):
@@ -67,7 +72,7 @@ def test_an_undefined_tile_is_there(tmp_path):
     store, _ = filled(tmp_path)
     store.write((0, 1), *[np.full((3, 3), np.nan)] * 3)
     assert np.isnan(store.read((0, 1))).all()
-    assert store.remove_damaged() == []
+    assert store.remove_damaged(sorted(present(store))) == []
 
 
 def test_damaged_tiles_are_removed_and_no_others(tmp_path):
@@ -76,10 +81,10 @@ def test_damaged_tiles_are_removed_and_no_others(tmp_path):
     for tile, content in damage.items():
         file = file_of(tmp_path, store, tile)
         file.write_bytes(file.read_bytes()[:-1] if content is None else content)
-    assert store.remove_damaged() == sorted(damage)
-    assert store.present() == set(LAYOUT.tiles()) - set(damage)
-    assert store.remove_damaged() == []
-    for tile in store.present():
+    assert store.remove_damaged(sorted(present(store))) == sorted(damage)
+    assert present(store) == set(LAYOUT.tiles()) - set(damage)
+    assert store.remove_damaged(sorted(present(store))) == []
+    for tile in present(store):
         np.testing.assert_array_equal(store.read(tile), tiles[tile])
 
 
@@ -91,8 +96,8 @@ def test_a_disk_that_fails_removes_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(chunks, "read_region", fail)
     with pytest.raises(StorageError, match="Input/output error"):
-        store.remove_damaged()
-    assert store.present() == set(LAYOUT.tiles())
+        store.remove_damaged(sorted(present(store)))
+    assert present(store) == set(LAYOUT.tiles())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_wrong_shapes_write_nothing(tmp_path, shapes):
     store.create(7, 7, 3)
     with pytest.raises(ValueError, match="shape"):
         store.write((0, 1), *[np.zeros(shape) for shape in shapes])
-    assert store.present() == set()
+    assert present(store) == set()
 
 
 def test_single_precision_is_refused(tmp_path):
@@ -120,36 +125,40 @@ def test_other_sizes_are_not_overwritten(tmp_path):
         with pytest.raises(StorageError, match="nothing was overwritten"):
             store.create(*sizes)
     store.create(7, 7, 3)
-    assert store.present() == set(LAYOUT.tiles())
+    assert present(store) == set(LAYOUT.tiles())
 
 
 def test_layers_do_not_meet(tmp_path):
     one, _ = filled(tmp_path, layer="blocks.1")
     ten = TileStore(tmp_path, "blocks.10")
     ten.create(7, 7, 3)
-    assert ten.present() == set()
-    assert one.present() == set(LAYOUT.tiles())
+    assert present(ten) == set()
+    assert present(one) == set(LAYOUT.tiles())
 
 
 def test_arrival_times_are_those_of_the_files(tmp_path):
     before = time.time() - 2
     store, tiles = filled(tmp_path)
-    times = store.arrival_times()
-    assert times.keys() == tiles.keys()
-    assert all(before <= moment <= time.time() + 2 for moment in times.values())
+    os.utime(file_of(tmp_path, store, (1, 2)), (0, 1e9))
+    file_of(tmp_path, store, (0, 2)).unlink()
+    times = store.arrival_times(LAYOUT)
+    assert times[1, 2] == 1e9
+    assert {tuple(tile) for tile in np.argwhere(~np.isnan(times))} == tiles.keys() - {(0, 2)}
+    assert all(before <= times[tile] <= time.time() + 2 for tile in tiles.keys() - {(0, 2), (1, 2)})
 
 
-def test_a_tile_that_is_removed_while_one_looks_has_no_arrival_time(tmp_path, monkeypatch):
+def test_files_that_are_no_tiles_of_the_layout_do_not_count(tmp_path):
     store, tiles = filled(tmp_path)
-    there = store.present()
-    file_of(tmp_path, store, (1, 2)).unlink()
-    monkeypatch.setattr(TileStore, "present", lambda self: there)
-    assert store.arrival_times().keys() == tiles.keys() - {(1, 2)}
+    for strange in ((0, 3), (3, 0), (1, 0), (0, "x")):
+        file = file_of(tmp_path, store, strange)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    assert present(store) == tiles.keys()
 
 
 def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     store, _ = filled(tmp_path)
     file = file_of(tmp_path, store, (1, 2))
     file.rename(file.with_name("2.5f0e.partial"))
-    assert store.present() == set(LAYOUT.tiles()) - {(1, 2)}
-    assert (1, 2) not in store.arrival_times()
+    assert present(store) == set(LAYOUT.tiles()) - {(1, 2)}
+    assert np.isnan(store.arrival_times(LAYOUT)[1, 2])

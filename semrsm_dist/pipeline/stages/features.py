@@ -60,7 +60,8 @@ def _is_matched(session: Session, record: RunRecord, layer: str) -> bool:
     """Return whether nothing needs the features of a layer any more."""
     if not MatrixStore(session.directory.matrices, layer).is_complete():
         return False
-    return set(record.layout(layer).tiles()) <= TileStore(session.directory.tiles, layer).present()
+    layout = record.layout(layer)
+    return bool(TileStore(session.directory.tiles, layer).present(layout).sum() == layout.n_tiles)
 
 
 def _remove_damaged(session: Session, side: Side, layer: str) -> None:

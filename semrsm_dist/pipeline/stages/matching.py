@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import islice
 from typing import cast
 
-from semrsm_dist.engine.protocol import Task
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.engine.scheduler import Failure
+from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.sizing import panel_budget
-from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
-from semrsm_dist.plan.cost import choose_block_size
-from semrsm_dist.plan.tiling import Layout, Tile, plan_blocks, split_tail
+from semrsm_dist.pipeline.sizing import panel_budget, panel_size
+from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, TileChecker
+from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
+from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import TileStore
 
-TASKS_PER_WORKER = 8
-"""Minimum tasks per worker, so that uneven ones balance out."""
-
-SHORTEST_TASK = 0.5
-"""Seconds below which a task is too short to hand out."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWork:
-    """The missing tiles of one layer.
-
-    Parameters
-    ----------
-    layer, layout
-        The layer and its layout.
-    wanted
-        The tiles that are missing.
-    pair_seconds
-        Estimated seconds of one pair.
-    panel_bytes
-        Memory of one prepared panel.
-    """
-
-    layer: str
-    layout: Layout
-    wanted: Sequence[tuple[int, int]]
-    pair_seconds: float
-    panel_bytes: int
-
-    def count_found_pairs(self) -> int:
-        """Return the number of pairs in the tiles that are not missing."""
-        return self.layout.total_pairs - sum(self.layout.n_pairs(*tile) for tile in self.wanted)
+CHECKED_TILES = 256
+"""Tiles that a task checks at most: a second or more of reading."""
 
 
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
@@ -65,34 +40,51 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
         The run's record.
     """
     works = [_find_work(session, matcher, record, layer) for layer in record.requested]
-    if not any(work.wanted for work in works):
+    if not any(work.n_missing for work in works):
         return []
     with session.timed("compile"):
         matcher.compile()
-    by_layer = {work.layer: work for work in works}
     budget = panel_budget(session.config, matcher, record)
     worker = MatchingWorker(
         session.directory.path,
         record.row_side,
         {work.layer: work.layout for work in works},
         matcher,
-        panel_bytes={work.layer: work.panel_bytes for work in works},
+        panels={layer: _panel(session, matcher, record, layer) for layer in record.requested},
         room=budget,
     )
-    task_seconds = session.config.matching.task_seconds
+    blocks = BlockPlanner(
+        works,
+        workers=session.engine.slots,
+        task_seconds=session.config.matching.task_seconds,
+        budget=budget,
+    )
+    by_layer = {work.layer: work for work in works}
+
+    def effort(receipt: Receipt) -> float:
+        layer, pairs = cast("Tile", receipt.unit).layer, receipt.counts["pairs"]
+        blocks.observe(layer, pairs, sum(receipt.counts[name] for name in MatchingWorker.SECONDS))
+        return by_layer[layer].pair_seconds * pairs
+
     outcome = session.work(
         "matching",
         lambda: session.start_tasks(worker, cpus=matcher.cpus, gpus=matcher.gpus),
-        plan_tasks(works, workers=session.engine.slots, task_seconds=task_seconds, budget=budget),
+        (Task(units=tuple(tiles), cost=cost) for tiles, cost in blocks),
         unit="pairs",
         total=sum(work.layout.total_pairs for work in works),
-        done=sum(work.count_found_pairs() for work in works),
-        effort=lambda receipt: (
-            by_layer[cast("Tile", receipt.unit).layer].pair_seconds * receipt.counts["pairs"]
-        ),
+        done=sum(work.layout.total_pairs - work.missing_pairs for work in works),
+        effort=effort,
+        left=sum(work.missing_seconds for work in works),
     )
     session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
     return outcome.failures
+
+
+def _panel(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> tuple[int, int]:
+    """Return the images of a panel of a layer, and the memory that it takes when it is prepared."""
+    sizes = record.layers[layer]
+    images = panel_size(session.config, matcher, sizes)
+    return images, matcher.panel_bytes(images, sizes.n_tokens, sizes.n_channels)
 
 
 def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> LayerWork:
@@ -100,56 +92,52 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
     sizes, layout = record.layers[layer], record.layout(layer)
     store = TileStore(session.directory.tiles, layer)
     store.create(layout.n_rows, layout.n_columns, layout.tile_size)
-    damaged = _remove_damaged(session, store)
-    if damaged:
-        session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
-    present = store.present()
-    session.counts["matching"]["found"] += len(present)
+    present = store.present(layout)
+    if not MatrixStore(session.directory.matrices, layer).is_complete():
+        _remove_damaged(session, layer, layout, present)
+    session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
         layer,
         layout,
-        [tile for tile in layout.tiles() if tile not in present],
+        layout.wanted() & ~present,
         matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
         matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels),
     )
 
 
-def _remove_damaged(session: Session, store: TileStore) -> list[tuple[int, int]]:
-    """Read once what an unfinished session left: a crash of the machine can leave unreadable chunks."""
-    if MatrixStore(session.directory.matrices, store.layer).is_complete():
-        return []
-    with session.timed("check"):
-        return store.remove_damaged()
+def _remove_damaged(session: Session, layer: str, layout: Layout, present: NDArray[np.bool_]) -> None:
+    """Let workers read what an unfinished session left: a crash of the machine can leave unreadable chunks.
 
-
-def plan_tasks(layers: Sequence[LayerWork], *, workers: int, task_seconds: float, budget: int) -> list[Task]:
-    """Turn missing tiles into tasks: large blocks first, single tiles at the end.
-
-    Parameters
-    ----------
-    layers
-        The work of each layer.
-    workers
-        Number of workers that will share the tasks.
-    task_seconds
-        Target duration of a task; less if there would be too few tasks.
-    budget
-        Memory of one worker for panels, in bytes.
+    That takes them at most a few hundredths of the time in which the tiles were computed. Tiles that cannot be decoded
+    are deleted, and no longer `present`.
     """
-    works = {work.layer: work for work in layers}
-
-    def seconds(tiles: Sequence[Tile]) -> float:
-        return sum(
-            works[tile.layer].pair_seconds * works[tile.layer].layout.n_pairs(tile.row, tile.column)
-            for tile in tiles
+    count = int(present.sum())
+    if not count:
+        return
+    outcome = session.work(
+        "check",
+        lambda: session.start_tasks(TileChecker(session.directory.path)),
+        _checks(layer, present, session.engine.slots),
+        unit="tiles",
+        total=count,
+    )
+    if outcome.failures:
+        raise StorageError(
+            f"layer {layer}: {len(outcome.failures)} tiles cannot be read, so whether they are intact is not known; "
+            f"nothing was removed and nothing computed:\n{list_failures(outcome.failures)}"
         )
+    damaged = [cast("Tile", tile) for tile, _ in outcome.values]
+    for tile in damaged:
+        present[tile.row, tile.column] = False
+    if damaged:
+        session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
 
-    total = sum(seconds([Tile(work.layer, *tile) for tile in work.wanted]) for work in layers)
-    target = min(task_seconds, max(total / (TASKS_PER_WORKER * workers), SHORTEST_TASK))
-    blocks: list[list[Tile]] = []
-    for work in layers:
-        size = choose_block_size(work.pair_seconds, work.layout.tile_size, target, work.panel_bytes, budget)
-        for block in plan_blocks(work.layout, work.wanted, size):
-            blocks.append([Tile(work.layer, row, column) for row, column in block])
-    blocks.sort(key=seconds, reverse=True)
-    return [Task(units=tuple(part), cost=seconds(part)) for part in split_tail(blocks, workers)]
+
+def _checks(layer: str, present: NDArray[np.bool_], workers: int) -> Iterator[Task]:
+    """Yield tasks that check the tiles, a row after the other."""
+    size = min(CHECKED_TILES, -(-int(present.sum()) // (4 * workers)))
+    tiles = (
+        Tile(layer, row, int(column)) for row, there in enumerate(present) for column in np.flatnonzero(there)
+    )
+    while some := tuple(islice(tiles, size)):
+        yield Task(units=some, cost=len(some))

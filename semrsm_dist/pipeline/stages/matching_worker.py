@@ -1,26 +1,46 @@
-"""The worker of matching: it holds prepared panels, solves tiles and writes them."""
+"""The workers of matching: they hold prepared panels, solve tiles and write them; and they check tiles."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, islice, product
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, NamedTuple, cast
+
+import numpy as np
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.panel import Panel
+from semrsm_dist.matching.result import TileResult
 from semrsm_dist.pipeline.faults import attempt_each
-from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.plan.tiling import Layout, Tile, cut
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.tiles import TileStore
 
-_Key = tuple[str, str, int]
-"""Side, layer and number of a panel."""
+LOOK_AHEAD = 1000
+"""Parts of tiles among which the panel is sought that is needed last."""
+
+
+class _Key(NamedTuple):
+    """A panel: consecutive images of a side."""
+
+    side: str
+    layer: str
+    start: int
+    stop: int
+
+
+class _Part(NamedTuple):
+    """The part of a tile that two panels make."""
+
+    rows: _Key
+    columns: _Key
 
 
 class _Held(threading.local):
@@ -29,7 +49,7 @@ class _Held(threading.local):
     def __init__(self) -> None:
         self.panels: dict[_Key, Panel] = {}
         self.features = cache(FeatureStore)
-        self.blocks = cache(TileStore)
+        self.tiles = cache(TileStore)
 
     def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
         return _Held, ()  # not sent along with a worker
@@ -38,6 +58,8 @@ class _Held(threading.local):
 @dataclass(frozen=True)
 class MatchingWorker:
     """Solves tiles: loads missing panels, matches, writes the tile, and yields a receipt.
+
+    A tile whose panels do not fit into memory is solved in parts, and written when all are solved.
 
     Parameters
     ----------
@@ -49,17 +71,30 @@ class MatchingWorker:
         The layout of each layer.
     matcher
         The matcher.
-    panel_bytes
-        Memory of a prepared panel of each layer.
+    panels
+        For each layer, the most images of a panel, and the memory of one that is prepared, in bytes.
     room
-        Memory for panels in bytes. The two of a tile are held even if they take more.
+        Memory for panels in bytes. The two that are being matched are held even if they take more.
+
+    Attributes
+    ----------
+    SECONDS
+        The counts of a receipt that are seconds: together, what the tile took.
     """
+
+    SECONDS: ClassVar = (
+        "load_seconds",
+        "product_seconds",
+        "match_seconds",
+        "solve_seconds",
+        "write_seconds",
+    )
 
     run: Path
     row_side: str
     layouts: Mapping[str, Layout]
     matcher: Matcher
-    panel_bytes: Mapping[str, int]
+    panels: Mapping[str, tuple[int, int]]
     room: int
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
@@ -70,58 +105,103 @@ class MatchingWorker:
 
     def _solve(self, tiles: Sequence[Tile]) -> Receipt:
         """Solve the first of the remaining tiles."""
-        tile = tiles[0]
+        tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
-        rows, columns = self._load(tiles)
-        loaded = time.perf_counter()
-        layout = self.layouts[tile.layer]
-        result = self.matcher.solve_tile(
-            rows, columns, triangular=layout.symmetric and tile.row == tile.column
-        )
+        shape = [part.stop - part.start for part in (layout.rows(tile.row), layout.columns(tile.column))]
+        whole = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
+        seconds = dict.fromkeys(self.SECONDS, 0.0)
+        for number, part in enumerate(self._parts(tile)):
+            before = time.perf_counter()
+            panels = self._load(part, tiles, number)
+            loaded = time.perf_counter()
+            result = self.matcher.solve_tile(*panels, triangular=part.rows == part.columns)
+            self._place(tile, part, result, whole)
+            seconds["load_seconds"] += loaded - before
+            seconds["product_seconds"] += result.products
+            seconds["match_seconds"] += result.solving
         solved = time.perf_counter()
-        gap = result.upper_bound - result.matched
-        blocks = self._held.blocks(RunDirectory(self.run).tiles, tile.layer)
-        blocks.write((tile.row, tile.column), result.matched, result.identity, gap)
-        counts = {
-            "pairs": layout.n_pairs(tile.row, tile.column),
-            "tiles": 1,
-            "load_seconds": loaded - started,
-            "product_seconds": result.products,
-            "match_seconds": result.solving,
-            "solve_seconds": solved - loaded - result.products - result.solving,
-            "write_seconds": time.perf_counter() - solved,
-        }
-        return Receipt(tile, counts=counts)
+        store = self._held.tiles(RunDirectory(self.run).tiles, tile.layer)
+        store.write((tile.row, tile.column), whole.matched, whole.identity, whole.upper_bound - whole.matched)
+        seconds["solve_seconds"] = solved - started - sum(seconds.values())
+        seconds["write_seconds"] = time.perf_counter() - solved
+        return Receipt(tile, counts={"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds})
 
-    def _load(self, tiles: Sequence[Tile]) -> list[Panel]:
-        """Return the panels of the first tile, making room by dropping those that are needed last."""
+    def _place(self, tile: Tile, part: _Part, result: TileResult, whole: TileResult) -> None:
+        """Copy the result of a part into the tile's, and its mirror image if the tile is on the diagonal."""
+        layout = self.layouts[tile.layer]
+        first_row, first_column = layout.rows(tile.row).start, layout.columns(tile.column).start
+        rows = slice(part.rows.start - first_row, part.rows.stop - first_row)
+        columns = slice(part.columns.start - first_column, part.columns.stop - first_column)
+        for name in ("matched", "upper_bound", "identity"):
+            values, block = getattr(whole, name), getattr(result, name)
+            values[rows, columns] = block
+            if layout.symmetric and tile.row == tile.column and part.rows != part.columns:
+                values[columns, rows] = block.T
+
+    def _parts(self, tile: Tile) -> Iterator[_Part]:
+        """Yield the parts of a tile: bands of as many row panels as fit, each column by column."""
+        layout, (most, panel_bytes) = self.layouts[tile.layer], self.panels[tile.layer]
+        rows, columns = cut(layout.rows(tile.row), most), cut(layout.columns(tile.column), most)
+        height = max(1, self.room // max(panel_bytes, 1) - 1)
+        for first in range(0, len(rows), height):
+            for column, row in product(columns, rows[first : first + height]):
+                if not (layout.symmetric and tile.row == tile.column and row.start > column.start):
+                    yield _Part(
+                        _Key(self.row_side, tile.layer, row.start, row.stop),
+                        _Key("images", tile.layer, column.start, column.stop),
+                    )
+
+    def _coming(self, tiles: Sequence[Tile], number: int) -> Iterator[_Part]:
+        """Yield the parts of the tiles from part `number` of the first tile on, some of them."""
+        return islice(chain.from_iterable(map(self._parts, tiles)), number, number + LOOK_AHEAD)
+
+    def _load(self, part: _Part, tiles: Sequence[Tile], number: int) -> list[Panel]:
+        """Return the panels of part `number` of the first tile, making room by dropping those that are needed last."""
         panels = self._held.panels
-        needed = self._keys(tiles[0])
-        for key in needed:
+        for key in part:
             if key not in panels:
-                self._make_room(key, needed, tiles)
-                panels[key] = self._read(*key)
-        return [panels[key] for key in needed]
+                self._make_room(key, part, self._coming(tiles, number))
+                panels[key] = self._read(key)
+        return [panels[key] for key in part]
 
-    def _make_room(self, key: _Key, needed: Sequence[_Key], tiles: Sequence[Tile]) -> None:
+    def _make_room(self, key: _Key, needed: _Part, coming: Iterable[_Part]) -> None:
         panels = self._held.panels
+        taken = sum(self._bytes(held) for held in [*panels, key])
+        if taken <= self.room:
+            return
         wanted: dict[_Key, int] = {}
-        for place, tile in enumerate(tiles):
-            for coming in self._keys(tile):
-                wanted.setdefault(coming, place)
-        # Panels that no tile needs go first, then those needed last; those of this tile stay.
-        leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, len(tiles)), held))
-        taken = sum(self.panel_bytes[layer] for _, layer, _ in [*panels, key])
+        for place, part in enumerate(coming):
+            for later in part:
+                wanted.setdefault(later, place)
+        # Panels that nothing needs go first, then those needed last; those of this part stay.
+        leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, LOOK_AHEAD), held))
         while leaving and taken > self.room:
             gone = leaving.pop()
             del panels[gone]
-            taken -= self.panel_bytes[gone[1]]
+            taken -= self._bytes(gone)
 
-    def _keys(self, tile: Tile) -> tuple[_Key, _Key]:
-        return (self.row_side, tile.layer, tile.row), ("images", tile.layer, tile.column)
+    def _bytes(self, key: _Key) -> int:
+        most, panel_bytes = self.panels[key.layer]
+        return panel_bytes * (key.stop - key.start) // most
 
-    def _read(self, side: str, layer: str, panel: int) -> Panel:
-        layout = self.layouts[layer]
-        images = layout.columns(panel) if side == "images" else layout.rows(panel)
-        store = self._held.features(RunDirectory(self.run).features, side, layer)
+    def _read(self, key: _Key) -> Panel:
+        store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)
+        images = slice(key.start, key.stop)
         return self.matcher.prepare(store.read(images), store.read_token_counts(images))
+
+
+@dataclass(frozen=True)
+class TileChecker:
+    """Reads tiles that are there and removes those that cannot be decoded: their receipts have a value."""
+
+    run: Path
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Check tiles; yield a receipt for each."""
+        stores = cache(lambda layer: TileStore(RunDirectory(self.run).tiles, layer))
+
+        def check(tile: Tile) -> Receipt:
+            damaged = stores(tile.layer).remove_damaged([(tile.row, tile.column)])
+            return Receipt(tile, counts={"tiles": 1}, value="damaged" if damaged else None)
+
+        return attempt_each(cast("tuple[Tile, ...]", units), check, self.run)

@@ -35,6 +35,10 @@ class InputError(SemrsmError, ValueError):
     exit_code = 2
 
 
+class MissingInputError(InputError):
+    """There is nothing where an input should be; see `semrsm_dist.pipeline.kept` for those that may be gone."""
+
+
 class ResumeError(SemrsmError):
     """The run directory belongs to another configuration, or another driver is at work on it."""
 

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import below, locate
-from semrsm_dist.errors import InputError, StorageError, printable
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def list_below(folder: str, remedy: str) -> list[str]:
         There is no such folder; `remedy` says what to put there.
     """
     if not is_folder(folder):
-        raise InputError(f"there is no folder {folder!r}: {remedy}")
+        raise MissingInputError(f"there is no folder {folder!r}: {remedy}")
     return sorted(list_files(folder))
 
 
@@ -52,7 +52,7 @@ def read_bytes(location: str, remedy: str) -> bytes:
         with system.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"there is no file {location!r}: {remedy}") from error
+        raise MissingInputError(f"there is no file {location!r}: {remedy}") from error
     except OSError as error:
         raise StorageError(f"{location}: cannot be read: {error}; grant access, or check the disk") from error
 

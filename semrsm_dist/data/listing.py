@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
 from semrsm_dist.data.locations import below, is_uri, locate
-from semrsm_dist.errors import InputError, StorageError, printable
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def list_files(root: str) -> Iterator[str]:
 def _list_local(root: Path) -> Iterator[str]:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise InputError(f"the image folder {str(root)!r} {what}; give the path of a folder of images")
+        raise MissingInputError(f"the image folder {str(root)!r} {what}; give the path of a folder of images")
     ancestors = {root.resolve()}
 
     def walk(folder: Path, ancestors: set[Path]) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _list_remote(root: str) -> Iterator[str]:
     try:
         found = system.get_file_info(fs.FileSelector(path, recursive=True))
     except FileNotFoundError as error:
-        raise InputError(
+        raise MissingInputError(
             f"the image folder {root!r} does not exist; give the URI of a folder of images"
         ) from error
     for info in found:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.locations import REMOTE, absolute, below, is_uri, locate, split_options
-from semrsm_dist.errors import InputError, did_you_mean
+from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
 
 LABEL_SEPARATOR = "|"
 
@@ -80,7 +80,7 @@ def _read_table(location: str) -> pa.Table:
         with system.open_input_file(path) as file:
             return _READERS[suffix](file)
     except FileNotFoundError as error:
-        raise InputError(f"the table of images {location!r} does not exist; check the path") from error
+        raise MissingInputError(f"the table of images {location!r} does not exist; check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{location}: is not UTF-8 ({error.reason} at byte {error.start}), so names could be misread; save it as "

@@ -55,18 +55,16 @@ class LayerFeatures:
         return self.store(side).read_token_counts()
 
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
-        """Return up to n tokens (n, C) of the database, scaled to length 1, drawn without replacement.
-
-        The padding of smaller images is drawn too, and then left out.
-        """
-        total = self.count("images") * self.n_tokens
+        """Return up to n tokens (n, C) of the database, scaled to length 1, drawn without replacement."""
+        counts = self.token_counts("images")
+        ends = np.cumsum(counts)
+        total = int(ends[-1])
         drawn = np.sort(np.random.default_rng(seed).choice(total, size=min(n, total), replace=False))
-        image, token = np.divmod(drawn, self.n_tokens)
-        drawn = drawn[token < self.token_counts("images")[image]]
+        image = np.searchsorted(ends, drawn, side="right")
+        token = drawn - (ends - counts)[image]
         store, parts = self.store("images"), []
         for images in self.chunks("images"):
-            first, last = np.searchsorted(drawn, [images.start * self.n_tokens, images.stop * self.n_tokens])
-            if first < last:
-                tokens = store.read(images).reshape(-1, self.n_channels)
-                parts.append(unit_tokens(tokens[drawn[first:last] - images.start * self.n_tokens]))
+            part = slice(*np.searchsorted(image, [images.start, images.stop]))
+            if part.start < part.stop:
+                parts.append(unit_tokens(store.read(images)[image[part] - images.start, token[part]]))
         return np.concatenate(parts)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
 
 LAYOUTS = ("auto", "nsc", "nchw", "nhwc")
 _WIDEST = 8
@@ -177,16 +177,24 @@ class FeatureArray(ABC):
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
         return self._shape.arrange(self._read_images(start, stop))
 
-    def digest(self) -> str:
+    def digest(self, token_counts: NDArray[np.int64] | None = None) -> str:
         """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.
 
         The array is read once, in bounded chunks.
+
+        Parameters
+        ----------
+        token_counts
+            (N,) tokens of each image; S for all if not given. What lies beyond them is taken for zeros.
         """
         digest = hashlib.sha256(f"{self.n_images} {self.n_tokens} {self.n_channels} {self.dtype}\n".encode())
         step = max(1, _DIGEST_BYTES // (self.n_tokens * self.n_channels * self.dtype.itemsize))
         step = -(-step // self.images_together) * self.images_together
         for start in range(0, self.n_images, step):
-            digest.update(self.read(start, min(start + step, self.n_images)).data)
+            z = self.read(start, min(start + step, self.n_images))
+            if token_counts is not None:
+                z[np.arange(self.n_tokens) >= token_counts[start : start + step, None]] = 0
+            digest.update(z.data)
         return digest.hexdigest()
 
     @property
@@ -253,7 +261,7 @@ class NpyFeatures(FeatureArray):
 def map_npy(path: Path) -> np.memmap[Any, Any]:
     """Return the array of a `.npy` file without reading it, or raise InputError if it is not one."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file; check the path")
+        raise MissingInputError(f"{path}: there is no such file; check the path")
     if path.suffix in _CONVERT:
         raise InputError(
             f"{path}: features are read from .npy files and Zarr arrays, not from {path.suffix} files; convert it once "

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
@@ -52,14 +52,19 @@ class ModelSpec:
         return find_shipped(self.name) if self.weights == "digits" else _find_file(self.weights)
 
 
+def weights_path(weights: str) -> Path:
+    """Return the absolute path that a configuration means by its weights."""
+    return Path(os.path.expandvars(weights)).expanduser().absolute()
+
+
 def _find_file(weights: str) -> Path:
-    path = Path(os.path.expandvars(weights)).expanduser()
+    path = weights_path(weights)
     if path.is_file():
         return path
     if path.is_dir():
         raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
-    raise InputError(
-        f"weights: there is no file {path.absolute()}; check the path, or use one of the words pretrained, random "
+    raise MissingInputError(
+        f"weights: there is no file {path}; check the path, or use one of the words pretrained, random "
         f"and digits{did_you_mean(weights, ('pretrained', 'random', 'digits'))}"
     )
 

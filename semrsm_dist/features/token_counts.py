@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -32,4 +33,9 @@ def load_token_counts(path: Path | None, n_images: int, n_tokens: int) -> NDArra
     try:
         return check_token_counts(np.array(map_npy(path)), n_images, n_tokens)
     except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def hash_token_counts(token_counts: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of (N,) token counts, in hexadecimal digits."""
+    return hashlib.sha256(token_counts.tobytes()).hexdigest()

@@ -114,6 +114,8 @@ def _open_session(
     directory.create()
     with limit_threads(), directory.locked():
         record = directory.read_record()
+        if record is None:
+            directory.remove_remains()
         own_engine = engine is None
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
         session = Session(config, directory, engine, reporter or SilentReporter(), stop or threading.Event())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from semrsm_dist.config.schema import Data, FeaturesData
-from semrsm_dist.data.locations import absolute
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.errors import ConfigError, InputError, MissingInputError
+from semrsm_dist.features.arrays import FeatureArray
+from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
+from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import list_feature_images
 from semrsm_dist.store.feature_source import open_array
@@ -49,7 +52,7 @@ def resolve_features(
     layers: dict[str, LayerSizes] = {}
     layer_facts: dict[str, Fingerprint] = {}
     sources: dict[str, SourceAnswer] = {}
-    tables: dict[Side, str | None] = {}
+    listings: dict[Side, Any] = {}
     for side, data in sides.items():
         if not isinstance(data, FeaturesData):
             raise ConfigError(f"{side}: expected ready-made features on both sides")
@@ -65,9 +68,9 @@ def resolve_features(
                 f"{side}: the layers hold different numbers of images ({counts}); all must hold the same images in the "
                 "same order"
             )
-        tables[side] = None if data.table is None else absolute(data.table)
+        listings[side] = settle(data.table)
         manifests[side] = _identify_images(
-            session, side, data, next(iter(counts.values())), cached.tables.get(side)
+            session, side, data, next(iter(counts.values())), cached.listings.get(side)
         )
     for layer, sizes in layers.items():
         here = [source for key, source in sources.items() if key.split("/", 1)[1] == layer]
@@ -77,19 +80,21 @@ def resolve_features(
                 "matched, and spatio-semantic similarities of such pairs are undefined (NaN)"
             )
         layer_facts[layer] |= {f"{layer}.{name}": size for name, size in sizes}
-    return manifests, layers, layer_facts, Answers(sources=sources, tables=tables)
+    return manifests, layers, layer_facts, Answers(sources=sources, listings=listings)
 
 
 def _identify_images(
-    session: Session, side: Side, data: FeaturesData, n_images: int, known_table: str | None
+    session: Session, side: Side, data: FeaturesData, n_images: int, known: object
 ) -> Manifest:
-    """Return the table of images, or the run's copy of it if the table is gone."""
-    if isinstance(data.table, Path) and not data.table.exists() and known_table == absolute(data.table):
-        kept = session.directory.manifest(side)
-        if kept.exists():
-            session.warn(f"{data.table}: this table is gone; the run continues with its own copy")
-            return Manifest.from_parquet(kept)
-    return list_feature_images(side, data, n_images)
+    """Return the table of images, or the run's copy of it if the table is gone: no features are made from it."""
+    try:
+        return list_feature_images(side, data, n_images)
+    except MissingInputError as error:
+        copy = read_copy(session, side)
+        if copy is None or known != settle(data.table):
+            raise
+        continue_without(session, str(error), [])
+        return copy
 
 
 def _facts(side: str, layer: str, source: SourceAnswer) -> Fingerprint:
@@ -123,41 +128,60 @@ def _join_sizes(
 
 
 def _identify_source(
-    session: Session, side: str, layer: str, data: FeaturesData, known: SourceAnswer | None
+    session: Session, side: Side, layer: str, data: FeaturesData, known: SourceAnswer | None
 ) -> SourceAnswer:
-    """Return size and hash of ready-made features; as recorded, if the run has them all and the source is gone."""
+    """Return sizes and hashes of ready-made features and their token counts."""
     path, counts_path = data.layers[layer], data.token_counts.get(layer)
-    here = known if known and known.path == str(path.absolute()) else None
-    store = FeatureStore(session.directory.features, side, layer)
-    if here and not path.exists() and store.group.is_dir() and store.is_complete() and store.is_verified():
-        session.warn(f"{path}: these features are gone; the run continues with its own copy")
-        return _with_counts(here, counts_path, here)
-    source = open_array(path, data.layout)
-    signature = source.signature()
-    if here and here.signature != signature and store.group.is_dir() and not store.is_verified():
-        store.remove()  # who knows what was copied
-    answer = SourceAnswer(
-        path=str(path.absolute()),
-        signature=signature,
-        sha256=here.sha256 if here and here.signature == signature else source.digest(),
-        n_images=source.n_images,
-        sizes=LayerSizes(n_tokens=source.n_tokens, n_channels=source.n_channels),
-    )
-    return _with_counts(answer, counts_path, None)
-
-
-def _with_counts(features: SourceAnswer, path: Path | None, known: SourceAnswer | None) -> SourceAnswer:
-    """Return the features with their token counts; as recorded, if these are gone with the features."""
-    facts: dict[str, Any] = {"token_counts_path": None, "token_counts_sha256": None, "unequal": False}
-    if path is not None:
-        place = str(path.absolute())
-        if known and known.token_counts_path == place and not path.exists():
-            return known
-        n_tokens = features.sizes.n_tokens
-        counts = load_token_counts(path, features.n_images, n_tokens)
-        facts = {
-            "token_counts_path": place,
-            "token_counts_sha256": hashlib.sha256(counts.tobytes()).hexdigest(),
-            "unequal": bool(counts.min() < n_tokens),
+    here = known if known and known.path == settle(path) else None
+    source: FeatureArray | None = None
+    try:
+        source = open_array(path, data.layout)
+    except MissingInputError as error:
+        if here is None:
+            raise
+        continue_without(session, str(error), [(side, layer)])
+        answer = here
+    else:
+        answer = SourceAnswer(
+            path=settle(path),
+            signature=source.signature(),
+            sha256="",
+            n_images=source.n_images,
+            sizes=LayerSizes(n_tokens=source.n_tokens, n_channels=source.n_channels),
+        )
+    counts = _load_counts(session, side, layer, data, answer, known)
+    counts_sha256 = None if counts_path is None else hash_token_counts(counts)
+    sha256 = here.sha256 if here else ""
+    is_same = here and (here.signature, here.token_counts_sha256) == (answer.signature, counts_sha256)
+    if source and not is_same:
+        store = FeatureStore(session.directory.features, side, layer)
+        if here and store.group.is_dir() and not store.is_verified():
+            store.remove()  # who knows what was copied
+        sha256 = source.digest(counts)
+    return answer.model_copy(
+        update={
+            "sha256": sha256,
+            "token_counts_path": settle(counts_path),
+            "token_counts_sha256": counts_sha256,
+            "unequal": bool(counts.min() < answer.sizes.n_tokens),
         }
-    return features.model_copy(update=facts)
+    )
+
+
+def _load_counts(
+    session: Session,
+    side: Side,
+    layer: str,
+    data: FeaturesData,
+    features: SourceAnswer,
+    known: SourceAnswer | None,
+) -> NDArray[np.int64]:
+    """Return the token counts of ready-made features, or the run's copy of them."""
+    path = data.token_counts.get(layer)
+    try:
+        return load_token_counts(path, features.n_images, features.sizes.n_tokens)
+    except MissingInputError as error:
+        if known is None or known.token_counts_path != settle(path):
+            raise
+        continue_without(session, str(error), [(side, layer)])
+        return FeatureStore(session.directory.features, side, layer).read_token_counts()

@@ -7,7 +7,7 @@ unchanged files again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,16 +17,17 @@ from semrsm_dist.config.schema import (
     Data,
     FeaturesData,
     ModelConfig,
-    RunConfig,
     StorageConfig,
     fingerprint_fields,
 )
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
-from semrsm_dist.errors import ConfigError
-from semrsm_dist.features.spec import ModelSpec, resolve_precision
+from semrsm_dist.errors import ConfigError, MissingInputError
+from semrsm_dist.features.spec import ModelSpec, resolve_precision, weights_path
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
+from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import list_images, scan_images, warn_of_copies
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
@@ -92,15 +93,11 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         manifests, layers, layer_facts, cached = resolve_features(session, matcher, sides, cached)
         facts = {}
     else:
-        # What is quickly found wrong comes first: a missing folder, the model's name or layers, then each image.
         sources = {side: data for side, data in sides.items() if isinstance(data, ImageSource)}
-        entries = {side: list_images(session, source) for side, source in sources.items()}
-        model = _identify_model(session, _require_model(config), cached.model)
-        manifests = {
-            side: scan_images(session, side, source, entries[side]) for side, source in sources.items()
-        }
-        warn_of_copies(session, manifests)
-        layers, layer_facts, cached = model.layers, {}, Answers(model=model)
+        manifests, model = _resolve_images(session, sources, cached)
+        layers, layer_facts = model.layers, {}
+        listings = {side: settle(source) for side, source in sources.items()}
+        cached = Answers(model=model, listings=listings)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
     facts |= flatten(
         {
@@ -119,6 +116,36 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
     return RunInputs(manifests, layers, facts, layer_facts, cached)
 
 
+def _resolve_images(
+    session: Session, sources: Mapping[Side, ImageSource], cached: Answers
+) -> tuple[dict[Side, Manifest], ModelAnswer]:
+    """Return the images and the model; what is quickly found wrong comes first, reading the images last."""
+    config = session.config.model
+    if config is None:
+        raise ConfigError("images need a model; add the section model with name, weights and layers")
+    entries: dict[Side, list[ImageEntry]] = {}
+    copies: dict[Side, tuple[Manifest, str]] = {}
+    for side, source in sources.items():
+        try:
+            entries[side] = list_images(session, source)
+        except MissingInputError as error:
+            copy = read_copy(session, side)
+            if copy is None or cached.listings.get(side) != settle(source):
+                raise
+            copies[side] = copy, str(error)
+    model = _identify_model(session, config, cached.model, tuple(sources))
+    manifests = {}
+    for side, source in sources.items():
+        features = [(side, layer) for layer in model.layers]
+        if side in copies:
+            manifests[side], gone = copies[side]
+            continue_without(session, f"{side}: {gone}", features)
+        else:
+            manifests[side] = scan_images(session, side, source, entries[side], features)
+    warn_of_copies(session, manifests)
+    return manifests, model
+
+
 def model_spec(config: ModelConfig) -> ModelSpec:
     """Return the model of a configuration, with the absolute path of its weights."""
     spec = ModelSpec(config.name, config.weights, config.input_size, config.seed, config.prompt)
@@ -126,34 +153,40 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     return spec if file is None or config.weights == "digits" else replace(spec, weights=str(file.absolute()))
 
 
-def _require_model(config: RunConfig) -> ModelConfig:
-    if config.model is None:
-        raise ConfigError("images need a model; add the section model with name, weights and layers")
-    return config.model
-
-
-def _identify_model(session: Session, config: ModelConfig, known: ModelAnswer | None) -> ModelAnswer:
+def _identify_model(
+    session: Session, config: ModelConfig, known: ModelAnswer | None, sides: Sequence[Side]
+) -> ModelAnswer:
     """Return the facts about the model, which is loaded only if they are not recorded yet."""
-    file = model_spec(config).weights_file()
-    question = {
+    precision = resolve_precision(config.precision, gpu=bool(session.engine.gpus))
+    if known and config.precision == "auto":
+        precision = known.precision  # a run keeps the precision it began with, wherever it continues
+    question: dict[str, Any] = {
         "name": config.name,
-        "weights": config.weights if file is None else hash_file(file),
         "input_size": list(config.input_size) if config.input_size else None,
         "seed": config.seed if config.weights == "random" else None,
         "prompt": config.prompt,
         "layers": list(config.layers),
+    }
+    try:
+        file = model_spec(config).weights_file()
+    except MissingInputError as error:
+        is_known = known and known.weights == str(weights_path(config.weights))
+        if known is None or not is_known or not question.items() <= known.question.items():
+            raise
+        continue_without(session, str(error), [(side, layer) for side in sides for layer in known.layers])
+        return known.model_copy(update={"precision": precision})
+    question |= {
+        "weights": config.weights if file is None else hash_file(file),
         # Other versions may build or feed the network differently.
         "timm": metadata.version("timm"),
         "transformers": find_version("transformers"),
     }
-    precision = resolve_precision(config.precision, gpu=bool(session.engine.gpus))
-    if known and config.precision == "auto":
-        precision = known.precision  # a run keeps the precision it began with, wherever it continues
+    weights = None if file is None else str(file.absolute())
     if known and known.question == question:
-        return known.model_copy(update={"precision": precision})
+        return known.model_copy(update={"weights": weights, "precision": precision})
     with session.timed("model"):
         facts, layers = _load_and_describe(config)
-    return ModelAnswer(question=question, precision=precision, facts=facts, layers=layers)
+    return ModelAnswer(question=question, facts=facts, layers=layers, weights=weights, precision=precision)
 
 
 def check_model(config: ModelConfig) -> None:

@@ -71,7 +71,8 @@ class Session:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
+        """Add the time of a block to a stage, which begins only if the run is still this driver's."""
+        self.directory.require_held()
         started = time.perf_counter()
         try:
             yield
@@ -127,12 +128,16 @@ class Session:
                     outcome.values.append((receipt.unit, receipt.value))
                 shown.advance(int(receipt.counts[unit]), None if effort is None else effort(receipt))
 
+            def look() -> None:
+                self.directory.require_held()
+                shown.tick()
+
             outcome.failures = run_tasks(
                 pool,
                 tasks,
                 attempts=self.config.matching.attempts,
                 on_receipt=receive,
-                on_idle=shown.tick,
+                on_idle=look,
                 stop=self.stop,
             )
             if not self.stop.is_set():

@@ -3,6 +3,7 @@
 Layout::
 
     run.json         the record: fingerprint, layers and their sizes, configuration, versions
+    run.copy.json    the same, for the case that run.json is lost
     images.parquet   the manifest (queries.parquet in a rectangular run)
     features.zarr/   <side>/<layer>/: features, squared norms, pooled vectors
     tiles.zarr/      <layer>: solved tiles, which a resume counts
@@ -23,6 +24,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -30,17 +32,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
-from semrsm_dist.store.record import RunRecord, parse_record
+from semrsm_dist.store.record import OtherFormatError, RunRecord, parse_record
 
 log = logging.getLogger(__name__)
 
 FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Storage errors that no retry fixes."""
 
+RECORD, RECORD_COPY = "run.json", "run.copy.json"
+
 BEFORE_THE_RECORD = re.compile(
-    r"lock|events\.jsonl|run\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
+    r"lock|events\.jsonl(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
 )
 """Names of files that a session can leave when it is killed before it has written the record."""
+
+LEDGER_BYTES, LONGEST_TEXT = 4 * 2**20, 4096
+"""Size of the ledger of events, and characters of a text in it."""
 
 LOCK_SECONDS = 30.0
 """How long a driver waits for those that only look: each of them holds the shared lock for an instant."""
@@ -57,6 +64,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._held: tuple[int, int] | None = None  # device and inode of the lock file
 
     @property
     def features(self) -> Path:
@@ -108,28 +116,42 @@ class RunDirectory:
             ) from error
 
     def read_record(self) -> RunRecord | None:
-        """Return the record of the run that the directory holds, or None if it holds none.
+        """Return the record of the run that the directory holds, or its copy; None if it holds neither.
 
         Raises
         ------
         StorageError
             If the record cannot be read, or is one of another format.
         """
-        path = self.path / "run.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, UnicodeDecodeError) as error:
+        problems = []
+        for name in (RECORD, RECORD_COPY):
+            path = self.path / name
+            try:
+                record = parse_record(path, path.read_text("utf-8"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OtherFormatError:
+                raise
+            except StorageError as error:
+                problems.append(str(error))
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{path}: the record of the run cannot be read ({error})")
+            else:
+                if name == RECORD_COPY:
+                    log.warning("%s: missing or damaged; its copy %s is used", self.path / RECORD, name)
+                return record
+        if problems:
             raise StorageError(
-                f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
-                "restore the file, or start a new run directory"
-            ) from error
-        return parse_record(path, text)
+                f"{'; '.join(problems)}; without it nothing can be resumed safely, and nothing was changed: restore "
+                "the file, or start a new run directory"
+            )
+        return None
 
     def write_record(self, record: RunRecord) -> None:
-        """Replace the record in one step, durable against a crash."""
-        write_atomically(self.path / "run.json", record.model_dump_json(indent=1) + "\n")
+        """Replace the record and its copy, each in one step and durable against a crash."""
+        text = record.model_dump_json(indent=1) + "\n"
+        for name in (RECORD_COPY, RECORD):
+            write_atomically(self.path / name, text)
 
     def remove_partial_files(self) -> None:
         """Remove temporary files of writers that were killed."""
@@ -155,15 +177,25 @@ class RunDirectory:
         return summary if isinstance(summary, dict) else None
 
     def append_event(self, event: str, **facts: object) -> None:
-        """Add a line to the ledger. It is for people: nothing depends on it, and nothing fails without it."""
-        line = json.dumps({"time": time.time(), "event": event, **facts})
+        """Add a line to the ledger, whose oldest lines go once it is larger than `LEDGER_BYTES`.
+
+        It is for people: nothing depends on it, and nothing fails without it. Of a long text the end is kept.
+        """
+        short = {
+            name: fact[-LONGEST_TEXT:] if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
+        line = json.dumps({"time": time.time(), "event": event, **short})
         try:
             with (self.path / "events.jsonl").open("ab+") as ledger:
                 if ledger.tell() and not _ends_a_line(ledger):  # a kill cut the last line short
                     line = "\n" + line
                 ledger.write(line.encode() + b"\n")
+                if ledger.tell() > LEDGER_BYTES:
+                    ledger.seek(-LEDGER_BYTES // 2, os.SEEK_END)
+                    ledger.readline()  # a part of one
+                    write_atomically(self.path / "events.jsonl", ledger.read().decode(errors="replace"))
         except OSError as error:
-            log.warning("%s: cannot be written (%s)", self.path / "events.jsonl", error.strerror)
+            log.warning("%s: cannot be written (%s)", self.path / "events.jsonl", error.strerror or error)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """Yield the ledger's events, oldest first; a line truncated by a kill is skipped."""
@@ -217,7 +249,49 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # a full disk: the lock is held nevertheless
                 handle.truncate(0)
                 handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
-            yield
+            stat = os.fstat(handle.fileno())
+            self._held = stat.st_dev, stat.st_ino
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def require_held(self) -> None:
+        """Check that the run directory and its lock file are still those that this driver locked, if it locked any.
+
+        Raises
+        ------
+        StorageError
+            If one of them was removed: what is written now would be lost, or another driver may be at work.
+        """
+        if self._held is None:
+            return
+        try:
+            stat = (self.path / "lock").stat()
+        except FileNotFoundError:
+            found = None
+        except OSError:  # of a file system that does not answer now; reading and writing say more
+            return
+        else:
+            found = stat.st_dev, stat.st_ino
+        if found == self._held:
+            return
+        if (self.path / RECORD).exists():
+            raise StorageError(
+                f"{self.path / 'lock'}: the lock was removed while this driver was at work, so another one may have "
+                "begun; stopped, what is finished is kept: leave this file alone, and start the same command once no "
+                "other driver is at work (semrsm status)"
+            )
+        raise StorageError(
+            f"{self.path}: the run directory was removed or emptied while this driver was at work, so nothing is left: "
+            "start the same command to begin anew"
+        )
+
+    def remove_remains(self) -> None:
+        """Remove what workers still wrote after a run had been removed: chunks that nothing describes."""
+        for group in (self.features, self.tiles, self.matrices):
+            if _is_remains(group):
+                shutil.rmtree(group)
 
     def is_visible(self) -> bool:
         """Return whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
@@ -236,17 +310,23 @@ class RunDirectory:
 
     def _refuse_foreign_files(self) -> None:
         try:
-            if not self.path.is_dir() or (self.path / "run.json").exists():
+            if not self.path.is_dir() or any((self.path / name).exists() for name in (RECORD, RECORD_COPY)):
                 return
             names = sorted(entry.name for entry in self.path.iterdir())
         except OSError as error:
             raise StorageError(f"{self.path}: the run directory cannot be read ({error.strerror})") from error
-        strangers = [name for name in names if not BEFORE_THE_RECORD.fullmatch(name)]
+        groups = {group.name for group in (self.features, self.tiles, self.matrices) if _is_remains(group)}
+        strangers = [name for name in names if not BEFORE_THE_RECORD.fullmatch(name) and name not in groups]
         if strangers:
             raise ConfigError(
                 f"{self.path}: not empty and not a run (found {', '.join(strangers[:3])}); nothing was touched: choose "
                 "an empty or new directory"
             )
+
+
+def _is_remains(group: Path) -> bool:
+    """Return whether a folder holds chunks without any `zarr.json`: no Zarr group of anybody is like that."""
+    return group.is_dir() and all(path.name != "zarr.json" for path in group.rglob("*"))
 
 
 def _ends_a_line(file: BinaryIO) -> bool:

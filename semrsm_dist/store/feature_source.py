@@ -20,7 +20,7 @@ import zarr.errors
 from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
-from semrsm_dist.errors import InputError, did_you_mean
+from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
 from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, interpret
 
 _logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _warn_of_large_chunks(path: str, chunks: tuple[int, ...], itemsize: int) -> 
 
 def _open_zarr(path: Path) -> zarr.Array[Any]:
     if not path.exists():
-        raise InputError(f"{path}: nothing is there{_nearby(path)}")
+        raise MissingInputError(f"{path}: nothing is there{_nearby(path)}")
     is_zip = path.suffix == ".zip" and path.is_file()
     try:
         node = zarr.open(store=ZipStore(path) if is_zip else path, mode="r")

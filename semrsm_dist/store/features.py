@@ -184,7 +184,9 @@ class FeatureStore:
             group.attrs[VERIFIED] = True
 
     def is_complete(self) -> bool:
-        """Return whether all chunks are complete."""
+        """Return whether the arrays and all their chunks are there."""
+        if not self.group.joinpath(FEATURES, "zarr.json").is_file():
+            return False
         array = self._arrays[FEATURES]
         return len(self.present()) == -(-array.shape[0] // array.chunks[0])
 

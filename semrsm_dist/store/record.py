@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.fields import LayerName
+from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 """Version of the run directory's layout."""
 
 Side = Annotated[str, Field(pattern="^(images|queries)$")]
@@ -27,8 +27,8 @@ class _Part(BaseModel):
 class LayerSizes(_Part):
     """The sizes of a layer's representations: `n_tokens` is S, the largest of any image, `n_channels` is C."""
 
-    n_tokens: int = Field(ge=1)
-    n_channels: int = Field(ge=1)
+    n_tokens: Count
+    n_channels: Count
 
 
 class LayerRecord(LayerSizes):
@@ -44,8 +44,8 @@ class LayerRecord(LayerSizes):
         What its numbers depend on in addition to the run's fingerprint.
     """
 
-    tile_size: int = Field(ge=1)
-    pair_seconds: float = Field(gt=0)
+    tile_size: Count
+    pair_seconds: float = Field(gt=0, allow_inf_nan=False)
     facts: Fingerprint = Field(default_factory=dict)
 
 
@@ -56,6 +56,8 @@ class ModelAnswer(_Part):
     ----------
     question
         The configuration that they answer, and the versions of the libraries that build models.
+    weights
+        The absolute path of the file of weights, if there is one.
     precision
         The precision of the run, which it keeps on every machine.
     facts
@@ -65,6 +67,7 @@ class ModelAnswer(_Part):
     """
 
     question: dict[str, Any]
+    weights: str | None = None
     precision: str
     facts: dict[str, Any]
     layers: dict[LayerName, LayerSizes]
@@ -76,7 +79,7 @@ class SourceAnswer(_Part):
     Attributes
     ----------
     path, signature, sha256
-        Where they are, and their digest, which is valid as long as the signature is unchanged.
+        Where they are, and their digest, which is valid as long as the signature and the token counts are unchanged.
     n_images, sizes
         Their sizes.
     token_counts_path, token_counts_sha256
@@ -88,7 +91,7 @@ class SourceAnswer(_Part):
     path: str
     signature: str
     sha256: str
-    n_images: int
+    n_images: Count
     sizes: LayerSizes
     token_counts_path: str | None = None
     token_counts_sha256: str | None = None
@@ -104,13 +107,13 @@ class Answers(_Part):
         Of a run of images.
     sources
         Of ready-made features, by `side/layer`.
-    tables
-        The path of the table of images by side, if there is one.
+    listings
+        What lists the images of each side, with absolute paths.
     """
 
     model: ModelAnswer | None = None
     sources: dict[str, SourceAnswer] = Field(default_factory=dict)
-    tables: dict[Side, str | None] = Field(default_factory=dict)
+    listings: dict[Side, Any] = Field(default_factory=dict)
 
 
 class RunRecord(_Part):
@@ -138,23 +141,25 @@ class RunRecord(_Part):
         The configuration of the last session and the versions of its libraries, for people.
     """
 
-    format: int = FORMAT
+    format: Literal[2] = FORMAT
     fingerprint: Fingerprint
-    layers: dict[LayerName, LayerRecord]
-    requested: tuple[LayerName, ...]
-    chunk_size: int = Field(ge=1)
-    batch_size: int | None = None
-    counts: dict[Side, int]
+    layers: dict[LayerName, LayerRecord] = Field(min_length=1)
+    requested: tuple[LayerName, ...] = Field(min_length=1)
+    chunk_size: Count
+    batch_size: Count | None = None
+    counts: dict[Side, Count]
     cached: Answers = Answers()
     config: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("counts")
-    @classmethod
-    def _has_images(cls, counts: dict[str, int]) -> dict[str, int]:
-        if "images" not in counts:
-            raise ValueError("the number of images is missing")
-        return counts
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunRecord:
+        if "images" not in self.counts:
+            raise ValueError("counts: the number of images is missing")
+        unknown = sorted(set(self.requested) - self.layers.keys())
+        if unknown:
+            raise ValueError(f"requested: no layers of these names: {unknown}")
+        return self
 
     @property
     def row_side(self) -> Side:
@@ -184,32 +189,37 @@ class RunRecord(_Part):
         return Layout.of_sides(self.counts, self.layers[layer].tile_size)
 
 
+class OtherFormatError(StorageError):
+    """The run directory is of another version."""
+
+
 def parse_record(path: Path, text: str) -> RunRecord:
     """Return the record that a file holds.
 
     Raises
     ------
+    OtherFormatError
+        If it is the record of another version.
     StorageError
-        If it is damaged, not a record, or one of another format.
+        If it is damaged or not a record.
     """
     try:
-        content = json.loads(text)
+        content = from_json(text)
     except ValueError as error:
-        raise StorageError(
-            f"{path}: the record of the run cannot be read ({error}); without it nothing can be resumed safely: "
-            "restore the file, or start a new run directory"
-        ) from error
-    if isinstance(content, dict) and "fingerprint" in content and content.get("format", 1) != FORMAT:
-        raise StorageError(
-            f"{path}: this run has format {content.get('format', 1)}, but this version of semrsm-dist reads and writes "
-            f"format {FORMAT}; nothing was changed: use the version that began the run, or start a new run directory "
-            "(--set run=...)"
+        raise StorageError(f"{path}: the record of the run cannot be read ({error})") from error
+    found = (
+        content.get("format", 1 if "fingerprint" in content else None) if isinstance(content, dict) else None
+    )
+    if type(found) is int and found != FORMAT:
+        raise OtherFormatError(
+            f"{path}: this run has format {found}, but this version of semrsm-dist reads and writes format {FORMAT}; "
+            "nothing was changed: use the version that began the run, or start a new run directory (--set run=...)"
         )
     try:
-        return RunRecord.model_validate(content)
+        return RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its content"
-        raise StorageError(
-            f"{path}: not the record of a run ({place}: {first['msg']}); restore the file, or start a new run directory"
-        ) from error
+        problem = ": ".join(
+            filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")))
+        )
+        raise StorageError(f"{path}: not the record of a run ({problem})") from error

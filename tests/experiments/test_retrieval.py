@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import semrsm_dist as srs
 from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
@@ -236,6 +237,27 @@ def test_tokens_are_drawn_without_replacement_from_all_images(small, grouped):
     some = places(features.sample_tokens(20, seed=0))
     assert len(set(some)) == 20
     assert some == sorted(some) != places(features.sample_tokens(20, seed=1))
+
+
+def test_as_many_tokens_are_drawn_where_images_have_few_of_them(tmp_path):
+    """Padding is not drawn: a sample is as large as requested, and every token as likely as any other."""
+    z = np.random.default_rng(0).normal(size=(12, 9, 4)).astype(np.float32)
+    counts = np.array([1, 9, 2, 1, 3, 1, 1, 2, 1, 1, 5, 1])
+    np.save(tmp_path / "z.npy", z)
+    np.save(tmp_path / "counts.npy", counts)
+    data = {"source": "features", "layers": {"a": str(tmp_path / "z.npy")}}
+    data["token_counts"] = {"a": str(tmp_path / "counts.npy")}
+    srs.run({"run": str(tmp_path / "run"), "data": data})
+    features = LayerFeatures(Run(tmp_path / "run"), "a")
+    real = np.concatenate([image[:count] for image, count in zip(z, counts, strict=True)])
+    real /= np.linalg.norm(real, axis=1, keepdims=True)
+    np.testing.assert_allclose(features.sample_tokens(100, seed=0), real, rtol=1e-6)
+    samples = [features.sample_tokens(10, seed=seed) for seed in range(200)]
+    assert {len(sample) for sample in samples} == {10}
+    drawn = np.array([[np.abs(real - token).sum(axis=1).argmin() for token in sample] for sample in samples])
+    assert all(len(set(row)) == 10 for row in drawn)
+    often = np.bincount(drawn.ravel(), minlength=len(real))
+    assert np.all(np.abs(often - 200 * 10 / len(real)) < 5 * np.sqrt(200 * 10 / len(real)))
 
 
 def test_the_class_token_of_a_transformer_is_compared_by_its_angle(small, tmp_path):

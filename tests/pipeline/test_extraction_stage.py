@@ -249,12 +249,14 @@ def test_a_run_that_holds_all_its_ready_made_features_does_not_need_their_source
     shop.run(document)
     source.rename(shop.path / "moved.npy")
     summary = shop.run(document)
-    assert any("are gone; the run continues with its own copy" in line for line in summary["warnings"])
+    assert any("no longer needed: " in line and str(source) in line for line in summary["warnings"])
     misspelt = shop.of_features("run", shop.path / "zz.npy")
     with pytest.raises(InputError, match="no such file"):  # never was the run's source
         shop.run(misspelt)
     next((shop.path / "run").glob("features.zarr/images/*/features/c/0/0/0")).unlink()
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(
+        InputError, match=r"no longer there: .*features .* are missing \(images/last\).*put it back"
+    ):
         shop.run(document)
 
 
@@ -268,7 +270,7 @@ def test_a_run_that_holds_its_features_does_not_need_the_table_of_their_images_e
     (shop.path / "table.csv").rename(shop.path / "moved.csv")
     summary = shop.run(document("table.csv"))
     assert any(
-        "table.csv: this table is gone; the run continues with its own copy" in line
+        "no longer needed: " in line and "table.csv" in line and "its own copy" in line
         for line in summary["warnings"]
     )
     assert summary["retrieval"] == scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from zarr.core.attributes import Attributes
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, IncompleteError, InputError, ResumeError, StorageError, WorkError
 from semrsm_dist.store.directory import RunDirectory
+from tests.pipeline.conftest import StopAfter
 
 GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
 
@@ -405,7 +407,7 @@ def test_other_token_counts_are_refused_though_the_features_are_gone(shop):
     refused(shop, document(last=str(others)), "images.last.token_counts_sha256")
     refused(shop, document(), "images.last.token_counts_sha256", "-> (absent)")
     some.unlink()
-    assert any("are gone" in line for line in shop.run(document(last=str(some)))["warnings"])
+    assert any("no longer needed" in line for line in shop.run(document(last=str(some)))["warnings"])
     with pytest.raises(InputError, match=r"never\.npy: there is no such file"):
         shop.run(document(last=str(shop.path / "never.npy")))
 
@@ -597,11 +599,26 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
 def test_a_damaged_record_stops_the_run(shop, content):
     document = quick(shop, "run")
     shop.run(document)
-    (shop.path / "run" / "run.json").write_text(content)
+    for name in ("run.json", "run.copy.json"):
+        (shop.path / "run" / name).write_text(content)
     before = shop.tree(shop.path / "run")
     with pytest.raises(StorageError, match=r"run\.json"):
         shop.run(document)
     assert shop.tree(shop.path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.copy.json"])
+@pytest.mark.parametrize("damage", ["deleted", "cut short"])
+def test_an_unfinished_run_goes_on_without_either_record(shop, name, damage, quick_whole):
+    document = quick(shop, "run")
+    assert shop.interrupt(document, "matching", 100)
+    found = len(shop.tiles(shop.path / "run"))
+    path = shop.path / "run" / name
+    content = path.read_text()
+    path.unlink() if damage == "deleted" else path.write_text(content[: len(content) // 2])
+    assert shop.run(document)["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert trees(shop, "run") == quick_whole
+    assert path.read_text() == (shop.path / "run" / "run.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -647,3 +664,39 @@ def test_another_tile_is_refused_as_the_tiles_are_cut(shop):
     shop.run(quick(shop, "run"))
     with pytest.raises(ConfigError, match=r"matching\.tile.*tiles of 4"):
         shop.run(quick(shop, "run", matching={"tile": 5}))
+
+
+def remove_in_the_middle(shop, document, remove):
+    """Run, and remove something once 100 pairs are matched."""
+
+    class Remove(StopAfter):
+        def advance(self, amount, effort=None):
+            super().advance(amount, effort)
+            if self._stop.is_set():
+                self._stop.clear()
+                self._left = math.inf
+                remove()
+
+    srs.run(document, reporter=Remove("matching", 100, threading.Event()))
+
+
+def test_a_run_directory_that_is_removed_stops_the_run_and_blocks_no_other(shop, slow_whole):
+    document = slow(shop, "run")
+    run = shop.path / "run"
+    with pytest.raises(StorageError, match=r"run directory was removed|does not see the run directory"):
+        remove_in_the_middle(shop, document, lambda: shutil.rmtree(run, ignore_errors=True))
+    assert not (run / "run.json").exists()
+    (run / "tiles.zarr" / "last" / "c" / "0" / "0").mkdir(parents=True, exist_ok=True)
+    (run / "tiles.zarr" / "last" / "c" / "0" / "0" / "0").write_bytes(b"of a worker that was slow to end")
+    assert shop.run(document)["work"]["matching"]["found"] == 0
+    assert trees(shop, "run") == slow_whole
+
+
+def test_a_driver_whose_lock_is_removed_makes_room_for_another(shop, slow_whole):
+    document = slow(shop, "run")
+    with pytest.raises(StorageError, match=r"the lock was removed .* what is finished is kept"):
+        remove_in_the_middle(shop, document, (shop.path / "run" / "lock").unlink)
+    found = len(shop.tiles(shop.path / "run"))
+    assert 0 < found < 91
+    assert shop.run(document)["work"]["matching"] == {"found": found, "computed": 91 - found}
+    assert trees(shop, "run") == slow_whole

@@ -43,6 +43,33 @@ def test_other_counts_are_another_run(shop, document):
         shop.run(document)
 
 
+def test_what_lies_beyond_an_images_tokens_is_no_part_of_the_run(shop, document):
+    shop.run(document)
+    z = np.load(document["data"]["layers"]["last"])
+    counts = np.load(document["data"]["token_counts"]["last"])
+    z[np.arange(8) >= counts[:, None]] = np.nan
+    shop.save("z.npy", z)
+    summary = shop.run(document)
+    assert all(count["computed"] == 0 for count in summary["work"].values())
+    z[1, 2] += 1
+    shop.save("z.npy", z)
+    with pytest.raises(ResumeError, match=r"images\.last\.sha256"):
+        shop.run(document)
+
+
+def test_token_counts_that_change_while_they_are_imported_are_refused(shop, document):
+    counts = np.load(document["data"]["token_counts"]["last"])
+
+    def change():
+        shop.save("counts.npy", np.full(9, 8))
+
+    with pytest.raises(InputError, match=r"changed while it was imported, or its token counts did"):
+        shop.run(document, before=("import", change))
+    assert not shop.chunks(shop.path / "run")
+    shop.save("counts.npy", counts)
+    assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 1}
+
+
 def test_a_matcher_that_needs_equal_numbers_refuses_before_anything_is_computed(shop, document):
     document["matching"] = {"matcher": "topk-greedy"}
     with pytest.raises(ConfigError, match=r"token_counts.*'topk-greedy' cannot match"):

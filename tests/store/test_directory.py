@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +30,7 @@ RECORD = RunRecord(
     requested=("a",),
     chunk_size=4,
     counts={"images": 5, "queries": 3},
-    cached=Answers(tables={"images": None}),
+    cached=Answers(listings={"images": None}),
     config={"run": "r"},
 )
 HOLD = (
@@ -217,6 +219,26 @@ def test_a_full_disk_does_not_break_the_lock(run, monkeypatch):
         assert run.is_locked()
 
 
+def test_a_lock_that_was_removed_is_noticed(run):
+    run.require_held()  # nothing is locked, so there is nothing to lose
+    with run.locked():
+        run.require_held()
+        (run.path / "lock").unlink()
+        run.write_record(RECORD)
+        with pytest.raises(StorageError, match=r"the lock was removed .* another one may have begun"):
+            run.require_held()
+        with RunDirectory(run.path).locked(), pytest.raises(StorageError, match="the lock was removed"):
+            run.require_held()
+    run.require_held()
+
+
+def test_a_directory_that_was_removed_is_noticed(run):
+    with run.locked():
+        shutil.rmtree(run.path)
+        with pytest.raises(StorageError, match=r"the run directory was removed .* begin anew"):
+            run.require_held()
+
+
 # --- new and foreign directories -------------------------------------------------------------------------
 
 
@@ -261,6 +283,8 @@ def test_a_foreign_directory_is_refused_untouched(tmp_path, names):
         "images.parquet",
         "queries.parquet",
         "run.json.tmp4711",
+        "run.copy.json.tmp4711",
+        "events.jsonl.tmp4711",
         ".images.parquet.4711.partial",
         ".queries.parquet.1.partial",
     ],
@@ -268,6 +292,21 @@ def test_a_foreign_directory_is_refused_untouched(tmp_path, names):
 def test_what_a_kill_leaves_before_the_record_is_no_stranger(tmp_path, name):
     (tmp_path / name).write_text("half")
     RunDirectory(tmp_path).create()
+
+
+def test_what_workers_write_after_a_run_was_removed_is_no_stranger_and_goes(tmp_path):
+    run = RunDirectory(tmp_path)
+    foreign = tmp_path / "rsm.zarr" / "zarr.json"
+    for path in (run.tiles / "a" / "c" / "0" / "0", run.features / "images" / "a" / "c" / "1", foreign):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(ConfigError, match=r"\(found rsm\.zarr\)"):
+        run.create()
+    foreign.unlink()
+    run.create()
+    foreign.touch()
+    run.remove_remains()
+    assert sorted(tmp_path.rglob("*")) == [foreign.parent, foreign]
 
 
 def test_a_run_may_hold_anything_else(run):
@@ -311,10 +350,28 @@ def test_the_record_is_what_was_written_in_its_order(run):
     run.write_record(RECORD)
     assert run.read_record() == RECORD
     assert list(run.read_record().layers) == ["z", "a"]
-    assert sorted(path.name for path in run.path.iterdir()) == ["run.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["run.copy.json", "run.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"fingerprint": {}', "\0\0\0", "ÿ"])
+@pytest.mark.parametrize("lost", ["run.json", "run.copy.json"])
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "ÿ", "[" * 100_000])
+def test_either_record_may_be_lost(run, caplog, lost, content):
+    run.write_record(RECORD)
+    if content is None:
+        (run.path / lost).unlink()
+    else:
+        (run.path / lost).write_text(content, encoding="latin-1")
+    run.create()
+    assert run.read_record() == RECORD
+    used = f"{run.path / 'run.json'}: missing or damaged; its copy run.copy.json is used"
+    assert (used in caplog.text) == (lost == "run.json")
+    run.write_record(RECORD)
+    assert (run.path / "run.json").read_bytes() == (run.path / "run.copy.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"fingerprint": {}', "\0\0\0", "ÿ", "[" * 100_000, '{"config":' * 100_000]
+)
 def test_a_damaged_record_is_never_taken_for_a_new_run(run, content):
     (run.path / "run.json").write_text(content, encoding="latin-1")
     with pytest.raises(
@@ -340,6 +397,16 @@ def test_something_else_is_no_record(run, content):
         ({"layers": {"../evil": SIZES}}, r"layers.\.\./evil"),
         ({"requested": ["/evil"]}, "requested.0"),
         ({"more": 1}, "more"),
+        ({"format": str(FORMAT)}, "format"),
+        ({"format": True}, "format"),
+        ({"counts": {"images": -1}}, "counts.images"),
+        ({"counts": {"images": 3, "queries": 0}}, "counts.queries"),
+        ({"requested": ["b"]}, "requested: no layers of these names: \\['b'\\]"),
+        ({"requested": []}, "requested"),
+        ({"layers": {}}, "layers"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"layers": {"a": SIZES | {"pair_seconds": math.inf}}}, "layers.a.pair_seconds"),
+        ({"layers": {"a": SIZES | {"tile_size": "2"}}}, "layers.a.tile_size"),
     ],
 )
 def test_a_record_with_a_wrong_part_is_refused_and_the_part_named(run, change, place):
@@ -350,7 +417,7 @@ def test_a_record_with_a_wrong_part_is_refused_and_the_part_named(run, change, p
 
 def test_a_run_of_another_format_is_refused_with_a_way_out(run):
     old = {"fingerprint": {"format": 1}, "layers": {}, "chunk_size": 4, "row_side": "images", "counts": {}}
-    for content, number in ((old, 1), ({"format": 9, **old}, 9)):
+    for content, number in ((old, 1), ({"format": 9, **old}, 9), ({"format": 3}, 3)):
         (run.path / "run.json").write_text(json.dumps(content))
         with pytest.raises(
             StorageError, match=rf"has format {number}, .* use the version that began the run, or"
@@ -386,7 +453,7 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_rest(run, monkeypatch):
     ):
         run.write_record(RECORD.model_copy(update={"chunk_size": 5}))
     assert run.read_record() == RECORD
-    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["run.copy.json", "run.json"]
 
 
 def test_readers_never_see_a_part(run):
@@ -455,6 +522,17 @@ def test_strange_lines_are_passed_over(run, line):
         ledger.write(line)
     run.append_event("last")
     assert [event["event"] for event in run.read_events()] == ["first", "last"]
+
+
+def test_the_ledger_is_bounded_and_keeps_what_is_new(run, monkeypatch):
+    monkeypatch.setattr(module, "LEDGER_BYTES", 20_000)
+    for number in range(1000):
+        run.append_event("failed", unit=str(number), error=f"{'long' * 10_000} end {number}")
+        assert (run.path / "events.jsonl").stat().st_size <= 20_000
+    events = events_of(run)
+    assert [int(event["unit"]) for event in events] == list(range(1000 - len(events), 1000))
+    assert len(events) > 1
+    assert all(event["error"].endswith(f" end {event['unit']}") for event in events)
 
 
 def test_nothing_fails_for_want_of_the_ledger(run, caplog):

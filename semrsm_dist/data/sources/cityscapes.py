@@ -19,7 +19,7 @@ from semrsm_dist.data.annotations import (
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.locations import absolute, join
-from semrsm_dist.errors import InputError, did_you_mean
+from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
 from semrsm_dist.fields import Count, Seed
 
 IMAGE, POLYGONS = "_leftImg8bit.png", "_gtFine_polygons.json"
@@ -75,7 +75,7 @@ class CityscapesImages(FileSource):
         images, polygons = self._frames("leftImg8bit", IMAGE), self._frames("gtFine", POLYGONS)
         names = {PurePosixPath(frame).name: frame for frame in (*images, *polygons)}
         if not names:
-            raise InputError(
+            raise MissingInputError(
                 f"no images {'*' + IMAGE!r} below {join(self.path, 'leftImg8bit', self.split)!r}: {self._remedy()}"
             )
         drawn = [names[name] for name in draw_sample(names, self.sample, self.seed)]

@@ -9,7 +9,7 @@ from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import extensions, list_images
 from semrsm_dist.data.locations import below, is_uri, join
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, MissingInputError
 
 
 class FolderImages(FileSource):
@@ -38,7 +38,7 @@ class FolderImages(FileSource):
         root = join(self.path)
         images = list_images(root)
         if not images:
-            raise InputError(
+            raise MissingInputError(
                 f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(extensions()))} "
                 "(either case), and no file without an ending holds an image. Give the folder that holds the images or "
                 "the class folders"

@@ -20,7 +20,7 @@ from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import below, join
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, MissingInputError
 from semrsm_dist.fields import Count, Location, Seed
 
 TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -61,7 +61,7 @@ class ImageNetImages(FileSource):
         folder = inner if is_folder(inner) else join(self.path)
         paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
         if not paths:
-            raise InputError(f"no images in {folder!r}: {self._remedy()}")
+            raise MissingInputError(f"no images in {folder!r}: {self._remedy()}")
         flat = [path for path in paths if len(path.parts) == 1]
         if flat and len(flat) < len(paths):
             raise InputError(

@@ -18,7 +18,7 @@ from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import absolute, below, join
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, MissingInputError
 from semrsm_dist.fields import Count, Seed
 
 
@@ -54,7 +54,7 @@ class TinyImageNetImages(FileSource):
         classes = {line.strip() for line in read_lines(join(self.path, "wnids.txt"), self._remedy())}
         images = self._train(classes) if self.split == "train" else self._val(classes)
         if not images:
-            raise InputError(f"no images in {join(self.path, self.split)!r}: {self._remedy()}")
+            raise MissingInputError(f"no images in {join(self.path, self.split)!r}: {self._remedy()}")
         return [images[name] for name in draw_sample(images, self.sample, self.seed)]
 
     def _train(self, classes: Collection[str]) -> dict[str, ImageEntry]:

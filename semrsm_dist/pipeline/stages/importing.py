@@ -17,9 +17,10 @@ import numpy as np
 from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Receipt, Task
-from semrsm_dist.errors import InputError, WorkError
-from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.errors import InputError, MissingInputError, WorkError
+from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
+from semrsm_dist.pipeline.kept import continue_without
 from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
@@ -122,6 +123,11 @@ def import_features(
     }
     if not unverified:
         return
+    for layer in {unit.layer for unit in missing}:
+        try:
+            open_array(data.layers[layer], data.layout)
+        except MissingInputError as error:  # features of a run were damaged, and their source is gone
+            continue_without(session, str(error), [(side, layer)])
     paths = {key: absolute_paths(getattr(data, key)) for key in ("layers", "token_counts")}
     worker = ImportWorker(session.directory.path, side, data.model_copy(update=paths), record.chunk_size)
     outcome = session.work(
@@ -133,14 +139,14 @@ def import_features(
         done=sum(sizes[unit.number] for unit in present),
     )
     for layer in sorted(unverified):
-        source = record.cached.sources[f"{side}/{layer}"]
-        if _has_changed(data.layers[layer], data.layout, source):
+        known = record.cached.sources[f"{side}/{layer}"]
+        if _has_changed(data, known, stores[layer]):
             copied = {unit.number for unit in missing if unit.layer == layer}
             stores[layer].remove(copied if stores[layer].is_verified() else None)
             raise InputError(
-                f"{data.layers[layer]}: changed while it was imported, so what was copied would mix two arrays; it was "
-                "removed, and nothing was computed: put the old content back and start the same command, or begin a "
-                "new run directory"
+                f"{data.layers[layer]}: changed while it was imported, or its token counts did, so the copy would mix "
+                "two arrays; it was removed, and nothing was computed: put the old content back and start the same "
+                "command, or begin a new run directory"
             )
     refused = [image for _, value in outcome.values for image in cast("list[Refused]", value)]
     if refused:
@@ -154,13 +160,20 @@ def import_features(
         stores[layer].mark_verified()
 
 
-def _has_changed(path: Path, layout: str, known: SourceAnswer) -> bool:
+def _has_changed(data: FeaturesData, known: SourceAnswer, store: FeatureStore) -> bool:
     """Return whether a source has changed since the run began, by its time and by its bytes."""
     try:
-        source = open_array(path, layout)
-        return source.signature() != known.signature or source.digest() != known.sha256
+        source = open_array(data.layers[store.layer], data.layout)
+        counts = load_token_counts(data.token_counts.get(store.layer), source.n_images, source.n_tokens)
+        if source.signature() != known.signature or source.digest(counts) != known.sha256:
+            return True
     except InputError:  # cut short, or gone
         return True
+    if known.token_counts_sha256 is None or not store.is_complete():
+        return False
+    return any(
+        hash_token_counts(each) != known.token_counts_sha256 for each in (counts, store.read_token_counts())
+    )
 
 
 def absolute_paths(paths: Mapping[str, Path]) -> dict[str, Path]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.manifest import Manifest, ManifestRow, find_known, scan
+from semrsm_dist.data.manifest import OK, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
+from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
 from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.record import Side
 
@@ -62,7 +63,13 @@ def list_images(session: Session, source: ImageSource) -> list[ImageEntry]:
         return source.entries()
 
 
-def scan_images(session: Session, side: str, source: ImageSource, entries: Sequence[ImageEntry]) -> Manifest:
+def scan_images(
+    session: Session,
+    side: Side,
+    source: ImageSource,
+    entries: Sequence[ImageEntry],
+    features: Sequence[tuple[Side, str]],
+) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
     Workers are started only if there is something to scan.
@@ -75,34 +82,38 @@ def scan_images(session: Session, side: str, source: ImageSource, entries: Seque
         `images` or `queries`.
     source, entries
         Where the images come from, and what `list_images` found there.
+    features
+        Side and layer of what is made from the images; see `semrsm_dist.pipeline.kept`.
 
     Raises
     ------
     InputError
         If some are unreadable and the configuration does not say to skip them.
     """
+    previous = None if source.generated else read_copy(session, side)
     with session.timed("scan"):
-        rows = _rows_without_workers(session, side, source, entries)
+        rows = _rows_without_workers(session, source, entries, previous)
     new = [index for index, row in enumerate(rows) if row is None]
     if new:
         for index, row in _scan_new(session, source, entries, new):
             rows[index] = row
     manifest = Manifest(tuple(row for row in rows if row is not None))
+    if previous is not None:
+        manifest = _restore_gone(session, source, manifest, previous, features)
     _check_readable(session, side, manifest)
     _warn_of_remarks(session, side, manifest)
     return manifest
 
 
 def _rows_without_workers(
-    session: Session, side: str, source: ImageSource, entries: Sequence[ImageEntry]
+    session: Session, source: ImageSource, entries: Sequence[ImageEntry], previous: Manifest | None
 ) -> list[ManifestRow | None]:
     """Return what can be found in the driver: all of generated images, and what is as an earlier session saw it."""
-    path = session.directory.manifest(side)
     parts: Iterator[list[ManifestRow]] | Iterator[list[ManifestRow | None]]
     if source.generated:
         parts = (scan(source, entries[start:stop]) for start, stop in slices(len(entries), SCAN_BATCH))
-    elif path.exists():
-        parts = find_known(source, entries, Manifest.from_parquet(path))
+    elif previous is not None:
+        parts = find_known(source, entries, previous)
     else:
         return [None] * len(entries)
     rows: list[ManifestRow | None] = []
@@ -113,6 +124,27 @@ def _rows_without_workers(
             if session.stop.is_set():
                 raise KeyboardInterrupt
     return rows
+
+
+def _restore_gone(
+    session: Session,
+    source: ImageSource,
+    manifest: Manifest,
+    previous: Manifest,
+    features: Sequence[tuple[Side, str]],
+) -> Manifest:
+    """Return the manifest with the known rows of images that are gone, if no features are missing."""
+    gone = {}
+    for index, row in enumerate(manifest.rows):
+        known = previous.get(row.image_id) if row.status != OK else None
+        had_file = known and known.status == OK and known.mtime_ns is not None and known.uri == row.uri
+        if known and had_file and source.stamp(row.entry) is None:
+            gone[index] = replace(known, labels=row.labels, group=row.group)
+    if not gone or lacking(session, features):
+        return manifest
+    names = shorten(row.image_id for row in gone.values())
+    continue_without(session, f"{len(gone)} of {len(manifest)} images ({names})", features)
+    return Manifest(tuple(gone.get(index, row) for index, row in enumerate(manifest.rows)))
 
 
 def _scan_new(

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 class SemrsmError(Exception):
     """Base of all errors meant for the user; `exit_code` is the status of the command `semrsm`.
 
-    Its text has no control characters but line breaks, so that a file's name cannot drive the terminal.
+    Its text has no control characters but line breaks and tabs, so that a file's name cannot drive the terminal.
     """
 
     exit_code = 1
@@ -63,11 +63,15 @@ class IncompleteError(SemrsmError):
     exit_code = 3
 
 
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Return a text with everything but line breaks that could drive a terminal written as escapes."""
+    r"""Return a text with all that could drive a terminal written as escapes; line breaks and tabs are kept.
+
+    >>> printable("a\x1b[2J.png")
+    'a\\x1b[2J.png'
+    """
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
@@ -75,3 +79,18 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` did you mean 'a' or 'b'?`` for the names closest to `name`, or an empty string if none is."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) if isinstance(name, str) else ()
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def require_known(kind: str, name: object, known: Iterable[str], where: str = "") -> None:
+    """Refuse a name that is not known.
+
+    Raises
+    ------
+    ConfigError
+        With the names that it may have meant, and all that are known; `where` begins the message.
+    """
+    known = list(known)
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"{where}unknown {kind} {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}"
+        )

@@ -21,7 +21,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.errors import ConfigError, require_known
 
 T = TypeVar("T")
 
@@ -85,11 +85,7 @@ class Plugins(Generic[T]):
             If there is no such plugin, there are two of this name, or it cannot be used: the message names the
             distribution, the class and what is missing.
         """
-        if not isinstance(name, str) or name not in self.names():
-            raise ConfigError(
-                f"unknown {self.kind} {name!r}: known are {', '.join(self.names())}"
-                f"{did_you_mean(name, self.names())}"
-            )
+        require_known(self.kind, name, self.names())
         if name not in self._loaded:
             plugin, home = self._find(name)
             wrong = list(self._problems(name, plugin))

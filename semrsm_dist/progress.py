@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from tqdm import tqdm
 
+from semrsm_dist.errors import ConfigError, printable
+
 LINE_SECONDS = 10.0
-
-_INVISIBLE = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _INVISIBLE if chr(code) not in "\n\t"}
-
-
-def printable(text: str) -> str:
-    r"""Return a text with its control characters escaped, so that a file's name cannot command a terminal.
-
-    >>> printable("a\x1b[2J.png")
-    'a\\x1b[2J.png'
-    """
-    return text.translate(_ESCAPES)
 
 
 class Stage(Protocol):
@@ -40,6 +31,7 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Where a run reports its progress."""
 
@@ -63,6 +55,22 @@ class Reporter(Protocol):
     def note(self, message: str) -> None:
         """Write one line."""
         ...
+
+
+def require_reporter(reporter: object) -> Reporter:
+    """Return a reporter, or refuse what is none.
+
+    Raises
+    ------
+    ConfigError
+        If it lacks a method.
+    """
+    if not isinstance(reporter, Reporter):
+        raise ConfigError(
+            f"reporter: {reporter!r}: expected a reporter, such as semrsm_dist.ConsoleReporter(); leave it out to "
+            "report nothing"
+        )
+    return reporter
 
 
 class SilentReporter:
@@ -98,6 +106,10 @@ class ConsoleReporter:
         shown = kind(name, total, unit, done, pace, self._stream)
         try:
             yield shown
+        except BaseException:
+            if pace.is_idle:
+                shown.discard()
+            raise
         finally:
             shown.close()
 
@@ -105,6 +117,22 @@ class ConsoleReporter:
         """Write one line, above a bar if there is one."""
         tqdm.write(printable(message), file=self._stream)
         self._stream.flush()
+
+
+class NoteHandler(logging.Handler):
+    """Shows log records with a reporter's notes, each text once, however often it is logged."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self._reporter = reporter
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show `warning: what is wrong`."""
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        if text not in self._shown:
+            self._shown.add(text)
+            self._reporter.note(text)
 
 
 class _Display:
@@ -160,6 +188,11 @@ class _Pace:
         self._left -= effort
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is done yet."""
+        return self._done == 0
+
+    @property
     def elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)
 
@@ -194,6 +227,9 @@ class _Bar:
     def tick(self) -> None:
         self._bar.refresh()
 
+    def discard(self) -> None:
+        self._bar.leave = False
+
     def close(self) -> None:
         self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
@@ -226,6 +262,7 @@ class _Lines:
         self._done = self._before = done
         self._pace = pace
         self._reported = time.monotonic()
+        self._is_discarded = False
 
     def advance(self, amount: int, effort: float | None = None) -> None:
         self._done += amount
@@ -239,8 +276,12 @@ class _Lines:
             self._reported = now
             self._write("finishing")
 
+    def discard(self) -> None:
+        self._is_discarded = True
+
     def close(self) -> None:
-        self._write(f"took {format_seconds(self._pace.elapsed)}")
+        if not self._is_discarded:
+            self._write(f"took {format_seconds(self._pace.elapsed)}")
 
     def _write(self, when_all_is_done: str) -> None:
         rate = (self._done - self._before) / self._pace.elapsed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import semrsm_dist as srs
@@ -64,6 +65,36 @@ def test_a_run_is_what_a_mapping_or_a_file_says(tmp_path):
         assert srs.run(again).summary()["work"]["matching"] == {"found": 1, "computed": 0}
     with pytest.raises(srs.ConfigError, match="found 3"):
         srs.run(3)
+    for wrong in (tmp_path / "run", str(tmp_path / "run")):
+        with pytest.raises(
+            srs.ConfigError, match=r"a run directory, not a config.*open_run.*continue it with"
+        ):
+            srs.run(wrong)
+    for option, words in (("engine", "choose one by its name"), ("reporter", "leave it out")):
+        with pytest.raises(srs.ConfigError, match=f"^{option}: 'x': expected a.*{words}"):
+            srs.run(document, **{option: "x"})
+    for path in (None, 3, b"run"):
+        with pytest.raises(srs.ConfigError, match="expected the path of a run directory"):
+            srs.open_run(path)
+    for wrong in (None, 3, ["layer4"], "layer5"):
+        for arguments in ((wrong,), ("layer4", wrong), ("layer4", "cosine", wrong)):
+            with pytest.raises(srs.ConfigError, match=r"unknown (layer|kernel|kind) .*known are (?!\[)"):
+                run.similarity(*arguments)
+        with pytest.raises(srs.ConfigError, match=r"unknown side .*known are images"):
+            run.manifest(wrong)
+    for sigma in ("x", [1.0], True, 0, -1.0):
+        with pytest.raises(srs.ConfigError, match=r"sigma.*positive"):
+            run.similarity("layer4", "rbf", sigma=sigma)
+
+
+def test_a_warning_is_logged_once_where_nothing_is_reported(tmp_path, caplog):
+    z = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    z[1] = 0
+    np.save(tmp_path / "z.npy", z)
+    data = {"source": "features", "layers": {"last": str(tmp_path / "z.npy")}}
+    run = srs.run({"run": str(tmp_path / "run"), "data": data})
+    (warning,) = run.summary()["warnings"]
+    assert [message for message in caplog.messages if message == warning] == [warning]
 
 
 STATE = """

@@ -1,6 +1,7 @@
 """What a run tells while it works: a bar on a terminal, few plain lines elsewhere, and durations for people."""
 
 import io
+import logging
 import math
 import os
 import pty
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist import progress
-from semrsm_dist.progress import ConsoleReporter, SilentReporter, format_seconds, printable
+from semrsm_dist.errors import printable
+from semrsm_dist.progress import ConsoleReporter, NoteHandler, SilentReporter, format_seconds
 
 
 class Clock:
@@ -105,6 +107,26 @@ def test_an_interrupt_passes_through_and_the_last_line_is_told(clock):
         stage.advance(1)
         raise KeyboardInterrupt
     assert stream.getvalue() == "scan: 1/4 images (25 %), 1.0 images/s, 3.0 s left\n"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_stage_that_fails_before_anything_is_done_leaves_no_line(stream):
+    with pytest.raises(ValueError, match="no panel"), ConsoleReporter(stream).stage("import", 8, "panels"):
+        raise ValueError("no panel")
+    rows = stream.rows() if stream.isatty() else stream.getvalue().splitlines()
+    assert rows in ([], [""])
+
+
+def test_log_records_become_notes_with_their_level_each_once():
+    stream = io.StringIO()
+    log, handler = logging.getLogger("semrsm_dist.elsewhere"), NoteHandler(ConsoleReporter(stream))
+    log.addHandler(handler)
+    try:
+        for name in ("a", "b\x1b[2J", "a"):
+            log.warning("%s: passed over", name)
+    finally:
+        log.removeHandler(handler)
+    assert stream.getvalue() == "warning: a: passed over\nwarning: b\\x1b[2J: passed over\n"
 
 
 def test_notes_are_lines_of_their_own():

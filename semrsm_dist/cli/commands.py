@@ -19,15 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
-from semrsm_dist.errors import SemrsmError, StorageError
-from semrsm_dist.progress import printable
+from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, printable
+from semrsm_dist.progress import ConsoleReporter, NoteHandler
 
 INCOMPLETE = 3
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # never end for a character that it cannot write
     options = make_parser().parse_args(arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    options.reporter = ConsoleReporter()
+    handler = NoteHandler(options.reporter)
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -48,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what was finished is kept, the same command continues")
         return INTERRUPTED
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _print(text: str) -> None:
@@ -211,19 +209,27 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     for name in ("engine", "address", "workers"):
         value = getattr(options, name, None)
         if value is not None:
-            overrides.append(f"{name}={json.dumps(value)}")
+            overrides.append(f"--{name}={json.dumps(value)}")
     return overrides
+
+
+def _folder(options: argparse.Namespace, default: Path) -> Path:
+    """Return the output folder, before anything is computed for it."""
+    folder: Path = options.out or default
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{folder}: {path} is a file, not a folder; choose another folder with --out")
+    return folder
 
 
 def _run(options: argparse.Namespace) -> int:
     config = _load(options)
     from semrsm_dist.pipeline.driver import run
     from semrsm_dist.pipeline.summary import format_summary
-    from semrsm_dist.progress import ConsoleReporter
     from semrsm_dist.results.overview import draw_overview
 
     with stopping_in_order() as stop:
-        finished = run(config, reporter=ConsoleReporter(), stop=stop)
+        finished = run(config, reporter=options.reporter, stop=stop)
         _print(format_summary(finished.summary()))
         figure = draw_overview(finished)
     _print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group per layer); picture: {figure}")
@@ -260,16 +266,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from semrsm_dist.config.reading import parse_settings
     from semrsm_dist.experiments import EXPERIMENTS
     from semrsm_dist.experiments.evaluating import default_run, evaluate
-    from semrsm_dist.progress import ConsoleReporter
 
     experiment = EXPERIMENTS.load(options.experiment)
     config = _load(options) if options.config else default_run(options.experiment, _overrides(options))
     parameters = parse_settings(options.parameters, "--with")
-    folder = options.out or config.run / "evaluation"
+    folder = _folder(options, config.run / "evaluation")
     experiment.load()  # what it needs, before interrupts are taken over
     with stopping_in_order():
         evidence = evaluate(
-            options.experiment, config, reporter=ConsoleReporter(), folder=folder, **parameters
+            options.experiment, config, reporter=options.reporter, folder=folder, **parameters
         )
     _print("\n\n".join(filter(None, (evidence.about, evidence.text))))
     _print(f"\ntable and figure: {folder / options.experiment}.parquet, .png")
@@ -314,7 +319,7 @@ def _export(options: argparse.Namespace) -> int:
     from semrsm_dist.results.run import Run
 
     run = Run(options.run)
-    folder = options.out or Path(options.run) / "export"
+    folder = _folder(options, Path(options.run) / "export")
     with stopping_in_order():
         written = export_npy(run, folder, layers=options.layer, kernels=options.kernel, kinds=options.kind)
     _print("\n".join(map(str, written)))

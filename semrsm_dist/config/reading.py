@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any],
     path
         The file.
     overrides
-        `dotted.key=value` settings; the value is YAML.
+        `dotted.key=value` settings; the value is YAML. One that begins with `--` is an option of its own.
 
     Returns
     -------
@@ -50,17 +51,30 @@ def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any],
     ConfigError
         If the file cannot be read, is not YAML, repeats a key, or a setting cannot be applied.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read ({error}); check the path") from error
-    document, node = _parse(text, str(path), has_lines=True)
+    document, node = _parse(_read_text(path), str(path), has_lines=True)
     if not isinstance(document, dict):
-        found = "nothing" if document is None else repr(document)
+        found = "nothing" if document is None else reprlib.repr(document)
         raise ConfigError(f"{path}: expected keys and values such as `run: runs/mine`, found {found}")
     places = {key: f"{path}:{line}" for key, line in _key_lines(node, str(path))}
     apply_overrides(document, places, overrides)
     return document, places
+
+
+def _read_text(path: Path) -> str:
+    if (path / "run.json").exists():
+        raise ConfigError(
+            f"{path}: this is a run directory, not a configuration: open the run with semrsm_dist.open_run, see its "
+            f"progress with semrsm status, or continue it with the configuration that it was started with"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not text in UTF-8 (byte {error.start}): a configuration is a YAML file; check the path, or "
+            "save the file as UTF-8"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the configuration cannot be read ({error}); check the path") from error
 
 
 def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequence[str]) -> None:
@@ -71,12 +85,15 @@ def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequenc
     ConfigError
         If a setting is not of that form or cannot be applied.
     """
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(f"expected a list of settings such as ['workers=2'], found {overrides!r}")
     for override in overrides:
-        key, value = _parse_override(override)
-        _apply(document, key, value, override)
+        origin = override if override.startswith("--") else f"--set {override}"
+        key, value = _parse_override(override.removeprefix("--"), origin)
+        _apply(document, key, value, origin)
         for old in [old for old in places if old[: len(key)] == key]:
             del places[old]
-        places[key] = f"--set {override}"
+        places[key] = origin
 
 
 def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
@@ -120,22 +137,22 @@ def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node |
             f"{where}: not valid YAML: {problem}; check indentation, brackets and quotes"
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(
             f"{origin}: nested too deeply, or an alias contains itself; write it out"
         ) from error
 
 
-def _parse_override(override: str) -> tuple[KeyPath, Any]:
+def _parse_override(override: str, origin: str) -> tuple[KeyPath, Any]:
     key, equals, text = override.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
-        raise ConfigError(f"--set {override}: expected key=value, for example --set matching.tolerance=1e-4")
-    return path, _parse(text, f"--set {override}", has_lines=False)[0]
+        raise ConfigError(f"{origin}: expected key=value, for example --set matching.tolerance=1e-4")
+    return path, _parse(text, origin, has_lines=False)[0]
 
 
-def _apply(document: dict[str, Any], path: KeyPath, value: Any, override: str) -> None:
+def _apply(document: dict[str, Any], path: KeyPath, value: Any, origin: str) -> None:
     *parents, last = path
     target = document
     for parent in parents:
@@ -144,7 +161,7 @@ def _apply(document: dict[str, Any], path: KeyPath, value: Any, override: str) -
         target = target[parent]
         if not isinstance(target, dict):
             raise ConfigError(
-                f"--set {override}: {parent!r} is not a section with keys, but {target!r}; "
+                f"{origin}: {parent!r} is not a section with keys, but {target!r}; "
                 f"set the whole of {parent!r}"
             )
     target[last] = value

@@ -231,7 +231,7 @@ class RunConfig(Section):
             if missing:
                 raise _refusal(
                     "queries",
-                    f"data and queries must name the same layers; only one has {sorted(missing)}: "
+                    f"data and queries must name the same layers; only one has {', '.join(sorted(missing))}: "
                     "add them to the other, or remove them",
                 )
         if ready and self.model is not None:
@@ -268,6 +268,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError
         If the file cannot be read or anything in it is not understood. The message has one line per problem.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(
+            f"expected the path of a YAML file, found {path!r}; RunConfig.from_dict takes nested mappings"
+        )
     document, places = read_document(Path(path), overrides)
     return parse_config(document, origin=str(path), places=places)
 
@@ -343,6 +347,8 @@ def parse_config(
     ConfigError
         With one line per problem: place, key, value, what is expected.
     """
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{origin}: expected nested mappings, found {document!r}")
     places = places or {}
     try:
         return RunConfig.model_validate(document)
@@ -402,11 +408,8 @@ def _section_keys() -> dict[str, list[str]]:
     fields = RunConfig.model_fields
     sections = {name: _section_in(field.annotation) for name, field in fields.items() if name not in SIDES}
     keys = {"": list(fields)}
-    for name in SOURCES.names():
-        try:
-            keys[f"data (source: {name})"] = list(SOURCES.load(name).model_fields)
-        except ConfigError:  # a broken distribution is reported when its source is chosen
-            continue
+    for name, source in SOURCES.usable():
+        keys[f"data (source: {name})"] = list(source.model_fields)
     return keys | {name: list(section.model_fields) for name, section in sections.items() if section}
 
 

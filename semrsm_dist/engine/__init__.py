@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from semrsm_dist.engine.protocol import Engine, Finished, Pool, Progress, Receipt, Resources, Task, Worker
 from semrsm_dist.engine.scheduler import Failure, run_tasks
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.plugins import Plugins, check_name
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "Task",
     "Worker",
     "make_engine",
+    "require_engine",
     "run_tasks",
 ]
+
+_DESCRIBED = {"engine", "nodes", "cpus", "gpus", "memory"}
 
 
 def _check(name: str, engine: type[Engine]) -> Iterator[str]:
@@ -53,4 +57,32 @@ def make_engine(name: str, *, address: str | None = None, workers: int | None = 
     ConfigError
         If the name is unknown, or the engine cannot run or cannot be reached.
     """
-    return ENGINES.load(name)(workers=workers, address=address)
+    return require_engine(ENGINES.load(name)(workers=workers, address=address))
+
+
+def require_engine(engine: object) -> Engine:
+    """Return an engine whose properties can be used.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, or a property is of a wrong type.
+    """
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"engine: {engine!r}: expected an engine, as semrsm_dist.engine.make_engine makes one; to choose one by "
+            "its name, set the key engine of the configuration"
+        )
+    about = engine.describe()
+    found = {"slots": engine.slots, "gpus": engine.gpus}
+    wrong = [
+        f"{name} is {value!r}, not a whole number" for name, value in found.items() if type(value) is not int
+    ]
+    if not isinstance(about, Mapping) or not about.keys() >= _DESCRIBED:
+        wrong.append(f"describe returns {about!r}, not a mapping with {', '.join(sorted(_DESCRIBED))}")
+    if wrong:
+        raise ConfigError(
+            f"engine {engine.name!r} ({type(engine).__module__}.{type(engine).__qualname__}) cannot be used: "
+            f"{'; '.join(wrong)}. Repair it, or choose another engine"
+        )
+    return engine

@@ -169,8 +169,10 @@ class Engine(ABC):
     takes_address: ClassVar[bool] = False
 
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers: {workers}: at least one is needed; leave it out to use all CPUs")
+        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+            raise ConfigError(
+                f"workers: {workers!r}: a whole number of at least one is needed; leave it out to use all CPUs"
+            )
         if address is not None and not self.takes_address:
             raise ConfigError(
                 f"address: {address!r}: the engine {self.name!r} has nothing to join; remove the address, or choose "
@@ -178,6 +180,21 @@ class Engine(ABC):
             )
         self.workers = workers
         self.address = address
+
+    def require_room(self, resources: Resources) -> None:
+        """Refuse what a worker needs and the engine can never give.
+
+        Raises
+        ------
+        ConfigError
+            If there is no room for a worker, nor will there be.
+        """
+        if resources.cpus > self.slots or resources.gpus > self.gpus:
+            limit = f" (workers: {self.workers})" if self.workers is not None else ""
+            raise ConfigError(
+                f"a worker needs {resources}, but the engine {self.name!r} has {self.slots} CPU slots{limit} and "
+                f"{self.gpus} GPUs; nothing was started: request less, or check workers and CUDA_VISIBLE_DEVICES"
+            )
 
     @property
     @abstractmethod

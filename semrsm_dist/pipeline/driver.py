@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, as_config
-from semrsm_dist.engine import Engine, Failure, make_engine
+from semrsm_dist.engine import Engine, Failure, Resources, make_engine, require_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
@@ -25,7 +25,7 @@ from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.pipeline.stages.scan import require_enough
 from semrsm_dist.pipeline.summary import summarise
 from semrsm_dist.plan.tiling import Tile
-from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import RunDirectory
@@ -110,6 +110,8 @@ def _open_session(
     config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
 ) -> Iterator[tuple[Session, RunRecord | None]]:
     """Hold the run directory and an engine, and yield the session with the record of the run."""
+    reporter = require_reporter(reporter or SilentReporter())
+    engine = None if engine is None else require_engine(engine)
     directory = RunDirectory(_lasting(config.run))
     directory.create()
     with limit_threads(), directory.locked():
@@ -118,7 +120,7 @@ def _open_session(
             directory.remove_remains()
         own_engine = engine is None
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
-        session = Session(config, directory, engine, reporter or SilentReporter(), stop or threading.Event())
+        session = Session(config, directory, engine, reporter, stop or threading.Event())
         try:
             yield session, record
         except KeyboardInterrupt:
@@ -141,6 +143,7 @@ def _lasting(path: Path) -> Path:
 
 def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) -> None:
     started = time.perf_counter()
+    session.engine.require_room(Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     inputs = resolve_inputs(session, matcher, known)
     if known is not None:
         require_same(*compare(inputs, known), run=session.directory.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -16,6 +17,8 @@ from semrsm_dist.engine.scheduler import Failure, run_tasks
 from semrsm_dist.errors import printable
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,10 +67,10 @@ class Session:
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
-        """Record a non-fatal warning for the summary."""
+        """Record a non-fatal warning for the summary, and log it: so it is seen also where nothing is reported."""
         message = printable(message)
         self.warnings.append(message)
-        self.reporter.note(f"warning: {message}")
+        log.warning(message)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

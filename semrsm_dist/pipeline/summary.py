@@ -120,7 +120,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append(f"{stage}: {count['computed']} computed, {count['found']} found done")
     if summary["retrieval"]:
         lines += ["", _retrieval_table(summary["retrieval"])]
-    lines += [f"warning: {warning}" for warning in summary["warnings"]]
+    if summary["warnings"]:
+        lines.append(f"warnings: {len(summary['warnings'])}, in summary.json and above, or on standard error")
     return "\n".join(lines)
 
 

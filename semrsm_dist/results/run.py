@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, IncompleteError, did_you_mean
+from semrsm_dist.errors import ConfigError, IncompleteError, require_known
 from semrsm_dist.matching.kernels import KERNELS, derive, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.results.rbf_width import median_sigma
@@ -38,6 +38,8 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, str | Path):
+            raise ConfigError(f"expected the path of a run directory, found {path!r}")
         self.directory = RunDirectory(path)
         record = self.directory.read_record()
         if record is None:
@@ -69,6 +71,7 @@ class Run:
 
     def manifest(self, side: str = "images") -> Manifest:
         """Return the manifest of `images` or, in a rectangular run, `queries`."""
+        require_known("side", side, self.record.counts)
         return Manifest.from_parquet(self.directory.manifest(side))
 
     def layout(self, layer: str) -> Layout:
@@ -227,14 +230,10 @@ class Run:
         self, layer: str, kernel: str, kind: str, sigma: float | None
     ) -> tuple[LayerMatrices, bool, float | None]:
         """Return the layer's matrices, whether the requested one is stored (or must be derived), and its sigma."""
-        if kind not in KINDS:
-            raise ConfigError(
-                f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or f'; one of {list(KINDS)}'}"
-            )
-        if kernel not in KERNELS:
-            raise ConfigError(
-                f"unknown kernel {kernel!r}{did_you_mean(kernel, KERNELS) or f'; one of {list(KERNELS)}'}"
-            )
+        require_known("kind", kind, KINDS)
+        require_known("kernel", kernel, KERNELS)
+        if sigma is not None and (isinstance(sigma, bool) or not isinstance(sigma, float | int | np.number)):
+            raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
         if sigma is not None and kernel != "rbf":
             raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
         matrices, name = self.matrices(layer), f"{kind}_{kernel}"
@@ -246,11 +245,7 @@ class Run:
         return matrices, stored, sigma
 
     def _known(self, layer: str) -> str:
-        if layer not in self.record.layers:
-            raise ConfigError(
-                f"{self.directory.path}: no layer {layer!r}"
-                f"{did_you_mean(layer, self.layers) or f'; there are {self.layers}'}"
-            )
+        require_known("layer", layer, self.layers, f"{self.directory.path}: ")
         return layer
 
 

@@ -162,7 +162,7 @@ def test_settings_on_the_command_line_replace_those_of_the_file(place, monkeypat
         (["config.yaml", "--set", "matching.tolerance=0.5"], ["matching.tolerance", "0.001 -> 0.5"]),
         (["config.yaml", "--set", "run=z.npy"], ["z.npy", "must name a directory"]),
         (["config.yaml", "--set", "run=/proc/x"], ["/proc/x", "cannot be made"]),
-        (["config.yaml", "--workers", "0"], ["workers"]),
+        (["config.yaml", "--workers", "0"], ["semrsm: --workers=0: workers: 0"]),
         (["config.yaml", "--engine", "local", "--address", "h:1"], ["'local' has nothing to join"]),
         (["config.yaml", "--engine", "rey"], ["engine: 'rey'", "did you mean 'ray'"]),
     ],
@@ -456,6 +456,21 @@ def test_export_to_where_nothing_can_be_written_says_what_helps(place, monkeypat
     assert re.search(
         r"/proc/x: cannot be written \(No such file.*another folder with --out", capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("out", ["config.yaml", "config.yaml/below"])
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_computed(
+    place, monkeypatch, capsys, out
+):
+    commands = (
+        ["export", "runs/mine"],
+        ["evaluate", "retrieval", "config.yaml", "--set", "run=runs/not-begun"],
+    )
+    for command in commands:
+        assert call(monkeypatch, place, *command, "--out", out) == 2
+        found = capsys.readouterr()
+        assert "config.yaml is a file, not a folder; choose another folder with --out" in found.err
+    assert not (place / "runs" / "not-begun").exists()
 
 
 def test_ids_with_line_breaks_keep_one_line_each(place, monkeypatch, capsys):

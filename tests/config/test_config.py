@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         load_config(tmp_path)
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("run: größe\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin.yaml: .*utf-8"):
+    with pytest.raises(ConfigError, match=r"latin.yaml: not text in UTF-8 .*save the file as UTF-8"):
         load_config(latin)
 
 
@@ -536,7 +536,7 @@ def test_features_and_models_do_not_mix(refused):
     [line] = refused(IMAGES + "queries: {source: features, layers: {layer1: x.npy}}\n")
     assert line.startswith("job.yaml:8: data and queries must both be images or both be ready-made features")
     [line] = refused(FEATURES + "queries: {source: features, layers: {first: x.npy, last: y.npy}}\n")
-    assert line.startswith("job.yaml:6: data and queries must name the same layers; only one has ['first']")
+    assert line.startswith("job.yaml:6: data and queries must name the same layers; only one has first: ")
 
 
 def test_features_are_local_files(refused):
@@ -674,3 +674,52 @@ def test_no_number_in_a_valid_configuration_is_infinite():
     for value in (math.inf, -math.inf, math.nan):
         with pytest.raises(ConfigError):
             parse_config({**DIGITS, "matching": {"task_seconds": value}})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x93NUMPY\x01\x00", "not text in UTF-8 (byte 0): a configuration is a YAML file"),
+        (b"\x00\x01", "not valid YAML"),
+        (b"", "found nothing"),
+        (b"- a\n" * 10_000, "found ['a', 'a'"),
+        (None, "the configuration cannot be read"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_in_a_line(tmp_path, content, words):
+    path = tmp_path / "job.yaml"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: load_config(None),
+        lambda: load_config(3),
+        lambda: load_config({"run": "r"}),
+        lambda: load_config("a\0b"),
+        lambda: load_config("nowhere.yaml", "workers=2"),
+        lambda: load_config("jobs/digits.yaml", "workers=2"),
+        lambda: load_config("jobs/digits.yaml", [3]),
+        lambda: parse_config(3),
+        lambda: parse_config(None),
+        lambda: parse_config(["run"]),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(call):
+    with pytest.raises(ConfigError):
+        call()
+
+
+def test_an_option_of_the_command_is_reported_as_such():
+    with pytest.raises(ConfigError, match=r"^--workers=0: workers: 0: must be greater"):
+        load_config("jobs/digits.yaml", ["--workers=0"])

@@ -16,7 +16,17 @@ import pytest
 import ray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from semrsm_dist.engine import ENGINES, Engine, Finished, Receipt, Resources, Task, make_engine, run_tasks
+from semrsm_dist.engine import (
+    ENGINES,
+    Engine,
+    Finished,
+    Receipt,
+    Resources,
+    Task,
+    make_engine,
+    require_engine,
+    run_tasks,
+)
 from semrsm_dist.engine.engines import local
 from semrsm_dist.engine.protocol import own_gpu
 from semrsm_dist.errors import ConfigError, StorageError
@@ -275,9 +285,45 @@ def test_the_engine_describes_itself(engine):
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_no_workers_are_refused(name):
-    with pytest.raises(ConfigError, match="at least one"):
-        make_engine(name, workers=0)
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
+def test_workers_that_are_no_number_of_workers_are_refused(name, workers):
+    with pytest.raises(ConfigError, match=rf"workers: {workers!r}: a whole number of at least one"):
+        make_engine(name, workers=workers)
+
+
+@pytest.mark.parametrize("needs", [Resources(cpus=1000), Resources(gpus=1000)])
+def test_what_no_worker_can_get_is_refused_by_every_engine(engine, needs):
+    calls = [lambda: engine.require_room(needs)]
+    if engine.name != "serial":  # which leaves it to the driver to look for room
+        calls += [lambda: engine.start_tasks(print, needs), lambda: engine.start_actors(print, 1, needs)]
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"a worker needs .*1000 (CPU|GPU)"):
+            call()
+
+
+def test_more_workers_than_cpus_are_reported(caplog):
+    assert make_engine("local", workers=10_000).slots == 10_000
+    assert "workers: 10000: this machine has only" in caplog.text
+
+
+class Unlike(Engine):
+    """An engine whose properties are of wrong types."""
+
+    name, slots, gpus = "unlike", 1.5, None
+
+    def start_tasks(self, worker, resources): ...
+
+    def start_actors(self, factory, count, resources): ...
+
+    def describe(self):
+        return {"engine": self.name}
+
+
+def test_an_engine_whose_properties_cannot_be_used_is_refused_with_all_that_is_wrong():
+    with pytest.raises(ConfigError) as refused:
+        require_engine(Unlike())
+    for words in ("slots is 1.5, not a whole", "gpus is None", "not a mapping with cpus, engine", "Unlike"):
+        assert words in str(refused.value)
 
 
 def test_an_unknown_engine_is_refused_with_the_near_name():
@@ -331,6 +377,7 @@ def test_local_memory_bounds_the_actors_too(tmp_path, share, fitting):
 
 def test_more_memory_than_there_is_is_warned_of_once(tmp_path, caplog):
     engine = make_engine("local", workers=4)
+    caplog.clear()
     for _ in range(2):
         pool = engine.start_tasks(Recorder(tmp_path), Resources(memory=2**50))
         assert pool.capacity() == 2  # one thread
@@ -361,5 +408,5 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setattr(local, "available_gpus", lambda: 1)
     engine = make_engine("local", workers=2)
     for start in (engine.start_tasks, lambda worker, needs: engine.start_actors(worker, 1, needs)):
-        with pytest.raises(ConfigError, match=r"2 GPU, but there are 1 GPUs here.*CUDA_VISIBLE_DEVICES"):
+        with pytest.raises(ConfigError, match=r"2 GPU, but .* 1 GPUs.*CUDA_VISIBLE_DEVICES"):
             start(print, Resources(gpus=2))

@@ -49,6 +49,23 @@ engine.close()
 print(json.dumps({**found, "undone": worker.print_to_stdstream is before}))
 """
 
+LISTENING = """
+import json, psutil
+from semrsm_dist.engine import make_engine
+engine = make_engine("ray", workers=1)
+import ray
+assert ray.get(ray.remote(lambda: 3).remote()) == 3
+me = psutil.Process()
+places = {
+    place.laddr.ip
+    for process in [me, *me.children(recursive=True)]
+    for place in process.net_connections()
+    if place.status == psutil.CONN_LISTEN
+}
+engine.close()
+print(json.dumps(sorted(places)))
+"""
+
 WITHOUT_RAY = """
 import importlib.metadata, sys
 sys.modules["ray"] = None
@@ -109,6 +126,16 @@ def test_ray_started_below_uv_sends_no_working_directory_and_is_left_as_it_was(b
     assert below_uv.returncode == 0, below_uv.stderr
     found = json.loads(below_uv.stdout)
     assert found == {"environment": {}, "patched": True, "token": "0o600", "undone": True}
+
+
+def test_a_ray_of_our_own_listens_on_this_machine_alone_unless_told_otherwise():
+    done = python(LISTENING)
+    assert done.returncode == 0, done.stderr
+    places = json.loads(done.stdout)
+    assert places
+    assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    done = python(LISTENING, env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"})
+    assert {"::", "0.0.0.0"} & set(json.loads(done.stdout)), done.stderr
 
 
 def test_without_ray_the_local_engine_works_and_the_other_says_what_is_missing(tmp_path):

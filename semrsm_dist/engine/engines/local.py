@@ -20,7 +20,6 @@ from semrsm_dist.engine.protocol import (
     run_worker,
     set_own_gpu,
 )
-from semrsm_dist.errors import ConfigError
 from semrsm_dist.machine import available_cpus, available_gpus, available_memory, limit_threads
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,12 @@ class LocalEngine(Engine):
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
         super().__init__(workers, address)
         self._slots = workers or available_cpus()
+        if self._slots > available_cpus():
+            log.warning(
+                "workers: %d: this machine has only %d CPUs; more workers take more memory and are no faster",
+                self._slots,
+                available_cpus(),
+            )
         self._memory = available_memory()
         self._gpus = available_gpus()
         self._warned = False
@@ -63,11 +68,7 @@ class LocalEngine(Engine):
         return self._start(factory, count, resources)
 
     def _start(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
-        if resources.gpus > self.gpus:
-            raise ConfigError(
-                f"a worker needs {resources}, but there are {self.gpus} GPUs here; nothing was started: request less, "
-                "or check CUDA_VISIBLE_DEVICES"
-            )
+        self.require_room(resources)
         if resources.memory:
             count = min(count, self._memory // resources.memory)
             self._warn_of_memory(resources.memory)

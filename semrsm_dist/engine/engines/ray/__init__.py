@@ -168,29 +168,11 @@ def _living_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
-@contextlib.contextmanager
-def _without_uv() -> Iterator[None]:
-    """Have workers use this environment also where `uv run` started the driver, unless the user says otherwise.
-
-    Ray would send the whole working directory to every worker, and have uv build an environment there.
-    """
-    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-    usual = getattr(ray_constants, name, None)  # absent from releases without such a hook
-    if usual is None or name in os.environ:
-        yield
-        return
-    setattr(ray_constants, name, False)
-    try:
-        yield
-    finally:
-        setattr(ray_constants, name, usual)
-
-
 def _start(cpus: int) -> None:
     token = Path.home() / ".ray" / "auth_token"
     is_new = not token.exists()
     try:
-        with _without_uv():
+        with _without_uv(), _on_loopback():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -255,9 +237,30 @@ def _messages_logged() -> Iterator[None]:
         yield
 
 
+def _without_uv() -> contextlib.AbstractContextManager[None]:
+    """Have workers use this environment also where `uv run` started the driver, unless the user says otherwise.
+
+    Ray would send the whole working directory to every worker, and have uv build an environment there.
+    """
+    return _unless_set("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
+
+
+def _on_loopback() -> contextlib.AbstractContextManager[None]:
+    """Have a Ray of our own listen on this machine's loopback alone, unless the user says otherwise.
+
+    Ray does so by itself on macOS and Windows; elsewhere it would listen on all interfaces.
+    """
+    return _unless_set("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ENABLE_RAY_CLUSTER")
+
+
+def _unless_set(variable: str, constant: str) -> contextlib.AbstractContextManager[None]:
+    """Switch one of Ray's features off in the block, unless its environment variable is set."""
+    return contextlib.nullcontext() if variable in os.environ else _replaced(ray_constants, constant, False)
+
+
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    """Replace a private function of Ray in the block, if this version of Ray has it."""
+    """Replace a private part of Ray in the block, if this version of Ray has it."""
     before = getattr(module, name, None)
     if before is None:
         ray_log.debug("Ray %s has no %s.%s", ray.__version__, module.__name__, name)

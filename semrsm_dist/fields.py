@@ -46,8 +46,8 @@ def _auto_is_none(value: object) -> object:
     return None if value == "auto" else value
 
 
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
+def _is_number(value: object) -> object:
+    if isinstance(value, bool | str):
         raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
     return value
 
@@ -121,9 +121,10 @@ class Section(BaseModel, metaclass=_SectionType):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
-Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_is_number), Field(ge=0)]
+Real = Annotated[float, BeforeValidator(_is_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
 Tolerance = Annotated[Real, Field(ge=0)]
 LayerName = Annotated[str, AfterValidator(_layer_name)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]

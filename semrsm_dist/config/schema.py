@@ -144,11 +144,11 @@ class MatchingConfig(_Matching, extra="allow"):
 
 def _section_of_matcher(name: object) -> type[Section] | None:
     """Return the section `matching` for one matcher, or None if there is no such matcher."""
-    from semrsm_dist.matching.matchers import MATCHERS, load_matcher  # noqa: PLC0415 - as above
+    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - as above
 
     if name not in MATCHERS.names():
         return None
-    kind = load_matcher(str(name))
+    kind = MATCHERS.load(str(name))
     taken = kind.model_fields.keys() & _Matching.model_fields.keys()
     if taken:
         raise ConfigError(
@@ -385,11 +385,11 @@ def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
 
 def _matching_keys(document: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the keys of `matching` for the configured matcher, and those of other matchers."""
-    from semrsm_dist.matching.matchers import usable_matchers  # noqa: PLC0415 - as above
+    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - as above
 
     given = document.get("matching")
     chosen = str(given.get("matcher", "auction")) if isinstance(given, Mapping) else "auction"
-    parameters = {kind.name: list(kind.model_fields) for kind in usable_matchers()}
+    parameters = {name: list(kind.model_fields) for name, kind in MATCHERS.usable()}
     own = parameters.pop(chosen, [])
     others = {
         f"matching (matcher: {name})": [key for key in keys if key not in own]

@@ -20,7 +20,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
+from semrsm_dist.errors import InputError
+from semrsm_dist.fields import Positive
+from semrsm_dist.matching.arguments import argument, one_of
 
 Matrix = NDArray[np.float64]
 
@@ -103,10 +105,7 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
     ConfigError
         `sigma` is not a positive number.
     """
-    if sigma is None:
-        sigma = median_width(matched, n_i, n_j)
-    elif not 0.0 < sigma < math.inf:
-        raise ConfigError(f"sigma of the kernel 'rbf' must be a positive number, found {sigma!r}")
+    sigma = median_width(matched, n_i, n_j) if sigma is None else argument("sigma", sigma, Positive)
     return np.exp(-0.5 * squared_distances(matched, n_i, n_j) / sigma / sigma)
 
 
@@ -114,14 +113,6 @@ KERNELS: Mapping[str, Callable[..., Matrix]] = MappingProxyType(
     {"linear": linear, "cosine": cosine, "rbf": rbf}
 )
 """Every kernel by its name in configurations."""
-
-
-def require_kernel(kernel: str) -> None:
-    """Raise ConfigError unless `kernel` is the name of one."""
-    if kernel not in KERNELS:
-        raise ConfigError(
-            f"unknown kernel {kernel!r}: known are {', '.join(KERNELS)}{did_you_mean(kernel, KERNELS)}"
-        )
 
 
 def derive(
@@ -151,7 +142,7 @@ def derive(
     InputError
         Shapes that do not fit together.
     """
-    require_kernel(kernel)
+    one_of("kernel", kernel, KERNELS)
     return rbf(matched, n_i, n_j, sigma) if kernel == "rbf" else KERNELS[kernel](matched, n_i, n_j)
 
 
@@ -168,7 +159,6 @@ def kernel_gap(
     Kernels grow with the matched inner product, so the bound maps to a bound. For ``rbf``, sigma is by default that
     of `matched`, and taken as exact.
     """
-    require_kernel(kernel)
     if kernel == "rbf" and sigma is None:
         sigma = median_width(matched, n_i, n_j)
     return derive(kernel, upper_bound, n_i, n_j, sigma) - derive(kernel, matched, n_i, n_j, sigma)

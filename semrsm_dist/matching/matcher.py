@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
-from semrsm_dist.fields import Section, expected
+from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
+from semrsm_dist.fields import Section, explain_problem
 from semrsm_dist.matching.bounds import inner_product
 from semrsm_dist.matching.panel import (
     Panel,
     as_array,
+    checked_squared_norm,
     fill_tokens,
-    finite_squared_norm,
     naming,
     prepare_panel,
     require_floating,
 )
 from semrsm_dist.matching.result import Match, TileResult
-from semrsm_dist.plugins import Plugins
+from semrsm_dist.plugins import Plugins, check_name
 
 PairMatch = tuple[float, float, NDArray[np.intp]]
 """Value, upper bound and permutation."""
 
 UNMATCHED = -1
 """The partner of a token that has none, because the other image has fewer tokens."""
+
+_ROUNDING = 1e-6  # of the norms: what results may contradict each other by, so that float32 arithmetic may
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,23 @@ class Matcher(Section, ABC):
     takes_unequal: ClassVar[bool] = False
     cpus: ClassVar[float] = 1
     gpus: ClassVar[float] = 0
+
+    @model_validator(mode="after")
+    def _can_be_recorded(self) -> Self:
+        """Check that a run's record can hold the parameters, and a later session recognise them."""
+        for name, value in self.model_dump().items():
+            wrong = _unrecordable(value)
+            if wrong:
+                raise ValueError(
+                    f"{name}: the run's record cannot hold {wrong}: correct the matcher or the value"
+                )
+        try:
+            self.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            raise ValueError(
+                f"the run's record cannot hold the parameters ({error}): correct the matcher"
+            ) from None
+        return self
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -157,22 +177,92 @@ class Matcher(Section, ABC):
         InputError
             As `prepare`, or numbers of channels that differ.
         """
-        arrays = {"z_i": as_array(z_i), "z_j": as_array(z_j)}
-        for name, array in arrays.items():
+        arrays = []
+        for name, given in (("z_i", z_i), ("z_j", z_j)):
+            with naming(name):
+                array = as_array(given)
             if array.ndim != 2 or 0 in array.shape:
                 raise InputError(
                     f"expected {name} of shape (tokens, channels), none of them 0, found {array.shape}"
                 )
             with naming(name):
                 require_floating(array)
-            finite_squared_norm(array.astype(np.float64), name)
-        most = max(len(array) for array in arrays.values())
-        pair = [
-            self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)) for array in arrays.values()
-        ]
+            checked_squared_norm(array.astype(np.float64), name)
+            arrays.append(array)
+        most = max(map(len, arrays))
+        pair = [self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)) for array in arrays]
         self.check_pair(*pair)
-        value, upper_bound, permutation = self.match_prepared(pair[0], 0, pair[1], 0)
-        return Match(value, upper_bound, permutation, self.name)
+        found = self.match_prepared(pair[0], 0, pair[1], 0)
+        try:
+            match = Match(float(found[0]), float(found[1]), np.asarray(found[2]), self.name)
+        except (IndexError, TypeError, ValueError) as error:
+            raise self._wrong(
+                f"{found!r} for a pair of images, not (value, upper bound, permutation)"
+            ) from error
+        self._check_match(match, pair[0].tokens(0), pair[1].tokens(0))
+        return match
+
+    def _check_match(self, match: Match, z_i: NDArray[Any], z_j: NDArray[Any]) -> None:
+        """Raise WorkError unless a match is one: a permutation, its value and a bound on it."""
+        partners, fewest = match.permutation, min(len(z_i), len(z_j))
+        matched = partners != UNMATCHED
+        used = np.unique(partners[matched])
+        if not (
+            partners.shape == (len(z_i),)
+            and partners.dtype.kind == "i"
+            and used.size == np.count_nonzero(matched) == fewest
+            and used[0] >= 0
+            and used[-1] < len(z_j)
+        ):
+            raise self._wrong(
+                f"the permutation {partners!r}, which does not give each of {fewest} tokens a partner of its own"
+            )
+        left, right = (z.astype(np.float64) for z in (z_i[matched], z_j[partners[matched]]))
+        value = float(np.einsum("sc,sc->", left, right))
+        allowed = _ROUNDING * float(
+            np.linalg.norm(z_i.astype(np.float64)) * np.linalg.norm(z_j.astype(np.float64))
+        )
+        if not abs(match.value - value) <= allowed:
+            raise self._wrong(f"the value {match.value!r} with a permutation of value {value!r}")
+        if not match.value - allowed <= match.upper_bound < math.inf:
+            raise self._wrong(f"the upper bound {match.upper_bound!r} for the value {match.value!r}")
+
+    def _wrong(self, returned: str) -> WorkError:
+        return WorkError(
+            f"matcher {self.name!r} returned {returned}: nothing it computes can be trusted. Correct it, or report "
+            "this to its author, and use another matcher"
+        )
+
+    def check_tile(self, rows: Panel, columns: Panel, tile: TileResult) -> None:
+        """Raise WorkError if the result of `solve_tile` contradicts itself or the norms of the images.
+
+        A value is finite, at most the product of the norms (Cauchy-Schwarz) and at most the upper bound. So is that of
+        the identity, which is NaN where numbers of tokens differ.
+        """
+        shape = (rows.n_images, columns.n_images)
+        for name in ("matched", "upper_bound", "identity"):
+            array = getattr(tile, name, None)
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float64:
+                found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else repr(array)
+                raise self._wrong(f"{found} as the array {name!r} of a tile, not float64 {shape}")
+        norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
+        bound, most = tile.upper_bound + _ROUNDING * norms, (1.0 + _ROUNDING) * norms
+        missing = rows.token_counts[:, None] != columns.token_counts
+        identity = np.where(missing, tile.matched, tile.identity)
+        for what, wrong in (
+            ("an upper bound that is not finite", ~np.isfinite(tile.upper_bound)),
+            ("a value that is not finite, or above the norms", ~(np.abs(tile.matched) <= most)),
+            ("a value above its upper bound", tile.matched > bound),
+            ("a value of the identity that is not finite, or above the norms", ~(np.abs(identity) <= most)),
+            ("an upper bound below the value of the identity", identity > bound),
+        ):
+            if wrong.any():
+                r, c = np.argwhere(wrong)[0]
+                numbers = f"value {tile.matched[r, c]!r}, upper bound {tile.upper_bound[r, c]!r}"
+                raise self._wrong(
+                    f"{what}, for {np.count_nonzero(wrong)} of {wrong.size} pairs, the first with {numbers}, identity "
+                    f"{tile.identity[r, c]!r} and norms {norms[r, c]!r}"
+                )
 
     def compile(self) -> None:
         """Compile everything that is compiled at first use, so that this can be a stage of its own."""
@@ -238,33 +328,68 @@ class Matcher(Section, ABC):
     ) -> tuple[float, float]:
         """Fill row r of `tile` from column `first`; return seconds of products and of matching."""
         for c in range(first, columns.n_images):
-            value, upper_bound, _ = self.match_prepared(rows, r, columns, c)
-            tile.matched[r, c] = value
-            tile.upper_bound[r, c] = upper_bound
+            found = self.match_prepared(rows, r, columns, c)
+            try:
+                tile.matched[r, c], tile.upper_bound[r, c], _ = found
+            except (TypeError, ValueError) as error:
+                raise self._wrong(
+                    f"{found!r} for a pair of images, not (value, upper bound, permutation)"
+                ) from error
             equal = rows.token_counts[r] == columns.token_counts[c]
             tile.identity[r, c] = inner_product(rows.raw[r], columns.raw[c]) if equal else np.nan
         return 0.0, 0.0
 
 
-MATCHERS: Plugins[type[Matcher]] = Plugins("matcher", "semrsm_dist.matching.matchers", Matcher)
-"""The matchers by name."""
-
-
-def load_matcher(name: str) -> type[Matcher]:
-    """Return the class of a matcher.
-
-    Raises
-    ------
-    ConfigError
-        Unknown name, or a class under another name than its own: a run's record would name the wrong one.
-    """
-    kind = MATCHERS.load(name)
-    own_name = getattr(kind, "name", None)  # third parties can forget it
-    if own_name != name:
-        raise ConfigError(
-            f"matcher {name!r} calls itself {own_name!r}: give its entry point, or its file, the name of the class"
+def _check(name: str, kind: type[Matcher]) -> Iterator[str]:
+    """Yield what is wrong with the class of a matcher, with all its methods there."""
+    yield from check_name(name, getattr(kind, "name", None))
+    for attribute in ("certified", "takes_unequal"):
+        if not isinstance(getattr(kind, attribute), bool):
+            yield f"its {attribute} is {getattr(kind, attribute)!r}, not True or False"
+    for attribute, least in (("version", 1), ("cpus", 0), ("gpus", 0)):
+        if not _is_number(getattr(kind, attribute), least):
+            yield f"its {attribute} is {getattr(kind, attribute)!r}, not a number from {least} on"
+    if any(field.is_required() for field in kind.model_fields.values()):
+        yield "a parameter has no default"
+        return
+    try:
+        matcher = kind()
+        costs = (
+            matcher.pair_seconds(196, 256),
+            matcher.workspace_bytes(196, 256),
+            matcher.panel_bytes(8, 196, 256),
         )
-    return kind
+    except Exception as error:  # noqa: BLE001 - whatever it is, its author must know
+        yield f"with its defaults it fails ({type(error).__name__}: {error})"
+        return
+    for method, cost in zip(("pair_seconds", "workspace_bytes", "panel_bytes"), costs, strict=True):
+        if not _is_number(cost, 0) or (method == "pair_seconds" and cost == 0):
+            yield f"its {method}, of 196 tokens and 256 channels, is {cost!r}, not a positive number"
+
+
+def _is_number(value: Any, least: int) -> bool:
+    numbers = int | float | np.integer | np.floating
+    return isinstance(value, numbers) and not isinstance(value, bool) and bool(least <= value < math.inf)
+
+
+def _unrecordable(value: Any) -> str:
+    """Return what part of a parameter no record can hold, or an empty text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value!r}, which JSON lacks"
+    if isinstance(value, set | frozenset):
+        return "a set, whose order differs from process to process"
+    parts = (
+        [*value, *value.values()]
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    return next(filter(None, map(_unrecordable, parts)), "")
+
+
+MATCHERS: Plugins[type[Matcher]] = Plugins("matcher", "semrsm_dist.matching.matchers", Matcher, check=_check)
+"""The matchers by name."""
 
 
 def make_matcher(name: str, **parameters: Any) -> Matcher:
@@ -282,7 +407,7 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
     ConfigError
         Unknown name, a parameter this matcher does not take, or a value it cannot use.
     """
-    kind = load_matcher(name)
+    kind = MATCHERS.load(name)
     known = list(kind.model_fields)
     for parameter in parameters:
         if parameter not in known:
@@ -294,22 +419,15 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
         return kind.model_validate(parameters)
     except ValidationError as error:
         problems = [
-            f"matcher {name!r}: {'.'.join(map(str, problem['loc']))}: {problem['input']!r}: {expected(problem)}"
+            f"matcher {name!r}: {explain_problem(problem, '.'.join(map(str, problem['loc'])))}"
             for problem in error.errors()
         ]
         raise ConfigError("\n".join(problems)) from None
 
 
-def usable_matchers() -> Iterator[type[Matcher]]:
-    """Yield all matchers but those of broken distributions, which are reported when they are requested."""
-    for name in MATCHERS.names():
-        with suppress(ConfigError):
-            yield load_matcher(name)
-
-
 def matchers_of_unequal() -> str:
     """Return the names of the matchers that take unequal numbers of tokens, for messages."""
-    *names, last = (repr(kind.name) for kind in usable_matchers() if kind.takes_unequal)
+    *names, last = (repr(name) for name, kind in MATCHERS.usable() if kind.takes_unequal)
     return f"{', '.join(names)} or {last}"
 
 

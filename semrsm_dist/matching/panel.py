@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from semrsm_dist.matching.compiled.lanes import LANES
 from semrsm_dist.matching.compiled.product import inverse_factors, pack, padded
 
 _ALIGNMENT = 64
+_LEAST_SQUARED_NORM = 1e-270  # far enough above underflow for the squares of an image's tokens, too
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> NDArray[Any]:
@@ -134,7 +136,7 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     ------
     InputError
         The array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares overflow
-        float64, or the counts do not go with it.
+        or underflow float64, or the counts do not go with it.
     """
     raw, counts = _checked(z, token_counts)
     n_images, n_tokens, n_channels = raw.shape
@@ -143,7 +145,7 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     token_norms = np.zeros((n_images, n_tokens))
     for t, count in enumerate(counts):
         image = raw[t, :count].astype(np.float64)
-        squared_norms[t] = finite_squared_norm(image, f"image {t}")
+        squared_norms[t] = checked_squared_norm(image, f"image {t}")
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             means[t] = image.mean(axis=0)
             image -= means[t]
@@ -249,25 +251,58 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
     Raises
     ------
     InputError
-        If numbers are masked: what lies under the mask would be taken for numbers.
+        If numbers are masked (what lies under the mask would be taken for numbers), or it is no such array.
     """
     given: Any = z
-    if hasattr(given, "detach"):  # a tensor of torch, which is not imported here
-        given = given.detach()
-        if str(given.dtype) == "torch.bfloat16":
-            given = given.float()
-        given = given.cpu().numpy()
-    if np.ma.is_masked(given):
+    if isinstance(given, Mapping):
+        known = ", ".join(repr(key) for key in list(given)[:5])
         raise InputError(
-            f"the array has {np.count_nonzero(given.mask)} masked numbers, without similarities: leave their images "
-            "out, or, where images end early, give the array without mask and with token counts"
+            f"expected an array, found a mapping: choose one of its layers ({known}), as in z[NAME]"
         )
-    array = np.asarray(given)
+    if given is None or isinstance(given, str | bytes | PathLike | int | float):
+        raise InputError(f"expected an array, found {given!r}: load it first, for instance with np.load")
+    if hasattr(given, "toarray"):  # of scipy
+        raise InputError("expected a dense array, found a sparse one: give its .toarray()")
+    if hasattr(given, "detach"):  # a tensor of torch, which is not imported here
+        given = _tensor_as_array(given)
+    n_masked = _count_masked(given)
+    if n_masked:
+        raise InputError(
+            f"the array has {n_masked} masked numbers, without similarities: leave their images out, or, where images "
+            "end early, give the array without mask and with token counts"
+        )
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:  # such as rows that differ in length
+        raise InputError(
+            f"expected representations of shape (tokens, channels), with equal channels: {error}"
+        ) from error
     if array.dtype.name == "bfloat16":  # as JAX has it
         return array.astype(np.float32)
     if array.dtype.kind in "iu" and isinstance(z, Sequence):
         return array.astype(np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _tensor_as_array(tensor: Any) -> NDArray[Any]:
+    """Return the numbers of a tensor of torch."""
+    for wrong, remedy in (
+        (str(tensor.layout) != "torch.strided", f"it is of layout {tensor.layout}: give its .to_dense()"),
+        (tensor.is_meta, "it is on the device 'meta', which holds no numbers: compute it on another device"),
+        ("float8" in str(tensor.dtype), f"it is of {tensor.dtype}, which NumPy lacks: give its .float()"),
+    ):
+        if wrong:
+            raise InputError(f"the tensor cannot be read: {remedy}")
+    tensor = tensor.detach()
+    array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).cpu().numpy()
+    return array
+
+
+def _count_masked(given: object) -> int:
+    """Return how many numbers of an array, or of the arrays in lists of any depth, are masked."""
+    if isinstance(given, list | tuple):
+        return sum(_count_masked(one) for one in given if isinstance(one, list | tuple | np.ma.MaskedArray))
+    return int(np.count_nonzero(np.ma.getmaskarray(given))) if isinstance(given, np.ma.MaskedArray) else 0
 
 
 def as_representations(z: ArrayLike) -> NDArray[Any]:
@@ -331,16 +366,16 @@ def naming(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}") from None
 
 
-def finite_squared_norm(image: NDArray[np.float64], name: str) -> float:
-    """Return the squared norm of an image (S, C), or raise InputError about `name` if it is not finite."""
+def checked_squared_norm(image: NDArray[np.float64], name: str) -> float:
+    """Return the squared norm of an image (S, C), or raise InputError about `name` if float64 cannot hold it."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squared_norm = float(np.einsum("sc,sc->", image, image))
-    if np.isfinite(squared_norm):
+    if _LEAST_SQUARED_NORM <= squared_norm < np.inf or not image.any():
         return squared_norm
     if np.isfinite(image).all():
         raise InputError(
-            f"{name} holds values up to {np.abs(image).max():.3g}, whose squares overflow float64: rescale the "
-            "representations"
+            f"{name} holds values up to {np.abs(image).max():.3g}, whose squares "
+            f"{'underflow' if squared_norm < 1.0 else 'overflow'} float64: rescale the representations"
         )
     n_bad = int(np.count_nonzero(~np.isfinite(image)))
     raise InputError(

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.errors import ConfigError, InputError, did_you_mean
-from semrsm_dist.machine import available_cpus
-from semrsm_dist.matching.kernels import derive, require_kernel
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.fields import Count
+from semrsm_dist.machine import available_cpus, available_gpus
+from semrsm_dist.matching.arguments import argument, one_of
+from semrsm_dist.matching.kernels import KERNELS, derive
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.panel import Panel, as_array, as_representations, fill_tokens, naming, stack_tokens
@@ -49,9 +51,11 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     Raises
     ------
     ConfigError
-        Unknown matcher or parameter.
+        Unknown matcher or parameter, or one that needs more GPUs than this machine has.
     InputError
         Shapes that are not (S, C) or differ in C, NaN or infinite values.
+    WorkError
+        A result that is no match: the matcher must be corrected.
 
     Examples
     --------
@@ -61,7 +65,9 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     >>> found.permutation.tolist(), found.value
     ([1, 0], 5.0)
     """
-    return make_matcher(matcher, **parameters).match(z_i, z_j)
+    chosen = make_matcher(matcher, **parameters)
+    _most_threads(chosen)  # whether there is a GPU for it
+    return chosen.match(z_i, z_j)
 
 
 def similarity_matrix(
@@ -93,7 +99,8 @@ def similarity_matrix(
     kind : str
         ``semantic`` matches tokens, ``spatio-semantic`` compares position by position.
     workers : int, optional
-        Threads; by default one for each core this process may use. No influence on the numbers.
+        Threads; by default as many as this machine has the CPUs and GPUs for that the matcher declares. No influence
+        on the numbers.
     **parameters
         Parameters of the matcher, such as ``tolerance``: the fields of its class.
 
@@ -106,36 +113,52 @@ def similarity_matrix(
     Raises
     ------
     ConfigError
-        Unknown kernel, kind, matcher or parameter.
+        Unknown kernel, kind, matcher or parameter, or a matcher that needs more GPUs than this machine has.
     InputError
         Shapes that are not (N, S, C) or differ in C, NaN or infinite values, numbers of tokens that differ
         for a matcher that needs equal ones.
+    WorkError
+        Results that contradict each other: the matcher must be corrected.
 
     References
     ----------
     Wald et al., Decoupling Semantic Similarity from Spatial Alignment for Neural Networks,
     NeurIPS 2024, arXiv:2410.23107.
     """
-    require_kernel(kernel)
-    if kind not in KINDS:
-        raise ConfigError(f"unknown kind {kind!r}: known are {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    one_of("kernel", kernel, KERNELS)
+    one_of("kind", kind, KINDS)
     if sigma is not None and kernel != "rbf":
         raise ConfigError(
             f"sigma is the width of the kernel 'rbf' and has no meaning for {kernel!r}: leave it out"
         )
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one per core")
+    if workers is not None:
+        workers = argument("workers", workers, Count, "leave it out for one per core")
     chosen = make_matcher(matcher, **parameters)
+    most = _most_threads(chosen)
     stacks = _stack_all({"z": z} if y is None else {"z": z, "y": y})
     undefined = None
     if kind == "spatio-semantic":
         chosen = make_matcher("identity")
         stacks, undefined = _without_counts(stacks)
     rows, columns = _prepare(chosen, stacks)
-    matched = _match_all(chosen, rows, columns, y is None, workers or available_cpus())
+    matched = _match_all(chosen, rows, columns, y is None, workers or most)
     if undefined is not None:
         matched[undefined] = np.nan
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
+
+
+def _most_threads(matcher: Matcher) -> int:
+    """Return how many threads of a matcher this machine has the CPUs and GPUs for, at least 1."""
+    most = available_cpus() / max(matcher.cpus, 1)
+    if matcher.gpus > 0:
+        gpus = available_gpus()
+        if gpus < matcher.gpus:
+            raise ConfigError(
+                f"matcher {matcher.name!r} needs {matcher.gpus:g} GPUs, but this machine has {gpus}: use another "
+                "matcher, or a machine with GPUs"
+            )
+        most = min(most, gpus / matcher.gpus)
+    return max(1, int(most))
 
 
 def prepare_all(
@@ -177,13 +200,8 @@ def _without_counts(stacks: Mapping[str, Stack]) -> tuple[dict[str, Stack], NDAr
 
 def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
     """Return representations as one array (N, S, C), and the number of tokens of each."""
-    if isinstance(images, Sequence):
-        try:
-            images = [as_array(image) for image in images]
-        except ValueError as error:  # rows of one image that differ in length
-            raise InputError(
-                f"expected representations of shape (tokens, channels), with equal channels: {error}"
-            ) from error
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        images = [as_array(image) for image in images]
         if len({image.shape for image in images}) > 1:
             return stack_tokens(images)
     array = as_representations(cast("ArrayLike", images))
@@ -200,6 +218,7 @@ def _match_all(
     def solve(r: slice, c: slice) -> None:
         diagonal = symmetric and r == c
         tile = matcher.solve_tile(rows.part(r), columns.part(c), triangular=diagonal, cancelled=stop.is_set)
+        matcher.check_tile(rows.part(r), columns.part(c), tile)
         matched[r, c] = tile.matched
         if symmetric and not diagonal:
             matched[c, r] = tile.matched.T

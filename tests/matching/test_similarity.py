@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
 
 from semrsm_dist import machine
 from semrsm_dist.errors import ConfigError, InputError
@@ -93,7 +94,7 @@ def test_what_cannot_be_is_refused():
         similarity_matrix(z, kind="semantics")
     with pytest.raises(ConfigError, match="width of the kernel 'rbf'"):
         similarity_matrix(z, sigma=1.0)
-    with pytest.raises(ConfigError, match="workers must be"):
+    with pytest.raises(ConfigError, match="workers: 0: must be"):
         similarity_matrix(z, workers=0)
     with pytest.raises(InputError, match="channels cannot be matched"):
         similarity_matrix(z, z[:, :, :2])
@@ -167,6 +168,69 @@ def test_match_names_the_argument_that_is_wrong(wrong, message):
         match(right, wrong)
     assert re.search(message, str(left.value))
     assert "image 0" not in str(left.value)
+
+
+UNREADABLE = {
+    "mapping": (lambda z: {"layer4": z}, r"found a mapping: choose one of its layers \('layer4'\)"),
+    "file": (lambda z: "z.npy", "found 'z.npy': load it first"),
+    "nothing": (lambda z: [None, None], "found None"),
+    "sparse tensor": (lambda z: torch.from_numpy(z).to_sparse(), r"torch.sparse_coo: give its .to_dense\(\)"),
+    "sparse matrix": (lambda z: csr_matrix(z[0]), r"give its .toarray\(\)"),
+    "meta tensor": (lambda z: torch.empty(z.shape, device="meta"), "'meta', which holds no numbers"),
+    "8 bits": (lambda z: torch.from_numpy(z).to(torch.float8_e4m3fn), r"float8_e4m3fn.*give its .float\(\)"),
+    "too small": (lambda z: z * 1e-160, "image 0 holds values up to .*, whose squares underflow"),
+    "ragged": (lambda z: [[[1.0, 2.0], [3.0]]], "with equal channels"),
+    "masked rows": (lambda z: [[np.ma.masked_array([1.0, 2.0], [True, False])]], "has 1 masked numbers"),
+}
+
+
+@pytest.mark.parametrize("form", UNREADABLE)
+def test_what_holds_no_numbers_is_refused_with_the_remedy(form):
+    make, message = UNREADABLE[form]
+    for compute in (similarity_matrix, top_k):
+        with pytest.raises(InputError, match=message):
+            compute(make(images(3)))
+
+
+def test_values_just_large_enough_have_the_same_cosine():
+    z = images(3)
+    np.testing.assert_allclose(similarity_matrix(z * 1e-130), similarity_matrix(z), atol=1e-3)
+    assert similarity_matrix(np.zeros((1, 2, 3)), kernel="linear") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (similarity_matrix, {"kernel": None}, "unknown kernel None"),
+        (similarity_matrix, {"kernel": []}, r"unknown kernel \[\]"),
+        (similarity_matrix, {"kind": 3}, "unknown kind 3"),
+        (similarity_matrix, {"kernel": "rbf", "sigma": "2"}, "sigma: '2': expected a number"),
+        (similarity_matrix, {"kernel": "rbf", "sigma": True}, "sigma: True: expected a number"),
+        (similarity_matrix, {"kernel": "rbf", "sigma": np.nan}, "sigma: nan: "),
+        (similarity_matrix, {"tolerance": "1e-3"}, "tolerance: '1e-3': expected a number"),
+        (similarity_matrix, {"workers": 1.5}, "workers: 1.5: expected a whole number; leave it out"),
+        (top_k, {"workers": 1.5}, "workers: 1.5: expected a whole number; leave it out"),
+        (
+            top_k,
+            {"database": 5},
+            "database: expected representations, found 5: give the number of hits as k=5",
+        ),
+        (top_k, {"k": "2"}, "k: '2': expected a number"),
+        (top_k, {"tolerance": "1e-3"}, "tolerance: '1e-3': expected a number"),
+        (top_k, {"groups": "abc"}, "groups: expected a group or None for each of 3 images, found 'abc'"),
+        (top_k, {"groups": 3}, "groups: expected a group or None for each of 3 images, found 3"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(function, options, message):
+    with pytest.raises((ConfigError, InputError), match=message):
+        function(images(3), **options)
+
+
+def test_scalars_of_numpy_are_numbers():
+    z = images(3)
+    found = similarity_matrix(z, kernel="rbf", sigma=np.float32(2), workers=np.int64(1))
+    np.testing.assert_array_equal(found, similarity_matrix(z, kernel="rbf", sigma=2))
+    np.testing.assert_array_equal(top_k(z, k=np.int32(2)).indices, top_k(z, k=2).indices)
 
 
 def test_threads_respect_the_quota_of_the_container(monkeypatch):

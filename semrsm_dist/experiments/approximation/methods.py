@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.matcher import Limits, Matcher
-from semrsm_dist.matching.matchers import make_matcher, usable_matchers
+from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
 CHANNEL_DIVISORS = (2, 4, 8)
 """Matchers that limit the channels keep these shares of them."""
@@ -108,7 +108,8 @@ def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> 
     The two references come first, then all other matchers by name.
     """
     kinds = sorted(
-        usable_matchers(), key=lambda kind: (kind.name != "hungarian", kind.name != "auction", kind.name)
+        (kind for _, kind in MATCHERS.usable()),
+        key=lambda kind: (kind.name != "hungarian", kind.name != "auction", kind.name),
     )
     return [
         method

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.fields import Count, Tolerance
 from semrsm_dist.machine import available_cpus
+from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
@@ -120,12 +122,14 @@ def top_k(
     >>> found.indices.shape, found.pairs
     ((20, 3), 190)
     """
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+    if isinstance(database, Integral):
         raise ConfigError(
-            f"k must be a positive whole number, found {k!r}: it is the number of hits per query"
+            f"database: expected representations, found {database}: give the number of hits as k={database}"
         )
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, found {workers}: leave it out for one per core")
+    k = argument("k", k, Count, "it is the number of hits per query")
+    tolerance = argument("tolerance", tolerance, Tolerance)
+    if workers is not None:
+        workers = argument("workers", workers, Count, "leave it out for one per core")
     if database is None and database_groups is not None:
         raise ConfigError("database_groups needs a database: without one, give only groups")
     matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
@@ -164,10 +168,9 @@ def _group_codes(
 
 def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str | None]:
     """Return the groups, refusing values that may mean a missing one: equal, they would form a group."""
-    if len(groups) != n_images:
-        raise InputError(
-            f"{name}: expected a group or None for each of {n_images} images, found {len(groups)}"
-        )
+    if isinstance(groups, str | bytes) or not hasattr(groups, "__len__") or len(groups) != n_images:
+        found = len(groups) if isinstance(groups, list | tuple) else repr(groups)
+        raise InputError(f"{name}: expected a group or None for each of {n_images} images, found {found}")
     for index, group in enumerate(groups):
         if group is not None and not isinstance(group, (str, Integral)):
             raise InputError(

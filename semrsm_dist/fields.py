@@ -47,8 +47,10 @@ def _auto_is_none(value: object) -> object:
 
 
 def _is_number(value: object) -> object:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool):
         raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
+    if isinstance(value, str) and value.strip().lstrip("+-.")[:1].isdigit():
+        raise ValueError("expected a number, not text: write it without quotes")
     return value
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'rbf'"):
         derive("rbff", MATCHED, N_Z, N_Y)
     for sigma in (0.0, -1.0, np.nan, np.inf):
-        with pytest.raises(ConfigError, match="sigma: .*(greater than 0|finite)"):
+        with pytest.raises(ConfigError, match=r"sigma: .*(greater than 0|finite)"):
             derive("rbf", MATCHED, N_Z, N_Y, sigma)
     with pytest.raises(InputError, match=r"found \(6, 4\), \(4,\) and \(6,\)"):
         derive("linear", MATCHED, N_Y, N_Z)

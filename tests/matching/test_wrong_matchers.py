@@ -152,7 +152,10 @@ def test_tiles_of_another_form_are_refused(array):
         ({"__annotations__": {"order": int}}, "a parameter has no default"),
         ({"__annotations__": {"most": float}, "most": np.inf}, "most: .*inf, which JSON lacks"),
         ({"__annotations__": {"names": set}, "names": {"a"}}, "names: .*a set, whose order differs"),
-        ({"__annotations__": {"any": Any}, "any": object()}, "cannot hold the parameters .Unable to serialize"),
+        (
+            {"__annotations__": {"any": Any}, "any": object()},
+            "cannot hold the parameters .Unable to serialize",
+        ),
     ],
 )
 def test_incomplete_declarations_are_refused_when_loaded(attributes, message, install):

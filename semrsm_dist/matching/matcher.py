@@ -233,7 +233,7 @@ class Matcher(Section, ABC):
             "this to its author, and use another matcher"
         )
 
-    def check_tile(self, rows: Panel, columns: Panel, tile: TileResult) -> None:
+    def check_tile(self, tile: TileResult, rows: Panel, columns: Panel) -> None:
         """Raise WorkError if the result of `solve_tile` contradicts itself or the norms of the images.
 
         A value is finite, at most the product of the norms (Cauchy-Schwarz) and at most the upper bound. So is that of

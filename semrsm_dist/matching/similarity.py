@@ -218,7 +218,7 @@ def _match_all(
     def solve(r: slice, c: slice) -> None:
         diagonal = symmetric and r == c
         tile = matcher.solve_tile(rows.part(r), columns.part(c), triangular=diagonal, cancelled=stop.is_set)
-        matcher.check_tile(rows.part(r), columns.part(c), tile)
+        matcher.check_tile(tile, rows.part(r), columns.part(c))
         matched[r, c] = tile.matched
         if symmetric and not diagonal:
             matched[c, r] = tile.matched.T

@@ -115,7 +115,7 @@ class MatchingWorker:
             panels = self._load(part, tiles, number)
             loaded = time.perf_counter()
             result = self.matcher.solve_tile(*panels, triangular=part.rows == part.columns)
-            self.matcher.check_tile(*panels, result)
+            self.matcher.check_tile(result, *panels)
             self._place(tile, part, result, whole)
             seconds["load_seconds"] += loaded - before
             seconds["product_seconds"] += result.products

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import Data, FeaturesData
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
 from semrsm_dist.features.arrays import FeatureArray
 from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
 from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.scan import list_feature_images
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint
@@ -86,15 +86,27 @@ def resolve_features(
 def _identify_images(
     session: Session, side: Side, data: FeaturesData, n_images: int, known: object
 ) -> Manifest:
-    """Return the table of images, or the run's copy of it if the table is gone: no features are made from it."""
+    """Return the manifest: ids from the table where there is one, else the index."""
+    if data.table is None:
+        return Manifest.from_ids([str(index) for index in range(n_images)])
     try:
-        return list_feature_images(side, data, n_images)
+        entries = read_entries(data.table, needs_uri=False)
     except MissingInputError as error:
         copy = read_copy(session, side)
         if copy is None or known != settle(data.table):
             raise
-        continue_without(session, str(error), [])
+        continue_without(session, str(error), [])  # no features are made from it
         return copy
+    if len(entries) != n_images:
+        raise InputError(
+            f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
+            "each image, in the order of the features"
+        )
+    return Manifest.from_ids(
+        [entry.image_id for entry in entries],
+        [entry.labels for entry in entries],
+        [entry.group for entry in entries],
+    )
 
 
 def _facts(side: str, layer: str, source: SourceAnswer) -> Fingerprint:

@@ -184,8 +184,12 @@ def _identify_model(
     weights = None if file is None else str(file.absolute())
     if known and known.question == question:
         return known.model_copy(update={"weights": weights, "precision": precision})
+    from semrsm_dist.features.layers import resolve_layers  # noqa: PLC0415 - torch only where a model is needed
+    from semrsm_dist.features.models import load_model  # noqa: PLC0415
+
     with session.timed("model"):
-        facts, layers = _load_and_describe(config)
+        model = load_model(model_spec(config))
+        facts, layers = describe_model(model, resolve_layers(model, config.layers))
     return ModelAnswer(question=question, facts=facts, layers=layers, weights=weights, precision=precision)
 
 
@@ -207,14 +211,6 @@ def check_model(config: ModelConfig) -> None:
             registry.require_tag(spec.name)
         spec = replace(spec, weights="random")  # which layers there are does not depend on them
     resolve_layers(load_model(spec), config.layers)
-
-
-def _load_and_describe(config: ModelConfig) -> tuple[dict[str, Any], dict[str, LayerSizes]]:
-    from semrsm_dist.features.layers import resolve_layers  # noqa: PLC0415 - torch only where a model is needed
-    from semrsm_dist.features.models import load_model  # noqa: PLC0415
-
-    model = load_model(model_spec(config))
-    return describe_model(model, resolve_layers(model, config.layers))
 
 
 def describe_model(

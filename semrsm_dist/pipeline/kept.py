@@ -9,7 +9,7 @@ of the run is an error as in a new run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def settle(value: Any) -> Any:
     """Return a section of the configuration for the record: its paths mean the same in any working directory."""
     if isinstance(value, BaseModel):
         return {name: settle(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {name: settle(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [settle(each) for each in value]
     return str(value.absolute()) if isinstance(value, Path) else value

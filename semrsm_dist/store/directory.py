@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
-from semrsm_dist.store.record import OtherFormatError, RunRecord, parse_record
+from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -125,17 +125,14 @@ class RunDirectory:
         """
         problems = []
         for name in (RECORD, RECORD_COPY):
-            path = self.path / name
             try:
-                record = parse_record(path, path.read_text("utf-8"))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+                record = read_record(self.path / name)
             except OtherFormatError:
                 raise
             except StorageError as error:
                 problems.append(str(error))
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"{path}: the record of the run cannot be read ({error})")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             else:
                 if name == RECORD_COPY:
                     log.warning("%s: missing or damaged; its copy %s is used", self.path / RECORD, name)

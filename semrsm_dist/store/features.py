@@ -27,13 +27,18 @@ TOKEN_COUNT = "token_count"
 VERIFIED = "verified"
 """Attribute of a layer's group."""
 
-_CHUNKS: dict[str, tuple[str, ...]] = {
-    TOKEN_COUNT: (),
-    SQUARED_NORM: (),
-    POOLED: ("0",),
-    FEATURES: ("0", "0"),
+_ARRAYS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    TOKEN_COUNT: ("int32", ("image",)),
+    SQUARED_NORM: ("float64", ("image",)),
+    POOLED: ("float32", ("image", "channel")),
+    FEATURES: (None, ("image", "token", "channel")),
 }
-"""The arrays of a layer, and what follows the chunk's number in the name of a chunk."""
+"""The arrays of a layer in the order in which a chunk of them is written: type, if it is fixed, and dimensions."""
+
+
+def _chunk_index(name: str, number: int) -> tuple[int, ...]:
+    """Return the position of a chunk in an array's grid: only the images are divided."""
+    return (number, *(0 for _ in _ARRAYS[name][1][1:]))
 
 
 @dataclass(frozen=True)
@@ -74,31 +79,16 @@ class FeatureStore:
             `float32` or `float16`.
         """
         chunks.create_group(self.root, f"{self.side}/{self.layer}")
-        for name, kind in ((TOKEN_COUNT, "int32"), (SQUARED_NORM, "float64")):
+        sizes = {"image": n_images, "token": n_tokens, "channel": n_channels}
+        for name, (kind, dimensions) in _ARRAYS.items():
             chunks.create_array(
                 self.group,
                 name,
-                shape=(n_images,),
-                chunks=(chunk_size,),
-                dtype=kind,
-                dimension_names=("image",),
+                shape=[sizes[dimension] for dimension in dimensions],
+                chunks=[chunk_size, *(sizes[dimension] for dimension in dimensions[1:])],
+                dtype=kind or dtype,
+                dimension_names=dimensions,
             )
-        chunks.create_array(
-            self.group,
-            POOLED,
-            shape=(n_images, n_channels),
-            chunks=(chunk_size, n_channels),
-            dtype="float32",
-            dimension_names=("image", "channel"),
-        )
-        chunks.create_array(
-            self.group,
-            FEATURES,
-            shape=(n_images, n_tokens, n_channels),
-            chunks=(chunk_size, n_tokens, n_channels),
-            dtype=dtype,
-            dimension_names=("image", "token", "channel"),
-        )
 
     def write_chunk(
         self, index: int, z: NDArray[np.floating[Any]], token_counts: NDArray[np.int64] | None = None
@@ -142,7 +132,7 @@ class FeatureStore:
     def present(self) -> set[int]:
         """Return the numbers of the chunks that are complete."""
         return set.intersection(
-            *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _CHUNKS)
+            *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _ARRAYS)
         )
 
     def remove_damaged(self, threads: int = 4) -> list[int]:
@@ -150,10 +140,9 @@ class FeatureStore:
         numbers = sorted(self.present())
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
-            for name, rest in _CHUNKS.items():
-                array = self._arrays[name]
-                indices = [(chunk, *map(int, rest)) for chunk in numbers]
-                intact = pool.map(partial(chunks.is_decodable, array), indices)
+            for name in _ARRAYS:
+                indices = [_chunk_index(name, number) for number in numbers]
+                intact = pool.map(partial(chunks.is_decodable, self._arrays[name]), indices)
                 for index, ok in zip(indices, intact, strict=True):
                     if not ok:
                         chunks.delete_chunk(self.group, name, index)
@@ -168,7 +157,7 @@ class FeatureStore:
         StorageError
             If they cannot be removed.
         """
-        for name in reversed(_CHUNKS):  # features first: a chunk without them is not complete
+        for name in reversed(_ARRAYS):  # features first: a chunk without them is not complete
             for index in chunks.list_chunks(self.group, name):
                 if numbers is None or index[0] in numbers:
                     chunks.delete_chunk(self.group, name, index)
@@ -192,9 +181,8 @@ class FeatureStore:
 
     def has_chunk(self, index: int) -> bool:
         """Return whether one chunk is complete."""
-        return all(
-            self.group.joinpath(name, "c", str(index), *rest).is_file() for name, rest in _CHUNKS.items()
-        )
+        places = (self.group.joinpath(name, "c", *map(str, _chunk_index(name, index))) for name in _ARRAYS)
+        return all(place.is_file() for place in places)
 
     def dtype(self) -> np.dtype[Any]:
         """Return the type that features are stored in."""

@@ -193,7 +193,7 @@ class OtherFormatError(StorageError):
     """The run directory is of another version."""
 
 
-def parse_record(path: Path, text: str) -> RunRecord:
+def read_record(path: Path) -> RunRecord:
     """Return the record that a file holds.
 
     Raises
@@ -201,11 +201,16 @@ def parse_record(path: Path, text: str) -> RunRecord:
     OtherFormatError
         If it is the record of another version.
     StorageError
-        If it is damaged or not a record.
+        If it cannot be read, is damaged or not a record.
+    FileNotFoundError, NotADirectoryError
+        If there is none.
     """
     try:
+        text = path.read_bytes()
         content = from_json(text)
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:
         raise StorageError(f"{path}: the record of the run cannot be read ({error})") from error
     found = (
         content.get("format", 1 if "fingerprint" in content else None) if isinstance(content, dict) else None

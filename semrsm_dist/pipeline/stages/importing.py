@@ -7,7 +7,7 @@ then are the copies marked as verified.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -20,7 +20,7 @@ from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, MissingInputError, WorkError
 from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
-from semrsm_dist.pipeline.kept import continue_without
+from semrsm_dist.pipeline.kept import continue_without, settle
 from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
@@ -128,8 +128,7 @@ def import_features(
             open_array(data.layers[layer], data.layout)
         except MissingInputError as error:  # features of a run were damaged, and their source is gone
             continue_without(session, str(error), [(side, layer)])
-    paths = {key: absolute_paths(getattr(data, key)) for key in ("layers", "token_counts")}
-    worker = ImportWorker(session.directory.path, side, data.model_copy(update=paths), record.chunk_size)
+    worker = ImportWorker(session.directory.path, side, FeaturesData(**settle(data)), record.chunk_size)
     outcome = session.work(
         "import",
         lambda: session.start_tasks(worker),
@@ -174,11 +173,6 @@ def _has_changed(data: FeaturesData, known: SourceAnswer, store: FeatureStore) -
     return any(
         hash_token_counts(each) != known.token_counts_sha256 for each in (counts, store.read_token_counts())
     )
-
-
-def absolute_paths(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Return paths that are valid in any working directory."""
-    return {layer: path.absolute() for layer, path in paths.items()}
 
 
 def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> None:

@@ -11,8 +11,6 @@ from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource
-from semrsm_dist.data.sources.features import FeaturesData
-from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
@@ -171,29 +169,6 @@ def _scan_new(
             f"{first_cause(outcome.failures)}"
         )
     yield from zip(new, (row for batch in batches for row in found[batch.first]), strict=True)
-
-
-def list_feature_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
-    """Return the manifest of ready-made features: ids from the table where there is one, else the index.
-
-    Raises
-    ------
-    InputError
-        If the table does not have one row for each image.
-    """
-    if data.table is None:
-        return Manifest.from_ids([str(index) for index in range(n_images)])
-    entries = read_entries(data.table, needs_uri=False)
-    if len(entries) != n_images:
-        raise InputError(
-            f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
-            "each image, in the order of the features"
-        )
-    return Manifest.from_ids(
-        [entry.image_id for entry in entries],
-        [entry.labels for entry in entries],
-        [entry.group for entry in entries],
-    )
 
 
 def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:

@@ -71,7 +71,7 @@ def read_json(location: str, remedy: str) -> Mapping[str, Any]:
     content = read_bytes(location, remedy)
     try:
         document = json.loads(content)
-    except ValueError as error:  # of JSON and of the encoding
+    except (ValueError, RecursionError) as error:  # of JSON, its depth and the encoding
         raise InputError(f"{location}: not complete JSON ({error}); get the file again") from error
     if not isinstance(document, dict):
         raise InputError(

@@ -167,7 +167,7 @@ class RunDirectory:
             summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StorageError(
                 f"{self.path / 'summary.json'}: cannot be read ({error}); delete it"
             ) from error
@@ -201,7 +201,7 @@ class RunDirectory:
         except FileNotFoundError:
             return
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):
                     yield event

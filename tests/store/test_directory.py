@@ -480,9 +480,10 @@ def test_the_summary_is_kept_beside(run):
     assert run.read_summary() is None
     run.write_summary({"z": None, "a": [1.5]})
     assert list(run.read_summary().items()) == [("z", None), ("a", [1.5])]
-    (run.path / "summary.json").write_text("{")
-    with pytest.raises(StorageError, match=r"summary\.json: cannot be read .* delete it"):
-        run.read_summary()
+    for content in ("{", "[" * 100_000):
+        (run.path / "summary.json").write_text(content)
+        with pytest.raises(StorageError, match=r"summary\.json: cannot be read .* delete it"):
+            run.read_summary()
 
 
 # --- the ledger ------------------------------------------------------------------------------------------
@@ -515,7 +516,9 @@ def test_a_line_that_a_kill_cut_short_takes_no_other_along(tmp_path_factory, len
     assert [name for name in names if name in ("first", "next", "last")] == ["first", "next", "last"]
 
 
-@pytest.mark.parametrize("line", [b"[1, 2]\n", b"3\n", b"\xff\xfe\n", b"\0\0\0\0\n", b"\n", b"null\n"])
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000 + b"\n", b"[1, 2]\n", b"3\n", b"\xff\xfe\n", b"\0\0\0\0\n", b"\n", b"null\n"]
+)
 def test_strange_lines_are_passed_over(run, line):
     run.append_event("first")
     with (run.path / "events.jsonl").open("ab") as ledger:

@@ -22,22 +22,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and its bootstrap percentile interval; NaN where it is undefined.
-
-    Attributes
-    ----------
-    estimate
-        From the images as they are.
-    low, high
-        Ends of the interval.
-    confidence
-        Share of resamples between them.
-    """
+    """An estimate from the images as they are, and its bootstrap percentile interval; NaN where it is undefined."""
 
     estimate: float
     low: float
     high: float
     confidence: float
+
+    def columns(self, value: str = "value", prefix: str = "") -> dict[str, float]:
+        """Return the estimate and the interval as columns of a table."""
+        ends = {f"{prefix}low": self.low, f"{prefix}high": self.high}
+        return {value: self.estimate, **ends, "confidence": self.confidence}
 
 
 def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:

@@ -61,10 +61,25 @@ P_contra = TypeVar("P_contra", bound=Parameters, contravariant=True)
 
 
 class Computation(Protocol[P_contra]):
-    """The function of an experiment: from a run and checked parameters to what is found."""
+    """The function of an experiment."""
 
     def __call__(self, config: RunConfig, parameters: P_contra, reporter: Reporter) -> Findings:
-        """Compute what is missing of the run, and judge it."""
+        """Compute what is missing of a run, and return what is found.
+
+        Parameters
+        ----------
+        config
+            The run. What is derived from it is kept below its directory, in `evaluation`.
+        parameters
+            Checked.
+        reporter
+            Where progress is reported.
+
+        Raises
+        ------
+        ConfigError, InputError
+            If the run is not of the kind that the experiment judges: before anything is computed where that is known.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ Only `matplotlib.figure.Figure` is used, never a backend or `pyplot`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,12 +65,30 @@ def draw_intervals(
     )
 
 
+def draw_beside(
+    axes: Axes,
+    rows: pd.DataFrame,
+    looks: Mapping[str, Mapping[str, Any]],
+    *,
+    by: str,
+    ticks: Sequence[Any],
+    over: str = "layer",
+    value: str = "value",
+    spread: float = 0.7,
+) -> None:
+    """Draw values with intervals over the ticks, those of each name in `looks` (of column `by`) side by side."""
+    for position, (name, look) in enumerate(looks.items()):
+        part = rows[rows[by] == name]
+        shift = spread * ((position + 0.5) / len(looks) - 0.5)
+        draw_intervals(
+            axes, [ticks.index(tick) + shift for tick in part[over]], part, value, label=name, **look
+        )
+
+
 def draw_kinds(axes: Axes, rows: pd.DataFrame, layers: Sequence[str]) -> None:
     """Draw both kinds over the layers, side by side."""
-    for shift, (kind, look) in zip((-0.06, 0.06), LOOKS.items(), strict=True):
-        here = rows[rows["kind"] == kind]
-        places = [layers.index(layer) + shift for layer in here["layer"]]
-        draw_intervals(axes, places, here, linestyle="-", label=kind, **look)
+    looks = {kind: {"linestyle": "-", **look} for kind, look in LOOKS.items()}
+    draw_beside(axes, rows, looks, by="kind", ticks=layers, spread=0.24)
     name_layers(axes, layers)
 
 

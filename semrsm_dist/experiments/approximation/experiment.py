@@ -9,7 +9,6 @@ the certified auction, which matches all tokens together, beats it.
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -17,15 +16,14 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.bootstrap import RESAMPLES
 from semrsm_dist.experiments.approximation import REFERENCE, ApproximationParameters
-from semrsm_dist.experiments.approximation.methods import Grid, list_methods, measure_methods
+from semrsm_dist.experiments.approximation.methods import list_methods, measure_methods
 from semrsm_dist.experiments.approximation.report import draw_approximation, write_text
 from semrsm_dist.experiments.approximation.table import answer_windows, tabulate_layer
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.machine import limit_threads
-from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run
 
@@ -34,75 +32,52 @@ LARGEST_EXACT = 800
 
 
 def evaluate(config: RunConfig, parameters: ApproximationParameters, reporter: Reporter) -> Findings:
-    """Match the same pairs of images by every matcher, and compare time and quality.
-
-    Parameters
-    ----------
-    config
-        Any run; its features are read, its own matcher does not matter.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    InputError
-        As `semrsm_dist.pipeline.driver.run`, or images differ in their number of tokens.
-    """
-    rounds, keep = parameters.rounds, parameters.keep
-    grid = Grid(
-        tolerances=tuple(sorted({*parameters.tolerances, REFERENCE, 0.0}, reverse=True)),
-        inner_tolerances=tuple(sorted(set(parameters.inner_tolerances))),
-        sizes=tuple(sorted(set(parameters.sizes))),
-        seed=parameters.seed,
+    """Match the same pairs of images of any run by every matcher, and compare time and quality."""
+    grid = parameters.model_copy(
+        update={
+            "tolerances": tuple(sorted({*parameters.tolerances, REFERENCE, 0.0}, reverse=True)),
+            "inner_tolerances": tuple(sorted(set(parameters.inner_tolerances))),
+            "sizes": tuple(sorted(set(parameters.sizes))),
+        }
     )
-    driver.run(config, reporter=reporter)
-    run = Run(config.run)
+    run = complete_run(config, reporter)
     images = _draw_images(run, parameters.n_rows, parameters.n_columns, parameters.seed)
-    parts = []
-    with (
-        limit_threads(1),
-        reporter.stage("approximation", len(run.requested_layers) * rounds * len(images[0]), "rows") as shown,
-    ):
+    parts, total = [], len(run.requested_layers) * parameters.rounds * len(images[0])
+    with limit_threads(1), reporter.stage("approximation", total, "rows") as shown:
         for layer in run.requested_layers:
-            part = _measure_layer(LayerFeatures(run, layer), images, grid, rounds, shown)
-            parts.append(pd.concat([part, answer_windows(part, keep)], ignore_index=True).assign(layer=layer))
+            part = _measure_layer(LayerFeatures(run, layer), images, grid, shown)
+            answers = answer_windows(part, parameters.keep)
+            parts.append(pd.concat([part, answers], ignore_index=True).assign(layer=layer))
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "layer", table.pop("layer"))
+    tried = grid.model_dump(include={"tolerances", "inner_tolerances", "sizes", "seed"})
     return Findings(
         table,
         lambda figure: draw_approximation(figure, table),
-        write_text(table, keep),
-        {"grid": asdict(grid), "processor": platform.processor() or platform.machine()},
+        write_text(table, parameters.keep),
+        {"grid": tried, "processor": platform.processor() or platform.machine()},
     )
 
 
 def _measure_layer(
     features: LayerFeatures,
     images: tuple[NDArray[np.intp], NDArray[np.intp]],
-    grid: Grid,
-    rounds: int,
+    grid: ApproximationParameters,
     shown: Stage,
 ) -> pd.DataFrame:
-    methods = list_methods(
-        features.n_tokens, features.n_channels, grid, exact=features.n_tokens <= LARGEST_EXACT
-    )
-    rows, columns = (
-        np.concatenate([features.store(side).read(slice(image, image + 1)) for image in drawn])
-        for side, drawn in zip((features.query_side, "images"), images, strict=True)
-    )
-    sides = (features.query_side, "images")
-    if any(
-        (features.token_counts(side)[drawn] < features.n_tokens).any()
-        for side, drawn in zip(sides, images, strict=True)
-    ):
+    n_tokens, sides = features.n_tokens, list(zip((features.query_side, "images"), images, strict=True))
+    if any((features.token_counts(side)[drawn] < n_tokens).any() for side, drawn in sides):
         raise InputError(
             f"layer {features.layer!r}: images differ in their number of tokens, which most approximations cannot "
             "match; judge them on images of one size"
         )
-    found = measure_methods(methods, rows, columns, rounds=rounds, advance=lambda: shown.advance(1))
-    return tabulate_layer(found, rows, columns, reference=REFERENCE, seed=grid.seed, resamples=RESAMPLES)
+    methods = list_methods(n_tokens, features.n_channels, grid, exact=n_tokens <= LARGEST_EXACT)
+    rows, columns = (
+        np.concatenate([features.store(side).read(slice(image, image + 1)) for image in drawn])
+        for side, drawn in sides
+    )
+    found = measure_methods(methods, rows, columns, rounds=grid.rounds, advance=lambda: shown.advance(1))
+    return tabulate_layer(found, rows, columns, seed=grid.seed)
 
 
 def _draw_images(

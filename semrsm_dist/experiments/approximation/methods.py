@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.experiments.approximation import ApproximationParameters
 from semrsm_dist.matching.matcher import Limits, Matcher
 from semrsm_dist.matching.matchers import MATCHERS, make_matcher
 
@@ -22,19 +23,7 @@ SLOW = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A matcher with parameters.
-
-    Attributes
-    ----------
-    matcher
-        Its name.
-    parameter, size
-        The parameter that makes it cheaper, and its value; empty and NaN where there is none.
-    tolerance
-        Of its inner matching, on the cosine scale; NaN where it has none.
-    seed
-        Of its draw, if it has one.
-    """
+    """A matcher and, if it has them, what makes it cheaper, its tolerance on the cosine scale and its seed."""
 
     matcher: str
     parameter: str = ""
@@ -51,25 +40,12 @@ class Method:
             given["seed"] = self.seed
         return make_matcher(self.matcher, **given)
 
-    def label(self) -> str:
-        """Return the matcher with what distinguishes it."""
-        size = f" {self.parameter} {self.size:.0f}" if self.parameter else ""
-        tolerance = "" if np.isnan(self.tolerance) else f" tolerance {self.tolerance:g}"
-        return f"{self.matcher}{size}{tolerance}"
-
 
 @dataclass(slots=True)
 class Measurement:
-    """What a method gives on R x K pairs, and the processor time that it takes.
+    """What a method gives on R x K pairs as `TileResult` has it, and its processor time.
 
-    Attributes
-    ----------
-    method
-        The method.
-    matched, upper_bound, identity : (R, K)
-        As `TileResult`.
-    pair_seconds, image_seconds : list of (R,)
-        One a round: seconds a pair, and seconds to prepare an image, of each row of pairs.
+    Times are one array (R,) a round: seconds a pair, and seconds to prepare an image, of each row of pairs.
     """
 
     method: Method
@@ -80,29 +56,9 @@ class Measurement:
     image_seconds: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The settings that are tried.
-
-    Attributes
-    ----------
-    tolerances
-        Of the auction.
-    inner_tolerances
-        Of the match within windows, samples and projections.
-    sizes
-        Windows, k and samples.
-    seed
-        Of random matchers.
-    """
-
-    tolerances: tuple[float, ...]
-    inner_tolerances: tuple[float, ...]
-    sizes: tuple[int, ...]
-    seed: int
-
-
-def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> list[Method]:
+def list_methods(
+    n_tokens: int, n_channels: int, grid: ApproximationParameters, *, exact: bool
+) -> list[Method]:
     """Return the methods for representations of S x C, with sizes below S; `exact` adds the Hungarian method.
 
     The two references come first, then all other matchers by name.
@@ -119,7 +75,9 @@ def list_methods(n_tokens: int, n_channels: int, grid: Grid, *, exact: bool) -> 
     ]
 
 
-def _methods_of(kind: type[Matcher], n_tokens: int, n_channels: int, grid: Grid) -> list[Method]:
+def _methods_of(
+    kind: type[Matcher], n_tokens: int, n_channels: int, grid: ApproximationParameters
+) -> list[Method]:
     """Return what is tried of a matcher: each size of what limits it, with each tolerance."""
     seed = grid.seed if "seed" in kind.model_fields else None
     tolerances: tuple[float, ...] = (np.nan,)

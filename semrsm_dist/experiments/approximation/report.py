@@ -20,6 +20,7 @@ from semrsm_dist.experiments.approximation.table import (
     by_method,
 )
 from semrsm_dist.experiments.plotting import count_rows, make_panels, share_legend, style_names
+from semrsm_dist.experiments.tables import write_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +65,8 @@ def _list_methods(part: pd.DataFrame, keep: float) -> str:
                 "ms a pair": f"{1e3 * chosen[SECONDS]:.3f}",
                 "x hungarian": "-" if np.isnan(hungarian) else f"{hungarian:.2g}",
                 "x auction 1e-3": f"{chosen[BY_AUCTION]:.2g}",
-                "of optimum": _number(chosen[RATIO]),
-                "share of gain": f"{_number(chosen[SHARE])} {_interval(part, chosen)}",
+                "of optimum": write_number(chosen[RATIO]),
+                "share of gain": f"{write_number(chosen[SHARE])} {_interval(part, chosen)}",
             }
         )
     listed: str = pd.DataFrame(lines).to_string(index=False)
@@ -83,7 +84,7 @@ def _interval(part: pd.DataFrame, chosen: pd.Series) -> str:
     for name in ("size", "tolerance"):
         same &= part[name].isna() if np.isnan(chosen[name]) else part[name] == chosen[name]
     row = part[same].iloc[0]
-    return f"[{_number(row['low'])}, {_number(row['high'])}]"
+    return f"[{write_number(row['low'])}, {write_number(row['high'])}]"
 
 
 def _answer(part: pd.DataFrame, keep: float) -> str:
@@ -111,10 +112,6 @@ def _undefined(part: pd.DataFrame) -> str:
     }
     left_out = [f"{count} pairs with {what}" for what, count in counts.items() if count]
     return f"\nleft out: {', '.join(left_out)}" if left_out else ""
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def draw_approximation(figure: Figure, table: pd.DataFrame) -> None:

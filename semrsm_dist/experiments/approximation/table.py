@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, draw_counts, percentile_interval
 from semrsm_dist.evaluation.match_quality import judge_matches, mean_over_pairs, pareto_front
+from semrsm_dist.experiments.approximation import REFERENCE
 from semrsm_dist.experiments.approximation.methods import Measurement
 
 SECONDS, PREPARE = "seconds a pair", "seconds to prepare an image"
@@ -27,59 +28,64 @@ DIGITS = 4
 
 
 def tabulate_layer(
-    found: Sequence[Measurement],
-    rows: NDArray[Any],
-    columns: NDArray[Any],
-    *,
-    reference: float,
-    seed: int,
-    resamples: int,
+    found: Sequence[Measurement], rows: NDArray[Any], columns: NDArray[Any], *, seed: int
 ) -> pd.DataFrame:
-    """Return one row per method and quantity, with intervals over images where a quantity varies with them.
-
-    Parameters
-    ----------
-    found
-        From `measure_methods`.
-    rows, columns : (R, S, C), (K, S, C)
-        The representations that were matched.
-    reference
-        Tolerance of the auction that times are compared with.
-    seed, resamples
-        Of the bootstrap.
-    """
+    """Return one row per method and quantity on (R, S, C) and (K, S, C), with intervals over images where it varies."""
     norms = np.outer(*(np.sqrt(np.sum(z.astype(np.float64) ** 2, axis=(1, 2))) for z in (rows, columns)))
     by_name = {(one.method.matcher, one.method.tolerance): one for one in found}
     hungarian = next((one for one in found if one.method.matcher == "hungarian"), None)
+    references = {BY_HUNGARIAN: hungarian, BY_AUCTION: by_name["auction", REFERENCE]}
     best = hungarian or by_name["auction", 0.0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        optimum_gap = np.where(norms > 0.0, (best.upper_bound - best.matched) / norms, np.nan)
+    before = {"n_tokens": rows.shape[1], "n_channels": rows.shape[2]}
+    n_rows, n_columns = norms.shape
+    counts = {"n_rows": n_rows, "n_columns": n_columns, "n_pairs": n_rows * n_columns}
+    return _with_front(
+        pd.DataFrame(
+            {
+                **before,
+                **{name: getattr(one.method, name) for name in METHOD},
+                "quantity": quantity,
+                **interval.columns(),
+                **counts,
+                "n_undefined": n_undefined,
+                "seed": seed,
+            }
+            for one in found
+            for quantity, interval, n_undefined in _judge(one, best, references, norms, seed)
+        )
+    )
+
+
+def _judge(
+    one: Measurement,
+    best: Measurement,
+    references: Mapping[str, Measurement | None],
+    norms: NDArray[np.float64],
+    seed: int,
+) -> Iterator[tuple[str, Interval, int]]:
+    """Yield the quantities of a method, and of how many pairs each is undefined."""
+    seconds, counts = np.min(one.pair_seconds, axis=0), draw_counts(len(norms), seed=seed)
+    yield SECONDS, _ratio_of_means(seconds, np.ones_like(seconds), counts), 0
+    prepare = float(np.min(one.image_seconds, axis=0).mean())
+    yield PREPARE, Interval(prepare, np.nan, np.nan, CONFIDENCE), 0
+    for quantity, other in references.items():
+        if other is not None:
+            yield quantity, _ratio_of_means(seconds, np.min(other.pair_seconds, axis=0), counts), 0
+    optimum_gap = _cosine_gap(best, norms)
     accuracy = float(np.nanmax(optimum_gap)) if np.isfinite(optimum_gap).any() else 0.0
-    against = {BY_HUNGARIAN: hungarian, BY_AUCTION: by_name["auction", reference]}
-    counts = draw_counts(len(rows), resamples=resamples, seed=seed)
+    quality, gap = (
+        judge_matches(one.matched, one.identity, best.matched, norms, accuracy),
+        _cosine_gap(one, norms),
+    )
+    judged = {RATIO: quality.ratio, SHARE: quality.share, LOSS: quality.loss, GAP: gap}
+    for quantity, values in (judged | ({OPTIMUM_GAP: gap} if one is best else {})).items():
+        yield quantity, mean_over_pairs(values, seed=seed), int(np.isnan(values).sum())
 
-    def over_pairs(values: NDArray[np.float64]) -> Interval:
-        return mean_over_pairs(values, resamples=resamples, seed=seed)
 
-    table: list[dict[str, Any]] = []
-    for one in found:
-        add = _adder(table, one, rows, columns, seed)
-        quality = judge_matches(one.matched, one.identity, best.matched, norms, accuracy)
-        seconds = np.min(one.pair_seconds, axis=0)
-        add(SECONDS, _ratio_of_means(seconds, np.ones_like(seconds), counts))
-        prepare = float(np.min(one.image_seconds, axis=0).mean())
-        add(PREPARE, Interval(prepare, np.nan, np.nan, CONFIDENCE))
-        for quantity, other in against.items():
-            if other is not None:
-                add(quantity, _ratio_of_means(seconds, np.min(other.pair_seconds, axis=0), counts))
-        for quantity, values in ((RATIO, quality.ratio), (SHARE, quality.share), (LOSS, quality.loss)):
-            add(quantity, over_pairs(values), int(np.isnan(values).sum()))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gap = np.where(norms > 0.0, (one.upper_bound - one.matched) / norms, np.nan)
-        add(GAP, over_pairs(gap), int(np.isnan(gap).sum()))
-        if one is best:
-            add(OPTIMUM_GAP, over_pairs(gap), int(np.isnan(gap).sum()))
-    return _with_front(pd.DataFrame(table))
+def _cosine_gap(one: Measurement, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap: NDArray[np.float64] = np.where(norms > 0.0, (one.upper_bound - one.matched) / norms, np.nan)
+    return gap
 
 
 def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
@@ -91,7 +97,6 @@ def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
     wide = by_method(table)
     wide[SHARE] = wide[SHARE].round(DIGITS)
     auction = wide[wide["matcher"] == "auction"]
-    facts = table.iloc[0][["n_tokens", "n_channels", "confidence", "n_rows", "n_columns", "n_pairs", "seed"]]
     answers = []
     windowed = wide[wide["parameter"] == "window"]
     for (matcher, tolerance), tried in windowed.groupby(["matcher", "tolerance"], sort=False):
@@ -102,20 +107,9 @@ def answer_windows(table: pd.DataFrame, keep: float) -> pd.DataFrame:
             beaten = float(((auction[SECONDS] <= best[SECONDS]) & (auction[SHARE] >= best[SHARE])).any())
         window = np.nan if best is None else float(best["size"])
         for quantity, value in ((BEST, window), (BEATEN, beaten)):
-            answers.append(
-                {
-                    **facts.to_dict(),
-                    "matcher": matcher,
-                    "parameter": "window",
-                    "size": np.nan,
-                    "tolerance": tolerance,
-                    "quantity": quantity,
-                    "value": value,
-                    "low": np.nan,
-                    "high": np.nan,
-                    "n_undefined": 0,
-                }
-            )
+            place = {"matcher": matcher, "parameter": "window", "size": np.nan, "tolerance": tolerance}
+            found = {"quantity": quantity, "value": value, "low": np.nan, "high": np.nan, "n_undefined": 0}
+            answers.append({**table.iloc[0].to_dict(), **place, **found})
     return pd.DataFrame(answers, columns=table.columns).astype(table.dtypes)
 
 
@@ -126,34 +120,6 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
         dict(zip(METHOD, method, strict=True)) | dict(zip(part["quantity"], part["value"], strict=True))
         for method, part in measured.groupby(METHOD, sort=False, dropna=False)
     )
-
-
-def _adder(
-    table: list[dict[str, Any]], one: Measurement, rows: NDArray[Any], columns: NDArray[Any], seed: int
-) -> Callable[..., None]:
-    def add(quantity: str, interval: Interval, n_undefined: int = 0) -> None:
-        table.append(
-            {
-                "n_tokens": rows.shape[1],
-                "n_channels": rows.shape[2],
-                "matcher": one.method.matcher,
-                "parameter": one.method.parameter,
-                "size": one.method.size,
-                "tolerance": one.method.tolerance,
-                "quantity": quantity,
-                "value": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-                "confidence": interval.confidence,
-                "n_rows": len(rows),
-                "n_columns": len(columns),
-                "n_pairs": len(rows) * len(columns),
-                "n_undefined": n_undefined,
-                "seed": seed,
-            }
-        )
-
-    return add
 
 
 def _ratio_of_means(

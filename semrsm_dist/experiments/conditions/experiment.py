@@ -36,7 +36,7 @@ from semrsm_dist.experiments.conditions import ConditionsParameters
 from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
 from semrsm_dist.experiments.evidence import Findings
-from semrsm_dist.pipeline import driver
+from semrsm_dist.experiments.runs import choose_kernels, complete_run
 from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
@@ -47,38 +47,22 @@ Scores = NDArray[np.float64]
 
 
 def evaluate(config: RunConfig, parameters: ConditionsParameters, reporter: Reporter) -> Findings:
-    """Measure F1@1 of semantic less spatio-semantic similarity under each condition.
-
-    Parameters
-    ----------
-    config
-        A run on digit scenes, around which the conditions lie; their seed is that of its scenes.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    ConfigError
-        If the run is not on digit scenes, or no condition is possible.
-    """
+    """Measure F1@1 of semantic less spatio-semantic similarity under each condition around a run on digit scenes."""
     kernel, seed, resamples = parameters.kernel, parameters.seed, parameters.resamples
     scenes = _require_scenes(config, parameters.images)
     base = _base_config(config, scenes, layers=parameters.layers, kernel=kernel)
-    driver.run(base, reporter=reporter)
-    own_size = _input_size(Run(base.run))
+    own_size = _input_size(complete_run(base, reporter))
     conditions, left_out = list_conditions(scenes, own_size, parameters.factors)
     runs = {(scenes.model_dump_json(), own_size): base}
     rows: list[dict[str, Any]] = []
     for condition in conditions:
         derived = runs.setdefault(condition.settings(), _derive(base, condition))
         try:
-            driver.run(derived, reporter=reporter)
+            run = complete_run(derived, reporter)
         except ConfigError as error:  # such as an input size that the network cannot take; the base ran
             left_out.append(f"{condition.factor} {condition.level:.4g}: {str(error).splitlines()[0]}")
             continue
-        rows += _measure(Run(derived.run), condition, kernel=kernel, resamples=resamples, seed=seed)
+        rows += _measure(run, condition, kernel=kernel, resamples=resamples, seed=seed)
     if not rows:
         raise ConfigError(
             "factors: none of the conditions can be made of these scenes; widen the ranges of data or vary others:\n"
@@ -135,10 +119,7 @@ def _measure(
                 "f1": level.estimate,
                 "f1_low": level.low,
                 "f1_high": level.high,
-                "gain": gain.estimate,
-                "low": gain.low,
-                "high": gain.high,
-                "confidence": gain.confidence,
+                **gain.columns("gain"),
                 "n": int(np.count_nonzero(~np.isnan(f1))),
                 "resamples": resamples,
                 "seed": seed,
@@ -162,14 +143,13 @@ def _base_config(
     document = config.model_dump()
     own = document["model"]["layers"]
     wanted = tuple(layers) if layers is not None else tuple(dict.fromkeys((own[len(own) // 3], own[-1])))
-    widths: dict[str, float | None] = {item.name: item.sigma for item in config.kernels}
     return RunConfig.model_validate(
         {
             **document,
             "run": config.run / "evaluation" / "conditions" / f"{scenes.n_images}-images" / "base",
             "data": scenes,
             "model": {**document["model"], "layers": wanted},
-            "kernels": [{"name": kernel, "sigma": widths.get(kernel)}],
+            "kernels": choose_kernels(config, [kernel]),
         }
     )
 

@@ -34,19 +34,7 @@ FACTORS: dict[Factor, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One run of the experiment.
-
-    Attributes
-    ----------
-    factor
-        What is varied, a key of `FACTORS`.
-    level
-        Its value.
-    data
-        The scenes.
-    input_size
-        Of the network, in pixels.
-    """
+    """One run: the level of a factor, a key of `FACTORS`, with its scenes and the network's input size in pixels."""
 
     factor: Factor
     level: float
@@ -66,17 +54,9 @@ class Condition:
 def list_conditions(
     base: DigitScenes, input_size: Size, factors: Sequence[Factor] = tuple(FACTORS)
 ) -> tuple[list[Condition], list[str]]:
-    """Return the conditions around a base, and those that its scenes do not allow, with the reason.
+    """Return the conditions around base scenes, one control changed in each, and why the others are not possible.
 
-    Parameters
-    ----------
-    base
-        The scenes to start from; each condition changes one control. Displacement needs room for ten homes, so there
-        all levels have the largest scale of `SCALES` that leaves it.
-    input_size
-        The network's own, in pixels.
-    factors
-        Which to vary.
+    Displacement needs room for ten homes, so all its levels have the largest scale of `SCALES` that leaves it.
     """
     conditions, left_out = [], []
     for factor, level, changes, size in _list_changes(base, input_size):
@@ -85,7 +65,7 @@ def list_conditions(
         try:
             data = DigitScenes(**{**base.model_dump(), **changes})
         except ConfigError as error:
-            left_out.append(f"{factor} {level:.4g}: {_first_line(error)}")
+            left_out.append(f"{factor} {level:.4g}: {str(error).splitlines()[0]}")
         else:
             conditions.append(Condition(factor, level, data, size))
     return conditions, left_out
@@ -134,7 +114,3 @@ def _roomy_scale(base: DigitScenes) -> tuple[float, float]:
 def _times(size: Size, times: float) -> Size:
     height, width = (max(SIZE_STEP, SIZE_STEP * round(side * times / SIZE_STEP)) for side in size)
     return height, width
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -9,7 +9,8 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.conditions.grid import FACTORS
-from semrsm_dist.experiments.plotting import count_rows, draw_intervals, make_panels, share_legend
+from semrsm_dist.experiments.plotting import count_rows, draw_beside, make_panels, share_legend
+from semrsm_dist.experiments.tables import count_verdicts, write_grid, write_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +27,13 @@ def write_text(table: pd.DataFrame, left_out: Sequence[str]) -> str:
         f"[{confidence:.0%} interval]"
     ]
     for (factor, layer), part in table.groupby(["factor", "layer"], sort=False):
-        wide = part.pivot_table("f1", "level", "method", sort=False, dropna=False)
-        gains = part[part["method"] == SEMANTIC].set_index("level")
-        wide["gain"] = [f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gains.itertuples()]
-        wide.index = pd.Index([f"{level:.3g}" for level in wide.index])
-        wide.columns.name = None
-        shown = wide.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
-        parts.append(f"{FACTORS[factor]}, {layer}:\n{shown}")
+        gains = part[part["method"] == SEMANTIC]
+        cells = [
+            part,
+            gains.assign(method="gain", f1=[write_interval(row, "gain") for _, row in gains.iterrows()]),
+        ]
+        shown = pd.concat(cells).assign(level=lambda rows: rows["level"].map("{:.3g}".format))
+        parts.append(f"{FACTORS[factor]}, {layer}:\n{write_grid(shown, 'f1', 'level', 'method')}")
     parts.append("\n".join(_summarise(table[table["method"] == SEMANTIC])))
     if left_out:
         parts.append(
@@ -45,14 +46,14 @@ def _summarise(gains: pd.DataFrame) -> Iterator[str]:
     yield "semantic against spatio-semantic, by interval:"
     for factor, part in gains.groupby("factor", sort=False):
         least, most = part["level"].min(), part["level"].max()
-        better, worse = int((part["low"] > 0).sum()), int((part["high"] < 0).sum())
+        better, worse, undecided = count_verdicts(part)
         ends = part[part["level"].isin([least, most])].sort_values("level")
         changes = ", ".join(
             f"{layer} {' to '.join(f'{gain:+.2f}' for gain in gains)}"
             for layer, gains in ends.groupby("layer", sort=False)["gain"]
         )
         yield (
-            f"  {factor}: better in {better}, worse in {worse}, undecided in {len(part) - better - worse} of "
+            f"  {factor}: better in {better}, worse in {worse}, undecided in {undecided} of "
             f"{len(part)} (levels x layers); gain from {least:.3g} to {most:.3g}: {changes}"
         )
 
@@ -74,11 +75,17 @@ def _draw_factor(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw levels side by side at equal distances: those of displacement are far from evenly spread."""
     levels = sorted(set(rows["level"]))
     layers = list(dict.fromkeys(rows["layer"]))
-    for position, layer in enumerate(layers):
-        part = rows[rows["layer"] == layer].sort_values("level")
-        beside = 0.16 * (position - (len(layers) - 1) / 2)
-        places = [levels.index(level) + beside for level in part["level"]]
-        draw_intervals(axes, places, part, "gain", linestyle="-", linewidth=1.2, label=layer)
+    looks = {layer: {"linestyle": "-", "linewidth": 1.2} for layer in layers}
+    draw_beside(
+        axes,
+        rows.sort_values("level"),
+        looks,
+        by="layer",
+        ticks=levels,
+        over="level",
+        value="gain",
+        spread=0.16 * len(layers),
+    )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(levels)), [f"{level:.3g}" for level in levels])
     axes.grid(axis="y", alpha=0.3)

@@ -46,11 +46,10 @@ from semrsm_dist.experiments.kernels.token_variants import (
     list_variants,
     match_variants,
 )
+from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.matching.kernels import KERNELS
-from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
-from semrsm_dist.results.run import Run
 
 SATURATED = 0.01
 """Similarities closer than this to 0 or 1 say little about their pair."""
@@ -60,26 +59,9 @@ Scores = dict[tuple[str, str], NDArray[np.float64]]
 
 
 def evaluate(config: RunConfig, parameters: KernelsParameters, reporter: Reporter) -> Findings:
-    """Sweep the width of the RBF kernel, and normalise and centre tokens.
-
-    Parameters
-    ----------
-    config
-        The run, symmetric or with queries of its own; its images need labels. Two more runs, on its features with
-        tokens of unit length, go below its directory.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    InputError
-        If no query or no image of the database has labels.
-    """
+    """Sweep the width of the RBF kernel, and normalise and centre the tokens of a run on images with labels."""
     resamples, seed = parameters.resamples, parameters.seed
-    driver.run(config, reporter=reporter)
-    run = Run(config.run)
+    run = complete_run(config, reporter)
     images, queries = run.manifest("images"), None if run.is_symmetric else run.manifest("queries")
     require_labels(images, queries)
     task = retrieval_task(images, queries)
@@ -121,7 +103,7 @@ class _Judge:
     def mean(self, scores: NDArray[np.float64]) -> dict[str, Any]:
         interval = mean_interval(scores, resamples=self.resamples, seed=self.seed)
         judged = int(np.count_nonzero(~np.isnan(scores)))
-        return _measured(interval, judged, len(scores) - judged)
+        return {**interval.columns(), "n": judged, "n_left_out": len(scores) - judged}
 
     def correlate(self, variant: Variant, read: RowReader) -> dict[str, Any]:
         """Return the correlation of similarities with the overlap of labels."""
@@ -133,7 +115,7 @@ class _Judge:
             variant.rows_at_once,
         )
         interval, found = pearson_interval(entries, resamples=self.resamples, seed=self.seed)
-        return _measured(interval, found.n_pairs, found.n_left_out)
+        return {**interval.columns(), "n": found.n_pairs, "n_left_out": found.n_left_out}
 
 
 def _sweep(variant: Variant, multiples: Sequence[float], judge: _Judge) -> Iterator[dict[str, Any]]:
@@ -199,16 +181,5 @@ def _compare(variant: Variant, judge: _Judge, before: Scores) -> Iterator[dict[s
         }
 
 
-def _measured(interval: Interval, n: int, n_left_out: int) -> dict[str, Any]:
-    return {
-        "value": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "confidence": interval.confidence,
-        "n": n,
-        "n_left_out": n_left_out,
-    }
-
-
 def _plain(value: float, n: int) -> dict[str, Any]:
-    return {"value": value, "low": np.nan, "high": np.nan, "confidence": np.nan, "n": n, "n_left_out": 0}
+    return {**Interval(value, np.nan, np.nan, np.nan).columns(), "n": n, "n_left_out": 0}

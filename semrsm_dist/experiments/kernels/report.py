@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
-from semrsm_dist.experiments.plotting import draw_intervals, name_layers, share_legend
+from semrsm_dist.experiments.plotting import draw_beside, name_layers, share_legend
+from semrsm_dist.experiments.tables import write_grid, write_interval, write_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,7 @@ STYLES = {SPATIAL: "--", SEMANTIC: "-"}
 def write_text(table: pd.DataFrame, *, centring_matches: bool = False, one_label_set: bool = False) -> str:
     """Return the sweep of widths, then what treated tokens give.
 
-    Parameters
-    ----------
-    table
-        Of the experiment.
-    centring_matches
-        Whether centred tokens had to be matched again, as images differ in their number of tokens.
-    one_label_set
-        Whether all labelled images have the same labels.
+    `centring_matches` if centred tokens had to be matched again, `one_label_set` if all images have the same labels.
     """
     unchanged = (
         "Images differ in their number of tokens: centring decides which find a partner, so matching was repeated."
@@ -55,10 +49,8 @@ def _write_sweep(table: pd.DataFrame) -> str:
         "RBF width in units of the median width; F1@k is the same for every width, as the order of distances is.",
     ]
     for quantity in (CORRELATION, NEAR_ZERO, NEAR_ONE):
-        wide = sweep[sweep["quantity"] == quantity].pivot_table(
-            "value", ["layer", "kind"], "multiple", sort=False, dropna=False
-        )
-        parts.append(f"{quantity}:\n{wide.to_string(float_format=_number, na_rep='-')}")
+        shown = sweep[sweep["quantity"] == quantity]
+        parts.append(f"{quantity}:\n{write_grid(shown, 'value', ['layer', 'kind'], 'multiple')}")
     return "\n\n".join(parts)
 
 
@@ -76,7 +68,7 @@ def _write_tokens(table: pd.DataFrame) -> str:
         }
         gap = f"{_value(part, GAP, SEMANTIC):.1e}"
         rows.append({"layer": layer, "tokens": tokens, **cells, **changes, "gap": gap})
-    listed: str = pd.DataFrame(rows).to_string(index=False, float_format=_number, na_rep="-")
+    listed: str = pd.DataFrame(rows).to_string(index=False, float_format=write_number, na_rep="-")
     return (
         "tokens, by cosine (r: correlation with label overlap; gap: largest certified one on the cosine scale):\n"
         f"{listed}\nchange: of F1@1 by semantic cosine from tokens as they are, mean over queries [interval]"
@@ -88,14 +80,7 @@ def _value(part: pd.DataFrame, quantity: str, kind: str) -> float:
 
 
 def _interval(rows: pd.DataFrame) -> str:
-    if rows.empty:
-        return "-"
-    row = rows.iloc[0]
-    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+    return "-" if rows.empty else write_interval(rows.iloc[0])
 
 
 def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
@@ -134,12 +119,7 @@ def draw_kernels(figure: Figure, table: pd.DataFrame) -> None:
 
 def _draw_gains(axes: Axes, table: pd.DataFrame, layers: list[str]) -> None:
     chosen = table[(table["quantity"] == GAIN) & (table["kernel"] == "cosine")]
-    treatments = list(dict.fromkeys(chosen["tokens"]))
-    for position, tokens in enumerate(treatments):
-        rows = chosen[chosen["tokens"] == tokens]
-        shift = 0.7 * ((position + 0.5) / len(treatments) - 0.5)
-        places = [layers.index(layer) + shift for layer in rows["layer"]]
-        draw_intervals(axes, places, rows, label=tokens)
+    draw_beside(axes, chosen, {tokens: {} for tokens in chosen["tokens"]}, by="tokens", ticks=layers)
     axes.axhline(0, color="black", linewidth=0.8)
     name_layers(axes, layers)
     axes.set(

@@ -46,20 +46,9 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The inner products of a layer under one treatment of its tokens.
+    """The inner products of a layer under one treatment of its tokens, and squared norms of rows and columns.
 
-    Attributes
-    ----------
-    name
-        What was done to the tokens.
-    inner
-        Readers of rows of inner products by kind, and of their certified gap as `gap`.
-    norms_i, norms_j
-        Squared norms of rows and columns.
-    rows_at_once
-        Rows of a chunk.
-    symmetric
-        Rows and columns are the same images.
+    `inner` reads rows of inner products by kind, and of their certified gap as `gap`.
     """
 
     name: str
@@ -164,17 +153,7 @@ def _centred(read: RowReader, left: Centring, right: Centring) -> RowReader:
 
 
 def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Run]:
-    """Return the runs on transformed tokens, computed as far as they are missing.
-
-    Parameters
-    ----------
-    config, run
-        The run whose features are transformed; matcher, engine and memory are its own.
-    folder
-        Where the derived runs go, one folder each.
-    reporter
-        Where progress is reported.
-    """
+    """Return the runs on transformed tokens, one folder each, computed as far as they are missing."""
     found = {}
     for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():
         complete = _open_complete(folder / place, run.requested_layers)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from semrsm_dist.config.schema import RunConfig, load_config
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
 from semrsm_dist.evaluation.entries import Entries, RowReader
 from semrsm_dist.experiments.evidence import Findings
@@ -29,7 +29,7 @@ from semrsm_dist.experiments.layers.variants import (
     require_network,
 )
 from semrsm_dist.experiments.plotting import DIFFERENCE
-from semrsm_dist.pipeline import driver
+from semrsm_dist.experiments.runs import complete_run, require_symmetric
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import KINDS
@@ -39,29 +39,13 @@ Place = tuple[str, str]
 
 
 def evaluate(config: RunConfig, parameters: LayersParameters, reporter: Reporter) -> Findings:
-    """Compare the RSMs of all layers within a network, and with those of other networks.
-
-    Parameters
-    ----------
-    config
-        A run of images against themselves.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    ConfigError
-        If a run has queries, or variants are to be made but there is no network.
-    InputError
-        If the other run has other images.
-    """
+    """Compare the RSMs of all layers within a network, and with those of other networks on the same images."""
     chosen = default_variants(config) if parameters.variants is None else parameters.variants
     require_network(config, chosen)
     second = None if parameters.other is None else load_config(parameters.other)
     resamples, seed, kernel = parameters.resamples, parameters.seed, parameters.kernel
-    _require_symmetric(config, second)
+    for one in filter(None, (config, second)):
+        require_symmetric(one, "layers")
     comparisons = _run_all(config, second, chosen, parameters.images, reporter)
     rows: list[dict[str, Any]] = []
     changed: dict[str, Any] = {}
@@ -84,44 +68,25 @@ def evaluate(config: RunConfig, parameters: LayersParameters, reporter: Reporter
     )
 
 
-def _require_symmetric(*configs: RunConfig | None) -> None:
-    for config in configs:
-        if config is not None and config.queries is not None:
-            raise ConfigError(
-                f"{config.run}: layers are compared by images against themselves, but this run compares queries with "
-                "a database; give one without the section queries"
-            )
-
-
 def _run_all(
     config: RunConfig, second: RunConfig | None, variants: Sequence[str], images: int, reporter: Reporter
 ) -> list[Comparison]:
     """Compute what is missing of all runs, and return what is to be compared with what."""
-    driver.run(config, reporter=reporter)
-    comparisons = [Comparison(WITHIN, Run(config.run), None)]
+    run = complete_run(config, reporter)
+    comparisons = [Comparison(WITHIN, run, None)]
     if second is not None:
-        driver.run(second, reporter=reporter)
-        comparisons.append(Comparison(str(second.run), Run(config.run), Run(second.run)))
+        comparisons.append(Comparison(str(second.run), run, complete_run(second, reporter)))
     if variants:
-        derived = {name: derive_config(config, name, images) for name in (ORIGINAL, *variants)}
-        for each in derived.values():
-            driver.run(each, reporter=reporter)
-        runs = {name: Run(each.run) for name, each in derived.items()}
+        runs = {}
+        for name, derived in [(name, derive_config(config, name, images)) for name in (ORIGINAL, *variants)]:
+            runs[name] = complete_run(derived, reporter)
         comparisons += [Comparison(name, runs[ORIGINAL], runs[name]) for name in variants]
     return comparisons
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The RSMs of a run compared with each other, or with those of a second run.
-
-    Attributes
-    ----------
-    name
-        What the table calls it.
-    run, other
-        The runs; None for a comparison within one.
-    """
+    """The RSMs of a run compared with each other, or with those of a second run."""
 
     name: str
     run: Run

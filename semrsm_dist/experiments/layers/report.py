@@ -20,6 +20,7 @@ from semrsm_dist.experiments.plotting import (
     make_panels,
     share_legend,
 )
+from semrsm_dist.experiments.tables import write_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,17 +33,10 @@ Places = tuple[tuple[str, str], tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class MostChanged:
-    """The layer whose RSM agrees least with its own before, by CKA.
+    """The layer whose RSM agrees least with its own before, by CKA, for each kind.
 
-    Attributes
-    ----------
-    layer
-        By kind.
-    share
-        By kind, the share of resamples in which it is that layer; NaN without resamples in which all layers have a
-        value.
-    apart
-        The share of these resamples in which the kinds name different layers.
+    `share` is the share of resamples in which it is that layer, `apart` that in which the kinds name different layers:
+    NaN without resamples in which all layers have a value.
     """
 
     layer: dict[str, str]
@@ -78,14 +72,14 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
     lines = ["CKA (debiased) of the semantic and the spatio-semantic RSM of a layer:"]
     within = table[(table.comparison == WITHIN) & (table.measure == "cka")]
     own = within[(within.layer_a == within.layer_b) & (within.kind_a != within.kind_b)]
-    lines += [f"  {row.layer_a:<12} {_number(row)}" for row in own.itertuples()]
+    lines += [f"  {row['layer_a']:<12} {write_interval(row, form='.3f')}" for _, row in own.iterrows()]
     for name in table.comparison.unique():
         if name == WITHIN:
             continue
         rows = table[(table.comparison == name) & (table.measure == "cka") & (table.layer_a == table.layer_b)]
         lines += ["", f"CKA of each layer, {name}, with the network before ({rows.n_images.max()} images):"]
         for layer, parts in rows.groupby("layer_a", sort=False):
-            by_kind = {row.kind_a: _number(row) for row in parts.itertuples()}
+            by_kind = {row["kind_a"]: write_interval(row, form=".3f") for _, row in parts.iterrows()}
             lines.append(
                 f"  {layer:<12} "
                 + "   ".join(f"{kind} {by_kind[kind]}" for kind in (*KINDS, DIFFERENCE) if kind in by_kind)
@@ -106,11 +100,6 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
     if left_out:
         lines += ["", f"left out: up to {left_out} pairs without a similarity"]
     return "\n".join(lines + note_sample(table))
-
-
-def _number(row: object) -> str:
-    value, low, high = (getattr(row, name) for name in ("value", "low", "high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _conclude(changed: MostChanged | None) -> str:

@@ -33,18 +33,7 @@ DEFAULT = ("pruned-0.5", "pruned-0.9", TUNED)
 class Tuning:
     """A short further training on a task that has shifted: the digits are half as large as those of the first.
 
-    Attributes
-    ----------
-    steps, batch
-        How long.
-    learning_rate
-        Of AdamW at the beginning; it falls to zero in a straight line.
-    scale
-        Smallest and largest enlargement of the digits.
-    digits
-        Smallest and largest number of digits in a scene.
-    seed
-        Of the scenes.
+    The learning rate is AdamW's at the beginning; it falls to zero in a straight line.
     """
 
     steps: int = 120
@@ -88,21 +77,7 @@ def require_network(config: RunConfig, variants: tuple[str, ...]) -> None:
 def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
     """Return the run of a variant, or of the original, on the images of a run; the variant's weights are made here.
 
-    Parameters
-    ----------
-    config
-        The run.
-    name
-        A variant that `LayersParameters` accepts, or `ORIGINAL`.
-    images
-        How many scenes to take, if the images are scenes of digits; other images are all taken.
-
-    Raises
-    ------
-    ConfigError, InputError
-        If the model cannot be loaded, or not be fine-tuned.
-    StorageError
-        If the weights cannot be written.
+    Of scenes of digits at most so many images are taken, other images are all taken.
     """
     if config.model is None:
         raise ConfigError("a variant needs a network; give a run with the section model")
@@ -127,21 +102,9 @@ def _make_weights(spec: ModelSpec, name: str, path: Path) -> None:
 
 
 def save_pruned(spec: ModelSpec, share: float, path: Path) -> None:
-    """Write the weights of a model with the smallest of them set to zero, unless they are there.
+    """Write a model's weights with this share of each layer's, the smallest, set to zero, unless they are there.
 
-    Parameters
-    ----------
-    spec
-        The model.
-    share
-        Of the weights of each convolution and linear layer: those of smallest magnitude, among equals the first.
-    path
-        Where to.
-
-    Raises
-    ------
-    StorageError
-        The file cannot be written.
+    Layers are convolutions and linear ones; among weights of equal magnitude, the first are set to zero.
     """
     from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where it is needed
     from semrsm_dist.features.variants import is_made, prune, save_variant  # noqa: PLC0415
@@ -154,24 +117,7 @@ def save_pruned(spec: ModelSpec, share: float, path: Path) -> None:
 
 
 def save_tuned(spec: ModelSpec, path: Path, tuning: Tuning | None = None) -> None:
-    """Train a network of the digits further with smaller digits and write its weights, unless they are there.
-
-    Parameters
-    ----------
-    spec
-        The model; it must say yes or no to each of the ten digits.
-    path
-        Where to.
-    tuning
-        How it is trained.
-
-    Raises
-    ------
-    ConfigError
-        The model's outputs are not the ten digits.
-    StorageError
-        The file cannot be written.
-    """
+    """Train a network of the ten digits further with smaller ones and write its weights, unless they are there."""
     from semrsm_dist.features.models import load_model  # noqa: PLC0415 - torch only where it is needed
     from semrsm_dist.features.variants import is_made, save_variant, train_further  # noqa: PLC0415
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.agreement import Estimate, agreement
 from semrsm_dist.evaluation.divergence import (
     Outputs,
@@ -32,6 +32,7 @@ from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import draw_correlations, write_text
 from semrsm_dist.experiments.plotting import DIFFERENCE
+from semrsm_dist.experiments.runs import complete_run, require_symmetric
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.outputs import require_outputs
@@ -45,40 +46,18 @@ MEASURES = ("pearson", "spearman")
 
 
 def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter: Reporter) -> Findings:
-    """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds.
-
-    Parameters
-    ----------
-    config
-        A run of images against themselves, by default through a model with a class head.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    ConfigError
-        If the run has queries, or a model without classes and no probabilities are given.
-    InputError
-        If the probabilities given are none, or not of these images.
-    """
+    """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds."""
     resamples, seed, probabilities = parameters.resamples, parameters.seed, parameters.probabilities
-    if config.queries is not None:
-        raise ConfigError(
-            "output-similarity compares images with each other, but this run compares queries with a database; give a "
-            "run without the section queries"
-        )
+    require_symmetric(config, "output-similarity")
     given = None  # or unusable: found out before hours of matching
     if probabilities is None:
         require_outputs(config, parameters.outputs)
     else:
         given = outputs_from_probabilities(_load(probabilities), where=str(probabilities))
-    driver.run(config, reporter=reporter)
+    run = complete_run(config, reporter)
     said, meaning = (
         (given, "given") if given is not None else _find_outputs(config, parameters.outputs, reporter)
     )
-    run = Run(config.run)
     n_images = len(run.manifest().image_ids())
     if len(said.probabilities) != n_images:
         raise InputError(

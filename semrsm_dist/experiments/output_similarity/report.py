@@ -9,6 +9,7 @@ import pandas as pd
 
 from semrsm_dist.experiments.evidence import note_sample
 from semrsm_dist.experiments.plotting import DIFFERENCE, draw_kinds, make_panels, share_legend
+from semrsm_dist.experiments.tables import count_verdicts, write_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,22 +25,19 @@ def write_text(table: pd.DataFrame) -> str:
     """Return the Pearson correlations as the paper tabulates them, and how often matching changes them for sure."""
     first = table.iloc[0]
     shown = table[(table.measure == "pearson") & (table.kind != DIFFERENCE)]
-    grid = shown.pivot_table(
-        index="layer", columns=["kernel", "kind"], values="value", sort=False, dropna=False
-    )
     lines = [
         "Pearson correlation of similarity and JSD of the outputs (more negative is better), "
         f"{first.n_images} images; outputs: {MEANINGS[first.outputs]}",
         "",
-        grid.to_string(float_format="{:.3f}".format, na_rep="undefined"),
+        write_grid(shown, "value", "layer", ["kernel", "kind"]),
         "",
     ]
     for measure, rows in table[table.kind == DIFFERENCE].groupby("measure", sort=False):
-        better, worse = int((rows.high < 0).sum()), int((rows.low > 0).sum())
+        worse, better, undecided = count_verdicts(rows)
         undefined = int(rows.value.isna().sum())
         lines.append(
             f"{measure}: of {len(rows)} layers x kernels, matching makes it more negative in {better}, less in "
-            f"{worse}, neither for sure in {len(rows) - better - worse - undefined}"
+            f"{worse}, neither for sure in {undecided - undefined}"
             + (f", undefined in {undefined}" if undefined else "")
             + f" ({first.confidence:.0%} intervals over images)"
         )

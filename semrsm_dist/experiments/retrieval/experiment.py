@@ -29,7 +29,7 @@ from semrsm_dist.evaluation.retrieval import (
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.retrieval import RetrievalParameters
-from semrsm_dist.experiments.retrieval.methods import CLASS_TOKEN, Fitting, Method, list_methods
+from semrsm_dist.experiments.retrieval.methods import CLASS_TOKEN, Method, list_methods
 from semrsm_dist.experiments.retrieval.report import (
     Key,
     Scores,
@@ -42,50 +42,28 @@ from semrsm_dist.experiments.retrieval.report import (
     write_text,
 )
 from semrsm_dist.experiments.retrieval.search import progressive_hits
+from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.machine import available_cpus
-from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
 
 def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Reporter) -> Findings:
-    """Compare retrieval by semantic similarity with the other methods.
-
-    Parameters
-    ----------
-    config
-        The run, symmetric or with queries of its own; its images need labels.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    ConfigError
-        If search cannot be progressive: the run does not match with `auction`, some images of the database have no
-        labels, or some are copies of queries.
-    InputError
-        If no query or no image of the database has labels.
-    """
-    ks, seed, search = tuple(sorted(set(parameters.k))), parameters.seed, parameters.search
+    """Compare retrieval by semantic similarity with the other methods, on a run of images with labels."""
+    ks, search = tuple(sorted(set(parameters.k))), parameters.search
     _require_search(search, config)
-    driver.run(config, reporter=reporter)
-    run = Run(config.run)
+    run = complete_run(config, reporter)
     tasks = _list_tasks(run)
     folder = config.run / "evaluation" / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
-    fitting, workers = (
-        Fitting(seed, parameters.variance, parameters.centroids),
-        config.workers or available_cpus(),
-    )
+    workers = config.workers or available_cpus()
     scores: Scores = {}
     hits: dict[Key, Hits] = {}
     notes: list[str] = []
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
-        methods = list_methods(LayerFeatures(run, layer), fitting, folder, reporter, workers)
+        methods = list_methods(LayerFeatures(run, layer), parameters, folder, reporter, workers)
         found, about = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
         hits |= found
         notes += about
@@ -97,7 +75,7 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
                     run, layer, groups, task, ks, workers
                 )
                 effort.append(took)
-    table = tabulate(scores, ks, resamples=parameters.resamples, seed=seed)
+    table = tabulate(scores, ks, resamples=parameters.resamples, seed=parameters.seed)
     add_doubts(table, hits)
     notes += write_doubts(hits, ks)
     if effort:
@@ -214,10 +192,9 @@ def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Repo
             "kernels": (KernelConfig(name="cosine"),),
         }
     )
-    driver.run(derived, reporter=reporter)
-    found = {}
+    tokens, found = complete_run(derived, reporter), {}
     for layer in there:
-        features = LayerFeatures(Run(derived.run), names[layer])
+        features = LayerFeatures(tokens, names[layer])
         queries, database = (features.store(side).read_pooled() for side in (features.query_side, "images"))
         found[layer] = Method(CLASS_TOKEN, "cosine", cosine_rows(queries, database))
     return found

@@ -24,6 +24,7 @@ from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.vlad import fit_centroids, vlad
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
@@ -43,16 +44,9 @@ SAMPLE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to compare images.
+    """A way to compare images, which reads rows of the similarities of queries to the database.
 
-    Attributes
-    ----------
-    name, kernel
-        What it is called, and the kernel of its similarities.
-    read_rows
-        Reads rows of the similarities of the queries to the database.
-    note
-        What was fitted, for people.
+    `note` says what was fitted, for people.
     """
 
     name: str
@@ -61,42 +55,12 @@ class Method:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Fitting:
-    """How baselines are fitted.
-
-    Attributes
-    ----------
-    seed
-        Of the sample of tokens and of the initial centroids.
-    variance
-        Share of the variance that the principal components keep.
-    centroids
-        Of VLAD.
-    """
-
-    seed: int
-    variance: float
-    centroids: int
-
-
 def list_methods(
-    features: LayerFeatures, fitting: Fitting, folder: Path, reporter: Reporter, workers: int
+    features: LayerFeatures, fitting: RetrievalParameters, folder: Path, reporter: Reporter, workers: int
 ) -> Iterator[Method]:
     """Yield every way to compare the images of a layer; each is used before the next is requested.
 
-    Parameters
-    ----------
-    features
-        The layer.
-    fitting
-        How baselines are fitted.
-    folder
-        Where late interaction is kept, so that it is computed once, and VLAD's vectors for as long as they are needed.
-    reporter
-        Where progress is reported.
-    workers
-        Threads of late interaction.
+    The folder keeps late interaction, so that it is computed once, and VLAD's vectors for as long as they are needed.
     """
     run, layer = features.run, features.layer
     for kernel in KERNELS:
@@ -110,7 +74,9 @@ def list_methods(
     yield from _late_interaction(features, folder / "late-interaction.zarr", reporter, workers)
 
 
-def _whitened(queries: NDArray[np.float32], database: NDArray[np.float32], fitting: Fitting) -> Method:
+def _whitened(
+    queries: NDArray[np.float32], database: NDArray[np.float32], fitting: RetrievalParameters
+) -> Method:
     try:
         whiten = Whitening(database, variance=fitting.variance)
     except InputError as error:
@@ -125,7 +91,7 @@ def _whitened(queries: NDArray[np.float32], database: NDArray[np.float32], fitti
     return Method(WHITENED, "cosine", cosine_rows(whiten(queries), whiten(database)), note)
 
 
-def _vlad(features: LayerFeatures, fitting: Fitting, folder: Path) -> Iterator[Method]:
+def _vlad(features: LayerFeatures, fitting: RetrievalParameters, folder: Path) -> Iterator[Method]:
     centroids = fit_centroids(
         features.sample_tokens(SAMPLE, fitting.seed), fitting.centroids, seed=fitting.seed
     )
@@ -162,15 +128,7 @@ def _late_interaction(
 
 
 class LateInteraction:
-    """MaxSim and Chamfer between all images of a layer, kept in tiles; existing tiles are not computed again.
-
-    Parameters
-    ----------
-    features
-        The layer.
-    root
-        The Zarr group that holds one group per layer.
-    """
+    """MaxSim and Chamfer between all images of a layer, kept in tiles; existing tiles are not computed again."""
 
     def __init__(self, features: LayerFeatures, root: Path) -> None:
         self._features = features
@@ -196,20 +154,7 @@ class LateInteraction:
         return lambda rows: chunks.read_region(self._arrays[name], (rows, columns)).astype(np.float64)
 
     def fill(self, reporter: Reporter, workers: int) -> None:
-        """Compute the tiles that are missing, in threads.
-
-        Parameters
-        ----------
-        reporter
-            Where progress is reported.
-        workers
-            Tiles at a time; each holds two panels of features.
-
-        Raises
-        ------
-        StorageError
-            If features cannot be read or tiles not written.
-        """
+        """Compute the tiles that are missing, in threads, each of which holds two panels of features."""
         present = set.intersection(*(chunks.list_chunks(self._group, name) for name in self._arrays))
         tiles = list(self._layout.tiles())
         missing = [tile for tile in tiles if not set(self._mirrored(tile)) <= present]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SEMANTIC, SPATIAL
-from semrsm_dist.experiments.plotting import draw_intervals, name_layers, share_legend, style_names
+from semrsm_dist.experiments.plotting import draw_beside, name_layers, share_legend, style_names
+from semrsm_dist.experiments.retrieval.search import EFFORT
+from semrsm_dist.experiments.tables import write_grid, write_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +38,8 @@ Scores = dict[Key, NDArray[np.float64]]
 def tabulate(scores: Scores, ks: Sequence[int], *, resamples: int, seed: int) -> pd.DataFrame:
     """Return one row for each mean F1@k and for each paired difference, with bootstrap intervals.
 
-    Returns
-    -------
-    DataFrame
-        `against` is None in rows of F1 itself; otherwise `f1` is the mean, over queries, of the method's F1 less that
-        of the method `against` (average pooling and other baselines: by cosine).
+    `against` is None in rows of F1 itself; otherwise `f1` is the mean, over queries, of the method's F1 less that of
+    the method `against` (average pooling and other baselines: by cosine).
     """
     rows = []
     for key, against, values in _list_quantities(scores):
@@ -52,10 +51,7 @@ def tabulate(scores: Scores, ks: Sequence[int], *, resamples: int, seed: int) ->
                     **key._asdict(),
                     "against": against,
                     "k": k,
-                    "f1": interval.estimate,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "confidence": interval.confidence,
+                    **interval.columns("f1"),
                     "n_queries": judged,
                     "n_left_out": len(values) - judged,
                     "resamples": resamples,
@@ -91,7 +87,7 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
         parts.append(
             f"F1@{k}{handling} ({count} queries, {left_out} left out{differs}; "
             "kernel in brackets where it is not cosine):\n"
-            + _pivot(scores).to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
+            + write_grid(_named(scores), "f1", "method", "layer")
         )
         parts.append("\n".join(_compare(part[part["kernel"] == "cosine"], k)))
     return "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
@@ -103,13 +99,11 @@ def _range(counts: pd.Series[int]) -> str:
     return f"{most}" if least == most else f"{least} to {most}"
 
 
-def _pivot(scores: pd.DataFrame) -> pd.DataFrame:
-    names = scores["method"].where(
-        scores["kernel"].isin(["cosine", "-"]), scores["method"] + " (" + scores["kernel"] + ")"
+def _named(scores: pd.DataFrame) -> pd.DataFrame:
+    kernel = scores["kernel"]
+    return scores.assign(
+        method=scores["method"].where(kernel.isin(["cosine", "-"]), scores["method"] + " (" + kernel + ")")
     )
-    wide = scores.assign(method=names).pivot_table("f1", "method", "layer", sort=False, dropna=False)
-    wide.index.name = wide.columns.name = None
-    return wide
 
 
 def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
@@ -123,9 +117,7 @@ def _compare(part: pd.DataFrame, k: int) -> Iterator[str]:
                 verdicts["undefined"].append(str(row["layer"]))
                 continue
             verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
-            verdicts[verdict].append(
-                f"{row['layer']} {row['f1']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            )
+            verdicts[verdict].append(f"{row['layer']} {write_interval(row, 'f1')}")
         listed = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in verdicts.items() if layers)
         yield f"  {other}: {listed}"
 
@@ -177,10 +169,6 @@ def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
             f"{layer}{handling}: ties at hit {min(ks)} (another image is as similar; the first in the data counts), "
             f"number of queries: {', '.join(names)}"
         )
-
-
-EFFORT = ("without_product", "sketched", "with_product", "solved")
-"""Shares of the pairs that progressive search decides at each step, by bounds and by matching to the end."""
 
 
 def add_effort(table: pd.DataFrame, effort: Sequence[Mapping[str, Any]]) -> None:
@@ -239,11 +227,7 @@ def _draw_layers(axes: Axes, scores: pd.DataFrame, layers: Sequence[str]) -> Non
     """Draw the methods side by side at each layer, and chance across all of them."""
     looks = style_names(scores["method"])
     looks.pop(CHANCE)
-    for position, (method, look) in enumerate(looks.items()):
-        rows = scores[scores["method"] == method]
-        shift = 0.7 * ((position + 0.5) / len(looks) - 0.5)
-        places = [layers.index(layer) + shift for layer in rows["layer"]]
-        draw_intervals(axes, places, rows, "f1", label=method, **look)
+    draw_beside(axes, scores, looks, by="method", ticks=layers, value="f1")
     chance = scores[scores["method"] == CHANCE].set_index("layer")["f1"].reindex(layers)
     middles = np.arange(len(layers))
     axes.hlines(chance, middles - 0.4, middles + 0.4, color="grey", linestyle="--", label=CHANCE)

@@ -14,18 +14,15 @@ from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.search.top_k import TopK, top_k
 from semrsm_dist.results.run import Run
 
+EFFORT = ("without_product", "sketched", "with_product", "solved")
+"""Shares of the pairs that progressive search decides at each step, by bounds and by matching to the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveHits:
     """What a progressive search found.
 
-    Attributes
-    ----------
-    found
-        Hits, similarities, and what it took to decide the pairs.
-    identical
-        Whether the run's own matrix of cosine similarities gives the same hits with the same similarities; None
-        where that matrix is not there.
+    `identical` is whether the run's matrix of cosine similarities gives the same hits; None where it is not there.
     """
 
     found: TopK
@@ -33,8 +30,7 @@ class ProgressiveHits:
 
     def shares(self) -> dict[str, float]:
         """Return the shares of pairs decided without a product, by a sketch, with a product, and solved."""
-        names = ("without_product", "sketched", "with_product", "solved")
-        return {name: getattr(self.found, name) / max(self.found.pairs, 1) for name in names}
+        return {name: getattr(self.found, name) / max(self.found.pairs, 1) for name in EFFORT}
 
 
 def progressive_hits(
@@ -42,27 +38,8 @@ def progressive_hits(
 ) -> ProgressiveHits:
     """Return the k most similar images of each query of a run, by progressive search at the run's tolerance.
 
-    Labels play no part: an image without them can be a hit here. The features of the layer are held in memory.
-
-    Parameters
-    ----------
-    run
-        A run with the features of the layer; its matrices may be missing.
-    layer
-        One of its layers.
-    k
-        Hits of each query.
-    near_duplicates
-        Whether images of the query's group count as hits.
-    workers
-        Threads; by default one for each core.
-
-    Raises
-    ------
-    ConfigError
-        The run matches with something else than `auction`, whose numbers a search cannot give.
-    StorageError
-        Features are missing or damaged.
+    Labels play no part: an image without them can be a hit here. The features of the layer are held in memory; the
+    run's matrices may be missing. With `near_duplicates`, images of the query's group count as hits.
     """
     matcher = run.record.fingerprint["matching.matcher"]
     if matcher != "auction":

@@ -25,10 +25,10 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs
 from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.runs import choose_kernels, complete_run
 from semrsm_dist.experiments.translation import TranslationParameters
 from semrsm_dist.experiments.translation.report import draw_translation, tabulate_contrast, write_text
 from semrsm_dist.matching.kernels import KERNELS
-from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import KINDS
@@ -37,26 +37,10 @@ from semrsm_dist.store.tiles import KINDS
 def evaluate(config: RunConfig, parameters: TranslationParameters, reporter: Reporter) -> Findings:
     """Compare shifted crops of the same image with those of different images, layer by layer.
 
-    Parameters
-    ----------
-    config
-        A run on images. Its images are cropped; scenes of digits are made so much larger that their crops have the
-        size of the scenes, and as many as are wanted.
-    parameters
-        Of the experiment.
-    reporter
-        Where progress is reported.
-
-    Raises
-    ------
-    ConfigError
-        If the run has no images but ready-made features.
-    InputError
-        If fewer than two images can be read.
+    Scenes of digits are made so much larger that their crops have the size of the scenes.
     """
     derived = derive_config(config, parameters)
-    driver.run(derived, reporter=reporter)
-    run = Run(derived.run)
+    run = complete_run(derived, reporter)
     rows = pd.DataFrame(
         _measure(run, parameters.shifts, resamples=parameters.resamples, seed=parameters.seed)
     )
@@ -69,13 +53,7 @@ def evaluate(config: RunConfig, parameters: TranslationParameters, reporter: Rep
 
 
 def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunConfig:
-    """Return the run that matches the unshifted crops (columns) with those of all shifts (rows).
-
-    Raises
-    ------
-    ConfigError
-        As `evaluate`.
-    """
+    """Return the run that matches the unshifted crops (columns) with those of all shifts (rows)."""
     images, shifts, share, seed = parameters.images, parameters.shifts, parameters.share, parameters.seed
     data = config.data.of if isinstance(config.data, ShiftedCrops) else config.data
     if isinstance(data, FeaturesData):
@@ -90,14 +68,13 @@ def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunCo
     crops = {"source": "crops", "of": data.model_dump(), "share": share, "sample": sample, "seed": seed}
     # Other crops are another run: each has a directory of its own, and is found there again.
     digest = hashlib.sha256(json.dumps([images, list(shifts), share, seed]).encode()).hexdigest()[:8]
-    widths: dict[str, float | None] = {kernel.name: kernel.sigma for kernel in config.kernels}
     return RunConfig.model_validate(
         {
             **config.model_dump(),
             "run": config.run / "evaluation" / "translation" / f"{images}-images-{digest}",
             "data": {**crops, "shifts": (0.0,)},
             "queries": {**crops, "shifts": shifts},
-            "kernels": [{"name": name, "sigma": widths.get(name)} for name in KERNELS],
+            "kernels": choose_kernels(config, KERNELS),
         }
     )
 
@@ -129,13 +106,7 @@ def _measure(run: Run, shifts: Sequence[float], *, resamples: int, seed: int) ->
 
 
 def _find_crops(run: Run, shifts: Sequence[float]) -> tuple[NDArray[np.intp], list[NDArray[np.intp]]]:
-    """Return the columns of the images that could be read, and for each shift the rows of the same images.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two.
-    """
+    """Return the columns of the images that could be read, and for each shift the rows of the same images."""
     names = [name.rpartition("@")[0] for name in run.manifest("images").image_ids()]
     places = {name: row for row, name in enumerate(run.manifest("queries").image_ids())}
     columns = [

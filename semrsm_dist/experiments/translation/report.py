@@ -17,6 +17,7 @@ from semrsm_dist.experiments.plotting import (
     name_layers,
     share_legend,
 )
+from semrsm_dist.experiments.tables import write_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,10 +42,7 @@ def tabulate_contrast(contrast: Contrast) -> Iterator[dict[str, Any]]:
         yield {
             "quantity": MEDIAN,
             "pair": pair,
-            "value": spread.median.estimate,
-            "low": spread.median.low,
-            "high": spread.median.high,
-            "confidence": spread.median.confidence,
+            **spread.median.columns(),
             "lower_quartile": spread.lower_quartile,
             "upper_quartile": spread.upper_quartile,
             "n": spread.n_pairs,
@@ -52,10 +50,7 @@ def tabulate_contrast(contrast: Contrast) -> Iterator[dict[str, Any]]:
     yield {
         "quantity": AUC,
         "pair": SAME_ABOVE,
-        "value": contrast.auc.estimate,
-        "low": contrast.auc.low,
-        "high": contrast.auc.high,
-        "confidence": contrast.auc.confidence,
+        **contrast.auc.columns(),
         "lower_quartile": np.nan,
         "upper_quartile": np.nan,
         "n": contrast.same.n_pairs,
@@ -71,30 +66,22 @@ def write_text(table: pd.DataFrame, *, n_requested: int) -> str:
     ]
     for kernel in SHOWN_KERNELS:
         medians = far[(far["quantity"] == MEDIAN) & (far["kernel"] == kernel)]
-        wide = medians.pivot_table("value", "layer", ["kind", "pair"], sort=False, dropna=False)
-        parts.append(f"median similarity, {kernel}:\n{_format(wide)}")
+        parts.append(
+            f"median similarity, {kernel}:\n{write_grid(medians, 'value', 'layer', ['kind', 'pair'])}"
+        )
     areas = far[far["quantity"] == AUC]
-    shown = areas.assign(value=[_interval(row) for row in areas.to_dict("records")])
-    wide = shown.pivot_table("value", "layer", ["kernel", "kind"], sort=False, dropna=False, aggfunc="first")
+    intervals = [
+        f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]" for row in areas.to_dict("records")
+    ]
+    shown = areas.assign(value=intervals)
     confidence = far["confidence"].iloc[0]
     parts.append(
         "probability that two crops of one image are more similar than two of different images (AUC; "
-        f"{confidence:.0%} intervals over images):\n{_format(wide)}"
+        f"{confidence:.0%} intervals over images):\n{write_grid(shown, 'value', 'layer', ['kernel', 'kind'])}"
     )
     if n_images < n_requested:
         parts.append(f"note: {n_requested} images were requested, but only {n_images:.0f} could be used")
     return "\n\n".join(parts)
-
-
-def _format(wide: pd.DataFrame) -> str:
-    wide.index.name = None
-    wide.columns.names = [None] * wide.columns.nlevels
-    text: str = wide.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-")
-    return text
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def draw_translation(figure: Figure, table: pd.DataFrame) -> None:

@@ -8,24 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, percentile_interval
+from semrsm_dist.evaluation.bootstrap import Interval, percentile_interval
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The distribution of similarities over pairs; NaN where there is none.
-
-    Attributes
-    ----------
-    median
-        With its interval over images.
-    lower_quartile, upper_quartile
-        Of the pairs as they are.
-    n_pairs
-        Pairs of defined similarity.
-    """
+    """The distribution of similarities over pairs of defined similarity; NaN where there is none."""
 
     median: Interval
     lower_quartile: float
@@ -35,15 +25,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Similarity of pairs that belong together, compared with that of other pairs.
+    """Similarity of pairs that belong together, and of other pairs.
 
-    Attributes
-    ----------
-    same, different
-        The two kinds of pairs.
-    auc
-        Probability that a pair that belongs together is more similar than one that does not, ties counting half:
-        0.5 is chance, 1 separates them perfectly, on any scale of similarity.
+    `auc` is the probability that a pair that belongs together is more similar than one that does not, ties counting
+    half: 0.5 is chance, 1 separates them perfectly, on any scale of similarity.
     """
 
     same: Spread
@@ -51,9 +36,7 @@ class Contrast:
     auc: Interval
 
 
-def contrast_pairs(
-    similarity: Values, counts: NDArray[np.int64], *, confidence: float = CONFIDENCE
-) -> Contrast:
+def contrast_pairs(similarity: Values, counts: NDArray[np.int64]) -> Contrast:
     """Compare the diagonal of a matrix with the rest of it.
 
     Parameters
@@ -64,8 +47,6 @@ def contrast_pairs(
     counts
         (resamples, n), how often each image is drawn: `draw_counts`. A pair of different images weighs the product of
         their counts.
-    confidence
-        Share of the resamples within the intervals.
 
     Raises
     ------
@@ -95,7 +76,7 @@ def contrast_pairs(
     replicates = np.array([measure(times) for times in counts])
     estimates = measure(np.ones(n_images, dtype=np.int64))
     intervals = [
-        percentile_interval(estimate, column, confidence)
+        percentile_interval(estimate, column)
         for estimate, column in zip(estimates, replicates.T, strict=True)
     ]
     return Contrast(same.spread(intervals[0]), different.spread(intervals[1]), intervals[2])

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from semrsm_dist.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval, draw_counts, percentile_interval
+from semrsm_dist.evaluation.bootstrap import RESAMPLES, Interval, draw_counts, percentile_interval
 from semrsm_dist.evaluation.entries import ROUNDING, Entries, is_constant
 from semrsm_dist.matching.compiled.jit import compiled
 
@@ -82,14 +82,14 @@ def pearson(entries: Entries, counts: tuple[Counts, Counts] | None = None) -> Co
 
 
 def pearson_interval(
-    entries: Entries, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    entries: Entries, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Interval, Correlation]:
     """Return the interval of the linear correlation by a bootstrap over images, on both sides if they differ."""
     counts = [_once_and_drawn(entries.n_rows, resamples, seed)] * 2
     if entries.n_columns is not None:
         counts[1] = _once_and_drawn(entries.n_columns, resamples, seed + 1)
     found = pearson(entries, (counts[0], counts[1]))
-    return percentile_interval(found.value, found.values[1:], confidence), found
+    return percentile_interval(found.value, found.values[1:]), found
 
 
 def _once_and_drawn(n_images: int, resamples: int, seed: int) -> Counts:
@@ -185,10 +185,7 @@ class ResampledRanks:
 
     Everything is sorted once, so that a resample costs little more than a pass over the pairs.
 
-    Parameters
-    ----------
-    x, y : (N, N)
-        The matrices; pairs with NaN in either are left out.
+    `x` and `y` are (N, N); pairs with NaN in either are left out.
     """
 
     def __init__(self, x: Values, y: Values) -> None:

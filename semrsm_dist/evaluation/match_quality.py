@@ -58,9 +58,7 @@ def judge_matches(
         )
 
 
-def mean_over_pairs(
-    values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
+def mean_over_pairs(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Return the mean over the pairs of two disjoint sets of images, with an interval from resampling both sets.
 
     Parameters
@@ -71,14 +69,14 @@ def mean_over_pairs(
     table = np.asarray(values, np.float64)
     defined = ~np.isnan(table)
     if not defined.any():
-        return Interval(np.nan, np.nan, np.nan, confidence)
+        return Interval(np.nan, np.nan, np.nan, CONFIDENCE)
     rows = draw_counts(table.shape[0], resamples=resamples, seed=seed)
     columns = draw_counts(table.shape[1], resamples=resamples, seed=seed + 1)
     total = np.einsum("bk,bk->b", rows @ np.where(defined, table, 0.0), columns)
     weight = np.einsum("bk,bk->b", rows @ defined.astype(np.float64), columns)
     with np.errstate(invalid="ignore"):
         replicates = total / weight
-    return percentile_interval(float(table[defined].mean()), replicates, confidence)
+    return percentile_interval(float(table[defined].mean()), replicates)
 
 
 def pareto_front(cost: ArrayLike, quality: ArrayLike) -> NDArray[np.bool_]:

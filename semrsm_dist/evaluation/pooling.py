@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.entries import RowReader
+from semrsm_dist.evaluation.tokens import unit_vectors
 
 COLUMNS_AT_ONCE = 4096
 """Database vectors that are converted to float64 at once."""
@@ -38,15 +39,6 @@ def cosine_rows(queries: Vectors, database: Vectors) -> RowReader:
         return result
 
     return read
-
-
-def unit_vectors(vectors: Vectors) -> NDArray[np.float64]:
-    """Return (..., C) vectors scaled to length 1 in float64; zero vectors, which have no direction, become NaN."""
-    wide = np.asarray(vectors, dtype=np.float64)
-    norms = np.linalg.norm(wide, axis=-1, keepdims=True)
-    result = np.full_like(wide, np.nan)
-    np.divide(wide, norms, out=result, where=norms > 0)
-    return result
 
 
 class Whitening:

@@ -10,16 +10,23 @@ from numpy.typing import ArrayLike, NDArray
 Tokens = NDArray[np.floating[Any]]
 
 
-def unit_tokens(z: Tokens) -> NDArray[np.float32]:
-    """Return (..., S, C) tokens, each scaled to length 1; zero tokens, which have no direction, stay zero.
+def unit_vectors(
+    vectors: Tokens, *, zero: float = np.nan, least: float | np.floating[Any] = 0.0
+) -> NDArray[np.float64]:
+    """Return (..., C) vectors scaled to length 1 in float64, in which those of float32 neither overflow nor vanish.
 
-    Lengths are taken in float64, in which those of float32
-    tokens neither overflow nor vanish.
+    Those no longer than `least` have no direction, and become `zero`.
     """
-    wide = np.array(z, dtype=np.float64)
+    wide = np.asarray(vectors, dtype=np.float64)
     norms = np.linalg.norm(wide, axis=-1, keepdims=True)
-    np.divide(wide, norms, out=wide, where=norms > 0)
-    return wide.astype(np.float32)
+    result = np.full_like(wide, zero)
+    np.divide(wide, norms, out=result, where=norms > least)
+    return result
+
+
+def unit_tokens(z: Tokens) -> NDArray[np.float32]:
+    """Return (..., S, C) tokens, each scaled to length 1; zero tokens, which have no direction, stay zero."""
+    return unit_vectors(z, zero=0.0).astype(np.float32)
 
 
 def centred_tokens(z: Tokens, mean: ArrayLike) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.tokens import unit_vectors
 
 Tokens = NDArray[np.floating[Any]]
 
@@ -78,12 +79,6 @@ def vlad(
         members = nearest == np.arange(len(centroids))[:, None]
         sums = members @ tokens - members.sum(axis=1, keepdims=True) * centroids
         # What rounding leaves of a residual of zero has no direction.
-        result[index] = _unit(_unit(sums, least=1e-12 * np.linalg.norm(tokens)).ravel())
+        residuals = unit_vectors(sums, zero=0.0, least=1e-12 * np.linalg.norm(tokens))
+        result[index] = unit_vectors(residuals.ravel(), zero=0.0)
     return result
-
-
-def _unit(vectors: NDArray[np.float64], least: float | np.floating[Any] = 0.0) -> NDArray[np.float64]:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit = np.zeros_like(vectors)
-    np.divide(vectors, norms, out=unit, where=norms > least)
-    return unit

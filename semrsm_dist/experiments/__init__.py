@@ -4,8 +4,10 @@ To add one, write `semrsm_dist/experiments/<name>/__init__.py` with an `Experime
 group `semrsm_dist.experiments`.
 """
 
-from semrsm_dist.experiments.experiment import Experiment
+from semrsm_dist.experiments.experiment import Experiment, find_problems
 from semrsm_dist.plugins import Plugins
 
-EXPERIMENTS: Plugins[Experiment] = Plugins("experiment", __name__, Experiment, packages=True)
+EXPERIMENTS: Plugins[Experiment] = Plugins(
+    "experiment", __name__, Experiment, packages=True, check=find_problems
+)
 """Every experiment by its name; none is loaded before it is used."""

@@ -72,12 +72,25 @@ def evaluate(
 
 def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, **parameters: Any) -> Evidence:
     """Run an experiment as `evaluate` does, without saving what it finds."""
-    from semrsm_dist.experiments.evidence import Evidence  # noqa: PLC0415 - slow to load
+    import pandas as pd  # noqa: PLC0415 - slow to load
+
+    from semrsm_dist.experiments.evidence import Evidence, Findings  # noqa: PLC0415 - slow to load
     from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
     from semrsm_dist.store.directory import RunDirectory  # noqa: PLC0415
 
     checked = check_parameters(name, parameters)
-    findings = EXPERIMENTS.load(name).load()(config, checked, reporter or SilentReporter())
+    experiment = EXPERIMENTS.load(name)
+    findings = experiment.load()(config, checked, reporter or SilentReporter())
+    if not isinstance(findings, Findings) or not isinstance(findings.table, pd.DataFrame):
+        found = (
+            f"Findings with the table {findings.table!r}"
+            if isinstance(findings, Findings)
+            else repr(findings)
+        )
+        raise ConfigError(
+            f"experiment {name!r}: {experiment.computation} returned {found:.200}, but must return Findings with a "
+            "pandas DataFrame; correct it, or update or remove the distribution that provides the experiment"
+        )
     settings = {
         "config": config.model_dump(mode="json"),
         **checked.model_dump(mode="json"),

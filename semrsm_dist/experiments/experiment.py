@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import pkgutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, ca
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.fields import Section
 
@@ -35,6 +39,9 @@ def _many(value: object) -> object:
 
 Many = Annotated[tuple[T, ...], BeforeValidator(_many)]
 """A list; one value alone counts as a list of one."""
+
+RESERVED = ("name", "config", "reporter", "folder")
+"""Arguments of `evaluate`, which parameters cannot be called."""
 
 Kernel = Literal["linear", "cosine", "rbf"]
 Positive = Annotated[int, Field(ge=1)]
@@ -105,5 +112,46 @@ class Experiment:
     default: Mapping[str, Any] = field(default_factory=lambda: DIGITS)
 
     def load(self) -> Computation[Any]:
-        """Return its function."""
-        return cast(Computation[Any], pkgutil.resolve_name(self.computation))
+        """Return its function.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, or it does not take a configuration, parameters and a reporter.
+        """
+        try:
+            found = pkgutil.resolve_name(self.computation)
+            inspect.signature(found).bind("config", "parameters", "reporter")
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.computation} cannot be used as the function of an experiment ({error}): it must be "
+                "package.module:function, a function of config, parameters and reporter; correct it, or update or "
+                "remove the distribution that provides the experiment"
+            ) from error
+        return cast(Computation[Any], found)
+
+
+def find_problems(name: str, experiment: Experiment) -> Iterator[str]:
+    """Yield what is wrong with a declaration, as far as it can be known without loading the function: for `Plugins`."""
+    model: Any = experiment.parameters
+    if not (inspect.isclass(model) and issubclass(model, Parameters)):
+        yield f"its parameters are {_name(model)}, not a model derived from {_name(Parameters)}"
+    else:
+        for parameter, about in model.model_fields.items():
+            if about.is_required():
+                yield f"the parameter {parameter!r} of {_name(model)} has no default"
+            if parameter in RESERVED:
+                yield f"the parameter {parameter!r} of {_name(model)} has the name of an argument of `evaluate`"
+    module, _, function = str(experiment.computation).partition(":")
+    try:
+        is_there = bool(function) and (module in sys.modules or importlib.util.find_spec(module) is not None)
+    except (ImportError, ValueError):
+        is_there = False
+    if not is_there:
+        yield f"there is no module {module!r} for its computation {experiment.computation!r} (package.module:function)"
+    elif module in sys.modules and not callable(getattr(sys.modules[module], function, None)):
+        yield f"the module {module!r} has no function {function!r}, which is its computation"
+
+
+def _name(value: object) -> str:
+    return f"{value.__module__}.{value.__qualname__}" if inspect.isclass(value) else repr(value)

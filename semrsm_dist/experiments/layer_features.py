@@ -54,6 +54,10 @@ class LayerFeatures:
         """Return how many tokens each image of a side has, (N,)."""
         return self.store(side).read_token_counts()
 
+    def has_unequal_tokens(self) -> bool:
+        """Return whether images differ in their number of tokens."""
+        return any((self.token_counts(side) != self.n_tokens).any() for side in self.run.record.sides)
+
     def sample_tokens(self, n: int, seed: int) -> NDArray[np.float32]:
         """Return up to n tokens (n, C) of the database, scaled to length 1, drawn without replacement."""
         counts = self.token_counts("images")

@@ -21,10 +21,14 @@ LABELS = "abcd"
 
 
 class Stages(SilentReporter):
-    """Keeps the names of the stages."""
+    """Keeps the names of the stages, and the notes."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
     @contextlib.contextmanager
     def stage(self, name, *arguments, **options):
@@ -35,7 +39,7 @@ class Stages(SilentReporter):
 
 @pytest.fixture
 def stages() -> Stages:
-    """A reporter that keeps the names of the stages."""
+    """A reporter that keeps the names of the stages, and the notes."""
     return Stages()
 
 

@@ -114,6 +114,43 @@ def test_queries_are_refused(small, tmp_path):
         evaluate(small.make_config(tmp_path, n_queries=3))
 
 
+def test_images_may_differ_in_their_number_of_tokens(small, tmp_path, stages):
+    config, counts = small.with_unequal_tokens(small.make_config(tmp_path, n=9, wanted=["early"]), tmp_path)
+    evidence = evaluate(config, reporter=stages, resamples=20)
+    assert "images differ in their number of tokens, so CKA" in stages.notes[-1]
+    table = evidence.table.set_index("measure")
+    assert table.loc[["cka", "cka-biased"], ["value", "low", "high"]].isna().all(axis=None)
+    same = counts[:, None] == counts
+    images = [z[:count] for z, count in zip(small.load(config, "early")[0], counts, strict=True)]
+    semantic = small.similarities(images, images, "semantic", "cosine")
+    equal = np.argwhere(np.triu(same, k=1))
+    spatial = [np.sum(small.unit(images[i].ravel()) * small.unit(images[j].ravel())) for i, j in equal]
+    expected = stats.pearsonr(semantic[tuple(equal.T)], spatial).statistic
+    assert table.loc["pearson", "value"] == pytest.approx(expected, abs=1e-5)
+    assert (table.loc["pearson", "n_pairs"], table.loc["pearson", "n_left_out"]) == (
+        len(equal),
+        36 - len(equal),
+    )
+    small.draw(evidence)
+
+
+def test_semantic_cka_is_defined_for_images_that_differ_in_their_number_of_tokens(small, tmp_path):
+    both = []
+    for name in ("one", "two"):
+        config = small.make_config(tmp_path / name, n=9, wanted=["early"])
+        both.append(small.with_unequal_tokens(config, tmp_path / name)[0])
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(both[1].model_dump(mode="json", exclude_none=True)))
+    evidence = evaluate(both[0], resamples=20, other=path)
+    table = evidence.table[evidence.table.comparison != "within"].set_index(["measure", "kind_a"])
+    assert table.loc[("cka", "semantic"), ["value", "low", "high"]].to_list() == pytest.approx([1, 1, 1])
+    assert table.loc[("cka-biased", "semantic"), "value"] == pytest.approx(1)
+    assert table.loc[("pearson", "spatio-semantic"), "value"] == pytest.approx(1)
+    for kind in ("spatio-semantic", "semantic - spatio-semantic"):
+        assert np.isnan(table.loc[("cka", kind), "value"])
+    small.draw(evidence)
+
+
 def estimates(**values):
     """Return CKA before and after: by kind, the replicates of each layer."""
     return {

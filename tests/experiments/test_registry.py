@@ -19,6 +19,7 @@ from semrsm_dist.experiments import EXPERIMENTS
 from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evaluating import check_parameters, evaluate
 from semrsm_dist.experiments.evidence import METADATA, Evidence
+from semrsm_dist.experiments.experiment import Experiment
 
 JOBS = Path(__file__).parents[2] / "jobs"
 NAMES = EXPERIMENTS.names()
@@ -188,26 +189,97 @@ def count(config, parameters, reporter):
 """
 
 
-def test_an_experiment_of_another_distribution_is_found_by_its_entry_point(tmp_path, monkeypatch, capsys):
-    (tmp_path / "toy_experiment.py").write_text(TOY)
-    info = tmp_path / "toy_experiment-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-experiment\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[semrsm_dist.experiments]\ntoy-count = toy_experiment:TOY\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    importlib.invalidate_caches()
-    fresh = type(EXPERIMENTS)(
-        "experiment", "semrsm_dist.experiments", type(EXPERIMENTS.load("kernels")), packages=True
-    )
-    monkeypatch.setattr("semrsm_dist.experiments.EXPERIMENTS", fresh)
-    monkeypatch.setattr("semrsm_dist.experiments.evaluating.EXPERIMENTS", fresh)
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that installs a distribution with the experiment `toy-count`."""
+
+    def write(text):
+        (tmp_path / "toy_experiment.py").write_text(text)
+        info = tmp_path / "toy_experiment-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-experiment\nVersion: 1\n")
+        (info / "entry_points.txt").write_text("[semrsm_dist.experiments]\ntoy-count = toy_experiment:TOY\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        importlib.invalidate_caches()
+        fresh = type(EXPERIMENTS)(
+            "experiment", "semrsm_dist.experiments", Experiment, packages=True, check=EXPERIMENTS.check
+        )
+        monkeypatch.setattr("semrsm_dist.experiments.EXPERIMENTS", fresh)
+        monkeypatch.setattr("semrsm_dist.experiments.evaluating.EXPERIMENTS", fresh)
+
+    yield write
+    sys.modules.pop("toy_experiment", None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("toy_experiment:count", "toy_gone:count", "there is no module 'toy_gone' for its computation"),
+        (
+            "toy_experiment:count",
+            "toy_experiment",
+            "for its computation 'toy_experiment' (package.module:function)",
+        ),
+        ("toy_experiment:count", "toy_experiment:sum_up", "'toy_experiment' has no function 'sum_up'"),
+        ('toys")', 'toys")\n    price: float', "'price' of toy_experiment.ToyParameters has no default"),
+        (
+            "    sizes:",
+            "    folder: int = 0\n    sizes:",
+            "'folder' of toy_experiment.ToyParameters has the name",
+        ),
+        (
+            "ToyParameters(Parameters)",
+            "ToyParameters",
+            "toy_experiment.ToyParameters, not a model derived from",
+        ),
+        ('toys there are", ToyParameters', 'toys there are", 3', "its parameters are 3, not a model"),
+    ],
+)
+def test_an_incomplete_experiment_is_refused_when_it_is_loaded(install, capsys, tmp_path, old, new, words):
+    assert old in TOY
+    install(TOY.replace(old, new))
+    assert main(["evaluate", "toy-count"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "toy_experiment:TOY of the distribution toy-experiment 1) cannot be used" in error
+    assert "update or remove the distribution" in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "count(config, parameters, reporter)",
+            "count(config)",
+            "toy_experiment:count cannot be used as the function",
+        ),
+        ("return Findings(", "return (", "toy_experiment:count returned ("),
+        ("Findings(table,", "Findings(4,", "returned Findings with the table 4, but must return Findings"),
+    ],
+)
+def test_a_function_of_another_kind_is_refused_in_words(install, capsys, old, new, words):
+    install(TOY.replace(old, new))
+    assert main(["evaluate", "toy-count"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "remove the distribution" in error
+
+
+def test_a_module_without_what_it_imports_is_refused_in_words(install, tmp_path):
+    install(TOY.replace("toy_experiment:count", "toy_counting:count"))
+    (tmp_path / "toy_counting.py").write_text("import toy_gone\n")
+    with pytest.raises(ConfigError, match=r"toy_counting:count cannot be used .*No module named 'toy_gone'"):
+        evaluate("toy-count")
+
+
+def test_an_experiment_of_another_distribution_is_found_by_its_entry_point(install, tmp_path, capsys):
+    install(TOY)
     evidence = evaluate("toy-count", sizes=4)
     assert evidence.table.to_dict("list") == {"size": [4], "run": ["runs/digits"]}
     assert (tmp_path / "runs/digits/evaluation/toy-count.parquet").is_file()
     assert main(["evaluate", "toy-count", "--with", "sizes=[1, 0]"]) == 2
     assert "sizes is [1, 0], but it must be a list of whole numbers of at least 1" in capsys.readouterr().err
-    sys.modules.pop("toy_experiment")
 
 
 def test_saved_evidence_can_be_read_again_with_what_it_depends_on(tmp_path):

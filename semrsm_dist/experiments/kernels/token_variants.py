@@ -155,22 +155,14 @@ def _centred(read: RowReader, left: Centring, right: Centring) -> RowReader:
 def match_variants(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Run]:
     """Return the runs on transformed tokens, one folder each, computed as far as they are missing."""
     found = {}
-    for name, place in {**(MATCHED_IF_UNEQUAL if has_unequal_tokens(run) else {}), **MATCHED}.items():
+    is_unequal = any(LayerFeatures(run, layer).has_unequal_tokens() for layer in run.requested_layers)
+    for name, place in {**(MATCHED_IF_UNEQUAL if is_unequal else {}), **MATCHED}.items():
         complete = _open_complete(folder / place, run.requested_layers)
         if complete is None:
             _compute(config, run, name, folder / place, reporter)
             complete = Run(folder / place)
         found[name] = complete
     return found
-
-
-def has_unequal_tokens(run: Run) -> bool:
-    """Return whether images of a run differ in their number of tokens, in any layer."""
-    sides = ["images"] if run.is_symmetric else ["images", "queries"]
-    layers = [LayerFeatures(run, layer) for layer in run.requested_layers]
-    return any(
-        (features.token_counts(side) != features.n_tokens).any() for features in layers for side in sides
-    )
 
 
 def _open_complete(path: Path, layers: Sequence[str]) -> Run | None:
@@ -186,9 +178,8 @@ def _open_complete(path: Path, layers: Sequence[str]) -> Run | None:
 def _compute(config: RunConfig, run: Run, name: str, path: Path, reporter: Reporter) -> None:
     """Write transformed features, match them, and remove them: the derived run keeps a copy of its own."""
     scratch = path.with_name(f"{path.name}-features")
-    sides = ["images"] if run.is_symmetric else ["images", "queries"]
     with writing(scratch):
-        data = {side: _write_side(run, side, name, scratch, reporter) for side in sides}
+        data = {side: _write_side(run, side, name, scratch, reporter) for side in run.record.sides}
     derived = config.model_copy(
         update={
             "run": path,

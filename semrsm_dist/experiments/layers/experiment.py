@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from semrsm_dist.config.schema import RunConfig, load_config
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.agreement import MEASURES, Estimate, agreement
-from semrsm_dist.evaluation.entries import Entries, RowReader
+from semrsm_dist.evaluation.entries import Entries
 from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.layers import LayersParameters
 from semrsm_dist.experiments.layers.report import WITHIN, draw_layers, find_most_changed, write_text
 from semrsm_dist.experiments.layers.variants import (
@@ -33,6 +35,8 @@ from semrsm_dist.experiments.runs import complete_run, require_symmetric
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import KINDS
+
+ALIGNMENTS = ("cka", "cka-biased")
 
 Place = tuple[str, str]
 """Layer and kind of an RSM."""
@@ -81,6 +85,14 @@ def _run_all(
         for name, derived in [(name, derive_config(config, name, images)) for name in (ORIGINAL, *variants)]:
             runs[name] = complete_run(derived, reporter)
         comparisons += [Comparison(name, runs[ORIGINAL], runs[name]) for name in variants]
+    for one in {id(run): run for each in comparisons for run in (each.run, each.other) if run}.values():
+        for layer in one.requested_layers:
+            if LayerFeatures(one, layer).has_unequal_tokens():
+                reporter.note(
+                    f"{one.directory.path}: layer {layer}: images differ in their number of tokens, so CKA of the "
+                    "spatio-semantic RSM is undefined; it is taken of the semantic one alone, and correlations of the "
+                    "pairs with a similarity"
+                )
     return comparisons
 
 
@@ -119,17 +131,22 @@ class Comparison:
         self, place: Place, other: Place, kernel: str, resamples: int, seed: int
     ) -> dict[str, Estimate]:
         """Return all measures of how two RSMs agree."""
-
-        def rows_of(run: Run, layer: str, kind: str) -> RowReader:
-            return run.similarity_rows(layer, kernel, kind)
-
+        one, two = (self.run, *place), (self.other or self.run, *other)
         pairs = Entries(
-            rows_of(self.run, *place),
-            rows_of(self.other or self.run, *other),
+            one[0].similarity_rows(one[1], kernel, one[2]),
+            two[0].similarity_rows(two[1], kernel, two[2]),
             len(self.run.manifest().readable),
             rows_at_once=self.run.chunk_size(place[0]),
         )
-        return agreement(pairs, MEASURES, resamples=resamples, seed=seed)
+        measures = [
+            name for name in MEASURES if name not in ALIGNMENTS or (_is_whole(*one) and _is_whole(*two))
+        ]
+        found = agreement(pairs, measures, resamples=resamples, seed=seed)
+        undefined = {
+            name: Estimate(np.nan, np.full(resamples if name == "cka" else 0, np.nan), 0, pairs.n_all, 0)
+            for name in ALIGNMENTS
+        }
+        return {name: found.get(name) or undefined[name] for name in MEASURES}
 
     def tabulate(self, found: dict[tuple[Place, Place], dict[str, Estimate]]) -> Iterator[dict[str, Any]]:
         """Yield a row for each measure of each two RSMs; between runs, for layers of one name, how the kinds differ."""
@@ -148,6 +165,11 @@ class Comparison:
                 places = {"layer_a": layer, "kind_a": DIFFERENCE, "layer_b": layer, "kind_b": DIFFERENCE}
                 difference = estimate.minus(spatial[measure])
                 yield {"comparison": self.name, **places, **_row(measure, difference, n_images)}
+
+
+def _is_whole(run: Run, layer: str, kind: str) -> bool:
+    """Return whether all images of an RSM that are similar to themselves are to all others, which CKA requires."""
+    return kind == "semantic" or not LayerFeatures(run, layer).has_unequal_tokens()
 
 
 def _row(measure: str, estimate: Estimate, n_images: int) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
     if len(undefined):
         lines += [
             "",
-            f"undefined: {len(undefined)} of {len(table)} values, of matrices that are constant or too small",
+            f"undefined: {len(undefined)} of {len(table)} values, of matrices that are constant, too small or, for "
+            "CKA, incomplete",
         ]
     left_out = int(table.n_left_out.max())
     if left_out:
@@ -104,7 +105,7 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
 
 def _conclude(changed: MostChanged | None) -> str:
     if changed is None:
-        return "no layers of one name to order"
+        return "no layers of one name to order, or CKA undefined in one of them"
     named = ", ".join(
         f"{kind} {changed.layer[kind]} (in {_percent(changed.share[kind])} of resamples)" for kind in KINDS
     )

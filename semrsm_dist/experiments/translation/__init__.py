@@ -28,8 +28,9 @@ class TranslationParameters(Parameters):
     def _require_room(self) -> TranslationParameters:
         if max(self.shifts) > largest_shift(self.share) + 1e-9:
             raise ValueError(
-                f"shifts: {list(self.shifts)} with share {self.share}: a crop can be moved by at most (1 - share) / "
-                f"share = {largest_shift(self.share):.4g} of its side; take smaller shifts or a smaller share"
+                f"shifts: {', '.join(map(str, self.shifts))} with share {self.share}: a crop can be moved by at most "
+                f"(1 - share) / share = {largest_shift(self.share):.4g} of its side; take smaller shifts or a smaller "
+                "share"
             )
         return self
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.evaluation.bootstrap import Interval, draw_counts, percentile_interval
+from semrsm_dist.evaluation.bootstrap import CONFIDENCE, Interval, draw_counts, percentile_interval
 from semrsm_dist.evaluation.cka import cka
 from semrsm_dist.evaluation.correlation import ResampledRanks, pearson, rank_correlations
 from semrsm_dist.evaluation.entries import Entries
@@ -50,9 +50,9 @@ class Estimate:
     n_left_out: int
     n_resampled: int
 
-    def interval(self) -> Interval:
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Return the bootstrap percentile interval."""
-        return percentile_interval(self.value, self.replicates)
+        return percentile_interval(self.value, self.replicates, confidence)
 
     def columns(self) -> dict[str, float | int]:
         """Return the value, its interval and its counts, as columns of a table."""

@@ -190,19 +190,6 @@ def norm_bound(rows: Panel, r: int, columns: Panel, c: int) -> float:
     return float(common + spread + rounding)
 
 
-def affinity_bound(affinity: NDArray[np.float64]) -> float:
-    """Return the smaller of the sum of row maxima and the sum of column maxima.
-
-    An affinity (S_i, S_j) matches min(S_i, S_j) pairs: of the longer side, only that many of the largest maxima count.
-    """
-    fewest = min(affinity.shape)
-    sides = []
-    for axis in (0, 1):
-        maxima = affinity.max(axis=axis)
-        sides.append((maxima if maxima.size == fewest else np.sort(maxima)[-fewest:]).sum())
-    return float(min(sides))
-
-
 @compiled
 def matched_value(
     z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]], permutation: NDArray[np.integer[Any]]

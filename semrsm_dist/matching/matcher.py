@@ -190,7 +190,7 @@ class Matcher(Section, ABC):
             checked_squared_norm(array.astype(np.float64), name)
             arrays.append(array)
         most = max(map(len, arrays))
-        pair = [self.prepare(*fill_tokens(array[None], np.array([len(array)]), most)) for array in arrays]
+        pair = [self.prepare(fill_tokens(array[None], most), [len(array)]) for array in arrays]
         self.check_pair(*pair)
         found = self.match_prepared(pair[0], 0, pair[1], 0)
         try:

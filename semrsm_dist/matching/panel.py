@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,9 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+Extended = TypeVar("Extended", bound="Panel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,18 @@ class Panel:
         return self.raw[image, : self.token_counts[image]]
 
     def part(self, images: slice) -> Self:
-        """Return the panel of some of the images, without copying."""
-        return type(self)(*(getattr(self, field.name)[images] for field in fields(self)))
+        """Return the panel of some of the images, without copying; so for panels among its fields."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(cut, value))
+            return value.part(images) if isinstance(value, Panel) else value[images]
+
+        return type(self)(*(cut(getattr(self, field.name)) for field in fields(self)))
+
+    def extended(self, kind: type[Extended], *more: Any) -> Extended:
+        """Return a panel of a derived class, with the values of the fields that it adds."""
+        return kind(*(getattr(self, field.name) for field in fields(Panel)), *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +182,7 @@ def prepare_packed_panel(z: ArrayLike, token_counts: ArrayLike | None = None) ->
     for t, count in enumerate(panel.token_counts):
         raw, mean = read_only(panel.raw[t]), panel.means[t]
         scales[t], *norms[:, t] = _pack_image(raw, mean, count, packed[t], lengths[t])
-    own = (getattr(panel, field.name) for field in fields(panel))
-    return PackedPanel(*own, *map(read_only, (packed, scales, *norms, lengths)))
+    return panel.extended(PackedPanel, *map(read_only, (packed, scales, *norms, lengths)))
 
 
 @compiled
@@ -235,12 +247,10 @@ def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.
     return stacked, counts
 
 
-def fill_tokens(
-    z: NDArray[Any], token_counts: NDArray[np.int64], n_tokens: int
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return representations (T, S, C) filled up with zeros to `n_tokens`, and their token counts."""
+def fill_tokens(z: NDArray[Any], n_tokens: int) -> NDArray[Any]:
+    """Return representations (T, S, C) filled up with zeros to `n_tokens`."""
     missing = n_tokens - z.shape[1]
-    return (np.pad(z, ((0, 0), (0, missing), (0, 0))) if missing else z), token_counts
+    return np.pad(z, ((0, 0), (0, missing), (0, 0))) if missing else z
 
 
 def as_array(z: ArrayLike) -> NDArray[Any]:

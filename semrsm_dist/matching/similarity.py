@@ -178,7 +178,7 @@ def _stack_all(given: Mapping[str, ArrayLike | Sequence[ArrayLike]]) -> dict[str
         with naming(name):
             stacks[name] = _stack(images)
     most = max(stack.shape[1] for stack, _ in stacks.values())
-    return {name: fill_tokens(stack, counts, most) for name, (stack, counts) in stacks.items()}
+    return {name: (fill_tokens(stack, most), counts) for name, (stack, counts) in stacks.items()}
 
 
 def _prepare(matcher: Matcher, stacks: Mapping[str, Stack]) -> tuple[Panel, Panel]:

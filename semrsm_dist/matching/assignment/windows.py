@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, Self, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,12 +35,6 @@ class WindowedPanel(Panel):
 
     order: NDArray[np.intp]
     windows: tuple[PackedPanel, ...]
-
-    def part(self, images: slice) -> Self:
-        """Return the panel of some of the images, without copying."""
-        values: list[Any] = [getattr(self, field.name)[images] for field in fields(self)[:-1]]
-        values.append(tuple(window.part(images) for window in self.windows))
-        return type(self)(*values)
 
 
 class WindowedMatcher(Matcher):
@@ -76,9 +70,7 @@ class WindowedMatcher(Matcher):
             tokens = order[:, start : start + size, None]
             windows.append(prepare_packed_panel(np.take_along_axis(panel.raw, tokens, axis=1)))
             start += size
-        values: list[Any] = [getattr(panel, field.name) for field in fields(Panel)]
-        values += [read_only(order), tuple(windows)]
-        return WindowedPanel(*values)
+        return panel.extended(WindowedPanel, read_only(order), tuple(windows))
 
     @override
     def compile(self) -> None:

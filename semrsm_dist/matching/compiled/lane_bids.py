@@ -18,11 +18,11 @@ from semrsm_dist.matching.compiled.lanes import (
     INT32,
     INT64,
     LANES,
+    address,
     call,
     cgutils,
     intrinsic,
     load,
-    pointer,
     splat,
     store,
     types,
@@ -90,8 +90,8 @@ def best_two(typingctx: Any, rounded: Any, offset: Any, rises: Any, n_blocks: An
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         numbers = _Numbers(builder, sig.args[0])
-        row = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-        price = pointer(context, builder, sig.args[2], arguments[2])
+        row = address(context, builder, sig.args[0], arguments[0], arguments[1])
+        price = address(context, builder, sig.args[2], arguments[2])
         best, second = variable(builder, numbers.lowest), variable(builder, numbers.lowest)
         place = variable(builder, ir.Constant(numbers.kind, [0] * LANES))  # block of the best of each lane
 
@@ -129,8 +129,8 @@ def row_max(typingctx: Any, affinity: Any, offset: Any, prices: Any, n_blocks: A
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         numbers = _Numbers(builder, sig.args[0])
-        row = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-        price = pointer(context, builder, sig.args[2], arguments[2])
+        row = address(context, builder, sig.args[0], arguments[0], arguments[1])
+        price = address(context, builder, sig.args[2], arguments[2])
         best = variable(builder, numbers.lowest)
 
         def visit(block: Any, at: Any) -> None:
@@ -150,33 +150,14 @@ def raise_maxima(typingctx: Any, affinity: Any, offset: Any, shift: Any, maxima:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         numbers = _Numbers(builder, sig.args[0])
-        row = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
+        row = address(context, builder, sig.args[0], arguments[0], arguments[1])
         shift = splat(builder, arguments[2])
-        maxima = pointer(context, builder, sig.args[3], arguments[3])
+        maxima = address(context, builder, sig.args[3], arguments[3])
 
         def visit(block: Any, at: Any) -> None:
             value = numbers.subtract(numbers.load(row, at), shift)
             larger = numbers.larger(value, numbers.load(maxima, at))
             store(builder, larger, maxima, at, numbers.align)
-
-        _on_blocks(builder, arguments[4], visit)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def copy_row(typingctx: Any, row: Any, offset: Any, to: Any, to_offset: Any, n_blocks: Any) -> Any:
-    """Copy ``16 * n_blocks`` elements from an offset in one array to an offset in another."""
-    signature = types.void(row, types.int64, to, types.int64, types.int64)
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        numbers = _Numbers(builder, sig.args[0])
-        source = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-        target = builder.gep(pointer(context, builder, sig.args[2], arguments[2]), [arguments[3]])
-
-        def visit(block: Any, at: Any) -> None:
-            store(builder, numbers.load(source, at), target, at, numbers.align)
 
         _on_blocks(builder, arguments[4], visit)
         return context.get_dummy_value()
@@ -191,8 +172,8 @@ def mask_above(typingctx: Any, affinity: Any, offset: Any, prices: Any, block: A
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         numbers = _Numbers(builder, sig.args[0])
-        row = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-        price = pointer(context, builder, sig.args[2], arguments[2])
+        row = address(context, builder, sig.args[0], arguments[0], arguments[1])
+        price = address(context, builder, sig.args[2], arguments[2])
         at = builder.mul(arguments[3], ir.Constant(arguments[3].type, LANES))
         value = numbers.subtract(numbers.load(row, at), numbers.load(price, at))
         above = numbers.greater(value, splat(builder, arguments[4]))
@@ -220,9 +201,9 @@ def round_residuals(
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         numbers = _Numbers(builder, sig.args[0])
-        row = builder.gep(pointer(context, builder, sig.args[0], arguments[0]), [arguments[1]])
-        out = builder.gep(pointer(context, builder, sig.args[5], arguments[5]), [arguments[1]])
-        price = pointer(context, builder, sig.args[2], arguments[2])
+        row = address(context, builder, sig.args[0], arguments[0], arguments[1])
+        out = address(context, builder, sig.args[5], arguments[5], arguments[1])
+        price = address(context, builder, sig.args[2], arguments[2])
         best, factor = splat(builder, arguments[3]), splat(builder, arguments[4])
         clipped = ir.Constant(numbers.kind, [float(CLIPPED)] * LANES)
 

@@ -12,11 +12,11 @@ from semrsm_dist.matching.compiled.lanes import (
     FLOAT,
     INT64,
     LANES,
+    address,
     call,
     cgutils,
     intrinsic,
     load,
-    pointer,
     splat,
     store,
     suffix,
@@ -57,7 +57,7 @@ def make_multiply(n_rows: int, n_vectors: int, width: int = LANES) -> Any:
             tops = [builder.add(row, INT64(r)) for r in range(n_rows if element is FLOAT else n_rows // 2)]
             lefts = [builder.add(column, INT64(LANES * v)) for v in range(n_vectors)]
             a_start, b_start, out_start = (
-                pointer(context, builder, sig.args[k], arguments[k]) for k in (0, 1, 7)
+                address(context, builder, sig.args[k], arguments[k]) for k in (0, 1, 7)
             )
             a_tokens = [builder.gep(a_start, [_place(builder, token, begin, channels)]) for token in tops]
             b_tokens = [builder.gep(b_start, [_place(builder, token, begin, channels)]) for token in lefts]

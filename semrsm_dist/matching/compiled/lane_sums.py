@@ -12,11 +12,11 @@ from semrsm_dist.matching.compiled.lanes import (
     FLOAT,
     INT32,
     LANES,
+    address,
     call,
     cgutils,
     intrinsic,
     load,
-    pointer,
     prefetch,
     types,
     variable,
@@ -54,7 +54,7 @@ def _add_up(builder: Any, lanes: Any) -> Any:
 
 def _reader(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Callable[[Any, bool], Any]:
     """Return what loads 16 elements, or one, of a float32 or float64 array as float64."""
-    start = builder.gep(pointer(context, builder, kind, array), [offset])
+    start = address(context, builder, kind, array, offset)
     single = kind.dtype == types.float32
 
     def read(at: Any, vectors: bool) -> Any:
@@ -103,7 +103,7 @@ def aligned_dots(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> An
         whole = builder.mul(builder.sdiv(length, lanes), lanes)
         totals = [variable(builder, ir.Constant(vector(DOUBLE), [0.0] * LANES)) for _ in range(2)]
         tails = [variable(builder, ir.Constant(DOUBLE, 0.0)) for _ in range(2)]
-        partners = pointer(context, builder, sig.args[2], arguments[2])
+        partners = address(context, builder, sig.args[2], arguments[2])
         last = builder.sub(n_rows, one)
 
         def places(row: Any) -> list[tuple[int, Any]]:
@@ -115,8 +115,7 @@ def aligned_dots(typingctx: Any, a: Any, b: Any, permutation: Any, n: Any) -> An
             ahead = builder.add(row.index, ir.Constant(length.type, _ROWS_AHEAD))
             ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
             coming = [
-                builder.gep(pointer(context, builder, sig.args[k], arguments[k]), [place])
-                for k, place in places(ahead)
+                address(context, builder, sig.args[k], arguments[k], place) for k, place in places(ahead)
             ]
             left, *rights = (
                 _reader(context, builder, sig.args[k], arguments[k], place) for k, place in places(row.index)

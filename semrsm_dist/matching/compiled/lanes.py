@@ -49,9 +49,10 @@ def call(builder: Any, name: str, result: ir.Type, arguments: Sequence[Any], fas
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, fastmath=fast)
 
 
-def pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    """Return the address of the first element of an array of numba's."""
-    return context.make_array(kind)(context, builder, array).data
+def address(context: Any, builder: Any, kind: Any, array: Any, offset: Any = None) -> Any:
+    """Return the address of the first element of an array of numba's, or of the one at an offset."""
+    start = context.make_array(kind)(context, builder, array).data
+    return start if offset is None else builder.gep(start, [offset])
 
 
 def load(builder: Any, start: Any, offset: Any, kind: ir.Type, align: int) -> Any:

@@ -9,18 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from semrsm_dist.matching.bounds import (
-    affinity_bound,
-    float64_rounding,
-    matched_value,
-    norm_bound,
-)
+from semrsm_dist.matching.bounds import float64_rounding, matched_value, norm_bound
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
-from semrsm_dist.matching.matcher import Matcher, PairMatch, product_seconds
+from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel
-
-FREE = -1
 
 
 class Greedy(Matcher):
@@ -44,14 +37,18 @@ class Greedy(Matcher):
     @override
     def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
         z_i, z_j = rows.tokens(r), columns.tokens(c)
-        affinity = affinity_float64(z_i, z_j)
-        permutation = np.full(len(z_i), FREE, np.intp)
-        assign_greedily(affinity, permutation)
+        affinity = _affinity(z_i, z_j)
+        permutation = self._begin(z_i, z_j, affinity)
+        _assign_greedily(affinity, permutation)
         value = matched_value(z_i, z_j, permutation)
-        return value, max(value, greedy_bound(affinity, rows, r, columns, c)), permutation
+        return value, max(value, _bound(affinity, rows, r, columns, c)), permutation
+
+    def _begin(self, z_i: NDArray[Any], z_j: NDArray[Any], affinity: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Return the partners of the tokens that are matched first, `UNMATCHED` for all others."""
+        return np.full(len(z_i), UNMATCHED, np.intp)
 
 
-def affinity_float64(z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _affinity(z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return ``z_i @ z_j.T`` (S_i, S_j) in float64; equal tokens have exactly equal affinities."""
     height, width = padded(len(z_i)), padded(len(z_j))
     affinity = np.empty(height * width)
@@ -59,11 +56,17 @@ def affinity_float64(z_i: NDArray[np.floating[Any]], z_j: NDArray[np.floating[An
     return affinity.reshape(height, width)[: len(z_i), : len(z_j)]
 
 
-def greedy_bound(affinity: NDArray[np.float64], rows: Panel, r: int, columns: Panel, c: int) -> float:
-    """Return the better of the bounds from the affinity and from norms, for float64 affinities."""
+def _bound(affinity: NDArray[np.float64], rows: Panel, r: int, columns: Panel, c: int) -> float:
+    """Return the smallest of the sums of row and of column maxima and the bound from norms.
+
+    An affinity (S_i, S_j) matches min(S_i, S_j) pairs: of the longer side, only that many of the largest maxima count.
+    """
+    fewest = min(affinity.shape)
+    maxima = [affinity.max(axis=axis) for axis in (0, 1)]
+    sums = [float((side if side.size == fewest else np.sort(side)[-fewest:]).sum()) for side in maxima]
     norms = float(np.sqrt(rows.squared_norms[r]) * np.sqrt(columns.squared_norms[c]))
     rounding = float64_rounding(max(affinity.shape), rows.n_channels) * norms
-    return min(affinity_bound(affinity) + rounding, norm_bound(rows, r, columns, c))
+    return min(min(sums) + rounding, norm_bound(rows, r, columns, c))
 
 
 @compiled
@@ -80,22 +83,22 @@ def _fill_affinity(
 
 
 @compiled
-def assign_greedily(affinity: NDArray[np.float64], columns: NDArray[np.intp]) -> None:
-    """Assign to each FREE row of `columns` the column of greedy matching, while there are columns.
+def _assign_greedily(affinity: NDArray[np.float64], columns: NDArray[np.intp]) -> None:
+    """Give each row without a column that of greedy matching, while there are columns.
 
-    Rows of `columns` that already have a column keep it. The heap holds the best free column of each row;
+    The heap holds the best free column of each row;
     an entry whose column was taken meanwhile is looked up again, which gives the same order as sorting
     all S^2 affinities.
     """
     n_rows, n_left = affinity.shape
     taken = np.zeros(n_left, np.bool_)
     for i in range(n_rows):
-        if columns[i] != FREE:
+        if columns[i] != UNMATCHED:
             taken[columns[i]] = True
             n_left -= 1
     heap = [(0.0, 0, 0) for _ in range(0)]
     for i in range(n_rows):
-        if columns[i] == FREE and n_left > 0:
+        if columns[i] == UNMATCHED and n_left > 0:
             j = _best_free(affinity, i, taken)
             heap.append((-affinity[i, j], i, j))
     heapq.heapify(heap)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,9 +56,8 @@ class Projection(Matcher):
             project(image, basis, projected[t])
             remainder = prepare_panel((image - projected[t] @ basis)[None])
             means[t], token_norms[t] = remainder.means[0], remainder.token_norms[0]
-        values: list[Any] = [getattr(panel, field.name) for field in fields(Panel)]
-        values += [read_only(means), read_only(token_norms), prepare_packed_panel(projected)]
-        return ProjectedPanel(*values)
+        added = read_only(means), read_only(token_norms), prepare_packed_panel(projected)
+        return panel.extended(ProjectedPanel, *added)
 
     @override
     def compile(self) -> None:
@@ -112,12 +111,6 @@ class ProjectedPanel(Panel):
     remainder_means: NDArray[np.float64]
     remainder_norms: NDArray[np.float64]
     projected: PackedPanel
-
-    def part(self, images: slice) -> Self:
-        """Return the panel of some of the images, without copying."""
-        values: list[Any] = [getattr(self, field.name)[images] for field in fields(self)[:-1]]
-        values.append(self.projected.part(images))
-        return type(self)(*values)
 
 
 class Basis(NamedTuple):

@@ -10,14 +10,13 @@ from typing_extensions import override
 
 from semrsm_dist.fields import Count
 from semrsm_dist.matching.assignment.augment import assign_exactly
-from semrsm_dist.matching.bounds import matched_value, squared_token_norms
+from semrsm_dist.matching.bounds import squared_token_norms
 from semrsm_dist.matching.compiled.product import padded
-from semrsm_dist.matching.matcher import Limits, Matcher, PairMatch, product_seconds
-from semrsm_dist.matching.matchers.greedy import FREE, affinity_float64, assign_greedily, greedy_bound
-from semrsm_dist.matching.panel import Panel
+from semrsm_dist.matching.matcher import Limits
+from semrsm_dist.matching.matchers.greedy import Greedy
 
 
-class TopKGreedy(Matcher):
+class TopKGreedy(Greedy):
     """Match the k tokens of largest norm of both images with each other exactly, all others greedily.
 
     As in the authors' code, the k tokens of z_i that weigh most find their partners among the k of z_j
@@ -26,30 +25,22 @@ class TopKGreedy(Matcher):
 
     name: ClassVar[str] = "topk-greedy"
     version: ClassVar[int] = 2
+    takes_unequal: ClassVar[bool] = False
 
     k: Annotated[Count, Limits("tokens")] = 64
     """How many tokens of each image are matched exactly."""
 
     @override
-    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
-        return product_seconds(n_tokens, n_tokens, n_channels) + 4e-8 * n_tokens**2
-
-    @override
     def workspace_bytes(self, n_tokens: int, n_channels: int) -> int:
-        width = padded(n_tokens)
-        return 16 * width**2 + 16 * width * n_channels + 128 * n_tokens
+        return super().workspace_bytes(n_tokens, n_channels) + 8 * padded(n_tokens) ** 2
 
     @override
-    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
-        z_i, z_j = rows.raw[r], columns.raw[c]
-        affinity = affinity_float64(z_i, z_j)
+    def _begin(self, z_i: NDArray[Any], z_j: NDArray[Any], affinity: NDArray[np.float64]) -> NDArray[np.intp]:
+        permutation = super()._begin(z_i, z_j, affinity)
         largest_i, largest_j = (self._largest(z) for z in (z_i, z_j))
         part = np.ascontiguousarray(affinity[np.ix_(largest_i, largest_j)])
-        permutation = np.full(rows.n_tokens, FREE, np.intp)
         permutation[largest_i] = largest_j[assign_exactly(part, largest_i.size, np.zeros(largest_j.size))[0]]
-        assign_greedily(affinity, permutation)
-        value = matched_value(z_i, z_j, permutation)
-        return value, max(value, greedy_bound(affinity, rows, r, columns, c)), permutation
+        return permutation
 
     def _largest(self, z: NDArray[Any]) -> NDArray[np.intp]:
         return np.sort(np.argsort(-squared_token_norms(z), kind="stable")[: self.k])

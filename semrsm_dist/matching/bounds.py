@@ -23,16 +23,10 @@ def float64_rounding(n_tokens: int, n_channels: int) -> float:
 
 @inlined
 def rounded_up(total: float, rounded: float, size: float, n_tokens: int) -> float:
-    """Return a bound that prices prove, summed in float64, plus what rounding can have taken from it.
+    """Return the bound `total` that prices prove, plus what rounding can have taken from it.
 
-    Parameters
-    ----------
-    total
-        The sum of the prices of one side and of the largest affinities minus price of the other.
-    rounded
-        The sum of the absolute values of those that were rounded to float32: half a unit in the last place each.
-    size
-        The same for those that were not.
+    `rounded` sums the absolute values of the terms rounded to float32, half a unit in the last place each; `size` those
+    of the others.
     """
     return total + rounded * FLOAT32_UNIT + (size + rounded) * n_tokens * 2.0**-52
 
@@ -53,16 +47,8 @@ def tighten_prices(
     gap two to six times smaller than p does. Rounded subtraction keeps the order: the exact maximum
     exceeds the rounded one by half a unit in the last place at most, which is added.
 
-    Parameters
-    ----------
-    affinity : (padded(S) ** 2,)
-        Flat, rows of padded(S) columns.
-    prices : (padded(S),)
-        Finite for the S columns, +inf beyond them. Overwritten by q.
-    lowered : (padded(S),)
-        Workspace.
-    bests : (at least S,)
-        Receives ``u_i``; lowering the prices leaves them as they are.
+    `affinity` is flat, in rows of padded(S). `prices`, +inf beyond column S, become q, with `lowered` as workspace;
+    `bests` receives u, which lowering the prices leaves as it is.
     """
     step = padded(n_tokens)
     for j in range(step):
@@ -84,42 +70,22 @@ def tighten_prices(
 
 
 class Assignment(NamedTuple):
-    """What an auction leaves.
+    """What an auction leaves."""
 
-    Attributes
-    ----------
-    affinity : (padded(S) ** 2,)
-        Flat, rows of padded(S) columns.
-    prices, columns : (padded(S),)
-        The price of each column, and the column of each row.
-    """
-
-    affinity: NDArray[np.float32]
-    prices: NDArray[np.float32]
-    columns: NDArray[np.int32]
+    affinity: NDArray[np.float32]  # flat, in rows of padded(S)
+    prices: NDArray[np.float32]  # of each column
+    columns: NDArray[np.int32]  # of each row
 
 
 class Factors(NamedTuple):
-    """What the affinities of a pair are computed from.
+    """What the affinities of a pair are computed from."""
 
-    Attributes
-    ----------
-    z_i, z_j : (S, C) or (S, 2 C)
-        The representations as given; if they are `double`, the bytes of float64.
-    mean_i : (C,)
-        What z_i is centred by.
-    lengths_i : (S,)
-        Norms of the tokens of z_i, centred and scaled.
-    longest_j : float
-        Largest norm of a token of z_j, centred and scaled.
-    """
-
-    z_i: NDArray[np.float32]
+    z_i: NDArray[np.float32]  # (S, C) as given or, if `double`, the bytes of float64, (S, 2 C)
     z_j: NDArray[np.float32]
     double: bool
-    mean_i: NDArray[np.float64]
-    lengths_i: NDArray[np.float64]
-    longest_j: float
+    mean_i: NDArray[np.float64]  # what z_i is centred by
+    lengths_i: NDArray[np.float64]  # norms of the tokens of z_i, centred and scaled
+    longest_j: float  # the largest of z_j
 
 
 @compiled
@@ -128,14 +94,8 @@ def distance_from_optimum(assignment: Assignment, factors: Factors, scale: float
 
     No assignment is worth more than this one plus ``sum_i max_k (A_ik - p_k) - (A_ic - p_c)``, with c the
     column of row i. Only columns k that float32 rounding allows to be better than c count, usually one
-    or two of a row; their ``A_ik - A_ic`` is computed from the representations, in float64.
-
-    Parameters
-    ----------
-    scale : float
-        Unit of the affinity and of the result.
-    rounding : float
-        A float32 affinity differs from the exact one by at most ``rounding * lengths_i[i] * longest_j``.
+    or two of a row; their ``A_ik - A_ic`` is computed from the representations, in float64. `scale` is the unit of the
+    affinity and of the result. A float32 affinity is off by at most ``rounding * lengths_i[i] * longest_j``.
     """
     affinity, prices, columns = assignment
     z_i, z_j, double, mean_i, lengths_i, longest_j = factors

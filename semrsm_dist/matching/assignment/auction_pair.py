@@ -42,11 +42,8 @@ _MARGIN = 0.9
 class Images(NamedTuple):
     """The arrays of a `PackedPanel`, in a form that compiled code takes.
 
-    Attributes
-    ----------
-    raw : ndarray of float32, (T, S, C) or (T, S, 2 C)
-        The representations as given; if they are `double`, the bytes of float64. So there is one type of images, and
-        all that is large is compiled once.
+    If the representations are `double`, `raw` holds the bytes of float64, (T, S, 2 C): so there is one type of images,
+    and all that is large is compiled once.
     """
 
     raw: NDArray[np.float32]

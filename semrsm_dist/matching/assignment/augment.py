@@ -23,24 +23,11 @@ FREE = -1
 def assign_exactly(
     affinity: NDArray[np.float64], n: int, prices: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], float]:
-    """Return the assignment of largest value of each row to a column of its own, and an upper bound.
+    """Return the column of each of n rows in the assignment of largest value, and an upper bound.
 
-    Parameters
-    ----------
-    affinity : (at least n, at least m), n <= m
-        Finite; only its first n rows and m columns count.
-    n : int
-        Number of rows to assign.
-    prices : (m,)
-        Where to start, any finite values for n = m, zeros for n < m. Overwritten by optimal prices.
-
-    Returns
-    -------
-    columns : (n,)
-        The column of each row.
-    bound : float
-        ``sum_j p_j + sum_i max_j (A_ij - p_j)`` over assigned columns: equal to the optimum but for
-        float64 rounding.
+    Only n rows and m >= n columns of the affinity count. `prices` (m,) are where to start, any finite values for n = m,
+    zeros for n < m; optimal prices overwrite them. The bound ``sum_j p_j + sum_i max_j (A_ij - p_j)``, over assigned
+    columns, equals the optimum but for float64 rounding.
     """
     m = prices.size
     columns = np.full(n, FREE, np.intp)

@@ -97,29 +97,14 @@ def run_auction(
     market: Market,
     floor: float = -np.inf,
 ) -> tuple[bool, float]:
-    """Assign until the bound exceeds the value by at most `tolerance`, in units of the affinity.
+    """Assign until the bound exceeds the value by at most `tolerance`, in units of the affinity, or is below `floor`.
 
-    Parameters
-    ----------
-    affinity : (padded(S) ** 2,)
-        Flat, rows of padded(S) columns.
-    n_tokens : int
-        S, at least 2.
-    size : float
-        Product of the norms of both (centred, scaled) representations: the scale of eps.
-    tolerance : float
-        The gap to reach, positive.
-    market
-        Arrays of padded(S); its `prices` and `columns` are the result.
-    floor : float
-        Give up as soon as the bound is below this.
+    `affinity` is flat, in rows of padded(S), with S >= 2; `size`, the product of the norms of both (centred, scaled)
+    representations, is the scale of eps. The result is in the market's `prices` and `columns`.
 
-    Returns
-    -------
-    finished : bool
-        False when given up, when the bids ran out or when float32 could not prove it; only `prices` are then useful.
-    bound : float
-        Upper bound on the value of every assignment (`tighten_prices`); infinite when neither finished nor given up.
+    Returns whether it finished, which it did not if given up at the floor, if the bids ran out or if float32 could not
+    prove it (only `prices` are then useful); and an upper bound on the value of every assignment (`tighten_prices`),
+    infinite when neither finished nor given up.
     """
     _open(n_tokens, market)
     budget = BIDS_PER_TOKEN * n_tokens
@@ -259,25 +244,8 @@ def run_bids(
     200 columns. If both want one column, the second waits on. Otherwise both bids are good: what the first
     takes is then worth less to the second, whose price rises by less than it might, still by eps or more.
 
-    Parameters
-    ----------
-    rounded : (padded(S) ** 2,)
-        Affinities at the prices when the rises were zero, in units.
-    rises : (padded(S),)
-        Of the prices of the columns, in units; raised.
-    columns, owners : (padded(S),)
-        The column of each row and the row of each column, `FREE` for none.
-    waiting : (padded(S),)
-        Its first `n_waiting` entries are the rows without a column; the last of them bids next.
-    steps : int
-        Least rise of a price, eps, in units.
-    budget : int
-        Bids allowed.
-
-    Returns
-    -------
-    n_waiting, budget : int
-        What is left of both. At least one bid is made if the rises are zero.
+    The arrays are those of a `Market`; `steps` is eps, the least rise of a price, in units. Returns what is left of
+    `n_waiting` and `budget`; at least one bid is made if the rises are zero.
     """
     step = padded(n_tokens)
     n_blocks = step // LANES

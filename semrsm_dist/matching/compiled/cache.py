@@ -46,19 +46,9 @@ _held: set[Path] = set()
 
 
 def share_cache(dispatcher: Any, source: str) -> None:
-    """Make a function that numba caches follow this module's rules.
+    """Make what `numba.njit(cache=True)` returns for a function of a file follow this module's rules.
 
-    Parameters
-    ----------
-    dispatcher
-        What `numba.njit(cache=True)` returns.
-    source
-        The file of the function.
-
-    Raises
-    ------
-    AttributeError
-        If this numba keeps its cache in another way.
+    Raises AttributeError if this numba keeps its cache in another way.
     """
     cache = dispatcher._cache
     if not hasattr(cache, "_cache_file"):  # numba's switch NUMBA_DISABLE_JIT or NUMBA_DISABLE_CACHING

@@ -27,30 +27,14 @@ _LENGTH_ROUNDING = 1.0 + 1e-11  # more than float64 rounding can take from the l
 
 
 class LongestFirst(NamedTuple):
-    """The tokens of one image by descending length, and memory for some of their affinities.
+    """The tokens of one image by descending length, and memory for some of their affinities."""
 
-    Attributes
-    ----------
-    held : (2,)
-        The image, and the number of its tokens that are sorted; -1 if none is.
-    order : (S,)
-        The tokens, the longest first.
-    lengths : (S,)
-        Their lengths, centred and scaled.
-    packed : (padded(S) * C,)
-        The tokens in this order, see `semrsm_dist.matching.compiled.product`.
-    affinity : (BAND * padded(S),)
-        Of the rows that were last multiplied.
-    rest : (padded(S) // BAND + 2,)
-        What the rows of a band and of all later ones can add.
-    """
-
-    held: NDArray[np.int64]
-    order: NDArray[np.intp]
-    lengths: NDArray[np.float64]
-    packed: NDArray[np.float32]
-    affinity: NDArray[np.float32]
-    rest: NDArray[np.float64]
+    held: NDArray[np.int64]  # the image, and how many of its tokens are sorted; -1 if none is
+    order: NDArray[np.intp]  # the tokens, the longest first
+    lengths: NDArray[np.float64]  # in this order, centred and scaled
+    packed: NDArray[np.float32]  # in this order, see `semrsm_dist.matching.compiled.product`
+    affinity: NDArray[np.float32]  # (BAND * padded(S),) of the rows that were last multiplied
+    rest: NDArray[np.float64]  # what the rows of each band and of all later ones can add
 
 
 def make_longest_first(n_tokens: int, n_channels: int) -> LongestFirst:
@@ -101,22 +85,9 @@ def multiply_while_open(
 ) -> bool:
     """Multiply rows until no sum of the affinities can reach `floor`, and return whether that is proved.
 
-    Parameters
-    ----------
-    rows
-        The tokens of one image, as `sort_tokens` leaves them.
-    columns : (padded(S) * C,)
-        Those of the other, packed.
-    lengths : (at least S,)
-        Norms of these tokens, centred and scaled.
-    prices : (padded(S),)
-        Finite for the S columns, +inf beyond them.
-    floor : float
-        What a sum must be able to reach; float32 errors of the affinities are the caller's.
-    lowered : (padded(S),)
-        Workspace.
-    affinity : (padded(S) ** 2,)
-        If nothing is proved, receives all affinities, rows in the order of the image.
+    `rows` are as `sort_tokens` leaves them, `columns` packed with their `lengths`, `prices` +inf beyond column S, and
+    `lowered` is workspace. Float32 errors of the affinities are the caller's. If nothing is proved, `affinity` receives
+    them all, rows in the order of the image.
     """
     width = padded(n_tokens)
     n_channels = columns.size // width

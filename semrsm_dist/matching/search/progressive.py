@@ -54,28 +54,17 @@ _COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and w
 class SearchImages(NamedTuple):
     """The images of one side, in a form that compiled code takes.
 
-    Attributes
-    ----------
-    images
-        The panel.
-    mantissas, halves : (T,)
-        The squared norms, as `semrsm_dist.matching.kernels.even_exponents` writes them.
-    sketches : (T, padded(S) * channels)
-        As `Sketches.packed`.
-    prices : (T, padded(S))
-        What a token usually costs in auctions against other images, divided by the norm of the other: proves
-        useful bounds before a pair has prices of its own. Threads share them without a lock: whatever they hold,
-        the bounds hold.
-    n_learned : (T,)
-        Auctions that the prices of an image are the mean of.
+    `prices` (T, padded(S)) are what a token usually costs in auctions against other images, divided by the norm of the
+    other: they prove useful bounds before a pair has prices of its own. Threads share them without a lock: whatever
+    they hold, the bounds hold.
     """
 
     images: Images
-    mantissas: NDArray[np.float64]
+    mantissas: NDArray[np.float64]  # of the squared norms, see `semrsm_dist.matching.kernels.even_exponents`
     halves: NDArray[np.intc]
-    sketches: NDArray[np.float32]
+    sketches: NDArray[np.float32]  # as `Sketches.packed`
     prices: NDArray[np.float32]
-    n_learned: NDArray[np.int64]
+    n_learned: NDArray[np.int64]  # auctions that the prices of an image are the mean of
 
 
 class Memory(NamedTuple):
@@ -98,40 +87,23 @@ class Settings(NamedTuple):
 class Candidates(NamedTuple):
     """What a search of consecutive rows starts from.
 
-    Attributes
-    ----------
-    first : int
-        The image of row 0.
-    order, bounds : (R, W)
-        Candidates of each row by descending upper bound of their similarity, terminated by -inf.
-    floors : (K,)
-        A pair whose similarity is below this is none of the k best of the image in the column; inf where that
-        does not matter.
+    A pair whose similarity is below the floor of its column is none of the k best of the image there; the floor is inf
+    where that does not matter.
     """
 
-    first: int
-    order: NDArray[np.intp]
-    bounds: NDArray[np.float64]
-    floors: NDArray[np.float64]
+    first: int  # the image of row 0
+    order: NDArray[np.intp]  # (R, W) candidates of each row by descending upper bound of their similarity
+    bounds: NDArray[np.float64]  # these bounds, terminated by -inf
+    floors: NDArray[np.float64]  # (K,)
 
 
 class Hits(NamedTuple):
-    """What a search of consecutive rows has found.
+    """What a search of consecutive rows has found."""
 
-    Attributes
-    ----------
-    best, indices : (R, k)
-        The best hits of each row so far.
-    solved : (R, W)
-        The similarity of each candidate that was solved.
-    counts : (4,)
-        Pairs by how they were decided.
-    """
-
-    best: NDArray[np.float64]
+    best: NDArray[np.float64]  # (R, k) similarities of the best hits of each row so far
     indices: NDArray[np.int64]
-    solved: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    solved: NDArray[np.float64]  # (R, W) the similarity of each candidate that was solved
+    counts: NDArray[np.int64]  # pairs by how they were decided
 
 
 def make_memory(n_tokens: int, n_channels: int) -> Memory:
@@ -190,12 +162,9 @@ def search_rows(
     hits: Hits,
     place: tuple[int, int],
 ) -> tuple[int, int]:
-    """Decide pairs of consecutive rows, from (r, w) on: the w-th candidate of row r.
+    """Decide pairs of consecutive rows from `place` on, candidate w of row r.
 
-    Returns
-    -------
-    r, w : int
-        The pair that needs the exact finish, or (R, 0) when all are decided.
+    Returns the place of a pair that needs the exact finish, or (R, 0) when all are decided.
     """
     rows, columns, memory = borrowed(sides[0]), borrowed(sides[1]), borrowed(memory)
     candidates, hits = borrowed(candidates), borrowed(hits)

@@ -64,19 +64,9 @@ def sorted_channel_bounds(
     columns: PackedPanel,
     sorted_columns: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Return upper bounds (R, K) on the matched inner products of all pairs, rounding included.
+    """Return upper bounds (R, K) on the matched inner products of all pairs, from what `sort_channels` returns.
 
-    Parameters
-    ----------
-    rows, columns : PackedPanel
-        R and K images.
-    sorted_rows, sorted_columns : (R, C * S), (K, C * S)
-        From `sort_channels`.
-
-    Returns
-    -------
-    ndarray of float64, (R, K)
-        Infinity where norms are too small to bound anything.
+    They include rounding, and are infinite where norms are too small to bound anything.
     """
     n_values = sorted_rows.shape[1]
     total = np.zeros((rows.n_images, columns.n_images))
@@ -121,20 +111,13 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Sketches:
-    """Images with a few channels in place of many, packed for the product.
+    """Images with d + 1 channels in place of many, packed for the product; the last holds the norm of what is left out.
 
-    Attributes
-    ----------
-    packed : ndarray of float32, (T, padded(S) * n_channels)
-        The last channel of a token holds the norm of what the others leave out.
-    n_channels : int
-        d + 1; 0 where there is no sketch.
-    rounding : float
-        The affinity of two tokens, plus this times their norms, is not below the exact affinity.
+    The affinity of two tokens, plus `rounding` times their norms, is not below the exact affinity.
     """
 
     packed: NDArray[np.float32]
-    n_channels: int
+    n_channels: int  # d + 1; 0 where there is no sketch
     rounding: float
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,7 @@ class Match:
         return self.upper_bound - self.value
 
 
-@dataclass(frozen=True, slots=True)
-class TileResult:
+class TileResult(NamedTuple):
     """The matches of R images with K images; arrays are (R, K) float64.
 
     Attributes

@@ -112,8 +112,7 @@ def test_bids_leave_every_row_with_a_column_that_is_best_but_for_eps(n_tokens, s
     market.rises[:n_tokens] = 0
     market.columns[:] = market.owners[:] = bidding.FREE
     market.waiting[:n_tokens] = np.arange(n_tokens)
-    state = (market.rounded, n_tokens, market.rises, market.columns, market.owners, market.waiting)
-    n_waiting, left = bidding.run_bids(*state, n_tokens, steps, 100_000)
+    n_waiting, left = bidding.run_bids(market, n_tokens, n_tokens, steps, 100_000)
     assert n_waiting == 0 or market.rises[:n_tokens].max() > lane_bids.LARGEST // 4 or left == 0
     columns = market.columns[:n_tokens]
     held = columns != bidding.FREE

@@ -13,7 +13,6 @@ from scipy.optimize import linear_sum_assignment
 from semrsm_dist.matching.assignment import bidding
 from semrsm_dist.matching.assignment.auction_pair import (
     EXACT,
-    Results,
     finish_exactly,
     images_of,
     make_workspace,
@@ -23,7 +22,7 @@ from semrsm_dist.matching.compiled import lane_bids
 from semrsm_dist.matching.compiled.product import multiply_packed, rounding_of_product
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
-from semrsm_dist.matching.result import Match
+from semrsm_dist.matching.result import Match, TileResult
 
 ROUNDING = 1e-12  # float64 sums of a few thousand terms, relative to the norms
 
@@ -181,7 +180,7 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
     z_i, z_j = make("smooth", 60, 12, np.random.default_rng(3)).astype(np.float32)
 
     rows, columns = Auction().prepare(z_i[None]), Auction().prepare(z_j[None])
-    work, results = make_workspace(60), Results(*np.empty((3, 1, 1)))
+    work, results = make_workspace(60), TileResult(*np.empty((3, 1, 1)))
     work.market.prices[:60] = np.random.default_rng(0).normal(size=60) * 1e3  # as after a price war
     left, right = images_of(rows, columns)
     finish_exactly(left, 0, right, 0, work, results)
@@ -203,8 +202,7 @@ def test_bids_are_bounded(kind):
     market.rises[:50] = 0
     market.owners[:] = bidding.FREE
     market.waiting[:50] = np.arange(50)
-    state = (market.rounded, 50, market.rises, market.columns, market.owners, market.waiting)
-    n_waiting, left = bidding.run_bids(*state, 50, 1, budget)
+    n_waiting, left = bidding.run_bids(market, 50, 50, 1, budget)
     assert left < budget
     assert n_waiting == 0 or left == 0 or market.rises[:50].max() > lane_bids.LARGEST // 4
     finished, bound = bidding.run_auction(work.affinity, 50, 1.0, 1e-30, market)

@@ -28,6 +28,7 @@ from semrsm_dist.matching.compiled.jit import compiled, inlined
 from semrsm_dist.matching.compiled.lanes import read_cycles
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
 from semrsm_dist.matching.panel import PackedPanel, Panel, empty_aligned, read_only
+from semrsm_dist.matching.result import TileResult
 
 EXACT = 1e-6
 """The accuracy that tolerance 0 requests: that of float32, on the cosine scale."""
@@ -70,14 +71,6 @@ class Workspace(NamedTuple):
     cycles: NDArray[np.int64]  # spent in products and in matching
 
 
-class Results(NamedTuple):
-    """Where the results of pairs are written, (R, K) each: the arrays of a `TileResult`."""
-
-    matched: NDArray[np.float64]
-    upper_bound: NDArray[np.float64]
-    identity: NDArray[np.float64]
-
-
 def images_of(rows: Panel, columns: Panel) -> tuple[Images, Images]:
     """Return the arrays of two packed panels for compiled code; if one is in float64, both are."""
     double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
@@ -112,7 +105,7 @@ def conclude(
     c: int,
     proof: tuple[float, float],
     work: Workspace,
-    results: Results,
+    results: TileResult,
 ) -> None:
     """Write the value of the permutation in `work`, and what a gap and an upper bound prove together."""
     count = max(rows.token_counts[r], columns.token_counts[c])
@@ -300,7 +293,9 @@ def norm_when_filled(norm: float, filling: float, missing: int) -> float:
 
 
 @compiled
-def finish_exactly(rows: Images, r: int, columns: Images, c: int, work: Workspace, results: Results) -> None:
+def finish_exactly(
+    rows: Images, r: int, columns: Images, c: int, work: Workspace, results: TileResult
+) -> None:
     """Match one pair to the optimum in float64, from the prices in `work`."""
     began = read_cycles()
     n_channels = rows.means.shape[1]

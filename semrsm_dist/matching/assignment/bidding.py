@@ -207,17 +207,7 @@ def _run_phase(
 ) -> int:
     """Bid until every row holds a column; return what is left of `budget`, -1 if that was not enough."""
     while True:
-        n_waiting, budget = run_bids(
-            market.rounded,
-            n_tokens,
-            market.rises,
-            market.columns,
-            market.owners,
-            market.waiting,
-            n_waiting,
-            steps,
-            budget,
-        )
+        n_waiting, budget = run_bids(market, n_tokens, n_waiting, steps, budget)
         if n_waiting == 0:
             return budget
         _take_rises(n_tokens, unit, market)
@@ -227,26 +217,18 @@ def _run_phase(
 
 
 @compiled
-def run_bids(
-    rounded: NDArray[np.int16],
-    n_tokens: int,
-    rises: NDArray[np.int16],
-    columns: NDArray[np.int32],
-    owners: NDArray[np.int32],
-    waiting: NDArray[np.int32],
-    n_waiting: int,
-    steps: int,
-    budget: int,
-) -> tuple[int, int]:
+def run_bids(market: Market, n_tokens: int, n_waiting: int, steps: int, budget: int) -> tuple[int, int]:
     """Let the rows that wait bid until none does, the budget is spent or 16 bits do not reach further.
 
     Two rows bid at the same prices, so that the processor looks for both at once: nearly twice as fast up to
     200 columns. If both want one column, the second waits on. Otherwise both bids are good: what the first
     takes is then worth less to the second, whose price rises by less than it might, still by eps or more.
 
-    The arrays are those of a `Market`; `steps` is eps, the least rise of a price, in units. Returns what is left of
-    `n_waiting` and `budget`; at least one bid is made if the rises are zero.
+    `steps` is eps, the least rise of a price, in units. Returns what is left of `n_waiting` and `budget`; at least one
+    bid is made if the rises are zero.
     """
+    rounded, rises, waiting = market.rounded, market.rises, market.waiting
+    columns, owners = market.columns, market.owners  # not looked up at every bid: that counts references
     step = padded(n_tokens)
     n_blocks = step // LANES
     while n_waiting > 0 and budget > 0:

@@ -13,7 +13,6 @@ from typing_extensions import override
 from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.assignment.auction_pair import (
     Images,
-    Results,
     Workspace,
     conclude,
     finish_exactly,
@@ -107,15 +106,14 @@ class Auction(Matcher):
     ) -> None:
         """Match a span of `rows` with `columns`, finishing exactly where the auction cannot."""
         images, others = images_of(rows, columns)
-        results = Results(tile.matched, tile.upper_bound, tile.identity)
         rounding = rounding_of_product(rows.n_channels)
         sweep = _Sweep(span.start, span.stop, _columns_at_once(rows), triangular, self.tolerance, rounding)
         first = span.start + 1 if triangular else 0
         place = _Place(first, span.start, first)
         while place.first < columns.n_images:
-            place = _solve_until_open(images, others, place, sweep, work, results)
+            place = _solve_until_open(images, others, place, sweep, work, tile)
             if place.first < columns.n_images:
-                finish_exactly(images, place.r, others, place.c, work, results)
+                finish_exactly(images, place.r, others, place.c, work, tile)
                 place = place._replace(c=place.c + 1)
 
 
@@ -151,7 +149,7 @@ def _cycles() -> int:
 
 @compiled
 def _solve_until_open(
-    rows: Images, columns: Images, place: _Place, sweep: _Sweep, work: Workspace, results: Results
+    rows: Images, columns: Images, place: _Place, sweep: _Sweep, work: Workspace, results: TileResult
 ) -> _Place:
     """Match pairs of images from a place on.
 

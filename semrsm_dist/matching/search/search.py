@@ -52,25 +52,7 @@ class Search:
     the k-th best of both. So that there is a k-th best to begin with, the k pairs of each image with the
     highest bounds are solved first.
 
-    Parameters
-    ----------
-    matcher : Auction
-        Solves the pairs that are left.
-    rows, columns : PackedPanel
-        N queries and M database images; one object if they are the same.
-    k : int
-        Hits of each query, at most M.
-    groups : tuple, optional
-        Groups whose images are not hits of each other.
-
-    Attributes
-    ----------
-    best : ndarray of float64, (N, k)
-        Similarities of the best hits, -inf where there is none.
-    indices : ndarray of int64, (N, k)
-        Their columns, `NOBODY` where there is none.
-    counts : ndarray of int64, (4,)
-        Pairs by what decided them, in the order of `semrsm_dist.matching.search.progressive`.
+    `rows` and `columns` are the N queries and M database images, one object if they are the same; k is at most M.
     """
 
     def __init__(
@@ -87,9 +69,9 @@ class Search:
         self.sorted_rows = self.sorted_columns if self.same else sort_channels(rows)
         rounding = rounding_of_product(rows.n_channels)
         self.settings = Settings(matcher.tolerance, rounding, sketches.n_channels, sketches.rounding)
-        self.best = np.full((rows.n_images, k), -np.inf)
-        self.indices = np.full((rows.n_images, k), NOBODY)
-        self.counts = np.zeros(4, np.int64)
+        self.best = np.full((rows.n_images, k), -np.inf)  # similarities of the best hits
+        self.indices = np.full((rows.n_images, k), NOBODY)  # their columns
+        self.counts = np.zeros(4, np.int64)  # pairs by what decided them, in the order of `progressive`
         self._likely: list[NDArray[np.intp]] = []  # later images that an image was compared with first
         self._lock = threading.Lock()
         self._stop = threading.Event()

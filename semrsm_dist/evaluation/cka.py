@@ -32,17 +32,10 @@ FEWEST = 4
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """CKA for one or several resamples of the images.
+    """CKA for one or several resamples of the images, and how many images were used and left out.
 
-    Attributes
-    ----------
-    values : (R,)
-        For each resample; NaN where a matrix is constant but for its diagonal, or a sum ``a_i + a_j`` of what belongs
-        to single images, or there are fewer than four different images. Debiased ones can be negative.
-    n_images
-        Images used.
-    n_left_out
-        Images whose similarity to themselves is undefined.
+    A value is NaN where a matrix is constant but for its diagonal, or a sum ``a_i + a_j`` of what belongs to single
+    images, or there are fewer than four different images. Debiased ones can be negative.
     """
 
     values: Values
@@ -108,14 +101,7 @@ def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] |
 def _without_means(product: Values, sums_x: Values, sums_y: Values, weights: Values) -> Values:
     """Return the weighted inner product of two matrices without the means of rows and columns.
 
-    Parameters
-    ----------
-    product : (R,)
-        ``sum_ij w_i w_j x_ij y_ij``.
-    sums_x, sums_y : (N, R)
-        ``sum_j w_j x_ij`` and the same of y.
-    weights : (N, R)
-        w.
+    From the (R,) ``sum_ij w_i w_j x_ij y_ij``, the (N, R) ``sum_j w_j x_ij`` and the same of y, and w (N, R).
     """
     total = weights.sum(axis=0)
     totals = (weights * sums_x).sum(axis=0) * (weights * sums_y).sum(axis=0) / total**2

@@ -18,6 +18,12 @@ ROUNDING = 1e-13
 """How far computed numbers that are equal may differ, as a share of the largest."""
 
 
+def row_slices(n_rows: int, rows_at_once: int) -> Iterator[slice]:
+    """Yield all rows in consecutive slices."""
+    for start in range(0, n_rows, rows_at_once):
+        yield slice(start, min(start + rows_at_once, n_rows))
+
+
 @dataclass(frozen=True)
 class Entries:
     """The entries of two (N, M) matrices that are compared: those above the diagonal if both are symmetric.
@@ -77,8 +83,7 @@ class Entries:
 
     def row_slices(self) -> Iterator[slice]:
         """Yield the rows in consecutive slices."""
-        for start in range(0, self.n_rows, self.rows_at_once):
-            yield slice(start, min(start + self.rows_at_once, self.n_rows))
+        return row_slices(self.n_rows, self.rows_at_once)
 
     def subset(self, images: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return both symmetric matrices of some images, given by ascending index, in memory."""

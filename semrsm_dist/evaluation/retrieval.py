@@ -7,15 +7,14 @@ It has three steps, so that scores can be examined query by query: which images 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.evaluation.entries import RowReader
-from semrsm_dist.evaluation.label_overlap import label_f1, overlap_rows
+from semrsm_dist.evaluation.entries import RowReader, row_slices
 
 Labels = Sequence[tuple[str, ...]]
 Names = Sequence[str | None]
@@ -27,18 +26,44 @@ ROWS_AT_ONCE = 512
 NO_HIT = -1
 
 
+def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
+    """Return the overlap of two label sets, 2 |Q n R| / (|Q| + |R|).
+
+    This is our reading of the retrieval score in Wald et al. (2024), section 4.2.
+    """
+    return 2.0 * len(query & hit) / (len(query) + len(hit))
+
+
+def overlap_rows(queries: Sequence[Collection[str]], database: Sequence[Collection[str]]) -> RowReader:
+    """Return a row reader of the label F1 of all pairs of (N) queries and (M) database images; NaN without labels."""
+    places = {
+        label: place
+        for place, label in enumerate(sorted({x for item in (*queries, *database) for x in item}))
+    }
+
+    def indicate(labels: Sequence[Collection[str]]) -> NDArray[np.float32]:
+        indicators = np.zeros((len(labels), len(places)), dtype=np.float32)
+        for row, item in zip(indicators, labels, strict=True):
+            row[[places[label] for label in item]] = 1.0
+        return indicators
+
+    left, right = indicate(queries), indicate(database)
+
+    def read(rows: slice) -> NDArray[np.float64]:
+        sizes = left[rows].sum(axis=1)[:, None] + right.sum(axis=1)
+        labelled = np.logical_and.outer(left[rows].any(axis=1), right.any(axis=1))
+        overlaps = np.full(sizes.shape, np.nan)
+        np.divide(2.0 * (left[rows] @ right.T), sizes, out=overlaps, where=labelled)
+        return overlaps
+
+    return read
+
+
 @dataclass(frozen=True, slots=True)
 class RetrievalImages:
-    """What is known of the images of one side, in their order.
+    """What is known of the images of one side, in their order: labels, groups of near-duplicates, hashes of contents.
 
-    Attributes
-    ----------
-    labels
-        What each image shows; empty if unknown.
-    groups
-        Group of near-duplicates that each belongs to; None means ungrouped.
-    contents
-        Hash of each image's content; None if unknown.
+    An image has no label, is in no group (None), or has unknown content (None) where that is not known.
     """
 
     labels: Labels
@@ -139,18 +164,9 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalScore:
-    """Mean F1 of the best k hits.
+    """Mean F1 of the best k hits over the queries judged; NaN if none could be.
 
-    Attributes
-    ----------
-    k
-        Hits per query.
-    f1
-        Mean over queries and hits; NaN if no query could be judged.
-    n_queries
-        Queries judged.
-    n_left_out
-        Queries without labels or without any candidate of defined similarity.
+    `n_left_out` counts queries without labels or without any candidate of defined similarity.
     """
 
     k: int
@@ -185,17 +201,16 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
     hits = np.full((n, k), NO_HIT, dtype=np.intp)
     tied = np.zeros((n, k), dtype=bool)
     n_candidates, n_undefined = np.zeros((2, n), dtype=np.intp)
-    for start in range(0, n, rows_at_once):
-        rows = slice(start, min(start + rows_at_once, n))
+    for rows in row_slices(n, rows_at_once):
         block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
         undefined = np.isnan(block)
         block[undefined] = 0.0
-        task.rule_out(block, start)
+        task.rule_out(block, rows.start)
         allowed = ~np.isnan(block)
         n_candidates[rows] = np.count_nonzero(allowed, axis=1)
         n_undefined[rows] = np.count_nonzero(allowed & undefined, axis=1)
         block[undefined] = np.nan
-        for query, row in enumerate(block, start):
+        for query, row in enumerate(block, rows.start):
             best = _smallest(row, k + 1)
             hits[query, : min(k, best.size)] = best[:k]
             tied[query, : max(best.size - 1, 0)] = row[best[1:]] == row[best[:-1]]
@@ -235,13 +250,11 @@ def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> N
     """Return the expected F1 (N,) of a random hit of each query; NaN for queries without candidates."""
     read_rows = task.overlap_rows()
     expected = np.full(task.n_queries, np.nan)
-    for start in range(0, task.n_queries, rows_at_once):
-        block = read_rows(slice(start, min(start + rows_at_once, task.n_queries)))
-        task.rule_out(block, start)
+    for rows in row_slices(task.n_queries, rows_at_once):
+        block = read_rows(rows)
+        task.rule_out(block, rows.start)
         counts = np.count_nonzero(~np.isnan(block), axis=1)
-        np.divide(
-            np.nansum(block, axis=1), counts, out=expected[start : start + len(block)], where=counts > 0
-        )
+        np.divide(np.nansum(block, axis=1), counts, out=expected[rows], where=counts > 0)
     return expected
 
 

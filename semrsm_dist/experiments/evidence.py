@@ -50,18 +50,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class Evidence(Findings):
-    """The result of one experiment.
+    """The findings of one experiment, by its name; `settings` has the configuration and the parameters too.
 
-    Attributes
-    ----------
-    experiment
-        Its name.
-    table, draw, text
-        As of `Findings`.
-    settings
-        What the numbers depend on, as JSON values: configuration, parameters, and what else there is.
-    about
-        What the similarities are of, in a line: model, weights, matcher, classes of images.
+    `about` says what the similarities are of, in a line: model, weights, matcher, classes of images.
     """
 
     experiment: str = ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
@@ -46,9 +47,7 @@ class LayerFeatures:
 
     def chunks(self, side: Side) -> Iterator[slice]:
         """Yield the images of a side, chunk by chunk."""
-        size = self.run.record.chunk_size
-        for start in range(0, self.count(side), size):
-            yield slice(start, min(start + size, self.count(side)))
+        return row_slices(self.count(side), self.run.record.chunk_size)
 
     def token_counts(self, side: Side) -> NDArray[np.int64]:
         """Return how many tokens each image of a side has, (N,)."""

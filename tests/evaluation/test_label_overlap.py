@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.evaluation.label_overlap import label_f1, overlap_rows
+from semrsm_dist.evaluation.retrieval import label_f1, overlap_rows
 
 label_sets = st.lists(st.sampled_from("abcd"), max_size=5).map(tuple)
 

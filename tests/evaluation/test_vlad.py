@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.evaluation.pooling import fit_centroids, vlad
 from semrsm_dist.evaluation.tokens import unit_tokens
-from semrsm_dist.evaluation.vlad import fit_centroids, vlad
 
 
 def expected_vlad(image, centroids):

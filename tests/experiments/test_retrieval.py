@@ -10,7 +10,7 @@ import semrsm_dist as srs
 from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.evaluation.vlad import fit_centroids
+from semrsm_dist.evaluation.pooling import fit_centroids
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.results.run import Run

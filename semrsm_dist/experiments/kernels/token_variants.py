@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from semrsm_dist.config.schema import FeaturesData, KernelConfig, RunConfig, StorageConfig
 from semrsm_dist.errors import ConfigError, IncompleteError
 from semrsm_dist.evaluation.centring import Centring
-from semrsm_dist.evaluation.entries import RowReader
+from semrsm_dist.evaluation.entries import RowReader, row_slices
 from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.kernels import derive, squared_distances
@@ -76,8 +76,7 @@ class Variant:
 
     def blocks(self) -> Iterator[slice]:
         """Yield the rows in consecutive slices."""
-        for start in range(0, len(self.norms_i), self.rows_at_once):
-            yield slice(start, min(start + self.rows_at_once, len(self.norms_i)))
+        return row_slices(len(self.norms_i), self.rows_at_once)
 
     def is_pair(self, rows: slice) -> NDArray[np.bool_]:
         """Return which entries of some rows are pairs, each of a symmetric matrix once, none with itself."""

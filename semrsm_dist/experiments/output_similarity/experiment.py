@@ -27,7 +27,7 @@ from semrsm_dist.evaluation.divergence import (
     outputs_of_classes,
     outputs_of_labels,
 )
-from semrsm_dist.evaluation.entries import ROWS_AT_ONCE, Entries
+from semrsm_dist.evaluation.entries import ROWS_AT_ONCE, Entries, row_slices
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import draw_correlations, write_text
@@ -121,8 +121,7 @@ def _keep_divergence(said: Outputs, folder: Path) -> Iterator[NDArray[np.float64
         place = tempfile.TemporaryDirectory(dir=folder, prefix=".divergence-")
     with place:
         path = Path(place.name) / "divergence.npy"
-        blocks = (read(slice(start, start + ROWS_AT_ONCE)) for start in range(0, n, ROWS_AT_ONCE))
-        write_npy(path, (n, n), np.float64, blocks)
+        write_npy(path, (n, n), np.float64, map(read, row_slices(n, ROWS_AT_ONCE)))
         yield np.load(path, mmap_mode="r")
 
 

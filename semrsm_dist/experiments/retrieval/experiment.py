@@ -7,7 +7,8 @@ average pooling with and without PCA and whitening, VLAD, late interaction, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,17 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), parameters, folder, reporter, workers)
-        found, about = _find(run, layer, _with(methods, class_tokens.get(layer)), tasks, max(ks))
+        own = [class_tokens[layer]] if layer in class_tokens else []
+        found, about = _find(run, layer, chain(methods, own), tasks, max(ks))
         hits |= found
         notes += about
         scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
-        scores |= _expect(layer, tasks, ks)
+        for (
+            groups,
+            task,
+        ) in tasks.items():  # what hits drawn at random can be expected to score, the same for every k
+            chance = chance_scores(task)[:, None]
+            scores[Key(layer, CHANCE, "-", groups)] = np.repeat(chance, len(ks), axis=1)
         if search == "progressive":
             for groups, task in tasks.items():
                 scores[Key(layer, SEMANTIC, "cosine", groups)], took = _search(
@@ -116,14 +123,6 @@ def _search(
     return score_hits(hits.found.indices.astype(np.intp), task, ks), effort
 
 
-def _expect(layer: str, tasks: dict[str, RetrievalTask], ks: Sequence[int]) -> Scores:
-    """Return what each query can expect of hits drawn at random: the same for every k."""
-    return {
-        Key(layer, CHANCE, "-", groups): np.repeat(chance_scores(task)[:, None], len(ks), axis=1)
-        for groups, task in tasks.items()
-    }
-
-
 def _require_search(search: str, config: RunConfig) -> None:
     matcher = config.matching.matcher
     if search == "progressive" and matcher != "auction":
@@ -163,12 +162,6 @@ def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> l
     if not class_tokens:
         warnings.append("no layer has a class token")
     return warnings
-
-
-def _with(methods: Iterator[Method], more: Method | None) -> Iterator[Method]:
-    yield from methods
-    if more is not None:
-        yield more
 
 
 def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Reporter) -> dict[str, Method]:

@@ -19,10 +19,9 @@ from threadpoolctl import threadpool_limits
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, fit_centroids, vlad
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
-from semrsm_dist.evaluation.vlad import fit_centroids, vlad
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.matching.kernels import KERNELS

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, IncompleteError
+from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import RetrievalImages, RetrievalTask, find_hits
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.matching.search.top_k import TopK, top_k
@@ -84,8 +85,7 @@ def _is_identical(run: Run, layer: str, task: RetrievalTask, found: TopK) -> boo
     n_queries, k = found.indices.shape
     if not np.array_equal(find_hits(read_rows, task, k, rows_at_once=n_rows).indices, found.indices):
         return False
-    for start in range(0, n_queries, n_rows):
-        rows = slice(start, min(start + n_rows, n_queries))
+    for rows in row_slices(n_queries, n_rows):
         hits, similarities = found.indices[rows], found.similarities[rows]
         expected = np.take_along_axis(read_rows(rows), np.maximum(hits, 0), axis=1)
         if not np.array_equal(np.where(hits < 0, np.nan, expected), similarities, equal_nan=True):

@@ -166,6 +166,25 @@ def raise_maxima(typingctx: Any, affinity: Any, offset: Any, shift: Any, maxima:
 
 
 @intrinsic
+def copy_row(typingctx: Any, row: Any, offset: Any, to: Any, to_offset: Any, n_blocks: Any) -> Any:
+    """Copy ``16 * n_blocks`` elements between offsets of two arrays; with slices, a search takes a sixth longer."""
+    signature = types.void(row, types.int64, to, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        numbers = _Numbers(builder, sig.args[0])
+        source = address(context, builder, sig.args[0], arguments[0], arguments[1])
+        target = address(context, builder, sig.args[2], arguments[2], arguments[3])
+
+        def visit(block: Any, at: Any) -> None:
+            store(builder, numbers.load(source, at), target, at, numbers.align)
+
+        _on_blocks(builder, arguments[4], visit)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def mask_above(typingctx: Any, affinity: Any, offset: Any, prices: Any, block: Any, threshold: Any) -> Any:
     """Return a bit for each of 16 columns, the lowest first: whether ``affinity - price`` exceeds the threshold."""
     signature = types.int64(affinity, types.int64, prices, types.int64, types.float32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.matching.bounds import rounded_up
 from semrsm_dist.matching.compiled.jit import compiled
-from semrsm_dist.matching.compiled.lane_bids import raise_maxima, row_max
+from semrsm_dist.matching.compiled.lane_bids import copy_row, raise_maxima, row_max
 from semrsm_dist.matching.compiled.lanes import LANES
 from semrsm_dist.matching.compiled.product import multiply_packed, padded
 from semrsm_dist.matching.panel import empty_aligned
@@ -108,8 +108,7 @@ def multiply_while_open(
             raise_maxima(rows.affinity, i * width, best, lowered, width // LANES)
             taken += np.float64(best)
             rounded += abs(np.float64(best))
-            start = rows.order[first + i] * width
-            affinity[start : start + width] = rows.affinity[i * width : (i + 1) * width]
+            copy_row(rows.affinity, i * width, affinity, rows.order[first + i] * width, width // LANES)
         rest = rows.rest[first // BAND + 1]
         if rounded_up(total + taken + rest, rounded, size + abs(rest), n_tokens) < floor:
             return True

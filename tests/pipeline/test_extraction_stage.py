@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +131,32 @@ def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, monkeyp
     )
 
 
+def test_what_a_worker_is_given_does_not_grow_with_the_number_of_images(shop, monkeypatch):
+    sent = []
+    start_actors = LocalEngine.start_actors
+
+    def measured(engine, factory, count, resources):
+        pool = start_actors(engine, factory, count, resources)
+        submit = pool.submit
+        sent.append(len(pickle.dumps(factory)))
+
+        def measured_submit(task):
+            sent.append(len(pickle.dumps(task)))
+            submit(task)
+
+        monkeypatch.setattr(pool, "submit", measured_submit)
+        return pool
+
+    monkeypatch.setattr(LocalEngine, "start_actors", measured)
+    largest = []
+    for n in (32, 96):  # one chunk, and three
+        sent.clear()
+        shop.run(shop.of_images(f"run-{n}", shop.images(f"images-{n}", n=n), workers=1))
+        assert len(sent) == 1 + n // 32
+        largest.append([sent[0], max(sent[1:])])
+    np.testing.assert_allclose(largest[1], largest[0], atol=200)  # digits of numbers and names
+
+
 def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(shop, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(LocalEngine, "gpus", property(lambda self: 1))
@@ -183,7 +211,7 @@ def test_a_node_with_another_model_is_refused(shop, change, key):
     factory = ExtractorFactory(
         run=shop.path / "run",
         record=record,
-        sides={},
+        sources={},
         layers=layers,
         spec=ModelSpec("test_resnet", "random", (64, 64), seed=0),
         gpus=0,

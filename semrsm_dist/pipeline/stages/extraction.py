@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from semrsm_dist.data.manifest import OK, Manifest
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Resources, Task
 from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.pipeline.faults import first_cause
@@ -15,7 +17,6 @@ from semrsm_dist.pipeline.stages.extraction_worker import (
     ChunkNews,
     ExtractorFactory,
     FeatureChunk,
-    ReadableImages,
 )
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
@@ -27,7 +28,7 @@ TASK_CHUNKS = 8
 def extract_features(
     session: Session,
     record: RunRecord,
-    sides: Mapping[Side, ReadableImages],
+    sides: Mapping[Side, tuple[ImageSource, Manifest]],
     layers: Mapping[str, LayerSizes],
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
@@ -42,7 +43,7 @@ def extract_features(
         The run's record. Batches are of its size, not the configuration's: the last bits of a network's output depend
         on it.
     sides
-        The images of each side.
+        Where the images of each side are read, and their manifest.
     layers
         The layers to extract and their sizes.
 
@@ -56,17 +57,16 @@ def extract_features(
     config = session.config.model
     if config is None or record.batch_size is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
-    n_images = {
-        FeatureChunk(side, index): stop - start
-        for side, images in sides.items()
-        for index, (start, stop) in enumerate(slices(len(images.rows), record.chunk_size))
-    }
+    chunks = [
+        FeatureChunk(side, index, rows[start:stop])
+        for side, (_, manifest) in sides.items()
+        for rows in [tuple(row for row in manifest.rows if row.status == OK)]
+        for index, (start, stop) in enumerate(slices(len(rows), record.chunk_size))
+    ]
     present = {
-        FeatureChunk(side, index)
-        for side in sides
-        for index in _present(session.directory.features, side, layers)
+        (side, index) for side in sides for index in _present(session.directory.features, side, layers)
     }
-    missing = [unit for unit in n_images if unit not in present]
+    missing = [chunk for chunk in chunks if (chunk.side, chunk.number) not in present]
     session.counts["extraction"]["found"] += len(present)
     session.counts["extraction"]["computed"] += len(missing)
     if not missing:
@@ -76,7 +76,7 @@ def extract_features(
     factory = ExtractorFactory(
         run=session.directory.path,
         record=record,
-        sides={side: images for side, images in sides.items() if side in {unit.side for unit in missing}},
+        sources={chunk.side: sides[chunk.side][0] for chunk in missing},
         layers=layers,
         spec=model_spec(config),
         gpus=1 if gpus else 0,
@@ -89,15 +89,15 @@ def extract_features(
         lambda: session.engine.start_actors(factory, count, resources),
         [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
         unit="images",
-        total=sum(n_images.values()),
-        done=sum(n_images[unit] for unit in present),
+        total=sum(len(chunk.rows) for chunk in chunks),
+        done=sum(len(chunk.rows) for chunk in chunks) - sum(len(chunk.rows) for chunk in missing),
     )
     news = [cast("ChunkNews", value) for _, value in outcome.values]
     _warn_of_smaller_batches(session, record.batch_size, news)
     _raise_if_refused([item for report in news for item in report.refused])
     if outcome.failures:
         raise WorkError(
-            f"{len(outcome.failures)} of {len(n_images)} chunks of {' and '.join(sides)} could not be extracted; the "
+            f"{len(outcome.failures)} of {len(chunks)} chunks of {' and '.join(sides)} could not be extracted; the "
             f"others are kept and the same command tries again. First cause: {first_cause(outcome.failures)}"
         )
 

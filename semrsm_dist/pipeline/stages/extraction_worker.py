@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
+from semrsm_dist.data.manifest import ManifestRow
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
@@ -33,33 +33,25 @@ It is also how many images of full size a worker holds at most; what waits for t
 """
 
 
-class FeatureChunk(NamedTuple):
-    """Images of one side whose features are written together: the unit of this stage."""
+@dataclass(frozen=True)
+class FeatureChunk:
+    """Images of one side whose features are written together: the unit of this stage.
+
+    Attributes
+    ----------
+    side, number
+        Which chunk it is; two chunks are equal if these are.
+    rows
+        Its readable images, with the expected hashes of their content. Only they travel with the chunk, so the memory
+        of a worker does not depend on the number of images of the run.
+    """
 
     side: Side
     number: int
+    rows: tuple[ManifestRow, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.side}/{self.number}"
-
-
-@dataclass(frozen=True)
-class ReadableImages:
-    """The images of one side of the matrix.
-
-    Parameters
-    ----------
-    source, rows
-        The readable images, in the order of the matrix, with the expected hashes of their content.
-    """
-
-    source: ImageSource
-    rows: tuple[ManifestRow, ...]
-
-    @classmethod
-    def of(cls, source: ImageSource, manifest: Manifest) -> ReadableImages:
-        """Return the readable images of a manifest."""
-        return cls(source, tuple(row for row in manifest.rows if row.status == OK))
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,8 @@ class ExtractorFactory:
     ----------
     run, record
         The run directory and its record.
-    sides
-        The images of each of its sides.
+    sources
+        Where the images of each side are read.
     layers
         The layers to extract and their sizes.
     spec
@@ -84,7 +76,7 @@ class ExtractorFactory:
 
     run: Path
     record: RunRecord
-    sides: Mapping[Side, ReadableImages]
+    sources: Mapping[Side, ImageSource]
     layers: Mapping[str, LayerSizes]
     spec: ModelSpec
     gpus: int
@@ -161,7 +153,7 @@ class _ExtractionWorker:
         features = RunDirectory(setup.run).features
         self._stores = {
             side: {layer: FeatureStore(features, side, layer) for layer in setup.layers}
-            for side in setup.sides
+            for side in setup.sources
         }
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
@@ -188,8 +180,8 @@ class _ExtractionWorker:
         yield reading
 
     def _start_reading(self, readers: ThreadPoolExecutor, chunk: FeatureChunk) -> list[Future[Prepared]]:
-        source = self._setup.sides[chunk.side].source
-        return [readers.submit(self._read, source, row) for row in self._rows(chunk)]
+        source = self._setup.sources[chunk.side]
+        return [readers.submit(self._read, source, row) for row in chunk.rows]
 
     def _read(self, source: ImageSource, row: ManifestRow) -> Prepared:
         loaded = source.load(row.entry)
@@ -201,19 +193,15 @@ class _ExtractionWorker:
             )
         return self._extractor.transform(loaded.image)
 
-    def _rows(self, chunk: FeatureChunk) -> tuple[ManifestRow, ...]:
-        size = self._setup.record.chunk_size
-        return self._setup.sides[chunk.side].rows[chunk.number * size : (chunk.number + 1) * size]
-
     def _extract(self, chunk: FeatureChunk, images: list[Prepared]) -> Receipt:
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
 
-        rows, batch_size = self._rows(chunk), self._extractor.batch_size
+        batch_size, done = self._extractor.batch_size, replace(chunk, rows=())  # receipts are small
         try:
             features = self._extractor(images)
         except NonFiniteFeaturesError as error:
-            refused = [(error.layer, rows[index].image_id) for index in error.indices]
-            return Receipt(chunk, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
+            refused = [(error.layer, chunk.rows[index].image_id) for index in error.indices]
+            return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         stores = self._stores[chunk.side]
         missing = {layer: store for layer, store in stores.items() if not store.has_chunk(chunk.number)}
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
@@ -221,14 +209,14 @@ class _ExtractionWorker:
                 layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
             }
         refused = [
-            (layer, rows[index].image_id)
+            (layer, chunk.rows[index].image_id)
             for layer, z in stored.items()
             for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
         ]
         if refused:
-            return Receipt(chunk, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
+            return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         for layer, store in missing.items():
             store.write_chunk(chunk.number, stored[layer])
         now = self._extractor.batch_size
         news = ChunkNews(smaller_batch=now) if now < batch_size else None
-        return Receipt(chunk, counts={"images": len(rows)}, value=news)
+        return Receipt(done, counts={"images": len(chunk.rows)}, value=news)

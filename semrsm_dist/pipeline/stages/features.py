@@ -9,7 +9,6 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
-from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.pipeline.stages.importing import import_features
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.matrices import MatrixStore
@@ -34,7 +33,7 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
     """
     config = session.config
     unfinished = [layer for layer in record.requested if not _is_matched(session, record, layer)]
-    to_extract: dict[Side, ReadableImages] = {}
+    to_extract: dict[Side, tuple[ImageSource, Manifest]] = {}
     for side, manifest in manifests.items():
         for layer in record.requested:
             FeatureStore(session.directory.features, side, layer).create(
@@ -50,7 +49,7 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
         if isinstance(data, FeaturesData):
             import_features(session, record, side, data, manifest)
         elif isinstance(data, ImageSource):
-            to_extract[side] = ReadableImages.of(data, manifest)
+            to_extract[side] = data, manifest
     if to_extract:
         sizes = {layer: record.model.layers[layer] for layer in record.requested}
         extract_features(session, record, to_extract, sizes)

@@ -15,7 +15,6 @@ from semrsm_dist.errors import ConfigError
 from semrsm_dist.pipeline.inputs import measure_layer, model_spec
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
-from semrsm_dist.pipeline.stages.extraction_worker import ReadableImages
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord, Side
 
@@ -94,7 +93,6 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
     store.create(len(manifest.readable), sizes.n_tokens, sizes.n_channels, record.chunk_size, "float32")
     store.remove_damaged()
-    images = ReadableImages.of(config.data, manifest)
-    extract_features(session, record, {SIDE: images}, {OUTPUTS: sizes})
+    extract_features(session, record, {SIDE: (config.data, manifest)}, {OUTPUTS: sizes})
     logits = store.read(slice(0, len(manifest.readable)))[:, 0].astype(np.float32, copy=False)
     return ModelOutputs(logits, meaning)

@@ -39,6 +39,8 @@ class AffectsResult:
 
 
 def _one_or_two(value: object) -> object:
+    if not isinstance(value, int | list | tuple):
+        raise ValueError("expected one or two whole numbers")  # noqa: TRY004 - pydantic reports ValueError
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

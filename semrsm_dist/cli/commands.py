@@ -294,7 +294,14 @@ def _models(options: argparse.Namespace) -> int:
 
     rows = list_models(options.pattern, weights=options.weights)
     if not rows:
-        _complain(f"no model matches {options.pattern!r}; try 'semrsm models' for all")
+        others = sorted({row.weights for row in list_models(options.pattern)})
+        _complain(
+            f"models match {options.pattern!r}, but none has the weights {options.weights}, only "
+            f"{' or '.join(others)}; list those that have: semrsm models --weights {options.weights}"
+            if others
+            else f"no model matches {options.pattern!r}; try 'semrsm models' for all (those of the Hugging Face hub "
+            "are not listed: semrsm layers hf-hub:owner/name shows one)"
+        )
         return 2
     lines = [f"{row.name:<56} {row.weights:<11} {row.input_size[0]} x {row.input_size[1]}" for row in rows]
     _print("\n".join(lines))

@@ -72,6 +72,11 @@ def exists(location: str | Path) -> bool:
         ) from error
 
 
+def file_of(path: Path) -> Path:
+    """Return the file that a path leads into, as `features.pt/layer4` does; or the path itself."""
+    return next((parent for parent in path.parents if parent.is_file()), path)
+
+
 def join(folder: str | Path, *parts: str) -> str:
     """Return a location below a folder, which may be a URI, the same in any working directory.
 

@@ -1,7 +1,7 @@
 """Ready-made features: the layout of arrays of representations, and reading them chunk by chunk.
 
-Two shapes are understood, (N, S, C) and (N, C, H, W); the second becomes (N, H * W, C) in row-major order of
-the positions. Numbers are taken as float16, float32 or float64, and as 8- and 16-bit integers, which
+Three shapes are understood, (N, S, C), (N, C, H, W) and (N, H, W, C); the last two become (N, H * W, C) in row-major
+order of the positions. Numbers are taken as float16, float32 or float64, and as 8- and 16-bit integers, which
 float32 holds exactly; wider integers, booleans, complex numbers and Python objects are refused, because
 they could not be kept exactly or are not features. float64 is returned as it is: code that stores it in
 fewer bits decides on the rounding. No torch here, and no Zarr: see `semrsm_dist.store.feature_source`.
@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
 
-LAYOUTS = ("auto", "nsc", "nchw", "nhwc")
+_AXES = {
+    "nsc": ("images", "positions", "channels"),
+    "nchw": ("images", "channels", "height", "width"),
+    "nhwc": ("images", "height", "width", "channels"),
+}
+LAYOUTS = ("auto", *_AXES)
 _WIDEST = 8
 """A grid more than this many times as wide as high is taken for a sign of channels in the last axis."""
 
@@ -31,8 +36,6 @@ _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
 
 
 _CONVERT = {
-    **dict.fromkeys((".pt", ".pth"), "torch.load(path, weights_only=True).float().numpy()"),
-    ".safetensors": "safetensors.numpy.load_file(path)[name]",
     ".npz": "numpy.load(path)[name]",
     ".h5": "h5py.File(path)[name][:]",
 }
@@ -92,15 +95,13 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
         hint = did_you_mean(layout, LAYOUTS) or ";"
         raise ConfigError(f"unknown layout {layout!r}{hint} choose one of {', '.join(LAYOUTS)}")
     found = f"{where}: holds an array of shape {shape} and type {dtype}"
-    wanted = {"nsc": (3,), "nchw": (4,), "nhwc": (4,), "auto": (3, 4)}[layout]
-    if len(shape) not in wanted:
-        names = {3: "(images, positions, channels)", 4: "(images, channels, height, width)"}
-        if layout == "nhwc":
-            names = {4: "(images, height, width, channels)"}
+    wanted = [name for name in _AXES if layout in ("auto", name)]
+    if len(shape) not in {len(_AXES[name]) for name in wanted}:
+        shapes = " or ".join(f"({', '.join(_AXES[name])}) with layout: {name}" for name in wanted)
         one_vector = (
             len(shape) == 2 and "; with one vector per image there is nothing to match: reshape to (N, 1, C)"
         )
-        raise InputError(f"{found}, but needed is {' or '.join(names[n] for n in wanted)}{one_vector or ''}")
+        raise InputError(f"{found}, but needed is {shapes}{one_vector or ''}")
     if 0 in shape:
         raise InputError(f"{found}: it is empty, so there is nothing to compare; check how it was written")
     if layout == "auto":
@@ -121,8 +122,8 @@ def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if native in _EXACT_INTEGERS:
         return np.dtype(np.float32)
     raise InputError(
-        f"{found}, which is not taken for features; store real numbers as float32 or float16, for instance with "
-        "array.astype('float32')"
+        f"{found}, which is not taken for features; store real numbers as float16, float32 or float64, or integers of "
+        "8 or 16 bits: for instance with array.astype('float32')"
     )
 
 
@@ -238,8 +239,7 @@ class NpyFeatures(FeatureArray):
 
     def signature(self) -> str:
         """Return size and times of the file."""
-        stat = self._file.stat()
-        return f"npy {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        return stamp(self._file)
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
@@ -258,14 +258,20 @@ class NpyFeatures(FeatureArray):
             ) from error
 
 
+def stamp(file: Path) -> str:
+    """Return size and times of a file, which change when it does."""
+    stat = file.stat()
+    return f"file {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
 def map_npy(path: Path) -> np.memmap[Any, Any]:
     """Return the array of a `.npy` file without reading it, or raise InputError if it is not one."""
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file; check the path")
     if path.suffix in _CONVERT:
         raise InputError(
-            f"{path}: features are read from .npy files and Zarr arrays, not from {path.suffix} files; convert it once "
-            f"with numpy.save('features.npy', {_CONVERT[path.suffix]})"
+            f"{path}: features are read from .npy, .safetensors and .pt files and Zarr arrays, not from {path.suffix} "
+            f"files; convert it once with numpy.save('features.npy', {_CONVERT[path.suffix]})"
         )
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)

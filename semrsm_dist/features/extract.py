@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from semrsm_dist.data.decode import decode, to_rgb
@@ -20,11 +21,40 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, Prepared, reproducible
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
 from semrsm_dist.features.spec import ModelSpec
+from semrsm_dist.fields import AutoPair, Count, Section, Seed
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
 
 READERS = 4
 """Threads that decode and resize images while the model works."""
+
+
+def _name_or_module(value: object) -> object:
+    if not isinstance(value, (str, nn.Module)):
+        raise ValueError("expected the name of a model or a torch.nn.Module")  # noqa: TRY004 - for pydantic
+    return value
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _path_as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+class Extraction(Section, arbitrary_types_allowed=True):
+    """The arguments of `extract` but the images, checked as the keys of a configuration are."""
+
+    model: Annotated[Any, BeforeValidator(_name_or_module)]
+    layers: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    weights: Annotated[str, BeforeValidator(_path_as_text)]
+    input_size: AutoPair
+    transform: Callable[[Image.Image], Any] | None
+    precision: Literal["auto", "float32", "float16", "bfloat16"]
+    device: str | None
+    batch_size: Count
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -89,7 +119,8 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     input_size : int or (int, int), optional
         Height and width in pixels; by default the model's own.
     transform : callable, optional
-        Preprocessing of a module that is not of timm: PIL image -> (3, H, W) tensor.
+        Preprocessing of a module: RGB PIL image -> (3, H, W) float32 tensor of one size. Only timm's modules do
+        without, as they say how images are prepared. Called from several threads.
     precision : str
         ``float32``, ``float16``, ``bfloat16``, or ``auto``: float16 on a GPU, float32 on a CPU.
     device : str, optional
@@ -107,7 +138,8 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     Raises
     ------
     ConfigError
-        Unknown model, layer, precision or device.
+        An argument of a wrong type; an unknown model, layer, precision or device; a module without `transform` that is
+        not of timm.
     InputError
         No images, an image that cannot be read, an array of another shape or type, features that are NaN or infinite.
 
@@ -117,20 +149,39 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     >>> images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     >>> extract("test_resnet", images, "layer4", weights="digits")["layer4"].shape
     (2, 9, 96)
+
+    A module of your own, with its preprocessing:
+
+    >>> import torch
+    >>> module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, kernel_size=16, stride=16), torch.nn.ReLU())
+    >>> def transform(image):
+    ...     return torch.from_numpy(np.array(image.resize((64, 64)), np.float32)).permute(2, 0, 1) / 255
+    >>> extract(module, images, "1", transform=transform)["1"].shape
+    (2, 16, 8)
     """
+    given = Extraction(
+        model=model,
+        layers=layers,
+        weights=weights,
+        input_size=input_size,
+        transform=transform,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+    )
     pictures = _as_pictures(images)
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(_evaluating(model))
             device = device or _device_of(model)
-            source: ModelSpec | LoadedModel = adopt_module(model, input_size, transform)
+            source: ModelSpec | LoadedModel = adopt_module(model, given.input_size, transform)
         elif transform is not None:
             raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
         else:
-            source = ModelSpec(model, weights, input_size, seed)
+            source = ModelSpec(model, given.weights, given.input_size, given.seed)
         extractor = Extractor(
-            source, names, precision=precision, device=device or "auto", batch_size=batch_size
+            source, given.layers, precision=precision, device=device or "auto", batch_size=given.batch_size
         )
         found = _extract_all(extractor, pictures)
         facts = extractor.model.describe()
@@ -191,8 +242,17 @@ def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Pict
     if isinstance(images, (str, Path, Image.Image)):
         raise InputError(f"images: one {type(images).__name__}, but a sequence is expected: put it in a list")
     if isinstance(images, np.ndarray) and images.ndim != 4:
+        remedy = {
+            2: "give colour images, or repeat one grey channel",
+            3: "of one image, give images[None]"
+            if images.shape[-1] == 3
+            else "of grey images, give numpy.stack([images] * 3, axis=-1)",
+        }.get(images.ndim, "give one image per entry of the first axis")
+        raise InputError(f"images: an array of shape {images.shape}, but (N, H, W, 3) is expected: {remedy}")
+    if not isinstance(images, Iterable):
         raise InputError(
-            f"images: an array of shape {images.shape}, but (N, H, W, 3) is expected: give colour images, channels last"
+            f"images: expected paths, PIL images or arrays in a sequence, or an array (N, H, W, 3), found "
+            f"{type(images).__name__}"
         )
     pictures = list(images)
     if not pictures:
@@ -202,19 +262,39 @@ def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Pict
 
 def _read(picture: Picture, index: int) -> Image.Image:
     """Return an image as RGB; `index` is what errors call an image without a path."""
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture, f"images[{index}]")
-    if isinstance(picture, (str, Path)):
-        path = Path(picture).expanduser()
-        try:
+    try:
+        if isinstance(picture, Image.Image):
+            return to_rgb(picture, f"images[{index}]")
+        if isinstance(picture, (str, Path)):
+            path = Path(picture).expanduser()
             return decode(path.read_bytes(), str(path))
-        except OSError as error:
-            raise UnreadableImageError(str(path), error.strerror or str(error)) from error
+    except (OSError, UnreadableImageError) as error:
+        name = error.name if isinstance(error, UnreadableImageError) else str(picture)
+        cause = error.cause if isinstance(error, UnreadableImageError) else error.strerror or str(error)
+        raise InputError(
+            f"image {name!r} cannot be read: {cause}. No features were computed: replace it or leave it out"
+        ) from error
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        found = f"{array.dtype} {array.shape}: scale values to 0..255 and put channels last"
+        found = f"{array.dtype} {array.shape}: {_advise(array)}" if array.ndim else type(picture).__name__
         raise InputError(
-            f"images[{index}]: expected a path, a PIL image or a uint8 array (H, W, 3), found "
-            f"{found if array.ndim else type(picture).__name__}"
+            f"images[{index}]: expected a path, a PIL image or a uint8 array (H, W, 3), found {found}"
         )
     return Image.fromarray(array)
+
+
+def _advise(array: NDArray[Any]) -> str:
+    """Return how to make an RGB image of an array that is none."""
+    if array.dtype != np.uint8:
+        return "scale values to 0..255 and convert them with astype('uint8')"
+    if array.ndim == 2:
+        return "repeat the grey channel with numpy.stack([image] * 3, axis=-1)"
+    if array.ndim != 3:
+        return "give each image as an array of its own"
+    if array.shape[2] in (1, 2):
+        return "repeat the grey channel with image[..., :1].repeat(3, axis=2)"
+    if array.shape[2] == 4:
+        return "leave out the fourth channel with image[..., :3]"
+    return (
+        "put channels last with image.transpose(1, 2, 0)" if array.shape[0] == 3 else "choose three channels"
+    )

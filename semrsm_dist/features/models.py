@@ -134,11 +134,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise ConfigError(
             f"model {spec.name!r} takes no prompt, only CLIPSeg does ({', '.join(registry.CLIPSEG)}); remove it"
         )
+    path = replace(spec, name=arch).weights_file()
     if spec.weights == "digits" and tag:
         raise ConfigError(
             f"model {spec.name!r} names the weights {tag!r}, but weights: digits means others; write {arch!r}"
         )
-    path = spec.weights_file()
     with _generator_seeded(spec.seed):
         if spec.name in registry.CLIPSEG:
             return _load_clipseg(spec, path, size)

@@ -147,7 +147,7 @@ def _identify_source(
     here = known if known and known.path == settle(path) else None
     source: FeatureArray | None = None
     try:
-        source = open_array(path, data.layout)
+        source = open_array(path, data.layout, layer)
     except MissingInputError as error:
         if here is None:
             raise

@@ -160,8 +160,8 @@ def check_run(config: RunConfig) -> None:
     check_sources(config)
     for data in (config.data, config.queries):
         if isinstance(data, FeaturesData):
-            for path in data.layers.values():
-                open_array(path, data.layout)
+            for layer, path in data.layers.items():
+                open_array(path, data.layout, layer)
     if config.model is not None:
         check_model(config.model)
 
@@ -172,7 +172,7 @@ def _sample(
     """Return image counts, features of a few images for each layer, seconds per image and to load the model."""
     if isinstance(config.data, FeaturesData):
         sources = {
-            side: {layer: open_array(path, data.layout) for layer, path in data.layers.items()}
+            side: {layer: open_array(path, data.layout, layer) for layer, path in data.layers.items()}
             for side, data in sides.items()
             if isinstance(data, FeaturesData)
         }

@@ -1,4 +1,4 @@
-"""Opening ready-made features, whatever their format: `.npy` files and Zarr arrays.
+"""Opening ready-made features, whatever their format: `.npy` files, files of tensors, and Zarr arrays.
 
 It is in this room, not beside the `.npy` reader, since only this room imports Zarr.
 """
@@ -20,8 +20,10 @@ import zarr.errors
 from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
+from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
 from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, interpret
+from semrsm_dist.features.tensors import SafetensorsFeatures, TensorFeatures, TorchFeatures
 
 _logger = logging.getLogger(__name__)
 
@@ -34,19 +36,27 @@ _OPEN_ERRORS = (
     ImportError,
     zarr.errors.BaseZarrError,
 )
+_TENSORS: dict[str, type[TensorFeatures]] = {
+    ".safetensors": SafetensorsFeatures,
+    ".pt": TorchFeatures,
+    ".pth": TorchFeatures,
+}
 _LARGE_CHUNK_BYTES = 512 * 2**20
 
 
-def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
+def open_array(path: str | Path, layout: str = "auto", layer: str | None = None) -> FeatureArray:
     """Open ready-made features for reading chunk by chunk.
 
     Parameters
     ----------
     path
-        A `.npy` file; or a Zarr array (format 2 or 3), alone or inside a group (`store.zarr/group/array`), as a
-        local path; or a `.zip` file of Zarr with an array at its root.
+        A `.npy` file; a tensor of a `.safetensors`, `.pt` or `.pth` file (`features.pt/name`); a Zarr array (format 2
+        or 3), alone or inside a group (`store.zarr/group/array`), as a local path; a `.zip` file of Zarr with an array
+        at its root; or a folder of thingsvision, with `features.npy` or `features.pt`.
     layout
         "nsc", "nchw", "nhwc" or "auto", see `semrsm_dist.features.arrays.interpret`.
+    layer
+        The tensor to take from a file of several, if the path names none.
 
     Raises
     ------
@@ -56,6 +66,9 @@ def open_array(path: str | Path, layout: str = "auto") -> FeatureArray:
         There is nothing, or no array of features; the message says what was found.
     """
     local = Path(path).expanduser()
+    local = next((file for file in (local / "features.npy", local / "features.pt") if file.is_file()), local)
+    if (kind := _TENSORS.get(file_of(local).suffix)) and not local.is_dir():
+        return kind(local, layout, layer)
     if local.suffix in (".npy", ".npz") or (local.is_file() and local.suffix != ".zip"):
         return NpyFeatures(local, layout)
     return ZarrFeatures(local, layout)
@@ -169,8 +182,8 @@ def _open_zarr(path: Path) -> zarr.Array[Any]:
         node = zarr.open(store=ZipStore(path) if is_zip else path, mode="r")
     except _OPEN_ERRORS as error:
         raise InputError(
-            f"{path}: neither a .npy file nor a Zarr array ({error}); give the path of an array of (N, S, C) or "
-            "(N, C, H, W)"
+            f"{path}: neither a .npy file, a file of tensors nor a Zarr array ({error}); give the path of an array of "
+            "(N, S, C), (N, C, H, W) or (N, H, W, C)"
         ) from error
     if isinstance(node, zarr.Group) and is_zip:
         raise InputError(

@@ -9,6 +9,7 @@ from PIL import Image
 import semrsm_dist as srs
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.models import ModelSpec, load_model
+from semrsm_dist.features.spec import shipped_architectures
 from semrsm_dist.store.features import FeatureStore
 
 N = 5
@@ -146,16 +147,53 @@ def test_images_without_finite_features_are_named_by_their_place_among_all(pictu
     [
         ([], "none were given"),
         ("image.png", "put it in a list"),
-        (np.zeros((96, 96, 3), np.uint8), r"\(N, H, W, 3\) is expected"),
+        (None, r"images: expected paths.*found NoneType"),
+        (7, r"images: expected paths.*found int"),
+        (np.zeros((96, 96, 3), np.uint8), r"\(96, 96, 3\), but \(N, H, W, 3\) is expected.*images\[None\]"),
+        (np.zeros((5, 96, 96), np.uint8), r"\(N, H, W, 3\) is expected: of grey images.*stack"),
         (np.zeros((2, 96, 96, 3), np.float32), r"images\[0\].*float32.*scale values to 0\.\.255"),
-        (np.zeros((2, 3, 96, 96), np.uint8), "channels last"),
-        (["nowhere.png"], r"'nowhere\.png' cannot be read: No such file"),
+        (np.zeros((2, 3, 96, 96), np.uint8), r"channels last with image\.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 96, 96, 4), np.uint8), r"leave out the fourth channel"),
+        ([np.zeros((96, 96), np.uint8)], r"repeat the grey channel with numpy\.stack"),
+        ([np.zeros((96, 96, 1), np.uint8)], r"repeat the grey channel with image"),
+        (["nowhere.png"], r"'nowhere\.png' cannot be read: No such file.*replace it or leave it out$"),
+        ([__file__], r"cannot be read: its content is not in a known image format.*leave it out$"),
         ([None], r"images\[0\].*found NoneType"),
     ],
 )
 def test_what_is_no_image_is_refused(images, message):
     with pytest.raises(InputError, match=message):
         srs.extract("test_resnet", images, "layer4", **MODEL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": 3}, "model: 3: expected the name of a model or a torch.nn.Module"),
+        ({"layers": 4}, "layers: 4: expected a list"),
+        ({"layers": []}, "layers: .*at least 1"),
+        ({"weights": None}, "weights: no value: expected text"),
+        ({"input_size": 224.0}, "input_size: 224.0: expected one or two whole numbers"),
+        ({"input_size": (96, 0)}, r"input_size\.1: 0: must be greater"),
+        ({"batch_size": 2.5}, "batch_size: 2.5: expected a whole number"),
+        ({"batch_size": 0}, "batch_size: 0: must be greater"),
+        ({"seed": "x"}, "seed: 'x': expected a whole number"),
+        ({"device": "gpu"}, "unknown device 'gpu'; choose auto, cpu or cuda"),
+        ({"device": 0}, "device: 0: expected text"),
+        ({"precision": "half"}, "precision: 'half': must be 'auto', 'float32', 'float16' or 'bfloat16'"),
+        ({"transform": "resize"}, "transform: 'resize': must be callable"),
+    ],
+)
+def test_arguments_are_checked_as_those_of_a_configuration(pictures, arguments, message):
+    given = {"model": "test_resnet", "images": pictures, "layers": "layer4", **MODEL, **arguments}
+    with pytest.raises(ConfigError, match=message):
+        srs.extract(**given)
+
+
+def test_weights_may_be_a_path_object(features, pictures):
+    path = shipped_architectures()["test_resnet"]
+    found = srs.extract("test_resnet", pictures, "layer4", weights=path, device="cpu")
+    assert found["layer4"].tobytes() == features["layer4"].tobytes()
 
 
 def test_an_unknown_layer_is_refused(pictures):

@@ -11,6 +11,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,12 +98,115 @@ def test_four_axes_that_look_like_channels_last_need_a_layout(tmp_path, shape):
     assert open_array(path, "nhwc").n_channels == shape[3]
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
 def test_other_formats_are_named_with_how_to_convert_them(tmp_path, suffix):
     path = tmp_path / f"features{suffix}"
     path.write_bytes(b"content")
     with pytest.raises(InputError, match=rf"not from \{suffix} files; convert it once with numpy\.save"):
         open_array(path)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8])
+def test_a_tensor_is_found_by_its_own_or_the_layers_name(tmp_path, kind, dtype):
+    x = torch.from_numpy(3 * numbers(7, 6, 4)).to(dtype)
+    other = torch.zeros(2, 6, 4)
+    save_tensors({"layer3": x, "blocks.1": other}, path := tmp_path / f"z.{kind}")
+    held = {torch.float16: np.float16, torch.float64: np.float64}.get(dtype, np.float32)
+    for source in (open_array(path, layer="layer3"), open_array(path / "layer3", layer="blocks.1")):
+        restored = pickle.loads(pickle.dumps(source))  # it crosses process borders
+        for z in (source.read(2, 5), restored.read(2, 5)):
+            assert z.dtype == held
+            np.testing.assert_array_equal(z, x[2:5].to(torch.float64).numpy())
+    assert open_array(path / "blocks.1").n_images == 2
+    with pytest.raises(
+        InputError, match=r"2 tensors \(blocks\.1, layer3\), and none is named like the layer 'l'"
+    ):
+        open_array(path, layer="l")
+    with pytest.raises(InputError, match=r"no tensor 'layer4' in this file.*did you mean 'layer3'"):
+        open_array(path / "layer4")
+
+
+@pytest.mark.parametrize("kind", ["pt", "pth", "safetensors"])
+def test_a_tensor_that_is_alone_needs_no_name_and_has_the_digest_of_its_numbers(tmp_path, kind):
+    x = torch.from_numpy(numbers(5, 4, 2, 3)).requires_grad_()
+    save_tensors({"x": x}, tmp_path / f"z.{kind}")
+    np.save(tmp_path / "z.npy", x.detach().numpy())
+    source = open_array(tmp_path / f"z.{kind}", layer="layer1")
+    assert source.digest() == open_array(tmp_path / "z.npy").digest()
+    assert (source.n_tokens, source.n_channels) == (6, 4)
+    before, digest = source.signature(), source.digest()
+    save_tensors({"x": x[:3]}, tmp_path / f"z.{kind}")
+    assert open_array(tmp_path / f"z.{kind}").signature() != before
+    if kind != "safetensors":
+        torch.save(x, tmp_path / f"z.{kind}")
+        assert open_array(tmp_path / f"z.{kind}").digest() == digest
+
+
+def save_tensors(tensors, path):
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file({name: tensor.detach() for name, tensor in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_file_of_tensors_is_read_without_loading_it(tmp_path, kind):
+    save_tensors({"x": torch.ones(2**12, 64, 256)}, path := tmp_path / f"z.{kind}")  # 256 MiB
+    code = (
+        "import pickle, resource, sys\n"
+        "source = pickle.load(sys.stdin.buffer)\n"
+        "before = source.read(0, 1).nbytes and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "source.read(2000, 2002)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(open_array(path)), capture_output=True, check=True
+    )
+    assert int(done.stdout) < 32 * 2**10  # KiB
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("pt", lambda p: torch.save({"x": Malicious()}, p), "pickled objects may execute code"),
+        (
+            "pt",
+            lambda p: p.write_bytes(pickle.dumps(Malicious())),
+            "not complete, or not in the format of PyTorch",
+        ),
+        (
+            "pt",
+            lambda p: torch.save(torch.zeros(2, 2, 2), p, _use_new_zipfile_serialization=False),
+            "since 1.6",
+        ),
+        ("pt", lambda p: torch.save([torch.zeros(2, 2, 2)], p), "holds no dense tensor"),
+        ("pt", lambda p: torch.save(torch.zeros(2, 2, 2, dtype=torch.int64), p), "int64, which is not taken"),
+        ("pt", lambda p: torch.save(torch.zeros(2, 2), p), r"shape \(2, 2\).*one vector per image"),
+        ("pt", lambda p: torch.save(torch.tensor(2.0), p), r"shape \(\)"),
+        ("pt", lambda p: None, "there is no such file"),
+        ("safetensors", lambda p: p.write_bytes(b"content"), "cannot be read as tensors"),
+        ("safetensors", lambda p: save_tensors({"x": torch.tensor(2.0)}, p), r"shape \(\)"),
+        ("safetensors", lambda p: save_tensors({}, p), "holds no dense tensor"),
+        (
+            "safetensors",
+            lambda p: save_tensors({"x": torch.zeros(2, 2, 2, dtype=torch.float8_e5m2)}, p),
+            "cannot be read as tensors",
+        ),
+    ],
+)
+def test_files_without_tensors_of_features_are_refused(tmp_path, kind, content, message):
+    content(path := tmp_path / f"z.{kind}")
+    with pytest.raises(InputError, match=message):
+        open_array(path)
+
+
+@pytest.mark.parametrize("name", ["features.npy", "features.pt"])
+def test_a_folder_of_thingsvision_is_read(tmp_path, name):
+    x = numbers(5, 4, 3, 3)
+    np.save(tmp_path / name, x) if name.endswith("npy") else torch.save(torch.from_numpy(x), tmp_path / name)
+    (tmp_path / "file_names.txt").write_text("a.png\n")
+    np.testing.assert_array_equal(open_array(tmp_path).read(0, 5), x.reshape(5, 4, 9).transpose(0, 2, 1))
 
 
 def test_the_digest_is_of_the_content_not_of_the_format(tmp_path):
@@ -193,8 +298,13 @@ def test_integers_that_float32_holds_are_taken_and_others_refused(tmp_path):
     [
         ((5, 4), "auto", r"shape \(5, 4\).*one vector per image.*reshape to \(N, 1, C\)"),
         ((5,), "auto", r"shape \(5,\)"),
-        ((5, 4, 3, 2, 2), "auto", "needed is"),
-        ((5, 4, 3), "nchw", r"needed is \(images, channels, height, width\)"),
+        (
+            (5, 4, 3, 2, 2),
+            "auto",
+            r"needed is .*nsc or .*nchw or .*width, channels\) with layout: nhwc",
+        ),
+        ((5, 4, 3), "nchw", r"needed is \(images, channels, height, width\) with layout: nchw$"),
+        ((5, 4, 3), "nhwc", r"needed is \(images, height, width, channels\) with layout: nhwc$"),
         ((5, 4, 3, 3), "nsc", r"needed is \(images, positions, channels\)"),
         ((0, 4, 3), "auto", "empty"),
         ((5, 0, 3), "auto", "empty"),
@@ -266,7 +376,7 @@ def test_zarr_damage_groups_and_missing_arrays_are_explained(tmp_path):
     with pytest.raises(InputError, match=r"nothing is there; did you mean 'layer3'"):
         open_array(path.parent / "layer33")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"neither a \.npy file nor a Zarr array"):
+    with pytest.raises(InputError, match=r"neither a \.npy file, a file of tensors nor a Zarr array"):
         open_array(tmp_path / "folder")
     chunk = path / "c" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-5])

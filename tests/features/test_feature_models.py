@@ -484,6 +484,8 @@ def test_digits_weights_that_are_not_shipped_list_those_that_are(monkeypatch, tm
         load_model(ModelSpec("resnet18", "digits"))
     with pytest.raises(ConfigError, match="means others; write 'test_resnet'"):
         load_model(ModelSpec("test_resnet.r160_in1k", "digits"))
+    with pytest.raises(ConfigError, match=r"for model 'resnet18', only for"):  # not: write 'resnet18'
+        load_model(ModelSpec("resnet18.tv_in1k", "digits"))
 
 
 @pytest.mark.parametrize("arch", sorted(shipped_architectures()))

@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from semrsm_dist.data.locations import exists
+from semrsm_dist.data.locations import exists, file_of
 from semrsm_dist.data.source import DataSource
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import LayerName, LocalPath, Location
 
 
 class FeaturesData(DataSource):
-    """Ready-made features: one array per layer, (N, S, C) or (N, C, H, W), in `.npy` or Zarr.
+    """Ready-made features: one array per layer, (N, S, C), (N, C, H, W) or (N, H, W, C).
 
+    It is a `.npy` file, a Zarr array, or a tensor in a `.safetensors` or `.pt` file.
     If images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
     layer; what an array holds beyond an image's tokens is ignored.
     """
@@ -35,7 +36,9 @@ class FeaturesData(DataSource):
 
     def check(self) -> None:
         """Look whether the files are there."""
-        places: dict[str, str | Path] = {f"layers.{layer}": path for layer, path in self.layers.items()}
+        places: dict[str, str | Path] = {
+            f"layers.{layer}": file_of(path) for layer, path in self.layers.items()
+        }
         places |= {f"token_counts.{layer}": path for layer, path in self.token_counts.items()}
         places |= {"table": self.table} if self.table is not None else {}
         missing = [

@@ -72,7 +72,7 @@ class ImportWorker:
         return attempt_each(cast("tuple[ImportChunk, ...]", units), self._copy, self.run)
 
     def _copy(self, chunk: ImportChunk) -> Receipt:
-        source = open_array(self.data.layers[chunk.layer], self.data.layout)
+        source = open_array(self.data.layers[chunk.layer], self.data.layout, chunk.layer)
         start = chunk.number * self.chunk_size
         stop = min(start + self.chunk_size, source.n_images)
         z = source.read(start, stop)
@@ -162,7 +162,7 @@ def import_features(
 def _has_changed(data: FeaturesData, known: SourceAnswer, store: FeatureStore) -> bool:
     """Return whether a source has changed since the run began, by its time and by its bytes."""
     try:
-        source = open_array(data.layers[store.layer], data.layout)
+        source = open_array(data.layers[store.layer], data.layout, store.layer)
         counts = load_token_counts(data.token_counts.get(store.layer), source.n_images, source.n_tokens)
         if source.signature() != known.signature or source.digest(counts) != known.sha256:
             return True

@@ -1,0 +1,172 @@
+"""Ready-made features in files of safetensors and PyTorch, read piece by piece and without executing code from them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from semrsm_dist.data.locations import file_of
+from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
+from semrsm_dist.features.arrays import FeatureArray, interpret, stamp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
+
+class TensorFeatures(FeatureArray):
+    """Features in one tensor of a file; bfloat16 is returned as float32, which holds it exactly.
+
+    Parameters
+    ----------
+    path
+        The file; or, if it holds several tensors, `file/name` for the tensor of that name.
+    layout
+        See `interpret`.
+    layer
+        The tensor to take if there are several and the path names none.
+
+    Raises
+    ------
+    InputError
+        The file does not exist, cannot be read without executing code, or holds no such tensor of features.
+    """
+
+    def __init__(self, path: Path, layout: str = "auto", layer: str | None = None) -> None:
+        self._file = file_of(path)
+        if not self._file.is_file():
+            raise MissingInputError(f"{path}: there is no such file; check the path")
+        key = path.relative_to(self._file).as_posix() if path != self._file else None
+        try:
+            self._name = _choose(path, self._names(), key, layer)
+            shape, dtype = self._measure()
+        except _READ_ERRORS as error:
+            if isinstance(error, InputError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(
+                f"{path}: cannot be read as tensors ({reason}), and nothing else is loaded, since pickled objects may "
+                "execute code; write the features with torch.save(tensor, path) or safetensors.torch.save_file"
+            ) from error
+        super().__init__(path, interpret(str(path), shape, dtype, layout))
+
+    def signature(self) -> str:
+        """Return size and times of the file."""
+        return stamp(self._file)
+
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            return self._read_slice(start, stop)
+        except _READ_ERRORS as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error}); was it changed during the run?"
+            ) from error
+
+    @abstractmethod
+    def _names(self) -> list[str]:
+        """Return the names of the file's tensors."""
+
+    @abstractmethod
+    def _measure(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and type of the tensor, as an array of NumPy."""
+
+    @abstractmethod
+    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Return some images of the tensor."""
+
+
+class SafetensorsFeatures(TensorFeatures):
+    """Features in a `.safetensors` file, see `TensorFeatures`."""
+
+    def _names(self) -> list[str]:
+        with safetensors.safe_open(self._file, framework="np") as file:
+            return list(file.keys())
+
+    def _measure(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        with safetensors.safe_open(self._file, framework="np") as file:
+            tensor = file.get_slice(self._name)
+            shape, self._is_bfloat16 = tuple(tensor.get_shape()), tensor.get_dtype() == "BF16"
+            is_plain = shape and not self._is_bfloat16
+            return shape, tensor[:0].dtype if is_plain else np.dtype(np.float32)
+
+    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
+        # NumPy has no bfloat16.
+        with safetensors.safe_open(self._file, framework="pt" if self._is_bfloat16 else "np") as file:
+            part = file.get_slice(self._name)[start:stop]
+        return _as_array(part) if self._is_bfloat16 else np.asarray(part)
+
+
+class TorchFeatures(TensorFeatures):
+    """Features in a `.pt` file of a tensor or of a dict of tensors, mapped into memory; see `TensorFeatures`."""
+
+    def _names(self) -> list[str]:
+        return list(self._load())
+
+    def _measure(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        tensor = self._load()[self._name]
+        return tuple(tensor.shape), _as_array(tensor.new_empty(0)).dtype
+
+    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
+        return _as_array(self._load()[self._name][start:stop])
+
+    def _load(self) -> dict[str, Tensor]:
+        """Return the dense tensors by name; one that is alone has the name of the file."""
+        import torch  # noqa: PLC0415 - only where such a file is read
+
+        if not zipfile.is_zipfile(self._file):
+            raise InputError(
+                f"{self._file}: not complete, or not in the format of PyTorch since 1.6, which can be read piece by "
+                "piece; write the features again with torch.save(tensor, path)"
+            )
+        found = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
+        tensors = found.items() if isinstance(found, dict) else [(self._file.name, found)]
+        return {
+            str(name): tensor
+            for name, tensor in tensors
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+        }
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach()
+    array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return array
+
+
+def _choose(path: Path, names: list[str], key: str | None, layer: str | None) -> str:
+    """Return the tensor that a path or else a layer names; one that is alone needs no name."""
+    if key in names:
+        return str(key)
+    if key is None and len(names) == 1:
+        return names[0]
+    if key is None and layer in names:
+        return str(layer)
+    listed = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
+    if not names:
+        raise InputError(f"{path}: holds no dense tensor; write the features with torch.save(tensor, path)")
+    if key is not None:
+        raise InputError(
+            f"{path}: there is no tensor {key!r} in this file, only {listed}{did_you_mean(key, names)}"
+        )
+    raise InputError(
+        f"{path}: holds {len(names)} tensors ({listed}), and none is named like the layer {layer!r}; append the name "
+        f"of one to the path, as in {path}/{sorted(names)[0]}"
+    )

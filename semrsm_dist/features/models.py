@@ -105,6 +105,7 @@ class LoadedModel:
             "prompt": {"text": self.spec.prompt, "tokens": list(self.prompt_tokens)}
             if self.prompt_tokens
             else None,
+            "revision": registry.revision_of(self.spec.name) if self.spec.weights == "pretrained" else None,
             "weights_sha256": self.weights_sha256,
             "n_prefix_tokens": self.n_prefix_tokens,
             "build_options": dict(self.build_options),

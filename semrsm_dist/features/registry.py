@@ -36,7 +36,7 @@ The name is that of the repository on the hub; `test_clipseg` is a tiny one with
 """
 
 _REVISIONS = {"CIDAS/clipseg-rd64-refined": "999e0328d9e10b484360c477313983f9afdd7050"}
-"""Commits that downloads are pinned to; the hash of the weights in the record of a run guards those of the others."""
+"""Commits that downloads are pinned to; of the others, the record of a run says that they are not."""
 
 _SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
@@ -236,6 +236,13 @@ def _offer_tags(arch: str) -> str:
         f"timm has none for {arch!r}: give the path of a file as weights, or set weights: random, or weights: digits "
         f"with one of the models whose weights ship ({', '.join(shipped_architectures())})"
     )
+
+
+def revision_of(name: str) -> str | None:
+    """Return the revision of the repository that a model's name means; None for models that timm itself lists."""
+    if name.startswith(HUB):
+        return name.partition("@")[2] or "main (not pinned)"
+    return _REVISIONS.get(name, "main (not pinned)") if name in CLIPSEG and "/" in name else None
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:

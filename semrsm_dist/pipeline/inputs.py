@@ -223,7 +223,7 @@ def describe_model(
         "weights_sha256": description["weights_sha256"],
         "preprocessing": description["data_config"],
         "n_prefix_tokens": description["n_prefix_tokens"],
-        **{key: description[key] for key in ("prompt", "build_options") if description[key]},
+        **{key: description[key] for key in ("revision", "prompt", "build_options") if description[key]},
     }
     return facts, {layer.name: measure_layer(layer) for layer in layers}
 

@@ -488,7 +488,10 @@ def test_models_and_layers(place, monkeypatch, capsys):
     assert ["test_vit", "digits", "96", "x", "96"] in rows
     assert all(row[0].startswith("test_vit") for row in rows)
     assert call(monkeypatch, place, "models", "nothing-like-this") == 2
-    assert capsys.readouterr().out == ""
+    assert call(monkeypatch, place, "models", "vit_tiny*", "--weights", "digits") == 2
+    told = capsys.readouterr()
+    assert re.search(r"none has the weights digits, only pretrained; .*models --weights digits", told.err)
+    assert told.out == ""
     assert call(monkeypatch, place, "layers", "test_resnet", "--input-size", "96") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["layer3", "36", "192", "6", "x", "6", "stage"] in rows

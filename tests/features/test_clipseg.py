@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,22 @@ def test_a_download_is_of_one_revision_and_takes_the_file_that_the_hub_has(publi
     with pytest.raises(InputError, match="cannot be read as weights"):  # there is no file
         load_model(ModelSpec(name))
     assert requested == [(name, "model.safetensors", 40), (name, "pytorch_model.bin", 40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("CIDAS/clipseg-rd64", "main (not pinned)"),
+        ("CIDAS/clipseg-rd64-refined", "999e0328d9e10b484360c477313983f9afdd7050"),
+    ],
+)
+def test_the_record_says_which_revision_was_taken_and_the_hash_of_its_weights(published, name, revision):
+    loaded = load_model(spec(published))
+    model = replace(loaded, spec=ModelSpec(name))  # as downloaded
+    facts = describe_model(model, [])[0]
+    assert facts["revision"] == revision
+    assert len(facts["weights_sha256"]) == 64
+    assert "revision" not in describe_model(loaded, [])[0]  # of a local file
 
 
 def test_without_a_network_the_tokenizers_files_are_named(monkeypatch):

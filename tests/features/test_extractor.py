@@ -81,15 +81,13 @@ def test_greyscale_images_are_taken_as_rgb():
 def limit_memory(extract: Extractor, at_most: int) -> list[int]:
     """Let batches of more than `at_most` images fail as a full GPU does; return the sizes tried."""
     tried: list[int] = []
-    read = extract._read
 
-    def limited(batch):
-        tried.append(len(batch))
-        if len(batch) > at_most:
+    def limited(_module, inputs):
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > at_most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(batch)
 
-    extract._read = limited
+    extract.model.module.conv1.register_forward_pre_hook(limited)
     return tried
 
 

@@ -116,15 +116,13 @@ def test_batches_larger_than_a_chunk_are_told(shop):
     assert srs.open_run(shop.path / "run").record.batch_size == 32
 
 
-def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, monkeypatch):
-    forward = Extractor._forward
-
-    def limited(self, batch):
-        if len(batch) > 2:
+def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, request):
+    def limited(module, inputs):
+        if isinstance(module, torch.nn.Conv2d) and len(inputs[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch)
 
-    monkeypatch.setattr(Extractor, "_forward", limited)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(limited)
+    request.addfinalizer(handle.remove)
     summary = shop.run(with_model(shop.of_images("run", shop.images(n=9)), batch_size=8))
     assert any(
         "was too small for batches of 8" in line and "down to 2" in line for line in summary["warnings"]

@@ -125,7 +125,7 @@ def import_features(
         return
     for layer in {unit.layer for unit in missing}:
         try:
-            open_array(data.layers[layer], data.layout)
+            open_array(data.layers[layer], data.layout, layer)
         except MissingInputError as error:  # features of a run were damaged, and their source is gone
             continue_without(session, str(error), [(side, layer)])
     worker = ImportWorker(session.directory.path, side, FeaturesData(**settle(data)), record.chunk_size)

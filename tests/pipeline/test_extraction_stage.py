@@ -269,6 +269,19 @@ def test_damaged_ready_made_features_of_an_unfinished_run_are_imported_again(sho
     assert shop.tree(shop.path / "run" / "features.zarr") == before
 
 
+def test_tensors_of_one_file_give_the_same_features_as_arrays(shop):
+    array = shop.features(shape=(5, 6, 4))
+    shop.run(shop.of_features("of-array", array))
+    tensors = {"layer": torch.from_numpy(np.load(array)), "other": torch.ones(5, 2, 2)}
+    torch.save(tensors, shop.path / "z.pt")
+    document = shop.of_features("of-tensors", shop.path / "z.pt" / "layer")
+    for _ in range(2):
+        summary = shop.run(document)
+    assert not any("gone" in line for line in summary["warnings"])
+    trees = [shop.tree(shop.path / name / "features.zarr") for name in ("of-array", "of-tensors")]
+    assert trees[0] == trees[1]
+
+
 def test_a_run_that_holds_all_its_ready_made_features_does_not_need_their_source(shop):
     source = shop.features()
     document = shop.of_features("run", source)

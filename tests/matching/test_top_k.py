@@ -217,7 +217,7 @@ def test_every_bound_is_one(kind, counts, equal, exponent, seed):
     directions = np.linalg.qr(rng.normal(size=(24, 5)))[0]
     sketches = pruning_bounds.sketch(panel, directions)
     search = Search(Auction(), panel, panel, 1)
-    side = search.left._replace(sketches=sketches.packed)
+    side = search.rows.images._replace(sketches=sketches.packed)
     setting = search.settings._replace(sketch_channels=6, sketch_rounding=sketches.rounding)
     memory = progressive.make_memory(panel.n_tokens, panel.n_channels)
     for i, z_i in enumerate(images):
@@ -334,7 +334,7 @@ def test_prices_of_earlier_auctions_prove_better_bounds_than_none():
     panel = Auction().prepare(brightness * rng.normal(size=(40, 30, 16)) + rng.normal(size=(40, 1, 16)))
     search = Search(Auction(), panel, panel, 1)
     search.run(1)
-    side, setting = search.left, search.settings
+    side, setting = search.rows.images, search.settings
     assert np.count_nonzero(side.n_learned) > 30
     memory = progressive.make_memory(panel.n_tokens, panel.n_channels)
     bounds = np.empty((2, 39))
@@ -360,7 +360,7 @@ def test_bounds_from_sorted_channels_are_tight_for_one_channel():
 @given(norms=st.tuples(*[st.floats(1e-300, 1e300)] * 2), share=st.floats(-1.1, 1.1), seed=st.integers(0, 99))
 def test_the_cosine_of_a_pair_is_that_of_the_kernel_to_the_last_bit(norms, share, seed):
     panel = Auction().prepare(np.random.default_rng(seed).normal(size=(2, 3, 2)))
-    side = Search(Auction(), panel, panel, 1).left
+    side = Search(Auction(), panel, panel, 1).rows.images
     mantissas, halves = kernels.even_exponents(np.array(norms))
     side = side._replace(mantissas=mantissas, halves=halves)
     matched = share * np.sqrt(norms[0]) * np.sqrt(norms[1])

@@ -74,11 +74,12 @@ class Workspace(NamedTuple):
 def images_of(rows: Panel, columns: Panel) -> tuple[Images, Images]:
     """Return the arrays of two packed panels for compiled code; if one is in float64, both are."""
     double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
-    images = _images(rows, double)
-    return images, images if columns is rows else _images(columns, double)
+    images = images_of_panel(rows, double)
+    return images, images if columns is rows else images_of_panel(columns, double)
 
 
-def _images(panel: Panel, double: bool) -> Images:
+def images_of_panel(panel: Panel, double: bool) -> Images:
+    """Return the arrays of a packed panel for compiled code, in float64 if they are `double`."""
     packed = cast(PackedPanel, panel)
     raw = packed.raw.astype(np.float64 if double else np.float32, copy=False).view(np.float32)
     others = [field for field in Images._fields if field not in ("raw", "double")]

@@ -48,6 +48,9 @@ _MOST_LEARNED = (
 # Bytes of an image whose product begins with the longest tokens: every band of rows reads it again, which from beyond
 # the second cache takes longer than the rows that it spares.
 _LARGEST_COLUMNS = 2**18
+SINGLE_ROUNDING = 2.0**-23
+"""More than rounding inner products to float32 changes a cosine similarity."""
+
 _COSINE_ROUNDING = 2e-15  # more than rounding changes a cosine similarity and what it is compared with
 
 
@@ -82,6 +85,7 @@ class Settings(NamedTuple):
     rounding: float
     sketch_channels: int
     sketch_rounding: float
+    single: bool  # whether similarities are those of inner products rounded to float32
 
 
 class Candidates(NamedTuple):
@@ -103,6 +107,9 @@ class Hits(NamedTuple):
     best: NDArray[np.float64]  # (R, k) similarities of the best hits of each row so far
     indices: NDArray[np.int64]
     solved: NDArray[np.float64]  # (R, W) the similarity of each candidate that was solved
+    numbers: NDArray[
+        np.float64
+    ]  # (3, R, W) its value, that of the identity and its upper bound; or (3, 0, 0)
     counts: NDArray[np.int64]  # pairs by how they were decided
 
 
@@ -154,6 +161,25 @@ def cosine_of_pair(matched: float, rows: SearchImages, r: int, columns: SearchIm
 
 
 @compiled
+def record(
+    rows: SearchImages,
+    r: int,
+    columns: SearchImages,
+    c: int,
+    numbers: tuple[float, float, float],
+    settings: Settings,
+    place: tuple[int, int],
+    hits: Hits,
+) -> None:
+    """Write the numbers of a solved pair, and its similarity, to its place in `hits`."""
+    matched = np.float64(np.float32(numbers[0])) if settings.single else numbers[0]
+    hits.solved[place] = cosine_of_pair(matched, rows, r, columns, c)
+    if hits.numbers.shape[1] > 0:
+        for n in range(3):
+            hits.numbers[n, place[0], place[1]] = numbers[n]
+
+
+@compiled
 def search_rows(
     sides: tuple[SearchImages, SearchImages],
     candidates: Candidates,
@@ -176,15 +202,17 @@ def search_rows(
         while w < order.shape[1] and bounds[r, w] > -np.inf:
             c = order[r, w]
             least = min(hits.best[r, k - 1], candidates.floors[c])
+            if settings.single:
+                least -= SINGLE_ROUNDING
             if bounds[r, w] < least:
                 hits.counts[WITHOUT_PRODUCT] += 1
             else:
-                outcome, matched = _decide(rows, image, columns, c, least, settings, memory)
+                outcome, numbers = _decide(rows, image, columns, c, least, settings, memory)
                 if outcome < 0:
                     return r, w
                 hits.counts[outcome] += 1
                 if outcome == SOLVED:
-                    hits.solved[r, w] = cosine_of_pair(matched, rows, image, columns, c)
+                    record(rows, image, columns, c, numbers, settings, (r, w), hits)
                     offer(hits.best[r], hits.indices[r], hits.solved[r, w], c)
             w += 1
         r, w = r + 1, 0
@@ -200,10 +228,10 @@ def _decide(
     least: float,
     settings: Settings,
     memory: Memory,
-) -> tuple[int, float]:
-    """Return how a pair was decided, -1 if it needs the exact finish, and its value if it is solved.
+) -> tuple[int, tuple[float, float, float]]:
+    """Return how a pair was decided, -1 if it needs the exact finish, and its numbers if it is solved.
 
-    The value is the one that the matcher `auction` returns, which depends on nothing but the two images.
+    They are those that the matcher `auction` returns, which depend on nothing but the two images.
     """
     left, right, work = rows.images, columns.images, memory.work
     pair = frame_pair(left, r, right, c, settings.tolerance, settings.rounding)
@@ -214,29 +242,43 @@ def _decide(
         if settings.sketch_channels > 0:
             bound = sketch_bound(rows, r, columns, c, pair, floor, settings, memory)
             if bound < floor:
-                return SKETCHED, 0.0
+                return SKETCHED, (0.0, 0.0, 0.0)
     if is_flat(pair):
         gap, bound = settle_flat(pair, work)
     else:
         needed = affinity_floor(pair, floor, pair.slack)
         if floor > -np.inf and 4 * padded(pair.n_tokens) * left.means.shape[1] <= _LARGEST_COLUMNS:
             if _multiply_while_open(rows, r, columns, c, pair, needed, memory):
-                return WITH_PRODUCT, 0.0
+                return WITH_PRODUCT, (0.0, 0.0, 0.0)
         else:
             multiply_pair(left, r, right, c, pair, work)
             if floor > -np.inf and usual_bound(columns, c, pair, memory) < needed:
-                return WITH_PRODUCT, 0.0
+                return WITH_PRODUCT, (0.0, 0.0, 0.0)
         gap, bound = bid_for_pair(left, r, right, c, pair, floor, work)
         if gap == -np.inf:
             _learn_prices(rows, r, columns, c, pair, memory)
-            return WITH_PRODUCT, 0.0
+            return WITH_PRODUCT, (0.0, 0.0, 0.0)
     if not min(gap, bound) < np.inf:
-        return -1, 0.0
-    raw_i, raw_j = left.raw[r, : pair.n_tokens], right.raw[c, : pair.n_tokens]
-    trace, value = identity_and_matched_value(raw_i, raw_j, left.double, work.permutation[: pair.n_tokens])
-    if left.token_counts[r] == right.token_counts[c]:
-        value = max(trace, value)  # as in the matcher: never worse than no matching
-    return SOLVED, value
+        return -1, (0.0, 0.0, 0.0)
+    return SOLVED, _numbers_of_pair(left, r, right, c, (gap, bound), work)
+
+
+@inlined
+def _numbers_of_pair(
+    rows: Images, r: int, columns: Images, c: int, proof: tuple[float, float], work: Workspace
+) -> tuple[float, float, float]:
+    """Return what `conclude` writes: the value of the permutation in `work`, that of the identity, the upper bound."""
+    count_i, count_j = rows.token_counts[r], columns.token_counts[c]
+    count = max(count_i, count_j)
+    trace, value = identity_and_matched_value(
+        rows.raw[r, :count], columns.raw[c, :count], rows.double, work.permutation[:count]
+    )
+    bound = min(proof[1], value + proof[0])
+    if count_i == count_j:
+        value = max(trace, value)  # never worse than no matching
+    else:
+        trace = np.nan
+    return value, trace, max(bound, value)
 
 
 @inlined

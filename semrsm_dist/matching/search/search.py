@@ -11,30 +11,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.assignment.auction_pair import Images, images_of
-from semrsm_dist.matching.compiled.product import padded, rounding_of_product
-from semrsm_dist.matching.kernels import cosine, even_exponents
+from semrsm_dist.matching.compiled.product import rounding_of_product
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
-from semrsm_dist.matching.search.progressive import (
-    NOBODY,
-    SOLVED,
-    Candidates,
-    Hits,
-    SearchImages,
-    Settings,
-    make_memory,
-    merge,
-    offer,
-    search_rows,
-)
-from semrsm_dist.matching.search.pruning_bounds import (
-    Sketches,
-    principal_directions,
-    sketch,
-    sort_channels,
-    sorted_channel_bounds,
-)
+from semrsm_dist.matching.search.block import SearchPanel, decide_pairs, similarity_bounds
+from semrsm_dist.matching.search.progressive import NOBODY, Settings, merge
+from semrsm_dist.matching.search.pruning_bounds import principal_directions
 
 Groups = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Numbers of the groups of rows (N,) and columns (M,), equal where an image cannot be a hit."""
@@ -58,17 +40,15 @@ class Search:
     def __init__(
         self, matcher: Auction, rows: PackedPanel, columns: PackedPanel, k: int, groups: Groups | None = None
     ) -> None:
-        self.matcher, self.rows, self.columns, self.groups = matcher, rows, columns, groups
+        self.matcher, self.groups = matcher, groups
         self.same = rows is columns
+        double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
         directions = principal_directions(columns)
-        sketches = sketch(columns, directions)
-        images, others = images_of(rows, columns)
-        self.right = _side(columns, others, sketches)
-        self.left = self.right if self.same else _side(rows, images, sketch(rows, directions))
-        self.sorted_columns = sort_channels(columns)
-        self.sorted_rows = self.sorted_columns if self.same else sort_channels(rows)
+        self.columns = SearchPanel.of(columns, directions, double=double)
+        self.rows = self.columns if self.same else SearchPanel.of(rows, directions, double=double)
+        sketches = self.columns.sketches
         rounding = rounding_of_product(rows.n_channels)
-        self.settings = Settings(matcher.tolerance, rounding, sketches.n_channels, sketches.rounding)
+        self.settings = Settings(matcher.tolerance, rounding, sketches.n_channels, sketches.rounding, False)
         self.best = np.full((rows.n_images, k), -np.inf)  # similarities of the best hits
         self.indices = np.full((rows.n_images, k), NOBODY)  # their columns
         self.counts = np.zeros(4, np.int64)  # pairs by what decided them, in the order of `progressive`
@@ -127,56 +107,29 @@ class Search:
 
     def _bounds(self, block: slice, first: int) -> NDArray[np.float64]:
         """Return upper bounds (R, M) on similarities; -inf for what is no pair and for columns before `first`."""
-        rows, columns = self.rows.part(block), self.columns.part(slice(first, None))
-        matched = sorted_channel_bounds(rows, self.sorted_rows[block], columns, self.sorted_columns[first:])
-        bounds = np.full((rows.n_images, self.columns.n_images), -np.inf)
-        # Rounded like the similarities themselves, so a bound stays one. NaN: norms of zero, no similarity.
-        bounds[:, first:] = cosine(matched, rows.squared_norms, columns.squared_norms)
-        bounds[np.isnan(bounds)] = -np.inf
+        bounds = np.full((block.stop - block.start, self.columns.n_images), -np.inf)
+        bounds[:, first:] = similarity_bounds(self.rows, block, self.columns, slice(first, None))
         if self.groups is not None:
             left, right = self.groups
             bounds[left[block, None] == right] = -np.inf
         if self.same:
-            bounds[np.arange(rows.n_images), np.arange(block.start, block.stop)] = -np.inf
+            bounds[np.arange(len(bounds)), np.arange(block.start, block.stop)] = -np.inf
         return bounds
 
     def _search(self, block: slice, bounds: NDArray[np.float64]) -> None:
         """Decide all pairs of a block whose bound is not -inf, the most promising first."""
-        width = int((bounds > -np.inf).sum(axis=1).max())
-        order = np.ascontiguousarray(np.argsort(-bounds, axis=1, kind="stable")[:, :width])
-        bounds = np.take_along_axis(bounds, order, axis=1)
         with self._lock:
             best, indices = self.best[block].copy(), self.indices[block].copy()
             floors = self.best[:, -1].copy() if self.same else np.full(self.columns.n_images, np.inf)
-        hits = Hits(best, indices, np.full(order.shape, np.nan), np.zeros(4, np.int64))
-        candidates = Candidates(block.start, order, bounds, floors)
-        memory = make_memory(self.rows.n_tokens, self.rows.n_channels)
-        r = w = 0
-        while True:
-            r, w = search_rows((self.left, self.right), candidates, self.settings, memory, hits, (r, w))
-            if r == len(order):
-                break
-            hits.solved[r, w] = self._finish(block.start + r, int(order[r, w]))
-            offer(best[r], indices[r], hits.solved[r, w], order[r, w])
-            hits.counts[SOLVED] += 1
-            w += 1
+        sides = self.rows, self.columns
+        order, hits = decide_pairs(
+            self.matcher, sides, block.start, bounds, (best, indices, floors), self.settings
+        )
         r_solved, w_solved = np.nonzero(~np.isnan(hits.solved))
         found = (r_solved + block.start, order[r_solved, w_solved], hits.solved[r_solved, w_solved])
         with self._lock:
             merge(self.best, self.indices, *found, self.same)
             self.counts += hits.counts
-
-    def _finish(self, r: int, c: int) -> float:
-        """Return the similarity of a pair that needs the exact finish."""
-        row, column = self.rows.part(slice(r, r + 1)), self.columns.part(slice(c, c + 1))
-        matched, _, _ = self.matcher.match_prepared(row, 0, column, 0)
-        return float(cosine([[matched]], row.squared_norms, column.squared_norms)[0, 0])
-
-
-def _side(panel: PackedPanel, images: Images, sketches: Sketches) -> SearchImages:
-    prices = np.zeros((panel.n_images, padded(panel.n_tokens)), np.float32)
-    norms = even_exponents(panel.squared_norms)
-    return SearchImages(images, *norms, sketches.packed, prices, np.zeros(panel.n_images, np.int64))
 
 
 def _later_partners(pairs: NDArray[np.intp], n_images: int) -> list[NDArray[np.intp]]:

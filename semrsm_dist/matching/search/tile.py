@@ -138,7 +138,8 @@ class TileSearch:
                 self.matcher, (rows, columns), start, bounds, state, settings, in_full=True
             )
             r, w = np.nonzero(~np.isnan(hits.solved))
-            solved = Pairs(r + start, order[r, w], *hits.numbers[:, r, w], hits.solved[r, w])
+            matched, identity, bound = hits.numbers[:, r, w]
+            solved = Pairs(r + start, order[r, w], matched, identity, bound, hits.solved[r, w])
             if self.both:
                 merge(best, indices, solved.columns, solved.rows, solved.similarity, triangular)
             found.append(solved)

@@ -397,7 +397,7 @@ def test_an_error_in_a_thread_stops_the_search(monkeypatch):
         begun.append(arguments)
         raise MemoryError
 
-    monkeypatch.setattr("semrsm_dist.matching.search.search.sorted_channel_bounds", fail)
+    monkeypatch.setattr("semrsm_dist.matching.search.block.sorted_channel_bounds", fail)
     with pytest.raises(MemoryError):
         srs.top_k(np.random.default_rng(0).normal(size=(400, 2, 2)), k=1, workers=1)
     assert len(begun) < 13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from semrsm_dist.cli.interrupts import end_while_loading
 
@@ -20,11 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _open_missing_streams() -> None:
     """Open standard streams that were closed (`2>&-`): else the next file opened would get what is meant for them."""
-    for number in range(3):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+        if getattr(sys, name) is None:  # which Ray cannot bear
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115 - until the process ends
 
 
 if __name__ == "__main__":

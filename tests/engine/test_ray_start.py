@@ -138,6 +138,17 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone_unless_told_otherwise():
     assert {"::", "0.0.0.0"} & set(json.loads(done.stdout)), done.stderr
 
 
+def test_ray_works_for_a_command_without_standard_error(tmp_path):
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(6, 4, 3)))
+    (tmp_path / "job.yaml").write_text("run: run\ndata: {source: features, layers: {last: z.npy}}\n")
+    command = f"{sys.executable} -m semrsm_dist run job.yaml --engine ray 2>&-"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0
+    assert "6 images, 1 layer, complete" in done.stdout
+
+
 def test_without_ray_the_local_engine_works_and_the_other_says_what_is_missing(tmp_path):
     np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(6, 4, 3)))
     layers = {"last": str(tmp_path / "z.npy")}

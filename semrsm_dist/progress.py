@@ -17,6 +17,8 @@ from tqdm import tqdm
 from semrsm_dist.errors import ConfigError, printable
 
 LINE_SECONDS = 10.0
+QUIET_SECONDS = 30.0
+"""After so long without news, progress says how old the last news is: the time left is then a guess."""
 
 
 class Stage(Protocol):
@@ -181,11 +183,17 @@ class _Pace:
     def __init__(self, effort: float) -> None:
         self._left = effort
         self._done = 0.0
-        self._started = time.monotonic()
+        self._started = self._last = time.monotonic()
 
     def advance(self, effort: float) -> None:
         self._done += effort
         self._left -= effort
+        self._last = time.monotonic()
+
+    def __str__(self) -> str:
+        quiet = time.monotonic() - self._last
+        age = f", nothing new for {format_seconds(quiet)}" if quiet >= QUIET_SECONDS else ""
+        return f"{format_seconds(self.seconds_left)} left{age}"
 
     @property
     def is_idle(self) -> bool:
@@ -221,11 +229,11 @@ class _Bar:
 
     def advance(self, amount: int, effort: float | None = None) -> None:
         self._pace.advance(amount if effort is None else effort)
-        self._bar.set_postfix_str(f"{format_seconds(self._pace.seconds_left)} left", refresh=False)
+        self._bar.set_postfix_str(str(self._pace), refresh=False)
         self._bar.update(amount)
 
     def tick(self) -> None:
-        self._bar.refresh()
+        self._bar.set_postfix_str(str(self._pace))
 
     def discard(self) -> None:
         self._bar.leave = False
@@ -286,8 +294,7 @@ class _Lines:
     def _write(self, when_all_is_done: str) -> None:
         rate = (self._done - self._before) / self._pace.elapsed
         share = 100 * self._done / self._total if self._total else 100.0
-        left = f"{format_seconds(self._pace.seconds_left)} left"
-        ending = left if self._done < self._total else when_all_is_done
+        ending = str(self._pace) if self._done < self._total else when_all_is_done
         self._stream.write(
             f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
             f"{rate:.1f} {self._unit}/s, {ending}\n"

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from semrsm_dist.engine.scheduler import Failure
+from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import InputError, StorageError, WorkError
 from semrsm_dist.pipeline.faults import failure_receipt, first_cause, list_failures
 from semrsm_dist.plan.tiling import Tile

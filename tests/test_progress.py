@@ -82,6 +82,17 @@ def test_silence_of_the_workers_is_told_as_well(clock):
     assert stream.getvalue().splitlines()[0] == "matching: 0/10 pairs (0 %), 0.0 pairs/s, unknown time left"
 
 
+def test_a_stall_is_said_beside_the_time_left(clock):
+    stream = io.StringIO()
+    with ConsoleReporter(stream).stage("matching", 1000, "pairs") as stage:
+        clock.now += 90
+        stage.advance(900)
+        clock.now += 100
+        stage.tick()
+    line = "matching: 900/1000 pairs (90 %), 4.7 pairs/s, 21 s left, nothing new for 1 min 40 s"
+    assert stream.getvalue().splitlines()[1] == line
+
+
 def test_what_an_earlier_session_did_counts_as_done_but_not_for_the_rate(clock):
     stream = io.StringIO()
     with ConsoleReporter(stream).stage("matching", 1000, "pairs", done=900) as stage:

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 
 from semrsm_dist.engine.protocol import Engine, Finished, Pool, Progress, Receipt, Resources, Task, Worker
-from semrsm_dist.engine.scheduler import Failure, run_tasks
+from semrsm_dist.engine.schedule import Failure
+from semrsm_dist.engine.scheduler import run_tasks
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.plugins import Plugins, check_name
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -48,6 +48,8 @@ class Resources:
 class Receipt:
     """A worker's report of one finished or failed unit; small and picklable.
 
+    On their way to the driver, receipts of finished units are packed into one.
+
     Parameters
     ----------
     unit : Hashable
@@ -60,6 +62,8 @@ class Receipt:
         The cause would fail every other unit too (disk full, read-only or unseen store): the run stops at once.
     value : object
         A small result that goes to the driver instead of the store; far below 100 KB, so that Ray sends it inline.
+    also : tuple of Hashable
+        Further finished units, in a packed receipt; `counts` are the sums over all.
     """
 
     unit: Hashable
@@ -67,11 +71,17 @@ class Receipt:
     counts: Mapping[str, float] = field(default_factory=dict)
     fatal: bool = False
     value: object = None
+    also: tuple[Hashable, ...] = ()
+
+    @property
+    def units(self) -> tuple[Hashable, ...]:
+        """All units of the receipt."""
+        return (self.unit, *self.also)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of units for one worker call; `cost` only orders tasks, in any measure."""
+    """A batch of units for one worker call; `cost` is how long it should take, in any measure."""
 
     units: tuple[Hashable, ...]
     cost: float = 1.0
@@ -86,8 +96,27 @@ worker from several threads at once. A worker that was given a GPU finds it with
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A worker has begun a task. Engines may leave this out, and need not say so of tasks that take no time.
+
+    Parameters
+    ----------
+    task : Task
+        The task.
+    place : str
+        The worker, for a message: where it runs, and its process.
+    seconds : float
+        How long ago it began.
+    """
+
+    task: Task
+    place: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Progress:
-    """A worker has yielded a receipt."""
+    """A worker has yielded a receipt, or several that are packed into one."""
 
     task: Task
     receipt: Receipt
@@ -112,7 +141,7 @@ class Finished:
     system: bool = False
 
 
-Event: TypeAlias = Progress | Finished
+Event: TypeAlias = Begun | Progress | Finished
 
 
 class Pool(Protocol):
@@ -263,3 +292,20 @@ def run_worker(worker: Worker, units: tuple[Hashable, ...]) -> Iterator[Receipt 
         yield from worker(units)
     except Exception:  # noqa: BLE001 - whatever a worker raises is recorded against its units
         yield Crash(traceback.format_exc())
+
+
+def pack_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Pack receipts of finished units into as few as possible, which add up to the same."""
+    packed: list[Receipt] = []
+    done: list[Hashable] = []
+    counts: dict[str, float] = {}
+    for receipt in receipts:
+        if receipt.error is not None or receipt.value is not None:
+            packed.append(receipt)
+            continue
+        done += receipt.units
+        for name, count in receipt.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    if done:
+        packed.append(Receipt(done[0], counts=counts, also=tuple(done[1:])))
+    return packed

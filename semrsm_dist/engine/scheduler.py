@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
 
-from semrsm_dist.engine.protocol import Finished, Pool, Progress, Receipt, Task
+from semrsm_dist.engine.protocol import Begun, Event, Finished, Pool, Receipt, Task
+from semrsm_dist.engine.schedule import Failure, Schedule
 from semrsm_dist.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5  # longest wait for an event before the progress bar and the stop event are checked
+POLL_SECONDS = 0.5
+"""Longest wait for an event before the progress bar and the stop event are checked."""
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A unit that was set aside: its last error and how often it was tried."""
-
-    unit: Hashable
-    error: str
-    attempts: int
+LOOK_SECONDS = 2.0
+"""Time between two searches for overdue tasks."""
 
 
 def run_tasks(
@@ -38,20 +33,22 @@ def run_tasks(
 
     Tasks are submitted in the order given, at most ``pool.capacity()`` at a time. A unit that has no good
     receipt when its task ends is tried again alone, after the given tasks, so that a unit which kills its
-    worker affects no other unit. Every unit ends in exactly one of three ways: one good receipt, one
-    `Failure`, or not at all because the run was stopped.
+    worker affects no other unit. A task of which nothing is heard for several times as long as it should take is
+    reported, and tried elsewhere when nothing else is left: the first good receipt of a unit counts. Every unit ends in
+    exactly one of three ways: one good receipt, one `Failure`, or not at all because the run was stopped.
 
     Parameters
     ----------
     pool : Pool
-        Where the tasks run. Left open on return, cancelled and closed if anything is raised or `stop` is set.
+        Where the tasks run. Left open on return; cancelled and closed if anything is raised, `stop` is set, or overdue
+        tasks are still in flight that nothing waits for.
     tasks : iterable of Task
         Consumed lazily; no unit may occur in two of them.
     attempts : int
         Total number of times a unit is tried before it is set aside.
     on_receipt : callable
-        Called in this thread with each receipt: once per unit that is done, and once for each time a worker
-        reports that a unit failed.
+        Called in this thread with each receipt, of one unit or packed: each unit once when it is done, and once for
+        each time a worker reports that it failed.
     on_idle : callable
         Called in this thread after each poll of the pool, at least about once a second.
     stop : threading.Event, optional
@@ -69,90 +66,68 @@ def run_tasks(
     ValueError
         If `attempts` is below 1.
     """
-    if attempts < 1:
-        raise ValueError(f"attempts={attempts}: a unit has to be tried at least once")
-    run = _Run(pool, iter(tasks), attempts, on_receipt)
+    schedule = Schedule(tasks, attempts)
+    looked = time.monotonic()
     try:
-        while run.has_work():
-            run.submit()
+        while schedule.has_work:
+            _submit(pool, schedule)
             for event in pool.collect(POLL_SECONDS):
-                run.handle(event)
-            run.raise_if_fatal()
+                _handle(event, schedule, on_receipt)
+            _raise_if_fatal(schedule.fatal)
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                _report_overdue(pool, schedule)
             on_idle()
             if stop is not None and stop.is_set():
-                pool.close(cancel=True)
                 break
+        if schedule.abandoned or (stop is not None and stop.is_set()):
+            pool.close(cancel=True)
     except BaseException:  # an interrupt above all: leave no worker behind, then let it through
         pool.close(cancel=True)
         raise
-    return run.failures
+    return schedule.failures
 
 
-class _Run:
-    """The state of one `run_tasks` call."""
+def _submit(pool: Pool, schedule: Schedule) -> None:
+    """Fill the pool."""
+    free = pool.capacity() - schedule.in_flight
+    while free > 0 and (task := schedule.next_task(time.monotonic())):
+        pool.submit(task)
+        free -= 1
 
-    def __init__(
-        self, pool: Pool, tasks: Iterator[Task], attempts: int, on_receipt: Callable[[Receipt], None]
-    ) -> None:
-        self.failures: list[Failure] = []
-        self.in_flight: dict[
-            Task, dict[Hashable, str | None]
-        ] = {}  # units without a good receipt, last error
-        self._pool = pool
-        self._tasks = tasks
-        self._next = next(tasks, None)
-        self._retries: deque[Task] = deque()
-        self._attempts = attempts
-        self._tried: dict[Hashable, int] = {}  # failed attempts of the units that are still to be done
-        self._on_receipt = on_receipt
-        self._fatal: Receipt | None = None
 
-    def has_work(self) -> bool:
-        """Return whether anything is in flight or still to be submitted."""
-        return bool(self.in_flight or self._next or self._retries)
+def _handle(event: Event, schedule: Schedule, on_receipt: Callable[[Receipt], None]) -> None:
+    """Tell the schedule of one event of the pool."""
+    now = time.monotonic()
+    if isinstance(event, Finished):
+        schedule.finish(event.task, event.error, now)
+    elif isinstance(event, Begun):
+        schedule.begin(event.task, event.place, now - event.seconds)
+    else:
+        receipt = schedule.receive(event.task, event.receipt, now)
+        if receipt is not None:
+            on_receipt(receipt)
 
-    def submit(self) -> None:
-        """Fill the pool: the given tasks in their order, then the units to try again."""
-        while len(self.in_flight) < self._pool.capacity() and (self._next or self._retries):
-            task = self._next or self._retries.popleft()
-            if task is self._next:
-                self._next = next(self._tasks, None)
-            self.in_flight[task] = dict.fromkeys(task.units)
-            self._pool.submit(task)
 
-    def handle(self, event: Progress | Finished) -> None:
-        """Record one event of the pool."""
-        missing = self.in_flight.get(event.task)
-        if missing is None:
-            log.debug("ignored an event of a task that is over: %r", event)
-        elif isinstance(event, Finished):
-            del self.in_flight[event.task]
-            for unit, error in missing.items():
-                self._retry(unit, error or event.error or "the worker ended without a receipt for this unit")
-        elif event.receipt.unit in missing:
-            if event.receipt.error is None:
-                del missing[event.receipt.unit]
-                self._tried.pop(event.receipt.unit, None)
-            else:
-                missing[event.receipt.unit] = event.receipt.error
-                self._fatal = event.receipt if event.receipt.fatal else self._fatal
-            self._on_receipt(event.receipt)
+def _report_overdue(pool: Pool, schedule: Schedule) -> None:
+    now = time.monotonic()
+    idle = 2 * schedule.in_flight <= pool.capacity()
+    for flight, expected in schedule.find_overdue(now, idle=idle):
+        log.warning(
+            "%s (%d units in all) on %s: no result for %.0f s, where the task should take %.0f s; it is tried "
+            "elsewhere when nothing else is left to hand out",
+            flight.task.units[0],
+            len(flight.task.units),
+            flight.place or "a worker that has not said that it began",
+            now - flight.heard,
+            expected,
+        )
 
-    def raise_if_fatal(self) -> None:
-        """Raise the first error that would affect every other unit."""
-        if self._fatal is not None:
-            raise StorageError(
-                f"the run was stopped at {self._fatal.unit!r}, as every other unit of work would have failed too; "
-                f"what is done is kept. {self._fatal.error}"
-            )
 
-    def _retry(self, unit: Hashable, error: str) -> None:
-        tried = self._tried.pop(unit, 0) + 1
-        reason = error.strip().rpartition("\n")[2]
-        if tried < self._attempts:
-            log.info("%r failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
-            self._tried[unit] = tried
-            self._retries.append(Task((unit,)))
-        else:
-            log.warning("%r is set aside after %d attempts: %s", unit, tried, reason)
-            self.failures.append(Failure(unit, error, tried))
+def _raise_if_fatal(fatal: Receipt | None) -> None:
+    """Raise the first error that would affect every other unit."""
+    if fatal is not None:
+        raise StorageError(
+            f"the run was stopped at {fatal.unit!r}, as every other unit of work would have failed too; what is done "
+            f"is kept. {fatal.error}"
+        )

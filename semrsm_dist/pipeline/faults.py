@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from semrsm_dist.engine.protocol import Receipt
-from semrsm_dist.engine.scheduler import Failure
+from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory

@@ -13,7 +13,8 @@ from typing import Any
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, Worker
-from semrsm_dist.engine.scheduler import Failure, run_tasks
+from semrsm_dist.engine.schedule import Failure
+from semrsm_dist.engine.scheduler import run_tasks
 from semrsm_dist.errors import printable
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory

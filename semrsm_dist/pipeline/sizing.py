@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ PROCESS_BYTES = 8 * 1024**2
 
 PAIR_BYTES = 72
 """Memory of a pair of a tile: three float64 as solved, as one array to write, and as encoded."""
+
+RESULTS_SHARE = 8
+"""The results of a tile take at most one part in so many of a worker's memory, unless images are very many."""
 
 
 def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
@@ -190,6 +194,7 @@ def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: floa
     return choose_tile_size(
         longest,
         smallest,
+        math.isqrt(int(config.matching.worker_memory) // (RESULTS_SHARE * PAIR_BYTES)),
         pair_seconds=pair_seconds,
         tile_seconds=min(config.matching.task_seconds, max(share, 0.05)),
     )

@@ -157,7 +157,9 @@ def smallest_tile(n_rows: int, n_columns: int, *, symmetric: bool) -> int:
     return low
 
 
-def choose_tile_size(n_images: int, smallest: int, *, pair_seconds: float, tile_seconds: float) -> int:
+def choose_tile_size(
+    n_images: int, smallest: int, largest: int, *, pair_seconds: float, tile_seconds: float
+) -> int:
     """Choose the images along an edge of a tile: a power of two that fits time and leaves enough tiles to share.
 
     Parameters
@@ -165,16 +167,18 @@ def choose_tile_size(n_images: int, smallest: int, *, pair_seconds: float, tile_
     n_images
         Images on the longer side of the matrix.
     smallest
-        Minimum size, see `smallest_tile`, whatever time that takes.
+        Minimum size, see `smallest_tile`, whatever else is said.
+    largest
+        Maximum size, for which there is memory.
     pair_seconds, tile_seconds
         Estimated seconds of one pair, and the longest that one tile should take.
 
     Returns
     -------
     int
-        At most `LARGEST_TILE`, or the first power of two from `smallest` on.
+        At most `largest` and `LARGEST_TILE`, or the first power of two from `smallest` on.
     """
-    most = min(LARGEST_TILE, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
+    most = min(largest, LARGEST_TILE, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
     size = 1
     while size < smallest or (2 * size <= most and (2 * size) ** 2 * pair_seconds <= tile_seconds):
         size *= 2

@@ -73,7 +73,7 @@ class Recorder:
             (self.folder / f"{unit}-{uuid.uuid4().hex}").touch()
             begin = time.time()
             receipt = self.behave(unit, self.begun()[unit])
-            yield receipt or Receipt(unit, counts={"begin": begin, "end": time.time()})
+            yield receipt or Receipt(unit, value=(begin, time.time()))
 
     def begun(self):
         return Counter(int(path.name.split("-")[0]) for path in self.folder.iterdir())
@@ -84,7 +84,7 @@ def batches(n_units, size):
 
 
 def ok_units(receipts):
-    return [receipt.unit for receipt in receipts if receipt.error is None]
+    return [unit for receipt in receipts if receipt.error is None for unit in receipt.units]
 
 
 def test_runs_every_unit_once(start, tmp_path):
@@ -151,6 +151,17 @@ def test_receipts_arrive_while_the_task_still_runs(start, tmp_path):
     assert failures == []
 
 
+def test_counts_add_up_however_receipts_are_packed(start):
+    def counts(units):
+        yield from (Receipt(unit, counts={"units": 1, "sum": unit}) for unit in units)
+
+    receipts = []
+    run_tasks(start(counts), batches(1000, 250), on_receipt=receipts.append)
+    assert sorted(ok_units(receipts)) == list(range(1000))
+    assert sum(receipt.counts["units"] for receipt in receipts) == 1000
+    assert sum(receipt.counts["sum"] for receipt in receipts) == sum(range(1000))
+
+
 def test_tasks_in_flight_are_bounded_and_in_order(start, engine, tmp_path):
     pool = start(Recorder(tmp_path, lambda unit, times: time.sleep(0.02)))
     submitted, finished, most = [], [], 0
@@ -174,7 +185,7 @@ def test_tasks_in_flight_are_bounded_and_in_order(start, engine, tmp_path):
     assert run_tasks(pool, iter(tasks), on_receipt=receipts.append) == []
     assert submitted == tasks
     assert engine.slots <= most <= 2 * engine.slots
-    spans = [(r.counts["begin"], r.counts["end"]) for r in receipts]
+    spans = [receipt.value for receipt in receipts]
     assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) <= engine.slots
 
 
@@ -221,11 +232,11 @@ def test_workers_use_one_thread_each(start):
         import numpy  # noqa: F401 - in Ray's process too
 
         most = max(library["num_threads"] for library in threadpool_info())
-        yield from (Receipt(unit, counts={"threads": most}) for unit in units)
+        yield from (Receipt(unit, value=most) for unit in units)
 
     receipts = []
     run_tasks(start(counts_threads), batches(8, 1), on_receipt=receipts.append)
-    assert {receipt.counts["threads"] for receipt in receipts} == {1}
+    assert {receipt.value for receipt in receipts} == {1}
 
 
 def test_actors_make_their_worker_once(engine, tmp_path):
@@ -240,7 +251,7 @@ def test_actors_make_their_worker_once(engine, tmp_path):
             while len(list(tmp_path.iterdir())) < slots and time.monotonic() < deadline:
                 time.sleep(0.01)  # or one actor would do all before the other has started
             served.extend(units)
-            yield from (Receipt(unit, counts={"served": len(served)}) for unit in units)
+            yield from (Receipt(unit, value=len(served)) for unit in units)
 
         return worker
 
@@ -249,7 +260,7 @@ def test_actors_make_their_worker_once(engine, tmp_path):
     assert run_tasks(pool, batches(20, 1), on_receipt=receipts.append) == []
     pool.close()
     assert len(list(tmp_path.iterdir())) == slots
-    assert max(receipt.counts["served"] for receipt in receipts) >= 10  # state is kept from call to call
+    assert max(receipt.value for receipt in receipts) >= 10  # state is kept from call to call
 
 
 @pytest.mark.parametrize("error", [ConfigError("no weights for resnet18"), KeyError("not ours")])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from semrsm_dist.cli.interrupts import stopping_in_order
-from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks
+from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks, schedule
 from semrsm_dist.engine.engines import ray as ray_engine
 from semrsm_dist.engine.engines.ray import pools as ray_pools
 from semrsm_dist.errors import ConfigError, StorageError
@@ -95,7 +96,8 @@ class Fatal:
             before = unit
 
     def note(self, receipt):
-        (self.noted / str(receipt.unit)).touch()
+        for unit in receipt.units:
+            (self.noted / str(unit)).touch()
 
     def receipted(self):
         return sorted(int(path.name) for path in self.noted.iterdir())
@@ -155,7 +157,7 @@ def test_a_killed_actor_is_replaced_and_its_queued_call_loses_nothing(engine, tm
 
     def on_receipt(receipt):
         receipts.append(receipt)
-        if receipt.unit == 2:
+        if 2 in receipt.units:
             os.kill(int(next(made.iterdir()).name), signal.SIGKILL)
 
     pool = engine.start_actors(factory, 1, Resources())
@@ -164,9 +166,33 @@ def test_a_killed_actor_is_replaced_and_its_queued_call_loses_nothing(engine, tm
     finally:
         pool.close()
     assert [failure.unit for failure in failures] == [3]  # of the running task alone
-    assert sorted(r.unit for r in receipts) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert sorted(unit for r in receipts for unit in r.units) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert len(list(made.iterdir())) == 2
     assert max(Fatal(done, set()).begun().values()) == 1
+
+
+def test_what_a_stopped_process_has_is_named_and_done_elsewhere(start, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(schedule, "OVERDUE_SECONDS", 1.0)
+    stopped = tmp_path / "stopped"
+
+    def worker(units):
+        for unit in units:
+            time.sleep(0.05)
+            if unit == 9 and not stopped.exists():
+                stopped.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            yield Receipt(unit)
+
+    done = []
+    try:
+        failures = run_tasks(
+            start(worker), batches(40, 4), on_receipt=lambda receipt: done.extend(receipt.units)
+        )
+    finally:
+        os.kill(int(stopped.read_text()), signal.SIGKILL)
+    assert failures == []
+    assert sorted(done) == list(range(40))
+    assert any(re.match(r"8 \(4 units in all\) on .*: no result for \d+ s", said) for said in caplog.messages)
 
 
 def test_actors_that_die_before_they_are_ready_end_the_run(engine):
@@ -182,19 +208,20 @@ def test_a_lost_node_loses_no_unit(cluster, engine, start, tmp_path):
     node = cluster.add_node(num_cpus=2, **LEAN)
     cluster.wait_for_nodes()
     worker = Fatal(tmp_path, set(), seconds=0.05)
-    receipts = []
+    done = []
 
     def on_receipt(receipt):
-        receipts.append(receipt)
-        if len(receipts) == 20:
+        before = len(done)
+        done.extend(receipt.units)
+        if before < 20 <= len(done):
             # Not in this thread: the driver goes on while the node disappears.
             threading.Thread(target=cluster.remove_node, args=(node, False)).start()
 
     pool = start(worker, count=4)
     assert run_tasks(pool, batches(120, 6), on_receipt=on_receipt) == []
-    assert sorted(receipt.unit for receipt in receipts) == list(range(120))
+    assert sorted(done) == list(range(120))
     begun = worker.begun()
-    assert {begun[receipt.unit] for receipt in receipts[:20]} == {1}  # what was receipted is not done again
+    assert {begun[unit] for unit in done[:20]} == {1}  # what was receipted is not done again
     assert begun.total() <= 120 + 2 * 2 * 6  # at most what two lost workers had been given
     assert engine.slots == 2
 

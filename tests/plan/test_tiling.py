@@ -111,13 +111,14 @@ def test_a_hundred_thousand_images_make_at_most_so_many_files():
 @given(
     n_images=st.integers(1, 10**7),
     smallest=st.integers(1, 1000),
+    largest=st.integers(1, 1000),
     pair_seconds=st.floats(0, 1e4),
     tile_seconds=st.floats(1e-3, 1e6),
 )
-def test_tiles_fit_time_and_are_enough_to_share(n_images, smallest, pair_seconds, tile_seconds):
-    size = choose_tile_size(n_images, smallest, pair_seconds=pair_seconds, tile_seconds=tile_seconds)
+def test_tiles_fit_time_and_are_enough_to_share(n_images, smallest, largest, pair_seconds, tile_seconds):
+    size = choose_tile_size(n_images, smallest, largest, pair_seconds=pair_seconds, tile_seconds=tile_seconds)
     limits = (
-        lambda size: size <= LARGEST_TILE,
+        lambda size: size <= min(largest, LARGEST_TILE),
         lambda size: size * size * pair_seconds <= tile_seconds,
         lambda size: size <= SMALLEST_TILE or n_images // size >= FEWEST_PANELS,
     )

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from semrsm_dist.engine.protocol import (
+    Begun,
     Crash,
     Engine,
     Event,
@@ -168,6 +169,7 @@ class LocalPool:
                 self._events.put(Finished(task, error=traceback.format_exc()))
 
     def _run(self, worker: Worker, task: Task) -> None:
+        self._events.put(Begun(task, f"thread {threading.current_thread().name}"))
         error = None
         for item in run_worker(worker, task.units):
             if isinstance(item, Crash):

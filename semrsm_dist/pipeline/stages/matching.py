@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.engine.protocol import Receipt, Task
-from semrsm_dist.engine.scheduler import Failure
+from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.faults import list_failures

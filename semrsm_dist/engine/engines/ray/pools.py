@@ -1,9 +1,9 @@
 """Pools of Ray tasks and Ray actors.
 
-Each call streams its receipts back one by one, so progress is per unit and what was finished before a fault
-stays finished. Ray retries nothing by itself (``max_retries=0``, which also bounds the retries after the
-out-of-memory killer, endless by default): the scheduler alone counts attempts, unit by unit. Receipts are
-small, travel inline and survive the loss of the node that made them.
+Each call streams its receipts back as they come, packed where many come at once, so that progress is per unit and what
+was finished before a fault stays finished. Ray retries nothing by itself (``max_retries=0``, which also bounds the
+retries after the out-of-memory killer, endless by default): the scheduler alone counts attempts, unit by unit. Receipts
+are small, travel inline and survive the loss of the node that made them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
+from semrsm_dist.engine.engines.ray.reporting import Item, SignOfLife, in_work_thread, report, sign_of_life
 from semrsm_dist.engine.protocol import (
+    Begun,
     Crash,
     Event,
     Finished,
@@ -38,6 +40,7 @@ from semrsm_dist.machine import limit_threads
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 60.0  # of silence before the first warning; each further one waits twice as long
+MESSAGE_SECONDS = 0.005  # of the driver's time, for each message of a worker
 FIT_SECONDS = 2.0  # maximum age of the driver's view of the cluster's size
 START_ATTEMPTS = 3  # per actor, before the pool gives up
 CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
@@ -72,13 +75,18 @@ def _unpack(payload: _Payload) -> Any:
 _unpacked: dict[str, Worker] = {}  # in a worker process: the worker of the pool it served last
 
 
-@ray.remote(num_returns="streaming", max_retries=0)
-def _run_task(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash | None]:
+def _serve(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
     if payload.token not in _unpacked:
-        yield None  # a sign of life
         _unpacked.clear()
         _unpacked[payload.token] = _unpack(payload)
     yield from run_worker(_unpacked[payload.token], units)
+
+
+@ray.remote(num_returns="streaming", max_retries=0)
+def _run_task(payload: _Payload, units: tuple[Hashable, ...], every: float) -> Iterator[Item]:
+    if payload.token not in _unpacked:
+        yield sign_of_life(0.0)  # unpacking imports libraries, which can take long
+    yield from report(lambda: _serve(payload, units), every)
 
 
 class _Holder:
@@ -86,11 +94,16 @@ class _Holder:
 
     def start(self, payload: _Payload) -> None:
         """Call the factory: here and not in ``__init__``, so that Ray knows what it raised from a lost actor."""
-        self._worker: Worker = _unpack(payload)()
-        limit_threads(payload.cpus)  # again: the factory may have loaded libraries
 
-    def run(self, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
-        yield from run_worker(self._worker, units)
+        def make() -> Worker:
+            worker: Worker = _unpack(payload)()
+            limit_threads(payload.cpus)  # again: the factory may have loaded libraries
+            return worker
+
+        self._worker = in_work_thread(make).result()
+
+    def run(self, units: tuple[Hashable, ...], every: float) -> Iterator[Item]:
+        yield from report(lambda: run_worker(self._worker, units), every)
 
 
 _new_actor: Any = ray.remote(_Holder)
@@ -192,7 +205,9 @@ class TaskPool:
 
     def submit(self, task: Task) -> None:
         """Hand the task to Ray."""
-        self._calls[self._function.remote(self._payload, task.units)] = task
+        self._calls[self._function.remote(self._payload, task.units, _report_seconds(self._watch.fit()))] = (
+            task
+        )
 
     def collect(self, timeout: float) -> list[Event]:
         """Return the receipts that have arrived and the tasks that ended."""
@@ -328,7 +343,9 @@ class ActorPool:
                 return
             member = min(ready, key=lambda m: len(m.calls))
             task = self._waiting.popleft()
-            call = member.actor.run.options(num_returns="streaming").remote(task.units)
+            call = member.actor.run.options(num_returns="streaming").remote(
+                task.units, _report_seconds(len(self._members))
+            )
             member.calls.append((call, task))
 
 
@@ -383,10 +400,17 @@ def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
             return [*events, Finished(task, error=_one_line(error), system=True)]
         if isinstance(item, Crash):
             return [*events, Finished(task, error=item.error)]
-        if item is not None:
+        if isinstance(item, SignOfLife):
+            events.append(Begun(task, item.place, item.seconds))
+        else:
             events.append(Progress(task, item))
         if not call.next_ready():
             return events
+
+
+def _report_seconds(workers: int) -> float:
+    """Return how often each of so many workers may report, so that one driver can follow."""
+    return MESSAGE_SECONDS * workers
 
 
 def _raise_cause(error: RayTaskError) -> NoReturn:

@@ -1,0 +1,276 @@
+"""Which task comes next: retries, second tries of overdue tasks, and what is set aside. Pure: no pool, no clock.
+
+`semrsm_dist.engine.scheduler.run_tasks` carries out what a `Schedule` decides, and tells it what happened and when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from semrsm_dist.engine.protocol import Receipt, Task
+
+log = logging.getLogger(__name__)
+
+OVERDUE_FACTOR = 4.0
+"""A task is overdue when nothing has come of it for this many times as long as the whole task should take,"""
+
+OVERDUE_SECONDS = 30.0
+"""and for at least this long."""
+
+MOST_RETRIES = 1000
+"""Units to try again that may wait for the end of the given tasks; more of them come first."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit that was set aside: its last error and how often it was tried."""
+
+    unit: Hashable
+    error: str
+    attempts: int
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The units of a task, and of further tries of it elsewhere."""
+
+    missing: dict[Hashable, str | None]  # units without a good receipt, and their last error
+    cost: float  # of one unit, on average
+    tries: int = 0
+    flights: list[Flight] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A task that was handed out and has not ended.
+
+    Attributes
+    ----------
+    task
+        The task.
+    submitted
+        When it was handed out, in seconds.
+    begun
+        When a worker began it, as far as is known.
+    heard
+        When something was last heard of it.
+    place
+        The worker that has it, as far as is known.
+    is_overdue
+        Whether it was found overdue, and nothing has been heard of it since.
+    is_abandoned
+        Whether nothing waits for it, since another try has done its units.
+    """
+
+    task: Task
+    batch: _Batch
+    submitted: float
+    heard: float
+    begun: float | None = None
+    place: str | None = None
+    is_overdue: bool = False
+    is_abandoned: bool = False
+
+
+class Schedule:
+    """Decides what is handed out next, and keeps account of each unit.
+
+    Times are seconds of any clock that only goes forward. Every unit ends in exactly one of two ways: with one good
+    receipt, or as a `Failure`. Memory is bounded by what is in flight, waits to be tried again, or has failed.
+
+    Parameters
+    ----------
+    tasks
+        What to do, consumed lazily; no unit may occur in two of them.
+    attempts
+        Total number of times a unit is tried before it is set aside.
+
+    Attributes
+    ----------
+    failures
+        The units set aside, in the order in which they were given up.
+    fatal
+        The last receipt of an error that would affect every other unit, if there was one.
+    duplicates
+        Number of units that were done twice, as a second try of an overdue task was late or needless.
+
+    Raises
+    ------
+    ValueError
+        If `attempts` is below 1.
+    """
+
+    def __init__(self, tasks: Iterable[Task], attempts: int = 3) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts={attempts}: a unit has to be tried at least once")
+        self.failures: list[Failure] = []
+        self.fatal: Receipt | None = None
+        self.duplicates = 0
+        self._attempts = attempts
+        self._tasks = iter(tasks)
+        self._next = next(self._tasks, None)
+        self._retries: deque[Task] = deque()
+        self._tried: dict[Hashable, int] = {}  # failed attempts of the units that are still to be done
+        self._flights: dict[int, Flight] = {}  # by the identity of the task, which is in its flight
+        self._overdue: deque[Flight] = deque()  # to be tried elsewhere
+        self._abandoned = 0  # tasks in flight whose units another one has done
+        self._cost = self._seconds = 0.0  # of tasks that ended, recent ones counting more
+
+    @property
+    def in_flight(self) -> int:
+        """Number of tasks that were handed out and have not ended."""
+        return len(self._flights)
+
+    @property
+    def abandoned(self) -> int:
+        """Number of tasks in flight that nothing waits for: all their units were done elsewhere."""
+        return self._abandoned
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is to be handed out or waited for."""
+        return bool(self._next or self._retries or len(self._flights) > self._abandoned)
+
+    def next_task(self, now: float) -> Task | None:
+        """Return what to hand out: the given tasks in order, then units to try again, then overdue tasks once more."""
+        if self._next and len(self._retries) < MOST_RETRIES:
+            task = self._next
+            self._next = next(self._tasks, None)
+        elif self._retries:
+            task = self._retries.popleft()
+        else:
+            return self._second_try(now)
+        cost = task.cost / max(len(task.units), 1)
+        self._hand_out(task, _Batch(dict.fromkeys(task.units), cost), now)
+        return task
+
+    def begin(self, task: Task, place: str, now: float) -> None:
+        """Note that a worker has begun a task, and which."""
+        flight = self._flights.get(id(task))
+        if flight is not None:
+            flight.begun, flight.place = now, place
+            flight.heard = max(flight.heard, now)
+
+    def receive(self, task: Task, receipt: Receipt, now: float) -> Receipt | None:
+        """Note a receipt, and return what of it is new; None if nothing is.
+
+        If some units of a packed receipt were done elsewhere before, its counts are reduced in proportion.
+        """
+        flight = self._flights.get(id(task))
+        if flight is None:
+            return None
+        flight.heard = now
+        flight.is_overdue = False
+        missing = flight.batch.missing
+        new = tuple(unit for unit in receipt.units if unit in missing)
+        if receipt.error is None and flight.batch.tries > 1:
+            self.duplicates += len(receipt.units) - len(new)
+        if not new:
+            return None
+        for unit in new:
+            if receipt.error is None:
+                del missing[unit]
+                self._tried.pop(unit, None)
+            else:
+                missing[unit] = receipt.error
+        if receipt.error is not None and receipt.fatal:
+            self.fatal = receipt
+        if not missing:
+            for other in flight.batch.flights:
+                if other is not flight and not other.is_abandoned:
+                    other.is_abandoned = True
+                    self._abandoned += 1
+        if len(new) == len(receipt.units):
+            return receipt
+        share = len(new) / len(receipt.units)
+        counts = {name: count * share for name, count in receipt.counts.items()}
+        return dataclasses.replace(receipt, unit=new[0], also=new[1:], counts=counts)
+
+    def finish(self, task: Task, error: str | None, now: float) -> None:
+        """Note that a task has ended: units without a good receipt are tried again, or set aside."""
+        flight = self._flights.pop(id(task), None)
+        if flight is None:
+            return
+        batch = flight.batch
+        batch.flights.remove(flight)
+        self._abandoned -= flight.is_abandoned
+        if error is None:
+            began = flight.submitted if flight.begun is None else flight.begun
+            self._cost = 0.99 * self._cost + task.cost
+            self._seconds = 0.99 * self._seconds + now - began
+        if batch.flights:
+            return  # another try of it goes on
+        for unit, reason in batch.missing.items():
+            self._retry(
+                unit, reason or error or "the worker ended without a receipt for this unit", batch.cost
+            )
+
+    def find_overdue(self, now: float, *, idle: bool) -> list[tuple[Flight, float]]:
+        """Return the tasks that have become overdue, with the seconds that each should take.
+
+        Each is handed out again when nothing else is left.
+
+        Parameters
+        ----------
+        now
+            The time.
+        idle
+            Whether workers wait for work, so that a task which is not known to have begun should have.
+        """
+        if self._cost <= 0:
+            return []
+        found = []
+        self._overdue = deque(filter(self._is_waiting, self._overdue))
+        for flight in self._flights.values():
+            expected = self._seconds / self._cost * flight.task.cost
+            if (
+                now - flight.heard > max(OVERDUE_SECONDS, OVERDUE_FACTOR * expected)
+                and not flight.is_overdue
+                and flight.batch.missing
+                and (idle or flight.begun is not None)
+            ):
+                flight.is_overdue = True
+                self._overdue.append(flight)
+                found.append((flight, expected))
+        return found
+
+    def _hand_out(self, task: Task, batch: _Batch, now: float) -> None:
+        flight = Flight(task, batch, now, now)
+        batch.tries += 1
+        batch.flights.append(flight)
+        self._flights[id(task)] = flight
+
+    def _second_try(self, now: float) -> Task | None:
+        while self._overdue:
+            flight = self._overdue.popleft()
+            if self._is_waiting(flight):
+                missing, cost = flight.batch.missing, flight.batch.cost
+                task = Task(tuple(missing), cost * len(missing))
+                self._hand_out(task, flight.batch, now)
+                return task
+        return None
+
+    def _is_waiting(self, flight: Flight) -> bool:
+        """Return whether an overdue task is still to be tried elsewhere."""
+        batch = flight.batch
+        return (
+            flight.is_overdue
+            and flight in batch.flights
+            and bool(batch.missing)
+            and batch.tries < self._attempts
+        )
+
+    def _retry(self, unit: Hashable, error: str, cost: float) -> None:
+        tried = self._tried.pop(unit, 0) + 1
+        reason = error.strip().rpartition("\n")[2]
+        if tried < self._attempts:
+            log.info("%r failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
+            self._tried[unit] = tried
+            self._retries.append(Task((unit,), cost))
+        else:
+            log.warning("%r is set aside after %d attempts: %s", unit, tried, reason)
+            self.failures.append(Failure(unit, error, tried))

@@ -132,9 +132,10 @@ def choose_sizes(
 
 
 def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
-    """Return the images of a panel: those along an edge of a tile, or fewer, if two panels of so many do not fit."""
+    """Return the images of a panel: those along an edge of a tile, or a power of two of which two panels fit."""
     fitting = _budget(config, matcher, layer) // (2 * _image_bytes(config, matcher, layer))
-    return max(1, min(config.matching.tile or layer.tile_size, layer.tile_size, fitting))
+    wanted = min(config.matching.tile or layer.tile_size, layer.tile_size)
+    return wanted if wanted <= fitting else 1 << max(fitting.bit_length() - 1, 0)
 
 
 def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:

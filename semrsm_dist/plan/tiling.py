@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -186,12 +185,9 @@ def choose_tile_size(
 
 
 def cut(part: slice, most: int) -> list[slice]:
-    """Cut consecutive images into as few panels of at most `most` images as possible, about equally large.
+    """Cut consecutive images into panels of `most` images; the last may have fewer.
 
     >>> cut(slice(100, 110), 4)
-    [slice(100, 104, None), slice(104, 107, None), slice(107, 110, None)]
+    [slice(100, 104, None), slice(104, 108, None), slice(108, 110, None)]
     """
-    length = part.stop - part.start
-    count = max(1, -(-length // most))
-    edges = [part.start + -(-length * k // count) for k in range(count + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+    return [slice(start, min(start + most, part.stop)) for start in range(part.start, part.stop, most)]

@@ -116,6 +116,7 @@ class MatchingWorker:
             loaded = time.perf_counter()
             result = self.matcher.solve_tile(*panels, triangular=part.rows == part.columns)
             self.matcher.check_tile(result, *panels)
+            del panels  # or they would stay while those of the next part are loaded
             self._place(tile, part, result, whole)
             seconds["load_seconds"] += loaded - before
             seconds["product_seconds"] += result.products
@@ -167,7 +168,7 @@ class MatchingWorker:
 
     def _make_room(self, key: _Key, needed: _Part, coming: Iterable[_Part]) -> None:
         panels = self._held.panels
-        taken = sum(self._bytes(held) for held in [*panels, key])
+        taken = sum(self.panels[held.layer][1] for held in [*panels, key])
         if taken <= self.room:
             return
         wanted: dict[_Key, int] = {}
@@ -179,11 +180,7 @@ class MatchingWorker:
         while leaving and taken > self.room:
             gone = leaving.pop()
             del panels[gone]
-            taken -= self._bytes(gone)
-
-    def _bytes(self, key: _Key) -> int:
-        most, panel_bytes = self.panels[key.layer]
-        return panel_bytes * (key.stop - key.start) // most
+            taken -= self.panels[gone.layer][1]
 
     def _read(self, key: _Key) -> Panel:
         store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)

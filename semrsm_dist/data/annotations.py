@@ -9,19 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyarrow import fs
-
 from semrsm_dist.data.listing import list_files
-from semrsm_dist.data.locations import below, locate
+from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
 from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable
 
 _logger = logging.getLogger(__name__)
-
-
-def is_folder(location: str) -> bool:
-    """Return whether there is a folder at a location."""
-    system, path = locate(location)
-    return bool(system.get_file_info(path).type == fs.FileType.Directory)
 
 
 def list_below(folder: str, remedy: str) -> list[str]:
@@ -37,7 +29,7 @@ def list_below(folder: str, remedy: str) -> list[str]:
     return sorted(list_files(folder))
 
 
-def read_bytes(location: str, remedy: str) -> bytes:
+def read_annotation(location: str, remedy: str) -> bytes:
     """Return the content of an annotation file.
 
     Raises
@@ -45,30 +37,28 @@ def read_bytes(location: str, remedy: str) -> bytes:
     InputError
         There is no such file; `remedy` says what to put there.
     StorageError
-        The storage fails.
+        The storage fails, or reading is not permitted.
     """
-    system, path = locate(location)
     try:
-        with system.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
-    except (FileNotFoundError, NotADirectoryError) as error:
+        return read_bytes(location)
+    except PermissionError as error:
+        raise StorageError(f"{location}: cannot be read: {error}; grant access") from error
+    except ABOUT_THE_FILE as error:
         raise MissingInputError(f"there is no file {location!r}: {remedy}") from error
-    except OSError as error:
-        raise StorageError(f"{location}: cannot be read: {error}; grant access, or check the disk") from error
 
 
 def read_lines(location: str, remedy: str) -> list[str]:
-    """Return the non-empty lines of a text file; errors as in `read_bytes`."""
+    """Return the non-empty lines of a text file; errors as in `read_annotation`."""
     try:
-        text = read_bytes(location, remedy).decode()
+        text = read_annotation(location, remedy).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{location}: is not text ({error}); get the file again") from error
     return [line for line in text.splitlines() if line.strip()]
 
 
 def read_json(location: str, remedy: str) -> Mapping[str, Any]:
-    """Return the object that a JSON file holds; errors as in `read_bytes`, and for anything else than an object."""
-    content = read_bytes(location, remedy)
+    """Return the object that a JSON file holds; errors as in `read_annotation`, and for anything but an object."""
+    content = read_annotation(location, remedy)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:  # of JSON, its depth and the encoding
@@ -88,7 +78,7 @@ def place_below(folder: str, name: str, where: str) -> str:
     InputError
         It would lie outside the folder; `where` is the annotation file.
     """
-    if ".." in PurePosixPath(name).parts:
+    if ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise InputError(
             f"{where}: {name!r} leads out of the folder of images {folder!r}; nothing was read: correct the file, or "
             "get it anew from its source"

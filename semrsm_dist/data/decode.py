@@ -11,7 +11,9 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from semrsm_dist.data.entries import UnreadableImageError
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb (half a gigabyte as RGB)
+MAX_BYTES = 512 * 2**20
+"""Bytes of an image as RGB, unless its source says otherwise: 179 million pixels, beyond which Pillow refuses."""
+
 STRIP_PIXELS = 2**18
 """Pixels that are scaled at a time, so that a large image is not held in double precision as a whole."""
 
@@ -48,7 +50,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     return decode_with_mode(data, name)[0]
 
 
-def decode_with_mode(data: bytes, name: str) -> Decoded:
+def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> Decoded:
     """Return the image as 8-bit RGB, with the mode it was stored in.
 
     The orientation tag of EXIF is not applied and transparency is dropped without blending, as the
@@ -63,19 +65,22 @@ def decode_with_mode(data: bytes, name: str) -> Decoded:
         The whole file.
     name : str
         Name of the image in messages.
+    max_bytes : int
+        An image that takes more as RGB is not decoded.
 
     Raises
     ------
     UnreadableImageError
-        If the data is empty, no image, truncated, damaged, or would unpack to more than `MAX_PIXELS`.
+        If the data is empty, no image, truncated, damaged, or of an image of more than `max_bytes`.
     """
     if not data:
         raise UnreadableImageError(name, "it is empty (0 bytes)")
     try:
         data = _without_texts(data)
         with Image.open(io.BytesIO(data)) as image:
-            _refuse_bomb(image, name)
+            _refuse_large(image, name, max_bytes)
             image.load()
+            _refuse_large(image, name, max_bytes)  # an icon may be larger than it says
             if image.format == "PNG":
                 _verify_checksums(data)
             return Decoded(to_rgb(image, name), image.mode, _remark_on_depth(image, data))
@@ -134,11 +139,13 @@ def _without_texts(data: bytes) -> bytes:
     return b"".join([*kept, data[at:]])
 
 
-def _refuse_bomb(image: Image.Image, name: str) -> None:
-    n_pixels = image.width * image.height
-    if n_pixels > MAX_PIXELS:
+def _refuse_large(image: Image.Image, name: str, max_bytes: int) -> None:
+    n_bytes = 3 * image.width * image.height
+    if n_bytes > max_bytes:
         raise UnreadableImageError(
-            name, f"it would unpack to {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}"
+            name,
+            f"its {image.width} x {image.height} pixels take {n_bytes} bytes as RGB, over the limit max_image_bytes of "
+            f"its source, {max_bytes}: make it smaller, or raise the limit",
         )
 
 

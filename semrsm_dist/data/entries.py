@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,12 +30,24 @@ class ImageEntry:
         What it shows; empty if unknown.
     group : str or None
         Images of one group are near-duplicates (frames of one video); retrieval can exclude them.
+
+    Raises
+    ------
+    TypeError
+        If one of them is of another type.
     """
 
     image_id: str
     uri: str
     labels: tuple[str, ...] = ()
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = (self.image_id, self.uri, *(self.labels or ()), self.group or "")
+        if not isinstance(self.labels, tuple) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(
+                f"{self!r}: image_id and uri must be str, labels a tuple of str, group str or None"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,11 @@ class LoadedImage:
         Size of the content that was hashed.
     remark : str or None
         What the user should know about the image although it can be read.
+
+    Raises
+    ------
+    TypeError
+        If the image is not RGB, or the hash is not text.
     """
 
     image: Image.Image
@@ -58,6 +78,10 @@ class LoadedImage:
     sha256: str
     n_bytes: int
     remark: str | None = None
+
+    def __post_init__(self) -> None:
+        if getattr(self.image, "mode", None) != "RGB" or not isinstance(self.sha256, str):
+            raise TypeError(f"{self!r}: image must be a Pillow image of mode RGB, sha256 a str")
 
 
 class UnreadableImageError(InputError):
@@ -84,3 +108,66 @@ def check_unique_ids(image_ids: Iterable[str], source: str) -> None:
             f"{source}: {len(repeated)} image_id(s) occur more than once ({shown}); rows of the result could not "
             f"be distinguished. Give every image an id of its own"
         )
+
+
+# --- labels as text ------------------------------------------------------------------------------------
+
+_JOINED = re.compile(r"""['"]\s+['"]""")
+"""Texts without a comma between them, as NumPy writes arrays: Python would join them."""
+
+
+def format_labels(labels: Sequence[str]) -> str:
+    """Return labels as one text that `parse_labels` reads: joined by ``|``, or as JSON if that could be misread.
+
+    >>> format_labels(("cat", "odd"))
+    'cat|odd'
+    >>> format_labels(("cat|odd",))
+    '["cat|odd"]'
+    """
+    joined = "|".join(labels)
+    is_plain = not joined.lstrip().startswith(("[", "{", '"')) and parse_labels(joined) == tuple(labels)
+    return joined if is_plain else json.dumps(list(labels), ensure_ascii=False)
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """Return the labels in a text: with ``|`` between them, or written as JSON or as a list of Python.
+
+    Raises
+    ------
+    ValueError
+        If the text begins as JSON does, with a bracket, a brace or a quotation mark, but is neither a list of labels
+        nor one label in quotation marks.
+    """
+    text = text.strip()
+    if not text.startswith(("[", "{", '"')):
+        return clean_labels(text.split("|"))
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None if _JOINED.search(text) else _evaluate(text)
+    if not isinstance(found, list | str):
+        raise ValueError(f"{text[:80]!r} is no list of labels")  # noqa: TRY004 - the table is at fault
+    return clean_labels([found] if isinstance(found, str) else found)
+
+
+def _evaluate(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def clean_labels(values: Iterable[object]) -> tuple[str, ...]:
+    """Return labels without the blanks around them; missing and blank ones are left out.
+
+    Raises
+    ------
+    ValueError
+        If one is neither text nor a number.
+    """
+    labels = []
+    for value in values:
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{value!r} is neither text nor a number")  # noqa: TRY004 - the table is at fault
+        labels.append("" if value is None else str(value).strip())
+    return tuple(label for label in labels if label)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
+import pyarrow as pa
 from pyarrow import fs
+from pydantic import ByteSize, Field
 
 from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
-from semrsm_dist.data.locations import locate
+from semrsm_dist.data.locations import ABOUT_THE_FILE, look_up, read_bytes
 from semrsm_dist.data.source import ImageSource
-from semrsm_dist.errors import StorageError
 from semrsm_dist.fields import Location
 
-# Errors of one missing or protected image; any other OSError is a failing storage, and worth a retry.
-_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError)
+MAX_IMAGE_BYTES = ByteSize(256 * 2**20)
+"""89 million pixels, from which on Pillow warns."""
+
+_CAUSES: dict[type[OSError], str] = {
+    FileNotFoundError: "there is no such file",
+    PermissionError: "reading it is not permitted",
+    NotADirectoryError: "a part of its path is not a folder",
+    IsADirectoryError: "it is a folder",
+}
 
 
 class FileSource(ImageSource):
@@ -24,60 +33,39 @@ class FileSource(ImageSource):
     ----------
     path
         Where the images or the list of them lie: a path, or a URI.
+    max_image_bytes
+        An image that takes more than this as 8-bit RGB, three bytes per pixel, is unreadable: it is not decoded. While
+        an image is decoded, it takes up to about four times as much.
     """
 
     path: Location
+    max_image_bytes: Annotated[ByteSize, Field(ge=1)] = MAX_IMAGE_BYTES
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
-        data = self._content(entry)
-        image, mode, remark = decode_with_mode(data, _name(entry))
+        data = _content(entry)
+        image, mode, remark = decode_with_mode(data, _name(entry), max_bytes=self.max_image_bytes)
         return LoadedImage(image, mode, hashlib.sha256(data).hexdigest(), len(data), remark)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
-        system, path = locate(entry.uri)
         try:
-            info = system.get_file_info(path)
-        except (*_ABOUT_THE_FILE, ValueError):
+            info = look_up(entry.uri)
+        except (*ABOUT_THE_FILE, pa.ArrowInvalid):
             return None
-        except OSError as error:
-            raise _storage_failure(entry, error) from error
         if info.type != fs.FileType.File or info.mtime_ns is None:
             return None
         return int(info.size), int(info.mtime_ns)
 
-    def _content(self, entry: ImageEntry) -> bytes:
-        system, path = locate(entry.uri)
-        try:
-            with system.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
-        except _ABOUT_THE_FILE as error:
-            raise UnreadableImageError(_name(entry), _why(error)) from error
-        except ValueError as error:  # pyarrow's ArrowInvalid: a key that the file system cannot have
-            raise UnreadableImageError(_name(entry), f"there can be no such file: {error}") from error
-        except OSError as error:
-            if system.get_file_info(path).type == fs.FileType.Directory:
-                raise UnreadableImageError(_name(entry), "it is a folder") from error
-            raise _storage_failure(entry, error) from error
+
+def _content(entry: ImageEntry) -> bytes:
+    try:
+        return read_bytes(entry.uri)
+    except ABOUT_THE_FILE as error:
+        raise UnreadableImageError(_name(entry), _CAUSES[type(error)]) from error
+    except pa.ArrowInvalid as error:  # a key that the file system cannot have
+        raise UnreadableImageError(_name(entry), f"there can be no such file: {error}") from error
 
 
 def _name(entry: ImageEntry) -> str:
     return entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
-
-
-def _why(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    return (
-        "reading it is not permitted"
-        if isinstance(error, PermissionError)
-        else "a part of its path is not a folder"
-    )
-
-
-def _storage_failure(entry: ImageEntry, error: OSError) -> StorageError:
-    return StorageError(
-        f"the storage failed while reading image {_name(entry)!r}: {error}. This says nothing about the image; "
-        f"check the disk or the network and repeat"
-    )

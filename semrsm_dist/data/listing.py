@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
-from semrsm_dist.data.locations import below, is_uri, locate
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable
+from semrsm_dist.data.locations import below, is_uri, locate, storage_errors
+from semrsm_dist.errors import InputError, MissingInputError, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -80,14 +81,22 @@ def _is_hidden(name: str) -> bool:
 def _holds_image(location: str) -> bool:
     system, path = locate(location)
     try:
-        with system.open_input_file(path) as file, Image.open(file) as image:
-            return image.format not in NOT_DECODED
-    except (PermissionError, Image.DecompressionBombError):
+        with storage_errors(location), system.open_input_file(path) as file:
+            return _opens(file)
+    except PermissionError:
         return True  # which the scan reports
-    except (FileNotFoundError, UnidentifiedImageError):
+    except FileNotFoundError:
         return False
-    except OSError as error:
-        raise StorageError(f"{location}: cannot be read: {error}; grant access, or check the disk") from error
+
+
+def _opens(file: pa.NativeFile) -> bool:
+    try:
+        with Image.open(file) as image:
+            return image.format not in NOT_DECODED
+    except Image.DecompressionBombError:
+        return True  # which the scan reports
+    except UnidentifiedImageError:
+        return False
 
 
 def list_files(root: str) -> Iterator[str]:
@@ -135,8 +144,9 @@ def _list_local(root: Path) -> Iterator[str]:
 def _list_remote(root: str) -> Iterator[str]:
     system, path = locate(root)
     try:
-        found = system.get_file_info(fs.FileSelector(path, recursive=True))
-    except FileNotFoundError as error:
+        with storage_errors(root):
+            found = system.get_file_info(fs.FileSelector(path, recursive=True))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(
             f"the image folder {root!r} does not exist; give the URI of a folder of images"
         ) from error

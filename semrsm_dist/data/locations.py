@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,6 +15,17 @@ from semrsm_dist.errors import InputError, StorageError
 
 REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes of the remote file systems that pyarrow knows."""
+
+ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""Errors of one missing or protected file; any other OSError is a failing storage, and worth a retry."""
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_REGION",
+    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"),
+    **dict.fromkeys(("abfs", "abfss"), "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET"),
+}
+_RETRY_SECONDS = 60
+"""How long pyarrow may try Google's storage, by default a quarter of an hour; S3 gives up within two minutes."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _OPTIONS = re.compile(r"\?\w+=[^/]*$")  # of a file system, such as ?region=eu-west-1
@@ -54,27 +67,86 @@ def split_options(location: str, *, is_remote: bool | None = None) -> tuple[str,
 
 
 def exists(location: str | Path) -> bool:
-    """Return whether there is a file or folder at a location.
+    """Return whether there is a file or folder at a location; errors as in `look_up`."""
+    return bool(look_up(str(location)).type != fs.FileType.NotFound)
+
+
+def is_folder(location: str) -> bool:
+    """Return whether there is a folder at a location; errors as in `look_up`."""
+    return bool(look_up(location).type == fs.FileType.Directory)
+
+
+def look_up(location: str) -> fs.FileInfo:
+    """Return what is at a location: its type, size and modification time.
 
     Raises
     ------
     InputError
         If it is a URI of an unknown file system.
+    FileNotFoundError, PermissionError, NotADirectoryError
+        If that is because of the location.
     StorageError
         If the storage fails.
     """
-    system, path = locate(str(location))
+    system, path = locate(location)
+    with storage_errors(location):
+        return system.get_file_info(path)
+
+
+def read_bytes(location: str) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
+    InputError
+        If it is a URI of an unknown file system.
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError
+        If there is no file to read.
+    StorageError
+        If the storage fails.
+    """
+    system, path = locate(location)
+    with storage_errors(location):
+        try:
+            with system.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except ABOUT_THE_FILE:
+            raise
+        except OSError as error:
+            if system.get_file_info(path).type == fs.FileType.Directory:
+                raise IsADirectoryError(f"{location} is a folder") from error
+            raise
+
+
+@contextmanager
+def storage_errors(location: str) -> Iterator[None]:
+    """Report an error of the operating system or of a remote service, unless it is about the one file.
+
+    Raises
+    ------
+    StorageError
+        With the remedy for this kind of storage.
+    """
     try:
-        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+        yield
+    except (StorageError, *ABOUT_THE_FILE):
+        raise
     except OSError as error:
         raise StorageError(
-            f"{location}: cannot be looked up: {error}; grant access, or check the network"
+            f"{location}: the storage failed: {error}. This says nothing about the file; {_remedy(location)} and repeat"
         ) from error
 
 
 def file_of(path: Path) -> Path:
     """Return the file that a path leads into, as `features.pt/layer4` does; or the path itself."""
     return next((parent for parent in path.parents if parent.is_file()), path)
+
+
+def _remedy(location: str) -> str:
+    variables = _CREDENTIALS.get(location.partition("://")[0].lower())
+    if variables is None:
+        return "check the disk or the network"
+    return f"check the network, the name of the bucket and the credentials in the environment ({variables}),"
 
 
 def join(folder: str | Path, *parts: str) -> str:
@@ -107,8 +179,12 @@ def _local() -> fs.FileSystem:
 
 @lru_cache(maxsize=16)
 def _remote(root: str) -> tuple[fs.FileSystem, str]:
+    uri = root
+    if root.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in root:
+        uri += f"{'&' if '?' in root else '?'}retry_limit_seconds={_RETRY_SECONDS}"
     try:
-        system, path = fs.FileSystem.from_uri(root)
+        with storage_errors(root):  # S3 looks for the region of a bucket
+            system, path = fs.FileSystem.from_uri(uri)
     except (ValueError, NotImplementedError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise InputError(
             f"the location {root!r} cannot be opened: {error}. Give a path, or a URI of a file system that pyarrow "

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids
-from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.source import ImageSource, calling, load_image
 from semrsm_dist.errors import InputError, StorageError
 
 OK, UNREADABLE = "ok", "unreadable"
@@ -259,6 +259,12 @@ def scan(source: ImageSource, entries: Iterable[ImageEntry]) -> list[ManifestRow
     return [_scan_one(source, entry) for entry in entries]
 
 
+def _stamp(source: ImageSource, entry: ImageEntry) -> tuple[int | None, int | None]:
+    with calling(source, "stamp", entry):
+        n_bytes, mtime_ns = source.stamp(entry) or (None, None)
+    return n_bytes, mtime_ns
+
+
 def find_known(
     source: ImageSource, entries: Sequence[ImageEntry], previous: Manifest
 ) -> Iterator[list[ManifestRow | None]]:
@@ -279,7 +285,7 @@ def _find_known(source: ImageSource, entry: ImageEntry, known: ManifestRow | Non
     if known is None or known.uri != entry.uri:
         return None
     try:
-        if (known.n_bytes, known.mtime_ns) != (source.stamp(entry) or (None, None)):
+        if (known.n_bytes, known.mtime_ns) != _stamp(source, entry):
             return None
         if known.status != OK:  # a permission given since then leaves no trace in size and time
             return _scan_one(source, entry)
@@ -289,10 +295,10 @@ def _find_known(source: ImageSource, entry: ImageEntry, known: ManifestRow | Non
 
 
 def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
-    n_bytes, mtime_ns = source.stamp(entry) or (None, None)
+    n_bytes, mtime_ns = _stamp(source, entry)
     row = ManifestRow(entry.image_id, entry.uri, entry.labels, entry.group, None, n_bytes, mtime_ns)
     try:
-        loaded = source.load(entry)
+        loaded = load_image(source, entry)
     except UnreadableImageError as error:
         return replace(row, status=UNREADABLE, error=error.cause)
     width, height = loaded.image.size

@@ -1,21 +1,27 @@
 """The interface of data sources: sections of the configuration that read themselves.
 
 A run's `data` and `queries` each name a source. One that offers images derives from `ImageSource` and needs `entries`
-and `load`; a source of ready-made features derives from `DataSource` alone.
+and `load`. The package itself calls them by `list_entries` and `load_image`, which check what comes back.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from semrsm_dist.data.entries import ImageEntry, LoadedImage, check_unique_ids
+from semrsm_dist.errors import ConfigError, SemrsmError, StorageError
 from semrsm_dist.fields import Section
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from semrsm_dist.data.entries import ImageEntry, LoadedImage
+ENTRY_POINTS = "semrsm_dist.data_sources"
+"""The group of the entry points of data sources."""
 
 
 class DataSource(Section, ABC):
@@ -50,7 +56,7 @@ class ImageSource(DataSource):
     """Whether the images are computed in less time than it takes to hand them to a worker."""
 
     @abstractmethod
-    def entries(self) -> list[ImageEntry]:
+    def entries(self) -> Iterable[ImageEntry]:
         """Return all images in a fixed order with unique ids.
 
         Raises
@@ -72,12 +78,12 @@ class ImageSource(DataSource):
         """
 
     def check(self) -> None:
-        """List the images; errors as in `entries`."""
-        self.entries()
+        """List the images; errors as in `list_entries`."""
+        list_entries(self)
 
     def read(self, entry: ImageEntry) -> Image.Image:
-        """Return the decoded RGB image; errors as in `load`."""
-        return self.load(entry).image
+        """Return the decoded RGB image; errors as in `load_image`."""
+        return load_image(self, entry).image
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) without reading, or None where an image has none."""
@@ -86,3 +92,80 @@ class ImageSource(DataSource):
     def would_list(self, path: Path) -> bool:
         """Return whether image files below `path`, such as a run's figures, would be listed as images."""
         return False
+
+
+def list_entries(source: ImageSource) -> list[ImageEntry]:
+    """Return the images of a source, in its order.
+
+    Raises
+    ------
+    InputError
+        As in `ImageSource.entries`, and if ids are repeated.
+    ConfigError, StorageError
+        As in `calling`.
+    """
+    with calling(source, "entries"):
+        entries = list(source.entries())
+        strange = [entry for entry in entries if not isinstance(entry, ImageEntry)]
+        if strange:
+            raise TypeError(f"it returned {strange[0]!r}, which is not an ImageEntry")
+    check_unique_ids((entry.image_id for entry in entries), f"data source {source.source!r}")
+    return entries
+
+
+def load_image(source: ImageSource, entry: ImageEntry) -> LoadedImage:
+    """Return an image of a source.
+
+    Raises
+    ------
+    UnreadableImageError, StorageError
+        As in `ImageSource.load`.
+    ConfigError, StorageError
+        As in `calling`.
+    """
+    with calling(source, "load", entry):
+        loaded = source.load(entry)
+        if not isinstance(loaded, LoadedImage):
+            raise TypeError(f"it returned {loaded!r}, which is not a LoadedImage")
+    return loaded
+
+
+@contextmanager
+def calling(source: ImageSource, method: str, entry: ImageEntry | None = None) -> Iterator[None]:
+    """Report what goes wrong in a method of a source of another distribution.
+
+    Raises
+    ------
+    StorageError
+        For an error of the operating system.
+    ConfigError
+        For any other exception that no method of a source may raise: with the class, its distribution and the remedy.
+    """
+    try:
+        yield
+    except (SemrsmError, MemoryError):
+        raise
+    except Exception as error:
+        if type(source).__module__.startswith("semrsm_dist."):
+            raise  # a defect of this package, which keeps its traceback
+        about = f" of image {entry.image_id!r}" if entry else ""
+        home = f"data source {source.source!r} ({_home(source)})"
+        found = f"{home}: {method}{about} raised {type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(
+                f"{found}. The image may well be good: check the disk or the network and repeat"
+            ) from error
+        raise ConfigError(
+            f"{found}. Nothing of it can be used: correct or update the distribution, or choose another source. "
+            "(A source raises InputError for what it cannot list, and UnreadableImageError for one bad image.)"
+        ) from error
+
+
+def _home(source: ImageSource) -> str:
+    kind = type(source)
+    owners = {
+        f" of the distribution {point.dist.name} {point.dist.version}"
+        for point in metadata.entry_points(group=ENTRY_POINTS)
+        if point.dist and point.module == kind.__module__
+    }
+    return f"{kind.__module__}:{kind.__qualname__}{''.join(sorted(owners)[:1])}"

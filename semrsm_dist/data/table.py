@@ -2,53 +2,129 @@
 
 from __future__ import annotations
 
-import ast
+import csv
+import io
 import json
+import logging
+import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.locations import REMOTE, absolute, below, is_uri, locate, split_options
-from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
+from semrsm_dist.data.entries import ImageEntry, check_unique_ids, clean_labels, parse_labels
+from semrsm_dist.data.locations import (
+    REMOTE,
+    absolute,
+    below,
+    is_uri,
+    locate,
+    read_bytes,
+    split_options,
+)
+from semrsm_dist.errors import InputError, MissingInputError, StorageError
 
-LABEL_SEPARATOR = "|"
+_logger = logging.getLogger(__name__)
+
+COLUMNS = ("image_id", "uri", "labels", "group")
+_ALIKE = 0.75
+"""How alike an unknown column's name and a column's that is not there must be for the one to be a misspelt other."""
+
+_QUOTING = (
+    'in text, a cell that holds the delimiter must be in quotation marks, and those within it doubled: "[""cat"", '
+    '""odd""]"; or write the labels with | between them'
+)
 
 
-def read_entries(path: str | Path, *, needs_uri: bool = True) -> list[ImageEntry]:
+def read_entries(
+    path: str | Path, *, needs_uri: bool = True, allow_outside: bool = False
+) -> list[ImageEntry]:
     """Read a table of images, or with ``needs_uri=False`` a table of labels for ready-made features.
+
+    Parameters
+    ----------
+    path
+        The table, or its URI.
+    needs_uri
+        Whether every row must say where its image is.
+    allow_outside
+        Take paths that lead out of the table's folder.
 
     Raises
     ------
     InputError
-        If the table cannot be read, lacks a column, has no rows, or has an empty or repeated id.
+        If the table cannot be read, lacks a column or has a misspelt one, has no rows, an empty or repeated id, labels
+        that are none, or a path out of its folder that is not allowed.
+    StorageError
+        If the storage fails, or reading is not permitted.
     """
     location = absolute(path)
     table = _read_table(location)
-    _check_columns(table, location, needs_uri)
+    needed = ["image_id", "uri", "labels"] if needs_uri else ["image_id", "labels"]
+    _check_columns(table.column_names, needed, location)
     if not table.num_rows:
         raise InputError(
             f"{location}: the table has no rows, so there is nothing to do; list at least one image"
         )
-    ids = _texts(table, "image_id", location)
-    uris = _texts(table, "uri", location) if "uri" in table.column_names else [None] * table.num_rows
-    groups = _texts(table, "group", location) if "group" in table.column_names else [None] * table.num_rows
+    ids, uris, groups = (_texts(table, name, location) for name in ("image_id", "uri", "group"))
     _check_filled(ids, "image_id", location)
+    check_unique_ids(ids, location)
+    places = [""] * len(ids)
     if needs_uri:
         _check_filled(uris, "uri", location)
-    check_unique_ids((name for name in ids if name), location)
-    place, options = split_options(location)
-    folder = posixpath.dirname(place) + options
-    places = [_resolve(uri, folder) for uri in uris]
-    _check_schemes(places, location)
+        places = _resolve(uris, location, allow_outside)
     return [
-        ImageEntry(image_id or "", place, labels, group or None)
+        ImageEntry(image_id, place, labels, group or None)
         for image_id, place, labels, group in zip(ids, places, _labels(table, location), groups, strict=True)
     ]
+
+
+def folder_of(location: str) -> str:
+    """Return the folder of a table, below which its images lie; a URI keeps its options."""
+    place, options = split_options(location)
+    return posixpath.dirname(place) + options
+
+
+def leads_out(path: str, folder: str) -> bool:
+    """Return whether a local path does not lie in a folder, links followed."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _resolve(uris: Sequence[str], location: str, allow_outside: bool) -> list[str]:
+    """Return absolute paths and URIs."""
+    folder = folder_of(location)
+    _check_schemes(uris, location)
+    places = [uri if is_uri(uri) or uri.startswith("/") else below(folder, uri) for uri in uris]
+    if allow_outside:
+        return places
+    for row, (uri, place) in enumerate(zip(uris, places, strict=True)):
+        if _is_outside(place, folder):
+            raise InputError(
+                f"{location}: row {row} (counted from 0, without the header): the uri {uri!r} leads out of the table's "
+                f"folder {folder!r}, so nothing was read: put the images below it, or take them from anywhere with "
+                "allow_outside: true"
+            )
+    return places
+
+
+def _is_outside(place: str, folder: str) -> bool:
+    """Return whether a path leaves a folder as it is written; another file system must be meant."""
+    if is_uri(place) and not place.startswith("file://"):
+        path = split_options(place)[0]
+        return ".." in path.split("/") and not posixpath.normpath(path).startswith(
+            posixpath.normpath(split_options(folder)[0]) + "/"
+        )
+    path = locate(place)[1]
+    if is_uri(folder):
+        return True
+    return not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)) and leads_out(
+        path, folder
+    )
 
 
 def _check_schemes(uris: Sequence[str], location: str) -> None:
@@ -62,10 +138,7 @@ def _check_schemes(uris: Sequence[str], location: str) -> None:
                 raise InputError(f"{location}: {uri}: {error}") from error
 
 
-def _resolve(uri: str | None, folder: str) -> str:
-    if not uri or is_uri(uri) or uri.startswith("/"):
-        return uri or ""
-    return below(folder, uri)
+# --- reading -------------------------------------------------------------------------------------------
 
 
 def _read_table(location: str) -> pa.Table:
@@ -75,42 +148,52 @@ def _read_table(location: str) -> pa.Table:
             f"{location}: a table of images ends in {', '.join(_READERS)}, not in {suffix or 'nothing'!r}; convert or "
             f"rename it, or name a folder as such"
         )
-    system, path = locate(location)
     try:
-        with system.open_input_file(path) as file:
-            return _READERS[suffix](file)
-    except FileNotFoundError as error:
+        return _READERS[suffix](read_bytes(location))
+    except PermissionError as error:
+        raise StorageError(f"{location}: cannot be read: {error}; grant access") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(f"the table of images {location!r} does not exist; check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{location}: is not UTF-8 ({error.reason} at byte {error.start}), so names could be misread; save it as "
             "UTF-8 (in Excel: CSV UTF-8)"
         ) from error
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
         raise InputError(f"{location}: the table cannot be read: {error}; correct the file") from error
 
 
-def _read_parquet(file: pa.NativeFile) -> pa.Table:
-    return pyarrow.parquet.read_table(file)
+def _read_parquet(content: bytes) -> pa.Table:
+    table = pyarrow.parquet.read_table(pa.BufferReader(content))
+    return table.rename_columns([name.strip() for name in table.column_names])
 
 
-def _read_csv(file: pa.NativeFile) -> pa.Table:
-    content = file.read()
-    header = content.decode("utf-8-sig").split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    # All as text: an id such as 007 must not become a number, nor a label "null" a missing value.
-    names = ("image_id", "uri", "labels", "group")
-    convert = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-    )
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-    return pyarrow.csv.read_csv(pa.BufferReader(content), convert_options=convert, parse_options=parse)
+def _read_csv(content: bytes) -> pa.Table:
+    """Return a table of text: an id such as 007 must not become a number, nor a label "null" a missing value."""
+    text = content.decode("utf-8-sig").lstrip("\r\n")
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header = [name.strip() for name in next(lines, [])]
+    if not header:
+        raise ValueError("it is empty")
+    rows = []
+    for row in lines:
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"line {lines.line_num} has {len(row)} cells, the header {len(header)} (separated by {delimiter!r}); "
+                f"{_QUOTING}"
+            )
+        rows += [row] if row else []
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=header)
 
 
-def _read_json_lines(file: pa.NativeFile) -> pa.Table:
+def _read_json_lines(content: bytes) -> pa.Table:
     """Return a table of objects, one a line, whose labels are a list or text."""
-    rows: list[dict[str, object]] = []
-    for number, line in enumerate(file.read().decode("utf-8-sig").splitlines(), start=1):
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         row = json.loads(line)
@@ -118,24 +201,31 @@ def _read_json_lines(file: pa.NativeFile) -> pa.Table:
             raise ValueError(  # noqa: TRY004 - the file is at fault
                 f"line {number} is no object with keys: {line[:80]!r}"
             )
-        rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    texts = {name: [_json_text(row.get(name)) for row in rows] for name in names}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
+        nested = [name for name in COLUMNS if name != "labels" and isinstance(row.get(name), dict | list)]
+        if nested:
+            raise ValueError(f"line {number}: {nested[0]} must be text, not {row[nested[0]]!r}")
+        names = [name.strip() for name in row]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"line {number} has a key twice (blanks around keys do not count): {line[:80]!r}"
+            )
+        rows.append({name: _json_text(value) for name, value in zip(names, row.values(), strict=True)})
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in columns})
 
 
 def _json_text(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _read_names(file: pa.NativeFile) -> pa.Table:
+def _read_names(content: bytes) -> pa.Table:
     """Return a table of paths, one a line, as thingsvision writes them in ``file_names.txt``: without labels."""
-    names = [line for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
+    names = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     columns = {"image_id": names, "uri": names, "labels": [""] * len(names)}
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-_READERS: dict[str, Callable[[pa.NativeFile], pa.Table]] = {
+_READERS: dict[str, Callable[[bytes], pa.Table]] = {
     ".parquet": _read_parquet,
     ".pq": _read_parquet,
     ".csv": _read_csv,
@@ -145,32 +235,53 @@ _READERS: dict[str, Callable[[pa.NativeFile], pa.Table]] = {
 }
 
 
-def _check_columns(table: pa.Table, location: str, needs_uri: bool) -> None:
-    needed = ["image_id", "uri", "labels"] if needs_uri else ["image_id", "labels"]
-    repeated = [name for name in (*needed, "uri", "group") if table.column_names.count(name) > 1]
+# --- columns -------------------------------------------------------------------------------------------
+
+
+def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -> None:
+    repeated = [name for name in COLUMNS if names.count(name) > 1]
     if repeated:
         raise InputError(
-            f"{location}: the table has more than one column {repeated[0]!r}, and it is unclear which is meant; rename "
-            "or remove the others"
+            f"{location}: the table has more than one column {repeated[0]!r} (blanks around names do not count), and "
+            "it is unclear which is meant; rename or remove the others"
         )
-    missing = [name for name in needed if name not in table.column_names]
+    further = [name for name in names if name not in COLUMNS]
+    absent = [name for name in dict.fromkeys((*needed, "group")) if name not in names]
+    for name in absent:
+        near = get_close_matches(name, [other.lower() for other in further], n=1, cutoff=_ALIKE)
+        if near:
+            found = next(other for other in further if other.lower() == near[0])
+            raise InputError(
+                f"{location}: the table has a column {found!r} but no {name!r}; did you mean {name!r}? Rename it, or, "
+                "if it holds something else, give it another name"
+            )
+    missing = [name for name in absent if name in needed]
     if missing:
-        near = did_you_mean(missing[0], table.column_names)
         raise InputError(
-            f"{location}: the table lacks the column(s) {', '.join(missing)}; it has "
-            f"{', '.join(table.column_names) or 'none'}{near}. Needed: {', '.join(needed)} (labels may be left empty)"
+            f"{location}: the table lacks the column(s) {', '.join(missing)}; it has {', '.join(names) or 'none'}. "
+            f"Needed: {', '.join(needed)} (labels may be left empty)"
         )
+    if further:
+        _report_further(location, tuple(further))
 
 
-def _texts(table: pa.Table, name: str, location: str) -> list[str | None]:
+@lru_cache(maxsize=64)  # once for a table
+def _report_further(location: str, names: Iterable[str]) -> None:
+    _logger.warning("%s: the columns %s are not used", location, ", ".join(map(repr, names)))
+
+
+def _texts(table: pa.Table, name: str, location: str) -> list[str]:
+    """Return the cells of a column as text, empty where one has no value or there is no such column."""
+    if name not in table.column_names:
+        return [""] * table.num_rows
     column = table.column(name)
     try:
-        return [None if value is None else str(value) for value in column.cast(pa.string()).to_pylist()]
+        return [value or "" for value in column.cast(pa.string()).to_pylist()]
     except pa.ArrowException as error:
         raise InputError(f"{location}: the column {name} must hold text, not {column.type}") from error
 
 
-def _check_filled(values: Sequence[str | None], name: str, location: str) -> None:
+def _check_filled(values: Sequence[str], name: str, location: str) -> None:
     empty = [row for row, value in enumerate(values) if not value]
     if empty:
         raise InputError(
@@ -179,32 +290,19 @@ def _check_filled(values: Sequence[str | None], name: str, location: str) -> Non
         )
 
 
-def _labels(table: pa.Table, location: str) -> list[tuple[str, ...]]:
+def _labels(table: pa.Table, location: str) -> Iterable[tuple[str, ...]]:
     """Return the label sets, from lists or from text; a label is what is not blank about it."""
-    column = table.column("labels")
+    kind = table.column("labels").type
     kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    rows: list[list[object]]
-    if any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
-        rows = [row or [] for row in column.to_pylist()]
-    else:
-        texts = _texts(table, "labels", location)
-        rows = [_split_labels(text or "", row, location) for row, text in enumerate(texts)]
-    labels = ([str(label).strip() for label in row if label is not None] for row in rows)
-    return [tuple(label for label in row if label) for row in labels]
-
-
-def _split_labels(text: str, row: int, location: str) -> list[object]:
-    """Return the labels in a text: a list as JSON or Python writes it, or labels with ``|`` between them."""
-    if not text.lstrip().startswith("["):
-        return list(text.split(LABEL_SEPARATOR))
-    for parse in (json.loads, ast.literal_eval):
+    is_list = any(getattr(pa.types, f"is_{name}")(kind) for name in kinds)
+    cells = table.column("labels").to_pylist() if is_list else _texts(table, "labels", location)
+    labels = []
+    for row, cell in enumerate(cells):
         try:
-            found = parse(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(found, list) and not any(isinstance(label, list | dict) for label in found):
-            return found
-    raise InputError(
-        f"{location}: the labels of row {row} (counted from 0, without the header) begin with '[' but are no list such "
-        f'as ["cat", "odd"]: {text[:80]!r}; correct them, or write the labels with {LABEL_SEPARATOR} between them'
-    )
+            labels.append(clean_labels(cell or ()) if is_list else parse_labels(cell))
+        except ValueError as error:
+            raise InputError(
+                f"{location}: the labels of row {row} (counted from 0, without the header): {error}; write a list such "
+                f'as ["cat", "odd"], or text. And {_QUOTING}'
+            ) from error
+    return labels

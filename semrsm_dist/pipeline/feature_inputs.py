@@ -63,11 +63,7 @@ def resolve_features(
             layers[layer] = _join_sizes(layers.get(layer), source, matcher, layer=layer, side=side, path=path)
             sources[f"{side}/{layer}"] = source
             layer_facts[layer] = layer_facts.get(layer, {}) | _facts(side, layer, source)
-        if len(set(counts.values())) > 1:
-            raise InputError(
-                f"{side}: the layers hold different numbers of images ({counts}); all must hold the same images in the "
-                "same order"
-            )
+        _require_equal(side, counts)
         listings[side] = settle(data.table)
         manifests[side] = _identify_images(
             session, side, data, next(iter(counts.values())), cached.listings.get(side)
@@ -83,20 +79,60 @@ def resolve_features(
     return manifests, layers, layer_facts, Answers(sources=sources, listings=listings)
 
 
+def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> None:
+    """Find what `resolve_features` would refuse, without reading the features.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As `resolve_features`.
+    """
+    layers: dict[str, LayerSizes] = {}
+    for side, data in sides.items():
+        counts: dict[str, int] = {}
+        for layer, path in data.layers.items():
+            array = open_array(path, data.layout, layer)
+            counts[layer], n_tokens = array.n_images, array.n_tokens
+            n_valid = load_token_counts(data.token_counts.get(layer), array.n_images, n_tokens)
+            answer = SourceAnswer(
+                path=str(path),
+                signature="",
+                sha256="",
+                n_images=array.n_images,
+                sizes=LayerSizes(n_tokens=n_tokens, n_channels=array.n_channels),
+                unequal=bool(n_valid.min() < n_tokens),
+            )
+            layers[layer] = _join_sizes(layers.get(layer), answer, matcher, layer=layer, side=side, path=path)
+        _require_equal(side, counts)
+        _list_images(side, data, next(iter(counts.values())))
+
+
+def _require_equal(side: str, counts: Mapping[str, int]) -> None:
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"{side}: the layers hold different numbers of images ({dict(counts)}); all must hold the same images in "
+            "the same order"
+        )
+
+
 def _identify_images(
     session: Session, side: Side, data: FeaturesData, n_images: int, known: object
 ) -> Manifest:
-    """Return the manifest: ids from the table where there is one, else the index."""
-    if data.table is None:
-        return Manifest.from_ids([str(index) for index in range(n_images)])
+    """Return the manifest, from the run's copy if the table is gone: ids from the table or, without one, the index."""
     try:
-        entries = read_entries(data.table, needs_uri=False)
+        return _list_images(side, data, n_images)
     except MissingInputError as error:
         copy = read_copy(session, side)
         if copy is None or known != settle(data.table):
             raise
         continue_without(session, str(error), [])  # no features are made from it
         return copy
+
+
+def _list_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
+    if data.table is None:
+        return Manifest.from_ids([str(index) for index in range(n_images)])
+    entries = read_entries(data.table, needs_uri=False)
     if len(entries) != n_images:
         raise InputError(
             f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "

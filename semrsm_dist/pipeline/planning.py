@@ -18,7 +18,7 @@ from PIL import Image
 from semrsm_dist.config.schema import Data, FeaturesData, RunConfig, check_sources
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.arrays import FeatureArray
@@ -26,6 +26,7 @@ from semrsm_dist.features.token_counts import load_token_counts
 from semrsm_dist.machine import limit_threads
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.pipeline.inputs import RunInputs, check_model, model_spec, storage_itemsize
 from semrsm_dist.pipeline.sizing import choose_sizes, worker_bytes
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
@@ -155,13 +156,13 @@ def check_run(config: RunConfig) -> None:
     Raises
     ------
     InputError, ConfigError
-        If there are no such images or features, or there is no such model, layer or pretrained weights.
+        If there are no such images or features, features do not fit their token counts, their table, each other or the
+        matcher, or there is no such model, layer or pretrained weights.
     """
     check_sources(config)
-    for data in (config.data, config.queries):
-        if isinstance(data, FeaturesData):
-            for layer, path in data.layers.items():
-                open_array(path, data.layout, layer)
+    sides: Mapping[Side, Data | None] = {"images": config.data, "queries": config.queries}
+    ready = {side: data for side, data in sides.items() if isinstance(data, FeaturesData)}
+    check_features(ready, make_matcher(config.matching.matcher, **config.matching.parameters))
     if config.model is not None:
         check_model(config.model)
 
@@ -187,7 +188,7 @@ def _sample(
     readers: dict[Side, ImageSource] = {
         side: data for side, data in sides.items() if isinstance(data, ImageSource)
     }
-    entries = {side: source.entries() for side, source in readers.items()}
+    entries = {side: list_entries(source) for side, source in readers.items()}
     started = time.perf_counter()
     from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
 

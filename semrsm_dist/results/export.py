@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from semrsm_dist.data.entries import format_labels
 from semrsm_dist.errors import StorageError
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.npy import write_npy
@@ -38,7 +39,8 @@ def export_npy(
     -------
     list of Path
         The files written: `<layer>.<kind>.<kernel>.npy`, (N, M) float64; `image_i.txt` and `image_j.txt` with one id
-        per line; and, where images have labels, `labels_i.txt` and `labels_j.txt` with those of an image joined by |.
+        per line; and, where images have labels, `labels_i.txt` and `labels_j.txt` with those of an image joined by |
+        (as a JSON list where a label contains |).
 
     Raises
     ------
@@ -67,7 +69,7 @@ def export_npy(
             write_npy(written[-1], shape, "<f8", map(read_rows, rows))
         for suffix, side in (("i", run.record.row_side), ("j", "images")):
             manifest = run.manifest(side)
-            columns = {"image": manifest.image_ids(), "labels": ["|".join(row) for row in manifest.labels()]}
+            columns = {"image": manifest.image_ids(), "labels": list(map(format_labels, manifest.labels()))}
             for column, values in columns.items():
                 if any(values):
                     written.append(folder / f"{column}_{suffix}.txt")

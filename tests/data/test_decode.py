@@ -6,6 +6,8 @@ import contextlib
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -213,7 +215,7 @@ def test_a_decompression_bomb_is_refused(limit, monkeypatch):
     """Whether or not somebody has switched Pillow's own check off."""
     if limit is None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(UnreadableImageError, match=r"exceeds limit|unpack"):
+    with pytest.raises(UnreadableImageError, match=r"exceeds limit|over the limit max_image_bytes"):
         decode(png_claiming(30_000, 30_000), "it")
 
 
@@ -330,3 +332,31 @@ def test_scaling_holds_no_large_image_in_double_precision():
     tracemalloc.stop()
     assert (grey == np.rint(values / 65535 * 255)).all()
     assert peak < 5 * values.size  # as doubles it would be 8 bytes a pixel, more than once
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "ICO"])
+def test_an_image_over_its_sources_limit_is_refused(kind, tmp_path):
+    Image.new("RGB", (64, 32)).save(tmp_path / "x", kind)
+    data = (tmp_path / "x").read_bytes()
+    width, height = decode(data, "x").size
+    n_bytes = 3 * width * height
+    assert decode_with_mode(data, "x", max_bytes=n_bytes).image.size == (width, height)
+    with pytest.raises(
+        UnreadableImageError, match=f"take {n_bytes} bytes as RGB, over the limit max_image_bytes"
+    ):
+        decode_with_mode(data, "x", max_bytes=n_bytes - 1)
+
+
+def test_a_large_image_of_16_bits_takes_four_times_its_size_at_most(tmp_path):
+    """In a process of its own, whose peak of memory is measured."""
+    Image.fromarray(np.zeros((5000, 5000), np.uint16)).save(tmp_path / "x.png")
+    code = (
+        "import resource, sys; from semrsm_dist.data.decode import decode\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "data, before = open(sys.argv[1], 'rb').read(), peak()\n"
+        "decode(data, 'x'); print(1024 * (peak() - before))"
+    )
+    taken = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.png"], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(taken) < 4 * 3 * 5000**2

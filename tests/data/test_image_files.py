@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -12,10 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, features
 from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
-from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, format_labels, parse_labels
 from semrsm_dist.data.locations import join
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.data.sources.table import TableImages
@@ -214,7 +217,7 @@ def test_a_failing_disk_is_not_blamed_on_the_image(folder, monkeypatch):
         def get_file_info(self, path):
             return FileInfo(path, FileType.File)
 
-    monkeypatch.setattr("semrsm_dist.data.files.locate", lambda uri: (BrokenDisk(), uri))
+    monkeypatch.setattr("semrsm_dist.data.locations.locate", lambda uri: (BrokenDisk(), uri))
     with pytest.raises(StorageError, match="Input/output error"):
         FolderImages(path=folder).read(ImageEntry("a.png", "/a.png"))
 
@@ -321,7 +324,10 @@ def test_uris_may_be_relative_absolute_or_with_a_scheme(table_folder):
         "uri": ["../images/b c.png", str(target), target.as_uri(), f"file://{target}"],
         "labels": [[]] * 4,
     }
-    images = TableImages(path=write_table(table_folder / "sub", "csv", rows))
+    path = write_table(table_folder / "sub", "csv", rows)
+    with pytest.raises(InputError, match=r"row 0 .* '\.\./images/b c\.png' leads out .* allow_outside: true"):
+        TableImages(path=path).entries()
+    images = TableImages(path=path, allow_outside=True)
     assert {images.load(r).sha256 for r in images.entries()} == {
         hashlib.sha256(target.read_bytes()).hexdigest()
     }
@@ -390,9 +396,9 @@ def test_text_tables_of_every_dialect(tmp_path, name, text):
         (
             "t.csv",
             b"image_id,uri,labels\na,a.png,[unclear\n",
-            r"row 0 .*begin with '\[' .*\[unclear.*write the labels",
+            r"row 0 .*'\[unclear' is no list of labels.*must be in quotation marks",
         ),
-        ("t.csv", b"image_id,uri,labels\na,a.png,[[1]]\n", r"begin with '\['"),
+        ("t.csv", b"image_id,uri,labels\na,a.png,[[1]]\n", r"\[1\] is neither text nor a number"),
         (
             "t.csv",
             "image_id,uri,labels\nä,a.png,b\n".encode("latin-1"),
@@ -479,7 +485,9 @@ def test_repeated_columns_are_named(tmp_path, column):
 
 def test_a_misspelt_column_is_suggested(tmp_path):
     (tmp_path / "t.csv").write_text("image_id,uri,label\na,a.png,cat\n")
-    with pytest.raises(InputError, match="did you mean 'label'"):
+    with pytest.raises(
+        InputError, match=r"a column 'label' but no 'labels'; did you mean 'labels'[?] Rename it"
+    ):
         TableImages(path=tmp_path / "t.csv").entries()
 
 
@@ -526,3 +534,119 @@ def test_labels_of_ready_made_features_need_no_uri(tmp_path):
     (tmp_path / "t.csv").write_text("image_id,labels,group\na,x|y,g\nb,,\nc,z,g\n")
     assert [r.uri for r in read_entries(tmp_path / "t.csv", needs_uri=False)] == ["", "", ""]
     assert [r.labels for r in read_entries(tmp_path / "t.csv", needs_uri=False)] == [("x", "y"), (), ("z",)]
+
+
+# --- tables with mistakes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "found", "meant"),
+    [
+        ("image_id,uri,labels,groups", "groups", "group"),
+        ("image_id,uri,labels,Group", "Group", "group"),
+        ("image_id,uri,lables,group", "lables", "labels"),
+        ("Image_ID,uri,labels,group", "Image_ID", "image_id"),
+    ],
+)
+def test_a_column_that_is_misspelt_is_refused(tmp_path, header, found, meant):
+    (tmp_path / "t.csv").write_text(f"{header}\na,a.png,cat,g\n")
+    words = f"has a column '{found}' but no '{meant}'; did you mean '{meant}'[?] Rename it, or"
+    with pytest.raises(InputError, match=words):
+        TableImages(path=tmp_path / "t.csv").entries()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_blanks_around_column_names_do_not_count(tmp_path, kind):
+    row = {" image_id": "007", "uri ": "a.png", "labels ": "cat", " group": "g"}
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join(",".join(cells) for cells in (row.keys(), row.values())))
+    elif kind == "parquet":
+        pd.DataFrame([row]).to_parquet(path)
+    else:
+        path.write_text(json.dumps(row))
+    assert TableImages(path=path).entries() == [ImageEntry("007", f"{tmp_path}/a.png", ("cat",), "g")]
+    (tmp_path / "t.csv").write_text("image_id,uri,labels,labels \na,a.png,cat,dog\n")
+    with pytest.raises(InputError, match="more than one column 'labels'"):
+        TableImages(path=tmp_path / "t.csv").entries()
+
+
+def test_further_columns_are_reported_once(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("image_id,uri,labels,width,camera\na,a.png,cat,3,x\nb,b.png,cat,3,x\n")
+    for _ in range(3):
+        assert len(TableImages(path=tmp_path / "t.csv").entries()) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 't.csv'}: the columns 'width', 'camera' are not used"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [('"cat|dog"', ("cat|dog",)), ('["cat|dog", 3]', ("cat|dog", "3")), ("cat|dog", ("cat", "dog"))],
+)
+def test_json_in_a_cell_of_labels(tmp_path, cell, labels):
+    row = {"image_id": "a", "uri": "a.png", "labels": cell}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    pd.DataFrame([row]).to_csv(tmp_path / "t.csv", index=False)
+    for name in ("t.jsonl", "t.csv"):
+        [entry] = TableImages(path=tmp_path / name).entries()
+        assert entry.labels == labels
+
+
+@pytest.mark.parametrize("cell", ['{"a": 1}', '"cat', "['cat' 'dog']", '["cat"', "[[1]]", '"a" | "b"'])
+def test_what_begins_as_json_but_holds_no_labels_is_refused(tmp_path, cell):
+    row = {"image_id": "a", "uri": "a.png", "labels": cell}
+    pd.DataFrame([row]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=r"the labels of row 0 .*write a list such as \[.cat"):
+        TableImages(path=tmp_path / "t.csv").entries()
+
+
+def test_a_list_that_is_not_quoted_gets_a_hint(tmp_path):
+    (tmp_path / "t.csv").write_text('image_id,uri,labels\na,a.png,["cat", "odd"]\n')
+    with pytest.raises(InputError, match=r"line 2 has 4 cells, the header 3 .*\[\"\"cat\"\", \"\"odd\"\"\]"):
+        TableImages(path=tmp_path / "t.csv").entries()
+
+
+@given(st.lists(st.text(st.sampled_from("ab|,;[]{}\"' \\\n"), min_size=1).map(str.strip).filter(bool)))
+def test_labels_written_as_text_are_read_back(labels):
+    assert parse_labels(format_labels(labels)) == tuple(labels)
+
+
+@pytest.mark.parametrize("uri", ["../x.png", "/etc/x.png", "file:///etc/x.png", "a/../../x.png"])
+def test_a_path_out_of_the_tables_folder_is_refused_unless_allowed(tmp_path, uri):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image_id": "a", "uri": uri, "labels": []}))
+    with pytest.raises(InputError, match=r"leads out of the table's folder .* allow_outside: true"):
+        TableImages(path=tmp_path / "t.jsonl").entries()
+    assert len(TableImages(path=tmp_path / "t.jsonl", allow_outside=True).entries()) == 1
+
+
+def test_a_link_out_of_the_tables_folder_is_unreadable_unless_allowed(tmp_path):
+    write_image(tmp_path / "else" / "x.png", 9)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "else")
+    (tmp_path / "here" / "t.csv").write_text("image_id,uri,labels\na,link/x.png,\n")
+    images = TableImages(path=tmp_path / "here" / "t.csv")
+    with pytest.raises(UnreadableImageError, match="links outside the table's folder, and allow_outside"):
+        images.load(images.entries()[0])
+    images = TableImages(path=tmp_path / "here" / "t.csv", allow_outside=True)
+    assert np.asarray(images.read(images.entries()[0]))[0, 0, 0] == 9
+
+
+# --- remote storage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [FolderImages, TableImages])
+@pytest.mark.slow
+def test_an_endpoint_that_cannot_be_reached_is_named_with_the_remedy(source, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = "s3://bucket/t.csv?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    words = r"127\.0\.0\.1:9.*the storage failed.*check the network, the name of the bucket and the cred.*AWS_ACCESS"
+    with pytest.raises(StorageError, match=words):
+        source(path=place).entries()
+
+
+def test_an_image_over_the_limit_of_its_folder_is_unreadable(tmp_path):
+    write_image(tmp_path / "x.png", size=(6, 4))
+    assert FolderImages(path=tmp_path, max_image_bytes=72).read(ImageEntry("x", str(tmp_path / "x.png")))
+    with pytest.raises(UnreadableImageError, match="6 x 4 pixels take 72 bytes as RGB"):
+        FolderImages(path=tmp_path, max_image_bytes=71).read(ImageEntry("x", str(tmp_path / "x.png")))

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ from semrsm_dist.data.sources.crops import ShiftedCrops
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.pipeline.planning import check_run
 
 MODEL = {"name": "test_resnet", "weights": "random", "layers": ["layer1"]}
 TOY = '''
@@ -110,6 +112,92 @@ def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
         "data: data source 'broken' (broken:Broken of the distribution broken 1.0) cannot be loaded"
         in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "return [ImageEntry(",
+            "return 3 / 0 or [ImageEntry(",
+            "entries raised ZeroDivisionError: division by zero",
+        ),
+        (
+            "return [ImageEntry(",
+            "return 3 or [ImageEntry(",
+            "entries raised TypeError: 'int' object is not iterable",
+        ),
+        ("[ImageEntry(", "[(", "entries raised TypeError: it returned"),
+        (
+            '("dark" if k < 2 else "bright",)',
+            '["dark"]',
+            "entries raised TypeError: ImageEntry.*labels a tuple of str",
+        ),
+        (
+            '("dark" if k < 2 else "bright",)',
+            '"dark"',
+            "entries raised TypeError: ImageEntry.*labels a tuple of str",
+        ),
+        ('f"grey-{k}", f"greys', 'k, f"greys', "entries raised TypeError: ImageEntry.image_id=0"),
+    ],
+)
+def test_a_source_that_lists_its_images_wrongly_is_named(tmp_path, old, new, words):
+    assert old in TOY
+    environment = install(tmp_path / "site", "toy", TOY.replace(old, new), "greys = toy:Greys")
+    (tmp_path / "job.yaml").write_text(JOB)
+    done = semrsm(tmp_path, environment, "validate", "job.yaml")
+    assert done.returncode == 2
+    assert re.search(
+        rf"data source 'greys' \(toy:Greys of the distribution toy 1\.0\): {words}.*correct or update",
+        done.stderr,
+    )
+
+
+def test_a_source_may_yield_its_images(tmp_path):
+    text = TOY.replace("return [ImageEntry(", "yield from [ImageEntry(")
+    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
+    (tmp_path / "job.yaml").write_text(JOB)
+    assert semrsm(tmp_path, environment, "validate", "job.yaml").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("new", "code", "words"),
+    [
+        ("raise KeyError('x')", 2, "load of image 'grey-0' raised KeyError: 'x'. Nothing of it can be used"),
+        ("return image", 2, "load of image 'grey-0' raised TypeError: it returned <PIL"),
+        (
+            "raise OSError(5, 'Input/output error')",
+            1,
+            "load of image .* raised OSError: .Errno 5. Input/output error",
+        ),
+    ],
+)
+def test_a_source_that_loads_its_images_wrongly_is_named(tmp_path, new, code, words):
+    text = TOY.replace("return LoadedImage(", f"{new}; LoadedImage(")
+    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
+    (tmp_path / "job.yaml").write_text(JOB)
+    done = semrsm(tmp_path, environment, "run", "job.yaml")
+    assert done.returncode == code, done.stderr
+    assert re.search(rf"data source 'greys' \(toy:Greys of the distribution toy 1\.0\): {words}", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("    def load(self", "    def lead(self", "it does not define load"),
+        ('Literal["greys"] = "greys"', 'Literal["grey"] = "grey"', "it calls itself 'grey'"),
+        ("class Greys(ImageSource)", "class Greys(DataSource)", "it does not derive from ImageSource"),
+    ],
+)
+def test_an_incomplete_source_is_refused_when_it_is_chosen(tmp_path, old, new, words):
+    text = TOY.replace("import ImageSource", "import DataSource, ImageSource").replace(old, new)
+    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
+    (tmp_path / "job.yaml").write_text("run: run\ndata: {source: greys}\n")
+    done = semrsm(tmp_path, environment, "validate", "job.yaml")
+    assert done.returncode == 2
+    assert re.search(rf"toy:Greys of the distribution toy 1\.0.*{words}", done.stderr)
 
 
 @pytest.mark.parametrize("name", SOURCES.names())
@@ -235,3 +323,29 @@ def test_validate_finds_a_missing_folder(tmp_path):
     done = semrsm(tmp_path, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "validate", "job.yaml")
     assert done.returncode == 2
     assert f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path" in done.stderr
+
+
+def test_validate_finds_features_that_do_not_fit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, shape in (("a", (3, 4, 2)), ("b", (2, 4, 2)), ("wide", (3, 4, 5))):
+        np.save(f"{name}.npy", np.zeros(shape, np.float32))
+    np.save("counts.npy", [4, 2, 4])
+    np.save("all.npy", [4, 4, 4])
+    (tmp_path / "t.csv").write_text("image_id,labels\nx,\ny,\n")
+    features = {"source": "features", "layers": {"l": "a.npy"}}
+    base = {"run": "r", "data": features, "matching": {"matcher": "projection"}}
+
+    def problem(**changes):
+        check_run(RunConfig.from_dict(base | changes))
+
+    problem(data=features | {"token_counts": {"l": "all.npy"}})
+    with pytest.raises(
+        ConfigError, match=r"token_counts: the images of layer 'l' differ .* 'projection' cannot"
+    ):
+        problem(data=features | {"token_counts": {"l": "counts.npy"}})
+    with pytest.raises(InputError, match=r"t\.csv: 2 rows, but the features of images hold 3"):
+        problem(data=features | {"table": "t.csv"})
+    with pytest.raises(InputError, match="different numbers of images"):
+        problem(data=features | {"layers": {"l": "a.npy", "m": "b.npy"}})
+    with pytest.raises(InputError, match="S = 4 and C = 5 on the side queries"):
+        problem(queries=features | {"layers": {"l": "wide.npy"}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
@@ -10,9 +10,19 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from semrsm_dist.data.source import DataSource, ImageSource
 from semrsm_dist.errors import did_you_mean
-from semrsm_dist.plugins import Plugins
+from semrsm_dist.plugins import Plugins, check_name
 
-SOURCES: Plugins[type[DataSource]] = Plugins("data source", __name__, DataSource)
+
+def _check_source(name: str, source: object) -> Iterator[str]:
+    if not isinstance(source, type):
+        yield "it is an object, not a class"
+    elif issubclass(source, DataSource):
+        yield from check_name(name, source.model_fields["source"].default)
+        if not issubclass(source, ImageSource) and not source.__module__.startswith(__name__):
+            yield "it does not derive from ImageSource"
+
+
+SOURCES: Plugins[type[DataSource]] = Plugins("data source", __name__, DataSource, check=_check_source)
 
 
 def _read_source(value: object) -> object:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
-from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.source import ImageSource, list_entries, load_image
 from semrsm_dist.data.sources import Images
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import AffectsResult, Count, Real, Seed
@@ -69,7 +69,7 @@ class ShiftedCrops(ImageSource):
 
     def entries(self) -> list[ImageEntry]:
         """Return the crops, those of the first shift first."""
-        images = self.of.entries()
+        images = list_entries(self.of)
         if self.sample is not None and self.sample < len(images):
             chosen = np.random.default_rng(self.seed).choice(len(images), self.sample, replace=False)
             images = [images[index] for index in np.sort(chosen)]
@@ -82,7 +82,7 @@ class ShiftedCrops(ImageSource):
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the crop with a hash of the image's content and the place of the crop in it."""
         original, shift = self._original(entry)
-        loaded = self.of.load(original)
+        loaded = load_image(self.of, original)
         box = crop_box(loaded.image.size, self.share, shift)
         sha256 = hashlib.sha256(f"{loaded.sha256} {box}".encode()).hexdigest()
         return replace(loaded, image=loaded.image.crop(box), sha256=sha256)

@@ -10,16 +10,15 @@ from typing import Any, Literal
 
 from semrsm_dist.data.annotations import (
     draw_sample,
-    is_folder,
     list_below,
-    read_bytes,
+    read_annotation,
     read_lines,
     shorten,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
-from semrsm_dist.data.locations import below, join
+from semrsm_dist.data.locations import below, is_folder, join
 from semrsm_dist.errors import InputError, MissingInputError
 from semrsm_dist.fields import Count, Location, Seed
 
@@ -121,7 +120,7 @@ def _read_classes(location: str, remedy: str) -> dict[int, str]:
     from scipy.io import loadmat  # noqa: PLC0415 - only this layout needs it
     from scipy.io.matlab import MatReadError  # noqa: PLC0415
 
-    content = read_bytes(location, remedy)
+    content = read_annotation(location, remedy)
     try:
         read: Any = loadmat  # files in memory too, of which its stubs do not know
         synsets = read(io.BytesIO(content), squeeze_me=True)["synsets"]

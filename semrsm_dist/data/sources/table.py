@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semrsm_dist.data.entries import ImageEntry
+from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
 from semrsm_dist.data.files import FileSource
-from semrsm_dist.data.table import read_entries
+from semrsm_dist.data.locations import absolute, is_uri
+from semrsm_dist.data.table import folder_of, leads_out, read_entries
 
 
 class TableImages(FileSource):
@@ -18,21 +19,36 @@ class TableImages(FileSource):
 
     Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
     being relative to the table's folder; `labels`, a list column, a list written as JSON, or text with ``|``
-    between the labels, empty for none; and, optionally, `group`. Further columns are ignored.
+    between the labels, empty for none; and, optionally, `group`. Blanks around their names do not count. Further
+    columns are reported and not used, unless they look like a misspelt name of one of these.
 
     Parameters
     ----------
     path : str or Path
         The table, or its URI.
+    allow_outside : bool
+        Take images that lie outside the table's folder, by their path or by a link. URIs of other file systems are
+        taken in any case.
 
     Raises
     ------
     InputError
-        From `entries`, if the table cannot be read, lacks a column, is empty, or repeats an id.
+        From `entries`, if the table cannot be read, lacks a column, is empty, repeats an id, or names a path outside
+        its folder that is not allowed.
     """
 
     source: Literal["table"] = "table"
+    allow_outside: bool = False
 
     def entries(self) -> list[ImageEntry]:
         """Return the listed images in the order of the table."""
-        return read_entries(self.path)
+        return read_entries(self.path, allow_outside=self.allow_outside)
+
+    def load(self, entry: ImageEntry) -> LoadedImage:
+        """Return the decoded RGB image with the hash of its file; a link out of the table's folder is unreadable."""
+        folder = folder_of(absolute(self.path))
+        place = absolute(entry.uri)
+        if not self.allow_outside and not is_uri(place) and (is_uri(folder) or leads_out(place, folder)):
+            cause = f"{entry.uri} lies or links outside the table's folder, and allow_outside is not set"
+            raise UnreadableImageError(entry.image_id, cause)
+        return super().load(entry)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import KernelConfig
+from semrsm_dist.data.entries import format_labels
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import WorkError
@@ -257,8 +258,6 @@ def _write_coordinates(
         manifest = manifests[side]
         suffix = dimension.removeprefix("image")
         store.write_coordinate(dimension, dimension, manifest.image_ids())
-        store.write_coordinate(
-            f"labels{suffix}", dimension, ["|".join(labels) for labels in manifest.labels()]
-        )
+        store.write_coordinate(f"labels{suffix}", dimension, list(map(format_labels, manifest.labels())))
         store.write_coordinate(f"group{suffix}", dimension, [group or "" for group in manifest.groups()])
         store.write_coordinate(f"squared_norm{suffix}", dimension, norms)

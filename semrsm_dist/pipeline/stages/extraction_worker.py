@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from semrsm_dist.data.manifest import ManifestRow
-from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
 from semrsm_dist.errors import InputError, ResumeError
 from semrsm_dist.features.spec import ModelSpec
@@ -184,7 +184,7 @@ class _ExtractionWorker:
         return [readers.submit(self._read, source, row) for row in chunk.rows]
 
     def _read(self, source: ImageSource, row: ManifestRow) -> Prepared:
-        loaded = source.load(row.entry)
+        loaded = load_image(source, row.entry)
         if loaded.sha256 != row.sha256:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run began with (hash {loaded.sha256[:12]}, "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow, find_known, scan
-from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
@@ -42,7 +42,10 @@ class ScanWorker:
         return attempt_each(cast("tuple[ScanBatch, ...]", units), self._scan, self.run)
 
     def _scan(self, batch: ScanBatch) -> Receipt:
-        rows = scan(self.source, batch.entries)
+        try:
+            rows = scan(self.source, batch.entries)
+        except ConfigError as error:  # of a source that is not what it should be: trying again is no use
+            return Receipt(batch, counts={"images": 0}, value=error)
         return Receipt(batch, counts={"images": len(rows)}, value=rows)
 
 
@@ -58,7 +61,7 @@ def list_images(session: Session, source: ImageSource) -> list[ImageEntry]:
     """
     _refuse_run_among_images(session, source)
     with session.timed("scan"):
-        return source.entries()
+        return list_entries(source)
 
 
 def scan_images(
@@ -162,7 +165,10 @@ def _scan_new(
         total=len(entries),
         done=len(entries) - len(new),
     )
-    found = {cast("ScanBatch", batch).first: rows for batch, rows in outcome.values}
+    found: dict[int, Any] = {cast("ScanBatch", batch).first: rows for batch, rows in outcome.values}
+    refused = [error for error in found.values() if isinstance(error, ConfigError)]
+    if refused:
+        raise refused[0]
     if outcome.failures:
         raise StorageError(
             f"{len(outcome.failures)} batches of images could not be scanned; nothing was computed. First cause: "

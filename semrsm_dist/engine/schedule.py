@@ -186,8 +186,7 @@ class Schedule:
                     self._abandoned += 1
         if len(new) == len(receipt.units):
             return receipt
-        share = len(new) / len(receipt.units)
-        counts = {name: count * share for name, count in receipt.counts.items()}
+        counts = {name: count * len(new) / len(receipt.units) for name, count in receipt.counts.items()}
         return dataclasses.replace(receipt, unit=new[0], also=new[1:], counts=counts)
 
     def finish(self, task: Task, error: str | None, now: float) -> None:

@@ -1,0 +1,62 @@
+"""How a run is cut into tiles: few files whatever is requested, and tiles larger than a worker's memory."""
+
+import xarray as xr
+
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.sizing import panel_size
+from semrsm_dist.plan import tiling
+from semrsm_dist.store.record import LayerRecord
+
+KERNELS = ["cosine", "linear"]
+
+
+def values(run):
+    data = xr.open_zarr(run / "rsm.zarr", group="last")
+    return {name: array.values.tobytes() for name, array in data.data_vars.items()}
+
+
+def documents(shop, run, z, queries, **matching):
+    document = shop.of_features(run, z, kernels=KERNELS, matching=matching)
+    sides = {"queries": {"source": "features", "layers": {"last": str(queries)}}}
+    return document, document | sides | {"run": str(shop.path / f"{run}-queries")}
+
+
+def test_tiles_larger_than_memory_are_solved_in_parts_to_the_same_bits(shop):
+    z, queries = shop.features("z.npy", (70, 64, 256)), shop.features("q.npy", (30, 64, 256))
+    plain = documents(shop, "plain", z, queries, tile=50)
+    little = documents(shop, "little", z, queries, tile=50, worker_memory="16MiB")
+    for whole, parts in zip(plain, little, strict=True):
+        shop.run(whole)
+        shop.run(parts)
+        expected, found = (shop.path / document["run"] for document in (whole, parts))
+        assert values(found) == values(expected)
+        assert len(shop.tiles(found)) == len(shop.tiles(expected)) <= 3
+        assert shop.tree(found / "tiles.zarr") == shop.tree(expected / "tiles.zarr")
+
+
+def test_requested_tiles_that_would_make_too_many_files_are_grouped(shop, monkeypatch):
+    z = shop.features("z.npy", (45, 4, 3))
+    shop.run(shop.of_features("plain", z, kernels=KERNELS, matching={"tile": 2}))
+    assert len(shop.tiles(shop.path / "plain")) == 23 * 24 // 2
+    monkeypatch.setattr(tiling, "MOST_TILES", 100)
+    document = shop.of_features("few", z, kernels=KERNELS, matching={"tile": 2})
+    summary = shop.run(document)
+    assert len(shop.tiles(shop.path / "few")) == 12 * 13 // 2
+    assert any("tiles of 4 x 4 are written" in warning for warning in summary["warnings"])
+    assert values(shop.path / "few") == values(shop.path / "plain")
+    shop.tiles(shop.path / "few")[5].unlink()
+    assert shop.run(document)["work"]["matching"]["computed"] == 1
+
+
+def test_a_panel_is_a_power_of_two_where_a_whole_one_does_not_fit(shop):
+    layer = LayerRecord(n_tokens=64, n_channels=256, tile_size=50, pair_seconds=1e-5)
+
+    def size(memory):
+        config = parse_config(
+            shop.of_features("-", shop.features("z.npy"), matching={"worker_memory": memory})
+        )
+        return panel_size(config, make_matcher("auction"), layer)
+
+    assert size("1GiB") == 50
+    assert size("16MiB") in {1, 2, 4, 8, 16, 32}

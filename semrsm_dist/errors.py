@@ -75,6 +75,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type if it has none, for the message of another error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` did you mean 'a' or 'b'?`` for the names closest to `name`, or an empty string if none is."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) if isinstance(name, str) else ()

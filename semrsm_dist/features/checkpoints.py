@@ -14,7 +14,6 @@ import logging
 import math
 import pickle
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +23,7 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -65,26 +64,14 @@ def hash_state(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Input sizes (height, width) in pixels, on which the grid of a network's position embeddings depends.
-
-    Attributes
-    ----------
-    own
-        That of the architecture; or, if `is_file` is set, that of the weights in the file, which says so.
-    model
-        That of the model to fill.
-    is_file
-        Whether `own` is known to be the size of the weights in the file.
-    """
-
-    own: Size
-    model: Size
-    is_file: bool = False
-
-
-def load_file(model: nn.Module, path: Path, sizes: Sizes | None = None) -> None:
+def load_file(
+    model: nn.Module,
+    path: Path,
+    own: Size | None = None,
+    size: Size | None = None,
+    *,
+    is_stated: bool = False,
+) -> None:
     """Fill every tensor of a model with the weights of a local file.
 
     Parameters
@@ -94,8 +81,8 @@ def load_file(model: nn.Module, path: Path, sizes: Sizes | None = None) -> None:
         (with a warning) if the file has none.
     path
         ``.safetensors``, or a state dict saved by torch, or timm's ``.npz`` where the model reads it.
-    sizes
-        For a network with position embeddings on a grid.
+    own, size, is_stated
+        See `move_positions`; needed for a network with position embeddings on a grid.
 
     Raises
     ------
@@ -107,15 +94,32 @@ def load_file(model: nn.Module, path: Path, sizes: Sizes | None = None) -> None:
         _load_npz(model, path)
         return
     state = _read_state(path)
-    if sizes is not None:
-        state = move_positions(model, state, sizes, str(path))
+    if own and size:
+        state = move_positions(model, state, own, size, str(path), is_stated=is_stated)
     load_state(model, state, source=str(path))
 
 
-def move_positions(model: nn.Module, state: State, sizes: Sizes, source: str) -> State:
+def move_positions(
+    model: nn.Module, state: State, own: Size, size: Size, source: str, *, is_stated: bool
+) -> State:
     """Resample position embeddings whose grid the file states; refuse those whose grid cannot be known.
 
     What is left to timm's converter are embeddings whose number alone determines their grid.
+
+    Parameters
+    ----------
+    model
+        The model to fill.
+    state
+        Its state dict as the file holds it.
+    own
+        Height and width in pixels that the architecture, or if `is_stated` the network in the file, is made for.
+    size
+        Those of the model.
+    source
+        What messages call the file.
+    is_stated
+        Whether the file says that its network is made for `own`.
     """
     name = next((name for name in ("pos_embed", "patch_pos") if _is_flat(model, name)), None)
     in_file = next((key for key in state if key.endswith(_POSITIONS) and state[key].ndim in (2, 3)), None)
@@ -123,21 +127,21 @@ def move_positions(model: nn.Module, state: State, sizes: Sizes, source: str) ->
         return state
     n_model, n_file = getattr(model, name).shape[1], state[in_file].shape[-2]
     n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-    stride = math.isqrt(math.prod(sizes.model) // max(1, n_model - n_prefix))
-    target, own = ((size[0] // stride, size[1] // stride) for size in (sizes.model, sizes.own))
+    stride = math.isqrt(math.prod(size) // max(1, n_model - n_prefix))
+    target, origin = ((pixels[0] // stride, pixels[1] // stride) for pixels in (size, own))
     n_prefix = n_model - math.prod(target)
-    if sizes.is_file:
-        if own == target or n_file - n_prefix != math.prod(own):
+    if is_stated:
+        if origin == target or n_file - n_prefix != math.prod(origin):
             return state
         moved = resample_abs_pos_embed(
-            state[in_file], new_size=list(target), old_size=list(own), num_prefix_tokens=n_prefix
+            state[in_file], new_size=list(target), old_size=list(origin), num_prefix_tokens=n_prefix
         )
         return {**state, in_file: moved}
     n_file -= (
         n_prefix if in_file == name and "mask_token" not in state else 1
     )  # a class token in other projects
     root = math.isqrt(n_file)
-    possible = {grid for grid in (own, target, (root, root)) if math.prod(grid) == n_file}
+    possible = {grid for grid in (origin, target, (root, root)) if math.prod(grid) == n_file}
     if len(possible) != 1:
         grids = " or ".join(f"{height} x {width}" for height, width in sorted(possible)) or "not a square one"
         raise InputError(
@@ -159,7 +163,7 @@ def _read_state(path: Path) -> State:
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     except _READ_ERRORS as error:
         raise InputError(
-            f"{path}: cannot be read as weights ({_first_line(error)}); give a .safetensors file, or a state dict "
+            f"{path}: cannot be read as weights ({first_line(error)}); give a .safetensors file, or a state dict "
             "saved with torch.save(model.state_dict(), ...); other pickled objects would execute code"
         ) from error
     if not tensors:
@@ -249,7 +253,7 @@ def _load_npz(model: nn.Module, path: Path) -> None:
         read(str(path))
     except _READ_ERRORS as error:
         raise InputError(
-            f"{path}: not an archive of {_architecture(model)} ({_first_line(error)}); check the model's name"
+            f"{path}: not an archive of {_architecture(model)} ({first_line(error)}); check the model's name"
         ) from error
     unset = [name for name, t in model.state_dict().items() if t.is_floating_point() and t.isnan().any()]
     heads = tuple(f"{name}." for name in _classifiers(model))
@@ -263,7 +267,3 @@ def _load_npz(model: nn.Module, path: Path) -> None:
 
 def _architecture(model: nn.Module) -> str:
     return str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -185,7 +185,9 @@ def checkpoint_filter_fn(state: Mapping[str, Tensor], model: ClipSeg) -> dict[st
     return converted
 
 
-def build(name: str, weights: Path | str, prompt: str | None, size: Size) -> tuple[ClipSeg, tuple[int, ...]]:
+def build(
+    name: str, weights: Path | str, prompt: str | None, size: Size | None
+) -> tuple[ClipSeg, tuple[int, ...]]:
     """Build a network of the family; return it with the tokens of the prompt.
 
     Parameters
@@ -197,7 +199,7 @@ def build(name: str, weights: Path | str, prompt: str | None, size: Size) -> tup
     prompt
         For the decoder. The tokenizer's files are looked for beside the weights.
     size
-        Height and width of the images.
+        Height and width of the images; None for the network's own.
 
     Raises
     ------
@@ -211,7 +213,11 @@ def build(name: str, weights: Path | str, prompt: str | None, size: Size) -> tup
     beside = weights.parent if isinstance(weights, Path) else None
     tokens = () if prompt is None else _tokenize(name, prompt, beside)
     module = ClipSeg(name, tokens)
-    _require_size(name, size, module.patch, square=bool(tokens))
+    if tokens and size and size[0] != size[1]:
+        raise ConfigError(
+            f"input_size {size[0]} x {size[1]}: the decoder of {name!r} takes square images only; make both sides "
+            "equal, or leave out model.prompt for the vision tower alone"
+        )
     if len(tokens) > module.longest_prompt:
         raise ConfigError(
             f"model.prompt: {len(tokens)} tokens, but {name!r} takes {module.longest_prompt} at most; shorten it"
@@ -219,20 +225,6 @@ def build(name: str, weights: Path | str, prompt: str | None, size: Size) -> tup
     if isinstance(path, Path):
         checkpoints.load_file(module, path)
     return module, tokens
-
-
-def _require_size(name: str, size: Size, patch: int, *, square: bool) -> None:
-    if square and size[0] != size[1]:
-        raise ConfigError(
-            f"input_size {size[0]} x {size[1]}: the decoder of {name!r} takes square images only; make both sides "
-            "equal, or leave out model.prompt for the vision tower alone"
-        )
-    if any(side % patch for side in size):
-        nearest = " x ".join(str(max(1, round(side / patch)) * patch) for side in size)
-        raise ConfigError(
-            f"input_size {size[0]} x {size[1]} is no multiple of the {patch} x {patch} patches of {name!r}, so pixels "
-            f"would be cut off; the nearest is {nearest}"
-        )
 
 
 def _tokenize(name: str, prompt: str, folder: Path | None) -> tuple[int, ...]:

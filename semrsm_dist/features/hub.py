@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, first_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -63,7 +63,7 @@ def download_error(
     if repository:
         file = (files or _files(cfg))[0]
         url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error)
     if files and not set(files) & set(WEIGHTS):
         return InputError(
             f"{files[0]} of {name!r} cannot be downloaded from {url} ({reason}); load it once where there is a "

@@ -7,6 +7,7 @@ shipped with the package, from a local file, or random when the configuration sa
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,11 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, first_line
 from semrsm_dist.features import checkpoints, clipseg, hub, registry
-from semrsm_dist.features.registry import ModelRow, list_models
 from semrsm_dist.features.spec import ModelSpec
 
-__all__ = ["LoadedModel", "ModelRow", "ModelSpec", "list_models", "load_model"]
+__all__ = ["LoadedModel", "ModelSpec", "load_model"]
 
 Size: TypeAlias = tuple[int, int]
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
@@ -36,7 +36,8 @@ IN_MEMORY = "in memory"
 """In place of the weights' origin, for a module that was not loaded here."""
 
 _BUILDING = threading.Lock()
-_BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError, IndexError)
+NETWORK_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)
+"""Errors that networks raise, built for or run at sizes that they are not made for."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ class LoadedModel:
             "n_classes": self.n_classes,
             "classes": list(self.classes) if self.classes else None,
             "outputs": self.outputs,
-            "data_config": _plain(self.data_config),
-            "pretrained_cfg": _plain(getattr(self.module, "pretrained_cfg", {})),
+            "data_config": _as_json(self.data_config),
+            "pretrained_cfg": _as_json(getattr(self.module, "pretrained_cfg", {})),
             "timm": importlib.metadata.version("timm"),
             "torch": str(torch.__version__),
         }
@@ -131,7 +132,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     arch, tag = registry.split_name(spec.name)
     size = _checked_size(spec.input_size)
-    if spec.prompt is not None and spec.name not in registry.CLIPSEG:
+    is_clipseg = spec.name in registry.CLIPSEG
+    if spec.prompt is not None and not is_clipseg:
         raise ConfigError(
             f"model {spec.name!r} takes no prompt, only CLIPSeg does ({', '.join(registry.CLIPSEG)}); remove it"
         )
@@ -141,22 +143,15 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             f"model {spec.name!r} names the weights {tag!r}, but weights: digits means others; write {arch!r}"
         )
     with _generator_seeded(spec.seed):
-        if spec.name in registry.CLIPSEG:
-            return _load_clipseg(spec, path, size)
-        if path is None:
-            module = (
-                _create_pretrained(spec.name, size)
-                if spec.weights == "pretrained"
-                else _create(spec.name, size)
-            )
-            return _finished(module, spec, size)
-        description = registry.read_description(path, arch)
-        if description is not None:
-            return _load_described(spec, path, description, size)
-        module = _create(spec.name, size)
-        own = registry.own_size(spec.name)
-        checkpoints.load_file(module, path, checkpoints.Sizes(own, size or own))
-        return _finished(module, spec, size)
+        if is_clipseg:
+            module, tokens = clipseg.build(spec.name, path or spec.weights, spec.prompt, size)
+            model = replace(_describe(module, spec, size, clipseg.PREPROCESSING), prompt_tokens=tokens)
+        elif spec.weights == "pretrained":
+            model = _describe(_create_pretrained(spec.name, size), spec, size)
+        else:
+            model = _load_local(spec, path, registry.read_description(path, arch) if path else {}, size)
+    model.module.requires_grad_(False)
+    return model
 
 
 def adopt_module(
@@ -194,7 +189,7 @@ def adopt_module(
         if len(shape) != 3 or shape[0] != 3:
             raise ConfigError(f"transform: expected a tensor of shape (3, H, W), got {shape}")
         size = (shape[1], shape[2])
-    model = _described(
+    model = _describe(
         module, ModelSpec(name, IN_MEMORY, size), size, {"crop_pct": 1.0} if transform else None
     )
     return model if transform is None else replace(model, transform=transform)
@@ -211,68 +206,47 @@ def _generator_seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _load_clipseg(spec: ModelSpec, path: Path | None, size: Size | None) -> LoadedModel:
-    size = size or (registry.CLIPSEG[spec.name],) * 2
-    module, tokens = clipseg.build(spec.name, path or spec.weights, spec.prompt, size)
-    config = {"input_size": (3, *size), **clipseg.PREPROCESSING}
-    module.eval().requires_grad_(False)
-    return LoadedModel(
-        module=module,
-        spec=spec,
-        data_config=config,
-        transform=create_transform(**config, is_training=False),
-        weights_sha256=checkpoints.hash_state(module),
-        n_prefix_tokens=module.num_prefix_tokens,
-        classes=None,
-        prompt_tokens=tokens,
+def _load_local(
+    spec: ModelSpec, path: Path | None, meta: Mapping[str, Any], size: Size | None
+) -> LoadedModel:
+    """Build a network with random weights or those of a file, as the file describes it if it does."""
+    own: Size = meta["input_size"] if meta else registry.own_size(spec.name)
+    size = size or own
+    options = dict(meta.get("model_kwargs") or {})
+    changes: dict[str, Any] = {}
+    if meta:
+        changes = {"crop_pct": 1.0} | {k: meta[k] for k in ("mean", "std", "interpolation") if k in meta}
+        module = _create(spec.name, size, **{**options, "num_classes": int(meta["num_classes"])})
+    else:
+        module = _create(spec.name, size)
+    if path:
+        checkpoints.load_file(module, path, own, size, is_stated=bool(meta))
+    model = _describe(module, spec, size, changes)
+    return replace(
+        model,
+        classes=tuple(map(str, meta.get("classes") or ())) or model.classes,
+        outputs=meta.get("outputs") or model.outputs,
+        build_options=options,
     )
 
 
-def _load_described(spec: ModelSpec, path: Path, meta: dict[str, Any], size: Size | None) -> LoadedModel:
-    """Build the network that a weight file describes: those that ship, and variants of them."""
-    own: Size = meta["input_size"]
-    size = size or own
-    options = dict(meta.get("model_kwargs") or {})
-    module = _create(spec.name, size, **{**options, "num_classes": int(meta["num_classes"])})
-    checkpoints.load_file(module, path, checkpoints.Sizes(own, size, is_file=True))
-    config: dict[str, Any] = {"crop_pct": 1.0}
-    config |= {key: meta[key] for key in ("mean", "std", "interpolation") if key in meta}
-    classes = tuple(str(name) for name in meta.get("classes") or ())
-    return replace(_finished(module, spec, size, config, classes, meta.get("outputs")), build_options=options)
-
-
-def _finished(
-    module: nn.Module,
-    spec: ModelSpec,
-    size: Size | None,
-    preprocessing: dict[str, Any] | None = None,
-    classes: tuple[str, ...] = (),
-    outputs: str | None = None,
+def _describe(
+    module: nn.Module, spec: ModelSpec, size: Size | None, preprocessing: Mapping[str, Any] | None = None
 ) -> LoadedModel:
-    return _described(module.eval().requires_grad_(False), spec, size, preprocessing, classes, outputs)
-
-
-def _described(
-    module: nn.Module,
-    spec: ModelSpec,
-    size: Size | None,
-    preprocessing: dict[str, Any] | None = None,
-    classes: tuple[str, ...] = (),
-    outputs: str | None = None,
-) -> LoadedModel:
+    """Put a module into evaluation mode and find out its preprocessing, its tokens and its classes."""
+    module.eval()
     cfg = getattr(module, "pretrained_cfg", {})
-    own = cfg.get("input_size", (3, 224, 224)) if isinstance(cfg, dict) else (3, 224, 224)
+    cfg = cfg if isinstance(cfg, dict) else {}
+    own = tuple(cfg.get("input_size", (3, 224, 224)))
     if own[0] != 3:
         raise ConfigError(f"model {spec.name!r} takes {own[0]} input channels; only RGB models can be used")
     wanted = size or (int(own[1]), int(own[2]))
     resolve: Any = resolve_data_config
     config = resolve({"input_size": (3, *wanted), **(preprocessing or {})}, model=module)
-    if wanted != tuple(own[-2:]):
+    if wanted != own[-2:]:
         _try_size(module, spec.name, wanted)
-    labels = (cfg.get("label_names") if isinstance(cfg, dict) else None) or ()
+    labels = cfg.get("label_names") or ()
     known = 0 < len(labels) == getattr(module, "num_classes", 0)
-    if not classes and known:
-        classes = tuple(str(name) for name in labels)
     return LoadedModel(
         module=module,
         spec=spec,
@@ -280,8 +254,8 @@ def _described(
         transform=create_transform(**config, is_training=False),
         weights_sha256=checkpoints.hash_state(module),
         n_prefix_tokens=_count_prefix_tokens(module),
-        classes=classes or None,
-        outputs=outputs or _meaning_of_outputs(module, has_names=known),
+        classes=tuple(map(str, labels)) if known else None,
+        outputs=_meaning_of_outputs(module, has_names=known),
     )
 
 
@@ -309,28 +283,11 @@ def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs:
         kwargs["img_size"] = size
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except _BUILD_ERRORS as error:
+    except NETWORK_ERRORS as error:
         if "img_size" not in kwargs:
             raise
         raise _size_error(name, size or own, error) from error
     return module
-
-
-def build_for_shapes(model: LoadedModel, size: Size) -> nn.Module:
-    """Build the network for another input size on torch's meta device: without numbers, it tells shapes alone.
-
-    Raises
-    ------
-    ConfigError
-        The network has no other sizes, or cannot be built without numbers.
-    """
-    options = {**model.build_options, "num_classes": model.n_classes, "img_size": size}
-    try:
-        with torch.device("meta"):
-            module: nn.Module = timm.create_model(model.spec.name, pretrained=False, **options)
-    except _BUILD_ERRORS as error:
-        raise ConfigError(f"model {model.spec.name!r} cannot be built for {size}: {error}") from error
-    return module.eval()
 
 
 def _create_pretrained(name: str, size: Size | None) -> nn.Module:
@@ -347,9 +304,7 @@ def _create_pretrained(name: str, size: Size | None) -> nn.Module:
         return module
     # Some releases of timm leave position embeddings as they are where their number is right and their grid is not.
     other = _create(name, size)
-    state = checkpoints.move_positions(
-        other, module.state_dict(), checkpoints.Sizes(own, size, is_file=True), name
-    )
+    state = checkpoints.move_positions(other, module.state_dict(), own, size, name, is_stated=True)
     checkpoints.load_state(other, state, source=name)
     return other
 
@@ -369,20 +324,23 @@ def _try_size(module: nn.Module, name: str, size: Size) -> None:
     """Find out now, with one blank image, whether the network can work at this size."""
     patch = _patch_size(module)
     if patch and any(side % step for side, step in zip(size, patch, strict=True)):
+        nearest = [max(1, round(side / step)) * step for side, step in zip(size, patch, strict=True)]
         raise ConfigError(
             f"input_size {size[0]} x {size[1]} is no multiple of the {patch[0]} x {patch[1]} patches of {name!r}, "
-            f"so pixels would be cut off; the nearest is {' x '.join(_nearest(size, patch))}"
+            f"so pixels would be cut off; the nearest is {' x '.join(map(str, nearest))}"
         )
     forward: Any = getattr(module, "forward_features", module)
     try:
         with torch.inference_mode():
             forward(torch.zeros(1, 3, *size))
-    except _BUILD_ERRORS as error:
+    except NETWORK_ERRORS as error:
         raise _size_error(name, size, error) from error
 
 
 def _patch_size(module: nn.Module) -> Size | None:
     """Return the side lengths of patches that neither overlap nor are padded, if the network has such."""
+    if isinstance(module, clipseg.ClipSeg):
+        return module.patch, module.patch
     embed = getattr(module, "patch_embed", None)
     conv = getattr(embed, "proj", None)
     if not isinstance(conv, nn.Conv2d) or getattr(embed, "dynamic_img_pad", False):
@@ -391,23 +349,13 @@ def _patch_size(module: nn.Module) -> Size | None:
     return (height, width) if tuple(conv.stride) == (height, width) and conv.padding in (0, (0, 0)) else None
 
 
-def _nearest(size: Size, patch: Size) -> list[str]:
-    return [str(max(1, round(side / step)) * step) for side, step in zip(size, patch, strict=True)]
-
-
 def _size_error(name: str, size: tuple[int, ...], error: Exception) -> ConfigError:
     own = registry.pretrained_cfg(name).get("input_size", (3, 224, 224))
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(
-        f"model {name!r} cannot work at input_size {' x '.join(map(str, size))} ({reason}); "
+        f"model {name!r} cannot work at input_size {' x '.join(map(str, size))} ({first_line(error)}); "
         f"leave input_size out for its own {own[-2]} x {own[-1]}, or try a multiple of 32"
     )
 
 
-def _plain(value: Any) -> Any:
-    """Reduce to what JSON can hold."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if key != "state_dict"}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _as_json(facts: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps({k: v for k, v in facts.items() if k != "state_dict"}, default=str))

@@ -14,18 +14,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from semrsm_dist.errors import ConfigError
-from semrsm_dist.features.models import LoadedModel, build_for_shapes
+from semrsm_dist.features.models import NETWORK_ERRORS, LoadedModel
 
 Grid = tuple[int, int]
 Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
-_FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)
-"""Errors that networks raise at sizes that they are not made for."""
 
 CLASS_TOKEN = "@class"
 """Suffix of a layer's name for its class token instead of its positions."""
@@ -203,10 +201,13 @@ def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
 
 def _probe_stretched(model: LoadedModel, size: Grid) -> dict[str, list[_Shape]]:
     """Return what `_probe` finds at another size, if necessary of a network built for it; empty if impossible."""
-    with suppress(*_FORWARD_ERRORS):
+    with suppress(*NETWORK_ERRORS):
         return _probe(model.module, size)
-    with suppress(*_FORWARD_ERRORS, ConfigError):
-        return _probe(build_for_shapes(model, size), size)
+    options = {**model.build_options, "num_classes": model.n_classes, "img_size": size}
+    with suppress(*NETWORK_ERRORS):
+        with torch.device("meta"):  # without numbers
+            module = timm.create_model(model.spec.name, pretrained=False, **options)
+        return _probe(module.eval(), size)
     return {}
 
 

@@ -86,15 +86,15 @@ def read_shipped_metadata(arch: str) -> dict[str, Any]:
         No weights are shipped for this architecture.
     """
     description = read_description(find_shipped(arch), arch)
-    if description is None:
+    if not description:
         raise InputError(
             f"{find_shipped(arch)}: the file has lost the description of its network; reinstall the package"
         )
     return description
 
 
-def read_description(path: Path, arch: str) -> dict[str, Any] | None:
-    """Return the description of the network in the head of a weight file; None if there is none, as in most files.
+def read_description(path: Path, arch: str) -> dict[str, Any]:
+    """Return the description of the network in the head of a weight file; empty if there is none, as in most files.
 
     Keys: architecture, model_kwargs, num_classes, input_size (H, W), mean, std, interpolation, classes, and outputs:
     `classes` (one of them is true) or `labels` (each is true or false).
@@ -106,7 +106,7 @@ def read_description(path: Path, arch: str) -> dict[str, Any] | None:
     """
     meta = {key: _from_json(value) for key, value in read_head(path).items()}
     if not {"architecture", "input_size", "num_classes"} <= meta.keys():
-        return None
+        return {}
     if meta["architecture"] != arch:
         raise InputError(
             f"{path}: these are weights of {meta['architecture']!r}, not of {arch!r}; correct the model's name"

@@ -13,7 +13,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
-from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
+from semrsm_dist.errors import InputError, MissingInputError, did_you_mean, first_line
 from semrsm_dist.features.arrays import FeatureArray, interpret, stamp
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class TensorFeatures(FeatureArray):
         except _READ_ERRORS as error:
             if isinstance(error, InputError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise InputError(
-                f"{path}: cannot be read as tensors ({reason}), and nothing else is loaded, since pickled objects may "
-                "execute code; write the features with torch.save(tensor, path) or safetensors.torch.save_file"
+                f"{path}: cannot be read as tensors ({first_line(error)}), and nothing else is loaded, since pickled "
+                "objects may execute code; write the features with torch.save(tensor, path) or "
+                "safetensors.torch.save_file"
             ) from error
         super().__init__(path, interpret(str(path), shape, dtype, layout))
 

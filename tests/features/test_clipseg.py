@@ -18,7 +18,8 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features import clipseg
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.layers import LayerReader, class_token_layers, resolve_layers
-from semrsm_dist.features.models import ModelSpec, list_models, load_model
+from semrsm_dist.features.models import ModelSpec, load_model
+from semrsm_dist.features.registry import list_models
 from semrsm_dist.pipeline.inputs import describe_model
 
 pytest.importorskip("transformers", reason="an extra")

@@ -20,7 +20,8 @@ from timm.layers import resample_abs_pos_embed
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.checkpoints import hash_state
-from semrsm_dist.features.models import ModelSpec, list_models, load_model
+from semrsm_dist.features.models import ModelSpec, load_model
+from semrsm_dist.features.registry import list_models
 from semrsm_dist.features.spec import shipped_architectures
 
 

@@ -14,14 +14,14 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
-from semrsm_dist.plan.tiling import choose_tile_size, smallest_tile
+from semrsm_dist.plan.tiling import MOST_PANELS, choose_tile_size, smallest_tile
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
 LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
 
-Fewer only where a worker's memory demands it: the last bits of a network's output depend on the batch, so the
-number of workers or the size of tiles must not affect it.
+Fewer only where a worker's memory demands it, more only where so many images would make too many chunks: the last bits
+of a network's output depend on the batch, so the number of workers or the size of tiles must not affect it.
 """
 
 PROCESS_BYTES = 8 * 1024**2
@@ -108,6 +108,8 @@ def choose_sizes(
     """
     layers = {}
     chunk_size = LARGEST_CHUNK
+    while max(inputs.counts().values()) > MOST_PANELS * chunk_size:
+        chunk_size *= 2
     for layer, sizes in inputs.layers.items():
         pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
         size = _tile_size(config, inputs.counts(), pair_seconds, workers)

@@ -30,7 +30,7 @@ MOST_TILES = 100_000
 """Tiles of a layer, each of which is a file; of more images than this, a layer has up to as many tiles as images."""
 
 MOST_PANELS = 10_000
-"""Panels of a side: a directory of the tile store has an entry for each."""
+"""Panels of a side, and its feature chunks: a directory has an entry for each."""
 
 
 class Tile(NamedTuple):

@@ -2,8 +2,10 @@
 
 import xarray as xr
 
+import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline import sizing
 from semrsm_dist.pipeline.sizing import panel_size
 from semrsm_dist.plan import tiling
 from semrsm_dist.store.record import LayerRecord
@@ -47,6 +49,13 @@ def test_requested_tiles_that_would_make_too_many_files_are_grouped(shop, monkey
     assert values(shop.path / "few") == values(shop.path / "plain")
     shop.tiles(shop.path / "few")[5].unlink()
     assert shop.run(document)["work"]["matching"]["computed"] == 1
+
+
+def test_very_many_images_make_larger_feature_chunks(shop, monkeypatch):
+    monkeypatch.setattr(sizing, "MOST_PANELS", 3)
+    shop.run(shop.of_features("run", shop.features(shape=(200, 4, 3))))
+    assert {path.name for path in (shop.path / "run/features.zarr/images/last").glob("*/c/*")} <= set("012")
+    assert srs.open_run(shop.path / "run").record.chunk_size == 128
 
 
 def test_a_panel_is_a_power_of_two_where_a_whole_one_does_not_fit(shop):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from semrsm_dist.data.entries import UnreadableImageError
+from semrsm_dist.data.entries import LoadedImage, UnreadableImageError
 
 MAX_BYTES = 512 * 2**20
 """Bytes of an image as RGB, unless its source says otherwise: 179 million pixels, beyond which Pillow refuses."""
@@ -27,31 +27,13 @@ _DEPTHS = (10, 12, 14)
 """Bits of the cameras and scanners whose data are often stored in 16 bits as they are."""
 
 
-class Decoded(NamedTuple):
-    """An image, and what it was before.
-
-    Attributes
-    ----------
-    image
-        8-bit RGB.
-    mode
-        Pillow's mode before the conversion to RGB.
-    remark
-        What the user should know about it; None in nearly all cases.
-    """
-
-    image: Image.Image
-    mode: str
-    remark: str | None = None
-
-
 def decode(data: bytes, name: str) -> Image.Image:
     """Return the image as 8-bit RGB; see `decode_with_mode`."""
-    return decode_with_mode(data, name)[0]
+    return decode_with_mode(data, name).image
 
 
-def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> Decoded:
-    """Return the image as 8-bit RGB, with the mode it was stored in.
+def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> LoadedImage:
+    """Return the image as 8-bit RGB, with the mode it was stored in and the hash of the file.
 
     The orientation tag of EXIF is not applied and transparency is dropped without blending, as the
     evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale of more
@@ -75,15 +57,17 @@ def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> D
     """
     if not data:
         raise UnreadableImageError(name, "it is empty (0 bytes)")
+    sha256, n_bytes = hashlib.sha256(data).hexdigest(), len(data)
     try:
         data = _without_texts(data)
         with Image.open(io.BytesIO(data)) as image:
             _refuse_large(image, name, max_bytes)
             image.load()
             _refuse_large(image, name, max_bytes)  # an icon may be larger than it says
-            if image.format == "PNG":
-                _verify_checksums(data)
-            return Decoded(to_rgb(image, name), image.mode, _remark_on_depth(image, data))
+            if image.format == "PNG":  # whose damaged pixels Pillow decodes silently
+                Image.open(io.BytesIO(data)).verify()
+            remark = _remark_on_depth(image, data)
+            return LoadedImage(to_rgb(image, name), image.mode, sha256, n_bytes, remark)
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -147,12 +131,6 @@ def _refuse_large(image: Image.Image, name: str, max_bytes: int) -> None:
             f"its {image.width} x {image.height} pixels take {n_bytes} bytes as RGB, over the limit max_image_bytes of "
             f"its source, {max_bytes}: make it smaller, or raise the limit",
         )
-
-
-def _verify_checksums(data: bytes) -> None:
-    """Raise for a PNG with damaged chunks, which Pillow silently decodes when the damage is in the pixels."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.verify()
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
 import pyarrow as pa
@@ -43,9 +42,14 @@ class FileSource(ImageSource):
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
-        data = _content(entry)
-        image, mode, remark = decode_with_mode(data, _name(entry), max_bytes=self.max_image_bytes)
-        return LoadedImage(image, mode, hashlib.sha256(data).hexdigest(), len(data), remark)
+        name = entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
+        try:
+            data = read_bytes(entry.uri)
+        except ABOUT_THE_FILE as error:
+            raise UnreadableImageError(name, _CAUSES[type(error)]) from error
+        except pa.ArrowInvalid as error:  # a key that the file system cannot have
+            raise UnreadableImageError(name, f"there can be no such file: {error}") from error
+        return decode_with_mode(data, name, max_bytes=self.max_image_bytes)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
@@ -56,16 +60,3 @@ class FileSource(ImageSource):
         if info.type != fs.FileType.File or info.mtime_ns is None:
             return None
         return int(info.size), int(info.mtime_ns)
-
-
-def _content(entry: ImageEntry) -> bytes:
-    try:
-        return read_bytes(entry.uri)
-    except ABOUT_THE_FILE as error:
-        raise UnreadableImageError(_name(entry), _CAUSES[type(error)]) from error
-    except pa.ArrowInvalid as error:  # a key that the file system cannot have
-        raise UnreadableImageError(_name(entry), f"there can be no such file: {error}") from error
-
-
-def _name(entry: ImageEntry) -> str:
-    return entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"

@@ -209,13 +209,10 @@ def _read_json_lines(content: bytes) -> pa.Table:
             raise ValueError(
                 f"line {number} has a key twice (blanks around keys do not count): {line[:80]!r}"
             )
-        rows.append({name: _json_text(value) for name, value in zip(names, row.values(), strict=True)})
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in row.values()]
+        rows.append(dict(zip(names, texts, strict=True)))
     columns = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in columns})
-
-
-def _json_text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _read_names(content: bytes) -> pa.Table:

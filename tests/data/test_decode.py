@@ -115,7 +115,7 @@ def test_bilevel_images_become_black_and_white():
 def test_cmyk_jpeg():
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
     data = encoded(image, "JPEG", quality=95)
-    assert decode_with_mode(data, "it")[1] == "CMYK"
+    assert decode_with_mode(data, "it").mode == "CMYK"
     red, green, blue = pixels_of(data)[8, 8].astype(int)
     assert red > 200
     assert max(green, blue) < 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
@@ -25,21 +26,16 @@ def _check_source(name: str, source: object) -> Iterator[str]:
 SOURCES: Plugins[type[DataSource]] = Plugins("data source", __name__, DataSource, check=_check_source)
 
 
-def _read_source(value: object) -> object:
-    """Return the data source that a mapping describes; pydantic handles anything else."""
+def _read_source(value: object, *, images: bool = False) -> object:
+    """Return the data source, or source of images, that a mapping describes; pydantic handles anything else."""
     if not isinstance(value, Mapping):
         return value
-    if value.get("source") not in SOURCES.names():
-        raise _unknown_source(value, SOURCES.names())
+    known = SOURCES.names()
+    if images:
+        known = tuple(name for name, source in SOURCES.usable() if issubclass(source, ImageSource))
+    if value.get("source") not in known:
+        raise _unknown_source(value, known)
     return SOURCES.load(value["source"]).model_validate(value)
-
-
-def _read_image_source(value: object) -> object:
-    if isinstance(value, Mapping):
-        known = [name for name, source in SOURCES.usable() if issubclass(source, ImageSource)]
-        if value.get("source") not in known:
-            raise _unknown_source(value, known)
-    return _read_source(value)
 
 
 def _unknown_source(section: Mapping[str, Any], known: Sequence[str]) -> ValidationError:
@@ -58,5 +54,5 @@ def _unknown_source(section: Mapping[str, Any], known: Sequence[str]) -> Validat
 Data = Annotated[SerializeAsAny[DataSource], BeforeValidator(_read_source)]
 """A field that holds any data source; in a file, a section whose key `source` names it."""
 
-Images = Annotated[SerializeAsAny[ImageSource], BeforeValidator(_read_image_source)]
+Images = Annotated[SerializeAsAny[ImageSource], BeforeValidator(partial(_read_source, images=True))]
 """A field that holds a source of images."""

@@ -99,7 +99,11 @@ class CityscapesImages(FileSource):
         objects = read_json(where, self._remedy()).get("objects")
         if not isinstance(objects, list):
             raise InputError(f"{where}: has no list 'objects', so it holds no polygons; get the file again")
-        found = {_label(thing, where) for thing in objects if not _is_deleted(thing)}
+        found = {
+            _label(thing, where)
+            for thing in objects
+            if not (isinstance(thing, Mapping) and thing.get("deleted"))
+        }
         return tuple(sorted(found.difference(self.ignore)))
 
     def _remedy(self) -> str:
@@ -108,10 +112,6 @@ class CityscapesImages(FileSource):
             f"from cityscapes-dataset.com, unpacked) into {absolute(self.path)}, or say where they are with "
             "--set data.path=FOLDER"
         )
-
-
-def _is_deleted(thing: Any) -> bool:
-    return isinstance(thing, Mapping) and bool(thing.get("deleted"))
 
 
 def _label(thing: Any, where: str) -> str:

@@ -158,16 +158,17 @@ class DigitScenes(ImageSource):
 
     def entries(self) -> list[ImageEntry]:
         """Return the scenes in order, each labelled with its set of digits."""
-        return [self._entry(index) for index in range(self.n_images)]
+        where = f"digits:{self.split}/{self.seed}"
+        return [
+            ImageEntry(f"{self.split}-{index:06d}", f"{where}/{index}", self.labels(self.scene(index)))
+            for index in range(self.n_images)
+        ]
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the scene with the hash of its pixels."""
         pixels = self.render(self.scene(self._index_of(entry)))
-        return LoadedImage(Image.fromarray(pixels).convert("RGB"), "L", _hash(pixels), pixels.nbytes)
-
-    def _entry(self, index: int) -> ImageEntry:
-        name = f"{self.split}-{index:06d}"
-        return ImageEntry(name, f"digits:{self.split}/{self.seed}/{index}", self.labels(self.scene(index)))
+        sha256 = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+        return LoadedImage(Image.fromarray(pixels).convert("RGB"), "L", sha256, pixels.nbytes)
 
     def _index_of(self, entry: ImageEntry) -> int:
         split, _, number = entry.image_id.partition("-")
@@ -292,7 +293,3 @@ class DigitScenes(ImageSource):
         if len(slots) < N_CLASSES:
             return slots
         return [slots[round(digit * (len(slots) - 1) / (N_CLASSES - 1))] for digit in range(N_CLASSES)]
-
-
-def _hash(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()

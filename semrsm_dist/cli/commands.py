@@ -123,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     export = add("export", _export, "write similarity matrices in another format")
     export.add_argument("run", metavar="RUN", help="the run directory")
-    export.add_argument("--to", choices=("npy",), default="npy", help="the format")
+    export.add_argument("--to", choices=("npy", "zarr"), default="npy", help="the format")
     export.add_argument(
         "--layer", action="append", help="a layer; by default, those that the last session requested"
     )
@@ -232,7 +232,7 @@ def _run(options: argparse.Namespace) -> int:
         finished = run(config, reporter=options.reporter, stop=stop)
         _print(format_summary(finished.summary()))
         figure = draw_overview(finished)
-    _print(f"\nmatrices: {config.run}/rsm.zarr (xarray.open_zarr, one group per layer); picture: {figure}")
+    _print(f"\nmatrices: semrsm_dist.open_run({str(config.run)!r}), or semrsm export; picture: {figure}")
     return 0
 
 
@@ -322,12 +322,13 @@ def _layers(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from semrsm_dist.results.export import export_npy
+    from semrsm_dist.results.export import export_npy, export_zarr
     from semrsm_dist.results.run import Run
 
     run = Run(options.run)
     folder = _folder(options, Path(options.run) / "export")
     with stopping_in_order():
-        written = export_npy(run, folder, layers=options.layer, kernels=options.kernel, kinds=options.kind)
+        export = export_zarr if options.to == "zarr" else export_npy
+        written = export(run, folder, layers=options.layer, kernels=options.kernel, kinds=options.kind)
     _print("\n".join(map(str, written)))
     return 0

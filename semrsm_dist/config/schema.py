@@ -50,6 +50,7 @@ __all__ = [
     "KernelConfig",
     "MatchingConfig",
     "ModelConfig",
+    "OutputConfig",
     "RetrievalConfig",
     "RunConfig",
     "StorageConfig",
@@ -159,7 +160,7 @@ def _section_of_matcher(name: object) -> type[Section] | None:
 
 
 class KernelConfig(Section):
-    """A kernel to materialise; `sigma` is the RBF width, from the median distance when absent."""
+    """A kernel of the run's matrices; `sigma` is the RBF width, from the median distance when absent."""
 
     name: Literal["linear", "cosine", "rbf"]
     sigma: Annotated[Real, Field(gt=0)] | None = None
@@ -183,6 +184,19 @@ class RetrievalConfig(Section):
     kernel: Literal["linear", "cosine", "rbf"] = "cosine"
 
 
+class OutputConfig(Section):
+    """What a run leaves.
+
+    Attributes
+    ----------
+    matrices
+        `derived`: matrices are computed from the tiles when they are read; `stored`: they are written, too, as plain
+        Zarr for other programs.
+    """
+
+    matrices: Literal["derived", "stored"] = "derived"
+
+
 class RunConfig(Section):
     """One run: one directory, one set of images (or queries against images), some layers."""
 
@@ -193,6 +207,7 @@ class RunConfig(Section):
     features: StorageConfig = StorageConfig()
     matching: MatchingConfig = Field(default_factory=MatchingConfig)
     kernels: tuple[KernelConfig, ...] = (KernelConfig(name="cosine"),)
+    output: OutputConfig = OutputConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     unreadable: Literal["refuse", "skip"] = "refuse"
     engine: str = "local"

@@ -32,6 +32,9 @@ from semrsm_dist.plugins import Plugins, check_name
 PairMatch = tuple[float, float, NDArray[np.intp]]
 """Value, upper bound and permutation."""
 
+FLOAT32_TOLERANCE = 1e-6
+"""Results of matchers with a smaller tolerance on the cosine scale are not to be rounded to float32."""
+
 UNMATCHED = -1
 """The partner of a token that has none, because the other image has fewer tokens."""
 
@@ -94,6 +97,11 @@ class Matcher(Section, ABC):
                 f"the run's record cannot hold the parameters ({error}): correct the matcher"
             ) from None
         return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether values are certified more closely than float32 holds them, so that results need float64."""
+        return self.certified and getattr(self, "tolerance", 0.0) < FLOAT32_TOLERANCE
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.fingerprint import require_same
-from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord
+from semrsm_dist.store.tiles import TileStore
 
 
 def run(
@@ -150,8 +150,8 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     require_enough("queries" in inputs.manifests, inputs.counts())
     record = make_record(session, matcher, inputs, known)
     if known is None:
-        require_disk(session, record)
-    elif not _is_assembled(session, record):
+        require_disk(session, matcher, record)
+    elif not _is_done(session, record):
         session.directory.remove_partial_files()
     _keep(session, inputs, record)
     provide_features(session, record, inputs.manifests)
@@ -167,8 +167,9 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
 
 
-def _is_assembled(session: Session, record: RunRecord) -> bool:
-    return all(MatrixStore(session.directory.matrices, layer).is_complete() for layer in record.requested)
+def _is_done(session: Session, record: RunRecord) -> bool:
+    tiles = session.directory.tiles
+    return all(TileStore(tiles, layer).is_done(record.layout(layer)) for layer in record.requested)
 
 
 def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:

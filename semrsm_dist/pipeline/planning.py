@@ -28,8 +28,8 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.pipeline.inputs import RunInputs, check_model, model_spec, storage_itemsize
-from semrsm_dist.pipeline.sizing import choose_sizes, worker_bytes
-from semrsm_dist.plan.cost import feature_bytes, result_bytes
+from semrsm_dist.pipeline.sizing import choose_sizes, layer_result_bytes, worker_bytes
+from semrsm_dist.plan.cost import feature_bytes
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.feature_source import open_array
@@ -86,7 +86,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
         matcher.compile()
         start_seconds = loading + time.perf_counter() - started
         layers = {
-            layer: _plan_layer(config, inputs, chosen[layer], _measure_pair(matcher, *sample))
+            layer: _plan_layer(config, matcher, inputs, chosen[layer], _measure_pair(matcher, *sample))
             for layer, sample in samples.items()
         }
     core_seconds = sum(facts["core_seconds"] for facts in layers.values())
@@ -241,7 +241,7 @@ def _measure_pair(matcher: Matcher, z: NDArray[Any], token_counts: NDArray[np.in
 
 
 def _plan_layer(
-    config: RunConfig, inputs: RunInputs, sizes: LayerRecord, pair_seconds: float
+    config: RunConfig, matcher: Matcher, inputs: RunInputs, sizes: LayerRecord, pair_seconds: float
 ) -> dict[str, Any]:
     counts = inputs.counts()
     layout = Layout.of_sides(counts, sizes.tile_size)
@@ -257,9 +257,7 @@ def _plan_layer(
         "feature_bytes": sum(
             feature_bytes(count, n_tokens, n_channels, itemsize) for count in counts.values()
         ),
-        "result_bytes": result_bytes(
-            layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
-        ),
+        "result_bytes": layer_result_bytes(config, matcher, layout),
     }
 
 

@@ -14,7 +14,7 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, result_bytes
-from semrsm_dist.plan.tiling import MOST_PANELS, choose_tile_size, smallest_tile
+from semrsm_dist.plan.tiling import MOST_PANELS, Layout, choose_tile_size, smallest_tile
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
 LARGEST_CHUNK = 32
@@ -159,7 +159,14 @@ def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int
     return int(config.matching.worker_memory) - _budget(config, matcher, layer) + panels
 
 
-def require_disk(session: Session, record: RunRecord) -> None:
+def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> int:
+    """Return the uncompressed size of a layer's results, in bytes."""
+    n_kernels = len(config.kernels) if config.output.matrices == "stored" else None
+    itemsize = 8 if matcher.is_exact else 4
+    return result_bytes(layout.total_pairs, layout.n_rows * layout.n_columns, n_kernels, itemsize)
+
+
+def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse to begin a run that the disk cannot hold.
 
     Raises
@@ -170,10 +177,7 @@ def require_disk(session: Session, record: RunRecord) -> None:
     config, itemsize = session.config, storage_itemsize(session.config.features)
     needed = 0
     for name, layer in record.layers.items():
-        layout = record.layout(name)
-        needed += result_bytes(
-            layout.n_rows, layout.n_columns, layout.total_pairs, len(config.kernels)
-        ) + sum(
+        needed += layer_result_bytes(config, matcher, record.layout(name)) + sum(
             feature_bytes(count, layer.n_tokens, layer.n_channels, itemsize)
             for count in record.counts.values()
         )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-RESULT_BYTES = 8
-"""Bytes of one stored number of the result."""
-
 RESULT_FIELDS = 3
 """Numbers stored per pair: matched, identity, gap."""
 
 
-def result_bytes(n_rows: int, n_columns: int, n_pairs: int, n_kernels: int) -> int:
-    """Return the uncompressed size of a layer's blocks and final matrices, in bytes."""
-    entries = n_rows * n_columns
-    return RESULT_BYTES * (RESULT_FIELDS * n_pairs + (RESULT_FIELDS + 2 * n_kernels) * entries)
+def result_bytes(n_pairs: int, n_entries: int, n_kernels: int | None, itemsize: int) -> int:
+    """Return the uncompressed size of a layer's tiles, and of its stored matrices, in bytes.
+
+    Parameters
+    ----------
+    n_pairs, n_entries
+        Pairs that are solved, and entries of the matrix.
+    n_kernels
+        Number of kernels whose matrices are stored; None stores no matrices.
+    itemsize
+        Bytes of one stored number.
+    """
+    stored = 0 if n_kernels is None else (RESULT_FIELDS + 2 * n_kernels) * n_entries
+    return itemsize * (RESULT_FIELDS * n_pairs + stored)
 
 
 def feature_bytes(n_images: int, n_tokens: int, n_channels: int, itemsize: int) -> int:

@@ -1,4 +1,4 @@
-"""Similarity matrices for other programs."""
+"""Matrices for other programs: as NumPy files, or as plain Zarr."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 from semrsm_dist.data.entries import format_labels
 from semrsm_dist.errors import StorageError
+from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.npy import write_npy
-from semrsm_dist.store.tiles import KINDS
+from semrsm_dist.store.tiles import KINDS, QUANTITIES
 
 
 def export_npy(
@@ -82,6 +85,68 @@ def export_npy(
             f"{folder}: cannot be written ({error.strerror or error}): make room or choose another folder with --out"
         ) from error
     return written
+
+
+def export_zarr(
+    run: Run,
+    folder: str | Path,
+    *,
+    layers: Sequence[str] | None = None,
+    kernels: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write a run's matrices as plain Zarr, with the coordinates of rows and columns, for any reader of Zarr.
+
+    Parameters
+    ----------
+    run, folder, layers, kernels, kinds
+        As in `export_npy`.
+
+    Returns
+    -------
+    list of Path
+        The groups written, `rsm.zarr/<layer>`, each with `matched`, `identity`, `gap` and `<kind>_<kernel>`: (N, M)
+        numbers in the type of the run's tiles.
+
+    Raises
+    ------
+    ConfigError, IncompleteError, StorageError
+        As `export_npy`.
+    """
+    names = run.kernels if kernels is None else kernels
+    chosen = {
+        layer: [run.kernel_matrix(layer, kernel, kind) for kernel in names for kind in kinds or KINDS]
+        for layer in (run.requested_layers if layers is None else layers)
+    }
+    stores = []
+    for layer, derived in chosen.items():
+        matrices, store = run.matrices(layer), MatrixStore(Path(folder) / "rsm.zarr", layer)
+        every = [*map(matrices.matrix, QUANTITIES), *derived]
+        make_matrices(store, matrices, every)
+        with writing(store.group):
+            for chunk in matrices.chunks.tiles():
+                for matrix in every:
+                    write_chunk(store, matrix, chunk)
+        store.finish(matrices.store.coordinates(), {"layer": layer})
+        stores.append(store.group)
+    return stores
+
+
+def make_matrices(store: MatrixStore, layer: LayerMatrices, matrices: Sequence[DerivedMatrix]) -> None:
+    """Make empty matrices to be written chunk by chunk, in the type of the layer's tiles."""
+    attributes = {matrix.name: matrix.attributes for matrix in matrices}
+    shape = (layer.layout.n_rows, layer.layout.n_columns)
+    store.make(attributes, shape, layer.chunks.tile_size, str(layer.store.dtype))
+
+
+def write_chunk(store: MatrixStore, matrix: DerivedMatrix, chunk: tuple[int, int]) -> None:
+    """Write a chunk of a matrix, and its mirror image in a symmetric one."""
+    row, column = chunk
+    layout = matrix.layer.chunks
+    values = matrix.read((layout.rows(row), layout.columns(column)))
+    store.write(matrix.name, chunk, values)
+    if layout.symmetric and row != column:
+        store.write(matrix.name, (column, row), values.T)
 
 
 def _one_line(text: str) -> str:

@@ -22,8 +22,8 @@ Item = TypeVar("Item")
 LARGEST = 400
 """Maximum images drawn per side; larger runs are subsampled."""
 
-CHUNKS = 8
-"""Chunks per side from which they come in a larger run: nobody wants to read a terabyte for a picture."""
+PARTS = 8
+"""Parts of each side, as wide as a tile, from which they come in a larger run: a picture needs no terabyte."""
 
 MOST_LAYERS = 24
 """Maximum layers drawn; of more, evenly spaced ones."""
@@ -31,7 +31,7 @@ MOST_LAYERS = 24
 PER_ROW = 6
 """Layers side by side."""
 
-VERSION = 1
+VERSION = 2
 """Of the drawing: raised whenever it changes, so that pictures are drawn again."""
 
 CONTENT = "semrsm-content"
@@ -71,8 +71,8 @@ def draw_overview(run: Run) -> Path:
     n_rows = -(-len(layers) // PER_ROW)
     columns = 2 if single else -(-len(layers) // n_rows)
     lines = 1 if single else 2 * n_rows
-    chunk_size = max(run.chunk_size(layer) for layer in layers)
-    rows, order = (_order(run, side, chunk_size) for side in (run.record.row_side, "images"))
+    tile_size = max(run.layout(layer).tile_size for layer in layers)
+    rows, order = (_order(run, side, tile_size) for side in (run.record.row_side, "images"))
     shape = min(1.0, max(0.3, len(rows) / len(order)))
     width, height = 3.1 * columns + 1.2, (2.6 * shape + 0.5) * lines + 1.2 + 2.6 * bool(scores)
     figure = new_figure(figsize=(width, height), layout="constrained")
@@ -137,16 +137,14 @@ def _title(run: Run, summary: dict[str, Any], drawn: tuple[int, int], *, line_le
     return f"{run.directory.path.name}: {size}{shown}, sorted by label\n{about}"
 
 
-def _order(run: Run, side: str, chunk_size: int) -> NDArray[np.intp]:
-    """Return the indices of the images to draw, sorted by labels: at most `LARGEST`, from evenly spaced chunks."""
+def _order(run: Run, side: str, size: int) -> NDArray[np.intp]:
+    """Return the indices of the images to draw, sorted by labels: at most `LARGEST`, from evenly spaced parts."""
     labels = run.manifest(side).labels()
-    parts = [
-        range(start, min(start + chunk_size, len(labels))) for start in range(0, len(labels), chunk_size)
-    ]
-    if len(parts) <= CHUNKS:
+    parts = [range(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
+    if len(parts) <= PARTS:
         chosen = _evenly(range(len(labels)), LARGEST)
     else:
-        chosen = [index for part in _evenly(parts, CHUNKS) for index in _evenly(part, LARGEST // CHUNKS)]
+        chosen = [index for part in _evenly(parts, PARTS) for index in _evenly(part, LARGEST // PARTS)]
     return np.array(sorted(chosen, key=lambda index: (len(labels[index]), labels[index], index)))
 
 

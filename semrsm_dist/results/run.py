@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, IncompleteError, require_known
-from semrsm_dist.matching.kernels import KERNELS, derive, kernel_gap
+from semrsm_dist.matching.kernels import KERNELS, kernel_gap
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.results.rbf_width import median_sigma
+from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
+from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.matrices import LayerMatrices, MatrixStore
 from semrsm_dist.store.record import RunRecord
-from semrsm_dist.store.tiles import KINDS
+from semrsm_dist.store.tiles import KINDS, TileStore
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,28 +79,29 @@ class Run:
         return self.record.layout(self._known(layer))
 
     def chunk_size(self, layer: str) -> int:
-        """Return the chunk size of a layer's matrices: reading this many rows at once reads each chunk once.
+        """Return how many rows of a layer's matrices are read well at once: a whole number of tiles.
 
         Raises
         ------
         ConfigError, IncompleteError
             As `dataset`.
         """
-        return self.matrices(layer).matrix("matched").chunk_size
+        return self.matrices(layer).chunks.tile_size
 
     def dataset(self, layer: str) -> xr.Dataset:
-        """Open all matrices of a layer lazily.
+        """Open all matrices of a layer lazily: what is read of them is derived from the tiles.
 
         Raises
         ------
         ConfigError
             If the layer is unknown.
         IncompleteError
-            If it has not been assembled yet.
+            If it has not been finished yet.
         """
-        from semrsm_dist.store.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
+        from semrsm_dist.results.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
 
-        return open_dataset(self.matrices(layer))
+        matrices = self.matrices(layer)
+        return open_dataset(matrices, matrices.all())
 
     def matrices(self, layer: str) -> LayerMatrices:
         """Open all matrices of a layer as numpy arrays.
@@ -110,7 +111,7 @@ class Run:
         ConfigError, IncompleteError
             As `dataset`.
         """
-        return MatrixStore(self.directory.matrices, self._known(layer)).open()
+        return LayerMatrices.open(TileStore(self.directory.tiles, self._known(layer)), self.layout(layer))
 
     def similarity(
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
@@ -122,35 +123,31 @@ class Run:
         layer
             One of `layers`.
         kernel
-            `linear`, `cosine` or `rbf`. Kernels that were not materialised are derived from the inner products.
+            `linear`, `cosine` or `rbf`, whether or not the run's configuration names it.
         kind
             `semantic` (after matching) or `spatio-semantic` (position by position).
         sigma
-            Width of the RBF kernel; by default that of the run's own matrix, which without a width in the
-            configuration is the square root of the median non-zero squared distance.
+            Width of the RBF kernel; by default that of the run's configuration, or else the square root of the median
+            non-zero squared distance: of all pairs, or of a sample of 4 million; then the matrix's attribute
+            `sigma_error` is two standard errors.
 
         Returns
         -------
         xarray.DataArray
-            Dims (image_i, image_j), float64; NaN where a representation of norm zero leaves cosine undefined.
+            Dims (image_i, image_j), float64, read when it is used; NaN where a representation of norm zero leaves
+            cosine undefined.
 
         Raises
         ------
         ConfigError
             If layer, kernel or kind is unknown, or sigma is not positive.
         IncompleteError
-            If the layer has not been assembled yet.
+            If the layer has not been finished yet.
         """
-        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+        from semrsm_dist.results.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
 
-        _, stored, sigma = self._find(layer, kernel, kind, sigma)
-        dataset, name = self.dataset(layer), f"{kind}_{kernel}"
-        if stored:
-            return dataset[name]
-        inner = dataset[KINDS[kind]]
-        values = self.similarity_rows(layer, kernel, kind, sigma=sigma)(slice(None))
-        attributes = {"kernel": kernel, "from": KINDS[kind]} | ({} if sigma is None else {"sigma": sigma})
-        return xr.DataArray(values, coords=inner.coords, dims=inner.dims, name=name, attrs=attributes)
+        matrix = self.kernel_matrix(layer, kernel, kind, sigma=sigma)
+        return open_dataset(matrix.layer, [matrix])[matrix.name]
 
     def similarity_rows(
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
@@ -159,18 +156,31 @@ class Run:
 
         It takes a slice or indices of rows and, unless all are wanted, of columns.
         """
-        matrices, stored, sigma = self._find(layer, kernel, kind, sigma)
-        if stored:
-            similarity = matrices.matrix(f"{kind}_{kernel}")
-            return lambda rows, columns=slice(None): similarity.read((rows, columns))
-        inner = matrices.matrix(KINDS[kind])
-        norms_i, norms_j = (matrices.coordinate(f"squared_norm_{side}") for side in "ij")
+        matrix = self.kernel_matrix(layer, kernel, kind, sigma=sigma)
+        return lambda rows, columns=slice(None): matrix.read((rows, columns))
 
-        def read(rows: Any, columns: Any = slice(None)) -> NDArray[np.float64]:
-            values = inner.read((rows, columns))
-            return derive(kernel, values, norms_i[rows], norms_j[columns], sigma=sigma)
+    def kernel_matrix(
+        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
+    ) -> DerivedMatrix:
+        """Return the matrix of `similarity` as a reader of numpy arrays.
 
-        return read
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `similarity`.
+        """
+        require_known("kind", kind, KINDS)
+        require_known("kernel", kernel, KERNELS)
+        if sigma is not None and (isinstance(sigma, bool) or not isinstance(sigma, float | int | np.number)):
+            raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
+        if sigma is not None and kernel != "rbf":
+            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
+        matrices, name, error = self.matrices(layer), f"{kind}_{kernel}", None
+        if sigma is None and name in matrices.kernels:
+            return matrices.matrix(name)
+        if sigma is None and kernel == "rbf":
+            sigma, error = median_width(matrices, KINDS[kind])
+        return matrices.kernel_matrix(kind, kernel, sigma, error)
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
         """Return the certified error of a layer's matching.
@@ -195,18 +205,14 @@ class Run:
         """
         import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
 
-        dataset = self.dataset(layer)
-        gap = dataset["gap"]
+        gap = self.dataset(layer)["gap"]
         if kernel is None:
             return gap
-        _, _, sigma = self._find(layer, kernel, "semantic", None)
-        if kernel == "rbf" and sigma is None:
-            sigma = dataset["semantic_rbf"].attrs["sigma"]
-        matched, norms = (
-            dataset["matched"].values,
-            (dataset["squared_norm_i"].values, dataset["squared_norm_j"].values),
+        matrix = self.kernel_matrix(layer, kernel)
+        matched, inner_gap = matrix.layer.read(("matched", "gap"), (slice(None), slice(None)))
+        values = kernel_gap(
+            kernel, matched, matched + inner_gap, *matrix.layer.squared_norms, sigma=matrix.sigma
         )
-        values = kernel_gap(kernel, matched, matched + gap.values, *norms, sigma=sigma)
         return xr.DataArray(
             values, coords=gap.coords, dims=gap.dims, name=f"gap_{kernel}", attrs={"kernel": kernel}
         )
@@ -225,24 +231,6 @@ class Run:
                 f"{self.directory.path}: no session of this run has finished; start its command again"
             )
         return summary
-
-    def _find(
-        self, layer: str, kernel: str, kind: str, sigma: float | None
-    ) -> tuple[LayerMatrices, bool, float | None]:
-        """Return the layer's matrices, whether the requested one is stored (or must be derived), and its sigma."""
-        require_known("kind", kind, KINDS)
-        require_known("kernel", kernel, KERNELS)
-        if sigma is not None and (isinstance(sigma, bool) or not isinstance(sigma, float | int | np.number)):
-            raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
-        if sigma is not None and kernel != "rbf":
-            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
-        matrices, name = self.matrices(layer), f"{kind}_{kernel}"
-        stored = name in matrices.names
-        if stored and sigma is not None:
-            stored = matrices.matrix(name).attributes["sigma"] == sigma
-        elif kernel == "rbf" and sigma is None and not stored:
-            sigma = median_sigma(self.directory, layer, self.layout(layer), KINDS[kind])
-        return matrices, stored, sigma
 
     def _known(self, layer: str) -> str:
         require_known("layer", layer, self.layers, f"{self.directory.path}: ")

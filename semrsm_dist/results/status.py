@@ -13,7 +13,6 @@ from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.tiles import TileStore
 
 WINDOW_SECONDS = 300.0
@@ -65,7 +64,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
             "chunks": _feature_chunks(run, layer),
             "tiles": [int(arrived.sum()), layout.n_tiles],
             "pairs": [done, layout.total_pairs],
-            "assembled": MatrixStore(directory.matrices, layer).is_complete(),
+            "complete": store.is_done(layout),
             "requested": is_requested,
         }
     is_working = directory.is_locked()
@@ -74,7 +73,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     return {
         "run": str(directory.path),
         "working": is_working,
-        "complete": all(facts["assembled"] for facts in layers.values() if facts["requested"]),
+        "complete": all(facts["complete"] for facts in layers.values() if facts["requested"]),
         "layers": layers,
         "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
         "seconds_left": left,
@@ -109,7 +108,7 @@ def format_status(status: dict[str, Any]) -> str:
         share = 100 * pairs[0] / pairs[1]
         lines.append(
             f"  {layer}: features {chunks[0]}/{chunks[1]} chunks, {tiles[0]}/{tiles[1]} tiles, "
-            f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', assembled' if facts['assembled'] else ''}"
+            f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', complete' if facts['complete'] else ''}"
             f"{'' if facts['requested'] else ' (of an earlier session; no longer requested)'}"
         )
     if status["pairs_per_second"]:

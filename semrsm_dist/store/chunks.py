@@ -18,12 +18,18 @@ import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 
 from semrsm_dist.errors import StorageError
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
 """Errors that the codecs raise for damaged bytes."""
+
+COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
+"""With a checksum: a flipped bit is an error when the chunk is read."""
+
+SHUFFLED = (BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec())
+"""As above, for similar numbers: sign and exponent of all first, then the rest."""
 
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 """Errors that Zarr raises for a `zarr.json` that is truncated or invalid."""
@@ -89,6 +95,7 @@ def create_array(
     dtype: str,
     dimension_names: Sequence[str],
     attributes: dict[str, Any] | None = None,
+    compressors: Sequence[Any] = COMPRESSORS,
 ) -> zarr.Array[Any]:
     """Create an array, or open it where it exists with the same shape, chunks and type.
 
@@ -102,6 +109,8 @@ def create_array(
         As in Zarr.
     attributes
         JSON attributes of a new array.
+    compressors
+        Codecs of a new array.
 
     Raises
     ------
@@ -125,7 +134,7 @@ def create_array(
             chunks=tuple(chunks),
             dtype=dtype,
             fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            compressors=compressors,
             dimension_names=tuple(dimension_names),
             attributes=attributes,
         )

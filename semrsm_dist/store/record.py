@@ -13,7 +13,7 @@ from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 """Version of the run directory's layout."""
 
 Side = Annotated[str, Field(pattern="^(images|queries)$")]
@@ -141,7 +141,7 @@ class RunRecord(_Part):
         The configuration of the last session and the versions of its libraries, for people.
     """
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     fingerprint: Fingerprint
     layers: dict[LayerName, LayerRecord] = Field(min_length=1)
     requested: tuple[LayerName, ...] = Field(min_length=1)

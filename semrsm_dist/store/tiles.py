@@ -1,15 +1,18 @@
-"""The solved tiles of a layer: a run computes them, and a resume counts them.
+"""The solved tiles of a layer: a run computes them, a resume counts them, and all matrices are derived from them.
 
 One chunk holds the three numbers of every pair of a tile: the matched inner product, the inner product position by
 position, and the certified gap. They are written together, so that a tile is there completely or not at all.
+
+Inner products are stored in float32 where nothing certified is lost by it: they are rounded to the nearest, which keeps
+matched >= identity, and the gap is that of the stored value, rounded up to few bits. So `matched + gap` is never below
+the upper bound that the matcher proved. Zarr's own readers, and xarray's, need nothing of this package.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,27 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from semrsm_dist.errors import InputError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
+from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup, Values
+
+ARRAY = "tiles"
+"""Name of the array of tiles in the layer's group."""
 
 QUANTITIES = ("matched", "identity", "gap")
 
 KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 """The two kinds of similarity, and the inner product that each comes from."""
 
+GAP_BITS = 4
+"""Bits of a gap's mantissa in float32: it is overstated by at most one part in 16."""
 
-@dataclass(frozen=True)
-class TileStore:
+SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-100, 2.0**120
+"""Products of two images' norms between which float32 holds inner products to 2**-24 of them."""
+
+
+class TileStore(LabelledGroup):
     """The solved tiles of one layer.
 
     Parameters
@@ -39,43 +52,61 @@ class TileStore:
         Name of the layer.
     """
 
-    root: Path
-    layer: str
-
     @cached_property
     def _array(self) -> zarr.Array[Any]:
-        return chunks.open_array(self.root, self.layer)
+        return chunks.open_array(self.group, ARRAY)
 
-    def create(self, n_rows: int, n_columns: int, tile_size: int) -> None:
-        """Create the array, or check that an existing one fits."""
+    def exists(self) -> bool:
+        """Return whether the array has been created."""
+        return (self.group / ARRAY / "zarr.json").is_file()
+
+    def create(self, n_rows: int, n_columns: int, tile_size: int, dtype: str) -> None:
+        """Create the array, or check that an existing one fits.
+
+        Parameters
+        ----------
+        n_rows, n_columns, tile_size
+            N, M and the images along an edge of a tile.
+        dtype
+            `float32` or `float64`; see `choose_dtype`.
+        """
+        chunks.create_group(self.root, self.layer)
         chunks.create_array(
-            self.root,
-            self.layer,
+            self.group,
+            ARRAY,
             shape=(len(QUANTITIES), n_rows, n_columns),
             chunks=(len(QUANTITIES), tile_size, tile_size),
-            dtype="float64",
-            dimension_names=("quantity", "image_i", "image_j"),
+            dtype=dtype,
+            dimension_names=("quantity", *DIMENSIONS),
             attributes={"quantities": list(QUANTITIES)},
+            compressors=chunks.SHUFFLED,
         )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the stored numbers."""
+        return np.dtype(self._array.dtype)
 
     def write(
         self,
         tile: tuple[int, int],
         matched: NDArray[np.float64],
         identity: NDArray[np.float64],
-        gap: NDArray[np.float64],
+        upper_bound: NDArray[np.float64],
     ) -> None:
         """Write one tile: three (R, K) arrays.
 
         Raises
         ------
+        InputError
+            If a number is too large for the stored type.
         OSError
             As the file system raises it.
         """
-        chunks.write_chunk(self._array, (0, *tile), np.stack([matched, identity, gap]))
+        chunks.write_chunk(self._array, (0, *tile), encode(matched, identity, upper_bound, self.dtype))
 
-    def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
-        """Return (3, R, K): matched, identity and gap of one tile.
+    def read(self, tile: tuple[int, int]) -> NDArray[np.floating[Any]]:
+        """Return (3, R, K): matched, identity and gap of one tile, in the stored type.
 
         Raises
         ------
@@ -103,8 +134,19 @@ class TileStore:
         """Read tiles that exist, delete those that cannot be decoded, and return them."""
         damaged = [tile for tile in tiles if not chunks.is_decodable(self._array, (0, *tile))]
         for tile in damaged:
-            chunks.delete_chunk(self.root, self.layer, (0, *tile))
+            chunks.delete_chunk(self.group, ARRAY, (0, *tile))
         return damaged
+
+    def finish(self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any]) -> None:
+        """As `LabelledGroup.finish`, with the names of the quantities as a coordinate."""
+        super().finish({"quantity": ("quantity", list(QUANTITIES)), **coordinates}, attributes)
+
+    def is_done(self, layout: Layout) -> bool:
+        """Return whether the layer has been finished and every tile and coordinate is there: listed, not read."""
+        return self.is_complete() and int(self.present(layout).sum()) == layout.n_tiles
+
+    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[Path]:
+        return iter(()) if name == ARRAY else super()._missing_chunks(name, array)
 
     def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
         """Yield row, column and file of each tile of the layout that exists."""
@@ -116,4 +158,65 @@ class TileStore:
 
     @property
     def _folder(self) -> Path:
-        return self.root / self.layer / "c" / "0"
+        return self.group / ARRAY / "c" / "0"
+
+
+def choose_dtype(exact: bool, norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]) -> str:
+    """Return the type to store a layer's tiles in.
+
+    Parameters
+    ----------
+    exact
+        Whether the matcher certifies more closely than float32 resolves.
+    norms_i, norms_j
+        Squared norms of the images of rows and columns.
+
+    Returns
+    -------
+    str
+        `float32`, or `float64` for an exact matcher and for norms whose products float32 does not hold well.
+    """
+    lengths = [np.sqrt(norms[norms > 0]) for norms in (norms_i, norms_j)]
+    if exact or not all(each.size for each in lengths):
+        return "float64"
+    smallest, largest = (lengths[0].min() * lengths[1].min(), lengths[0].max() * lengths[1].max())
+    return "float32" if smallest >= SMALLEST_PRODUCT and largest <= LARGEST_PRODUCT else "float64"
+
+
+def encode(
+    matched: NDArray[np.float64],
+    identity: NDArray[np.float64],
+    upper_bound: NDArray[np.float64],
+    dtype: np.dtype[Any],
+) -> NDArray[np.floating[Any]]:
+    """Return (3, R, K) as stored: `matched + gap`, summed in float64, is at least `upper_bound`.
+
+    Raises
+    ------
+    InputError
+        If a number is too large for the type.
+    """
+    if dtype == np.float64:
+        return np.stack([matched, identity, upper_bound - matched])
+    stored = np.empty((len(QUANTITIES), *matched.shape), np.float32)
+    with np.errstate(over="ignore"):
+        stored[0], stored[1] = matched, identity
+        gap = upper_bound - stored[0]
+        # Next above, as the difference was rounded; then up to the bits that are kept. 0 is exact.
+        stored[2] = _round_up(np.where(gap > 0, np.nextafter(gap, np.inf), np.maximum(gap, 0.0)))
+    if np.isinf(stored).any():
+        raise InputError(
+            f"inner products up to {np.nanmax(np.abs([matched, identity, upper_bound])):.1e} are too large for "
+            "float32: scale the features down"
+        )
+    return stored
+
+
+def _round_up(gap: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the next number above or equal with `GAP_BITS` bits of mantissa, for numbers >= 0 and NaN."""
+    narrow = gap.astype(np.float32)
+    narrow = np.where(narrow < gap, np.nextafter(narrow, np.float32(np.inf)), narrow)
+    rest = np.uint32((1 << (23 - GAP_BITS)) - 1)
+    bits = np.where(np.isfinite(narrow), narrow, 0).view(np.uint32)
+    rounded = ((bits + rest) & ~rest).view(np.float32)
+    return np.where(np.isfinite(narrow), rounded, narrow)

@@ -137,8 +137,7 @@ def read_variant(run: Run, layer: str, name: str) -> Variant:
     return Variant(
         name,
         {"gap": reader("gap"), **{kind: reader(quantity) for kind, quantity in KINDS.items()}},
-        matrices.coordinate("squared_norm_i"),
-        matrices.coordinate("squared_norm_j"),
+        *matrices.squared_norms,
         run.chunk_size(layer),
         run.is_symmetric,
     )

@@ -22,12 +22,11 @@ from semrsm_dist.evaluation.retrieval import (
     retrieval_scores,
 )
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Stage
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.tiles import TileStore
 
 METHODS = (SPATIAL, POOLED, SEMANTIC)
 
@@ -97,8 +96,9 @@ def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
     """Warn of images that have no similarity to any other, because their representation is zero."""
     for layer in record.requested:
+        store = TileStore(session.directory.tiles, layer)
         for side, manifest in manifests.items():
-            norms = FeatureStore(session.directory.features, side, layer).read_squared_norms()
+            norms = store.coordinate("squared_norm_j" if side == "images" else "squared_norm_i")
             zero = np.flatnonzero(norms == 0)
             if zero.size:
                 names = manifest.image_ids()
@@ -132,7 +132,7 @@ class _Watched:
 
 def _dependence(session: Session, layers: Sequence[str]) -> dict[str, Any]:
     """Return what may change from one session to the next: the settings, and how the layers are assembled."""
-    stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layers}
+    stores = {layer: TileStore(session.directory.tiles, layer) for layer in layers}
     return {
         "retrieval": session.config.retrieval.model_dump(mode="json"),
         "recipes": {layer: store.read_attributes()["recipe"] for layer, store in stores.items()},
@@ -142,22 +142,19 @@ def _dependence(session: Session, layers: Sequence[str]) -> dict[str, Any]:
 def _certificate(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
     """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
     matrices, layout = run.matrices(layer), run.layout(layer)
-    gap = matrices.matrix("gap")
-    norms_i, norms_j = (np.sqrt(matrices.coordinate(f"squared_norm_{side}")) for side in "ij")
+    norms_i, norms_j = map(np.sqrt, matrices.squared_norms)
     total, count, largest = 0.0, 0, -math.inf
-    # Chunk by chunk, each read once: rows of a large matrix would not fit.
-    chunks = Layout(layout.n_rows, layout.n_columns, gap.chunk_size, layout.symmetric)
-    for row, column in chunks.tiles():
-        rows, columns = chunks.rows(row), chunks.columns(column)
+    for row, column in layout.tiles():  # each read once
+        rows, columns = layout.rows(row), layout.columns(column)
         scale = norms_i[rows, None] * norms_j[None, columns]
         defined = scale > 0
         if layout.symmetric and row == column:
             defined = np.triu(defined, k=1)
-        cosine_gap = gap.read((rows, columns))[defined] / scale[defined]
+        cosine_gap = matrices.read(["gap"], (rows, columns))[0][defined] / scale[defined]
         if cosine_gap.size:
             total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
             largest = max(largest, float(cosine_gap.max()))
-        watched.advance(rows.stop - rows.start if column == chunks.column_panels - 1 else 0)
+        watched.advance(rows.stop - rows.start if column == layout.column_panels - 1 else 0)
     zero = int(np.count_nonzero(norms_i == 0))
     zero += 0 if layout.symmetric else int(np.count_nonzero(norms_j == 0))
     return {

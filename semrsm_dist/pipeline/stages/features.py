@@ -11,7 +11,6 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.importing import import_features
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import TileStore
 
@@ -32,7 +31,11 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
         As `import_features` and `extract_features`.
     """
     config = session.config
-    unfinished = [layer for layer in record.requested if not _is_matched(session, record, layer)]
+    unfinished = [
+        layer
+        for layer in record.requested
+        if not TileStore(session.directory.tiles, layer).is_done(record.layout(layer))
+    ]
     to_extract: dict[Side, tuple[ImageSource, Manifest]] = {}
     for side, manifest in manifests.items():
         for layer in record.requested:
@@ -53,14 +56,6 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
     if to_extract:
         sizes = {layer: record.model.layers[layer] for layer in record.requested}
         extract_features(session, record, to_extract, sizes)
-
-
-def _is_matched(session: Session, record: RunRecord, layer: str) -> bool:
-    """Return whether nothing needs the features of a layer any more."""
-    if not MatrixStore(session.directory.matrices, layer).is_complete():
-        return False
-    layout = record.layout(layer)
-    return bool(TileStore(session.directory.tiles, layer).present(layout).sum() == layout.n_tiles)
 
 
 def _remove_damaged(session: Session, side: Side, layer: str) -> None:

@@ -19,9 +19,9 @@ from semrsm_dist.pipeline.sizing import panel_budget, panel_size
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, TileChecker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile
-from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord
-from semrsm_dist.store.tiles import TileStore
+from semrsm_dist.store.tiles import TileStore, choose_dtype
 
 CHECKED_TILES = 256
 """Tiles that a task checks at most: a second or more of reading."""
@@ -91,9 +91,10 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
     """Create the array of a layer's tiles and return its missing tiles."""
     sizes, layout = record.layers[layer], record.layout(layer)
     store = TileStore(session.directory.tiles, layer)
-    store.create(layout.n_rows, layout.n_columns, layout.tile_size)
+    dtype = _choose_dtype(session, matcher, record, store)
+    store.create(layout.n_rows, layout.n_columns, layout.tile_size, dtype)
     present = store.present(layout)
-    if not MatrixStore(session.directory.matrices, layer).is_complete():
+    if not store.is_done(layout):
         _remove_damaged(session, layer, layout, present)
     session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
@@ -103,6 +104,17 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
         matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
         matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels),
     )
+
+
+def _choose_dtype(session: Session, matcher: Matcher, record: RunRecord, store: TileStore) -> str:
+    """Return the type of a layer's tiles: that of those that exist, or what matcher and features allow."""
+    if store.exists():
+        return str(store.dtype)
+    norms_i, norms_j = (
+        FeatureStore(session.directory.features, side, store.layer).read_squared_norms()
+        for side in (record.row_side, "images")
+    )
+    return choose_dtype(matcher.is_exact, norms_i, norms_j)
 
 
 def _remove_damaged(session: Session, layer: str, layout: Layout, present: NDArray[np.bool_]) -> None:

@@ -123,7 +123,7 @@ class MatchingWorker:
             seconds["match_seconds"] += result.solving
         solved = time.perf_counter()
         store = self._held.tiles(RunDirectory(self.run).tiles, tile.layer)
-        store.write((tile.row, tile.column), whole.matched, whole.identity, whole.upper_bound - whole.matched)
+        store.write((tile.row, tile.column), whole.matched, whole.identity, whole.upper_bound)
         seconds["solve_seconds"] = solved - started - sum(seconds.values())
         seconds["write_seconds"] = time.perf_counter() - solved
         return Receipt(tile, counts={"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds})

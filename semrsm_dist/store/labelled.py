@@ -1,0 +1,157 @@
+"""A Zarr group of arrays over pairs of images, with the images' ids and labels as coordinates, for xarray.
+
+Dimensions are `image_i` (rows) and `image_j` (columns). The group's metadata is gathered in it when it is finished, so
+that it opens in one read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import IncompleteError
+from semrsm_dist.store import chunks
+
+DIMENSIONS = ("image_i", "image_j")
+COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
+"""What goes with the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
+
+COMPLETE, ARRAYS = "complete", "arrays"
+"""Attributes of the group: whether it is finished, and the arrays that belong to it then."""
+
+Values = Sequence[str] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelledGroup:
+    """The group of one layer.
+
+    Parameters
+    ----------
+    root
+        The Zarr group of all layers.
+    layer
+        Name of the layer.
+    """
+
+    root: Path
+    layer: str
+
+    @property
+    def group(self) -> Path:
+        """Directory of the layer's group."""
+        return self.root / self.layer
+
+    def read_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the group; empty if there is none.
+
+        Raises
+        ------
+        StorageError
+            If the group's description is damaged.
+        """
+        try:
+            with chunks.reading_metadata(self.group):
+                return dict(zarr.open_group(self.group, mode="r", use_consolidated=False).attrs)
+        except FileNotFoundError:
+            return {}
+
+    def is_finished(self) -> bool:
+        """Return whether the group has been finished; what has gone since is not looked for."""
+        return bool(self.read_attributes().get(COMPLETE))
+
+    def is_complete(self) -> bool:
+        """Return whether the group has been finished and every chunk of it is there: listed, not read."""
+        return self.is_finished() and next(self._missing(), None) is None
+
+    def _missing(self) -> Iterator[Path]:
+        """Yield the arrays and chunks of the finished group that are not there."""
+        with chunks.reading_metadata(self.group):
+            group = zarr.open_group(self.group, mode="r")
+            arrays = dict(group.arrays())  # as gathered when it was finished: one read for all of them
+        for name in cast("list[str]", group.attrs[ARRAYS]):
+            if name not in arrays or not (self.group / name / "zarr.json").is_file():
+                yield self.group / name
+            else:
+                yield from self._missing_chunks(name, arrays[name])
+
+    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[Path]:
+        present = chunks.list_chunks(self.group, name)
+        for index in sorted(set(np.ndindex(array.cdata_shape)) - present):
+            yield self.group.joinpath(name, "c", *map(str, index))
+
+    def begin(self) -> zarr.Group:
+        """Return the group for writing; until `finish` it counts as incomplete."""
+        group = chunks.create_group(self.root, self.layer)
+        if group.attrs.get(COMPLETE) is not False:
+            with chunks.writing(self.group):
+                group.attrs.put({COMPLETE: False})
+        return group
+
+    def finish(self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any]) -> None:
+        """Write coordinates and attributes, and mark the group complete.
+
+        Parameters
+        ----------
+        coordinates
+            Text or numbers by name, each with its dimension.
+        attributes
+            JSON values.
+        """
+        group = self.begin()
+        with chunks.writing(self.group):
+            for name, (dimension, values) in coordinates.items():
+                zarr.create_array(
+                    self.group,
+                    name=name,
+                    data=_storable(values),
+                    dimension_names=(dimension,),
+                    compressors=chunks.COMPRESSORS,
+                    config={"write_empty_chunks": True},
+                    overwrite=True,
+                )
+            described = {**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False}
+            group.attrs.put({**described, ARRAYS: sorted(group.array_keys())})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+                zarr.consolidate_metadata(self.group)
+            # The last write, which keeps what was gathered: a kill leaves no complete group without it.
+            zarr.open_group(self.group, mode="a", use_consolidated=True).attrs[COMPLETE] = True
+
+    def require_finished(self) -> None:
+        """Raise IncompleteError unless the group has been finished."""
+        if not self.is_finished():
+            raise IncompleteError(
+                f"{self.group}: layer {self.layer!r} is not complete yet; start the run's command again to finish it "
+                "(semrsm status shows its progress)"
+            )
+
+    def coordinate(self, name: str) -> NDArray[Any]:
+        """Return what goes with the rows or columns, one entry each: numbers, or text as `<U`.
+
+        Raises
+        ------
+        StorageError
+            If it is missing or damaged.
+        """
+        array = chunks.open_array(self.group, name)
+        values = chunks.read_region(array, (slice(0, array.shape[0]),))
+        return values if values.dtype.kind in "iuf" else np.asarray(values.tolist(), dtype=np.str_)
+
+    def coordinates(self) -> dict[str, tuple[str, NDArray[Any]]]:
+        """Return all coordinates of rows and columns by name, each with its dimension."""
+        names = (*DIMENSIONS, *COORDINATES)
+        return {name: (f"image_{name[-1]}", self.coordinate(name)) for name in names}
+
+
+def _storable(values: Values) -> NDArray[Any]:
+    """Return numbers as they are, and texts in the type of any length."""
+    array = np.asarray(values)
+    return array if array.dtype.kind == "f" else np.asarray(values, np.dtypes.StringDType())

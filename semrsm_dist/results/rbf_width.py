@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.kernels import squared_distances
+from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.results.matrices import LayerMatrices
 
-PAIRS = 1 << 22
-"""Maximum pairs whose median is taken: all of up to 2 900 images, a sample of more."""
+BLOCK, BLOCKS = 32, 4096
+"""A sample is about this many random blocks of pairs, each of so many images with as many: whatever the tiles."""
 
-TILES = 4096
-"""Maximum tiles that a sample comes from."""
+PAIRS = BLOCKS * BLOCK**2
+"""Maximum pairs that are all read: those of 2 896 images, 4 million."""
 
 SEED = 0
 """Of the sample."""
@@ -27,8 +28,7 @@ def median_width(
     """Return sqrt(median of the non-zero squared distances) over all pairs, and its error if they are a sample.
 
     In a symmetric matrix, each pair of different images counts once. If all images coincide, any width gives the same
-    kernel, and 1 is returned. Of more than `PAIRS` pairs, about as many are drawn at random: equally from all tiles, or
-    from `TILES` random ones. The sample is the same every time.
+    kernel, and 1 is returned. Of more than `PAIRS` pairs, about as many are drawn, the same every time.
 
     Parameters
     ----------
@@ -44,21 +44,17 @@ def median_width(
     sigma
         The width.
     error
-        Two standard errors of the sample, from its spread among tiles; None if all pairs were read.
+        Two standard errors of the sample, from its spread among blocks; None if all pairs were read.
     """
-    layout, rng = matrices.layout, np.random.default_rng(SEED)
-    tiles, is_sample = list(layout.tiles()), layout.total_pairs > PAIRS
-    n_tiles = len(tiles)
-    if is_sample and n_tiles > TILES:
-        tiles = [tiles[index] for index in np.sort(rng.choice(n_tiles, TILES, replace=False))]
-    share = min(1.0, PAIRS / max(1, sum(layout.n_pairs(*tile) for tile in tiles)))
+    layout = matrices.layout
+    is_sample = layout.total_pairs > PAIRS
+    if is_sample:
+        layout = Layout(layout.n_rows, layout.n_columns, BLOCK, layout.symmetric)
+    blocks = _draw_blocks(layout) if is_sample else list(layout.tiles())
     parts = []
-    with (reporter or SilentReporter()).stage(f"rbf width of {quantity}", len(tiles), "tiles") as shown:
-        for tile in tiles:
-            found = _distances(matrices, tile, quantity)
-            if share < 1:
-                found = found[rng.integers(0, found.size, round(share * found.size))] if found.size else found
-            parts.append(found)
+    with (reporter or SilentReporter()).stage(f"rbf width of {quantity}", len(blocks), "blocks") as shown:
+        for block in blocks:
+            parts.append(_distances(matrices, layout, block, quantity))
             shown.advance(1)
     distances = np.concatenate(parts)
     if not distances.size:
@@ -66,27 +62,33 @@ def median_width(
     median = float(np.median(distances))
     if not is_sample:
         return math.sqrt(median), None
-    low, high = np.quantile(
-        distances, np.clip(0.5 + 2 * _rank_error(parts, median, n_tiles) * np.array([-1, 1]), 0, 1)
-    )
+    error = 2 * _rank_error(parts, median)
+    low, high = np.quantile(distances, np.clip([0.5 - error, 0.5 + error], 0, 1))
     return math.sqrt(median), float(np.sqrt(high) - np.sqrt(low)) / 2
 
 
-def _distances(matrices: LayerMatrices, tile: tuple[int, int], quantity: str) -> NDArray[np.float64]:
-    """Return the non-zero squared distances of a tile's pairs."""
-    layout = matrices.layout
-    rows, columns = layout.rows(tile[0]), layout.columns(tile[1])
+def _draw_blocks(layout: Layout) -> list[tuple[int, int]]:
+    """Return different random blocks, each as likely as any other."""
+    rng, drawn = np.random.default_rng(SEED), 4 * BLOCKS
+    rows, columns = (rng.integers(0, panels, drawn) for panels in (layout.row_panels, layout.column_panels))
+    if layout.symmetric:
+        rows, columns = rows[rows <= columns], columns[rows <= columns]
+    return sorted(set(zip(rows[:BLOCKS].tolist(), columns[:BLOCKS].tolist(), strict=True)))
+
+
+def _distances(
+    matrices: LayerMatrices, layout: Layout, block: tuple[int, int], quantity: str
+) -> NDArray[np.float64]:
+    """Return the non-zero squared distances of a block's pairs."""
+    rows, columns = layout.rows(block[0]), layout.columns(block[1])
     norms_i, norms_j = matrices.squared_norms
     inner = matrices.read_for_distances(quantity, (rows, columns))
     squared = squared_distances(inner, norms_i[rows], norms_j[columns])
     counted = squared > 0
-    return squared[np.triu(counted, k=1) if layout.symmetric and tile[0] == tile[1] else counted]
+    return squared[np.triu(counted, k=1) if layout.symmetric and block[0] == block[1] else counted]
 
 
-def _rank_error(parts: list[NDArray[np.float64]], median: float, n_tiles: int) -> float:
-    """Return the standard error of the share of pairs below `median`: tiles are drawn, and pairs within them."""
+def _rank_error(parts: list[NDArray[np.float64]], median: float) -> float:
+    """Return the standard error of the share of all pairs that are below the sample's median."""
     excess = np.array([np.count_nonzero(part < median) - part.size / 2 for part in parts])
-    size = sum(part.size for part in parts)
-    drawn = len(parts) / n_tiles
-    among = (1 - drawn) * len(parts) / max(1, len(parts) - 1) * float((excess**2).sum()) / size**2
-    return math.sqrt(among + 0.25 / size)
+    return math.sqrt(float((excess**2).sum())) / sum(part.size for part in parts)

@@ -88,6 +88,10 @@ class Run:
         """
         return self.matrices(layer).chunks.tile_size
 
+    def rounding(self, layer: str) -> float:
+        """Return by how much a cosine similarity can differ from the one that was computed; 0 in float64."""
+        return 2.0**-24 if self.matrices(layer).store.dtype == np.float32 else 0.0
+
     def dataset(self, layer: str) -> xr.Dataset:
         """Open all matrices of a layer lazily: what is read of them is derived from the tiles.
 

@@ -227,29 +227,31 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     StorageError
         If a chunk in it is missing, or the file system cannot read it.
     """
-    touched = (
+    spans = (
         range(part.start // size, -(-min(part.stop, length) // size))
         for part, size, length in zip(region, array.chunks, array.shape, strict=True)
     )
-    for index in itertools.product(*touched):
+    touched = list(itertools.product(*spans))
+    for index in touched:
         file = _chunk_path(_location(array), index)
         if not file.is_file():  # it would read as fill values, like a result
             raise StorageError(
                 f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, "
                 "which computes it again"
             )
-    spans = ", ".join(f"{part.start}:{part.stop}" for part in region)
     try:
         return np.asarray(array[region])
     except DECODING_ERRORS as error:
+        file = _chunk_path(_location(array), touched[0])
+        for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
+            read_chunk(array, index)
         raise DamagedChunkError(
-            f"{_location(array)}[{spans}]: the stored bytes are damaged ({error}); results that need them "
-            "cannot be computed: delete the damaged chunk file under this array's folder and start the same command, "
-            "which computes it again"
+            f"{file}: the stored bytes are damaged ({error}); results that need them cannot be computed: delete this "
+            "file and start the same command, which computes it again"
         ) from error
     except OSError as error:
         raise StorageError(
-            f"{_location(array)}[{spans}]: cannot be read ({error.strerror or error}); results that need it cannot be "
+            f"{_location(array)}: cannot be read ({error.strerror or error}); results that need it cannot be "
             "computed: check the disk and its permissions, then start the same command"
         ) from error
 

@@ -196,11 +196,11 @@ def encode(
     InputError
         If a number is too large for the type.
     """
+    exact = np.stack([matched, identity, upper_bound - matched])
     if dtype == np.float64:
-        return np.stack([matched, identity, upper_bound - matched])
-    stored = np.empty((len(QUANTITIES), *matched.shape), np.float32)
+        return exact
     with np.errstate(over="ignore"):
-        stored[0], stored[1] = matched, identity
+        stored = exact.astype(np.float32)
         gap = upper_bound - stored[0]
         # Next above, as the difference was rounded; then up to the bits that are kept. 0 is exact.
         stored[2] = _round_up(np.where(gap > 0, np.nextafter(gap, np.inf), np.maximum(gap, 0.0)))

@@ -115,7 +115,7 @@ def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
     assert re.search(r"^matching: 552 pairs, \d+ pairs/s", out, re.M)
     assert "matching: 20 computed, 0 found done" in out
     assert re.search(r"^layer +k +spatio-semantic F1@k +average pooling F1@k +semantic F1@k$", out, re.M)
-    assert "runs/mine/rsm.zarr" in out
+    assert "open_run('runs/mine')" in out
     assert (place / "runs" / "mine" / "figures" / "overview.png").stat().st_size > 1000
     assert "pairs/s" in err
     assert re.search(r"^matching: 552/552 pairs \(100 %\)", err, re.M)
@@ -364,7 +364,7 @@ def test_status_of_a_finished_run(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "status", "runs/mine") == 0
     text = capsys.readouterr().out
     assert "complete, no driver is at work" in text
-    assert "10/10 tiles, 276/276 pairs (100 %), assembled" in text
+    assert "10/10 tiles, 276/276 pairs (100 %), complete" in text
     assert call(monkeypatch, place, "status", "runs/mine", "--json") == 0
     status = json.loads(capsys.readouterr().out)
     assert status["complete"] is True
@@ -375,8 +375,8 @@ def test_status_of_an_unfinished_run_ends_with_3(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "run", "config.yaml", "--set", "run=runs/cut") == 0
     capsys.readouterr()
     run = place / "runs" / "cut"
-    (run / "tiles.zarr" / "last" / "c" / "0" / "1" / "2").unlink()
-    (run / "rsm.zarr" / "last" / "zarr.json").unlink()
+    (run / "tiles.zarr" / "last" / "tiles" / "c" / "0" / "1" / "2").unlink()
+    (run / "tiles.zarr" / "last" / "zarr.json").unlink()
     assert call(monkeypatch, place, "status", "runs/cut") == 3
     text = capsys.readouterr().out
     assert "incomplete" in text
@@ -384,7 +384,7 @@ def test_status_of_an_unfinished_run_ends_with_3(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "export", "runs/cut") == 3
     found = capsys.readouterr()
     assert found.out == ""
-    assert "not assembled yet" in found.err
+    assert "not complete yet" in found.err
     assert not (run / "export").exists()
 
 

@@ -36,7 +36,7 @@ def test_the_hits_are_those_of_the_matrix(small, tmp_path, n_queries):
 def test_a_matrix_that_differs_is_noticed(small, tmp_path, monkeypatch):
     run = compute(small, tmp_path)
     read = run.similarity_rows("early", "cosine")
-    for changed in (lambda rows: read(rows) + 1e-15, lambda rows: -read(rows)):
+    for changed in (lambda rows: read(rows) + 1e-6, lambda rows: -read(rows)):
         monkeypatch.setattr(type(run), "similarity_rows", lambda *_, changed=changed: changed)
         assert progressive_hits(run, "early", 2).identical is False
 
@@ -44,7 +44,7 @@ def test_a_matrix_that_differs_is_noticed(small, tmp_path, monkeypatch):
 def test_features_alone_are_enough(small, tmp_path):
     run = compute(small, tmp_path)
     expected = progressive_hits(run, "late", 3)
-    for path in sorted((run.directory.path / "rsm.zarr").rglob("*"), reverse=True):
+    for path in sorted((run.directory.path / "tiles.zarr").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     hits = progressive_hits(open_run(run.directory.path), "late", 3)
     assert hits.identical is None

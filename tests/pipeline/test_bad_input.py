@@ -299,7 +299,7 @@ def test_a_source_that_changes_while_it_is_imported_is_refused(shop, kind, chang
     write(z)
     assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 3}
     shop.run(shop.of_features("other", write(z)))
-    assert shop.tree(shop.path / "run" / "rsm.zarr") == shop.tree(shop.path / "other" / "rsm.zarr")
+    assert shop.tree(shop.path / "run" / "tiles.zarr") == shop.tree(shop.path / "other" / "tiles.zarr")
 
 
 def test_what_was_copied_from_another_source_before_an_interrupt_is_not_kept(shop):
@@ -404,7 +404,7 @@ def test_a_missing_tile_of_a_finished_run_comes_back(shop):
 
 
 def test_a_matrix_that_was_deleted_is_assembled_again(shop):
-    document = shop.of_features("run", shop.features())
+    document = shop.of_features("run", shop.features(), output={"matrices": "stored"})
     shop.run(document)
     before = shop.tree(shop.path / "run" / "rsm.zarr")
     shutil.rmtree(shop.path / "run" / "rsm.zarr")
@@ -414,10 +414,16 @@ def test_a_matrix_that_was_deleted_is_assembled_again(shop):
 
 @pytest.mark.parametrize(
     "group",
-    ["features.zarr", "features.zarr/images/last", "tiles.zarr/last", "rsm.zarr", "rsm.zarr/last"],
+    [
+        "features.zarr",
+        "features.zarr/images/last",
+        "tiles.zarr/last",
+        "tiles.zarr/last/tiles",
+        "rsm.zarr/last",
+    ],
 )
 def test_a_description_that_was_cut_short_is_named_and_made_anew_once_it_is_deleted(shop, group):
-    document = shop.of_features("run", shop.features())
+    document = shop.of_features("run", shop.features(), output={"matrices": "stored"})
     shop.run(document)
     before = shop.tree(shop.path / "run" / "rsm.zarr")
     file = shop.path / "run" / group / "zarr.json"

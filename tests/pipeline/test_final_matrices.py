@@ -1,4 +1,4 @@
-"""Final matrices that were lost or damaged after a run, and layers that a later session no longer asks for."""
+"""What was lost or damaged after a run, stored matrices, and layers that a later session no longer asks for."""
 
 from __future__ import annotations
 
@@ -6,52 +6,90 @@ import contextlib
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import semrsm_dist as srs
-from semrsm_dist.errors import IncompleteError, StorageError
+from semrsm_dist.errors import StorageError
 from semrsm_dist.pipeline.summary import WORKER_PARTS, format_summary
-from semrsm_dist.results.export import export_npy
+from semrsm_dist.results.export import export_npy, export_zarr
 from semrsm_dist.results.status import format_status, read_status
+from semrsm_dist.store.tiles import TileStore
 
-CHUNK = "rsm.zarr/last/semantic_cosine/c/0/0"
+TILE = "tiles.zarr/last/tiles/c/0/0/0"
 
 
-def test_a_lost_chunk_is_assembled_again(shop):
+def test_a_lost_tile_of_a_finished_run_is_named_and_computed_again(shop):
     document = shop.of_features("run", shop.features())
     shop.run(document)
     path = shop.path / "run"
     before = srs.open_run(path).similarity("last").values
-    (path / CHUNK).unlink()
+    (path / TILE).unlink()
     assert not read_status(path)["complete"]
-    with pytest.raises(IncompleteError, match="this is missing"):
+    with pytest.raises(StorageError, match=rf"{TILE}: this chunk is missing; .*start the same command"):
         export_npy(srs.open_run(path), shop.path / "out")
-    work = shop.run(document)["work"]
-    assert work["assembly"]["computed"] > 0
-    assert work["matching"]["computed"] == 0
+    assert shop.run(document)["work"]["matching"]["computed"] == 1
     np.testing.assert_array_equal(srs.open_run(path).similarity("last").values, before)
     assert read_status(path)["complete"]
 
 
-def test_a_damaged_chunk_heals_as_its_error_says(shop):
+def test_a_damaged_tile_of_a_finished_run_heals_as_its_error_says(shop):
     document = shop.of_features("run", shop.features())
     shop.run(document)
     path = shop.path / "run"
-    run = srs.open_run(path)
-    before = run.similarity("last").values
-    file = path / CHUNK
+    before = srs.open_run(path).similarity("last").values
+    file = path / TILE
     file.write_bytes(b"?" + file.read_bytes()[1:])
     for read in (
         lambda: srs.open_run(path).similarity("last").values,
         lambda: srs.open_run(path).similarity_rows("last")(slice(0, 3)),
         lambda: export_npy(srs.open_run(path), shop.path / "out"),
+        lambda: export_zarr(srs.open_run(path), shop.path / "out"),
+        lambda: shop.run(document | {"kernels": ["rbf"]}),
     ):
-        with pytest.raises(
-            StorageError, match=r"semantic_cosine/c/0/0: .*delete this file and start the run's"
-        ):
+        with pytest.raises(StorageError, match=rf"{TILE}: .*delete this file and start"):
             read()
     file.unlink()
     shop.run(document)
     np.testing.assert_array_equal(srs.open_run(path).similarity("last").values, before)
+
+
+@pytest.mark.parametrize("name", ["squared_norm_i", "labels_j", "image_i", "quantity"])
+def test_a_flipped_bit_in_a_coordinate_is_noticed_and_heals(shop, name):
+    document = labelled(shop)
+    shop.run(document)
+    path = shop.path / "run"
+    before = srs.open_run(path).dataset("last").load()
+    file = path / "tiles.zarr" / "last" / name / "c" / "0"
+    content = bytearray(file.read_bytes())
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with pytest.raises(StorageError, match=name):
+            TileStore(path / "tiles.zarr", "last").coordinate(name)
+    file.unlink()
+    assert not read_status(path)["complete"]
+    shop.run(document)
+    xr.testing.assert_identical(srs.open_run(path).dataset("last").load(), before)
+
+
+def test_stored_matrices_are_those_that_are_derived_and_written_again_when_a_chunk_is_lost(shop):
+    document = shop.of_features(
+        "run", shop.features(), output={"matrices": "stored"}, kernels=["cosine", "rbf"]
+    )
+    assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}
+    path = shop.path / "run"
+    whole = shop.tree(path / "rsm.zarr")
+    stored = xr.open_zarr(path / "rsm.zarr" / "last", chunks=None).load()
+    derived = srs.open_run(path).dataset("last").load()
+    assert set(stored) == set(derived) >= {"matched", "semantic_cosine", "spatio-semantic_rbf"}
+    for name, matrix in derived.items():
+        np.testing.assert_array_equal(stored[name].values, matrix.values.astype(np.float32))
+        assert stored[name].attrs == matrix.attrs
+    (path / "rsm.zarr" / "last" / "gap" / "c" / "0" / "0").unlink()
+    assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}
+    assert shop.run(document)["work"]["assembly"] == {"found": 1, "computed": 0}
+    assert shop.tree(path / "rsm.zarr") == whole
 
 
 class Listener:
@@ -117,12 +155,12 @@ def test_zero_representations_are_named(shop):
 def test_work_is_what_the_workers_said(shop):
     document = shop.of_features("run", shop.features())
     summary = shop.run(document)
-    assert summary["work"]["assembly"] == {"found": 0, "computed": 1}
+    assert summary["work"]["matching"] == {"found": 0, "computed": 3}
     assert {"solve", "load", "write"} <= set(summary["worker_seconds"]) <= set(WORKER_PARTS)
     assert min(summary["worker_seconds"].values()) > 0
     assert "% solving" in format_summary(summary)
     again = shop.run(document)
-    assert again["work"]["assembly"] == {"found": 1, "computed": 0}
+    assert again["work"]["matching"] == {"found": 3, "computed": 0}
     assert "solving" not in format_summary(again)
 
 
@@ -141,14 +179,14 @@ def test_a_layer_that_is_not_asked_for_any_more_does_not_keep_a_run_incomplete(s
     names = [file.name for file in written if file.suffix == ".npy"]
     assert names == ["a.semantic.cosine.npy", "a.spatio-semantic.cosine.npy"]
     shop.run(both)
-    assert all(facts["assembled"] and facts["requested"] for facts in read_status(path)["layers"].values())
+    assert all(facts["complete"] and facts["requested"] for facts in read_status(path)["layers"].values())
 
 
 def test_the_search_for_a_width_is_shown(shop):
     listener = Listener()
     document = shop.of_features("run", shop.features(), kernels=[{"name": "rbf"}])
     assert shop.run(document, reporter=listener)["layers"]
-    done, total = listener.stages["rbf width of last"]
+    done, total = listener.stages["rbf width of matched"]
     assert done == total > 0
 
 

@@ -40,7 +40,9 @@ def document(shop, run, **sections):
     z = shop.path / "z.npy"
     if not z.exists():
         shop.features("z.npy", (128, 8, 32))
-    return shop.of_features(run, z, matching={"matcher": "identity", "tile": 16}, **sections)
+    return shop.of_features(
+        run, z, matching={"matcher": "identity", "tile": 16}, output={"matrices": "stored"}, **sections
+    )
 
 
 def trees(shop, run):

@@ -16,12 +16,12 @@ FEATURES = "features.zarr/images"
 
 def continues(shop, document, *words):
     """Run without computing anything, with a warning of these words, and leave all results as they are."""
-    before = shop.tree(shop.path / "run" / "rsm.zarr")
+    before = shop.tree(shop.path / "run" / "tiles.zarr")
     summary = shop.run(document)
     assert all(count["computed"] == 0 for count in summary["work"].values())
     gone = [line for line in summary["warnings"] if "no longer there, and no longer needed: " in line]
     assert all(any(word in line for line in gone) for word in words), summary["warnings"]
-    assert shop.tree(shop.path / "run" / "rsm.zarr") == before
+    assert shop.tree(shop.path / "run" / "tiles.zarr") == before
     return summary
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.results import overview
-from semrsm_dist.store.matrices import StoredMatrix
+from semrsm_dist.store.tiles import TileStore
 
 
 def make_run(path, n_images=24, n_layers=1, n_queries=0):
@@ -48,21 +48,14 @@ def test_the_picture_fits_a_page_whatever_the_run(tmp_path, shape, size):
     assert all((half < 250).mean() > 0.1 for half in halves)  # no half of the page is left blank
 
 
-def test_of_a_large_run_only_a_few_chunks_are_read(tmp_path, monkeypatch):
+def test_of_a_large_run_only_a_few_tiles_are_read(tmp_path, monkeypatch):
     run = make_run(tmp_path, n_images=1100)
     monkeypatch.setattr(overview, "LARGEST", 6)
-    monkeypatch.setattr(overview, "CHUNKS", 2)
-    size = run.chunk_size("layer0")
-    touched = set()
-    read = StoredMatrix.read
-
-    def watched(matrix, key):
-        touched.update((int(row) // size, int(column) // size) for row in key[0] for column in key[1])
-        return read(matrix, key)
-
-    monkeypatch.setattr(StoredMatrix, "read", watched)
+    monkeypatch.setattr(overview, "PARTS", 2)
+    touched, read = set(), TileStore.read
+    monkeypatch.setattr(TileStore, "read", lambda store, tile: touched.add(tile) or read(store, tile))
     overview.draw_overview(run)
-    assert len(touched) <= 4 < (1100 / size) ** 2
+    assert len(touched) <= 3 < run.layout("layer0").n_tiles
 
 
 def test_a_picture_is_drawn_again_only_if_it_would_show_something_else_or_is_damaged(tmp_path, monkeypatch):
@@ -70,7 +63,7 @@ def test_a_picture_is_drawn_again_only_if_it_would_show_something_else_or_is_dam
     path = overview.draw_overview(run)
     first = path.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(StoredMatrix, "read", pytest.fail)
+        patch.setattr(TileStore, "read", pytest.fail)
         assert overview.draw_overview(run) == path
     assert path.stat().st_mtime_ns == first
     whole = path.read_bytes()

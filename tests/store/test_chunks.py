@@ -137,7 +137,7 @@ def test_every_truncation_is_noticed(group, array):
     for content in [intact[:length] for length in range(len(intact))] + [intact + b"\0", b"\0" * len(intact)]:
         file.write_bytes(content)
         assert not chunks.is_decodable(array, (1, 1))
-        with pytest.raises(chunks.DamagedChunkError, match=r"/a\[2:4, 3:6\]: the stored bytes are damaged"):
+        with pytest.raises(chunks.DamagedChunkError, match=r"/a/c/1/1: the stored bytes are damaged"):
             chunks.read_chunk(array, (1, 1))
         with pytest.raises(StorageError, match="damaged"):
             chunks.read_region(array, (slice(0, 5), slice(0, 7)))
@@ -316,7 +316,7 @@ def test_a_full_disk_while_an_array_is_made_is_told(group, array, monkeypatch):
 def test_a_disk_that_cannot_be_read_does_not_make_a_chunk_damaged(group, array, monkeypatch, number):
     """Otherwise one bad moment of a network disk would delete finished work."""
     Failing(monkeypatch, number, "r")
-    with pytest.raises(StorageError, match=r"/a\[2:4, 3:6\]: cannot be read") as caught:
+    with pytest.raises(StorageError, match=r"/a: cannot be read") as caught:
         chunks.is_decodable(array, (1, 1))
     assert not isinstance(caught.value, chunks.DamagedChunkError)
 

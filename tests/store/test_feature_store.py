@@ -108,7 +108,7 @@ def test_deleting_a_damaged_chunk_makes_its_chunk_be_computed_again(store, name)
         POOLED: store.read_pooled,
         TOKEN_COUNT: store.read_token_counts,
     }[name]
-    with pytest.raises(StorageError, match="delete the damaged chunk file under this array's folder"):
+    with pytest.raises(StorageError, match="delete this file and start the same command"):
         reading()
     file.unlink()
     assert store.present() == {0, 2}

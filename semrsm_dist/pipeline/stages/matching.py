@@ -94,7 +94,7 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
     dtype = _choose_dtype(session, matcher, record, store)
     store.create(layout.n_rows, layout.n_columns, layout.tile_size, dtype)
     present = store.present(layout)
-    if not store.is_done(layout):
+    if not _is_checked(session, store, layout):
         _remove_damaged(session, layer, layout, present)
     session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
@@ -115,6 +115,12 @@ def _choose_dtype(session: Session, matcher: Matcher, record: RunRecord, store: 
         for side in (record.row_side, "images")
     )
     return choose_dtype(matcher.is_exact, norms_i, norms_j)
+
+
+def _is_checked(session: Session, store: TileStore, layout: Layout) -> bool:
+    """Return whether all tiles have been read since they were written, as evaluation does before the summary."""
+    evaluated = (session.directory.read_summary() or {}).get("layers", {})
+    return store.layer in evaluated and store.is_done(layout)
 
 
 def _remove_damaged(session: Session, layer: str, layout: Layout, present: NDArray[np.bool_]) -> None:

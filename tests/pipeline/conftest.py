@@ -209,7 +209,8 @@ class Workshop:
     def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:
         """Return inode and time of every finished chunk in these groups of a run.
 
-        Features are written last of what belongs to a feature chunk, and alone make it finished.
+        Features are written last of what belongs to a feature chunk, and alone make it finished. Coordinates of tiles
+        are written again when labels change.
         """
         stamps = {}
         for group in groups or ("features.zarr", "tiles.zarr"):
@@ -218,6 +219,8 @@ class Workshop:
                     FileNotFoundError
                 ):  # a temporary file that has got its name just now
                     if not path.name.isdigit() or {"token_count", "squared_norm", "pooled"} & set(path.parts):
+                        continue
+                    if group == "tiles.zarr" and path.parts[-5] != "tiles":
                         continue
                     if path.is_file():
                         stat = path.stat()

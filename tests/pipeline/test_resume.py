@@ -569,7 +569,7 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
         for path in shop.tiles(shop.path / "run")
     }
     assert solved == {
-        f"{layer}/c/0/{row}/{column}"
+        f"{layer}/tiles/c/0/{row}/{column}"
         for layer in "ab"
         for row in range(7)
         for column in range(row, 7)

@@ -45,8 +45,7 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
     """
     evaluated = _dependence(session, record.requested)
     known = session.directory.read_summary() or {}
-    computed = session.counts["matching"]["computed"] or session.counts["assembly"]["computed"]
-    if not computed and known.get("evaluated") == evaluated:
+    if not session.counts["matching"]["computed"] and known.get("evaluated") == evaluated:
         certificates = {
             layer: {name: facts[name] for name in CERTIFICATE} for layer, facts in known["layers"].items()
         }

@@ -250,7 +250,7 @@ def test_the_summary_names_what_the_similarities_are_of(pictures, monkeypatch, c
     ],
 )
 def test_streams_that_cannot_be_written_do_not_end_a_run(place, redirection, status):
-    for name in ("run.json", "summary.json", "tiles.zarr/last/c/0/1/2"):
+    for name in ("run.json", "summary.json", "tiles.zarr/last/tiles/c/0/1/2"):
         assert (place / "runs" / "mine" / name).exists()
     command = " ".join([*map(str, COMMAND), "run", "config.yaml", redirection])
     done = subprocess.run(

@@ -143,7 +143,7 @@ def submit(command, tmp_path, n_images):
 def tiles(tmp_path):
     return {
         path: path.stat().st_mtime_ns
-        for path in tmp_path.glob("run/tiles.zarr/*/c/**/*")
+        for path in tmp_path.glob("run/tiles.zarr/*/tiles/c/**/*")
         if path.is_file() and re.fullmatch(r"\d+", path.name)
     }
 

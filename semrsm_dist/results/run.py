@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,8 @@ class Run:
         """
         require_known("kind", kind, KINDS)
         require_known("kernel", kernel, KERNELS)
-        if sigma is not None and (isinstance(sigma, bool) or not isinstance(sigma, float | int | np.number)):
+        is_number = isinstance(sigma, float | int | np.number) and not isinstance(sigma, bool)
+        if sigma is not None and not (is_number and 0 < sigma < math.inf):
             raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
         if sigma is not None and kernel != "rbf":
             raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")

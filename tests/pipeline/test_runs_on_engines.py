@@ -18,7 +18,7 @@ from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import InputError
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.results.datasets import SemrsmBackend
+from semrsm_dist.results.xarray_engine import SemrsmBackend
 
 KERNELS = ["linear", "cosine", "rbf"]
 TOLERANCE = 1e-3

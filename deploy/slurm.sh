@@ -33,6 +33,16 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 mkdir -p "$HOME/.ray"
 [ -e "$HOME/.ray/auth_token" ] || (umask 077 && ray get-auth-token --generate > /dev/null)
 
+# SLURM sends USR1 three minutes before the time limit, to this script alone.
+driver=
+limit=
+at_limit() {
+    limit=1
+    if [ -n "$driver" ]; then kill -TERM "$driver" || true; else scontrol requeue "$SLURM_JOB_ID"; fi
+}
+trap at_limit USR1
+trap 'if [ -n "$driver" ]; then kill -TERM "$driver" || true; else exit 143; fi' TERM
+
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
@@ -55,10 +65,6 @@ until ray status --address="$address:$port" > /dev/null 2>&1; do
     sleep 2
 done
 
-# SLURM sends USR1 three minutes before the time limit, to this script alone.
-limit=
-trap 'limit=1; kill -TERM "$driver" 2> /dev/null || true' USR1
-trap 'kill -TERM "$driver" 2> /dev/null || true' TERM
 semrsm run "$@" --engine ray --address "$address:$port" &
 driver=$!
 status=0

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
 
+from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
 
 _AXES = {
@@ -34,6 +37,19 @@ _DIGEST_BYTES = 8 * 2**20  # small, as the driver has no business taking more me
 _EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
 _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
 
+
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+"""Errors that reading damaged files of any format raises."""
 
 _CONVERT = {
     ".npz": "numpy.load(path)[name]",
@@ -134,33 +150,27 @@ class FeatureArray(ABC):
     ----------
     path
         Where the array is.
-    shape
-        How it is to be read.
+    shape, dtype
+        Of the array on disk.
+    layout
+        See `interpret`.
+
+    Attributes
+    ----------
+    n_images, n_tokens, n_channels
+        N, S, C.
+    dtype
+        Type of what `read` returns: float16, float32 or float64.
+    images_together
+        Images that the format stores as one piece: reading one costs as much as reading all.
     """
 
-    def __init__(self, path: Path | str, shape: ArrayShape) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], layout: str) -> None:
         self.path = path
-        self._shape = shape
-
-    @property
-    def n_images(self) -> int:
-        """N."""
-        return self._shape.n_images
-
-    @property
-    def n_tokens(self) -> int:
-        """S."""
-        return self._shape.n_tokens
-
-    @property
-    def n_channels(self) -> int:
-        """C."""
-        return self._shape.n_channels
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of what `read` returns: float16, float32 or float64."""
-        return self._shape.dtype
+        self._shape = interpret(str(path), shape, dtype, layout)
+        self.n_images, self.n_tokens = self._shape.n_images, self._shape.n_tokens
+        self.n_channels, self.dtype = self._shape.n_channels, self._shape.dtype
+        self.images_together = 1
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return images start..stop-1 as a contiguous (T, S, C) array of its own; nothing else is loaded.
@@ -176,7 +186,14 @@ class FeatureArray(ABC):
             )
         if start == stop:
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
-        return self._shape.arrange(self._read_images(start, stop))
+        try:
+            return self._shape.arrange(self._read_images(start, stop))
+        except InputError:
+            raise
+        except READ_ERRORS as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error}); was it changed during the run?"
+            ) from error
 
     def digest(self, token_counts: NDArray[np.int64] | None = None) -> str:
         """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.
@@ -198,18 +215,14 @@ class FeatureArray(ABC):
             digest.update(z.data)
         return digest.hexdigest()
 
-    @property
-    def images_together(self) -> int:
-        """Images that the format stores as one piece: reading one costs as much as reading all."""
-        return 1
-
-    @abstractmethod
     def signature(self) -> str:
         """Return something cheap that changes when the file does (sizes and times), for caching the digest."""
+        stat = file_of(self.path).stat()
+        return f"file {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
     @abstractmethod
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
-        """Return some images in their layout on disk; raise InputError if they cannot be read."""
+        """Return some images in their layout on disk."""
 
 
 class NpyFeatures(FeatureArray):
@@ -228,40 +241,23 @@ class NpyFeatures(FeatureArray):
         The file does not exist, is damaged or shortened, or does not hold features.
     """
 
-    def __init__(self, path: str | Path, layout: str = "auto") -> None:
-        self._file = Path(path)
-        mapped = map_npy(self._file)
+    def __init__(self, path: Path, layout: str = "auto") -> None:
+        mapped = map_npy(path)
         self._disk_shape: tuple[int, ...] = mapped.shape
         self._disk_dtype = mapped.dtype
         self._offset = int(mapped.offset)
         self._fortran = not mapped.flags.c_contiguous
-        super().__init__(self._file, interpret(str(path), mapped.shape, mapped.dtype, layout))
-
-    def signature(self) -> str:
-        """Return size and times of the file."""
-        return stamp(self._file)
+        super().__init__(path, mapped.shape, mapped.dtype, layout)
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
-        image_bytes = math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
-        try:
-            if self._fortran:  # an image is spread over the whole file
-                whole = np.memmap(
-                    self._file, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
-                )
-                return whole[start:stop]
-            shape = (stop - start, *self._disk_shape[1:])
-            offset = self._offset + start * image_bytes
-            return np.memmap(self._file, self._disk_dtype, "r", offset, shape=shape)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path}: cannot be read ({error}); was it changed during the run?"
-            ) from error
-
-
-def stamp(file: Path) -> str:
-    """Return size and times of a file, which change when it does."""
-    stat = file.stat()
-    return f"file {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        if self._fortran:  # an image is spread over the whole file
+            whole = np.memmap(
+                self.path, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
+            )
+            return whole[start:stop]
+        shape = (stop - start, *self._disk_shape[1:])
+        offset = self._offset + start * math.prod(self._disk_shape[1:]) * self._disk_dtype.itemsize
+        return np.memmap(self.path, self._disk_dtype, "r", offset, shape=shape)
 
 
 def map_npy(path: Path) -> np.memmap[Any, Any]:

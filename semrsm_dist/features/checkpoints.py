@@ -12,18 +12,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import pickle
 import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import safetensors
 import timm
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from semrsm_dist.errors import InputError, first_line
+from semrsm_dist.features.arrays import READ_ERRORS
 
 _logger = logging.getLogger(__name__)
 
@@ -39,17 +38,8 @@ _POSITIONS = (
 )
 """How the names of position embeddings of images end, in timm and elsewhere."""
 
-# Errors that timm's converters raise for unexpected files.
-_CONVERSION_ERRORS = (
-    RuntimeError,
-    KeyError,
-    AttributeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    AssertionError,
-)
-_READ_ERRORS = (*_CONVERSION_ERRORS, OSError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError)
+_CONVERSION_ERRORS = (RuntimeError, LookupError, AttributeError, ValueError, TypeError, AssertionError)
+"""Errors that timm's converters raise for unexpected files."""
 
 
 def hash_state(module: nn.Module) -> str:
@@ -104,22 +94,9 @@ def move_positions(
 ) -> State:
     """Resample position embeddings whose grid the file states; refuse those whose grid cannot be known.
 
-    What is left to timm's converter are embeddings whose number alone determines their grid.
-
-    Parameters
-    ----------
-    model
-        The model to fill.
-    state
-        Its state dict as the file holds it.
-    own
-        Height and width in pixels that the architecture, or if `is_stated` the network in the file, is made for.
-    size
-        Those of the model.
-    source
-        What messages call the file.
-    is_stated
-        Whether the file says that its network is made for `own`.
+    `own` is the height and width in pixels that the architecture, or if `is_stated` the network in the file, is made
+    for; `size` is that of the model. What is left to timm's converter are embeddings whose number alone determines
+    their grid.
     """
     name = next((name for name in ("pos_embed", "patch_pos") if _is_flat(model, name)), None)
     in_file = next((key for key in state if key.endswith(_POSITIONS) and state[key].ndim in (2, 3)), None)
@@ -161,7 +138,7 @@ def _read_state(path: Path) -> State:
     try:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    except _READ_ERRORS as error:
+    except (*READ_ERRORS, AssertionError) as error:
         raise InputError(
             f"{path}: cannot be read as weights ({first_line(error)}); give a .safetensors file, or a state dict "
             "saved with torch.save(model.state_dict(), ...); other pickled objects would execute code"
@@ -251,7 +228,7 @@ def _load_npz(model: nn.Module, path: Path) -> None:
                 tensor.fill_(torch.nan)
     try:
         read(str(path))
-    except _READ_ERRORS as error:
+    except (*READ_ERRORS, AssertionError) as error:
         raise InputError(
             f"{path}: not an archive of {_architecture(model)} ({first_line(error)}); check the model's name"
         ) from error

@@ -262,17 +262,15 @@ def _fetch(name: str, files: Sequence[str]) -> Path:
         )
     hub.check_download(name, cfg, files)
     repository, _, revision = cfg["hf_hub_id"].partition("@")
-    problem: Exception = FileNotFoundError(f"none of {', '.join(files)} is there")
+    error: Exception = FileNotFoundError(f"none of {', '.join(files)} is there")
     for file in files:
         try:
             return Path(hf_hub_download(repository, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            raise hub.download_error(name, cfg, error, files) from error
-        except EntryNotFoundError as error:  # the repository has no such file
-            problem = error
-        except OSError as error:  # of the network, the cache or the disk
-            raise hub.download_error(name, cfg, error, files) from error
-    raise hub.download_error(name, cfg, problem, files)
+        except (EntryNotFoundError, OSError) as problem:
+            error = problem
+        if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+            break  # of the network, the cache or the disk; otherwise the repository has no such file
+    raise hub.download_error(name, cfg, error, files) from error
 
 
 def _import_transformers(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -138,30 +138,34 @@ class Extractor:
         WorkError
             The GPU's memory does not suffice for a single image.
         """
-        with reproducible(self.precision):
-            return self._extract(images)
-
-    def _extract(self, images: Sequence[Image.Image | Prepared]) -> dict[str, NDArray[np.float32]]:
-        parts: list[dict[str, NDArray[np.float32]]] = []
+        found = {
+            layer.name: np.empty((len(images), layer.n_tokens, layer.n_channels), np.float32)
+            for layer in self.layers
+        }
         done = 0
-        while done < len(images):
-            chosen = images[done : done + self.batch_size]
-            batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
-            part = self._forward_or_halve(batch)
-            if part is not None:
-                parts.append(part)
-                done += len(batch)
-        result = {layer.name: self._joined(parts, layer) for layer in self.layers}
-        for name, z in result.items():
+        with reproducible(self.precision):
+            while done < len(images):
+                chosen = images[done : done + self.batch_size]
+                batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
+                part = self._forward_or_halve(batch)
+                for name, z in part.items():
+                    found[name][done : done + len(batch)] = z
+                done += len(batch) if part else 0
+        for name, z in found.items():
             bad = [index for index, image in enumerate(z) if not np.isfinite(image).all()]
             if bad:
                 raise NonFiniteFeaturesError(name, bad, self.precision)
-        return result
+        return found
 
-    def _forward_or_halve(self, batch: Tensor) -> dict[str, NDArray[np.float32]] | None:
-        """Return the layers of a batch; or None after halving the batch size for lack of GPU memory."""
+    def _forward_or_halve(self, batch: Tensor) -> dict[str, NDArray[np.float32]]:
+        """Return the layers of a batch; or none after halving the batch size for lack of GPU memory."""
+        autocast = torch.autocast(
+            self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
+        )
         try:
-            return self._forward(batch)
+            with torch.inference_mode(), autocast:
+                features = self._read(batch.to(self.device))
+            return {name: z.float().cpu().numpy() for name, z in features.items()}
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 height, width = self.model.input_size
@@ -175,23 +179,7 @@ class Extractor:
             torch.cuda.empty_cache()
         self.batch_size = len(batch) // 2
         _logger.warning("GPU memory exhausted: continuing with batches of %d images", self.batch_size)
-        return None
-
-    def _forward(self, batch: Tensor) -> dict[str, NDArray[np.float32]]:
-        with torch.inference_mode(), self._autocast():
-            features = self._read(batch.to(self.device))
-        return {name: z.float().cpu().numpy() for name, z in features.items()}
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
-
-    @staticmethod
-    def _joined(parts: list[dict[str, NDArray[np.float32]]], layer: LayerInfo) -> NDArray[np.float32]:
-        if not parts:
-            return np.empty((0, layer.n_tokens, layer.n_channels), np.float32)
-        return np.concatenate([part[layer.name] for part in parts])
+        return {}
 
 
 def _resolve_device(device: str) -> torch.device:
@@ -218,17 +206,15 @@ def reproducible(precision: str) -> Iterator[None]:
     One CPU thread, the same algorithm of cuDNN for the same shapes, and no TF32 where `precision` is float32. Threads
     that are started within the block inherit the number of threads.
     """
-    backends, tf32 = torch.backends, precision != "float32"
-    settings = [(backends.cudnn, "benchmark", False), (backends.cudnn, "deterministic", True)]
-    settings += [(backends.cudnn, "allow_tf32", tf32)]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-    threads = torch.get_num_threads()
+    settings = {"benchmark": False, "deterministic": True, "allow_tf32": precision != "float32"}
+    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
+    before = {name: getattr(cudnn, name) for name in settings}
     try:
         torch.set_num_threads(1)
-        for owner, name, value in settings:
-            setattr(owner, name, value)
+        for name, value in settings.items():
+            setattr(cudnn, name, value)
         yield
     finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+        for name, value in before.items():
+            setattr(cudnn, name, value)
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ front. What an axis means is never guessed from its size alone: the stages come 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -23,11 +23,11 @@ from semrsm_dist.features.models import IN_MEMORY, LoadedModel
 from semrsm_dist.features.probing import (
     CLASS_TOKEN,
     LayerInfo,
-    Survey,
     describe_stages,
     forward_features,
     forward_stages,
     hooks,
+    readable,
     stage_names,
     survey_modules,
     to_positions,
@@ -60,8 +60,8 @@ def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerI
     stages = describe_stages(model)
     if not modules:
         return stages
-    names = {stage.name for stage in stages}
-    return stages + [layer for layer in survey_modules(model, stages).readable if layer.name not in names]
+    others = readable(survey_modules(model, stages))
+    return stages + [layer for name, layer in others.items() if name not in {stage.name for stage in stages}]
 
 
 def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
@@ -92,10 +92,10 @@ def class_token_layers(model: LoadedModel) -> list[LayerInfo]:
     """
     if getattr(model.module, "cls_token", None) is None:
         return []
-    tokens = [layer for layer in survey_modules(model, describe_stages(model)).readable if layer.n_prefix]
     return [
-        replace(layer, name=layer.name + CLASS_TOKEN, n_tokens=1, grid=None, layout="class", n_prefix=0)
-        for layer in tokens
+        replace(layer, name=name + CLASS_TOKEN, n_tokens=1, grid=None, layout="class", n_prefix=0)
+        for name, layer in readable(survey_modules(model, describe_stages(model))).items()
+        if layer.n_prefix
     ]
 
 
@@ -117,29 +117,28 @@ def _resolve_class_tokens(model: LoadedModel, patterns: Sequence[str]) -> list[L
 
 
 def _resolve_positions(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
-    stages = describe_stages(model)
-    names = [stage.name for stage in stages]
-    chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
-    rest = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
-    if not rest:
-        return [stage for stage in stages if stage.name in chosen]
-    survey = survey_modules(model, stages)
-    readable = [layer.name for layer in survey.readable]
-    for pattern in rest:
-        matches = fnmatch.filter(readable, pattern)
+    stages = {stage.name: stage for stage in describe_stages(model)}
+    survey: dict[str, LayerInfo | str] = {}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(stages, pattern)
         if not matches:
-            raise _no_such_layer(model, pattern, names, survey)
+            survey = survey or survey_modules(model, list(stages.values()))
+            matches = fnmatch.filter(readable(survey), pattern)
+        if not matches:
+            raise _no_such_layer(model, pattern, list(stages), survey)
         chosen.update(matches)
-    picked = [stage for stage in stages if stage.name in chosen]
-    picked += [layer for layer in survey.readable if layer.name in chosen.difference(names)]
+    picked = [layer for name, layer in (stages | readable(survey) | stages).items() if name in chosen]
     # Where a stage is also a module, the order in which modules finish orders both.
-    order = {name: position for position, name in enumerate(survey.order)}
-    if all(layer.name in order for layer in picked):
-        picked.sort(key=lambda layer: order[layer.name])
+    order = list(survey)
+    if all(layer.name in survey for layer in picked):
+        picked.sort(key=lambda layer: order.index(layer.name))
     return picked
 
 
-def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: Survey) -> ConfigError:
+def _no_such_layer(
+    model: LoadedModel, pattern: str, stages: list[str], survey: Mapping[str, LayerInfo | str]
+) -> ConfigError:
     see = f"list all with: semrsm layers {model.spec.name} --modules"
     if model.spec.weights == IN_MEMORY:
         see = "list its modules with: [name for name, _ in model.named_modules()]"
@@ -148,17 +147,20 @@ def _no_such_layer(model: LoadedModel, pattern: str, stages: list[str], survey: 
             f"layer {pattern!r} of {model.spec.name!r} needs a prompt, which the decoder reads beside the image: set "
             "model.prompt, or choose layers of the vision tower"
         )
-    matched = fnmatch.filter(survey.refused, pattern)
+    silent = "does not run before the classifier, or inside a fused operation"
+    refused = {name: why for name, why in survey.items() if isinstance(why, str)}
+    refused |= {name: silent for name, _ in model.module.named_modules() if name and name not in survey}
+    matched = fnmatch.filter(refused, pattern)
     if matched == [pattern]:
         return ConfigError(
-            f"layer {pattern!r} of {model.spec.name!r} cannot be used: it {survey.refused[pattern]}; {see}"
+            f"layer {pattern!r} of {model.spec.name!r} cannot be used: it {refused[pattern]}; {see}"
         )
     if matched:
         return ConfigError(
             f"none of the {len(matched)} layers {pattern!r} of {model.spec.name!r} can be used; "
-            f"{matched[0]!r} {survey.refused[matched[0]]}; {see}"
+            f"{matched[0]!r} {refused[matched[0]]}; {see}"
         )
-    hint = did_you_mean(pattern, {*stages, *(layer.name for layer in survey.readable)}) or "."
+    hint = did_you_mean(pattern, {*stages, *readable(survey)}) or "."
     listed = f" Its stages are {', '.join(stages)};" if stages else ""
     return ConfigError(f"model {model.spec.name!r} has no layer {pattern!r}{hint}{listed} {see}")
 

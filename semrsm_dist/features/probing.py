@@ -8,8 +8,8 @@ made for one size are built anew for the others, without numbers; where that can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -23,6 +23,9 @@ from semrsm_dist.features.models import NETWORK_ERRORS, LoadedModel
 Grid = tuple[int, int]
 Layout = Literal["intermediate", "nchw", "nhwc", "tokens", "class"]
 _Shape = tuple[int, ...] | str  # of a tensor; or the type of what is not one
+_Grown = tuple[tuple[int, ...], tuple[int, ...]] | None
+"""Axes of an output that grow when the image becomes twice as high, and twice as wide; None if that is unknown."""
+
 _PROBE_IMAGES = 2  # not one: position embeddings and lone windows have a first axis of 1 too
 
 CLASS_TOKEN = "@class"
@@ -67,15 +70,6 @@ class LayerInfo:
         return self.name.removesuffix(CLASS_TOKEN)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The modules of a network: which can be read, why others cannot, and the order in which they finish."""
-
-    readable: list[LayerInfo]
-    refused: dict[str, str]
-    order: list[str]
-
-
 def to_positions(output: Tensor, layout: Layout, n_prefix: int = 0) -> Tensor:
     """Copy a layer's output into (B, S, C), positions in row-major order, prefix tokens dropped.
 
@@ -95,15 +89,13 @@ def to_positions(output: Tensor, layout: Layout, n_prefix: int = 0) -> Tensor:
 @contextmanager
 def hooks(module: nn.Module, readers: Iterable[tuple[str, Callable[[object], None]]]) -> Iterator[None]:
     """For pairs (name, read), call `read` with the output of submodule `name` while the block lasts."""
-    handles = []
-    try:
+    with ExitStack() as stack:
         for name, read in readers:
             submodule = module.get_submodule(name)
-            handles.append(submodule.register_forward_hook(lambda _m, _i, output, read=read: read(output)))
+            stack.enter_context(
+                submodule.register_forward_hook(lambda _m, _i, output, read=read: read(output))
+            )
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def forward_features(module: nn.Module, batch: Tensor) -> None:
@@ -145,20 +137,16 @@ def describe_stages(model: LoadedModel) -> list[LayerInfo]:
     if not names:
         return []
     if not hasattr(model.module, "forward_intermediates"):
-        modules = {layer.name: layer for layer in survey_modules(model, []).readable}
+        modules = readable(survey_modules(model, []))
         return [replace(modules[name], kind="stage") for name in names if name in modules]
     with torch.inference_mode():
         maps = forward_stages(model.module, blank_images(model.module, model.input_size), range(len(names)))
-    return [
-        LayerInfo(
-            name, stage.shape[2] * stage.shape[3], stage.shape[1], (stage.shape[2], stage.shape[3]), "stage"
-        )
-        for name, stage in zip(names, maps, strict=True)
-    ]
+    shapes = [stage.shape[1:] for stage in maps]
+    return [LayerInfo(name, h * w, c, (h, w), "stage") for name, (c, h, w) in zip(names, shapes, strict=True)]
 
 
-def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
-    """Determine for every module of the trunk whether it can be read, and how.
+def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> dict[str, LayerInfo | str]:
+    """Return how to read each module of the trunk, or why it cannot be read, in the order in which modules finish.
 
     Parameters
     ----------
@@ -171,18 +159,18 @@ def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> Survey:
     outputs = _probe(model.module, (height, width))
     tall, wide = _probe_stretched(model, (2 * height, width)), _probe_stretched(model, (height, 2 * width))
     grids = {stage.grid for stage in stages if stage.grid} or _patch_grid(model)
-    readable: list[LayerInfo] = []
-    refused: dict[str, str] = {}
+    survey = {}
     for name, shapes in outputs.items():
-        layer = _read_shapes(name, shapes, (tall.get(name), wide.get(name)), grids, model)
-        if isinstance(layer, LayerInfo):
-            readable.append(layer)
-        else:
-            refused[name] = layer
-    for name, _ in model.module.named_modules():
-        if name and name not in outputs:
-            refused[name] = "does not run before the classifier, or inside a fused operation"
-    return Survey(readable, refused, list(outputs))
+        grown = None
+        if name in tall and name in wide:
+            grown = _grown_axes(shapes[0], tall[name][0]), _grown_axes(shapes[0], wide[name][0])
+        survey[name] = _read_shapes(name, shapes, grown, grids, model)
+    return survey
+
+
+def readable(survey: Mapping[str, LayerInfo | str]) -> dict[str, LayerInfo]:
+    """Return the modules of a survey that can be read."""
+    return {name: layer for name, layer in survey.items() if isinstance(layer, LayerInfo)}
 
 
 def _probe(module: nn.Module, size: Grid) -> dict[str, list[_Shape]]:
@@ -225,11 +213,7 @@ def _patch_grid(model: LoadedModel) -> set[Grid]:
 
 
 def _read_shapes(
-    name: str,
-    shapes: Sequence[_Shape],
-    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
-    grids: set[Grid],
-    model: LoadedModel,
+    name: str, shapes: Sequence[_Shape], grown: _Grown, grids: set[Grid], model: LoadedModel
 ) -> LayerInfo | str:
     """Return how to read a module from the shapes it gave, or why it cannot be read."""
     if len(shapes) > 1:
@@ -237,24 +221,23 @@ def _read_shapes(
     shape = shapes[0]
     if isinstance(shape, str):
         return f"returns a {shape}, not a tensor"
-    said = f"has the output shape {shape} for {_PROBE_IMAGES} images"
-    wrong = None
+    wrong = layer = None
     if len(shape) not in (3, 4):
         wrong = "neither tokens (batch, tokens, channels) nor a feature map"
     elif shape[0] != _PROBE_IMAGES:
         wrong = "the first axis is not the image (windows, or the same for all images?)"
-    elif len(shape) == 3 and not _grows(shape, stretched, ([1], [1])):
+    elif len(shape) == 4:
+        layer = _read_map(name, shape, grown, grids, model)
+        wrong = "its axes are not channels, rows and columns of the image"
+    elif grown not in (None, ((1,), (1,))):
         wrong = "its second axis is not the positions, of which a larger image has more"
-    if wrong:
-        return f"{said}: {wrong}"
-    if len(shape) == 3:
-        return _read_tokens(name, shape, grids, model.n_prefix_tokens) or (
-            f"{said}: {shape[1]} tokens lie on none of the grids {sorted(grids)}, with or without "
+    else:
+        layer = _read_tokens(name, shape, grids, model.n_prefix_tokens)
+        wrong = (
+            f"{shape[1]} tokens lie on none of the grids {sorted(grids)}, with or without "
             f"{model.n_prefix_tokens} prefix tokens"
         )
-    return _read_map(name, shape, stretched, grids, model) or (
-        f"{said}: its axes are not channels, rows and columns of the image"
-    )
+    return layer or f"has the output shape {shape} for {_PROBE_IMAGES} images: {wrong}"
 
 
 def _read_tokens(name: str, shape: tuple[int, ...], grids: set[Grid], n_prefix: int) -> LayerInfo | None:
@@ -267,42 +250,22 @@ def _read_tokens(name: str, shape: tuple[int, ...], grids: set[Grid], n_prefix: 
 
 
 def _read_map(
-    name: str,
-    shape: tuple[int, ...],
-    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
-    grids: set[Grid],
-    model: LoadedModel,
+    name: str, shape: tuple[int, ...], grown: _Grown, grids: set[Grid], model: LoadedModel
 ) -> LayerInfo | None:
     _, a, b, c = shape
-    layouts: list[Layout]
-    if all(stretched):
-        layouts = ["nchw"] if _grows(shape, stretched, ([2], [3])) else []
-        layouts += ["nhwc"] if _grows(shape, stretched, ([1], [2])) else []
-    else:
-        layouts = ["nchw"] if (b, c) in grids else []
-        layouts += ["nhwc"] if (a, b) in grids else []
-        if len(layouts) == 2:  # as many channels as rows and columns
-            layouts = ["nhwc"] if getattr(model.module, "output_fmt", None) == "NHWC" else []
-    if layouts == ["nchw"]:
+    first, last = (b, c) in grids, (a, b) in grids
+    if grown is not None:
+        first, last = grown == ((2,), (3,)), grown == ((1,), (2,))
+    elif first and last:  # as many channels as rows and columns
+        first, last = False, getattr(model.module, "output_fmt", None) == "NHWC"
+    if first:
         return LayerInfo(name, b * c, a, (b, c), "module", "nchw")
-    if layouts == ["nhwc"]:
-        return LayerInfo(name, a * b, c, (a, b), "module", "nhwc")
-    return None
+    return LayerInfo(name, a * b, c, (a, b), "module", "nhwc") if last else None
 
 
-def _grows(
-    shape: tuple[int, ...],
-    stretched: tuple[Sequence[_Shape] | None, Sequence[_Shape] | None],
-    expected: tuple[list[int], list[int]],
-) -> bool:
-    """Return whether a taller and a wider image make these axes grow; true if that is unknown."""
-    tall, wide = stretched
-    if not tall or not wide:
-        return True
-    return (_grown_axes(shape, tall[0]), _grown_axes(shape, wide[0])) == expected
-
-
-def _grown_axes(shape: tuple[int, ...], other: _Shape) -> list[int]:
-    if isinstance(other, str) or len(other) != len(shape):
-        return []
-    return [axis for axis, (before, after) in enumerate(zip(shape, other, strict=True)) if after > before]
+def _grown_axes(shape: _Shape, other: _Shape) -> tuple[int, ...]:
+    if isinstance(shape, str) or isinstance(other, str) or len(other) != len(shape):
+        return ()
+    return tuple(
+        axis for axis, (before, after) in enumerate(zip(shape, other, strict=True)) if after > before
+    )

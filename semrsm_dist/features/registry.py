@@ -10,16 +10,15 @@ import fnmatch
 import functools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import timm
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.features import hub
-from semrsm_dist.features.spec import find_shipped, shipped_architectures
+from semrsm_dist.features.spec import shipped_architectures
 
 HUB = "hf-hub:"
 """What precedes the name of a repository of the Hugging Face hub, as in timm."""
@@ -41,19 +40,8 @@ _REVISIONS = {"CIDAS/clipseg-rd64-refined": "999e0328d9e10b484360c477313983f9afd
 _SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """One line of the list of models.
-
-    Attributes
-    ----------
-    name
-        Name to use in configurations: ``arch.tag`` if weights can be downloaded, else ``arch``.
-    weights
-        "digits" (shipped with the package), "pretrained" (downloaded by timm) or "random" (no weights known).
-    input_size
-        Height and width that the model was made for, in pixels.
-    """
+class ModelRow(NamedTuple):
+    """A model in the list: its name in configurations, whence its weights come, and height and width in pixels."""
 
     name: str
     weights: str
@@ -70,27 +58,6 @@ def architectures() -> frozenset[str]:
 def tagged_names() -> frozenset[str]:
     """Return all names ``arch.tag`` for which timm knows pretrained weights."""
     return frozenset(name for name in timm.list_pretrained() if "." in name)
-
-
-def tags_of(arch: str) -> list[str]:
-    """Return the names ``arch.tag`` of one architecture, sorted."""
-    return sorted(name for name in tagged_names() if name.split(".", 1)[0] == arch)
-
-
-def read_shipped_metadata(arch: str) -> dict[str, Any]:
-    """Return the description of the network in a shipped weight file; for its keys see `read_description`.
-
-    Raises
-    ------
-    ConfigError
-        No weights are shipped for this architecture.
-    """
-    description = read_description(find_shipped(arch), arch)
-    if not description:
-        raise InputError(
-            f"{find_shipped(arch)}: the file has lost the description of its network; reinstall the package"
-        )
-    return description
 
 
 def read_description(path: Path, arch: str) -> dict[str, Any]:
@@ -229,7 +196,7 @@ def require_tag(name: str) -> None:
 
 
 def _offer_tags(arch: str) -> str:
-    names = tags_of(arch)
+    names = sorted(name for name in tagged_names() if name.split(".", 1)[0] == arch)
     if names:
         return f"choose one of {', '.join(names)}"
     return (
@@ -272,12 +239,14 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
 
     Returns
     -------
-    Rows sorted by name, the shipped ones first.
+    Rows sorted by name, the shipped ones first: name to use in configurations, ``arch.tag`` if weights can be
+    downloaded, else ``arch``; weights, "digits" (shipped with the package), "pretrained" (downloaded by timm) or
+    "random" (no weights known); height and width that the model was made for, in pixels.
     """
     names = timm.list_models(pattern, include_tags=True)
     rows = [
-        ModelRow(arch, "digits", read_shipped_metadata(arch)["input_size"])
-        for arch in shipped_architectures()
+        ModelRow(arch, "digits", read_description(path, arch).get("input_size") or own_size(arch))
+        for arch, path in shipped_architectures().items()
         if any(name.split(".", 1)[0] == arch for name in names)
     ]
     rows += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from abc import abstractmethod
 from pathlib import Path
@@ -14,22 +13,10 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import InputError, MissingInputError, did_you_mean, first_line
-from semrsm_dist.features.arrays import FeatureArray, interpret, stamp
+from semrsm_dist.features.arrays import READ_ERRORS, FeatureArray
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
 
 
 class TensorFeatures(FeatureArray):
@@ -58,27 +45,15 @@ class TensorFeatures(FeatureArray):
         try:
             self._name = _choose(path, self._names(), key, layer)
             shape, dtype = self._measure()
-        except _READ_ERRORS as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except READ_ERRORS as error:
             raise InputError(
                 f"{path}: cannot be read as tensors ({first_line(error)}), and nothing else is loaded, since pickled "
                 "objects may execute code; write the features with torch.save(tensor, path) or "
                 "safetensors.torch.save_file"
             ) from error
-        super().__init__(path, interpret(str(path), shape, dtype, layout))
-
-    def signature(self) -> str:
-        """Return size and times of the file."""
-        return stamp(self._file)
-
-    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
-        try:
-            return self._read_slice(start, stop)
-        except _READ_ERRORS as error:
-            raise InputError(
-                f"{self.path}: cannot be read ({error}); was it changed during the run?"
-            ) from error
+        super().__init__(path, shape, dtype, layout)
 
     @abstractmethod
     def _names(self) -> list[str]:
@@ -87,10 +62,6 @@ class TensorFeatures(FeatureArray):
     @abstractmethod
     def _measure(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return shape and type of the tensor, as an array of NumPy."""
-
-    @abstractmethod
-    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Return some images of the tensor."""
 
 
 class SafetensorsFeatures(TensorFeatures):
@@ -107,7 +78,7 @@ class SafetensorsFeatures(TensorFeatures):
             is_plain = shape and not self._is_bfloat16
             return shape, tensor[:0].dtype if is_plain else np.dtype(np.float32)
 
-    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         # NumPy has no bfloat16.
         with safetensors.safe_open(self._file, framework="pt" if self._is_bfloat16 else "np") as file:
             part = file.get_slice(self._name)[start:stop]
@@ -124,7 +95,7 @@ class TorchFeatures(TensorFeatures):
         tensor = self._load()[self._name]
         return tuple(tensor.shape), _as_array(tensor.new_empty(0)).dtype
 
-    def _read_slice(self, start: int, stop: int) -> NDArray[Any]:
+    def _read_images(self, start: int, stop: int) -> NDArray[Any]:
         return _as_array(self._load()[self._name][start:stop])
 
     def _load(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from zarr.storage import ZipStore
 
 from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
-from semrsm_dist.features.arrays import FeatureArray, NpyFeatures, interpret
+from semrsm_dist.features.arrays import FeatureArray, NpyFeatures
 from semrsm_dist.features.tensors import SafetensorsFeatures, TensorFeatures, TorchFeatures
 
 _logger = logging.getLogger(__name__)
@@ -96,13 +96,9 @@ class ZarrFeatures(FeatureArray):
         self._root = path
         self._array = _open_zarr(path)
         dtype = np.dtype(self._array.dtype)
-        super().__init__(path, interpret(str(path), self._array.shape, dtype, layout))
+        super().__init__(path, self._array.shape, dtype, layout)
+        self.images_together = int(self._array.chunks[0])
         _warn_of_large_chunks(str(path), self._array.chunks, dtype.itemsize)
-
-    @property
-    def images_together(self) -> int:
-        """Images of a chunk."""
-        return int(self._array.chunks[0])
 
     def signature(self) -> str:
         """Return a hash of names, sizes and times of the array's files."""

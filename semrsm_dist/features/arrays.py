@@ -187,13 +187,14 @@ class FeatureArray(ABC):
         if start == stop:
             return np.empty((0, self.n_tokens, self.n_channels), self.dtype)
         try:
-            return self._shape.arrange(self._read_images(start, stop))
+            chunk = self._read_images(start, stop)
         except InputError:
             raise
         except READ_ERRORS as error:
             raise InputError(
                 f"{self.path}: cannot be read ({error}); was it changed during the run?"
             ) from error
+        return self._shape.arrange(chunk)
 
     def digest(self, token_counts: NDArray[np.int64] | None = None) -> str:
         """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.

@@ -260,17 +260,16 @@ def _fetch(name: str, files: Sequence[str]) -> Path:
             f"model {name!r} has no files to download; set weights: random without a prompt, or give a file as "
             "weights"
         )
-    hub.check_download(name, cfg, files)
     repository, _, revision = cfg["hf_hub_id"].partition("@")
-    error: Exception = FileNotFoundError(f"none of {', '.join(files)} is there")
-    for file in files:
-        try:
-            return Path(hf_hub_download(repository, file, revision=revision or None))
-        except (EntryNotFoundError, OSError) as problem:
-            error = problem
-        if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-            break  # of the network, the cache or the disk; otherwise the repository has no such file
-    raise hub.download_error(name, cfg, error, files) from error
+    with hub.downloading(name, cfg, files):
+        for file in files:
+            try:
+                return Path(hf_hub_download(repository, file, revision=revision or None))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                continue
+        raise FileNotFoundError(f"the repository has none of {', '.join(files)}")
 
 
 def _import_transformers(name: str) -> Any:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from semrsm_dist.errors import ConfigError, InputError, WorkError
-from semrsm_dist.features.layers import LayerInfo, LayerReader, resolve_layers
+from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
+from semrsm_dist.features.probing import LayerInfo
 from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from semrsm_dist.errors import InputError, first_line
@@ -13,8 +14,11 @@ from semrsm_dist.errors import InputError, first_line
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def check_download(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ()) -> None:
-    """Refuse at once, instead of after a minute of retries, if a file is neither in the cache nor reachable.
+@contextmanager
+def downloading(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ()) -> Iterator[None]:
+    """Report a download that fails within the block, with the file to fetch elsewhere and how to use it.
+
+    A host that has no address from here is reported at once, instead of after a minute of retries.
 
     Parameters
     ----------
@@ -28,49 +32,38 @@ def check_download(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ())
     Raises
     ------
     InputError
-        The file is not in the cache and its host has no address from here.
+        The file is not in the cache and cannot be downloaded.
     """
-    repository = cfg.get("hf_hub_id")
-    if not repository or _in_cache(repository, files or _files(cfg)) or urllib.request.getproxies():
-        return  # other hosts do not retry
-    from huggingface_hub import constants  # noqa: PLC0415 (only where a download is wanted)
-
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        raise download_error(name, cfg, error, files) from error
-
-
-def _files(cfg: Mapping[str, Any]) -> Sequence[str]:
     filename = cfg.get("hf_hub_filename")
-    return (filename,) if filename else WEIGHTS
+    wanted = files or ((filename,) if filename else WEIGHTS)
+    repository, _, revision = str(cfg.get("hf_hub_id") or "").partition("@")
+    try:
+        # Other hosts do not retry.
+        if repository and not _in_cache(repository, revision, wanted) and not urllib.request.getproxies():
+            from huggingface_hub import constants  # noqa: PLC0415 (only where a download is wanted)
+
+            socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+        yield
+    except OSError as error:  # of the network, the cache or the disk
+        url = cfg.get("url")
+        if repository:
+            url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{wanted[0]}"
+        reason = first_line(error)
+        if files and not set(files) & set(WEIGHTS):
+            raise InputError(
+                f"{files[0]} of {name!r} cannot be downloaded from {url} ({reason}); load it once where there is a "
+                "network, as it is then found in the cache of the hub, or give a model by the name of its architecture "
+                "and its weights as a file (--set model.weights=PATH)"
+            ) from error
+        raise InputError(
+            f"the weights of {name!r} cannot be downloaded ({reason}). Get {url} where there is a network and give the "
+            "path of that file as weights (--set model.weights=PATH), or set weights: random to run without"
+        ) from error
 
 
-def _in_cache(repository: str, files: Sequence[str]) -> bool:
+def _in_cache(repository: str, revision: str, files: Sequence[str]) -> bool:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
-    name, _, revision = repository.partition("@")
-    return any(isinstance(try_to_load_from_cache(name, n, revision=revision or None), str) for n in files)
-
-
-def download_error(
-    name: str, cfg: Mapping[str, Any], error: Exception, files: Sequence[str] = ()
-) -> InputError:
-    """Return an error that says which file to fetch elsewhere, and how to use it."""
-    repository, _, revision = str(cfg.get("hf_hub_id") or "").partition("@")
-    url = cfg.get("url")
-    if repository:
-        file = (files or _files(cfg))[0]
-        url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
-    reason = first_line(error)
-    if files and not set(files) & set(WEIGHTS):
-        return InputError(
-            f"{files[0]} of {name!r} cannot be downloaded from {url} ({reason}); load it once where there is a "
-            "network, as it is then found in the cache of the hub, or give a model by the name of its architecture and "
-            "its weights as a file (--set model.weights=PATH)"
-        )
-    return InputError(
-        f"the weights of {name!r} cannot be downloaded ({reason}). Get {url} where there is a network and give the "
-        "path of that file as weights (--set model.weights=PATH), or set weights: random to run without"
+    return any(
+        isinstance(try_to_load_from_cache(repository, n, revision=revision or None), str) for n in files
     )

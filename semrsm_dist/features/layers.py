@@ -33,15 +33,6 @@ from semrsm_dist.features.probing import (
     to_positions,
 )
 
-__all__ = [
-    "CLASS_TOKEN",
-    "LayerInfo",
-    "LayerReader",
-    "class_token_layers",
-    "describe_layers",
-    "resolve_layers",
-]
-
 
 def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerInfo]:
     """List the layers of a model, in network order, by passing a blank image through it.

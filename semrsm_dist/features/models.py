@@ -293,13 +293,10 @@ def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs:
 def _create_pretrained(name: str, size: Size | None) -> nn.Module:
     registry.require_tag(name)
     cfg, own = registry.pretrained_cfg(name), registry.own_size(name)
-    hub.check_download(name, cfg)
     size = size or own
     reshaped = cfg.get("fixed_input_size", False) and size != own and size[0] * size[1] == own[0] * own[1]
-    try:
+    with hub.downloading(name, cfg):
         module = _create(name, own if reshaped else size, pretrained=True)
-    except OSError as error:  # of the network, the cache or the disk
-        raise hub.download_error(name, cfg, error) from error
     if not reshaped:
         return module
     # Some releases of timm leave position embeddings as they are where their number is right and their grid is not.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.features.extractor import Extractor
-from semrsm_dist.features.layers import LayerInfo
 from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.features.probing import LayerInfo
 
 OUTPUTS = "@outputs"
 """Name of the outputs among layers; no module can have it."""

@@ -162,12 +162,11 @@ def read_hub(name: str) -> tuple[dict[str, Any], str]:
     repository = name.removeprefix(HUB)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", repository):
         raise ConfigError(f"model {name!r}: expected {HUB}owner/name or {HUB}owner/name@revision")
-    source = {"hf_hub_id": repository}
-    hub.check_download(name, source, ("config.json",))
     try:
-        cfg, arch, _ = timm.models.load_model_config_from_hf(repository)
-    except OSError as error:  # of the network, the cache or the disk
-        raise hub.download_error(name, source, error, ("config.json",)) from error
+        with hub.downloading(name, {"hf_hub_id": repository}, ("config.json",)):
+            cfg, arch, _ = timm.models.load_model_config_from_hf(repository)
+    except InputError:
+        raise
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"model {name!r}: the repository holds no model of timm ({type(error).__name__}: {error}); "

@@ -49,24 +49,23 @@ class ModelSpec:
         """
         if self.weights in ("pretrained", "random"):
             return None
-        return find_shipped(self.name) if self.weights == "digits" else _find_file(self.weights)
+        if self.weights == "digits":
+            return find_shipped(self.name)
+        path = weights_path(self.weights)
+        if path.is_dir():
+            raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
+        if not path.is_file():
+            words = ("pretrained", "random", "digits")
+            raise MissingInputError(
+                f"weights: there is no file {path}; check the path, or use one of the words pretrained, random "
+                f"and digits{did_you_mean(self.weights, words)}"
+            )
+        return path
 
 
 def weights_path(weights: str) -> Path:
     """Return the absolute path that a configuration means by its weights."""
     return Path(os.path.expandvars(weights)).expanduser().absolute()
-
-
-def _find_file(weights: str) -> Path:
-    path = weights_path(weights)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
-    raise MissingInputError(
-        f"weights: there is no file {path}; check the path, or use one of the words pretrained, random "
-        f"and digits{did_you_mean(weights, ('pretrained', 'random', 'digits'))}"
-    )
 
 
 def shipped_architectures() -> dict[str, Path]:

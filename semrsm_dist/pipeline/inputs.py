@@ -34,8 +34,8 @@ from semrsm_dist.store.fingerprint import Fingerprint, flatten
 from semrsm_dist.store.record import Answers, LayerSizes, ModelAnswer, RunRecord, Side
 
 if TYPE_CHECKING:
-    from semrsm_dist.features.layers import LayerInfo
     from semrsm_dist.features.models import LoadedModel
+    from semrsm_dist.features.probing import LayerInfo
 
 
 @dataclass(frozen=True)

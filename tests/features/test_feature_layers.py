@@ -10,14 +10,9 @@ from timm.models.hrnet import HighResolutionNet
 from torch import Tensor, nn
 
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.features.layers import (
-    LayerInfo,
-    LayerReader,
-    class_token_layers,
-    describe_layers,
-    resolve_layers,
-)
+from semrsm_dist.features.layers import LayerReader, class_token_layers, describe_layers, resolve_layers
 from semrsm_dist.features.models import LoadedModel, ModelSpec, load_model
+from semrsm_dist.features.probing import LayerInfo
 
 
 def load(name: str, size: int | tuple[int, int] | None = None) -> LoadedModel:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
+from semrsm_dist.matching.panel import check_token_counts
 
 _AXES = {
     "nsc": ("images", "positions", "channels"),
@@ -282,3 +283,31 @@ def map_npy(path: Path) -> np.memmap[Any, Any]:
             mapped.close()
         raise InputError(f"{path}: an archive of several arrays; save one array with numpy.save")
     return mapped
+
+
+def load_token_counts(path: Path | None, n_images: int, n_tokens: int) -> NDArray[np.int64]:
+    """Return the (N,) token counts of a `.npy` file, or S for all images if there is none.
+
+    Parameters
+    ----------
+    path
+        The file, or None.
+    n_images, n_tokens
+        N and S of the features that the counts belong to.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or does not hold N whole numbers from 1 to S.
+    """
+    if path is None:
+        return np.full(n_images, n_tokens, np.int64)
+    try:
+        return check_token_counts(np.array(map_npy(path)), n_images, n_tokens)
+    except InputError as error:
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def hash_token_counts(token_counts: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of (N,) token counts, in hexadecimal digits."""
+    return hashlib.sha256(token_counts.tobytes()).hexdigest()

@@ -276,9 +276,9 @@ def _meaning_of_outputs(module: nn.Module, *, has_names: bool) -> str | None:
     return "classes" if known else None
 
 
-def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _create(name: str, size: Size, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     cfg, own = registry.pretrained_cfg(name), registry.own_size(name)
-    if size is not None and size != own and cfg.get("fixed_input_size", False):
+    if size != own and cfg.get("fixed_input_size", False):
         # Position embeddings and windows are made for one size; other models take any and know no img_size.
         kwargs["img_size"] = size
     try:
@@ -286,7 +286,7 @@ def _create(name: str, size: Size | None, *, pretrained: bool = False, **kwargs:
     except NETWORK_ERRORS as error:
         if "img_size" not in kwargs:
             raise
-        raise _size_error(name, size or own, error) from error
+        raise _size_error(name, size, error) from error
     return module
 
 
@@ -347,10 +347,10 @@ def _patch_size(module: nn.Module) -> Size | None:
 
 
 def _size_error(name: str, size: tuple[int, ...], error: Exception) -> ConfigError:
-    own = registry.pretrained_cfg(name).get("input_size", (3, 224, 224))
+    own = registry.own_size(name)
     return ConfigError(
         f"model {name!r} cannot work at input_size {' x '.join(map(str, size))} ({first_line(error)}); "
-        f"leave input_size out for its own {own[-2]} x {own[-1]}, or try a multiple of 32"
+        f"leave input_size out for its own {own[0]} x {own[1]}, or try a multiple of 32"
     )
 
 

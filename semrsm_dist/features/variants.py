@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.features import registry
+from semrsm_dist.features.extractor import reproducible
 from semrsm_dist.features.models import LoadedModel
 from semrsm_dist.features.spec import find_shipped
 
@@ -52,18 +53,15 @@ def train_further(model: LoadedModel, batches: Iterable[Batch], *, steps: int, l
     network: Any = model.module.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
-    criterion, threads = nn.BCEWithLogitsLoss(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    criterion = nn.BCEWithLogitsLoss()
+    with reproducible("float32"):
         for images, labels in batches:
             inputs = torch.stack([model.transform(image) for image in images])
             optimiser.zero_grad()
             criterion(network(inputs), torch.tensor(labels, dtype=torch.float32)).backward()
             optimiser.step()
             schedule.step()
-    finally:
-        torch.set_num_threads(threads)
-        network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
 
 
 def is_made(path: Path, recipe: Mapping[str, Any]) -> bool:

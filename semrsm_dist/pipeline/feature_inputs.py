@@ -13,8 +13,7 @@ from semrsm_dist.config.schema import Data, FeaturesData
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
-from semrsm_dist.features.arrays import FeatureArray
-from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
+from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
 from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
 from semrsm_dist.pipeline.session import Session

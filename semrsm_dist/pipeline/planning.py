@@ -21,8 +21,7 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.arrays import FeatureArray
-from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.features.arrays import FeatureArray, load_token_counts
 from semrsm_dist.machine import limit_threads
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher

@@ -18,7 +18,7 @@ from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, MissingInputError, WorkError
-from semrsm_dist.features.token_counts import hash_token_counts, load_token_counts
+from semrsm_dist.features.arrays import hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, settle
 from semrsm_dist.pipeline.session import Session, slices

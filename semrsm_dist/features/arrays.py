@@ -61,17 +61,7 @@ _CONVERT = {
 
 @dataclass(frozen=True, slots=True)
 class ArrayShape:
-    """How an array on disk is to be read as (N, S, C).
-
-    Attributes
-    ----------
-    n_images, n_tokens, n_channels
-        N, S, C.
-    layout
-        "nsc", "nchw" or "nhwc": the order of its axes.
-    dtype
-        Type of the returned arrays.
-    """
+    """How an array on disk is read as (N, S, C): the order of its axes there, and the type of what is returned."""
 
     n_images: int
     n_tokens: int
@@ -228,20 +218,7 @@ class FeatureArray(ABC):
 
 
 class NpyFeatures(FeatureArray):
-    """Features in a `.npy` file; each chunk is mapped alone, so memory does not grow with the file.
-
-    Parameters
-    ----------
-    path
-        The file. It may be larger than memory.
-    layout
-        See `interpret`.
-
-    Raises
-    ------
-    InputError
-        The file does not exist, is damaged or shortened, or does not hold features.
-    """
+    """Features in a `.npy` file; each chunk is mapped alone, so memory does not grow with the file."""
 
     def __init__(self, path: Path, layout: str = "auto") -> None:
         mapped = map_npy(path)
@@ -287,13 +264,6 @@ def map_npy(path: Path) -> np.memmap[Any, Any]:
 
 def load_token_counts(path: Path | None, n_images: int, n_tokens: int) -> NDArray[np.int64]:
     """Return the (N,) token counts of a `.npy` file, or S for all images if there is none.
-
-    Parameters
-    ----------
-    path
-        The file, or None.
-    n_images, n_tokens
-        N and S of the features that the counts belong to.
 
     Raises
     ------

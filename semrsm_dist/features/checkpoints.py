@@ -38,8 +38,8 @@ _POSITIONS = (
 )
 """How the names of position embeddings of images end, in timm and elsewhere."""
 
-_CONVERSION_ERRORS = (RuntimeError, LookupError, AttributeError, ValueError, TypeError, AssertionError)
-"""Errors that timm's converters raise for unexpected files."""
+_ERRORS = (*READ_ERRORS, AssertionError)
+"""Errors that unexpected files raise when they are read or converted."""
 
 
 def hash_state(module: nn.Module) -> str:
@@ -138,7 +138,7 @@ def _read_state(path: Path) -> State:
     try:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    except (*READ_ERRORS, AssertionError) as error:
+    except _ERRORS as error:
         raise InputError(
             f"{path}: cannot be read as weights ({first_line(error)}); give a .safetensors file, or a state dict "
             "saved with torch.save(model.state_dict(), ...); other pickled objects would execute code"
@@ -179,7 +179,7 @@ def _converted(model: nn.Module, state: State) -> State:
         return state
     try:
         return dict(convert(dict(state), model))
-    except _CONVERSION_ERRORS as error:
+    except _ERRORS as error:
         _logger.debug("timm's converter does not know this file: %s", error)
         return state  # the comparison with the model says what is wrong with it
 
@@ -228,7 +228,7 @@ def _load_npz(model: nn.Module, path: Path) -> None:
                 tensor.fill_(torch.nan)
     try:
         read(str(path))
-    except (*READ_ERRORS, AssertionError) as error:
+    except _ERRORS as error:
         raise InputError(
             f"{path}: not an archive of {_architecture(model)} ({first_line(error)}); check the model's name"
         ) from error

@@ -137,20 +137,9 @@ class ClipSeg(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return some layers as (B, C, H, W) without class token, as timm's models do.
+        """Return some layers as (B, C, H, W) without class token; the parameters are those of timm's models.
 
-        Parameters
-        ----------
-        x
-            Images (B, 3, height, width).
-        indices
-            Of the layers in `feature_info`.
-        stop_early
-            Leave the decoder out if none of its layers is requested.
-        output_fmt
-            "NCHW".
-        intermediates_only
-            Return the layers alone, not (output, layers).
+        With `stop_early` the decoder is left out if none of its layers is requested.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"layers are returned as NCHW, not as {output_fmt}")

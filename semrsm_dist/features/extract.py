@@ -20,6 +20,7 @@ from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, Prepared, reproducible
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
+from semrsm_dist.features.probing import device_of
 from semrsm_dist.features.spec import ModelSpec
 from semrsm_dist.fields import AutoPair, Count, Section, Seed
 
@@ -35,20 +36,16 @@ def _name_or_module(value: object) -> object:
     return value
 
 
-def _one_or_many(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-def _path_as_text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
-
-
 class Extraction(Section, arbitrary_types_allowed=True):
     """The arguments of `extract` but the images, checked as the keys of a configuration are."""
 
     model: Annotated[Any, BeforeValidator(_name_or_module)]
-    layers: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-    weights: Annotated[str, BeforeValidator(_path_as_text)]
+    layers: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+        Field(min_length=1),
+    ]
+    weights: Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
     input_size: AutoPair
     transform: Callable[[Image.Image], Any] | None
     precision: Literal["auto", "float32", "float16", "bfloat16"]
@@ -174,7 +171,7 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(_evaluating(model))
-            device = device or _device_of(model)
+            device = device or str(device_of(model))
             source: ModelSpec | LoadedModel = adopt_module(model, given.input_size, transform)
         elif transform is not None:
             raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
@@ -224,7 +221,7 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode within the block, and leave it on its device and in its mode."""
-    training, device = [part for part in module.modules() if part.training], _device_of(module)
+    training, device = [part for part in module.modules() if part.training], device_of(module)
     module.eval()
     try:
         yield
@@ -232,10 +229,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.to(device)
         for part in training:
             part.training = True
-
-
-def _device_of(module: nn.Module) -> str:
-    return str(next((parameter.device for parameter in module.parameters()), "cpu"))
 
 
 def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:

@@ -122,13 +122,9 @@ def forward_stages(
 def stage_names(module: nn.Module) -> list[str]:
     """Return the names of timm's feature stages; a name that occurs again gets the suffix ``#2``, ``#3``."""
     info = getattr(module, "feature_info", None) or []
-    names: list[str] = []
-    counts: dict[str, int] = {}
-    for entry in getattr(info, "info", info):
-        name = str(entry["module"])
-        counts[name] = counts.get(name, 0) + 1
-        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
-    return names
+    names = [str(entry["module"]) for entry in getattr(info, "info", info)]
+    earlier = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name}#{count + 1}" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def describe_stages(model: LoadedModel) -> list[LayerInfo]:
@@ -148,12 +144,7 @@ def describe_stages(model: LoadedModel) -> list[LayerInfo]:
 def survey_modules(model: LoadedModel, stages: Sequence[LayerInfo]) -> dict[str, LayerInfo | str]:
     """Return how to read each module of the trunk, or why it cannot be read, in the order in which modules finish.
 
-    Parameters
-    ----------
-    model
-        The model, at its input size.
-    stages
-        Its stages: their grids are the ones that tokens may lie on.
+    The grids of the `stages` are the ones that tokens may lie on.
     """
     height, width = model.input_size
     outputs = _probe(model.module, (height, width))
@@ -201,8 +192,12 @@ def _probe_stretched(model: LoadedModel, size: Grid) -> dict[str, list[_Shape]]:
 
 def blank_images(module: nn.Module, size: Grid, n_images: int = 1) -> Tensor:
     """Return black images on the device of the module."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return torch.zeros(n_images, 3, *size, device=device)
+    return torch.zeros(n_images, 3, *size, device=device_of(module))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where the parameters of a module are; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _patch_grid(model: LoadedModel) -> set[Grid]:

@@ -24,6 +24,9 @@ from semrsm_dist.progress import ConsoleReporter, NoteHandler
 
 INCOMPLETE = 3
 
+GRAPHS = ("edges", "csr", "atlas")
+"""Formats of a run that keeps neighbours."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -121,9 +124,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     layers.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image, in pixels")
 
-    export = add("export", _export, "write similarity matrices in another format")
+    export = add("export", _export, "write similarity matrices, or neighbours, in another format")
     export.add_argument("run", metavar="RUN", help="the run directory")
-    export.add_argument("--to", choices=("npy", "zarr"), default="npy", help="the format")
+    export.add_argument(
+        "--to",
+        choices=("npy", "zarr", *GRAPHS),
+        default="npy",
+        help="npy or zarr of matrices; of neighbours, edges (Parquet), csr (for scipy) or atlas (for Embedding Atlas)",
+    )
     export.add_argument(
         "--layer", action="append", help="a layer; by default, those that the last session requested"
     )
@@ -231,8 +239,13 @@ def _run(options: argparse.Namespace) -> int:
     with stopping_in_order() as stop:
         finished = run(config, reporter=options.reporter, stop=stop)
         _print(format_summary(finished.summary()))
-        figure = draw_overview(finished)
-    _print(f"\nmatrices: semrsm_dist.open_run({str(config.run)!r}), or semrsm export; picture: {figure}")
+        keeps_matrices = finished.record.neighbours is None
+        figure = draw_overview(finished) if keeps_matrices else None
+    opened = f"semrsm_dist.open_run({str(config.run)!r})"
+    if keeps_matrices:
+        _print(f"\nmatrices: {opened}, or semrsm export; picture: {figure}")
+    else:
+        _print(f"\nneighbours: {opened}.neighbours(LAYER), or semrsm export --to edges, csr or atlas")
     return 0
 
 
@@ -322,13 +335,27 @@ def _layers(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from semrsm_dist.results.export import export_npy, export_zarr
     from semrsm_dist.results.run import Run
 
     run = Run(options.run)
     folder = _folder(options, Path(options.run) / "export")
+    chosen = {"layers": options.layer, "kernels": options.kernel}
+    if options.to in GRAPHS and options.kind:
+        raise ConfigError(
+            f"--kind: {options.kind[0]}: neighbours are semantic; leave it out with --to {options.to}"
+        )
     with stopping_in_order():
-        export = export_zarr if options.to == "zarr" else export_npy
-        written = export(run, folder, layers=options.layer, kernels=options.kernel, kinds=options.kind)
+        if options.to in GRAPHS:
+            from semrsm_dist.results import graph
+
+            exports = dict(
+                zip(GRAPHS, (graph.export_edges, graph.export_csr, graph.export_atlas), strict=True)
+            )
+            written = exports[options.to](run, folder, **chosen)
+        else:
+            from semrsm_dist.results.export import export_npy, export_zarr
+
+            export = export_zarr if options.to == "zarr" else export_npy
+            written = export(run, folder, **chosen, kinds=options.kind)
     _print("\n".join(map(str, written)))
     return 0

@@ -50,6 +50,7 @@ __all__ = [
     "KernelConfig",
     "MatchingConfig",
     "ModelConfig",
+    "NeighboursConfig",
     "OutputConfig",
     "RetrievalConfig",
     "RunConfig",
@@ -184,6 +185,26 @@ class RetrievalConfig(Section):
     kernel: Literal["linear", "cosine", "rbf"] = "cosine"
 
 
+class NeighboursConfig(Section):
+    """The most similar images of each, by the cosine similarity after matching.
+
+    Attributes
+    ----------
+    k
+        How many. Images of the same group are none of them.
+    threshold
+        Least similarity; None is none.
+    """
+
+    k: Annotated[Count, AffectsResult()] = 10
+    threshold: Annotated[Annotated[Real, Field(ge=-1, le=1)] | None, AffectsResult()] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: object) -> object:
+        return {"k": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class OutputConfig(Section):
     """What a run leaves.
 
@@ -192,9 +213,25 @@ class OutputConfig(Section):
     matrices
         `derived`: matrices are computed from the tiles when they are read; `stored`: they are written, too, as plain
         Zarr for other programs.
+    neighbours
+        Keep only the neighbours of each image, and no matrices; `output: neighbours` keeps ten.
     """
 
     matrices: Literal["derived", "stored"] = "derived"
+    neighbours: NeighboursConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"neighbours": {}} if value == "neighbours" else value
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> OutputConfig:
+        if self.neighbours is not None and self.matrices == "stored":
+            raise ValueError(
+                "a run that keeps neighbours has no matrices to store; remove one of the two keys"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -253,6 +290,16 @@ class RunConfig(Section):
             raise _refusal("model", "ready-made features need no model; remove the section model")
         if not ready and self.model is None:
             raise _refusal("data", "images need a model; add the section model with name, weights and layers")
+        return self
+
+    @model_validator(mode="after")
+    def _neighbours_need_bounds(self) -> RunConfig:
+        if self.output.neighbours is not None and self.matching.matcher != "auction":
+            raise _refusal(
+                "output",
+                f"neighbours are found by bounds that hold for the matcher auction alone, not for "
+                f"{self.matching.matcher}: use it, or remove output.neighbours",
+            )
         return self
 
     @model_validator(mode="after")

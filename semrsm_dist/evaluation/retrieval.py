@@ -280,7 +280,11 @@ def retrieval_scores(
     if min(ks) < 1:
         raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit is needed; give 1 or more")
     hits = find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once)
-    scores = score_hits(hits.indices, task, ks)
+    return mean_scores(score_hits(hits.indices, task, ks), ks)
+
+
+def mean_scores(scores: NDArray[np.float64], ks: Sequence[int]) -> list[RetrievalScore]:
+    """Return the means of the scores (N, len(ks)) that `score_hits` gives to queries."""
     judged = scores[~np.isnan(scores[:, 0])]
     means = judged.mean(axis=0) if len(judged) else np.full(len(ks), np.nan)
     return [

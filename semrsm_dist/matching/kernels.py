@@ -41,14 +41,19 @@ def cosine(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Matrix:
     NaN where a representation is zero: it has no direction.
     """
     values, rows, columns = _checked(matched, n_i, n_j)
+    return cosine_of_pairs(values, rows[:, None], columns[None, :])
+
+
+def cosine_of_pairs(matched: Matrix, n_i: Matrix, n_j: Matrix) -> Matrix:
+    """Return `cosine` of any pairs, to the last bit: of arrays that broadcast to the shape of `matched`."""
     # Even powers of two taken out of the norms keep their product in range, and are put back into the result without
     # rounding. The square root of n * n is n, so that an image is exactly as similar to itself as 1.
-    mantissas_i, exponents_i = even_exponents(rows)
-    mantissas_j, exponents_j = even_exponents(columns)
-    norms = np.sqrt(mantissas_i[:, None] * mantissas_j[None, :])
-    result = np.full(values.shape, np.nan)
-    np.divide(values, norms, out=result, where=norms > 0)
-    np.ldexp(result, -(exponents_i[:, None] + exponents_j[None, :]), out=result)
+    mantissas_i, exponents_i = even_exponents(n_i)
+    mantissas_j, exponents_j = even_exponents(n_j)
+    norms = np.sqrt(mantissas_i * mantissas_j)
+    result = np.full(matched.shape, np.nan)
+    np.divide(matched, norms, out=result, where=norms > 0)
+    np.ldexp(result, -(exponents_i + exponents_j), out=result)
     return np.clip(result, -1.0, 1.0, out=result)
 
 
@@ -65,8 +70,12 @@ def squared_distances(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> Mat
     A distance that is zero up to rounding is set to zero.
     """
     values, rows, columns = _checked(matched, n_i, n_j)
-    sums = rows[:, None] + columns[None, :]
-    distances = sums - 2.0 * values
+    return _distances_of_pairs(values, rows[:, None], columns[None, :])
+
+
+def _distances_of_pairs(matched: Matrix, n_i: Matrix, n_j: Matrix) -> Matrix:
+    sums = n_i + n_j
+    distances: Matrix = sums - 2.0 * matched
     distances[distances <= _ROUNDING * sums] = 0.0
     return distances
 
@@ -106,7 +115,11 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
         `sigma` is not a positive number.
     """
     sigma = median_width(matched, n_i, n_j) if sigma is None else argument("sigma", sigma, Positive)
-    return np.exp(-0.5 * squared_distances(matched, n_i, n_j) / sigma / sigma)
+    return _rbf_of_distances(squared_distances(matched, n_i, n_j), sigma)
+
+
+def _rbf_of_distances(distances: Matrix, sigma: float) -> Matrix:
+    return np.exp(-0.5 * distances / sigma / sigma)
 
 
 KERNELS: Mapping[str, Callable[..., Matrix]] = MappingProxyType(
@@ -144,6 +157,17 @@ def derive(
     """
     one_of("kernel", kernel, KERNELS)
     return rbf(matched, n_i, n_j, sigma) if kernel == "rbf" else KERNELS[kernel](matched, n_i, n_j)
+
+
+def derive_pairs(
+    kernel: str, matched: Matrix, n_i: Matrix, n_j: Matrix, sigma: float | None = None
+) -> Matrix:
+    """Return `derive` of any pairs: of arrays that broadcast to the shape of `matched`; ``rbf`` needs its width."""
+    one_of("kernel", kernel, KERNELS)
+    if kernel == "rbf":
+        width = argument("sigma", sigma, Positive)
+        return _rbf_of_distances(_distances_of_pairs(matched, n_i, n_j), width)
+    return cosine_of_pairs(matched, n_i, n_j) if kernel == "cosine" else matched.copy()
 
 
 def kernel_gap(

@@ -21,6 +21,7 @@ from semrsm_dist.pipeline.sizing import make_record, require_disk
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.features import provide_features
 from semrsm_dist.pipeline.stages.matching import match_layers
+from semrsm_dist.pipeline.stages.neighbours import choose_neighbours
 from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.pipeline.stages.scan import require_enough
 from semrsm_dist.pipeline.summary import summarise
@@ -31,7 +32,7 @@ from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.fingerprint import require_same
 from semrsm_dist.store.record import RunRecord
-from semrsm_dist.store.tiles import TileStore
+from semrsm_dist.store.results import result_store
 
 
 def run(
@@ -157,9 +158,8 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     provide_features(session, record, inputs.manifests)
     failures = match_layers(session, matcher, record)
     failed = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
-    assemble_layers(
-        session, record, [layer for layer in record.requested if layer not in failed], inputs.manifests
-    )
+    assemble = assemble_layers if record.neighbours is None else choose_neighbours
+    assemble(session, record, [layer for layer in record.requested if layer not in failed], inputs.manifests)
     if failures:
         raise _tiles_failed(failures)
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
@@ -168,8 +168,10 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
 
 
 def _is_done(session: Session, record: RunRecord) -> bool:
-    tiles = session.directory.tiles
-    return all(TileStore(tiles, layer).is_done(record.layout(layer)) for layer in record.requested)
+    return all(
+        result_store(session.directory, record, layer).is_done(record.layout(layer))
+        for layer in record.requested
+    )
 
 
 def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
@@ -183,6 +185,6 @@ def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
 
 def _tiles_failed(failures: list[Failure]) -> WorkError:
     return WorkError(
-        f"{len(failures)} tiles failed and were set aside; all others are kept, but the matrices of their layers are "
+        f"{len(failures)} tiles failed and were set aside; all others are kept, but the results of their layers are "
         f"not complete:\n{list_failures(failures)}\nThe same command tries them again (full errors in events.jsonl)"
     )

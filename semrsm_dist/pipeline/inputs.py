@@ -7,6 +7,7 @@ unchanged files again.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -113,7 +114,21 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
             "matching": {"matcher": matcher.name, "version": matcher.version, **matcher.parameters},
         }
     )
+    if config.output.neighbours is not None:
+        neighbours = {
+            **fingerprint_fields(config.output.neighbours),
+            "groups_sha256": _digest_groups(manifests),
+        }
+        facts |= flatten({"output": {"neighbours": neighbours}})
     return RunInputs(manifests, layers, facts, layer_facts, cached)
+
+
+def _digest_groups(manifests: Mapping[Side, Manifest]) -> str | None:
+    """Return a hash of the images' groups, whose images are no neighbours of each other; None if there are none."""
+    groups = {side: manifest.groups() for side, manifest in manifests.items()}
+    if not any(group is not None for names in groups.values() for group in names):
+        return None
+    return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()
 
 
 def _resolve_images(

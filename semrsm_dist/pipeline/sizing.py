@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.search.block import search_bytes
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.plan.cost import feature_bytes, result_bytes
+from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
 from semrsm_dist.plan.tiling import MOST_PANELS, Layout, choose_tile_size, smallest_tile
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
@@ -161,8 +162,10 @@ def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int
 
 def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> int:
     """Return the uncompressed size of a layer's results, in bytes."""
-    n_kernels = len(config.kernels) if config.output.matrices == "stored" else None
     itemsize = 8 if matcher.is_exact else 4
+    if config.output.neighbours is not None:
+        return neighbour_bytes(layout.n_rows, layout.row_panels, config.output.neighbours.k, itemsize)
+    n_kernels = len(config.kernels) if config.output.matrices == "stored" else None
     return result_bytes(layout.total_pairs, layout.n_rows * layout.n_columns, n_kernels, itemsize)
 
 
@@ -235,7 +238,13 @@ def _image_bytes(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:
     Two panels are prepared and one is being loaded: that is counted as two of half as much again.
     """
     loading = _loading_bytes(sizes, 1, storage_itemsize(config.features))
-    return matcher.panel_bytes(1, sizes.n_tokens, sizes.n_channels) + loading // 2
+    return prepared_bytes(config, matcher, 1, sizes) + loading // 2
+
+
+def prepared_bytes(config: RunConfig, matcher: Matcher, n_images: int, sizes: LayerSizes) -> int:
+    """Return the memory of a panel that is prepared for matching or, for neighbours, for a search, in bytes."""
+    more = 0 if config.output.neighbours is None else search_bytes(n_images, sizes.n_tokens, sizes.n_channels)
+    return matcher.panel_bytes(n_images, sizes.n_tokens, sizes.n_channels) + more
 
 
 def _loading_bytes(sizes: LayerSizes, n_images: int, itemsize: int) -> int:

@@ -28,6 +28,15 @@ Solving is all of it, or the rest if the matcher measures products and matching 
 """
 
 
+DECISIONS = {
+    "by_bounds": "by bounds",
+    "by_sketches": "by sketches",
+    "by_products": "by products",
+    "solved": "by matching",
+}
+"""How a search decides pairs, as the receipts of its workers count them, and the words for people."""
+
+
 def summarise(
     session: Session, record: RunRecord, manifests: Mapping[Side, Manifest], *, total_seconds: float
 ) -> dict[str, Any]:
@@ -78,6 +87,8 @@ def summarise(
             "worker_seconds": {
                 part: matching[f"{part}_seconds"] for part in WORKER_PARTS if matching[f"{part}_seconds"]
             },
+            "neighbours": None if record.neighbours is None else record.neighbours._asdict(),
+            "decided": {name: int(matching[name]) for name in DECISIONS if name in matching},
             "retrieval": found["retrieval"],
             "evaluated": found["evaluated"],
             "engine": session.engine.describe(),
@@ -92,8 +103,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     work = summary["work"]
     counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
     n_layers = len(summary["layers"])
+    kept = summary["neighbours"]
+    what = "" if kept is None else f", {kept['k']} neighbours of each image"
     lines = [
-        f"{summary['run']}: {counts}, {n_layers} layer{'s' * (n_layers > 1)}, complete",
+        f"{summary['run']}: {counts}, {n_layers} layer{'s' * (n_layers > 1)}{what}, complete",
         summary["about"],
     ]
     computed = sum(stage["computed"] for stage in work.values())
@@ -110,6 +123,13 @@ def format_summary(summary: Mapping[str, Any]) -> str:
             f"matching: {summary['pairs_computed']} pairs, {summary['pairs_per_second']:.0f} pairs/s on "
             f"{summary['engine']['cpus']} CPUs"
         )
+    decided = summary["decided"]
+    if decided:
+        shares = ", ".join(
+            f"{100 * count / max(sum(decided.values()), 1):.3g} % {DECISIONS[name]}"
+            for name, count in decided.items()
+        )
+        lines.append(f"pairs were decided {shares}")
     parts = summary["worker_seconds"]
     if parts:
         shares = ", ".join(
@@ -172,7 +192,8 @@ def _layer_table(summary: Mapping[str, Any]) -> str:
 
 def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
     head = scores[0]
-    methods = (SPATIAL, POOLED, SEMANTIC)
+    known = {score["method"] for score in scores}
+    methods = [method for method in (SPATIAL, POOLED, SEMANTIC) if method in known]
     rows = [("layer", "k", *(f"{method} F1@k" for method in methods))]
     for layer, k in dict.fromkeys((score["layer"], score["k"]) for score in scores):
         f1 = {s["method"]: s["f1"] for s in scores if (s["layer"], s["k"]) == (layer, k)}

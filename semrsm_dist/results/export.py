@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from semrsm_dist.data.entries import format_labels
 from semrsm_dist.errors import StorageError
+from semrsm_dist.results.graph import write_ids
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
@@ -70,14 +70,7 @@ def export_npy(
             written.append(folder / f"{name}.npy")
             rows = (slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size))
             write_npy(written[-1], shape, "<f8", map(read_rows, rows))
-        for suffix, side in (("i", run.record.row_side), ("j", "images")):
-            manifest = run.manifest(side)
-            columns = {"image": manifest.image_ids(), "labels": list(map(format_labels, manifest.labels()))}
-            for column, values in columns.items():
-                if any(values):
-                    written.append(folder / f"{column}_{suffix}.txt")
-                    lines = "".join(f"{_one_line(value)}\n" for value in values)
-                    written[-1].write_text(lines, encoding="utf-8")
+        written += write_ids(run, folder)
     except StorageError:
         raise
     except OSError as error:
@@ -147,8 +140,3 @@ def write_chunk(store: MatrixStore, matrix: DerivedMatrix, chunk: tuple[int, int
     store.write(matrix.name, chunk, values)
     if layout.symmetric and row != column:
         store.write(matrix.name, (column, row), values.T)
-
-
-def _one_line(text: str) -> str:
-    """Return a text with line breaks escaped, so that each line of the file is one row of the matrix."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")

@@ -146,9 +146,16 @@ class LayerMatrices:
         inner: NDArray[np.float64] = self.read([quantity], key)[0]
         if self.store.dtype == np.float32:
             norms_i, norms_j = (norms[part] for norms, part in zip(self.squared_norms, key, strict=True))
-            middle = (norms_i[:, None] + norms_j) / 2
-            np.copyto(inner, middle, where=np.abs(middle - inner) <= SINGLE * middle)
+            return snap_distances(inner, norms_i[:, None], norms_j)
         return inner
+
+
+def snap_distances(
+    inner: NDArray[np.float64], norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return inner products in which a distance that is zero up to the rounding of float32 is zero."""
+    middle = (norms_i + norms_j) / 2
+    return np.where(np.abs(middle - inner) <= SINGLE * middle, middle, inner)
 
 
 @dataclass(frozen=True)

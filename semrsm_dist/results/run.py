@@ -15,8 +15,10 @@ from semrsm_dist.errors import ConfigError, IncompleteError, require_known
 from semrsm_dist.matching.kernels import KERNELS, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
+from semrsm_dist.results.neighbours import LayerNeighbours
 from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.neighbours import NeighbourStore
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import KINDS, TileStore
 
@@ -116,7 +118,85 @@ class Run:
         ConfigError, IncompleteError
             As `dataset`.
         """
+        if self.record.neighbours is not None:
+            raise ConfigError(
+                f"{self.directory.path}: this run keeps {self.record.neighbours.k} neighbours of each image and no "
+                "matrices: read them with Run.neighbours, or start another run directory without output.neighbours"
+            )
         return LayerMatrices.open(TileStore(self.directory.tiles, self._known(layer)), self.layout(layer))
+
+    def neighbours(self, layer: str, kernel: str = "cosine", *, sigma: float | None = None) -> xr.Dataset:
+        """Return the most similar images of each image, of a run with `output.neighbours`.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`.
+        kernel
+            Of the similarities: `linear`, `cosine` or `rbf`. Who is a neighbour, and in which order, is always decided
+            by cosine.
+        sigma
+            Width of the RBF kernel; by default that of the run's configuration.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dims (image, rank), the most similar first: `index`, int64, the neighbour's row among the images, -1 where
+            there is none; `neighbour`, its id; `similarity` after matching, `identity` position by position, and `gap`,
+            by how much the similarity of the best permutation can be larger, float64, NaN where there is none.
+
+        Raises
+        ------
+        ConfigError
+            If the run keeps matrices; if layer or kernel is unknown, or sigma not positive or not known.
+        IncompleteError
+            If the layer has not been finished yet.
+        """
+        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+
+        found = self.layer_neighbours(layer, kernel, sigma=sigma)
+        indices, similarity, identity, gap = found.read(slice(None))
+        names = np.array([*found.store.coordinate("image_j").tolist(), ""], dtype=object)  # -1 is the last
+        dims = ("image", "rank")
+        return xr.Dataset(
+            {
+                "index": (dims, indices),
+                "neighbour": (dims, names[indices]),
+                "similarity": (dims, similarity),
+                "identity": (dims, identity),
+                "gap": (dims, gap),
+            },
+            {"image": found.store.coordinate("image_i"), "rank": np.arange(1, indices.shape[1] + 1)},
+            {"kernel": kernel} | ({} if found.sigma is None else {"sigma": found.sigma}),
+        )
+
+    def layer_neighbours(
+        self, layer: str, kernel: str = "cosine", *, sigma: float | None = None
+    ) -> LayerNeighbours:
+        """Return what `neighbours` returns as a reader of numpy arrays, in parts.
+
+        Raises
+        ------
+        ConfigError, IncompleteError
+            As `neighbours`.
+        """
+        if self.record.neighbours is None:
+            raise ConfigError(
+                f"{self.directory.path}: this run keeps matrices: read them with Run.similarity, or start another run "
+                "directory with output.neighbours"
+            )
+        require_known("kernel", kernel, KERNELS)
+        _require_width(kernel, sigma)
+        if kernel == "rbf" and sigma is None:
+            widths = [one["sigma"] for one in self.record.config["kernels"] if one["name"] == "rbf"]
+            sigma = next(iter(widths), None)
+            if sigma is None:
+                raise ConfigError(
+                    "the width of rbf is by default the median distance of all pairs, which is not known in a run that "
+                    "keeps neighbours: give sigma=..."
+                )
+        store = NeighbourStore(self.directory.neighbours, self._known(layer))
+        return LayerNeighbours.open(store, kernel, sigma)
 
     def similarity(
         self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
@@ -176,11 +256,7 @@ class Run:
         """
         require_known("kind", kind, KINDS)
         require_known("kernel", kernel, KERNELS)
-        is_number = isinstance(sigma, float | int | np.number) and not isinstance(sigma, bool)
-        if sigma is not None and not (is_number and 0 < sigma < math.inf):
-            raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
-        if sigma is not None and kernel != "rbf":
-            raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
+        _require_width(kernel, sigma)
         matrices, name, error = self.matrices(layer), f"{kind}_{kernel}", None
         if sigma is None and name in matrices.kernels:
             return matrices.matrix(name)
@@ -241,6 +317,15 @@ class Run:
     def _known(self, layer: str) -> str:
         require_known("layer", layer, self.layers, f"{self.directory.path}: ")
         return layer
+
+
+def _require_width(kernel: str, sigma: Any) -> None:
+    """Raise ConfigError unless sigma is None, or may be the width of the kernel."""
+    is_number = isinstance(sigma, float | int | np.number) and not isinstance(sigma, bool)
+    if sigma is not None and not (is_number and 0 < sigma < math.inf):
+        raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
+    if sigma is not None and kernel != "rbf":
+        raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
 
 
 def open_run(path: str | Path) -> Run:

@@ -13,7 +13,7 @@ from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.tiles import TileStore
+from semrsm_dist.store.results import result_store, tile_files
 
 WINDOW_SECONDS = 300.0
 """The rate is measured over the tiles that arrived in this time."""
@@ -48,7 +48,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     now, recent_pairs, recent_work, work_left, oldest, newest = time.time(), 0, 0.0, 0.0, 0.0, math.inf
     for layer, sizes in run.record.layers.items():
         layout = run.layout(layer)
-        store = TileStore(directory.tiles, layer)
+        store = tile_files(directory, run.record, layer)
         ages, pairs = now - store.arrival_times(layout), layout.pairs()
         arrived, recent = ~np.isnan(ages), ages <= WINDOW_SECONDS
         done = int(pairs[arrived].sum())
@@ -64,7 +64,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
             "chunks": _feature_chunks(run, layer),
             "tiles": [int(arrived.sum()), layout.n_tiles],
             "pairs": [done, layout.total_pairs],
-            "complete": store.is_done(layout),
+            "complete": result_store(directory, run.record, layer).is_done(layout),
             "requested": is_requested,
         }
     is_working = directory.is_locked()

@@ -7,6 +7,8 @@ Layout::
     images.parquet   the manifest (queries.parquet in a rectangular run)
     features.zarr/   <side>/<layer>/: features, squared norms, pooled vectors
     tiles.zarr/      <layer>: solved tiles, which a resume counts
+    candidates.zarr/ <layer>/: the candidates of each tile, in a run that keeps neighbours instead of tiles
+    neighbours.zarr/ <layer>/: the neighbours that were chosen from them, for xarray
     rsm.zarr/        <layer>/: the final matrices, for xarray
     events.jsonl     what happened when, for people
     summary.json     the last summary
@@ -75,6 +77,16 @@ class RunDirectory:
     def tiles(self) -> Path:
         """The Zarr group of solved tiles."""
         return self.path / "tiles.zarr"
+
+    @property
+    def candidates(self) -> Path:
+        """The Zarr group of candidates, in a run that keeps neighbours."""
+        return self.path / "candidates.zarr"
+
+    @property
+    def neighbours(self) -> Path:
+        """The Zarr group of neighbours, in a run that keeps them."""
+        return self.path / "neighbours.zarr"
 
     @property
     def matrices(self) -> Path:
@@ -152,7 +164,7 @@ class RunDirectory:
 
     def remove_partial_files(self) -> None:
         """Remove temporary files of writers that were killed."""
-        for group in (self.features, self.tiles, self.matrices):
+        for group in (self.features, self.tiles, self.matrices, self.candidates, self.neighbours):
             for path in group.rglob("*.partial"):
                 if not path.is_dir():  # as that of a layer of such a name is
                     path.unlink(missing_ok=True)
@@ -286,7 +298,7 @@ class RunDirectory:
 
     def remove_remains(self) -> None:
         """Remove what workers still wrote after a run had been removed: chunks that nothing describes."""
-        for group in (self.features, self.tiles, self.matrices):
+        for group in (self.features, self.tiles, self.matrices, self.candidates, self.neighbours):
             if _is_remains(group):
                 shutil.rmtree(group)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
@@ -116,6 +116,13 @@ class Answers(_Part):
     listings: dict[Side, Any] = Field(default_factory=dict)
 
 
+class NeighbourSettings(NamedTuple):
+    """The number of neighbours of an image, and their least similarity, if there is one."""
+
+    k: int
+    threshold: float | None
+
+
 class RunRecord(_Part):
     """The record of a run.
 
@@ -183,6 +190,12 @@ class RunRecord(_Part):
         if self.cached.model is None:
             raise ValueError("a run of ready-made features has no model")
         return self.cached.model
+
+    @property
+    def neighbours(self) -> NeighbourSettings | None:
+        """What decides who is a neighbour, in a run that keeps neighbours instead of matrices."""
+        k = self.fingerprint.get("output.neighbours.k")
+        return None if k is None else NeighbourSettings(k, self.fingerprint["output.neighbours.threshold"])
 
     def layout(self, layer: str) -> Layout:
         """Return how a layer's matrix is cut into tiles."""

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import zarr
@@ -41,7 +41,68 @@ SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-100, 2.0**120
 """Products of two images' norms between which float32 holds inner products to 2**-24 of them."""
 
 
-class TileStore(LabelledGroup):
+class TileFiles(LabelledGroup):
+    """An array with one chunk for each tile of a layer, each a file.
+
+    Parameters
+    ----------
+    root
+        A group of the run.
+    layer
+        Name of the layer.
+    """
+
+    array_name: ClassVar[str] = ARRAY
+
+    @cached_property
+    def _array(self) -> zarr.Array[Any]:
+        return chunks.open_array(self.group, self.array_name)
+
+    def exists(self) -> bool:
+        """Return whether the array has been created."""
+        return (self.group / self.array_name / "zarr.json").is_file()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the stored numbers."""
+        return np.dtype(self._array.dtype)
+
+    def present(self, layout: Layout) -> NDArray[np.bool_]:
+        """Return which tiles exist, (row panels, column panels), from one listing of each row's directory."""
+        found = np.zeros((layout.row_panels, layout.column_panels), dtype=bool)
+        for row, column, _ in self._files(layout):
+            found[row, column] = True
+        return found & layout.wanted()
+
+    def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
+        """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
+        times = np.full((layout.row_panels, layout.column_panels), np.nan)
+        for row, column, file in self._files(layout):
+            with contextlib.suppress(FileNotFoundError):  # a driver may remove a damaged one meanwhile
+                times[row, column] = file.stat().st_mtime
+        return times
+
+    def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Read tiles that exist, delete those that cannot be decoded, and return them."""
+        damaged = [tile for tile in tiles if not chunks.is_decodable(self._array, (0, *tile))]
+        for tile in damaged:
+            chunks.delete_chunk(self.group, self.array_name, (0, *tile))
+        return damaged
+
+    def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
+        """Yield row, column and file of each tile of the layout that exists."""
+        for row in range(layout.row_panels):
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / str(row)) as files:
+                for file in files:
+                    if file.name.isdecimal() and int(file.name) < layout.column_panels:
+                        yield row, int(file.name), file
+
+    @property
+    def _folder(self) -> Path:
+        return self.group / self.array_name / "c" / "0"
+
+
+class TileStore(TileFiles):
     """The solved tiles of one layer.
 
     Parameters
@@ -52,21 +113,13 @@ class TileStore(LabelledGroup):
         Name of the layer.
     """
 
-    @cached_property
-    def _array(self) -> zarr.Array[Any]:
-        return chunks.open_array(self.group, ARRAY)
-
-    def exists(self) -> bool:
-        """Return whether the array has been created."""
-        return (self.group / ARRAY / "zarr.json").is_file()
-
-    def create(self, n_rows: int, n_columns: int, tile_size: int, dtype: str) -> None:
+    def create(self, layout: Layout, dtype: str) -> None:
         """Create the array, or check that an existing one fits.
 
         Parameters
         ----------
-        n_rows, n_columns, tile_size
-            N, M and the images along an edge of a tile.
+        layout
+            How the matrix is cut into tiles.
         dtype
             `float32` or `float64`; see `choose_dtype`.
         """
@@ -74,18 +127,13 @@ class TileStore(LabelledGroup):
         chunks.create_array(
             self.group,
             ARRAY,
-            shape=(len(QUANTITIES), n_rows, n_columns),
-            chunks=(len(QUANTITIES), tile_size, tile_size),
+            shape=(len(QUANTITIES), layout.n_rows, layout.n_columns),
+            chunks=(len(QUANTITIES), layout.tile_size, layout.tile_size),
             dtype=dtype,
             dimension_names=("quantity", *DIMENSIONS),
             attributes={"quantities": list(QUANTITIES)},
             compressors=chunks.SHUFFLED,
         )
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the stored numbers."""
-        return np.dtype(self._array.dtype)
 
     def write(
         self,
@@ -115,28 +163,6 @@ class TileStore(LabelledGroup):
         """
         return chunks.read_chunk(self._array, (0, *tile))
 
-    def present(self, layout: Layout) -> NDArray[np.bool_]:
-        """Return which tiles exist, (row panels, column panels), from one listing of each row's directory."""
-        found = np.zeros((layout.row_panels, layout.column_panels), dtype=bool)
-        for row, column, _ in self._files(layout):
-            found[row, column] = True
-        return found & layout.wanted()
-
-    def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
-        """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
-        times = np.full((layout.row_panels, layout.column_panels), np.nan)
-        for row, column, file in self._files(layout):
-            with contextlib.suppress(FileNotFoundError):  # a driver may remove a damaged one meanwhile
-                times[row, column] = file.stat().st_mtime
-        return times
-
-    def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Read tiles that exist, delete those that cannot be decoded, and return them."""
-        damaged = [tile for tile in tiles if not chunks.is_decodable(self._array, (0, *tile))]
-        for tile in damaged:
-            chunks.delete_chunk(self.group, ARRAY, (0, *tile))
-        return damaged
-
     def finish(self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any]) -> None:
         """As `LabelledGroup.finish`, with the names of the quantities as a coordinate."""
         super().finish({"quantity": ("quantity", list(QUANTITIES)), **coordinates}, attributes)
@@ -147,18 +173,6 @@ class TileStore(LabelledGroup):
 
     def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[Path]:
         return iter(()) if name == ARRAY else super()._missing_chunks(name, array)
-
-    def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
-        """Yield row, column and file of each tile of the layout that exists."""
-        for row in range(layout.row_panels):
-            with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / str(row)) as files:
-                for file in files:
-                    if file.name.isdecimal() and int(file.name) < layout.column_panels:
-                        yield row, int(file.name), file
-
-    @property
-    def _folder(self) -> Path:
-        return self.group / ARRAY / "c" / "0"
 
 
 def choose_dtype(exact: bool, norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]) -> str:

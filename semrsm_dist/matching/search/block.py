@@ -25,6 +25,7 @@ from semrsm_dist.matching.search.progressive import (
     search_rows,
 )
 from semrsm_dist.matching.search.pruning_bounds import (
+    LEAST_SAVING,
     Sketches,
     sketch,
     sort_channels,
@@ -58,6 +59,12 @@ class SearchPanel:
     def n_images(self) -> int:
         """Number of images."""
         return self.panel.n_images
+
+
+def search_bytes(n_images: int, n_tokens: int, n_channels: int) -> int:
+    """Return the memory that a `SearchPanel` takes at most in addition to its panel, in bytes."""
+    sketches = padded(n_tokens) * (n_channels // LEAST_SAVING + 1)
+    return n_images * (4 * (n_tokens * n_channels + sketches + padded(n_tokens)) + 32)
 
 
 def similarity_bounds(

@@ -35,7 +35,7 @@ _SAMPLED = 2048  # tokens to find principal directions from
 # changed the time after the first bounds by less than a fifth.
 _ENOUGH_LEFT_OUT = 0.01
 _MOST_LEFT_OUT = 0.1
-_LEAST_SAVING = 8
+LEAST_SAVING = 8
 _LEAST_TOKENS = 16
 
 
@@ -128,7 +128,7 @@ def principal_directions(panel: PackedPanel) -> NDArray[np.float64]:
     as few as leave a small remainder, at most an eighth of the channels, and none if that leaves much.
     """
     n_tokens, n_channels = panel.raw.shape[1:]
-    most = n_channels // _LEAST_SAVING
+    most = n_channels // LEAST_SAVING
     if most == 0 or n_tokens < _LEAST_TOKENS:
         return np.zeros((n_channels, 0))
     sample = _sample_tokens(panel)

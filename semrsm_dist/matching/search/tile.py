@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.matching.compiled.product import rounding_of_product
 from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.panel import prepare_packed_panel
 from semrsm_dist.matching.search.block import SearchPanel, decide_pairs, similarity_bounds
 from semrsm_dist.matching.search.progressive import NOBODY, Settings, merge
 
@@ -83,6 +84,14 @@ class TileSearch:
     matcher: Auction
     wanted: Neighbours
     both: bool
+
+    def compile(self) -> None:
+        """Compile everything that is compiled at first use, as `Matcher.compile` does."""
+        self.matcher.compile()
+        z = np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32)
+        panel = SearchPanel.of(prepare_packed_panel(z), np.zeros((3, 0)), double=False)
+        no_floors, no_groups = np.full(3, -np.inf), np.full(3, -1)
+        self.search(panel, panel, (no_floors, no_floors), (no_groups, no_groups))
 
     def search(
         self,

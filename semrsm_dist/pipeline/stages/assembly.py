@@ -7,26 +7,24 @@ same bytes, so a session that was killed here simply repeats it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from semrsm_dist.data.entries import format_labels
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import attempt_each, list_failures
 from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.coordinates import collect_coordinates, digest_labels
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.results.export import make_matrices, write_chunk
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.labelled import DIMENSIONS, Values
+from semrsm_dist.store.labelled import Values
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import KINDS, TileStore
@@ -73,7 +71,7 @@ def assemble_layers(
     """
     recipe = {
         "kernels": [kernel.model_dump() for kernel in session.config.kernels],
-        "labels_sha256": _digest_labels(manifests),
+        "labels_sha256": digest_labels(manifests),
     }
     for layer in layers:
         store, layout = TileStore(session.directory.tiles, layer), record.layout(layer)
@@ -88,33 +86,16 @@ def assemble_layers(
         _store_matrices(session, record, layers)
 
 
-def _digest_labels(manifests: Mapping[Side, Manifest]) -> str:
-    """Return a hash of settings that may change from one session to the next without changing a number."""
-    facts = {side: [manifest.labels(), manifest.groups()] for side, manifest in manifests.items()}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def _derive(
     session: Session, record: RunRecord, layer: str, manifests: Mapping[Side, Manifest]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Values]]]:
     """Return the kernels of a layer by name, with the widths of RBF kernels, and its coordinates."""
-    sides = dict(zip(DIMENSIONS, (record.row_side, "images"), strict=True))
-    norms = {
-        dimension: FeatureStore(session.directory.features, side, layer).read_squared_norms()
-        for dimension, side in sides.items()
-    }
-    coordinates: dict[str, tuple[str, Values]] = {}
-    for dimension, side in sides.items():
-        manifest, suffix = manifests[side], dimension.removeprefix("image")
-        values: dict[str, Values] = {
-            dimension: manifest.image_ids(),
-            f"labels{suffix}": list(map(format_labels, manifest.labels())),
-            f"group{suffix}": [group or "" for group in manifest.groups()],
-            f"squared_norm{suffix}": norms[dimension],
-        }
-        coordinates |= {name: (dimension, column) for name, column in values.items()}
+    coordinates = collect_coordinates(session, record, layer, manifests)
     store = TileStore(session.directory.tiles, layer)
-    norms_i, norms_j = norms.values()
+    norms_i, norms_j = (
+        FeatureStore(session.directory.features, side, layer).read_squared_norms()
+        for side in (record.row_side, "images")
+    )
     matrices = LayerMatrices(store, record.layout(layer), (norms_i, norms_j), {})
     kernels: dict[str, Any] = {}
     for kernel in session.config.kernels:

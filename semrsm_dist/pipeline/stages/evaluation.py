@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.entries import RowReader
+from semrsm_dist.evaluation.entries import RowReader, row_slices
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import (
     POOLED,
@@ -19,14 +20,16 @@ from semrsm_dist.evaluation.retrieval import (
     SPATIAL,
     RetrievalImages,
     RetrievalTask,
+    mean_scores,
     retrieval_scores,
+    score_hits,
 )
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.progress import Stage
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.record import RunRecord, Side
-from semrsm_dist.store.tiles import TileStore
+from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
+from semrsm_dist.store.results import result_store
 
 METHODS = (SPATIAL, POOLED, SEMANTIC)
 
@@ -43,7 +46,7 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
     dict
         `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores.
     """
-    evaluated = _dependence(session, record.requested)
+    evaluated = _dependence(session, record)
     known = session.directory.read_summary() or {}
     if not session.counts["matching"]["computed"] and known.get("evaluated") == evaluated:
         certificates = {
@@ -52,13 +55,18 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
         return {"evaluated": evaluated, "certificates": certificates, "retrieval": known["retrieval"]}
     run = Run(session.directory.path)
     is_labelled = all(any(manifests[side].labels()) for side in record.sides)
-    total = len(record.requested) * record.counts[record.row_side] * (1 + len(METHODS) * is_labelled)
+    passes = 1 + len(METHODS) * (is_labelled and record.neighbours is None)
+    total = len(record.requested) * record.counts[record.row_side] * passes
     certificates, scores = {}, []
     with session.reporter.stage("evaluation", total, "rows") as shown:
         watched = _Watched(session, shown)
         for layer in record.requested:
-            certificates[layer] = _certificate(run, layer, watched)
-            scores += _retrieval(session, manifests, run, layer, watched) if is_labelled else []
+            if record.neighbours is not None:
+                certificates[layer] = _certificate_of_neighbours(run, layer, watched)
+                scores += _retrieval_of_neighbours(session, manifests, run, layer) if is_labelled else []
+            else:
+                certificates[layer] = _certificate(run, layer, watched)
+                scores += _retrieval(session, manifests, run, layer, watched) if is_labelled else []
     return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
 
 
@@ -95,7 +103,7 @@ def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
     """Warn of images that have no similarity to any other, because their representation is zero."""
     for layer in record.requested:
-        store = TileStore(session.directory.tiles, layer)
+        store = result_store(session.directory, record, layer)
         for side, manifest in manifests.items():
             norms = store.coordinate("squared_norm_j" if side == "images" else "squared_norm_i")
             zero = np.flatnonzero(norms == 0)
@@ -129,9 +137,9 @@ class _Watched:
         return read
 
 
-def _dependence(session: Session, layers: Sequence[str]) -> dict[str, Any]:
+def _dependence(session: Session, record: RunRecord) -> dict[str, Any]:
     """Return what may change from one session to the next: the settings, and how the layers are assembled."""
-    stores = {layer: TileStore(session.directory.tiles, layer) for layer in layers}
+    stores = {layer: result_store(session.directory, record, layer) for layer in record.requested}
     return {
         "retrieval": session.config.retrieval.model_dump(mode="json"),
         "recipes": {layer: store.read_attributes()["recipe"] for layer, store in stores.items()},
@@ -154,13 +162,56 @@ def _certificate(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
             total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
             largest = max(largest, float(cosine_gap.max()))
         watched.advance(rows.stop - rows.start if column == layout.column_panels - 1 else 0)
-    zero = int(np.count_nonzero(norms_i == 0))
-    zero += 0 if layout.symmetric else int(np.count_nonzero(norms_j == 0))
+    return _certified(total, count, largest, _count_zeros(run, matrices.squared_norms))
+
+
+def _certificate_of_neighbours(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
+    """Return `_certificate` over all images and their neighbours."""
+    neighbours = run.layer_neighbours(layer)
+    total, count, largest = 0.0, 0, -math.inf
+    for rows in row_slices(neighbours.n_rows, run.layout(layer).tile_size):
+        gap = neighbours.read(rows).gap
+        gap = gap[~np.isnan(gap)]
+        if gap.size:
+            total, count, largest = total + float(gap.sum()), count + gap.size, max(largest, float(gap.max()))
+        watched.advance(rows.stop - rows.start)
+    return _certified(total, count, largest, _count_zeros(run, neighbours.squared_norms))
+
+
+def _count_zeros(run: Run, squared_norms: tuple[NDArray[np.float64], NDArray[np.float64]]) -> int:
+    sides = squared_norms[:1] if run.is_symmetric else squared_norms
+    return sum(int(np.count_nonzero(norms == 0)) for norms in sides)
+
+
+def _certified(total: float, count: int, largest: float, undefined: int) -> dict[str, Any]:
     return {
         "mean_gap": total / count if count else None,
         "max_gap": largest if count else None,
-        "undefined_images": zero,
+        "undefined_images": undefined,
     }
+
+
+def _retrieval_of_neighbours(
+    session: Session, manifests: Mapping[Side, Manifest], run: Run, layer: str
+) -> list[dict[str, Any]]:
+    """Return the scores of the method `semantic` for each k up to the number of neighbours.
+
+    None where hits are not the neighbours: of images without labels or with exact copies, or above a threshold.
+    """
+    k, threshold = run.record.neighbours or NeighbourSettings(0, None)
+    task, retrieval = retrieval_task(manifests["images"], manifests.get("queries")), session.config.retrieval
+    ks = [wanted for wanted in retrieval.k if wanted <= k]
+    if retrieval.kernel != "cosine" or threshold is not None or not task.depends_on_groups_alone() or not ks:
+        session.warn(
+            f"layer {layer}: retrieval is not scored: its hits may be none of the {k} neighbours, where images have no "
+            "labels or exact copies, k is larger, the kernel is not cosine, or there is a threshold"
+        )
+        return []
+    indices = run.layer_neighbours(layer).read(slice(None)).indices
+    return [
+        {"layer": layer, "method": SEMANTIC, "kernel": "cosine"} | asdict(score)
+        for score in mean_scores(score_hits(indices, task, ks), ks)
+    ]
 
 
 def _retrieval(
@@ -180,15 +231,6 @@ def _retrieval(
         for score in retrieval_scores(
             watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_size(layer)
         ):
-            scores.append(
-                {
-                    "layer": layer,
-                    "method": method,
-                    "kernel": "cosine" if method == POOLED else kernel,
-                    "k": score.k,
-                    "f1": score.f1,
-                    "n_queries": score.n_queries,
-                    "n_left_out": score.n_left_out,
-                }
-            )
+            used = "cosine" if method == POOLED else kernel
+            scores.append({"layer": layer, "method": method, "kernel": used} | asdict(score))
     return scores

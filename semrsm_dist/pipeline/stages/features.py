@@ -12,7 +12,7 @@ from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.importing import import_features
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord, Side
-from semrsm_dist.store.tiles import TileStore
+from semrsm_dist.store.results import result_store
 
 
 def provide_features(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
@@ -34,7 +34,7 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
     unfinished = [
         layer
         for layer in record.requested
-        if not TileStore(session.directory.tiles, layer).is_done(record.layout(layer))
+        if not result_store(session.directory, record, layer).is_done(record.layout(layer))
     ]
     to_extract: dict[Side, tuple[ImageSource, Manifest]] = {}
     for side, manifest in manifests.items():

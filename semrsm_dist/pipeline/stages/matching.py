@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
 from typing import cast
 
 import numpy as np
@@ -13,14 +14,19 @@ from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.search.tile import Neighbours
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.sizing import panel_budget, panel_size
+from semrsm_dist.pipeline.sizing import panel_budget, panel_size, prepared_bytes
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, TileChecker
+from semrsm_dist.pipeline.stages.neighbours import read_groups
+from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.store.candidates import CandidateStore
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord
+from semrsm_dist.store.results import result_store, tile_files
 from semrsm_dist.store.tiles import TileStore, choose_dtype
 
 CHECKED_TILES = 256
@@ -42,34 +48,31 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
     works = [_find_work(session, matcher, record, layer) for layer in record.requested]
     if not any(work.n_missing for work in works):
         return []
-    with session.timed("compile"):
-        matcher.compile()
     budget = panel_budget(session.config, matcher, record)
-    worker = MatchingWorker(
-        session.directory.path,
-        record.row_side,
-        {work.layer: work.layout for work in works},
-        matcher,
-        panels={layer: _panel(session, matcher, record, layer) for layer in record.requested},
-        room=budget,
-    )
-    blocks = BlockPlanner(
-        works,
-        workers=session.engine.slots,
-        task_seconds=session.config.matching.task_seconds,
-        budget=budget,
-    )
+    worker = _make_worker(session, matcher, record, {work.layer: work.layout for work in works}, budget)
+    with session.timed("compile"):
+        worker.compile()
+    planners = [
+        BlockPlanner(
+            phase,
+            workers=session.engine.slots,
+            task_seconds=session.config.matching.task_seconds,
+            budget=budget,
+        )
+        for phase in ([works] if record.neighbours is None else _diagonal_first(works))
+    ]
     by_layer = {work.layer: work for work in works}
 
     def effort(receipt: Receipt) -> float:
         layer, pairs = cast("Tile", receipt.unit).layer, receipt.counts["pairs"]
-        blocks.observe(layer, pairs, sum(receipt.counts[name] for name in MatchingWorker.SECONDS))
+        for planner in planners:
+            planner.observe(layer, pairs, sum(receipt.counts[name] for name in MatchingWorker.SECONDS))
         return by_layer[layer].pair_seconds * pairs
 
     outcome = session.work(
         "matching",
         lambda: session.start_tasks(worker, cpus=matcher.cpus, gpus=matcher.gpus),
-        (Task(units=tuple(tiles), cost=cost) for tiles, cost in blocks),
+        (Task(units=tuple(tiles), cost=cost) for tiles, cost in chain.from_iterable(planners)),
         unit="pairs",
         total=sum(work.layout.total_pairs for work in works),
         done=sum(work.layout.total_pairs - work.missing_pairs for work in works),
@@ -80,33 +83,69 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
     return outcome.failures
 
 
+def _make_worker(
+    session: Session, matcher: Matcher, record: RunRecord, layouts: Mapping[str, Layout], budget: int
+) -> MatchingWorker:
+    """Return the worker that solves tiles or, in a run that keeps neighbours, searches them."""
+    run, side = session.directory.path, record.row_side
+    panels = {layer: _panel(session, matcher, record, layer) for layer in layouts}
+    if record.neighbours is None:
+        return MatchingWorker(run, side, layouts, matcher, panels, budget)
+    k, threshold = record.neighbours
+    wanted = {
+        layer: Neighbours(
+            k,
+            -np.inf if threshold is None else threshold,
+            tile_files(session.directory, record, layer).dtype == np.float32,
+        )
+        for layer in layouts
+    }
+    groups = read_groups(session.directory, record)
+    return SearchWorker(run, side, layouts, matcher, panels, budget, wanted, groups)
+
+
+def _diagonal_first(works: Sequence[LayerWork]) -> list[list[LayerWork]]:
+    """Return the works in two phases: what tiles on the diagonal find spares much of the work on all others."""
+    first = [
+        replace(work, missing=work.missing & np.eye(*work.missing.shape, dtype=np.bool_)) for work in works
+    ]
+    rest = [
+        replace(work, missing=work.missing & ~early.missing) for work, early in zip(works, first, strict=True)
+    ]
+    return [first, rest]
+
+
 def _panel(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> tuple[int, int]:
     """Return the images of a panel of a layer, and the memory that it takes when it is prepared."""
     sizes = record.layers[layer]
     images = panel_size(session.config, matcher, sizes)
-    return images, matcher.panel_bytes(images, sizes.n_tokens, sizes.n_channels)
+    return images, prepared_bytes(session.config, matcher, images, sizes)
 
 
 def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> LayerWork:
     """Create the array of a layer's tiles and return its missing tiles."""
     sizes, layout = record.layers[layer], record.layout(layer)
-    store = TileStore(session.directory.tiles, layer)
-    dtype = _choose_dtype(session, matcher, record, store)
-    store.create(layout.n_rows, layout.n_columns, layout.tile_size, dtype)
-    present = store.present(layout)
-    if not _is_checked(session, store, layout):
-        _remove_damaged(session, layer, layout, present)
+    store = tile_files(session.directory, record, layer)
+    store.create(layout, _choose_dtype(session, matcher, record, store))
+    if record.neighbours and result_store(session.directory, record, layer).is_done(layout):
+        present = layout.wanted()  # nothing needs the candidates any more
+    else:
+        present = store.present(layout)
+        if not _is_checked(session, record, layer):
+            _remove_damaged(session, record, layer, present)
     session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
         layer,
         layout,
         layout.wanted() & ~present,
         matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
-        matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels),
+        prepared_bytes(session.config, matcher, layout.tile_size, sizes),
     )
 
 
-def _choose_dtype(session: Session, matcher: Matcher, record: RunRecord, store: TileStore) -> str:
+def _choose_dtype(
+    session: Session, matcher: Matcher, record: RunRecord, store: TileStore | CandidateStore
+) -> str:
     """Return the type of a layer's tiles: that of those that exist, or what matcher and features allow."""
     if store.exists():
         return str(store.dtype)
@@ -117,13 +156,13 @@ def _choose_dtype(session: Session, matcher: Matcher, record: RunRecord, store: 
     return choose_dtype(matcher.is_exact, norms_i, norms_j)
 
 
-def _is_checked(session: Session, store: TileStore, layout: Layout) -> bool:
+def _is_checked(session: Session, record: RunRecord, layer: str) -> bool:
     """Return whether all tiles have been read since they were written, as evaluation does before the summary."""
     evaluated = (session.directory.read_summary() or {}).get("layers", {})
-    return store.layer in evaluated and store.is_done(layout)
+    return layer in evaluated and result_store(session.directory, record, layer).is_done(record.layout(layer))
 
 
-def _remove_damaged(session: Session, layer: str, layout: Layout, present: NDArray[np.bool_]) -> None:
+def _remove_damaged(session: Session, record: RunRecord, layer: str, present: NDArray[np.bool_]) -> None:
     """Let workers read what an unfinished session left: a crash of the machine can leave unreadable chunks.
 
     That takes them at most a few hundredths of the time in which the tiles were computed. Tiles that cannot be decoded
@@ -134,7 +173,7 @@ def _remove_damaged(session: Session, layer: str, layout: Layout, present: NDArr
         return
     outcome = session.work(
         "check",
-        lambda: session.start_tasks(TileChecker(session.directory.path)),
+        lambda: session.start_tasks(TileChecker(session.directory.path, record)),
         _checks(layer, present, session.engine.slots),
         unit="tiles",
         total=count,

@@ -6,28 +6,31 @@ import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice, product
 from pathlib import Path
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.panel import Panel
 from semrsm_dist.matching.result import TileResult
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.plan.tiling import Layout, Tile, cut
+from semrsm_dist.store.candidates import CandidateStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.record import RunRecord
+from semrsm_dist.store.results import tile_files
 from semrsm_dist.store.tiles import TileStore
 
 LOOK_AHEAD = 1000
 """Parts of tiles among which the panel is sought that is needed last."""
 
 
-class _Key(NamedTuple):
+class Key(NamedTuple):
     """A panel: consecutive images of a side."""
 
     side: str
@@ -36,20 +39,22 @@ class _Key(NamedTuple):
     stop: int
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """The part of a tile that two panels make."""
 
-    rows: _Key
-    columns: _Key
+    rows: Key
+    columns: Key
 
 
 class _Held(threading.local):
     """What a thread of a worker keeps across tiles and tasks: prepared panels, and the stores that it has opened."""
 
     def __init__(self) -> None:
-        self.panels: dict[_Key, Panel] = {}
+        self.panels: dict[Key, Any] = {}
         self.features = cache(FeatureStore)
         self.tiles = cache(TileStore)
+        self.candidates = cache(CandidateStore)
+        self.directions: dict[str, NDArray[np.float64]] = {}  # of the sketches of each layer
 
     def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
         return _Held, ()  # not sent along with a worker
@@ -98,6 +103,10 @@ class MatchingWorker:
     room: int
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
+    def compile(self) -> None:
+        """Compile everything that solving needs."""
+        self.matcher.compile()
+
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Solve tiles, which should be ordered by column; yield a receipt for each."""
         tiles = cast("tuple[Tile, ...]", units)
@@ -128,7 +137,7 @@ class MatchingWorker:
         seconds["write_seconds"] = time.perf_counter() - solved
         return Receipt(tile, counts={"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds})
 
-    def _place(self, tile: Tile, part: _Part, result: TileResult, whole: TileResult) -> None:
+    def _place(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> None:
         """Copy the result of a part into the tile's, and its mirror image if the tile is on the diagonal."""
         layout = self.layouts[tile.layer]
         first_row, first_column = layout.rows(tile.row).start, layout.columns(tile.column).start
@@ -140,7 +149,7 @@ class MatchingWorker:
             if layout.symmetric and tile.row == tile.column and part.rows != part.columns:
                 values[columns, rows] = block.T
 
-    def _parts(self, tile: Tile) -> Iterator[_Part]:
+    def _parts(self, tile: Tile) -> Iterator[Part]:
         """Yield the parts of a tile: bands of as many row panels as fit, each column by column."""
         layout, (most, panel_bytes) = self.layouts[tile.layer], self.panels[tile.layer]
         rows, columns = cut(layout.rows(tile.row), most), cut(layout.columns(tile.column), most)
@@ -148,16 +157,16 @@ class MatchingWorker:
         for first in range(0, len(rows), height):
             for column, row in product(columns, rows[first : first + height]):
                 if not (layout.symmetric and tile.row == tile.column and row.start > column.start):
-                    yield _Part(
-                        _Key(self.row_side, tile.layer, row.start, row.stop),
-                        _Key("images", tile.layer, column.start, column.stop),
+                    yield Part(
+                        Key(self.row_side, tile.layer, row.start, row.stop),
+                        Key("images", tile.layer, column.start, column.stop),
                     )
 
-    def _coming(self, tiles: Sequence[Tile], number: int) -> Iterator[_Part]:
+    def _coming(self, tiles: Sequence[Tile], number: int) -> Iterator[Part]:
         """Yield the parts of the tiles from part `number` of the first tile on, some of them."""
         return islice(chain.from_iterable(map(self._parts, tiles)), number, number + LOOK_AHEAD)
 
-    def _load(self, part: _Part, tiles: Sequence[Tile], number: int) -> list[Panel]:
+    def _load(self, part: Part, tiles: Sequence[Tile], number: int) -> list[Any]:
         """Return the panels of part `number` of the first tile, making room by dropping those that are needed last."""
         panels = self._held.panels
         for key in part:
@@ -166,12 +175,12 @@ class MatchingWorker:
                 panels[key] = self._read(key)
         return [panels[key] for key in part]
 
-    def _make_room(self, key: _Key, needed: _Part, coming: Iterable[_Part]) -> None:
+    def _make_room(self, key: Key, needed: Part, coming: Iterable[Part]) -> None:
         panels = self._held.panels
         taken = sum(self.panels[held.layer][1] for held in [*panels, key])
         if taken <= self.room:
             return
-        wanted: dict[_Key, int] = {}
+        wanted: dict[Key, int] = {}
         for place, part in enumerate(coming):
             for later in part:
                 wanted.setdefault(later, place)
@@ -182,7 +191,7 @@ class MatchingWorker:
             del panels[gone]
             taken -= self.panels[gone.layer][1]
 
-    def _read(self, key: _Key) -> Panel:
+    def _read(self, key: Key) -> Any:
         store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)
         images = slice(key.start, key.stop)
         return self.matcher.prepare(store.read(images), store.read_token_counts(images))
@@ -193,10 +202,11 @@ class TileChecker:
     """Reads tiles that are there and removes those that cannot be decoded: their receipts have a value."""
 
     run: Path
+    record: RunRecord
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Check tiles; yield a receipt for each."""
-        stores = cache(lambda layer: TileStore(RunDirectory(self.run).tiles, layer))
+        stores = cache(partial(tile_files, RunDirectory(self.run), self.record))
 
         def check(tile: Tile) -> Receipt:
             damaged = stores(tile.layer).remove_damaged([(tile.row, tile.column)])

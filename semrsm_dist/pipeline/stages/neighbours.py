@@ -1,0 +1,90 @@
+"""Neighbours: from the candidates of tiles to the most similar images of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.engine.protocol import Task
+from semrsm_dist.errors import WorkError
+from semrsm_dist.pipeline.faults import list_failures
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.coordinates import collect_coordinates, digest_labels
+from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, Groups, RowPanel
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.neighbours import NeighbourStore
+from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
+from semrsm_dist.store.results import tile_files
+
+
+def read_groups(directory: RunDirectory, record: RunRecord) -> Groups | None:
+    """Return the groups of the images of rows and columns; None if there are none."""
+    sides = [Manifest.from_parquet(directory.manifest(side)).groups() for side in (record.row_side, "images")]
+    known = {group: code for code, group in enumerate({*sides[0], *sides[1]} - {None})}
+    if not known:
+        return None
+    rows, columns = (
+        np.array([-1 if group is None else known[group] for group in groups]) for groups in sides
+    )
+    return rows, columns
+
+
+def choose_neighbours(
+    session: Session, record: RunRecord, layers: Sequence[str], manifests: Mapping[Side, Manifest]
+) -> None:
+    """Write the neighbours of layers whose tiles are all searched, unless they are there.
+
+    Parameters
+    ----------
+    session, record
+        The session, and the record of a run that keeps neighbours.
+    layers
+        The layers.
+    manifests
+        The images by side.
+
+    Raises
+    ------
+    WorkError
+        If neighbours could not be written; the candidates are kept.
+    """
+    stores = {layer: NeighbourStore(session.directory.neighbours, layer) for layer in layers}
+    missing = [layer for layer in layers if not stores[layer].is_done(record.layout(layer))]
+    found = [layer for layer in layers if layer not in missing]
+    session.counts["assembly"]["found"] += sum(record.layout(layer).row_panels for layer in found)
+    if missing:
+        _choose(session, record, missing)
+    recipe = {"labels_sha256": digest_labels(manifests)}
+    for layer in layers:
+        if layer in missing or stores[layer].read_attributes().get("recipe") != recipe:
+            with session.timed("assembly"):
+                fingerprint = record.fingerprint | record.layers[layer].facts
+                stores[layer].finish(
+                    collect_coordinates(session, record, layer, manifests),
+                    {"layer": layer, "recipe": recipe, "fingerprint": fingerprint},
+                )
+
+
+def _choose(session: Session, record: RunRecord, layers: Sequence[str]) -> None:
+    k, _ = record.neighbours or NeighbourSettings(0, None)
+    layouts = {layer: record.layout(layer) for layer in layers}
+    for layer, layout in layouts.items():
+        dtype = str(tile_files(session.directory, record, layer).dtype)
+        NeighbourStore(session.directory.neighbours, layer).make(layout.n_rows, k, layout.tile_size, dtype)
+    units = [RowPanel(layer, panel) for layer in layers for panel in range(layouts[layer].row_panels)]
+    worker = ChoosingWorker(session.directory.path, record.row_side, layouts, k)
+    failures = session.work(
+        "assembly",
+        lambda: session.start_tasks(worker),
+        [Task(units=(unit,)) for unit in units],
+        unit="panels",
+        total=len(units),
+    ).failures
+    session.counts["assembly"]["computed"] = session.counts["assembly"]["panels"]
+    if failures:
+        raise WorkError(
+            f"the neighbours of {len(failures)} of {len(units)} panels could not be chosen; their candidates are kept, "
+            f"and the same command tries again:\n{list_failures(failures)}"
+        )

@@ -1,0 +1,276 @@
+"""The workers of a search for neighbours: one searches tiles for candidates, the other chooses the best of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.matching.kernels import cosine_of_pairs
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.panel import PackedPanel
+from semrsm_dist.matching.search.block import SearchPanel
+from semrsm_dist.matching.search.pruning_bounds import principal_directions
+from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank_pairs
+from semrsm_dist.pipeline.faults import attempt_each
+from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part
+from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.store.candidates import CandidateStore
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.neighbours import NOBODY, NeighbourStore
+from semrsm_dist.store.tiles import encode
+
+SAMPLED = 16
+"""Images from all over a layer whose tokens choose the channels of sketches."""
+
+DECISIONS = ("by_bounds", "by_sketches", "by_products", "solved")
+"""The counts of a receipt that say how the pairs of a tile were decided."""
+
+Groups = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Numbers of the groups of all rows and columns, equal where images cannot be neighbours; -1 for none."""
+
+
+@dataclass(frozen=True)
+class SearchWorker(MatchingWorker):
+    """Searches tiles: loads missing panels, decides all pairs, writes the candidates, and yields a receipt.
+
+    Parameters
+    ----------
+    wanted
+        For each layer, what decides whether a pair is kept.
+    groups
+        The groups of the images; None if there are none.
+    """
+
+    wanted: Mapping[str, Neighbours]
+    groups: Groups | None
+
+    @override
+    def compile(self) -> None:
+        TileSearch(cast(Auction, self.matcher), Neighbours(1, -np.inf, single=True), both=True).compile()
+
+    @override
+    def _solve(self, tiles: Sequence[Tile]) -> Receipt:
+        """Search the first of the remaining tiles."""
+        tile, layout = tiles[0], self.layouts[tiles[0].layer]
+        started = time.perf_counter()
+        search = TileSearch(cast(Auction, self.matcher), self.wanted[tile.layer], both=layout.symmetric)
+        store = self._held.candidates(
+            RunDirectory(self.run).candidates, tile.layer, self.wanted[tile.layer].k
+        )
+        floors = self._floors(store, tile)
+        found, counts, loading = [], np.zeros(4, np.int64), 0.0
+        for number, part in enumerate(self._parts(tile)):
+            before = time.perf_counter()
+            panels = self._load(part, tiles, number)
+            loading += time.perf_counter() - before
+            pairs, decided = self._search(search, tile, part, panels, floors)
+            found.append(pairs)
+            counts += decided
+        kept = search.select(Pairs.join(found), floors)
+        solved = time.perf_counter()
+        numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
+        store.write((tile.row, tile.column), np.stack([kept.rows, kept.columns, *numbers]))
+        self._note_best(store, tile, kept)
+        return Receipt(
+            tile,
+            counts={
+                "pairs": layout.n_pairs(tile.row, tile.column),
+                "tiles": 1,
+                "load_seconds": loading,
+                "product_seconds": 0.0,
+                "match_seconds": 0.0,
+                "solve_seconds": solved - started - loading,
+                "write_seconds": time.perf_counter() - solved,
+                **dict(zip(DECISIONS, counts.tolist(), strict=True)),
+            },
+        )
+
+    def _floors(self, store: CandidateStore, tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what the k-th best similarity of each row and column of a tile is known to reach."""
+        layout = self.layouts[tile.layer]
+        rows: NDArray[np.float64] = store.read_known(tile.row)[0, :, -1]
+        if not layout.symmetric:
+            columns = layout.columns(tile.column)
+            return rows, np.full(columns.stop - columns.start, np.inf)
+        return rows, rows if tile.row == tile.column else store.read_known(tile.column)[0, :, -1]
+
+    def _search(
+        self,
+        search: TileSearch,
+        tile: Tile,
+        part: Part,
+        panels: Sequence[SearchPanel],
+        floors: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> tuple[Pairs, NDArray[np.int64]]:
+        """Search a part of a tile; the pairs are returned with their indices in the tile."""
+        layout = self.layouts[tile.layer]
+        origin = layout.rows(tile.row).start, layout.columns(tile.column).start
+        spans = [slice(key.start, key.stop) for key in part]
+        local = [
+            slice(span.start - start, span.stop - start) for span, start in zip(spans, origin, strict=True)
+        ]
+        groups = [
+            np.full(span.stop - span.start, -1) if self.groups is None else self.groups[side][span]
+            for side, span in enumerate(spans)
+        ]
+        pairs, counts = search.search(
+            panels[0],
+            panels[1],
+            (floors[0][local[0]], floors[1][local[1]]),
+            (groups[0], groups[1]),
+            triangular=part.rows == part.columns,
+        )
+        at_tile = pairs._replace(rows=pairs.rows + local[0].start, columns=pairs.columns + local[1].start)
+        return at_tile, counts
+
+    def _note_best(self, store: CandidateStore, tile: Tile, kept: Pairs) -> None:
+        """Raise the floors of later tiles by what this one has found."""
+        layout = self.layouts[tile.layer]
+        rows = kept.rows + layout.rows(tile.row).start
+        columns = kept.columns + layout.columns(tile.column).start
+        ends = {tile.row: [(kept.rows, columns)]}
+        if layout.symmetric:
+            ends.setdefault(tile.column, []).append((kept.columns, rows))
+        for panel, sides in ends.items():
+            known = store.read_known(panel)
+            n_images, k = known.shape[1:]
+            image, rank = np.nonzero(known[1] >= 0)
+            owners = np.concatenate([image, *(owner for owner, _ in sides)])
+            others = np.concatenate([known[1, image, rank].astype(np.int64), *(other for _, other in sides)])
+            similarity = np.concatenate([known[0, image, rank], *(kept.similarity for _ in sides)])
+            best = rank_pairs(owners, others, similarity, (n_images, k))
+            there = best >= 0
+            raised = np.stack([np.full(best.shape, -np.inf), np.full(best.shape, -1.0)])
+            raised[:, there] = similarity[best[there]], others[best[there]]
+            if not np.array_equal(raised, known):
+                store.write_known(panel, raised)
+
+    @override
+    def _read(self, key: Key) -> SearchPanel:
+        panel = cast(PackedPanel, super()._read(key))
+        if key.layer not in self._held.directions:
+            self._held.directions[key.layer] = self._choose_directions(key)
+        return SearchPanel.of(panel, self._held.directions[key.layer], double=panel.raw.dtype == np.float64)
+
+    def _choose_directions(self, key: Key) -> NDArray[np.float64]:
+        """Return the directions of a layer's sketches, from a few images from all over it."""
+        n_images = self.layouts[key.layer].n_columns
+        count = min(SAMPLED, n_images, self.panels[key.layer][0])
+        store = self._held.features(RunDirectory(self.run).features, "images", key.layer)
+        spans = [slice(n, n + 1) for n in np.linspace(0, n_images - 1, count).astype(int).tolist()]
+        z, counts = (
+            np.concatenate([read(span) for span in spans]) for read in (store.read, store.read_token_counts)
+        )
+        return principal_directions(cast(PackedPanel, self.matcher.prepare(z, counts)))
+
+
+class RowPanel(NamedTuple):
+    """The rows of a panel of one layer."""
+
+    layer: str
+    panel: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.panel}"
+
+
+class Candidates(NamedTuple):
+    """Candidates of the rows of a panel: `owners` in it and the `others` of all images, (n,), and `numbers` (3, n)."""
+
+    owners: NDArray[np.int64]
+    others: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+
+    def joined(self, more: Candidates) -> Candidates:
+        """Return these and more."""
+        return Candidates(
+            np.concatenate([self.owners, more.owners]),
+            np.concatenate([self.others, more.others]),
+            np.concatenate([self.numbers, more.numbers], axis=1),
+        )
+
+    def some(self, places: NDArray[np.int64]) -> Candidates:
+        """Return those at some places."""
+        return Candidates(self.owners[places], self.others[places], self.numbers[:, places])
+
+
+@dataclass(frozen=True)
+class ChoosingWorker:
+    """Chooses the neighbours of the rows of panels from the candidates of their tiles.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    row_side
+        As in `MatchingWorker`.
+    layouts
+        The layout of each layer.
+    k
+        Neighbours of an image.
+    """
+
+    run: Path
+    row_side: str
+    layouts: Mapping[str, Layout]
+    k: int
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Choose the neighbours of panels; yield a receipt for each."""
+        norms = cache(self._norms)
+        return attempt_each(
+            cast("tuple[RowPanel, ...]", units), lambda unit: self._choose(unit, *norms(unit.layer)), self.run
+        )
+
+    def _norms(self, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        features = RunDirectory(self.run).features
+        rows, columns = (
+            FeatureStore(features, side, layer).read_squared_norms() for side in (self.row_side, "images")
+        )
+        return rows, columns
+
+    def _choose(self, unit: RowPanel, norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]) -> Receipt:
+        layout = self.layouts[unit.layer]
+        rows = layout.rows(unit.panel)
+        shape = (rows.stop - rows.start, self.k)
+        store = CandidateStore(RunDirectory(self.run).candidates, unit.layer, self.k)
+        best = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((3, 0)))
+        similarity, places = np.empty(0), np.full(shape, -1)
+        for more in self._candidates(store, layout, unit.panel):
+            best = best.joined(more)
+            norms = norms_i[rows][more.owners], norms_j[more.others]
+            similarity = np.concatenate([similarity, cosine_of_pairs(more.numbers[0], *norms)])
+            places = rank_pairs(best.owners, best.others, similarity, shape)
+            chosen = places >= 0
+            best, similarity = best.some(places[chosen]), similarity[places[chosen]]
+            places[chosen] = np.arange(similarity.size)
+        there = places >= 0
+        indices = np.full(shape, NOBODY)
+        indices[there] = best.others[places[there]]
+        chosen_numbers = np.full((3, *shape), np.nan)
+        chosen_numbers[:, there] = best.numbers[:, places[there]]
+        neighbours = NeighbourStore(RunDirectory(self.run).neighbours, unit.layer)
+        neighbours.write(unit.panel, indices, chosen_numbers)
+        return Receipt(unit, counts={"panels": 1})
+
+    def _candidates(self, store: CandidateStore, layout: Layout, panel: int) -> Iterator[Candidates]:
+        """Yield the candidates of a panel's rows, tile by tile."""
+        for column in range(layout.column_panels):
+            if not layout.symmetric or column >= panel:
+                owners, others, *numbers = store.read((panel, column))
+                start = layout.columns(column).start
+                yield Candidates(owners.astype(np.int64), others.astype(np.int64) + start, np.stack(numbers))
+            if layout.symmetric and column <= panel:
+                others, owners, *numbers = store.read((column, panel))
+                start = layout.rows(column).start
+                yield Candidates(owners.astype(np.int64), others.astype(np.int64) + start, np.stack(numbers))

@@ -1,0 +1,95 @@
+"""The neighbours of a layer's images, with similarities of any kernel derived from what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.kernels import derive_pairs
+from semrsm_dist.results.matrices import snap_distances
+from semrsm_dist.store.neighbours import INDICES, NOBODY, NUMBERS, NeighbourStore
+
+
+class Neighbours(NamedTuple):
+    """The neighbours of some rows, arrays (R, k).
+
+    Attributes
+    ----------
+    indices
+        Images, the most similar first, equal ones by index; -1 where there are fewer than k.
+    similarity, identity
+        Similarity after matching, and position by position; NaN where there is no neighbour.
+    gap
+        How far the similarity can be below that of the best permutation.
+    """
+
+    indices: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+    identity: NDArray[np.float64]
+    gap: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerNeighbours:
+    """The neighbours of a layer, read in parts.
+
+    Parameters
+    ----------
+    store
+        What is stored of them.
+    squared_norms
+        Of the images of rows and of columns.
+    kernel, sigma
+        The kernel of the similarities, and the width of `rbf`.
+    """
+
+    store: NeighbourStore
+    squared_norms: tuple[NDArray[np.float64], NDArray[np.float64]]
+    kernel: str
+    sigma: float | None
+
+    @classmethod
+    def open(cls, store: NeighbourStore, kernel: str, sigma: float | None) -> LayerNeighbours:
+        """Open a finished layer.
+
+        Raises
+        ------
+        IncompleteError
+            If it has not been finished.
+        """
+        store.require_finished()
+        norms = store.coordinate("squared_norm_i"), store.coordinate("squared_norm_j")
+        return cls(store, norms, kernel, sigma)
+
+    @property
+    def n_rows(self) -> int:
+        """Images that have neighbours."""
+        return self.squared_norms[0].size
+
+    def read(self, rows: slice) -> Neighbours:
+        """Return the neighbours of some rows.
+
+        Raises
+        ------
+        StorageError
+            If they are damaged or missing.
+        """
+        indices = self.store.read(INDICES, rows)
+        there = indices != NOBODY
+        matched, identity, gap = (self.store.read(name, rows)[there] for name in NUMBERS)
+        norms_i = np.broadcast_to(self.squared_norms[0][rows, None], indices.shape)[there]
+        norms_j = self.squared_norms[1][indices[there]]
+
+        def derive(inner: NDArray[np.float64]) -> NDArray[np.float64]:
+            return derive_pairs(self.kernel, inner, norms_i, norms_j, self.sigma)
+
+        def stored(inner: NDArray[np.float64]) -> NDArray[np.float64]:
+            is_snapped = self.kernel == "rbf" and self.store.dtype == np.float32
+            return derive(snap_distances(inner, norms_i, norms_j) if is_snapped else inner)
+
+        values = np.full((3, *indices.shape), np.nan)
+        values[:, there] = stored(matched), stored(identity), derive(matched + gap) - derive(matched)
+        return Neighbours(indices, *values)

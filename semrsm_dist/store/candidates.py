@@ -1,0 +1,123 @@
+"""The candidates of a layer: for each tile, the pairs that can be neighbours of one of their images.
+
+One chunk holds a tile's candidates, so that a tile is there completely or not at all. Beside them lie the best
+similarities that tiles have found of each image so far. They are a memory for the tiles that follow: writers may
+overwrite what others have added, and losing all of it costs time alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from semrsm_dist.errors import StorageError
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store import chunks
+from semrsm_dist.store.tiles import TileFiles
+
+CANDIDATES, KNOWN = "candidates", "known"
+
+FIELDS = ("row", "column", "matched", "identity", "gap")
+"""What is stored of a candidate: its place in the tile, and its numbers as `semrsm_dist.store.tiles` stores them."""
+
+
+@dataclass(frozen=True)
+class CandidateStore(TileFiles):
+    """The candidates of one layer.
+
+    Parameters
+    ----------
+    root
+        The run's group of candidates.
+    layer
+        Name of the layer.
+    k
+        Neighbours of an image.
+    """
+
+    k: int
+
+    array_name: ClassVar[str] = CANDIDATES
+
+    def create(self, layout: Layout, dtype: str) -> None:
+        """Create the arrays, or check that existing ones fit.
+
+        Parameters
+        ----------
+        layout
+            How the pairs are cut into tiles.
+        dtype
+            Type of the numbers; see `semrsm_dist.store.tiles.choose_dtype`.
+        """
+        size, k = layout.tile_size, self.k
+        most = min(k * size * (2 if layout.symmetric else 1), size * size)
+        chunks.create_group(self.root, self.layer)
+        chunks.create_array(
+            self.group,
+            CANDIDATES,
+            shape=(len(FIELDS), layout.row_panels, layout.column_panels * most),
+            chunks=(len(FIELDS), 1, most),
+            dtype=dtype,
+            dimension_names=("field", "row_panel", "candidate"),
+            attributes={"fields": list(FIELDS)},
+            compressors=chunks.SHUFFLED,
+        )
+        chunks.create_array(
+            self.group,
+            KNOWN,
+            shape=(2, layout.n_rows, k),
+            chunks=(2, size, k),
+            dtype="float64",
+            dimension_names=("field", "image", "rank"),
+            attributes={"fields": ["similarity", "image"]},
+            compressors=chunks.SHUFFLED,
+        )
+
+    def write(self, tile: tuple[int, int], candidates: NDArray[np.floating[Any]]) -> None:
+        """Write the candidates of a tile, (5, n) as `FIELDS` says.
+
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        chunk = np.full(self._array.chunks, np.nan, self._array.dtype)
+        chunk[:, 0, : candidates.shape[1]] = candidates
+        chunks.write_chunk(self._array, (0, *tile), chunk)
+
+    def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the candidates of a tile, (5, n) as `FIELDS` says.
+
+        Raises
+        ------
+        StorageError
+            If they are damaged or missing.
+        """
+        chunk = chunks.read_chunk(self._array, (0, *tile))[:, 0]
+        return chunk[:, ~np.isnan(chunk[0])].astype(np.float64)
+
+    def read_known(self, panel: int) -> NDArray[np.float64]:
+        """Return the k best similarities of each image of a panel so far, and with which image: (2, T, k).
+
+        -inf and -1 where there is none. What cannot be read is forgotten: nothing but time depends on it.
+        """
+        try:
+            known: NDArray[np.float64] = chunks.read_chunk(self._known, (0, panel, 0))
+        except StorageError:
+            region = chunks.chunk_region(self._known, (0, panel, 0))
+            shape = [part.stop - part.start for part in region]
+            known = np.stack([np.full(shape[1:], -np.inf), np.full(shape[1:], -1.0)])
+        return known
+
+    def write_known(self, panel: int, known: NDArray[np.float64]) -> None:
+        """Replace what `read_known` returns; raises OSError as the file system does."""
+        chunks.write_chunk(self._known, (0, panel, 0), known)
+
+    @cached_property
+    def _known(self) -> zarr.Array[Any]:
+        return chunks.open_array(self.group, KNOWN)

@@ -1,0 +1,95 @@
+"""The neighbours of a layer's images: a Zarr group that xarray opens, a row for each image."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store import chunks
+from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
+
+NOBODY = -1
+"""The index of a neighbour that there is not."""
+
+INDICES = "indices"
+NUMBERS = ("matched", "identity", "gap")
+DESCRIPTIONS = {
+    INDICES: f"neighbours of each image, the most similar first, equal ones by index; {NOBODY} where there are fewer",
+    "matched": "inner product after the best permutation found",
+    "identity": "inner product position by position",
+    "gap": "certified: the best permutation's inner product is at most matched + gap",
+}
+
+
+class NeighbourStore(LabelledGroup):
+    """The neighbours of the images of one layer.
+
+    Parameters
+    ----------
+    root
+        The run's group of neighbours.
+    layer
+        Name of the layer.
+    """
+
+    @cached_property
+    def _arrays(self) -> chunks.OpenArrays:
+        return chunks.OpenArrays(self.group)
+
+    def make(self, n_rows: int, k: int, chunk_size: int, dtype: str) -> None:
+        """Make empty arrays (N, k); until `finish`, the group counts as incomplete. Earlier ones go."""
+        self.begin()
+        with chunks.writing(self.group):
+            shutil.rmtree(self.group)
+        self.begin()
+        for name, description in DESCRIPTIONS.items():
+            chunks.create_array(
+                self.group,
+                name,
+                shape=(n_rows, k),
+                chunks=(chunk_size, k),
+                dtype="int64" if name == INDICES else dtype,
+                dimension_names=(DIMENSIONS[0], "rank"),
+                attributes={"description": description},
+                compressors=chunks.SHUFFLED,
+            )
+
+    def write(self, panel: int, indices: NDArray[np.int64], numbers: NDArray[np.floating[Any]]) -> None:
+        """Write the neighbours of a panel: indices (T, k), and (3, T, k) as `NUMBERS` says.
+
+        Raises
+        ------
+        OSError
+            As the file system raises it.
+        """
+        chunks.write_chunk(self._arrays[INDICES], (panel, 0), indices)
+        for name, values in zip(NUMBERS, numbers, strict=True):
+            array = self._arrays[name]
+            chunks.write_chunk(array, (panel, 0), values.astype(array.dtype))
+
+    def read(self, name: str, rows: slice) -> NDArray[Any]:
+        """Return one of the arrays for some rows: indices as int64, numbers as float64.
+
+        Raises
+        ------
+        StorageError
+            If a chunk is missing or damaged.
+        """
+        array = self._arrays[name]
+        start, stop, _ = rows.indices(array.shape[0])
+        values = chunks.read_region(array, (slice(start, stop), slice(0, array.shape[1])))
+        return values if name == INDICES else values.astype(np.float64)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the stored numbers."""
+        return np.dtype(self._arrays["matched"].dtype)
+
+    def is_done(self, layout: Layout) -> bool:
+        """Return whether the layer has been finished and every chunk of it is there: listed, not read."""
+        return self.is_complete()

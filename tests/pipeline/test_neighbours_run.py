@@ -1,0 +1,353 @@
+"""Runs that keep neighbours: those of the matrix to the last bit, on both engines, resumed, damaged and exported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import zarr
+from scipy import sparse
+
+import semrsm_dist as srs
+from semrsm_dist.engine import make_engine
+from semrsm_dist.errors import ConfigError, ResumeError
+
+K = 4
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def engine(request):
+    engine = make_engine(request.param, workers=2)
+    yield engine
+    engine.close()
+
+
+def clusters(shop, name="z.npy", n=70, seed=0):
+    """Write features of a few kinds, with exact and shuffled duplicates, and an image of zeros."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.normal(size=(5, 9, 12)) + 2.0 * rng.normal(size=(5, 1, 12))
+    z = kinds[np.arange(n) % 5] + 0.3 * rng.normal(size=(n, 9, 12))
+    z[n - 1], z[n - 2], z[n // 2] = z[0], z[1][::-1], 0.0
+    return shop.save(name, z.astype(np.float32))
+
+
+def neighbours_of_matrix(run, layer, k, groups=None, threshold=None):
+    """Return indices, similarities and gaps (N, k) by a stable sort of a run's matrix."""
+    similarity = run.similarity(layer).values.copy()
+    gap = run.gap(layer, "cosine").values
+    if run.is_symmetric:
+        np.fill_diagonal(similarity, np.nan)
+    if groups is not None:
+        similarity[np.equal.outer(groups, groups)] = np.nan
+    if threshold is not None:
+        similarity[similarity < threshold] = np.nan
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(similarity, order, axis=1)
+    there = ~np.isnan(found)
+    gaps = np.where(there, np.take_along_axis(gap, order, axis=1), np.nan)
+    missing = ((0, 0), (0, k - order.shape[1]))
+    return (
+        np.pad(np.where(there, order, -1), missing, constant_values=-1),
+        np.pad(found, missing, constant_values=np.nan),
+        np.pad(gaps, missing, constant_values=np.nan),
+    )
+
+
+def check(shop, document, engine=None, *, k=K, groups=None, threshold=None):
+    """Run a document once for neighbours and once for the matrix, and compare them bit by bit."""
+    wanted = {"k": k} | ({} if threshold is None else {"threshold": threshold})
+    shop.run({**document, "run": f"{document['run']}-n", "output": {"neighbours": wanted}}, engine=engine)
+    shop.run(document, engine=engine)
+    run, matrix = srs.open_run(f"{document['run']}-n"), srs.open_run(document["run"])
+    for layer in run.requested_layers:
+        found = run.neighbours(layer)
+        expected = neighbours_of_matrix(matrix, layer, k, groups, threshold)
+        for name, values in zip(("index", "similarity", "gap"), expected, strict=True):
+            np.testing.assert_array_equal(found[name].values, values, err_msg=f"{layer}: {name}")
+    return run
+
+
+def test_neighbours_are_those_of_the_matrix(shop, engine):
+    layers = {"a": clusters(shop), "b": shop.features("b.npy", (70, 6, 4))}
+    run = check(shop, shop.of_features("run", layers, matching={"tile": 16}), engine)
+    found = run.neighbours("a")
+    assert found["neighbour"].values[0, 0] == "69"  # its exact copy
+    assert found["similarity"].values[0, 0] == 1.0
+    assert set(found["neighbour"].values[35]) == {""}  # zeros have none
+    assert found.sizes == {"image": 70, "rank": K}
+
+
+def test_queries_have_neighbours_among_the_images(shop, engine):
+    document = shop.of_features("run", clusters(shop), matching={"tile": 16})
+    queries = clusters(shop, "queries.npy", 23, seed=1)
+    document["queries"] = {"source": "features", "layers": {"last": str(queries)}}
+    run = check(shop, document, engine)
+    assert run.neighbours("last").sizes == {"image": 23, "rank": K}
+
+
+def test_images_of_unequal_numbers_of_tokens_have_neighbours(shop):
+    document = shop.of_features("run", clusters(shop), matching={"tile": 16})
+    counts = shop.path / "counts.npy"
+    np.save(counts, np.random.default_rng(2).integers(2, 10, 70))
+    document["data"]["token_counts"] = {"last": str(counts)}
+    check(shop, document)
+
+
+@pytest.mark.parametrize("threshold", (0.9, 1.0))
+def test_neighbours_below_a_threshold_are_left_out(shop, threshold):
+    document = shop.of_features("run", clusters(shop), matching={"tile": 16})
+    run = check(shop, document, k=30, threshold=threshold)
+    counts = (run.neighbours("last")["index"].values >= 0).sum(axis=1)
+    assert 0 < counts.max() < 30
+
+
+def test_more_neighbours_than_images(shop):
+    document = shop.of_features("run", clusters(shop, n=9), matching={"tile": 4})
+    run = check(shop, document, k=12)
+    assert (run.neighbours("last")["index"].values[:, 8:] == -1).all()
+
+
+def test_norms_that_float32_does_not_hold_are_ranked_in_float64(shop):
+    z = np.load(clusters(shop)) * np.float32(1e-17)
+    check(shop, shop.of_features("run", shop.save("small.npy", z), matching={"tile": 16}))
+
+
+def test_tiles_that_do_not_fit_into_memory_are_searched_in_parts(shop):
+    rng = np.random.default_rng(0)
+    z = shop.save(
+        "wide.npy", (rng.normal(size=(48, 36, 512)) + rng.normal(size=(48, 1, 512))).astype("float32")
+    )
+    matching = {"tile": 48, "worker_memory": "16MiB"}
+    check(shop, shop.of_features("run", z, matching=matching))
+
+
+def test_images_of_the_same_group_are_no_neighbours(shop):
+    folder = shop.images(n=12)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    groups = [f"group{index // 3}" for index in range(12)]
+    table = shop.path / "table.csv"
+    with table.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["image_id", "uri", "labels", "group"])
+        writer.writerows(
+            [f"images/{name}", name.split("/")[0], group] for name, group in zip(names, groups, strict=True)
+        )
+    document = shop.of_images("run", folder, matching={"tile": 5})
+    document["data"] = {"source": "table", "path": str(table)}
+    run = check(shop, document, groups=np.array(groups))
+    scores = run.summary()["retrieval"]
+    assert [score["method"] for score in scores] == ["semantic"] * 2
+    matrix = srs.open_run(document["run"]).summary()["retrieval"]
+    assert scores == [score for score in matrix if score["method"] == "semantic"]
+
+
+def wanted(shop, run, **output):
+    document = shop.of_features(run, clusters(shop), matching={"tile": 8})
+    return {**document, "output": {"neighbours": {"k": K, **output}}}
+
+
+@pytest.fixture(scope="module")
+def whole(module_shop):
+    """What an uninterrupted run has on disk."""
+    module_shop.run(wanted(module_shop, "whole"))
+    return module_shop.tree(module_shop.path / "whole" / "neighbours.zarr")
+
+
+def neighbours(shop):
+    return shop.tree(shop.path / "run" / "neighbours.zarr")
+
+
+@pytest.mark.parametrize(("stage", "after"), [("matching", 200), ("matching", 1500), ("assembly", 2)])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(shop, whole, stage, after):
+    document = wanted(shop, "run")
+    assert shop.interrupt(document, stage, after)
+    before = shop.chunks(shop.path / "run", "candidates.zarr")
+    summary = shop.run(document)
+    assert neighbours(shop) == whole
+    assert summary["work"]["matching"]["found"] > 0
+    tiles = {name: stamp for name, stamp in before.items() if "candidates.zarr/last/candidates" in name}
+    assert tiles.items() <= shop.chunks(shop.path / "run", "candidates.zarr").items()
+    again = shop.run(document)
+    assert all(stage["computed"] == 0 for stage in again["work"].values())
+    assert neighbours(shop) == whole
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(shop, until, whole):
+    config = shop.write(wanted(shop, "run"))
+    with shop.process("run", config) as process:
+        if until(
+            lambda: len(list((shop.path / "run").glob("candidates.zarr/last/candidates/c/0/*/*"))) >= 5,
+            process,
+        ):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert shop.command("run", config).returncode == 0
+    assert neighbours(shop) == whole
+
+
+def test_lost_and_damaged_chunks_are_made_again(shop, whole):
+    document = wanted(shop, "run")
+    assert shop.interrupt(document, "assembly", 1)
+    candidates = shop.path / "run" / "candidates.zarr" / "last"
+    (candidates / "candidates" / "c" / "0" / "1" / "3").write_bytes(b"damaged")
+    (candidates / "candidates" / "c" / "0" / "0" / "5").unlink()
+    (candidates / "known" / "c" / "0" / "1" / "0").write_bytes(b"damaged")
+    shutil.rmtree(candidates / "known" / "c" / "0" / "2")
+    summary = shop.run(document)
+    assert summary["work"]["matching"] == {"found": 43, "computed": 2}
+    assert neighbours(shop) == whole
+    (shop.path / "run" / "neighbours.zarr" / "last" / "indices" / "c" / "3" / "0").unlink()
+    shop.run(document)
+    assert neighbours(shop) == whole
+
+
+def test_a_finished_run_needs_no_candidates(shop, whole):
+    document = wanted(shop, "run")
+    shop.run(document)
+    shutil.rmtree(shop.path / "run" / "candidates.zarr")
+    summary = shop.run(document)
+    assert all(stage["computed"] == 0 for stage in summary["work"].values())
+    assert neighbours(shop) == whole
+
+
+@pytest.mark.parametrize(
+    "output", [{"neighbours": 5}, {"neighbours": {"k": K, "threshold": 0.5}}, {"matrices": "derived"}]
+)
+def test_a_run_keeps_what_it_began_to_keep(shop, output):
+    document = wanted(shop, "run")
+    shop.run(document)
+    with pytest.raises(ResumeError, match=r"output\.neighbours"):
+        shop.run({**document, "output": output})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"matching": {"matcher": "hungarian"}}, "neighbours are found by bounds .* auction"),
+        ({"output": {"neighbours": 3, "matrices": "stored"}}, "no matrices to store"),
+        ({"output": {"neighbours": 0}}, "k"),
+        ({"output": {"neighbours": {"threshold": 1.5}}}, "threshold"),
+        ({"output": "neighbors"}, "output"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(shop, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        shop.run(wanted(shop, "run") | sections)
+
+
+def test_what_a_run_does_not_keep_is_refused_with_what_it_keeps(shop):
+    shop.run(wanted(shop, "run"))
+    run = srs.open_run(shop.path / "run")
+    for read in (run.similarity, run.gap, run.dataset, run.matrices):
+        with pytest.raises(ConfigError, match=r"keeps 4 neighbours .* Run\.neighbours"):
+            read("last")
+    with pytest.raises(ConfigError, match=r"median .* sigma"):
+        run.neighbours("last", "rbf")
+    with pytest.raises(ConfigError, match="layer"):
+        run.neighbours("first")
+    shop.run({**wanted(shop, "matrix"), "output": {}})
+    with pytest.raises(ConfigError, match="keeps matrices"):
+        srs.open_run(shop.path / "matrix").neighbours("last")
+
+
+def test_every_kernel_is_that_of_the_matrix(shop):
+    kernels = {"kernels": ["linear", "cosine", {"name": "rbf", "sigma": 7.0}]}
+    shop.run(wanted(shop, "run") | kernels)
+    shop.run({**wanted(shop, "matrix"), **kernels, "output": {}})
+    run, matrix = srs.open_run(shop.path / "run"), srs.open_run(shop.path / "matrix")
+    index = run.neighbours("last")["index"].values
+    there = index >= 0
+    for kernel in ("linear", "cosine", "rbf"):
+        found = run.neighbours("last", kernel)
+        for name, values in (
+            ("similarity", matrix.similarity("last", kernel)),
+            ("identity", matrix.similarity("last", kernel, "spatio-semantic")),
+            ("gap", matrix.gap("last", kernel)),
+        ):
+            expected = np.take_along_axis(values.values, np.maximum(index, 0), axis=1)
+            np.testing.assert_array_equal(
+                found[name].values[there], expected[there], err_msg=f"{kernel} {name}"
+            )
+    assert run.neighbours("last", "rbf").attrs["sigma"] == 7.0
+
+
+def test_the_store_opens_in_plain_xarray(shop):
+    import xarray as xr
+
+    shop.run(wanted(shop, "run"))
+    with xr.open_zarr(shop.path / "run" / "neighbours.zarr" / "last") as dataset:
+        assert dataset["indices"].dims == ("image_i", "rank")
+        assert dataset["image_i"].values[3] == "3"
+    group = zarr.open_group(shop.path / "run" / "neighbours.zarr" / "last", mode="r")
+    assert group["indices"].chunks == (8, K)
+
+
+def test_the_command_runs_reports_and_exports(shop):
+    config = shop.write({**wanted(shop, "run"), "output": "neighbours"})
+    done = shop.command("run", config)
+    assert done.returncode == 0, done.stderr
+    assert "10 neighbours of each image, complete" in done.stdout
+    assert "by matching" in done.stdout
+    status = shop.command("status", shop.path / "run")
+    assert status.returncode == 0
+    assert "45/45 tiles" in status.stdout
+    run = srs.open_run(shop.path / "run")
+    found = run.neighbours("last")
+    index, similarity = found["index"].values, found["similarity"].values
+    there = index >= 0
+    for form in ("edges", "csr", "atlas"):
+        exported = shop.command("export", shop.path / "run", "--to", form)
+        assert exported.returncode == 0, exported.stderr
+    folder = shop.path / "run" / "export"
+
+    edges = pyarrow.parquet.read_table(folder / "last.cosine.edges.parquet").to_pydict()
+    assert edges["source"] == [str(row) for row in np.nonzero(there)[0]]
+    assert edges["target"] == [str(column) for column in index[there]]
+    assert edges["similarity"] == similarity[there].tolist()
+    assert edges["gap"] == found["gap"].values[there].tolist()
+    assert edges["rank"][:10] == list(range(1, 11))
+
+    matrix = sparse.load_npz(folder / "last.cosine.csr.npz")
+    assert matrix.shape == (70, 70)
+    assert matrix.nnz == there.sum()
+    assert all(matrix[row, index[row, 0]] == similarity[row, 0] for row in np.flatnonzero(there[:, 0]))
+    assert (folder / "image_j.txt").read_text().split() == [str(row) for row in range(70)]
+
+    atlas = pyarrow.parquet.read_table(folder / "last.cosine.atlas.parquet").to_pylist()
+    assert len(atlas) == 70
+    assert atlas[5]["image"] == "5"
+    assert atlas[5]["neighbors"]["ids"] == index[5].tolist()
+    np.testing.assert_array_equal(atlas[5]["neighbors"]["distances"], 1.0 - similarity[5])
+    assert np.isfinite([[row["x"], row["y"]] for row in atlas]).all()
+
+    assert shop.command("export", shop.path / "run", "--to", "npy").returncode == 2
+    assert shop.command("export", shop.path / "run", "--to", "edges", "--kind", "semantic").returncode == 2
+
+
+def test_a_table_of_queries_and_images_numbers_the_images_first(shop):
+    document = shop.of_features("run", clusters(shop), matching={"tile": 16}, output={"neighbours": 2})
+    queries = clusters(shop, "queries.npy", 7, seed=1)
+    document["queries"] = {"source": "features", "layers": {"last": str(queries)}}
+    shop.run(document)
+    assert shop.command("export", shop.path / "run", "--to", "atlas").returncode == 0
+    atlas = pyarrow.parquet.read_table(shop.path / "run" / "export" / "last.cosine.atlas.parquet").to_pylist()
+    assert [row["side"] for row in atlas] == ["images"] * 70 + ["queries"] * 7
+    assert atlas[0]["neighbors"] is None
+    found = srs.open_run(shop.path / "run").neighbours("last")
+    assert atlas[70]["neighbors"]["ids"] == found["index"].values[0].tolist()
+
+
+def test_the_plan_counts_neighbours_and_not_matrices(shop):
+    z = shop.features("many.npy", (3000, 2, 2))
+    document = shop.of_features("planned", z)
+    sizes = []
+    for output in ({}, {"neighbours": 3}):
+        config = shop.write({**document, "output": output}, "plan.yaml")
+        planned = shop.command("plan", config, "--json")
+        sizes.append(json.loads(planned.stdout)["layers"]["last"]["result_bytes"])
+    assert sizes[1] < sizes[0] / 10

@@ -52,10 +52,11 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON values: images by side, seconds per image of extraction; per layer S, C, tiles, pairs, seconds per pair
-        (measured on images of the run, one core), core-hours, bytes of features and results; the sums; the free disk
-        and whether it suffices (`fits`); the memory at the peak, which is what this process took for libraries, model
-        and calibration, and the panels of all workers; the seconds to load the model and compile the matcher, and
+        JSON values: images by side, the number of neighbours if the run keeps them, seconds per image of
+        extraction; per layer S, C, tiles, pairs, seconds per pair (measured on images of the run, one core),
+        core-hours, bytes of features and results; the sums; the free disk and whether it suffices (`fits`); the
+        memory at the peak, which is what this process took for libraries, model and calibration, and the panels
+        of all workers; the seconds to load the model and compile the matcher, and
         the estimated duration on the engine's CPUs with these.
 
     Raises
@@ -100,6 +101,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
         "run": str(config.run),
         "images": counts,
         "matcher": {"name": matcher.name, **matcher.parameters},
+        "neighbours": None if config.output.neighbours is None else config.output.neighbours.k,
         "layers": layers,
         "image_seconds": image_seconds,
         "extraction_core_hours": extraction / 3600,
@@ -126,6 +128,11 @@ def format_plan(plan: Mapping[str, Any]) -> str:
         lines.append(
             f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
             f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
+        )
+    if plan["neighbours"] is not None:
+        lines.append(
+            f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, so that core-hours and time are "
+            "upper limits"
         )
     if plan["image_seconds"]:
         lines.append(

@@ -134,9 +134,8 @@ def test_images_of_the_same_group_are_no_neighbours(shop):
     with table.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["image_id", "uri", "labels", "group"])
-        writer.writerows(
-            [f"images/{name}", name.split("/")[0], group] for name, group in zip(names, groups, strict=True)
-        )
+        for name, group in zip(names, groups, strict=True):
+            writer.writerow([name, f"images/{name}", name.split("/")[0], group])
     document = shop.of_images("run", folder, matching={"tile": 5})
     document["data"] = {"source": "table", "path": str(table)}
     run = check(shop, document, groups=np.array(groups))

@@ -67,7 +67,8 @@ class SearchWorker(MatchingWorker):
         store = self._held.candidates(
             RunDirectory(self.run).candidates, tile.layer, self.wanted[tile.layer].k
         )
-        floors = self._floors(store, tile)
+        known = {panel: store.read_known(panel) for panel in self._ranked(tile)}
+        floors = self._floors(known, tile)
         found, counts, loading = [], np.zeros(4, np.int64), 0.0
         for number, part in enumerate(self._parts(tile)):
             before = time.perf_counter()
@@ -80,7 +81,11 @@ class SearchWorker(MatchingWorker):
         solved = time.perf_counter()
         numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
         store.write((tile.row, tile.column), np.stack([kept.rows, kept.columns, *numbers]))
-        self._note_best(store, tile, kept)
+        for panel, best in self._rank(known, tile, kept).items():
+            if not np.array_equal(
+                best, known[panel]
+            ):  # what others have written meanwhile is lost, and found again
+                store.write_known(panel, best)
         return Receipt(
             tile,
             counts={
@@ -95,14 +100,21 @@ class SearchWorker(MatchingWorker):
             },
         )
 
-    def _floors(self, store: CandidateStore, tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _ranked(self, tile: Tile) -> set[int]:
+        """Return the panels whose images a tile has neighbours for: of its rows and, if symmetric, of its columns."""
+        return {tile.row, tile.column} if self.layouts[tile.layer].symmetric else {tile.row}
+
+    def _floors(
+        self, known: Mapping[int, NDArray[np.float64]], tile: Tile
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what the k-th best similarity of each row and column of a tile is known to reach."""
         layout = self.layouts[tile.layer]
-        rows: NDArray[np.float64] = store.read_known(tile.row)[0, :, -1]
-        if not layout.symmetric:
-            columns = layout.columns(tile.column)
-            return rows, np.full(columns.stop - columns.start, np.inf)
-        return rows, rows if tile.row == tile.column else store.read_known(tile.column)[0, :, -1]
+        columns = layout.columns(tile.column)
+        return known[tile.row][0, :, -1], (
+            known[tile.column][0, :, -1]
+            if layout.symmetric
+            else np.full(columns.stop - columns.start, np.inf)
+        )
 
     def _search(
         self,
@@ -133,27 +145,29 @@ class SearchWorker(MatchingWorker):
         at_tile = pairs._replace(rows=pairs.rows + local[0].start, columns=pairs.columns + local[1].start)
         return at_tile, counts
 
-    def _note_best(self, store: CandidateStore, tile: Tile, kept: Pairs) -> None:
-        """Raise the floors of later tiles by what this one has found."""
+    def _rank(
+        self, known: Mapping[int, NDArray[np.float64]], tile: Tile, kept: Pairs
+    ) -> dict[int, NDArray[np.float64]]:
+        """Return the best similarities of the images of a tile with what it has found, as they are stored."""
         layout = self.layouts[tile.layer]
         rows = kept.rows + layout.rows(tile.row).start
         columns = kept.columns + layout.columns(tile.column).start
-        ends = {tile.row: [(kept.rows, columns)]}
+        ends: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {panel: [] for panel in known}
+        ends[tile.row].append((kept.rows, columns))
         if layout.symmetric:
-            ends.setdefault(tile.column, []).append((kept.columns, rows))
+            ends[tile.column].append((kept.columns, rows))
+        ranked = {}
         for panel, sides in ends.items():
-            known = store.read_known(panel)
-            n_images, k = known.shape[1:]
-            image, rank = np.nonzero(known[1] >= 0)
+            image, rank = np.nonzero(known[panel][1] >= 0)
+            similarity, index = known[panel][:, image, rank]
             owners = np.concatenate([image, *(owner for owner, _ in sides)])
-            others = np.concatenate([known[1, image, rank].astype(np.int64), *(other for _, other in sides)])
-            similarity = np.concatenate([known[0, image, rank], *(kept.similarity for _ in sides)])
-            best = rank_pairs(owners, others, similarity, (n_images, k))
+            others = np.concatenate([index.astype(np.int64), *(other for _, other in sides)])
+            similarity = np.concatenate([similarity, *(kept.similarity for _ in sides)])
+            best = rank_pairs(owners, others, similarity, known[panel].shape[1:])
             there = best >= 0
-            raised = np.stack([np.full(best.shape, -np.inf), np.full(best.shape, -1.0)])
-            raised[:, there] = similarity[best[there]], others[best[there]]
-            if not np.array_equal(raised, known):
-                store.write_known(panel, raised)
+            ranked[panel] = np.stack([np.full(best.shape, -np.inf), np.full(best.shape, -1.0)])
+            ranked[panel][:, there] = similarity[best[there]], others[best[there]]
+        return ranked
 
     @override
     def _read(self, key: Key) -> SearchPanel:

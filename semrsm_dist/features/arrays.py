@@ -34,7 +34,12 @@ LAYOUTS = ("auto", *_AXES)
 _WIDEST = 8
 """A grid more than this many times as wide as high is taken for a sign of channels in the last axis."""
 
-_DIGEST_BYTES = 8 * 2**20  # small, as the driver has no business taking more memory than a worker
+_DIGEST_BYTES = 2**20
+"""What a digest reads at a time.
+
+Three times as much is held: the mapped source, the arranged copy, and the copy before.
+The driver must take less memory than a worker.
+"""
 _EXACT_INTEGERS = {np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)}
 _FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64)}
 
@@ -122,6 +127,11 @@ def interpret(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], layout: 
     return ArrayShape(shape[0], math.prod(grid), n_channels, layout, _read_type(found, dtype))
 
 
+def is_read_as(requested: str, layout: str) -> bool:
+    """Return whether `interpret`, with a requested layout, may read an array in this layout."""
+    return requested == layout or (requested == "auto" and layout != "nhwc")
+
+
 def _read_type(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     native = dtype if dtype.kind == "T" else dtype.newbyteorder("=")  # text of any length has no byte order
     if native in _FLOATS:
@@ -152,6 +162,8 @@ class FeatureArray(ABC):
         N, S, C.
     dtype
         Type of what `read` returns: float16, float32 or float64.
+    layout
+        The order of the axes on disk: "nsc", "nchw" or "nhwc".
     images_together
         Images that the format stores as one piece: reading one costs as much as reading all.
     """
@@ -161,6 +173,7 @@ class FeatureArray(ABC):
         self._shape = interpret(str(path), shape, dtype, layout)
         self.n_images, self.n_tokens = self._shape.n_images, self._shape.n_tokens
         self.n_channels, self.dtype = self._shape.n_channels, self._shape.dtype
+        self.layout = self._shape.layout
         self.images_together = 1
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

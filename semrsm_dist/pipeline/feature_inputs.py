@@ -13,7 +13,7 @@ from semrsm_dist.config.schema import Data, FeaturesData
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
-from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
+from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, is_read_as, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
 from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
 from semrsm_dist.pipeline.session import Session
@@ -93,14 +93,7 @@ def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> None
             array = open_array(path, data.layout, layer)
             counts[layer], n_tokens = array.n_images, array.n_tokens
             n_valid = load_token_counts(data.token_counts.get(layer), array.n_images, n_tokens)
-            answer = SourceAnswer(
-                path=str(path),
-                signature="",
-                sha256="",
-                n_images=array.n_images,
-                sizes=LayerSizes(n_tokens=n_tokens, n_channels=array.n_channels),
-                unequal=bool(n_valid.min() < n_tokens),
-            )
+            answer = _describe(path, array).model_copy(update={"unequal": bool(n_valid.min() < n_tokens)})
             layers[layer] = _join_sizes(layers.get(layer), answer, matcher, layer=layer, side=side, path=path)
         _require_equal(side, counts)
         _list_images(side, data, next(iter(counts.values())))
@@ -177,41 +170,53 @@ def _join_sizes(
 def _identify_source(
     session: Session, side: Side, layer: str, data: FeaturesData, known: SourceAnswer | None
 ) -> SourceAnswer:
-    """Return sizes and hashes of ready-made features and their token counts."""
+    """Return what is known of ready-made features, or what is found there, whose numbers are then read for a digest."""
+    source, counts, found = _find_source(session, side, layer, data, known)
+    if source is None:
+        return found
+    if known is not None:
+        answer = found.model_copy(update={"sha256": known.sha256})
+        if answer == known.model_copy(update={"token_counts_path": found.token_counts_path}):
+            return answer
+        store = FeatureStore(session.directory.features, side, layer)
+        if store.group.is_dir() and not store.is_verified():
+            store.remove()  # who knows what was copied
+    return found.model_copy(update={"sha256": source.digest(counts)})
+
+
+def _find_source(
+    session: Session, side: Side, layer: str, data: FeaturesData, known: SourceAnswer | None
+) -> tuple[FeatureArray | None, NDArray[np.int64], SourceAnswer]:
+    """Return features, their token counts and a description without digest; or, if they are gone, what is known."""
     path, counts_path = data.layers[layer], data.token_counts.get(layer)
-    here = known if known and known.path == settle(path) else None
     source: FeatureArray | None = None
     try:
         source = open_array(path, data.layout, layer)
     except MissingInputError as error:
-        if here is None:
+        if known is None or known.path != settle(path) or not is_read_as(data.layout, known.layout):
             raise
         continue_without(session, str(error), [(side, layer)])
-        answer = here
+        found = known
     else:
-        answer = SourceAnswer(
-            path=settle(path),
-            signature=source.signature(),
-            sha256="",
-            n_images=source.n_images,
-            sizes=LayerSizes(n_tokens=source.n_tokens, n_channels=source.n_channels),
-        )
-    counts = _load_counts(session, side, layer, data, answer, known)
-    counts_sha256 = None if counts_path is None else hash_token_counts(counts)
-    sha256 = here.sha256 if here else ""
-    is_same = here and (here.signature, here.token_counts_sha256) == (answer.signature, counts_sha256)
-    if source and not is_same:
-        store = FeatureStore(session.directory.features, side, layer)
-        if here and store.group.is_dir() and not store.is_verified():
-            store.remove()  # who knows what was copied
-        sha256 = source.digest(counts)
-    return answer.model_copy(
-        update={
-            "sha256": sha256,
-            "token_counts_path": settle(counts_path),
-            "token_counts_sha256": counts_sha256,
-            "unequal": bool(counts.min() < answer.sizes.n_tokens),
-        }
+        found = _describe(path, source)
+    counts = _load_counts(session, side, layer, data, found, known)
+    about_counts = {
+        "token_counts_path": settle(counts_path),
+        "token_counts_sha256": None if counts_path is None else hash_token_counts(counts),
+        "unequal": bool(counts.min() < found.sizes.n_tokens),
+    }
+    return source, counts, found.model_copy(update=about_counts)
+
+
+def _describe(path: Path, source: FeatureArray) -> SourceAnswer:
+    """Return what is found by opening features, without their digest."""
+    return SourceAnswer(
+        path=settle(path),
+        signature=source.signature(),
+        layout=source.layout,
+        sha256="",
+        n_images=source.n_images,
+        sizes=LayerSizes(n_tokens=source.n_tokens, n_channels=source.n_channels),
     )
 
 

@@ -79,7 +79,9 @@ class SourceAnswer(_Part):
     Attributes
     ----------
     path, signature, sha256
-        Where they are, and their digest, which is valid as long as the signature and the token counts are unchanged.
+        Where they are, and their digest, which is valid as long as all else but `token_counts_path` is unchanged.
+    layout
+        The order of their axes: "nsc", "nchw" or "nhwc".
     n_images, sizes
         Their sizes.
     token_counts_path, token_counts_sha256
@@ -90,6 +92,7 @@ class SourceAnswer(_Part):
 
     path: str
     signature: str
+    layout: str
     sha256: str
     n_images: Count
     sizes: LayerSizes

@@ -181,3 +181,18 @@ def test_a_new_run_needs_all_of_it(shop):
         shop.run(shop.of_features("run", shop.path / "z.npy"))
     with pytest.raises((InputError, ConfigError), match="does not exist"):
         shop.run(shop.of_images("run", shop.path / "images"))
+
+
+def test_features_that_would_now_be_read_in_another_layout(shop):
+    source = shop.features("z.npy", (5, 8, 8, 8))
+    document = shop.of_features("run", source)  # layout: auto
+    shop.run(document)
+    explicit, other = (document | {"data": document["data"] | {"layout": name}} for name in ("nchw", "nhwc"))
+    assert shop.run(explicit)["work"]["import"]["computed"] == 0
+    with pytest.raises(ResumeError, match=r"images\.last\.sha256"):
+        shop.run(other)
+    source.unlink()
+    continues(shop, document, "z.npy")
+    continues(shop, explicit, "z.npy")
+    with pytest.raises(InputError, match=r"z\.npy: there is no such file"):
+        shop.run(other)

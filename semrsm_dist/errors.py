@@ -51,6 +51,12 @@ class StorageError(SemrsmError, OSError):
     exit_code = 1
 
 
+class LimitError(SemrsmError):
+    """The work would need more than there is, or than was allowed; nothing was begun."""
+
+    exit_code = 1
+
+
 class WorkError(SemrsmError):
     """Some of the work failed; what succeeded is kept, and a resume tries the rest again."""
 

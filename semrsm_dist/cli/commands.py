@@ -97,6 +97,13 @@ def make_parser() -> argparse.ArgumentParser:
             _add_engine(sub)
         if name != "run":
             sub.add_argument("--json", action="store_true", help="for programs")
+        else:
+            sub.add_argument(
+                "--max-core-hours",
+                type=float,
+                metavar="HOURS",
+                help="calibrate first, and compute nothing if the run is estimated to take more",
+            )
 
     evaluate = add("evaluate", _evaluate, "run an experiment: what are the matrices worth?", add_help=False)
     _add_evaluate_options(evaluate)
@@ -237,6 +244,10 @@ def _run(options: argparse.Namespace) -> int:
     from semrsm_dist.results.overview import draw_overview
 
     with stopping_in_order() as stop:
+        if options.max_core_hours is not None:
+            from semrsm_dist.pipeline.planning import require_core_hours
+
+            require_core_hours(config, options.max_core_hours)
         finished = run(config, reporter=options.reporter, stop=stop)
         _print(format_summary(finished.summary()))
         keeps_matrices = finished.record.neighbours is None

@@ -17,7 +17,7 @@ from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.sizing import make_record, require_disk
+from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memory
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.features import provide_features
 from semrsm_dist.pipeline.stages.matching import match_layers
@@ -68,7 +68,9 @@ def run(
     InputError, ConfigError
         If images, features, model, layers or matcher cannot be used.
     StorageError
-        If the store cannot be written to.
+        If the store cannot be written to, or the disk is too small.
+    LimitError
+        If the memory is too small.
     WorkError
         If some of the work failed; what succeeded is kept.
     KeyboardInterrupt
@@ -150,6 +152,7 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
         require_same(*compare(inputs, known), run=session.directory.path)
     require_enough("queries" in inputs.manifests, inputs.counts())
     record = make_record(session, matcher, inputs, known)
+    require_memory(session, matcher, record)
     if known is None:
         require_disk(session, matcher, record)
     elif not _is_done(session, record):

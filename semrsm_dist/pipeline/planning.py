@@ -1,48 +1,191 @@
-"""The cost of a run before it starts, measured on a few of its own images and computed from its sizes."""
+"""What a run costs and needs, before it starts: measured on a few small runs of its own images, then scaled up."""
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+import psutil
 
 from semrsm_dist.config.schema import Data, FeaturesData, RunConfig, check_sources
-from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine import make_engine
-from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.arrays import FeatureArray, load_token_counts
-from semrsm_dist.machine import limit_threads
+from semrsm_dist.errors import LimitError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.calibration import Calibration, Trial, calibrate
 from semrsm_dist.pipeline.feature_inputs import check_features
-from semrsm_dist.pipeline.inputs import RunInputs, check_model, model_spec, storage_itemsize
-from semrsm_dist.pipeline.sizing import choose_sizes, layer_result_bytes, worker_bytes
-from semrsm_dist.plan.cost import feature_bytes
+from semrsm_dist.pipeline.inputs import RunInputs, check_model
+from semrsm_dist.pipeline.simulation import LayerModel, Simulated, simulate
+from semrsm_dist.pipeline.sizing import choose_sizes, largest_disk_bytes, largest_worker, panel_budget
+from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
+from semrsm_dist.plan.estimate import CONFIDENCE, Line, TileCost, fit_line, fit_parts, interval_factor
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import format_seconds
-from semrsm_dist.store.feature_source import open_array
-from semrsm_dist.store.record import LayerRecord, LayerSizes, Side
+from semrsm_dist.store.record import LayerRecord, RunRecord, Side
 
-CALIBRATION_IMAGES = 8
-CALIBRATION_SECONDS = 2.0
+SCALES = (1, 10, 100, 1000)
+"""Numbers of workers for which the matching is simulated, beside that of the engine."""
 
-Sample = tuple[NDArray[Any], NDArray[np.int64] | None]
-"""Features of a few images (T, S, C) and their token counts; None if all have S."""
+LOCAL_MESSAGE_SECONDS = 2e-4
+"""The driver's processor time for a task on threads of its own process; elsewhere it is `TASK_OVERHEAD`."""
+
+COMPILED_SECONDS = 2.0
+"""Longest that loading compiled functions takes: what took longer here was compiled, and need not be again."""
+
+OUTSIDE = ("total", "load", "compile", "matching", "scan", "model", "extraction", "assembly", "evaluation")
+"""Times that do not grow with the features; `total` contains all."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What parts of a run cost, by the trials of a calibration."""
+
+    calibration: Calibration
+
+    @cached_property
+    def tiles(self) -> dict[str, TileCost]:
+        """What tiles of each layer take a worker."""
+        return {layer: self._tile_cost(layer) for layer in self.calibration.sizes}
+
+    def _tile_cost(self, layer: str) -> TileCost:
+        trials = self.calibration.trials
+        tiles = [tile for trial in trials for tile in trial.tiles if tile.layer == layer]
+        fixed, pair = fit_parts([(1, tile.pairs) for tile in tiles], [tile.seconds for tile in tiles])
+        loads = sum(tile.load_seconds for tile in tiles)
+        loaded = sum(trial.workers * trial.n_images for trial in trials)
+        return TileCost(float(fixed), float(pair), loads / loaded)
+
+    @cached_property
+    def matching_start(self) -> float:
+        """Seconds of the matching in which workers start and end."""
+        trials = self.calibration.trials
+        return max(0.0, median(trial.seconds["matching"] - self._busy(trial) for trial in trials))
+
+    def _busy(self, trial: Trial) -> float:
+        return sum(tile.seconds + tile.load_seconds for tile in trial.tiles) / trial.workers
+
+    @cached_property
+    def features(self) -> Line:
+        """Seconds by images to identify, copy and check features, and all else that is not a stage of its own."""
+        trials = self.calibration.trials[1:] or self.calibration.trials
+        return fit_line([trial.n_images for trial in trials], [_other(trial) for trial in trials])
+
+    @cached_property
+    def finishing(self) -> Line:
+        """Seconds of assembly and evaluation by pairs."""
+        trials = self.calibration.trials
+        return fit_line([trial.pairs for trial in trials], [_finishing(trial) for trial in trials])
+
+    @cached_property
+    def start(self) -> float:
+        """Seconds to load libraries, model and compiled functions, once."""
+        trials = [*self.calibration.through_model, *self.calibration.trials]
+        first = trials[0]
+        libraries = max(0.0, _other(first) - self.features(first.n_images))
+        model = max((trial.seconds.get("model", 0.0) for trial in trials), default=0.0)
+        compiling = first.seconds.get("compile", 0.0)
+        return libraries + model + first.seconds["load"] + min(compiling, COMPILED_SECONDS)
+
+    @cached_property
+    def image(self) -> float:
+        """Worker-seconds to scan and extract an image."""
+        if not self.calibration.through_model:
+            return 0.0
+        trial = self.calibration.through_model[-1]
+        seconds = trial.seconds["scan"] + max(0.0, trial.seconds["extraction"] - trial.seconds["load"])
+        return seconds * trial.workers / trial.n_images
+
+    @cached_property
+    def factor(self) -> float:
+        """How many times as long as predicted a run may take, or as short."""
+        rounds = [
+            self.calibration.trials[first : first + 2] for first in range(0, len(self.calibration.trials), 2)
+        ]
+        return interval_factor([sum(map(_warm, two)) / sum(map(self._predict, two)) for two in rounds])
+
+    def _predict(self, trial: Trial) -> float:
+        cost = sum(
+            self.tiles[tile.layer].seconds(1, tile.pairs, 0) + tile.load_seconds for tile in trial.tiles
+        )
+        matching = cost / trial.workers + self.matching_start
+        return matching + self.features(trial.n_images) + self.finishing(trial.pairs)
+
+
+def _warm(trial: Trial) -> float:
+    """Return the seconds of a trial without what happens once in a process."""
+    return trial.seconds["matching"] + _finishing(trial) + _other(trial)
+
+
+def _finishing(trial: Trial) -> float:
+    return trial.seconds.get("assembly", 0.0) + trial.seconds["evaluation"]
+
+
+def _other(trial: Trial) -> float:
+    inside = sum(
+        seconds
+        for stage, seconds in trial.seconds.items()
+        if stage in OUTSIDE and stage not in ("total", "load")
+    )
+    return max(0.0, trial.seconds["total"] - inside)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The files and bytes of a run, by those of the largest trial."""
+
+    calibration: Calibration
+    record: RunRecord
+
+    def measure(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return files and bytes by kind."""
+        trials = self.calibration.trials
+        trial = max(trials, key=lambda each: each.n_images)
+        counts = self.record.counts
+        chunks = sum(-(-count // self.record.chunk_size) for count in counts.values())
+        trial_chunks = sum(-(-count // trial.chunk_size) for count in trial.counts.values())
+        n_images, entries = sum(counts.values()), math.prod(self._shape(counts))
+        files, sizes = {"features": 0.0, "matrices": 0.0}, {"features": 0.0, "matrices": 0.0}
+        if "features" in trial.written:
+            files["features"] = trial.written["features"].files * chunks / trial_chunks
+            sizes["features"] = trial.written["features"].n_bytes * n_images / trial.n_images
+        if "matrices" in trial.written:
+            share = entries / math.prod(self._shape(trial.counts))
+            files["matrices"] = trial.written["matrices"].files * max(1.0, share)
+            sizes["matrices"] = trial.written["matrices"].n_bytes * share
+        files["tiles"] = sizes["tiles"] = 0.0
+        for layer in self.record.requested:
+            layout, small = self.record.layout(layer), trial.layouts[layer]
+            files["tiles"] += layout.n_tiles
+            sizes["tiles"] += trial.written[f"tiles/{layer}"].n_bytes * _entries(layout) / _entries(small)
+        images = [each.n_images for each in trials]
+        files["other"] = fit_line(images, [each.written["other"].files for each in trials])(n_images)
+        sizes["other"] = fit_line(images, [each.written["other"].n_bytes for each in trials])(n_images)
+        return files, sizes
+
+    def _shape(self, counts: Mapping[str, int]) -> tuple[int, int]:
+        return counts.get("queries", counts["images"]), counts["images"]
+
+
+def _entries(layout: Layout) -> int:
+    """Return the entries of all tiles; those on the diagonal are written whole."""
+    heights = [layout.rows(row).stop - layout.rows(row).start for row in range(layout.row_panels)]
+    if not layout.symmetric:
+        return layout.n_rows * layout.n_columns
+    return layout.total_pairs + sum(height * (height + 1) // 2 for height in heights)
 
 
 def plan_run(config: RunConfig) -> dict[str, Any]:
-    """Return what a run would cost. Nothing is written, and nothing but a calibration is computed.
+    """Return what a run would cost and need. Nothing is left behind, and nothing but a calibration is computed.
 
     Parameters
     ----------
@@ -52,108 +195,267 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON values: images by side, the number of neighbours if the run keeps them, seconds per image of
-        extraction; per layer S, C, tiles, pairs, seconds per pair (measured on images of the run, one core),
-        core-hours, bytes of features and results; the sums; the free disk and whether it suffices (`fits`); the
-        memory at the peak, which is what this process took for libraries, model and calibration, and the panels
-        of all workers; the seconds to load the model and compile the matcher, and
-        the estimated duration on the engine's CPUs with these.
+        JSON values: see docs/performance.md for all. `fits` is whether disk and memory suffice, `problems` says what
+        does not.
 
     Raises
     ------
-    InputError, ConfigError
+    InputError, ConfigError, StorageError, WorkError
         As `run`, if the calibration meets the cause.
     """
+    check_sources(config)
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    sides: dict[Side, Data] = {"images": config.data}
-    if config.queries is not None:
-        sides["queries"] = config.queries
-    counts, samples, image_seconds, loading = _sample(config, sides)
+    started = time.perf_counter()
     engine = make_engine(config.engine, address=config.address, workers=config.workers)
+    engine_seconds = time.perf_counter() - started
     try:
         machine = engine.describe()
+        slots = engine.slots
     finally:
         engine.close()
-    slots = max(1, int(str(machine["cpus"])))
-    inputs = RunInputs(
-        {side: Manifest.from_ids([str(index) for index in range(count)]) for side, count in counts.items()},
-        {layer: LayerSizes(n_tokens=z.shape[1], n_channels=z.shape[2]) for layer, (z, _) in samples.items()},
-        {},
+    workers = _at_once(config, matcher, machine)
+    folder = _existing(config.run.absolute().parent)
+    calibration = calibrate(
+        config, matcher, workers=workers if config.engine == "local" else 1, folder=folder
     )
-    chosen, _ = choose_sizes(config, matcher, inputs, {}, workers=slots)
-    with limit_threads(1):
-        started = time.perf_counter()
-        matcher.compile()
-        start_seconds = loading + time.perf_counter() - started
-        layers = {
-            layer: _plan_layer(config, matcher, inputs, chosen[layer], _measure_pair(matcher, *sample))
-            for layer, sample in samples.items()
-        }
-    core_seconds = sum(facts["core_seconds"] for facts in layers.values())
-    extraction = image_seconds * sum(counts.values())
-    disk = sum(facts["feature_bytes"] + facts["result_bytes"] for facts in layers.values())
-    free = shutil.disk_usage(_existing(config.run)).free
-    worker_memory = min(
-        int(config.matching.worker_memory),
-        max(worker_bytes(config, matcher, layer) for layer in chosen.values()),
-    )
-    return {
-        "run": str(config.run),
-        "images": counts,
-        "matcher": {"name": matcher.name, **matcher.parameters},
-        "neighbours": None if config.output.neighbours is None else config.output.neighbours.k,
-        "layers": layers,
-        "image_seconds": image_seconds,
-        "extraction_core_hours": extraction / 3600,
-        "matching_core_hours": core_seconds / 3600,
-        "start_seconds": start_seconds,
-        "seconds": start_seconds + (core_seconds + extraction) / slots,
-        "disk_bytes": disk,
-        "disk_free_bytes": free,
-        "fits": disk <= free,
-        "worker_memory_bytes": worker_memory,
-        "peak_memory_bytes": _peak_memory() + slots * worker_memory,
-        "engine": machine,
+    record = _record(config, matcher, calibration, slots)
+    return _Plan(config, matcher, calibration, record, machine, workers).describe(folder, engine_seconds)
+
+
+def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) -> int:
+    """Return how many workers of matching run at once, as slots, GPUs and memory allow."""
+    count = int(int(machine["cpus"]) / matcher.cpus)
+    if matcher.gpus:
+        count = min(count, int(machine["gpus"] / matcher.gpus))
+    return max(1, min(count, int(machine["memory"]) // int(config.matching.worker_memory)))
+
+
+def _record(config: RunConfig, matcher: Matcher, calibration: Calibration, slots: int) -> RunRecord:
+    """Return the record that the run would have, as far as sizes go."""
+    manifests = {
+        side: Manifest.from_ids([str(index) for index in range(count)])
+        for side, count in calibration.counts.items()
     }
+    inputs = RunInputs(manifests, dict(calibration.sizes), {})
+    layers, chunk_size = choose_sizes(config, matcher, inputs, {}, workers=slots)
+    return RunRecord(
+        fingerprint={},
+        layers=layers,
+        requested=tuple(layers),
+        chunk_size=chunk_size,
+        counts=dict(calibration.counts),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    config: RunConfig
+    matcher: Matcher
+    calibration: Calibration
+    record: RunRecord
+    machine: Mapping[str, Any]
+    workers: int
+
+    @cached_property
+    def costs(self) -> Costs:
+        return Costs(self.calibration)
+
+    def describe(self, folder: Path, engine_seconds: float) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        files, sizes = Space(self.calibration, self.record).measure()
+        simulated = {count: self._simulate(count) for count in sorted({*SCALES, self.workers})}
+        here = simulated[self.workers]
+        layers = {layer: self._describe_layer(layer) for layer in self.record.requested}
+        matching = sum(layer["core_seconds"] for layer in layers.values())
+        n_images = sum(self.record.counts.values())
+        extraction = self.costs.image * n_images
+        gpus = int(self.machine["gpus"])
+        fixed = self.costs.start + engine_seconds + self.costs.matching_start
+        others = self.costs.finishing(sum(layer["pairs"] for layer in layers.values()))
+        per_worker = extraction / (min(self.workers, gpus) if gpus else self.workers)
+        features = self.costs.features(n_images)
+        seconds = fixed + others + features + per_worker + here.seconds
+        most_disk = largest_disk_bytes(self.config, self.matcher, self.record)
+        free = shutil.disk_usage(folder).free
+        worker_memory = largest_worker(self.config, self.matcher, self.record)
+        peak = max(psutil.Process().memory_info().rss + self.workers * worker_memory, _peak_memory())
+        problems = _problems(most_disk, free, peak, worker_memory, self.machine)
+        return {
+            "run": str(self.config.run),
+            "images": dict(self.record.counts),
+            "matcher": {"name": self.matcher.name, **self.matcher.parameters},
+            "layers": layers,
+            "pairs": sum(layer["pairs"] for layer in layers.values()),
+            "tiles": sum(layer["tiles"] for layer in layers.values()),
+            "tasks": here.tasks,
+            "files": {kind: round(count) for kind, count in files.items()},
+            "image_seconds": self.costs.image,
+            "extraction_core_hours": 0.0 if gpus else extraction / 3600,
+            "matching_core_hours": matching / 3600,
+            "core_hours": (matching + (0.0 if gpus else extraction)) / 3600,
+            "gpu_hours": (extraction * bool(gpus) + matching * self.matcher.gpus / self.matcher.cpus) / 3600,
+            "start_seconds": self.costs.start + engine_seconds,
+            "seconds": seconds,
+            "seconds_interval": [seconds / self.costs.factor, seconds * self.costs.factor],
+            "confidence": CONFIDENCE,
+            "stage_seconds": {
+                "start": self.costs.start + engine_seconds,
+                "images": per_worker,
+                "features": features,
+                "matching": here.seconds + self.costs.matching_start,
+                "finishing": others,
+            },
+            "scaling": [
+                {**asdict(each), "read_bytes_per_worker": each.read_bytes / count}
+                for count, each in simulated.items()
+            ],
+            "driver_seconds_per_tile": here.driver_seconds / sum(layer["tiles"] for layer in layers.values()),
+            "read_bytes": here.read_bytes,
+            "written_bytes": sum(sizes.values()),
+            "disk_bytes": sum(sizes.values()),
+            "disk_bytes_by_kind": sizes,
+            "disk_bytes_at_most": most_disk,
+            "disk_free_bytes": free,
+            "worker_memory_bytes": worker_memory,
+            "peak_memory_bytes": peak,
+            "memory_limit_bytes": int(self.machine["memory"]),
+            "workers": self.workers,
+            "fits": not problems,
+            "problems": problems,
+            "engine": dict(self.machine),
+        }
+
+    def _describe_layer(self, layer: str) -> dict[str, Any]:
+        sizes, layout = self.record.layers[layer], self.record.layout(layer)
+        cost = self.costs.tiles[layer]
+        seconds = cost.seconds(layout.n_tiles, layout.total_pairs, 0) * self.matcher.cpus
+        return {
+            "n_tokens": sizes.n_tokens,
+            "n_channels": sizes.n_channels,
+            "tile": layout.tile_size,
+            "tiles": layout.n_tiles,
+            "pairs": layout.total_pairs,
+            "pair_seconds": seconds / self.matcher.cpus / max(layout.total_pairs, 1),
+            "core_seconds": seconds,
+        }
+
+    def _simulate(self, workers: int) -> Simulated:
+        local = self.machine["engine"] == "local" and workers == self.workers
+        return simulate(
+            [self._model(layer, sizes) for layer, sizes in self.record.layers.items()],
+            workers=workers,
+            task_seconds=self.config.matching.task_seconds,
+            budget=panel_budget(self.config, self.matcher, self.record),
+            message_seconds=LOCAL_MESSAGE_SECONDS if local else TASK_OVERHEAD,
+        )
+
+    def _model(self, layer: str, sizes: LayerRecord) -> LayerModel:
+        layout = self.record.layout(layer)
+        panel_bytes = self.matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels)
+        work = LayerWork(layer, layout, layout.wanted(), sizes.pair_seconds, panel_bytes)
+        trial = max(self.calibration.trials, key=lambda each: each.n_images)
+        features = trial.written["features"].n_bytes / trial.n_images if "features" in trial.written else 0.0
+        elements = [each.n_tokens * each.n_channels for each in self.record.layers.values()]
+        share = sizes.n_tokens * sizes.n_channels / sum(elements)
+        return LayerModel(work, self.costs.tiles[layer], features * share)
+
+
+def _problems(
+    most_disk: int, free: int, peak: int, worker_memory: int, machine: Mapping[str, Any]
+) -> list[str]:
+    """Return why the run would be refused, or end early."""
+    problems = []
+    if most_disk > free:
+        problems.append(
+            "the disk may be too small, and the run would be refused: free space, choose another run directory, use "
+            "features.dtype: float16, or fewer layers or kernels"
+        )
+    limit = int(machine["memory"])
+    if max(peak if machine["nodes"] == 1 else 0, worker_memory) > limit:
+        problems.append(
+            f"the memory is too small: {peak / 2**30:.1f} GiB are needed at the peak, and {limit / 2**30:.1f} GiB are "
+            "allowed here: use fewer workers, a smaller matching.worker_memory, or a machine or container with more"
+        )
+    return problems
 
 
 def format_plan(plan: Mapping[str, Any]) -> str:
     """Format a plan for people."""
     counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
-    lines = [f"{plan['run']}: {counts}, matcher {plan['matcher']}"]
-    lines.append(
-        f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"
-    )
-    for layer, facts in plan["layers"].items():
-        lines.append(
-            f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
-            f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
-        )
-    if plan["neighbours"] is not None:
-        lines.append(
-            f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, so that core-hours and time are "
-            "upper limits"
-        )
+    lines = [f"{plan['run']}: {counts}, matcher {plan['matcher']}", *_layer_lines(plan["layers"])]
     if plan["image_seconds"]:
         lines.append(
             f"extraction: {1e3 * plan['image_seconds']:.0f} ms/image, {plan['extraction_core_hours']:.2f} core-hours"
         )
-    gib = 2.0**30
-    workers, engine = plan["engine"]["cpus"], plan["engine"]["engine"]
+    low, high = plan["seconds_interval"]
+    files = plan["files"]
     lines += [
-        f"disk: up to {plan['disk_bytes'] / gib:.2f} GiB, {plan['disk_free_bytes'] / gib:.1f} GiB free",
-        f"memory: about {plan['peak_memory_bytes'] / gib:.1f} GiB at the peak, with up to "
-        f"{plan['worker_memory_bytes'] / gib:.2f} GiB for each of {workers} workers in matching; "
-        f"{plan['engine']['memory'] / gib:.1f} GiB there",
-        f"about {format_seconds(plan['seconds'])} on {workers} CPUs ({engine} engine), of which "
-        f"{format_seconds(plan['start_seconds'])} to load the model and compile the matcher",
+        f"work: {plan['pairs']} pairs, {plan['tiles']} tiles, about {plan['tasks']} tasks; {plan['core_hours']:.2f} "
+        f"core-hours, {plan['gpu_hours']:.2f} GPU-hours",
+        f"disk: about {_size(plan['disk_bytes'])} in {sum(files.values())} files, uncompressed up to "
+        f"{_size(plan['disk_bytes_at_most'])}; {_size(plan['disk_free_bytes'])} free",
+        f"features read by workers: {_size(plan['read_bytes'])}",
+        f"memory: about {_size(plan['peak_memory_bytes'])} at the peak, with up to "
+        f"{_size(plan['worker_memory_bytes'])} for each of {plan['workers']} workers in matching; "
+        f"{_size(plan['memory_limit_bytes'])} allowed here",
+        f"time: about {format_seconds(plan['seconds'])} on {plan['workers']} workers "
+        f"({plan['engine']['engine']} engine), of which {format_seconds(plan['start_seconds'])} to start; with "
+        f"{100 * plan['confidence']:.0f} % confidence between {format_seconds(low)} and {format_seconds(high)}",
+        *_scaling_lines(plan["scaling"]),
     ]
-    if not plan["fits"]:
-        lines.append(
-            "the disk may be too small, and the run would be refused: free space, choose another run directory, use "
-            "features.dtype: float16, or fewer layers or kernels"
+    return "\n".join([*lines, *plan["problems"]])
+
+
+def _layer_lines(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"]
+    lines += [
+        f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
+        f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
+        for layer, facts in layers.items()
+    ]
+    return lines
+
+
+def _scaling_lines(scaling: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "matching simulated:",
+        f"{'workers':>7} {'time':>12} {'busy':>5} {'tasks':>8} {'read/worker':>12} {'read':>10} {'driver':>10}",
+    ]
+    lines += [
+        f"{row['workers']:>7} {format_seconds(row['seconds']):>12} {100 * row['busy']:>3.0f} % {row['tasks']:>8} "
+        f"{_size(row['read_bytes_per_worker']):>12} {_size(row['read_bytes']):>10} "
+        f"{format_seconds(row['driver_seconds']):>10}"
+        for row in scaling
+    ]
+    return lines
+
+
+def _size(n_bytes: float) -> str:
+    """Format bytes in a unit that leaves a few digits."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n_bytes >= 2**power:
+            return f"{n_bytes / 2**power:.1f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def require_core_hours(config: RunConfig, limit: float) -> None:
+    """Refuse a run that takes too much time: calibrate, and compare what it would take as a whole, or what is left.
+
+    Raises
+    ------
+    LimitError
+        If the estimate exceeds `limit`, or disk or memory would not suffice.
+    InputError, ConfigError, StorageError, WorkError
+        As `plan_run`.
+    """
+    plan = plan_run(config)
+    if plan["core_hours"] > limit:
+        raise LimitError(
+            f"{config.run}: the run takes about {plan['core_hours']:.2g} core-hours, more than --max-core-hours "
+            f"{limit:g}; nothing was computed: allow more, or use fewer images, layers or tokens (semrsm plan says more)"
         )
-    return "\n".join(lines)
+    if plan["problems"]:
+        raise LimitError("\n".join([f"{config.run}: nothing was computed", *plan["problems"]]))
 
 
 def check_run(config: RunConfig) -> None:
@@ -173,106 +475,9 @@ def check_run(config: RunConfig) -> None:
         check_model(config.model)
 
 
-def _sample(
-    config: RunConfig, sides: Mapping[Side, Data]
-) -> tuple[dict[Side, int], dict[str, Sample], float, float]:
-    """Return image counts, features of a few images for each layer, seconds per image and to load the model."""
-    if isinstance(config.data, FeaturesData):
-        sources = {
-            side: {layer: open_array(path, data.layout, layer) for layer, path in data.layers.items()}
-            for side, data in sides.items()
-            if isinstance(data, FeaturesData)
-        }
-        counts = {side: next(iter(layers.values())).n_images for side, layers in sources.items()}
-        samples: dict[str, Sample] = {
-            layer: _sample_features(source, config.data.token_counts.get(layer))
-            for layer, source in sources["images"].items()
-        }
-        return counts, samples, 0.0, 0.0
-    if config.model is None:
-        raise ConfigError("images need a model; add the section model with name, weights and layers")
-    readers: dict[Side, ImageSource] = {
-        side: data for side, data in sides.items() if isinstance(data, ImageSource)
-    }
-    entries = {side: list_entries(source) for side, source in readers.items()}
-    started = time.perf_counter()
-    from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
-
-    extractor = Extractor(
-        model_spec(config.model),
-        config.model.layers,
-        precision=config.model.precision,
-        batch_size=config.model.batch_size,
-    )
-    loading = time.perf_counter() - started
-    started = time.perf_counter()
-    images = _read_some(config, readers["images"], entries["images"])
-    samples = {layer: (z, None) for layer, z in extractor(images).items()}
-    seconds = (time.perf_counter() - started) / len(images)
-    return {side: len(found) for side, found in entries.items()}, samples, seconds, loading
-
-
-def _sample_features(source: FeatureArray, token_counts: Path | None) -> Sample:
-    z = source.read(0, min(CALIBRATION_IMAGES, source.n_images))
-    return z, load_token_counts(token_counts, source.n_images, source.n_tokens)[: len(z)]
-
-
-def _read_some(config: RunConfig, source: ImageSource, entries: Sequence[ImageEntry]) -> list[Image.Image]:
-    """Read a few images from all over the list: neighbours are often similar."""
-    images = []
-    for entry in entries[:: max(1, len(entries) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
-        try:
-            images.append(source.read(entry))
-        except UnreadableImageError:
-            if config.unreadable == "refuse":
-                raise
-    if not images:
-        raise InputError(
-            f"none of {CALIBRATION_IMAGES} images from all over the list can be read, so nothing can be measured; fix "
-            "the images, or check the path"
-        )
-    return images
-
-
-def _measure_pair(matcher: Matcher, z: NDArray[Any], token_counts: NDArray[np.int64] | None) -> float:
-    """Return the seconds of one pair: whole rows of pairs until enough time has passed."""
-    panel = matcher.prepare(z, token_counts)
-    pairs, started = 0, time.perf_counter()
-    for first in range(len(z)):
-        matcher.solve_tile(panel.part(slice(first, first + 1)), panel)
-        pairs += len(z)
-        if time.perf_counter() - started > CALIBRATION_SECONDS:
-            break
-    return (time.perf_counter() - started) / pairs
-
-
-def _plan_layer(
-    config: RunConfig, matcher: Matcher, inputs: RunInputs, sizes: LayerRecord, pair_seconds: float
-) -> dict[str, Any]:
-    counts = inputs.counts()
-    layout = Layout.of_sides(counts, sizes.tile_size)
-    n_tokens, n_channels = sizes.n_tokens, sizes.n_channels
-    itemsize = storage_itemsize(config.features)
-    return {
-        "n_tokens": n_tokens,
-        "n_channels": n_channels,
-        "tile": layout.tile_size,
-        "pairs": layout.total_pairs,
-        "pair_seconds": pair_seconds,
-        "core_seconds": pair_seconds * layout.total_pairs,
-        "feature_bytes": sum(
-            feature_bytes(count, n_tokens, n_channels, itemsize) for count in counts.values()
-        ),
-        "result_bytes": layer_result_bytes(config, matcher, layout),
-    }
-
-
 def _existing(path: Path) -> Path:
-    """Return the nearest folder above a path that exists, to ask for its disk."""
-    for folder in (path.absolute(), *path.absolute().parents):
-        if folder.is_dir():
-            return folder
-    return Path(tempfile.gettempdir())
+    """Return the nearest folder at or above a path that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _peak_memory() -> int:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.block import search_bytes
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
@@ -169,6 +169,30 @@ def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> i
     return result_bytes(layout.total_pairs, layout.n_rows * layout.n_columns, n_kernels, itemsize)
 
 
+def largest_worker(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
+    """Return the memory that a worker of matching takes at most, in bytes: it keeps as many panels as there is room."""
+    n_images = sum(record.counts.values())
+    return min(
+        int(config.matching.worker_memory),
+        max(
+            worker_bytes(config, matcher, layer)
+            + matcher.panel_bytes(n_images, layer.n_tokens, layer.n_channels)
+            for layer in record.layers.values()
+        ),
+    )
+
+
+def largest_disk_bytes(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
+    """Return the bytes of a run's features and results if nothing could be compressed."""
+    itemsize, needed = storage_itemsize(config.features), 0
+    for name, layer in record.layers.items():
+        needed += layer_result_bytes(config, matcher, record.layout(name)) + sum(
+            feature_bytes(count, layer.n_tokens, layer.n_channels, itemsize)
+            for count in record.counts.values()
+        )
+    return needed
+
+
 def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse to begin a run that the disk cannot hold.
 
@@ -177,18 +201,30 @@ def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
     StorageError
         If the uncompressed results and features are larger than the free space.
     """
-    config, itemsize = session.config, storage_itemsize(session.config.features)
-    needed = 0
-    for name, layer in record.layers.items():
-        needed += layer_result_bytes(config, matcher, record.layout(name)) + sum(
-            feature_bytes(count, layer.n_tokens, layer.n_channels, itemsize)
-            for count in record.counts.values()
-        )
+    needed = largest_disk_bytes(session.config, matcher, record)
     free = shutil.disk_usage(session.directory.path).free
     if needed > free:
         raise StorageError(
             f"{session.directory.path}: the run takes up to {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are "
             "free; nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"
+        )
+
+
+def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> None:
+    """Refuse a session whose first worker of matching would be killed for its memory.
+
+    Raises
+    ------
+    LimitError
+        If a worker takes more than the machines, or the container, allow in all.
+    """
+    needed = largest_worker(session.config, matcher, record)
+    facts = session.engine.describe()
+    limit = int(str(facts["memory"]))
+    if needed > limit:
+        raise LimitError(
+            f"a worker of matching takes up to {needed / 2**20:.0f} MiB, but {limit / 2**20:.0f} MiB are allowed here; "
+            "nothing was computed: lower matching.worker_memory, or use a machine or container with more memory"
         )
 
 

@@ -1,0 +1,85 @@
+"""What a few measurements say about a larger run: costs fitted by least squares, and how far to trust them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
+from scipy.stats import t as student
+
+CONFIDENCE = 0.9
+"""Of the interval of a predicted time."""
+
+LEAST_SPREAD = 0.05
+"""Least relative standard deviation of a run's time: a few measurements can agree by chance."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cost that has a fixed part and grows with a size."""
+
+    fixed: float
+    slope: float
+
+    def __call__(self, size: float) -> float:
+        """Return the cost at a size."""
+        return self.fixed + self.slope * size
+
+
+def fit_line(sizes: Sequence[float], costs: Sequence[float]) -> Line:
+    """Fit a cost that neither begins below 0 nor falls; a single size is taken for all slope."""
+    if len(set(sizes)) < 2:
+        largest = max(sizes, default=0.0)
+        return Line(0.0, float(np.mean(costs)) / largest) if largest else Line(0.0, 0.0)
+    return Line(*fit_parts(np.column_stack([np.ones(len(sizes)), sizes]), costs))
+
+
+def fit_parts(amounts: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
+    """Return what one unit of each amount costs, at least 0, by least squares.
+
+    Parameters
+    ----------
+    amounts
+        (R, P): the amounts of each of R measurements.
+    costs
+        (R,) what they cost together.
+    """
+    table = np.asarray(amounts, dtype=np.float64)
+    scale = np.maximum(np.abs(table).max(axis=0), 1e-300)
+    solution: NDArray[Any] = nnls(table / scale, np.asarray(costs, dtype=np.float64))[0]
+    return np.asarray(solution / scale)
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """The seconds that a worker takes for a tile: some for the tile, some for each pair, some for each image loaded."""
+
+    tile: float
+    pair: float
+    image: float
+
+    def seconds(self, tiles: float, pairs: float, images: float) -> float:
+        """Return the seconds of so many tiles and pairs with so many images loaded."""
+        return self.tile * tiles + self.pair * pairs + self.image * images
+
+
+def interval_factor(ratios: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Return f such that a run's time lies between prediction / f and prediction * f with this confidence.
+
+    Parameters
+    ----------
+    ratios
+        Measured times of repeated trials relative to what was predicted for them: at least two. Their logarithms are
+        taken as normal, and the run as one trial more (a prediction interval).
+    confidence
+        Probability of the interval.
+    """
+    logs = np.log(ratios)
+    spread = max(float(np.std(logs, ddof=1)), LEAST_SPREAD)
+    quantile = float(student.ppf((1 + confidence) / 2, len(logs) - 1))
+    return math.exp(quantile * spread * math.sqrt(1 + 1 / len(logs)))

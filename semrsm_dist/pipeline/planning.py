@@ -42,6 +42,9 @@ LOCAL_MESSAGE_SECONDS = 2e-4
 COMPILED_SECONDS = 2.0
 """Longest that loading compiled functions takes: what took longer here was compiled, and need not be again."""
 
+TRIAL_DISK_BYTES = 2**30
+"""Free space with which trials are written beside the run; else in the system's folder for temporary files."""
+
 OUTSIDE = ("total", "load", "compile", "matching", "scan", "model", "extraction", "assembly", "evaluation")
 """Times that do not grow with the features; `total` contains all."""
 
@@ -178,7 +181,8 @@ class Space:
 
 def _entries(layout: Layout) -> int:
     """Return the entries of all tiles; those on the diagonal are written whole."""
-    heights = [layout.rows(row).stop - layout.rows(row).start for row in range(layout.row_panels)]
+    panels = map(layout.rows, range(layout.row_panels))
+    heights = [int(panel.stop - panel.start) for panel in panels]
     if not layout.symmetric:
         return layout.n_rows * layout.n_columns
     return layout.total_pairs + sum(height * (height + 1) // 2 for height in heights)
@@ -224,10 +228,12 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
 
 def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) -> int:
     """Return how many workers of matching run at once, as slots, GPUs and memory allow."""
-    count = int(int(machine["cpus"]) / matcher.cpus)
+    limits = [int(machine["memory"]) // int(config.matching.worker_memory)]
+    if matcher.cpus:
+        limits.append(int(int(machine["cpus"]) / matcher.cpus))
     if matcher.gpus:
-        count = min(count, int(machine["gpus"] / matcher.gpus))
-    return max(1, min(count, int(machine["memory"]) // int(config.matching.worker_memory)))
+        limits.append(int(int(machine["gpus"]) / matcher.gpus))
+    return max(1, min(limits))
 
 
 def _record(config: RunConfig, matcher: Matcher, calibration: Calibration, slots: int) -> RunRecord:
@@ -267,6 +273,7 @@ class _Plan:
         here = simulated[self.workers]
         layers = {layer: self._describe_layer(layer) for layer in self.record.requested}
         matching = sum(layer["core_seconds"] for layer in layers.values())
+        worker_seconds = sum(layer["pair_seconds"] * layer["pairs"] for layer in layers.values())
         n_images = sum(self.record.counts.values())
         extraction = self.costs.image * n_images
         gpus = int(self.machine["gpus"])
@@ -293,7 +300,7 @@ class _Plan:
             "extraction_core_hours": 0.0 if gpus else extraction / 3600,
             "matching_core_hours": matching / 3600,
             "core_hours": (matching + (0.0 if gpus else extraction)) / 3600,
-            "gpu_hours": (extraction * bool(gpus) + matching * self.matcher.gpus / self.matcher.cpus) / 3600,
+            "gpu_hours": (extraction * bool(gpus) + worker_seconds * self.matcher.gpus) / 3600,
             "start_seconds": self.costs.start + engine_seconds,
             "seconds": seconds,
             "seconds_interval": [seconds / self.costs.factor, seconds * self.costs.factor],
@@ -328,15 +335,15 @@ class _Plan:
     def _describe_layer(self, layer: str) -> dict[str, Any]:
         sizes, layout = self.record.layers[layer], self.record.layout(layer)
         cost = self.costs.tiles[layer]
-        seconds = cost.seconds(layout.n_tiles, layout.total_pairs, 0) * self.matcher.cpus
+        seconds = cost.seconds(layout.n_tiles, layout.total_pairs, 0)
         return {
             "n_tokens": sizes.n_tokens,
             "n_channels": sizes.n_channels,
             "tile": layout.tile_size,
             "tiles": layout.n_tiles,
             "pairs": layout.total_pairs,
-            "pair_seconds": seconds / self.matcher.cpus / max(layout.total_pairs, 1),
-            "core_seconds": seconds,
+            "pair_seconds": seconds / max(layout.total_pairs, 1),
+            "core_seconds": seconds * self.matcher.cpus,
         }
 
     def _simulate(self, workers: int) -> Simulated:
@@ -452,7 +459,7 @@ def require_core_hours(config: RunConfig, limit: float) -> None:
     if plan["core_hours"] > limit:
         raise LimitError(
             f"{config.run}: the run takes about {plan['core_hours']:.2g} core-hours, more than --max-core-hours "
-            f"{limit:g}; nothing was computed: allow more, or use fewer images, layers or tokens (semrsm plan says more)"
+            f"{limit:g}; nothing was computed: allow more, or use fewer images, layers or tokens (see semrsm plan)"
         )
     if plan["problems"]:
         raise LimitError("\n".join([f"{config.run}: nothing was computed", *plan["problems"]]))

@@ -314,28 +314,58 @@ def test_validate_refuses_scenes_that_cannot_be(place, monkeypatch, capsys):
 
 
 def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
+    before = sorted(place.rglob("*"))
     assert call(monkeypatch, place, "plan", "config.yaml", "--json", "--set", "run=runs/planned") == 0
     plan = json.loads(capsys.readouterr().out)
-    assert not (place / "runs" / "planned").exists()
+    assert sorted(place.rglob("*")) == before
     assert plan["images"] == {"images": 24}
+    assert (plan["pairs"], plan["tiles"]) == (552, 20)
     assert plan["layers"]["last"]["pairs"] == 276
     assert plan["layers"]["last"]["tile"] == 6
     assert plan["layers"]["last"]["pair_seconds"] > 0
     assert plan["matching_core_hours"] == pytest.approx(
         sum(layer["core_seconds"] for layer in plan["layers"].values()) / 3600
     )
+    assert plan["core_hours"] == plan["matching_core_hours"]
+    assert plan["gpu_hours"] == 0
+    low, high = plan["seconds_interval"]
+    assert 0 < low < plan["seconds"] < high
+    assert plan["confidence"] == 0.9
     assert plan["fits"]
     assert plan["disk_bytes"] < plan["disk_free_bytes"]
     assert 50e6 < plan["peak_memory_bytes"] < 20e9
-    assert call(monkeypatch, place, "plan", "config.yaml") == 0
-    assert re.search(r"^last +6 +4 +276", capsys.readouterr().out, re.M)
+    assert {1, 10, 100, 1000} <= {row["workers"] for row in plan["scaling"]}
 
 
-def test_a_plan_that_the_disk_cannot_hold_fails(place, monkeypatch, capsys):
+def test_plan_explains_itself_to_people(place, monkeypatch, capsys):
+    assert call(monkeypatch, place, "plan", "config.yaml", "--set", "run=runs/planned") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^last +6 +4 +276", text, re.M)
+    assert re.search(r"with 90 % confidence between .* and ", text)
+    assert re.search(r"^ +1000 ", text, re.M)
+
+
+def test_a_plan_that_the_disk_cannot_hold_fails_as_its_run_does(place, monkeypatch, capsys):
+    np.save(place / "many.npy", np.random.default_rng(0).normal(size=(6000, 1, 1)).astype(np.float16))
+    (place / "many.yaml").write_text(
+        yaml.safe_dump(
+            {"run": "runs/many", "data": {"source": "features", "layers": {"last": "many.npy"}}, "workers": 1}
+        )
+    )
     usage = shutil.disk_usage(place)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert call(monkeypatch, place, "plan", "config.yaml", "--set", "run=runs/planned") == 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=150_000_000))
+    assert call(monkeypatch, place, "plan", "many.yaml") == 1
     assert "the disk may be too small, and the run would be refused: free space" in capsys.readouterr().out
+    assert call(monkeypatch, place, "run", "many.yaml") == 1
+    assert "nothing was computed: free space" in capsys.readouterr().err
+
+
+def test_a_run_that_takes_more_core_hours_than_allowed_is_refused_before_work(place, monkeypatch, capsys):
+    new = ("run", "config.yaml", "--set", "run=runs/limited")
+    assert call(monkeypatch, place, *new, "--max-core-hours", "1e-9") == 1
+    assert "core-hours, more than --max-core-hours 1e-09; nothing was computed" in capsys.readouterr().err
+    assert not (place / "runs" / "limited").exists()
+    assert call(monkeypatch, place, *new, "--max-core-hours", "1") == 0
 
 
 def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeypatch, capsys):

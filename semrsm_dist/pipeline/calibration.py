@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
@@ -25,7 +26,7 @@ from semrsm_dist.config.schema import FeaturesData, RunConfig
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries, load_image
-from semrsm_dist.data.table import LABEL_SEPARATOR, read_entries
+from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.engines.local import LocalEngine, LocalPool
 from semrsm_dist.engine.protocol import Receipt, Resources, Worker
 from semrsm_dist.errors import ConfigError
@@ -404,8 +405,12 @@ def _write_features(pool: Pool, side: Side, chosen: NDArray[np.int64], folder: P
             np.save(counts[layer], pool.token_counts[layer][side][chosen])
     entries = [pool.entries[side][index] for index in chosen]
     table = folder / f"{side}.parquet"
-    labels = [LABEL_SEPARATOR.join(entry.labels) for entry in entries]
-    pd.DataFrame({"image_id": [entry.image_id for entry in entries], "labels": labels}).to_parquet(table)
+    columns = {
+        "image_id": [entry.image_id for entry in entries],
+        "labels": [entry.labels for entry in entries],
+    }
+    schema = pa.schema({"image_id": pa.string(), "labels": pa.list_(pa.string())})
+    pa.parquet.write_table(pa.table(columns, schema), table)
     return FeaturesData(layers=layers, token_counts=counts, layout="nsc", table=str(table))
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
-from semrsm_dist.config.schema import FeaturesData, RunConfig
+from semrsm_dist.config.schema import FeaturesData, OutputConfig, RunConfig
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries, load_image
@@ -30,7 +30,7 @@ from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.engines.local import LocalEngine, LocalPool
 from semrsm_dist.engine.protocol import Receipt, Resources, Worker
 from semrsm_dist.errors import ConfigError
-from semrsm_dist.features.token_counts import load_token_counts
+from semrsm_dist.features.arrays import load_token_counts
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline import session as session_module
 from semrsm_dist.pipeline.driver import run
@@ -168,7 +168,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path
     Parameters
     ----------
     config, matcher
-        The planned run.
+        The planned run; of one that keeps neighbours, trials compute the matrix.
     workers
         Number of workers of a trial, which contend for caches and memory as those of the run do.
     folder
@@ -179,7 +179,10 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path
     InputError, ConfigError, StorageError, WorkError
         As `run`.
     """
-    config = config.model_copy(update={"engine": "local", "address": None, "workers": workers})
+    update: dict[str, Any] = {"engine": "local", "address": None, "workers": workers}
+    if config.output.neighbours is not None:  # more images than a trial has would decide more pairs by bounds
+        update["output"] = OutputConfig()
+    config = config.model_copy(update=update)
     sides = {"images": config.data} | ({} if config.queries is None else {"queries": config.queries})
     with (
         tempfile.TemporaryDirectory(prefix=".semrsm-plan-", dir=folder) as place,

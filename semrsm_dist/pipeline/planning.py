@@ -26,7 +26,14 @@ from semrsm_dist.pipeline.calibration import Calibration, Trial, calibrate
 from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.pipeline.inputs import RunInputs, check_model
 from semrsm_dist.pipeline.simulation import LayerModel, Simulated, simulate
-from semrsm_dist.pipeline.sizing import choose_sizes, largest_disk_bytes, largest_worker, panel_budget
+from semrsm_dist.pipeline.sizing import (
+    choose_sizes,
+    largest_disk_bytes,
+    largest_worker,
+    layer_result_bytes,
+    panel_budget,
+    prepared_bytes,
+)
 from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
 from semrsm_dist.plan.estimate import CONFIDENCE, Line, TileCost, fit_line, fit_parts, interval_factor
 from semrsm_dist.plan.tiling import Layout
@@ -269,6 +276,13 @@ class _Plan:
     def describe(self, folder: Path, engine_seconds: float) -> dict[str, Any]:
         """Return the plan as JSON values."""
         files, sizes = Space(self.calibration, self.record).measure()
+        if self.config.output.neighbours is not None:
+            sizes["tiles"] = float(
+                sum(
+                    layer_result_bytes(self.config, self.matcher, self.record.layout(layer))
+                    for layer in self.record.requested
+                )
+            )
         simulated = {count: self._simulate(count) for count in sorted({*SCALES, self.workers})}
         here = simulated[self.workers]
         layers = {layer: self._describe_layer(layer) for layer in self.record.requested}
@@ -291,6 +305,7 @@ class _Plan:
             "run": str(self.config.run),
             "images": dict(self.record.counts),
             "matcher": {"name": self.matcher.name, **self.matcher.parameters},
+            "neighbours": None if self.config.output.neighbours is None else self.config.output.neighbours.k,
             "layers": layers,
             "pairs": sum(layer["pairs"] for layer in layers.values()),
             "tiles": sum(layer["tiles"] for layer in layers.values()),
@@ -358,7 +373,7 @@ class _Plan:
 
     def _model(self, layer: str, sizes: LayerRecord) -> LayerModel:
         layout = self.record.layout(layer)
-        panel_bytes = self.matcher.panel_bytes(layout.tile_size, sizes.n_tokens, sizes.n_channels)
+        panel_bytes = prepared_bytes(self.config, self.matcher, layout.tile_size, sizes)
         work = LayerWork(layer, layout, layout.wanted(), sizes.pair_seconds, panel_bytes)
         trial = max(self.calibration.trials, key=lambda each: each.n_images)
         features = trial.written["features"].n_bytes / trial.n_images if "features" in trial.written else 0.0
@@ -390,6 +405,11 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     """Format a plan for people."""
     counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
     lines = [f"{plan['run']}: {counts}, matcher {plan['matcher']}", *_layer_lines(plan["layers"])]
+    if plan["neighbours"] is not None:
+        lines.append(
+            f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, so that core-hours, time and "
+            "files are upper limits"
+        )
     if plan["image_seconds"]:
         lines.append(
             f"extraction: {1e3 * plan['image_seconds']:.0f} ms/image, {plan['extraction_core_hours']:.2f} core-hours"

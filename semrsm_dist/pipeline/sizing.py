@@ -175,8 +175,7 @@ def largest_worker(config: RunConfig, matcher: Matcher, record: RunRecord) -> in
     return min(
         int(config.matching.worker_memory),
         max(
-            worker_bytes(config, matcher, layer)
-            + matcher.panel_bytes(n_images, layer.n_tokens, layer.n_channels)
+            worker_bytes(config, matcher, layer) + prepared_bytes(config, matcher, n_images, layer)
             for layer in record.layers.values()
         ),
     )

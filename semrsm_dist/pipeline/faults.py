@@ -18,17 +18,7 @@ Unit = TypeVar("Unit", bound=Hashable)
 
 
 def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path) -> Iterator[Receipt]:
-    """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue.
-
-    Parameters
-    ----------
-    units
-        What to do, in order.
-    do
-        Does one unit and returns its receipt.
-    run
-        The run directory.
-    """
+    """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue."""
     limit_threads()  # of this process, if it is not the driver's
     for unit in units:
         try:

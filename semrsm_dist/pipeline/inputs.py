@@ -69,16 +69,7 @@ class RunInputs:
 
 
 def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None) -> RunInputs:
-    """Resolve a configuration to the inputs of its run.
-
-    Parameters
-    ----------
-    session
-        The session.
-    matcher
-        The configured matcher.
-    record
-        The run's record, or None for a new run.
+    """Resolve a configuration to the inputs of its run; `record` is None for a new one.
 
     Raises
     ------
@@ -91,7 +82,8 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         sides["queries"] = config.queries
     cached = record.cached if record else Answers()
     if isinstance(config.data, FeaturesData):
-        manifests, layers, layer_facts, cached = resolve_features(session, matcher, sides, cached)
+        ready = {side: data for side, data in sides.items() if isinstance(data, FeaturesData)}
+        manifests, layers, layer_facts, cached = resolve_features(session, matcher, ready, cached)
         facts = {}
     else:
         sources = {side: data for side, data in sides.items() if isinstance(data, ImageSource)}

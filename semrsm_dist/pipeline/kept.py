@@ -26,14 +26,7 @@ from semrsm_dist.store.record import Side
 def continue_without(session: Session, gone: str, features: Iterable[tuple[Side, str]]) -> None:
     """Warn that an input of the run is gone, if all features that are made from it are there.
 
-    Parameters
-    ----------
-    session
-        The session.
-    gone
-        What is gone, and where it was.
-    features
-        Side and layer of the features that are made from it.
+    `gone` says what is gone and where it was, `features` the side and layer of what is made from it.
 
     Raises
     ------

@@ -80,10 +80,7 @@ def summarise(
             },
             "pairs_computed": int(pairs),
             "pairs_per_second": rate,
-            "seconds": {
-                **seconds,
-                "total": total_seconds + session.seconds["evaluation"],
-            },
+            "seconds": seconds | {"total": total_seconds + session.seconds["evaluation"]},
             "worker_seconds": {
                 part: matching[f"{part}_seconds"] for part in WORKER_PARTS if matching[f"{part}_seconds"]
             },
@@ -176,17 +173,9 @@ def _layer_table(summary: Mapping[str, Any]) -> str:
         ("layer", "S", "C", "pairs", "certified cosine gap: mean", "max", "undefined")
     ]
     for layer, facts in summary["layers"].items():
-        rows.append(
-            (
-                layer,
-                str(facts["n_tokens"]),
-                str(facts["n_channels"]),
-                str(facts["pairs"]),
-                _number(facts["mean_gap"], "{:.1e}"),
-                _number(facts["max_gap"], "{:.1e}"),
-                str(facts["undefined_images"]),
-            )
-        )
+        sizes = (str(facts[key]) for key in ("n_tokens", "n_channels", "pairs"))
+        gaps = (_number(facts[key], "{:.1e}") for key in ("mean_gap", "max_gap"))
+        rows.append((layer, *sizes, *gaps, str(facts["undefined_images"])))
     return _table(rows)
 
 

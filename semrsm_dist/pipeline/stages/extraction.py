@@ -33,19 +33,8 @@ def extract_features(
 ) -> None:
     """Extract what is missing of the features; all layers come from one pass of the model.
 
-    If nothing is missing, no library that runs models is loaded.
-
-    Parameters
-    ----------
-    session
-        The session.
-    record
-        The run's record. Batches are of its size, not the configuration's: the last bits of a network's output depend
-        on it.
-    sides
-        Where the images of each side are read, and their manifest.
-    layers
-        The layers to extract and their sizes.
+    If nothing is missing, no library that runs models is loaded. Batches are of the record's size, not the
+    configuration's: the last bits of a network's output depend on it.
 
     Raises
     ------

@@ -18,13 +18,6 @@ from semrsm_dist.store.results import result_store
 def provide_features(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
     """Import or extract what is missing of the features of the requested layers.
 
-    Parameters
-    ----------
-    session, record
-        The session, and the run's record.
-    manifests
-        The images by side.
-
     Raises
     ------
     InputError, ResumeError, WorkError

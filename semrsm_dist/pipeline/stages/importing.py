@@ -50,17 +50,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class ImportWorker:
-    """Copies chunks of ready-made features into the run.
-
-    Parameters
-    ----------
-    run, side
-        The run directory and which of its sides.
-    data
-        Where the features are.
-    chunk_size
-        Images of a feature chunk.
-    """
+    """Copies feature chunks of `chunk_size` images from ready-made features into the run."""
 
     run: Path
     side: Side
@@ -95,13 +85,6 @@ def import_features(
     session: Session, record: RunRecord, side: Side, data: FeaturesData, manifest: Manifest
 ) -> None:
     """Copy what is missing of one side's ready-made features.
-
-    Parameters
-    ----------
-    session, record
-        The session, and the run's record.
-    side, data, manifest
-        The side, where its features are, and its images.
 
     Raises
     ------

@@ -59,7 +59,12 @@ def list_images(session: Session, source: ImageSource) -> list[ImageEntry]:
     InputError
         If there are none, or what lists them cannot be used.
     """
-    _refuse_run_among_images(session, source)
+    run = session.directory.path.resolve()
+    if source.would_list(run):
+        raise ConfigError(
+            f"run: {run}: lies inside the image folder, so the pictures that the run draws would be taken for its "
+            "images; choose a directory outside it"
+        )
     with session.timed("scan"):
         return list_entries(source)
 
@@ -73,18 +78,8 @@ def scan_images(
 ) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
-    Workers are started only if there is something to scan.
-
-    Parameters
-    ----------
-    session
-        The session.
-    side
-        `images` or `queries`.
-    source, entries
-        Where the images come from, and what `list_images` found there.
-    features
-        Side and layer of what is made from the images; see `semrsm_dist.pipeline.kept`.
+    Workers are started only if there is something to scan. `features` are the side and layer of what is made from the
+    images; see `semrsm_dist.pipeline.kept`.
 
     Raises
     ------
@@ -192,15 +187,6 @@ def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:
                 f"{side}: {count} usable image{'' if count == 1 else 's'}, but a similarity matrix needs at least "
                 f"{least}; add images, or check the path and the file types"
             )
-
-
-def _refuse_run_among_images(session: Session, source: ImageSource) -> None:
-    run = session.directory.path.resolve()
-    if source.would_list(run):
-        raise ConfigError(
-            f"run: {run}: lies inside the image folder, so the pictures that the run draws would be taken for its "
-            "images; choose a directory outside it"
-        )
 
 
 def _check_readable(session: Session, side: str, manifest: Manifest) -> None:

@@ -77,24 +77,12 @@ class RayEngine(Engine):
         return self._largest("GPU")
 
     def start_tasks(self, worker: Worker, resources: Resources) -> TaskPool:
-        """Return a pool that runs the worker in Ray tasks.
-
-        Raises
-        ------
-        ConfigError
-            If there is no room for a worker, nor will there be.
-        """
+        """Return a pool that runs the worker in Ray tasks."""
         self.require_room(resources)
         return TaskPool(worker, resources, self.fitting, self.workers, self.growing(resources))
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> ActorPool:
-        """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it.
-
-        Raises
-        ------
-        ConfigError
-            If there is no room for a worker, nor will there be.
-        """
+        """Return a pool of `count` Ray actors, each with the worker that `factory` made inside it."""
         self.require_room(resources)
         return ActorPool(factory, max(1, count), resources, self.fitting)
 
@@ -141,13 +129,7 @@ class RayEngine(Engine):
         return int(min(self._largest(kind) // amount for kind, amount in wanted.items()))
 
     def require_room(self, resources: Resources) -> None:
-        """Refuse workers that Ray would wait for forever.
-
-        Raises
-        ------
-        ConfigError
-            If no living node could hold a worker and the cluster cannot grow.
-        """
+        """Refuse workers that Ray would wait for forever: no living node has room, and the cluster cannot grow."""
         if self.fitting(resources) or self.growing(resources):
             return
         nodes = "; ".join(format_resources(node) for node in _living_nodes())

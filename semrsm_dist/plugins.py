@@ -167,7 +167,10 @@ class Plugins(Generic[T]):
     def _problems(self, name: str, plugin: object) -> Iterable[str]:
         """Return what is wrong with a plugin."""
         if inspect.isclass(plugin) and issubclass(plugin, self._base):
-            return _missing_methods(plugin) or [*_unlike_methods(plugin), *self.check(name, cast(T, plugin))]
+            missing = sorted(getattr(plugin, "__abstractmethods__", ()))
+            if missing:
+                return [f"it does not define {', '.join(missing)}"]
+            return [*_unlike_methods(plugin), *self.check(name, cast(T, plugin))]
         if isinstance(plugin, self._base):
             return self.check(name, cast(T, plugin))
         return [f"it is {plugin!r}, not a {self._base.__name__}"]
@@ -183,11 +186,6 @@ def check_name(name: str, own: object) -> Iterator[str]:
 def _home(point: metadata.EntryPoint) -> str:
     provider = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
     return f"{point.value} of the distribution {provider}"
-
-
-def _missing_methods(plugin: type) -> list[str]:
-    missing = sorted(getattr(plugin, "__abstractmethods__", ()))
-    return [f"it does not define {', '.join(missing)}"] if missing else []
 
 
 def _unlike_methods(plugin: type) -> Iterator[str]:

@@ -44,26 +44,6 @@ from semrsm_dist.fields import (
     Seed,
 )
 
-__all__ = [
-    "Data",
-    "FeaturesData",
-    "KernelConfig",
-    "MatchingConfig",
-    "ModelConfig",
-    "NeighboursConfig",
-    "OutputConfig",
-    "RetrievalConfig",
-    "RunConfig",
-    "StorageConfig",
-    "as_config",
-    "check_sources",
-    "default_config",
-    "fingerprint_fields",
-    "load_config",
-    "parse_config",
-    "result_fields",
-]
-
 
 class ModelConfig(Section):
     """The vision model, its layers to read, and how it runs."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import Data, FeaturesData
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, is_read_as, load_token_counts

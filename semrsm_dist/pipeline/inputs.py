@@ -14,16 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semrsm_dist.config.schema import (
-    Data,
-    FeaturesData,
-    ModelConfig,
-    StorageConfig,
-    fingerprint_fields,
-)
+from semrsm_dist.config.schema import ModelConfig, StorageConfig, fingerprint_fields
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.sources import Data
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, MissingInputError
 from semrsm_dist.features.spec import ModelSpec, resolve_precision, weights_path
 from semrsm_dist.matching.matcher import Matcher

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import InputError
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.store.features import FeatureStore

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from semrsm_dist.config.reading import read_document
 from semrsm_dist.config.schema import (
-    FeaturesData,
     MatchingConfig,
     ModelConfig,
     RunConfig,
@@ -22,6 +21,7 @@ from semrsm_dist.config.schema import (
     result_fields,
 )
 from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.data.sources.table import TableImages
 from semrsm_dist.errors import ConfigError

@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from semrsm_dist.config.schema import (
-    FeaturesData,
     RunConfig,
     as_config,
     check_sources,
@@ -24,6 +23,7 @@ from semrsm_dist.data.source import DataSource, ImageSource
 from semrsm_dist.data.sources import SOURCES
 from semrsm_dist.data.sources.crops import ShiftedCrops
 from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.pipeline.planning import check_run

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import FeaturesData, KernelConfig, RunConfig, StorageConfig
+from semrsm_dist.config.schema import KernelConfig, RunConfig, StorageConfig
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, IncompleteError
 from semrsm_dist.evaluation.centring import Centring
 from semrsm_dist.evaluation.entries import RowReader, row_slices

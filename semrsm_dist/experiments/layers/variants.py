@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import FeaturesData, RunConfig
+from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.handwriting import N_CLASSES
 from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.layers import PRUNED, TUNED
 from semrsm_dist.pipeline.inputs import model_spec

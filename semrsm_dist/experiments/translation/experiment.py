@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import FeaturesData, RunConfig
+from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.manifest import OK
 from semrsm_dist.data.sources.crops import ShiftedCrops, crop_id
 from semrsm_dist.data.sources.digits import DigitScenes
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs

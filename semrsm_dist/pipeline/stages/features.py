@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.importing import import_features

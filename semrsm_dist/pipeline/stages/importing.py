@@ -14,8 +14,8 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from semrsm_dist.config.schema import FeaturesData
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, MissingInputError, WorkError
 from semrsm_dist.features.arrays import hash_token_counts, load_token_counts

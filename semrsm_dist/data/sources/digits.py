@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.handwriting import DIGIT_SIDE, N_CLASSES, Split, digit_sources, enlarge, to_bytes
@@ -116,15 +116,10 @@ class DigitScenes(ImageSource):
 
     @field_validator("digits", "scale")
     @classmethod
-    def _smallest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _smallest_first(cls, value: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
             raise ValueError("expected [smallest, largest], both positive; swap or correct them")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _visible(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] < 0.5:
+        if field.field_name == "scale" and value[0] < 0.5:
             raise ValueError("expected a smallest scale of at least 0.5; digits would vanish below")
         return value
 

@@ -204,8 +204,7 @@ def _quiet() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
-@contextlib.contextmanager
-def _messages_logged() -> Iterator[None]:
+def _messages_logged() -> contextlib.AbstractContextManager[None]:
     """Send Ray's messages to logging for as long as the block lasts.
 
     Ray prints them on stdout, where results go, even with `log_to_driver=False`, and has no setting for that.
@@ -215,8 +214,7 @@ def _messages_logged() -> Iterator[None]:
         for line in data["lines"]:
             ray_log.debug("(%s) %s", data["pid"], line)
 
-    with _replaced(ray_worker, "print_to_stdstream", to_log):
-        yield
+    return _replaced(ray_worker, "print_to_stdstream", to_log)
 
 
 def _without_uv() -> contextlib.AbstractContextManager[None]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError

@@ -22,10 +22,11 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
-from semrsm_dist.config.schema import FeaturesData, OutputConfig, RunConfig
+from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries, load_image
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.engine.engines.local import LocalEngine, LocalPool
 from semrsm_dist.engine.protocol import Receipt, Resources, Worker

@@ -16,12 +16,8 @@ from typing import Any
 
 import psutil
 
-from semrsm_dist.config.schema import Data, FeaturesData, RunConfig, check_sources
-from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.config.schema import RunConfig, check_sources
-from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine import make_engine

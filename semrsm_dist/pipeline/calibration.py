@@ -22,7 +22,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
-from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.config.schema import OutputConfig, RunConfig
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries, load_image

@@ -30,6 +30,7 @@ from semrsm_dist.pipeline.inputs import RunInputs, check_model
 from semrsm_dist.pipeline.simulation import LayerModel, Simulated, simulate
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
+    is_one_machine,
     largest_disk_bytes,
     largest_worker,
     layer_result_bytes,
@@ -395,7 +396,7 @@ def _problems(
             "features.dtype: float16, or fewer layers or kernels"
         )
     limit = int(machine["memory"])
-    if max(peak if machine["nodes"] == 1 else 0, worker_memory) > limit:
+    if is_one_machine(machine) and max(peak, worker_memory) > limit:
         problems.append(
             f"the memory is too small: {peak / 2**30:.1f} GiB are needed at the peak, and {limit / 2**30:.1f} GiB are "
             "allowed here: use fewer workers, a smaller matching.worker_memory, or a machine or container with more"

@@ -212,6 +212,8 @@ def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
 def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse a session whose first worker of matching would be killed for its memory.
 
+    Only on one machine: a cluster may grow by nodes whose memory is not known yet.
+
     Raises
     ------
     LimitError
@@ -220,11 +222,16 @@ def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> Non
     needed = largest_worker(session.config, matcher, record)
     facts = session.engine.describe()
     limit = int(str(facts["memory"]))
-    if needed > limit:
+    if needed > limit and is_one_machine(facts):
         raise LimitError(
             f"a worker of matching takes up to {needed / 2**20:.0f} MiB, but {limit / 2**20:.0f} MiB are allowed here; "
             "nothing was computed: lower matching.worker_memory, or use a machine or container with more memory"
         )
+
+
+def is_one_machine(facts: Mapping[str, object]) -> bool:
+    """Return whether an engine's description is that of one machine; the bare head of a cluster counts as none."""
+    return facts["nodes"] == 1
 
 
 def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:

@@ -129,7 +129,7 @@ Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_is_number), Field(ge=0)]
 Real = Annotated[float, BeforeValidator(_is_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
-Tolerance = Annotated[Real, Field(ge=0)]
+Tolerance = Annotated[Real, Field(ge=0, le=1)]  # of the norms' product, which no value exceeds
 LayerName = Annotated[str, AfterValidator(_layer_name)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]
 Location = Annotated[Path | str, BeforeValidator(_location)]

@@ -162,7 +162,9 @@ def _read_table(location: str) -> pa.Table:
     except StorageError:
         raise
     except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{location}: the table cannot be read: {error}; correct the file") from error
+        raise InputError(
+            f"{location}: the table cannot be read: {str(error).rstrip('.')}; correct the file"
+        ) from error
 
 
 def _read_parquet(content: bytes) -> pa.Table:
@@ -255,7 +257,7 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
     missing = [name for name in absent if name in needed]
     if missing:
         raise InputError(
-            f"{location}: the table lacks the column(s) {', '.join(missing)}; it has {', '.join(names) or 'none'}. "
+            f"{location}: the table has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}. "
             f"Needed: {', '.join(needed)} (labels may be left empty)"
         )
     if further:
@@ -282,7 +284,7 @@ def _check_filled(values: Sequence[str], name: str, location: str) -> None:
     empty = [row for row, value in enumerate(values) if not value]
     if empty:
         raise InputError(
-            f"{location}: {len(empty)} row(s) have no {name}, the first being row {empty[0]} (counted from 0, "
+            f"{location}: {name} is empty in {len(empty)} of {len(values)} rows, first in row {empty[0]} (counted from 0, "
             f"without the header). Fill it in or remove the row"
         )
 
@@ -302,4 +304,24 @@ def _labels(table: pa.Table, location: str) -> Iterable[tuple[str, ...]]:
                 f"{location}: the labels of row {row} (counted from 0, without the header): {error}; write a list such "
                 f'as ["cat", "odd"], or text. And {_QUOTING}'
             ) from error
+    _warn_of_commas(labels, location)
     return labels
+
+
+def _warn_of_commas(labels: Sequence[tuple[str, ...]], location: str) -> None:
+    """Warn of a label such as "cat, dog" where "cat" and "dog" are labels, too: commas do not separate labels."""
+    known = set().union(*labels)
+    joined = sorted(
+        label
+        for label in known
+        if "," in label and known.issuperset(part.strip() for part in label.split(","))
+    )
+    if joined:
+        _logger.warning(
+            "%s: the label %r (%d such labels) is one class of its own, although its parts are labels, too: if several "
+            "are meant, write %r",
+            location,
+            joined[0],
+            len(joined),
+            "|".join(part.strip() for part in joined[0].split(",")),
+        )

@@ -267,9 +267,9 @@ class Schedule:
         tried = self._tried.pop(unit, 0) + 1
         reason = error.strip().rpartition("\n")[2]
         if tried < self._attempts:
-            log.info("%r failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
+            log.info("%s failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
             self._tried[unit] = tried
             self._retries.append(Task((unit,), cost))
         else:
-            log.warning("%r is set aside after %d attempts: %s", unit, tried, reason)
+            log.warning("%s is set aside after %d attempts: %s", unit, tried, reason)
             self.failures.append(Failure(unit, error, tried))

@@ -128,6 +128,6 @@ def _raise_if_fatal(fatal: Receipt | None) -> None:
     """Raise the first error that would affect every other unit."""
     if fatal is not None:
         raise StorageError(
-            f"the run was stopped at {fatal.unit!r}, as every other unit of work would have failed too; what is done "
+            f"the run was stopped at {fatal.unit}, as every other unit of work would have failed too; what is done "
             f"is kept. {fatal.error}"
         )

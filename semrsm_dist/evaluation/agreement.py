@@ -28,7 +28,7 @@ BOOTSTRAP_IMAGES = 500
 """Maximum images of a bootstrap: 125 thousand pairs, about 10 ms per resample."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
     """A measure of agreement, with its error by a bootstrap over images.
 

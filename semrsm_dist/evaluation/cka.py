@@ -125,7 +125,7 @@ def _without_fit(product: Values, sums_x: Values, sums_y: Values, weights: Value
     return result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Survey:
     """Which images are defined, about the mean entries of both matrices, and whether either is constant."""
 

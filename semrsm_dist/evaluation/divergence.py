@@ -27,7 +27,7 @@ SUM_TOLERANCE = 1e-3
 TERMS_AT_ONCE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
     """What a model says about each image, as one or several probability distributions.
 

@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 """Differences of inner products below this, relative to the norms, are rounding."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MatchQuality:
     """Quality of a matching, pair by pair; arrays (R, K), NaN where a quantity is undefined.
 

@@ -140,7 +140,7 @@ class RetrievalTask:
         return len({labels for labels in (*self._queries, *self._candidates) if labels}) == 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Hits:
     """The best hits of N queries, with ties and undefined similarities.
 

@@ -26,7 +26,7 @@ METADATA = b"semrsm"
 """Key of the settings, as JSON, in the metadata of the Parquet file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Findings:
     """What the computation of an experiment returns.
 

@@ -54,7 +54,7 @@ class Extraction(Section, arbitrary_types_allowed=True):
     seed: Seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features(Mapping[str, NDArray[np.float32]]):
     """Representations of images, layer by layer.
 
@@ -68,6 +68,9 @@ class Features(Mapping[str, NDArray[np.float32]]):
 
     layers: Mapping[str, NDArray[np.float32]]
     model: Mapping[str, Any]
+
+    __eq__ = object.__eq__  # a mapping would compare its arrays, which have no single answer
+    __hash__ = object.__hash__
 
     def __getitem__(self, layer: str) -> NDArray[np.float32]:
         """Return the (N, S, C) representations of a layer."""

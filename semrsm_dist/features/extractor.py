@@ -48,7 +48,7 @@ class NonFiniteFeaturesError(InputError):
             else f"{precision} may be too narrow for this model: set precision: float32"
         )
         super().__init__(
-            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at position(s) "
+            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at the positions "
             f"{shown}, so no similarity is defined for them; {remedy}"
         )
 

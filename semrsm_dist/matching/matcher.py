@@ -39,6 +39,7 @@ UNMATCHED = -1
 """The partner of a token that has none, because the other image has fewer tokens."""
 
 _ROUNDING = 1e-6  # of the norms: what results may contradict each other by, so that float32 arithmetic may
+_SAMPLE = 4  # pairs of a tile whose identity is computed again
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Matcher(Section, ABC):
     version : int
         Goes up whenever the numbers change.
     certified : bool
-        Whether the gap between bound and value is guaranteed to be small.
+        Whether the gap between bound and value is guaranteed to be small: at most the parameter `tolerance`, where
+        there is one, times the product of the norms. The bound of any other matcher is at most that product.
     takes_unequal : bool
         Whether two images may differ in their number of tokens: all tokens of the smaller image are matched then.
     cpus, gpus : float
@@ -207,13 +209,13 @@ class Matcher(Section, ABC):
             raise self._wrong(
                 f"{found!r} for a pair of images, not (value, upper bound, permutation)"
             ) from error
-        self._check_match(match, pair[0].tokens(0), pair[1].tokens(0))
+        self._check_match(match, *pair)
         return match
 
-    def _check_match(self, match: Match, z_i: NDArray[Any], z_j: NDArray[Any]) -> None:
-        """Raise WorkError unless a match is one: a permutation, its value and a bound on it."""
-        partners, fewest = match.permutation, min(len(z_i), len(z_j))
-        matched = partners != UNMATCHED
+    def _check_match(self, match: Match, rows: Panel, columns: Panel) -> None:
+        """Raise WorkError unless a match of one image each is one: a permutation, its value and a bound on it."""
+        z_i, z_j, partners = rows.tokens(0), columns.tokens(0), match.permutation
+        fewest, matched = min(len(z_i), len(z_j)), partners != UNMATCHED
         used = np.unique(partners[matched])
         if not (
             partners.shape == (len(z_i),)
@@ -225,15 +227,13 @@ class Matcher(Section, ABC):
             raise self._wrong(
                 f"the permutation {partners!r}, which does not give each of {fewest} tokens a partner of its own"
             )
-        left, right = (z.astype(np.float64) for z in (z_i[matched], z_j[partners[matched]]))
-        value = float(np.einsum("sc,sc->", left, right))
-        allowed = _ROUNDING * float(
-            np.linalg.norm(z_i.astype(np.float64)) * np.linalg.norm(z_j.astype(np.float64))
-        )
-        if not abs(match.value - value) <= allowed:
+        value = _inner(z_i[matched], z_j[partners[matched]])
+        norms = math.sqrt(rows.squared_norms[0]) * math.sqrt(columns.squared_norms[0])
+        if not abs(match.value - value) <= _ROUNDING * norms:
             raise self._wrong(f"the value {match.value!r} with a permutation of value {value!r}")
-        if not match.value - allowed <= match.upper_bound < math.inf:
-            raise self._wrong(f"the upper bound {match.upper_bound!r} for the value {match.value!r}")
+        identity = _inner(z_i, z_j) if len(z_i) == len(z_j) else math.nan
+        numbers = (np.full((1, 1), number) for number in (match.value, match.upper_bound, identity))
+        self.check_tile(TileResult(*numbers), rows, columns)
 
     def _wrong(self, returned: str) -> WorkError:
         return WorkError(
@@ -245,7 +245,7 @@ class Matcher(Section, ABC):
         """Raise WorkError if the result of `solve_tile` contradicts itself or the norms of the images.
 
         A value is finite, at most the product of the norms (Cauchy-Schwarz) and at most the upper bound. So is that of
-        the identity, which is NaN where numbers of tokens differ.
+        the identity, which is NaN where numbers of tokens differ. The upper bound is as close as `certified` says.
         """
         shape = (rows.n_images, columns.n_images)
         for name in ("matched", "upper_bound", "identity"):
@@ -253,23 +253,34 @@ class Matcher(Section, ABC):
             if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float64:
                 found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else repr(array)
                 raise self._wrong(f"{found} as the array {name!r} of a tile, not float64 {shape}")
+        for name in ("products", "solving"):
+            seconds = getattr(tile, name, None)
+            if not _is_number(seconds, 0):
+                raise self._wrong(f"{seconds!r} as {name!r} of a tile, not a number of seconds")
         norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
         bound, most = tile.upper_bound + _ROUNDING * norms, (1.0 + _ROUNDING) * norms
         missing = rows.token_counts[:, None] != columns.token_counts
         identity = np.where(missing, tile.matched, tile.identity)
+        tolerance = getattr(self, "tolerance", None) if self.certified else None
+        loose, limit = (
+            ("norms", most) if tolerance is None else ("tolerance", tile.matched + tolerance * norms)
+        )
         for what, wrong in (
             ("an upper bound that is not finite", ~np.isfinite(tile.upper_bound)),
             ("a value that is not finite, or above the norms", ~(np.abs(tile.matched) <= most)),
             ("a value above its upper bound", tile.matched > bound),
+            ("a value of the identity although numbers of tokens differ", missing & ~np.isnan(tile.identity)),
             ("a value of the identity that is not finite, or above the norms", ~(np.abs(identity) <= most)),
+            ("a wrong value of the identity", _wrong_identity(tile.identity, missing, rows, columns)),
             ("an upper bound below the value of the identity", identity > bound),
+            (f"an upper bound above its {loose}", tile.upper_bound > limit + _ROUNDING * norms),
         ):
             if wrong.any():
                 r, c = np.argwhere(wrong)[0]
-                numbers = f"value {tile.matched[r, c]!r}, upper bound {tile.upper_bound[r, c]!r}"
+                value, above, own = (float(a[r, c]) for a in (tile.matched, tile.upper_bound, tile.identity))
                 raise self._wrong(
-                    f"{what}, for {np.count_nonzero(wrong)} of {wrong.size} pairs, the first with {numbers}, identity "
-                    f"{tile.identity[r, c]!r} and norms {norms[r, c]!r}"
+                    f"{what}, for {np.count_nonzero(wrong)} of {wrong.size} pairs, the first with value {value!r}, "
+                    f"upper bound {above!r}, identity {own!r} and product of the norms {float(norms[r, c])!r}"
                 )
 
     def compile(self) -> None:
@@ -373,6 +384,23 @@ def _check(name: str, kind: type[Matcher]) -> Iterator[str]:
     for method, cost in zip(("pair_seconds", "workspace_bytes", "panel_bytes"), costs, strict=True):
         if not _is_number(cost, 0) or (method == "pair_seconds" and cost == 0):
             yield f"its {method}, of 196 tokens and 256 channels, is {cost!r}, not a positive number"
+
+
+def _inner(z_i: NDArray[Any], z_j: NDArray[Any]) -> float:
+    """Return the inner product of two representations (S, C) in float64, by other code than the matchers use."""
+    return float(np.einsum("sc,sc->", z_i.astype(np.float64), z_j.astype(np.float64)))
+
+
+def _wrong_identity(
+    identity: NDArray[np.float64], missing: NDArray[np.bool_], rows: Panel, columns: Panel
+) -> NDArray[np.bool_]:
+    """Return where the identity's value is wrong, of a few pairs: computing all would cost as much as a product."""
+    wrong, equal = np.zeros(identity.shape, np.bool_), np.flatnonzero(~missing)
+    for place in equal[np.linspace(0, equal.size - 1, min(_SAMPLE, equal.size)).astype(np.intp)]:
+        r, c = divmod(int(place), columns.n_images)
+        norms = math.sqrt(rows.squared_norms[r]) * math.sqrt(columns.squared_norms[c])
+        wrong[r, c] = not abs(identity[r, c] - _inner(rows.raw[r], columns.raw[c])) <= _ROUNDING * norms
+    return wrong
 
 
 def _is_number(value: Any, least: int) -> bool:

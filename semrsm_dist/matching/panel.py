@@ -43,7 +43,7 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 Extended = TypeVar("Extended", bound="Panel")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Panel:
     """T representations as given, with what bounds need. Arrays are read-only.
 
@@ -101,7 +101,7 @@ class Panel:
         return kind(*(getattr(self, field.name) for field in fields(Panel)), *more)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedPanel(Panel):
     """A panel with its centred representations in float32, packed for the product.
 

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """The match of one pair of representations z_i and z_j, each (S, C).
+    """The match of one pair of representations z_i (S_i, C) and z_j (S_j, C).
 
     Attributes
     ----------
     value : float
         ``<Z_i, P Z_j>`` of the permutation below, in float64.
     upper_bound : float
-        No permutation has a value above this.
-    permutation : ndarray of intp, (S,)
-        Row s of z_i goes with row ``permutation[s]`` of z_j.
+        No permutation has a value above this: no choice of min(S_i, S_j) pairs, where the numbers of tokens differ.
+    permutation : ndarray of intp, (S_i,)
+        Row s of z_i goes with row ``permutation[s]`` of z_j; -1 where z_j has fewer tokens and none is left.
     matcher : str
         Name of the matcher that found it.
     """

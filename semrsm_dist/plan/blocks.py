@@ -29,7 +29,7 @@ MOST_TILES = 1024
 """Tiles of a task: what the driver loses at most with a worker, and the size of a message."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerWork:
     """The missing tiles of one layer.
 

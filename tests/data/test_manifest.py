@@ -269,3 +269,19 @@ def test_ready_made_features_need_ids_only():
 def test_repeated_ids_are_refused():
     with pytest.raises(InputError, match="'a'"):
         Manifest.from_ids(["a", "b", "a"])
+
+
+def test_a_label_that_joins_other_labels_is_reported(tmp_path, caplog):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        'image_id,uri,labels\na,a.png,"cat, dog"\nb,b.png,cat\nc,c.png,dog\nd,d.png,"bird, odd"\n'
+    )
+    assert [entry.labels for entry in read_entries(table)] == [
+        ("cat, dog",),
+        ("cat",),
+        ("dog",),
+        ("bird, odd",),
+    ]
+    (message,) = caplog.messages
+    assert "label 'cat, dog' (1 such labels) is one class" in message
+    assert "write 'cat|dog'" in message

@@ -75,6 +75,7 @@ WRONG = {
         lambda v, b, p: (-b, -b, p),
         "an upper bound below the value of the identity",
     ),
+    "bound above the norms": (lambda v, b, p: (v, 1.1 * b, p), "an upper bound above its norms"),
     "two numbers": (lambda v, b, p: (v, b), "not \\(value, upper bound, permutation\\)"),
     "nothing": (lambda v, b, p: None, "None for a pair of images"),
     "text": (lambda v, b, p: ("high", b, p), "'high'"),
@@ -114,8 +115,13 @@ def test_what_is_no_permutation_is_refused(what, install):
     [
         (lambda v, b, p: (v + 1e-3, b, p), "the value .* with a permutation of value"),
         (lambda v, b, p: (np.nan, b, p), "the value nan with a permutation of value"),
-        (lambda v, b, p: (v, v - 1e-3, p), "the upper bound .* for the value"),
-        (lambda v, b, p: (v, np.nan, p), "the upper bound nan for the value"),
+        (lambda v, b, p: (v, v - 1e-3, p), "a value above its upper bound"),
+        (
+            lambda v, b, p: (v, v, p),
+            r"an upper bound below the value of the identity.* identity -?\d+\.\d+ and",
+        ),
+        (lambda v, b, p: (v, 1e300, p), "an upper bound above its norms"),
+        (lambda v, b, p: (v, np.nan, p), "an upper bound that is not finite"),
         (lambda v, b, p: (v, b), "not \\(value, upper bound, permutation\\)"),
     ],
 )
@@ -132,6 +138,45 @@ def test_tiles_of_another_form_are_refused(array):
     Hungarian().check_tile(tile, panel, panel)
     with pytest.raises(WorkError, match=r"as the array 'identity' of a tile, not float64 \(4, 4\)"):
         Hungarian().check_tile(tile._replace(identity=array), panel, panel)
+
+
+def test_a_certified_bound_keeps_its_tolerance(install):
+    def close(value, bound, permutation):
+        return value, value + 0.6 * bound, permutation
+
+    promise = {"__annotations__": {"tolerance": float}, "tolerance": 0.5}
+    install(changed(changes=staticmethod(close), **promise))  # nothing is promised: it is no certificate
+    z = np.stack([Z[0], Z[0][::-1]])
+    with pytest.raises(WorkError, match="an upper bound above its norms"):
+        similarity_matrix(z, matcher="reversing")
+    install(changed(changes=staticmethod(close), certified=True, **promise))
+    for compute in (lambda m: similarity_matrix(z, matcher=m), lambda m: match(*z, m)):
+        with pytest.raises(WorkError, match="an upper bound above its tolerance"):
+            compute("reversing")
+    assert match(*z, "reversing", tolerance=0.7).gap == pytest.approx(0.6 * np.vdot(Z[0], Z[0]))
+
+
+def test_the_identity_of_a_tile_is_checked():
+    counts = [5, 3, 5, 5]
+    panel = Hungarian().prepare(Z, counts)
+    tile = Hungarian().solve_tile(panel, panel)
+    Hungarian().check_tile(tile, panel, panel)
+    assert np.isnan(tile.identity[0, 1])
+    with pytest.raises(
+        WorkError, match="a value of the identity although numbers of tokens differ, for 6 of 16"
+    ):
+        Hungarian().check_tile(tile._replace(identity=np.nan_to_num(tile.identity)), panel, panel)
+    with pytest.raises(WorkError, match="a wrong value of the identity"):
+        Hungarian().check_tile(tile._replace(identity=0.9 * tile.identity), panel, panel)
+
+
+@pytest.mark.parametrize("seconds", ["x", np.nan, -1.0, np.inf, None, True])
+@pytest.mark.parametrize("name", ["products", "solving"])
+def test_seconds_of_a_tile_are_checked(name, seconds):
+    panel = Hungarian().prepare(Z)
+    tile = Hungarian().solve_tile(panel, panel)._replace(**{name: seconds})
+    with pytest.raises(WorkError, match=f"{seconds!r} as '{name}' of a tile, not a number of seconds"):
+        Hungarian().check_tile(tile, panel, panel)
 
 
 @pytest.mark.parametrize(

@@ -105,5 +105,5 @@ def test_counts_that_cannot_be_are_refused(shop, document, counts, message):
 
 def test_counts_of_a_layer_that_is_not_there_are_refused(shop, document):
     document["data"]["token_counts"]["first"] = document["data"]["token_counts"]["last"]
-    with pytest.raises(ConfigError, match=r"names unknown layers: \['first'\]"):
+    with pytest.raises(ConfigError, match=r"names unknown layers: first;"):
         shop.run(document)

@@ -31,7 +31,9 @@ class FeaturesData(DataSource):
     def _counts_belong_to_layers(self) -> FeaturesData:
         unknown = sorted(self.token_counts.keys() - self.layers.keys())
         if unknown:
-            raise ValueError(f"token_counts names unknown layers: {unknown}; correct or remove them")
+            raise ValueError(
+                f"token_counts names unknown layers: {', '.join(unknown)}; correct or remove them"
+            )
         return self
 
     def check(self) -> None:

@@ -41,7 +41,7 @@ class Method:
         return make_matcher(self.matcher, **given)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Measurement:
     """What a method gives on R x K pairs as `TileResult` has it, and its processor time.
 

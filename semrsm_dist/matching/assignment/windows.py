@@ -21,7 +21,7 @@ from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel,
 from semrsm_dist.matching.result import TileResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WindowedPanel(Panel):
     """A panel with its tokens in an order of their own, cut into windows.
 

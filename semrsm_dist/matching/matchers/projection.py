@@ -94,7 +94,7 @@ class Projection(Matcher):
         return value, max(value, min(bound, norm_bound(rows, r, columns, c))), permutation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ProjectedPanel(Panel):
     """A panel with its projections on k directions.
 

@@ -36,7 +36,7 @@ Floors = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 """The best similarities (R, k) that rows have so far, and their columns; and the floors (K,) of `Candidates`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SearchPanel:
     """The images of a panel in all forms that a search needs."""
 

@@ -109,7 +109,7 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sketches:
     """Images with d + 1 channels in place of many, packed for the product; the last holds the norm of what is left out.
 

@@ -23,7 +23,7 @@ from semrsm_dist.matching.search.search import Groups, Search
 from semrsm_dist.matching.similarity import prepare_all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TopK:
     """The most similar images of each query, and how pairs were decided.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SIDE: Side = "images"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelOutputs:
     """The outputs of a model's head.
 

@@ -137,3 +137,15 @@ def test_importing_any_module_changes_nothing_global():
     count, changed = done.stdout.strip().split(" ", 1)
     assert int(count) > 100
     assert changed == "[]"
+
+
+def test_results_that_hold_arrays_are_equal_to_themselves_alone():
+    z = np.random.default_rng(0).normal(size=(3, 4, 5))
+    for make in (
+        lambda: srs.match(z[0], z[1]),
+        lambda: srs.top_k(z, k=1),
+        lambda: srs.Features({"a": z}, {}),
+    ):
+        one, other = make(), make()
+        assert one == one and one != other  # noqa: PLR0124
+        assert len({one, other}) == 2

@@ -284,8 +284,8 @@ def _check_filled(values: Sequence[str], name: str, location: str) -> None:
     empty = [row for row, value in enumerate(values) if not value]
     if empty:
         raise InputError(
-            f"{location}: {name} is empty in {len(empty)} of {len(values)} rows, first in row {empty[0]} (counted from 0, "
-            f"without the header). Fill it in or remove the row"
+            f"{location}: {name} is empty in {len(empty)} of {len(values)} rows, first in row {empty[0]} "
+            f"(counted from 0, without the header). Fill it in or remove the row"
         )
 
 
@@ -317,11 +317,15 @@ def _warn_of_commas(labels: Sequence[tuple[str, ...]], location: str) -> None:
         if "," in label and known.issuperset(part.strip() for part in label.split(","))
     )
     if joined:
-        _logger.warning(
-            "%s: the label %r (%d such labels) is one class of its own, although its parts are labels, too: if several "
-            "are meant, write %r",
-            location,
-            joined[0],
-            len(joined),
-            "|".join(part.strip() for part in joined[0].split(",")),
-        )
+        _report_joined(location, tuple(joined))
+
+
+@lru_cache(maxsize=64)  # once for a table
+def _report_joined(location: str, labels: tuple[str, ...]) -> None:
+    _logger.warning(
+        "%s: a comma does not separate labels, so each of %s is one label of its own, although its parts are labels, "
+        "too: if several are meant, write them as %r",
+        location,
+        ", ".join(map(repr, labels)),
+        "|".join(part.strip() for part in labels[0].split(",")),
+    )

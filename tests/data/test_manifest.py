@@ -18,6 +18,7 @@ from PIL import Image
 from semrsm_dist.data.manifest import SCHEMA, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.folder import FolderImages
+from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import InputError, StorageError
 
 
@@ -283,5 +284,5 @@ def test_a_label_that_joins_other_labels_is_reported(tmp_path, caplog):
         ("bird, odd",),
     ]
     (message,) = caplog.messages
-    assert "label 'cat, dog' (1 such labels) is one class" in message
-    assert "write 'cat|dog'" in message
+    assert "each of 'cat, dog' is one label of its own" in message
+    assert "write them as 'cat|dog'" in message

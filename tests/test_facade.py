@@ -147,5 +147,5 @@ def test_results_that_hold_arrays_are_equal_to_themselves_alone():
         lambda: srs.Features({"a": z}, {}),
     ):
         one, other = make(), make()
-        assert one == one and one != other  # noqa: PLR0124
+        assert one == one and one != other
         assert len({one, other}) == 2

@@ -235,7 +235,8 @@ class Manifest:
         missing = [name for name in SCHEMA.names if name not in table.column_names]
         if missing:
             raise StorageError(
-                f"{str(path)!r} is no manifest: it has no column {', '.join(missing)}. Remove it to have "
+                f"{str(path)!r} is no manifest: it lacks the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(missing)}. Remove it to have "
                 f"the images scanned again"
             )
         rows = table.sort_by("index").select(SCHEMA.names[1:]).to_pylist()

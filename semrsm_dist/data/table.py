@@ -257,7 +257,8 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
     missing = [name for name in absent if name in needed]
     if missing:
         raise InputError(
-            f"{location}: the table has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}. "
+            f"{location}: the table lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+            f"{', '.join(names) or 'none'}. "
             f"Needed: {', '.join(needed)} (labels may be left empty)"
         )
     if further:

@@ -232,8 +232,8 @@ class Matcher(Section, ABC):
         if not abs(match.value - value) <= _ROUNDING * norms:
             raise self._wrong(f"the value {match.value!r} with a permutation of value {value!r}")
         identity = _inner(z_i, z_j) if len(z_i) == len(z_j) else math.nan
-        numbers = (np.full((1, 1), number) for number in (match.value, match.upper_bound, identity))
-        self.check_tile(TileResult(*numbers), rows, columns)
+        found, bound, own = (np.full((1, 1), n) for n in (match.value, match.upper_bound, identity))
+        self.check_tile(TileResult(found, bound, own), rows, columns)
 
     def _wrong(self, returned: str) -> WorkError:
         return WorkError(

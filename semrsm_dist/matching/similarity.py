@@ -108,7 +108,8 @@ def similarity_matrix(
     -------
     ndarray of float64, (N, N) or (N, M)
         With ``cosine``, NaN where a representation is zero. With ``spatio-semantic``, NaN where two images
-        differ in their number of tokens.
+        differ in their number of tokens. Each entry is within its own certificate of the best match: (i, j) of
+        ``z`` with ``y`` and (j, i) of ``y`` with ``z`` may differ within theirs.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
+from semrsm_dist.matching.matcher import MATCHERS
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.evaluation import evaluate, warn_of_zeros
 from semrsm_dist.progress import format_seconds
@@ -138,7 +139,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["retrieval"]:
         lines += ["", _retrieval_table(summary["retrieval"])]
     if summary["warnings"]:
-        lines.append(f"warnings: {len(summary['warnings'])}, in summary.json and above, or on standard error")
+        count = len(summary["warnings"])
+        lines.append(f"{count} warning{'s' * (count > 1)}: see above (standard error) or summary.json")
     return "\n".join(lines)
 
 
@@ -170,13 +172,20 @@ def _describe(record: RunRecord, images: Manifest) -> str:
 
 def _layer_table(summary: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [
-        ("layer", "S", "C", "pairs", "certified cosine gap: mean", "max", "undefined")
+        ("layer", "S", "C", "pairs", f"{_gap_name(summary['matcher'])}: mean", "max", "undefined")
     ]
     for layer, facts in summary["layers"].items():
         sizes = (str(facts[key]) for key in ("n_tokens", "n_channels", "pairs"))
         gaps = (_number(facts[key], "{:.1e}") for key in ("mean_gap", "max_gap"))
         rows.append((layer, *sizes, *gaps, str(facts["undefined_images"])))
     return _table(rows)
+
+
+def _gap_name(matcher: Mapping[str, Any]) -> str:
+    """Return what the gap of a matcher is: small by a guarantee, or what a bound leaves open."""
+    if MATCHERS.load(matcher["matching.matcher"]).certified:
+        return "certified cosine gap"
+    return "cosine gap to the bound (not certified)"
 
 
 def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
@@ -187,9 +196,9 @@ def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:
     for layer, k in dict.fromkeys((score["layer"], score["k"]) for score in scores):
         f1 = {s["method"]: s["f1"] for s in scores if (s["layer"], s["k"]) == (layer, k)}
         rows.append((layer, str(k), *(_number(f1[method], "{:.3f}") for method in methods)))
-    title = (
-        f"retrieval of images with the same labels ({head['n_queries']} queries, kernel {head['kernel']}):"
-    )
+    left = head["n_left_out"]
+    left_out = f", {left} left out: no labels, or no defined similarity" if left else ""
+    title = f"retrieval of images sharing labels ({head['n_queries']} queries{left_out}, kernel {head['kernel']}):"
     return f"{title}\n{_table(rows)}"
 
 

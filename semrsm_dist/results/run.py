@@ -265,7 +265,7 @@ class Run:
         return matrices.kernel_matrix(kind, kernel, sigma, error)
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
-        """Return the certified error of a layer's matching.
+        """Return how far a layer's matching can be below the best: a small error only of a certified matcher.
 
         Parameters
         ----------
@@ -277,7 +277,7 @@ class Run:
         Returns
         -------
         xarray.DataArray
-            Dims (image_i, image_j), float64: the best possible permutation gives at most `matched + gap`, or with a
+            Dims (image_i, image_j), float64, bound minus value: the best possible permutation gives at most `matched + gap`, or with a
             kernel, the similarity plus this gap. An RBF's width is taken as exact.
 
         Raises

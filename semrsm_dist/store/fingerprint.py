@@ -62,7 +62,7 @@ def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run:
     width = max(len(name) for name, _, _ in changed)
     lines = [f"  {name:<{width}}  {' -> '.join(_shorten(old, new))}" for name, old, new in changed]
     raise ResumeError(
-        f"{run}: the run holds results of another configuration; continuing would mix two different matrices, so "
+        f"{run}: the run was begun with another configuration; continuing could mix two different matrices, so "
         "nothing was changed. Recorded -> requested:\n"
         + "\n".join(lines)
         + "\nGo back to the recorded values to continue, or give the new configuration a directory of its own "

@@ -116,10 +116,6 @@ def test_what_is_no_permutation_is_refused(what, install):
         (lambda v, b, p: (v + 1e-3, b, p), "the value .* with a permutation of value"),
         (lambda v, b, p: (np.nan, b, p), "the value nan with a permutation of value"),
         (lambda v, b, p: (v, v - 1e-3, p), "a value above its upper bound"),
-        (
-            lambda v, b, p: (v, v, p),
-            r"an upper bound below the value of the identity.* identity -?\d+\.\d+ and",
-        ),
         (lambda v, b, p: (v, 1e300, p), "an upper bound above its norms"),
         (lambda v, b, p: (v, np.nan, p), "an upper bound that is not finite"),
         (lambda v, b, p: (v, b), "not \\(value, upper bound, permutation\\)"),
@@ -138,6 +134,15 @@ def test_tiles_of_another_form_are_refused(array):
     Hungarian().check_tile(tile, panel, panel)
     with pytest.raises(WorkError, match=r"as the array 'identity' of a tile, not float64 \(4, 4\)"):
         Hungarian().check_tile(tile._replace(identity=array), panel, panel)
+
+
+@pytest.mark.parametrize("certified", [False, True])
+def test_the_bound_of_a_match_is_not_below_the_identity(certified, install):
+    install(changed(certified=certified, changes=staticmethod(lambda v, b, p: (v, v, p))))
+    with pytest.raises(
+        WorkError, match=r"an upper bound below the value of the identity.* identity \d+\.\d+ and"
+    ):
+        match(Z[0], Z[0], "reversing")
 
 
 def test_a_certified_bound_keeps_its_tolerance(install):

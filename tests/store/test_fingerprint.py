@@ -65,7 +65,7 @@ def test_a_refusal_names_every_field_and_shows_its_difference(old, new):
     with pytest.raises(ResumeError) as caught:
         require_same(old, new, "runs/mine")
     message = str(caught.value)
-    assert message.startswith("runs/mine: the run holds results of another configuration; ")
+    assert message.startswith("runs/mine: the run was begun with another configuration; ")
     assert "nothing was changed" in message
     assert message.endswith("a directory of its own (--set run=...).")
     for name, _, _ in changed:

@@ -277,8 +277,8 @@ class Run:
         Returns
         -------
         xarray.DataArray
-            Dims (image_i, image_j), float64, bound minus value: the best possible permutation gives at most `matched + gap`, or with a
-            kernel, the similarity plus this gap. An RBF's width is taken as exact.
+            Dims (image_i, image_j), float64: bound minus value. The best possible permutation gives at most
+            `matched + gap`, or with a kernel, the similarity plus this gap. An RBF's width is taken as exact.
 
         Raises
         ------

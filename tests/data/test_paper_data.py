@@ -129,7 +129,7 @@ def change(document: dict, key: str, index: int, name: str, value: object) -> No
     ("key", "index", "name", "value", "message"),
     [
         ("images", 1, "url", None, r"images\[1\] lacks url"),
-        ("images", 0, "id", 2, r"1 image_id\(s\) occur more than once \('2'\)"),
+        ("images", 0, "id", 2, r"1 image ids? occurs? more than once \('2'\)"),
         ("annotations", 0, "image_id", None, r"annotations\[0\] lacks image_id"),
         ("annotations", 3, "image_id", 99, r"1 annotations are of 1 images that it does not list \(99\)"),
     ],

@@ -105,8 +105,8 @@ def check_unique_ids(image_ids: Iterable[str], source: str) -> None:
     if repeated:
         shown = ", ".join(repr(name) for name in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         raise InputError(
-            f"{source}: {len(repeated)} image id{' occurs' if len(repeated) == 1 else 's occur'} more than once ({shown}); rows of the result could not be "
-            f"distinguished. Give every image an id of its own"
+            f"{source}: {len(repeated)} image id{' occurs' if len(repeated) == 1 else 's occur'} more than once "
+            f"({shown}); rows of the result could not be distinguished. Give every image an id of its own"
         )
 
 

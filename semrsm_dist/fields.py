@@ -125,8 +125,8 @@ class Section(BaseModel, metaclass=_SectionType):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_is_number), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1, lt=2**63)]
+Seed = Annotated[int, BeforeValidator(_is_number), Field(ge=0, lt=2**63)]
 Real = Annotated[float, BeforeValidator(_is_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
 Tolerance = Annotated[Real, Field(ge=0, le=1)]  # of the norms' product, which no value exceeds

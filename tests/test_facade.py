@@ -149,3 +149,31 @@ def test_results_that_hold_arrays_are_equal_to_themselves_alone():
         one, other = make(), make()
         assert one == one and one != other
         assert len({one, other}) == 2
+
+
+@pytest.mark.parametrize("value", [[], {}, 0, "yes", np.zeros(3), np.zeros(0)], ids=repr)
+@pytest.mark.parametrize("name", ["stop", "reporter"])
+def test_a_run_refuses_what_cannot_stop_or_report_before_it_begins(tmp_path, name, value):
+    config = {
+        "run": str(tmp_path / "run"),
+        "data": {"source": "digits", "n_images": 4},
+        "model": {"name": "test_resnet", "weights": "digits", "layers": ["layer4"]},
+    }
+    with pytest.raises(srs.ConfigError, match=f"^{name}: "):
+        srs.run(config, **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"device": b"x"}, srs.ConfigError),
+        ({"seed": 10**39}, srs.ConfigError),
+        ({"images": np.array("a")}, srs.InputError),
+    ],
+    ids=str,
+)
+def test_extraction_refuses_arguments_by_name(options, error):
+    images = np.zeros((1, 96, 96, 3), np.uint8)
+    with pytest.raises(error, match=next(iter(options))):
+        srs.extract("test_resnet", **({"images": images, "layers": "layer4", "weights": "digits"} | options))

@@ -40,7 +40,12 @@ class Resources:
         if self.gpus:
             words.append(f"{self.gpus:g} GPU")
         if self.memory:
-            words.append(f"{self.memory / 2**30:.1f} GiB memory")
+            is_small = self.memory < 2**30
+            words.append(
+                f"{self.memory / 2**20:.0f} MiB memory"
+                if is_small
+                else f"{self.memory / 2**30:.1f} GiB memory"
+            )
         return ", ".join(words)
 
 

@@ -75,12 +75,13 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
     import pandas as pd  # noqa: PLC0415 - slow to load
 
     from semrsm_dist.experiments.evidence import Evidence, Findings  # noqa: PLC0415 - slow to load
-    from semrsm_dist.progress import SilentReporter  # noqa: PLC0415
+    from semrsm_dist.progress import SilentReporter, require_reporter  # noqa: PLC0415
     from semrsm_dist.store.directory import RunDirectory  # noqa: PLC0415
 
     checked = check_parameters(name, parameters)
+    reporter = SilentReporter() if reporter is None else require_reporter(reporter)
     experiment = EXPERIMENTS.load(name)
-    findings = experiment.load()(config, checked, reporter or SilentReporter())
+    findings = experiment.load()(config, checked, reporter)
     if not isinstance(findings, Findings) or not isinstance(findings.table, pd.DataFrame):
         found = (
             f"Findings with the table {findings.table!r}"

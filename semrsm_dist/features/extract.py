@@ -174,14 +174,15 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(_evaluating(model))
-            device = device or str(device_of(model))
-            source: ModelSpec | LoadedModel = adopt_module(model, given.input_size, transform)
+            device = given.device or str(device_of(model))
+            source: ModelSpec | LoadedModel = adopt_module(model, given.input_size, given.transform)
         elif transform is not None:
             raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
         else:
+            device = given.device or "auto"
             source = ModelSpec(model, given.weights, given.input_size, given.seed)
         extractor = Extractor(
-            source, given.layers, precision=precision, device=device or "auto", batch_size=given.batch_size
+            source, given.layers, precision=given.precision, device=device, batch_size=given.batch_size
         )
         found = _extract_all(extractor, pictures)
         facts = extractor.model.describe()
@@ -241,7 +242,7 @@ def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Pict
         remedy = {
             2: "give colour images, or repeat one grey channel",
             3: "of one image, give images[None]"
-            if images.shape[-1] == 3
+            if images.shape[-1:] == (3,)
             else "of grey images, give numpy.stack([images] * 3, axis=-1)",
         }.get(images.ndim, "give one image per entry of the first axis")
         raise InputError(f"images: an array of shape {images.shape}, but (N, H, W, 3) is expected: {remedy}")

@@ -74,8 +74,16 @@ class SafetensorsFeatures(TensorFeatures):
     def _measure(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         with safetensors.safe_open(self._file, framework="np") as file:
             tensor = file.get_slice(self._name)
-            shape, self._is_bfloat16 = tuple(tensor.get_shape()), tensor.get_dtype() == "BF16"
-            is_plain = shape and not self._is_bfloat16
+            shape, name = tuple(tensor.get_shape()), tensor.get_dtype()
+            self._is_bfloat16 = name == "BF16"
+            if name.startswith("F8"):
+                raise InputError(
+                    f"{self._file}: tensor {self._name!r} is of type {name}, which is not taken for features; store "
+                    "them as float16 or float32, for instance with tensor.half()"
+                )
+            is_plain = (
+                0 not in shape and shape and not self._is_bfloat16
+            )  # an empty one is refused by its shape
             return shape, tensor[:0].dtype if is_plain else np.dtype(np.float32)
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
@@ -109,15 +117,20 @@ class TorchFeatures(TensorFeatures):
             )
         found = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
         tensors = found.items() if isinstance(found, dict) else [(self._file.name, found)]
-        return {
-            str(name): tensor
-            for name, tensor in tensors
-            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
-        }
+        dense: dict[str, Tensor] = {}
+        for name, tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                if str(name) in dense:
+                    raise InputError(
+                        f"{self._file}: two tensors are named {str(name)!r}, once as text and once as {name!r} or the "
+                        "like, so which one is meant is not known; write the file again with different names"
+                    )
+                dense[str(name)] = tensor
+        return dense
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg().resolve_conj()
     array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     return array
 

@@ -113,7 +113,11 @@ def _open_session(
     config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
 ) -> Iterator[tuple[Session, RunRecord | None]]:
     """Hold the run directory and an engine, and yield the session with the record of the run."""
-    reporter = require_reporter(reporter or SilentReporter())
+    reporter = SilentReporter() if reporter is None else require_reporter(reporter)
+    if stop is not None and not isinstance(stop, threading.Event):
+        raise ConfigError(
+            f"stop: {stop!r:.200}: expected a threading.Event, which ends the run when it is set"
+        )
     engine = None if engine is None else require_engine(engine)
     directory = RunDirectory(_lasting(config.run))
     directory.create()
@@ -123,7 +127,7 @@ def _open_session(
             directory.remove_remains()
         own_engine = engine is None
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
-        session = Session(config, directory, engine, reporter, stop or threading.Event())
+        session = Session(config, directory, engine, reporter, threading.Event() if stop is None else stop)
         try:
             yield session, record
         except KeyboardInterrupt:

@@ -142,7 +142,7 @@ def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
 
 
 def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
-    """Return the memory that one worker has for prepared panels in the largest of the run's layers, in bytes.
+    """Return the memory that one worker has for prepared panels in the largest requested layer, in bytes.
 
     Reading a tile's images decodes whole feature chunks, for which memory is set aside.
     """
@@ -150,7 +150,7 @@ def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
     return min(
         _budget(config, matcher, layer)
         - _loading_bytes(layer, max(panel_size(config, matcher, layer), record.chunk_size), itemsize)
-        for layer in record.layers.values()
+        for layer in (record.layers[name] for name in record.requested)
     )
 
 
@@ -235,13 +235,12 @@ def is_one_machine(facts: Mapping[str, object]) -> bool:
 
 
 def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:
-    """Return the tile size for a run's settings: as requested, or its first multiple that makes few enough files."""
+    """Return the tile size: as requested, or its first multiple that makes few enough files, within the matrix."""
     n_rows, n_columns = counts.get("queries", counts["images"]), counts["images"]
     smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in counts)
-    requested = config.matching.tile
+    requested, longest = config.matching.tile, max(n_rows, n_columns)
     if requested is not None:
-        return requested * -(-smallest // requested)
-    longest = max(n_rows, n_columns)
+        return min(requested * -(-smallest // requested), longest)
     share = pair_seconds * longest * longest / 2 / (8 * workers)
     return choose_tile_size(
         longest,
@@ -261,8 +260,8 @@ def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: Laye
         raise ConfigError(
             f"matching.worker_memory: {int(config.matching.worker_memory) // 2**20} MiB for a worker, but a pair of "
             f"images of layer {layer!r} and the results of a tile of {sizes.tile_size} x {sizes.tile_size} take up to "
-            f"{needed} MiB; nothing was computed: set it to at least {needed}MiB, or choose layers with fewer tokens "
-            "or channels"
+            f"{needed} MiB; nothing was computed: set it to at least {needed}MiB, set a smaller matching.tile, or "
+            "choose layers with fewer tokens or channels"
         )
     return fitting
 

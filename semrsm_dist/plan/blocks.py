@@ -25,7 +25,7 @@ SHORTEST_TASK = 0.5
 TASK_OVERHEAD = 0.005
 """Seconds that a task takes of the driver's time: with many workers, tasks last long enough for one driver."""
 
-MOST_TILES = 1024
+LARGEST_BLOCK = 1024
 """Tiles of a task: what the driver loses at most with a worker, and the size of a message."""
 
 
@@ -112,7 +112,7 @@ class BlockPlanner:
         work, limit = self._works[layer], self._block_seconds() / self._pace(layer)
         tiles: list[Tile] = []
         cost = 0.0
-        while self._next is not None and self._next.layer == layer and len(tiles) < MOST_TILES:
+        while self._next is not None and self._next.layer == layer and len(tiles) < LARGEST_BLOCK:
             more = work.seconds(self._next)
             if tiles and cost + more > limit:
                 break
@@ -150,6 +150,6 @@ class BlockPlanner:
     def _height(self, work: LayerWork) -> int:
         """Return the row panels of a band: blocks are about square, and a column panel fits beside them."""
         tile_seconds = work.pair_seconds * self._pace(work.layer) * work.layout.tile_size**2
-        tiles = min(self._block_seconds() / max(tile_seconds, 1e-9), MOST_TILES)
+        tiles = min(self._block_seconds() / max(tile_seconds, 1e-9), LARGEST_BLOCK)
         by_memory = self._budget // max(work.panel_bytes, 1) - 1
         return max(1, min(math.isqrt(int(tiles)), by_memory))

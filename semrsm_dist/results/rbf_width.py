@@ -52,7 +52,8 @@ def median_width(
         layout = Layout(layout.n_rows, layout.n_columns, BLOCK, layout.symmetric)
     blocks = _draw_blocks(layout) if is_sample else list(layout.tiles())
     parts = []
-    with (reporter or SilentReporter()).stage(f"rbf width of {quantity}", len(blocks), "blocks") as shown:
+    shown_by = SilentReporter() if reporter is None else reporter
+    with shown_by.stage(f"rbf width of {quantity}", len(blocks), "blocks") as shown:
         for block in blocks:
             parts.append(_distances(matrices, layout, block, quantity))
             shown.advance(1)

@@ -86,6 +86,21 @@ def create_group(root: Path, name: str) -> zarr.Group:
         return group
 
 
+def read_attributes(group: Path) -> dict[str, Any]:
+    """Return the attributes of a group; none if it is not there.
+
+    Raises
+    ------
+    StorageError
+        If its description is damaged.
+    """
+    try:
+        with reading_metadata(group):
+            return dict(zarr.open_group(group, mode="r", use_consolidated=False).attrs)
+    except FileNotFoundError:
+        return {}
+
+
 def create_array(
     group: Path,
     name: str,
@@ -193,6 +208,8 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     ------
     ValueError
         If shape or type do not fit, or there is no such chunk: Zarr would silently broadcast or cast.
+    StorageError
+        If a folder is in the place of the chunk's file, or a file in the place of its folder.
     OSError
         As the file system raises it.
     """
@@ -203,7 +220,14 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
             f"chunk {tuple(index)} of {_location(array)} takes {array.dtype} of shape {expected}, "
             f"not {values.dtype} of shape {values.shape}"
         )
-    array[region] = values
+    try:
+        array[region] = values
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise StorageError(
+            f"{_chunk_path(_location(array), index)}: this chunk cannot be written, as a folder is in its place, or a "
+            "file in the place of a folder above it; other chunks are kept: remove what is there and start the same "
+            "command"
+        ) from error
 
 
 def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:

@@ -164,7 +164,7 @@ class FeatureStore:
 
     def is_verified(self) -> bool:
         """Return whether the features were verified against the source that they were copied from."""
-        return bool(chunks.create_group(self.root, f"{self.side}/{self.layer}").attrs.get(VERIFIED))
+        return bool(chunks.read_attributes(self.group).get(VERIFIED))
 
     def mark_verified(self) -> None:
         """Note that all features have been found to be those of their source."""

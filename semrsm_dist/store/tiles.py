@@ -92,9 +92,12 @@ class TileFiles(LabelledGroup):
     def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
         """Yield row, column and file of each tile of the layout that exists."""
         for row in range(layout.row_panels):
-            with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / str(row)) as files:
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                os.scandir(self._folder / str(row)) as files,
+            ):
                 for file in files:
-                    if file.name.isdecimal() and int(file.name) < layout.column_panels:
+                    if file.name.isdecimal() and int(file.name) < layout.column_panels and file.is_file():
                         yield row, int(file.name), file
 
     @property

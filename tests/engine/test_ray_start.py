@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from semrsm_dist.engine.engines.ray import RayEngine
+from semrsm_dist.engine.protocol import Resources
+from semrsm_dist.errors import WorkError
+
 START = """
 import json, os, sys
 from semrsm_dist.engine import make_engine
@@ -162,3 +166,10 @@ def test_without_ray_the_local_engine_works_and_the_other_says_what_is_missing(t
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "ray" not in record["versions"]
     assert record["versions"]["numpy"] == np.__version__
+
+
+def test_no_living_node_is_no_fault_of_the_configuration(monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": False, "Resources": {"CPU": 2.0}}])
+    with pytest.raises(WorkError, match=r"no node of Ray is alive.*start the same command"):
+        RayEngine.require_room(object.__new__(RayEngine), Resources(memory=16 * 2**20))
+    assert str(Resources(memory=16 * 2**20)) == "1 CPU, 16 MiB memory"

@@ -401,3 +401,16 @@ def test_an_error_in_a_thread_stops_the_search(monkeypatch):
     with pytest.raises(MemoryError):
         srs.top_k(np.random.default_rng(0).normal(size=(400, 2, 2)), k=1, workers=1)
     assert len(begun) < 13
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"groups": np.array("a")}, InputError),
+        ({"k": 10**39}, ConfigError),
+        ({"workers": 10**39}, ConfigError),
+    ],
+)
+def test_arguments_that_are_no_lists_or_too_large_are_refused(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        srs.top_k(np.ones((3, 2, 2)), **options)

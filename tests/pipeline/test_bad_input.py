@@ -383,9 +383,11 @@ def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(shop):
 
 
 def test_workers_whose_memory_takes_no_pair_are_refused(shop):
-    z = shop.features("wide.npy", (40, 64, 256))
-    little = {"worker_memory": "64MiB"}
-    refused(shop, shop.of_features("run", z, matching=little | {"tile": 2000}), ConfigError, "2000 x 2000")
+    z = shop.features("many.npy", (2000, 2, 4))
+    little = {"worker_memory": "64MiB", "tile": 2000}
+    refused(
+        shop, shop.of_features("run", z, matching=little), ConfigError, "2000 x 2000", "smaller matching.tile"
+    )
     assert not (shop.path / "run" / "run.json").exists()
     huge = shop.features("huge.npy", (2, 3000, 400))
     refused(

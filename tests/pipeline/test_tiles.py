@@ -1,5 +1,6 @@
 """How a run is cut into tiles: few files whatever is requested, and tiles larger than a worker's memory."""
 
+import numpy as np
 import xarray as xr
 
 import semrsm_dist as srs
@@ -69,3 +70,15 @@ def test_a_panel_is_a_power_of_two_where_a_whole_one_does_not_fit(shop):
 
     assert size("1GiB") == 50
     assert size("16MiB") in {1, 2, 4, 8, 16, 32}
+
+
+def test_a_tile_larger_than_the_matrix_takes_no_memory_for_what_lies_beyond(shop):
+    z = shop.features("wide.npy", (60, 4, 4))
+    matching = {"tile": 5000, "worker_memory": "16MiB"}
+    shop.run(shop.of_features("wide", z, matching=matching))
+    assert shop.run(shop.of_features("wide", z, matching=matching))["work"]["matching"]["computed"] == 0
+    np.testing.assert_allclose(
+        srs.open_run(shop.path / "wide").similarity("last").values,
+        srs.similarity_matrix(np.load(z), kernel="cosine"),
+        rtol=1e-6,
+    )

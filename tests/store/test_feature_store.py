@@ -198,3 +198,18 @@ def test_images_of_fewer_tokens_keep_theirs_alone(tmp_path_factory, counts, rest
     np.testing.assert_allclose(
         store.read_pooled(), expected.sum(axis=1) / counts[:, None], rtol=1e-5, atol=1e-7
     )
+
+
+def test_a_folder_in_the_place_of_a_chunk_is_named(store):
+    file = store.group / FEATURES / "c" / "1" / "0" / "0"
+    file.unlink()
+    file.mkdir()
+    assert store.present() == {0, 2}
+    with pytest.raises(StorageError, match=r"c/1/0/0: this chunk cannot be written.*remove what is there"):
+        store.write_chunk(1, Z[3:6])
+
+
+def test_looking_for_features_makes_nothing(tmp_path):
+    store = FeatureStore(tmp_path / "features.zarr", "images", "a")
+    assert not store.is_verified()
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Solved tiles: three numbers a pair, there or not there, and damaged ones found and removed."""
 
 import os
+import shutil
 import time
 
 import numpy as np
@@ -163,3 +164,20 @@ def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     file.rename(file.with_name("2.5f0e.partial"))
     assert present(store) == set(LAYOUT.tiles()) - {(1, 2)}
     assert np.isnan(store.arrival_times(LAYOUT)[1, 2])
+
+
+@pytest.mark.parametrize("place", ["the tile", "its row"])
+def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_named(tmp_path, place):
+    store, tiles = filled(tmp_path)
+    file = file_of(tmp_path, store, (1, 2))
+    shutil.rmtree(file.parent)
+    if place == "the tile":
+        file.mkdir(parents=True)
+    else:
+        file.parent.touch()
+    assert present(store) == {tile for tile in tiles if tile[0] != 1}
+    with pytest.raises(StorageError, match=r"1/2: this chunk cannot be written.*remove what is there"):
+        store.write((1, 2), *tiles[1, 2])
+    file.rmdir() if place == "the tile" else file.parent.unlink()
+    store.write((1, 2), *tiles[1, 2])
+    np.testing.assert_array_equal(store.read((1, 2))[:2], tiles[1, 2][:2])

@@ -184,7 +184,7 @@ class MatchingWorker:
         for place, part in enumerate(coming):
             for later in part:
                 wanted.setdefault(later, place)
-        # Panels that nothing needs go first, then those needed last; those of this part stay.
+        # Panels that none of the coming parts needs go first, then those needed last; those of this part stay.
         leaving = sorted(panels.keys() - set(needed), key=lambda held: (wanted.get(held, LOOK_AHEAD), held))
         while leaving and taken > self.room:
             gone = leaving.pop()

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, format_resources, ray_request
 from semrsm_dist.engine.protocol import Engine, Resources, Worker
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.machine import available_cpus
 
 ray_log = logging.getLogger(f"{__name__}.messages")
@@ -130,9 +130,15 @@ class RayEngine(Engine):
 
     def require_room(self, resources: Resources) -> None:
         """Refuse workers that Ray would wait for forever: no living node has room, and the cluster cannot grow."""
+        living = _living_nodes()
+        if not living:
+            raise WorkError(
+                "no node of Ray is alive any more: its processes died or were ended; what was finished is kept: start "
+                "the same command"
+            )
         if self.fitting(resources) or self.growing(resources):
             return
-        nodes = "; ".join(format_resources(node) for node in _living_nodes())
+        nodes = "; ".join(format_resources(node) for node in living)
         raise ConfigError(
             f"a worker needs {resources}, but no node has that (there are: {nodes}), and the cluster does not say that "
             f"it can grow, so the run would wait forever; it was stopped: request less (matching.worker_memory), "

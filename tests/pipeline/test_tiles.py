@@ -1,7 +1,6 @@
 """How a run is cut into tiles: few files whatever is requested, and tiles larger than a worker's memory."""
 
 import numpy as np
-import xarray as xr
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
@@ -15,8 +14,12 @@ KERNELS = ["cosine", "linear"]
 
 
 def values(run):
-    data = xr.open_zarr(run / "rsm.zarr", group="last")
-    return {name: array.values.tobytes() for name, array in data.data_vars.items()}
+    opened = srs.open_run(run)
+    return [
+        opened.similarity("last", kernel=kernel, kind=kind).values.tobytes()
+        for kernel in ("cosine", "rbf")
+        for kind in ("semantic", "spatio-semantic")
+    ] + [opened.gap("last").values.tobytes()]
 
 
 def documents(shop, run, z, queries, **matching):

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     Field,
     ValidationError,
@@ -50,7 +51,11 @@ class ModelConfig(Section):
 
     name: Annotated[str, AffectsResult()]
     weights: Annotated[str, AffectsResult()] = "pretrained"
-    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        Field(min_length=1),
+    ]
     input_size: Annotated[AutoPair, AffectsResult()] = None
     prompt: Annotated[str | None, AffectsResult()] = None
     seed: Annotated[Seed, AffectsResult()] = 0

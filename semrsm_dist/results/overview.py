@@ -31,7 +31,7 @@ MOST_LAYERS = 24
 PER_ROW = 6
 """Layers side by side."""
 
-VERSION = 2
+VERSION = 3
 """Of the drawing: raised whenever it changes, so that pictures are drawn again."""
 
 CONTENT = "semrsm-content"
@@ -100,7 +100,9 @@ def draw_overview(run: Run) -> Path:
                 title = f"{layer}\nS = {sizes.n_tokens}, C = {sizes.n_channels}"
                 axes.set_title(title, fontsize=10, parse_math=False)
         bar_beside = pair if single else pair[-1]
-        figure.colorbar(image, ax=bar_beside, location="bottom", shrink=0.8, label="cosine similarity")
+        figure.colorbar(
+            image, ax=bar_beside, location="bottom", shrink=0.8, label="cosine similarity", extend="both"
+        )
     if scores:
         _draw_retrieval(figure.add_subplot(grid[lines, :]), scores, layers)
     title = _title(run, summary, (len(rows), len(order)), line_length=int(11 * width))

@@ -24,6 +24,7 @@ from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.cli import commands as cli
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.store.directory import RunDirectory
 
 COMMAND = (sys.executable, "-m", "semrsm_dist")
@@ -300,6 +301,25 @@ def test_validate_prints_a_configuration_that_can_be_run(place, monkeypatch, cap
     assert "nothing was computed" in capsys.readouterr().out
     assert call(monkeypatch, place, "validate", "config.yaml", "--json") == 0
     assert json.loads(capsys.readouterr().out)["matching"]["tolerance"] == 1e-3
+
+
+@pytest.mark.parametrize("matcher", ["auction", "greedy", "subsample"])
+def test_validate_prints_defaults_that_load_again(matcher, place, monkeypatch, capsys):
+    document = {
+        "run": "runs/short",
+        "data": {"source": "digits", "n_images": 4},
+        "model": {"name": "test_resnet", "weights": "digits", "layers": "layer4"},  # one needs no list
+        "matching": {"matcher": matcher},
+    }
+    (place / "short.yaml").write_text(yaml.safe_dump(document))
+    assert call(monkeypatch, place, "validate", "short.yaml") == 0
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text)
+    assert {"tile", *make_matcher(matcher).parameters} <= printed["matching"].keys()
+    assert printed["workers"] is printed["model"]["input_size"] is None
+    (place / "long.yaml").write_text(text)
+    assert call(monkeypatch, place, "validate", "long.yaml") == 0
+    assert capsys.readouterr().out == text
 
 
 def test_validate_refuses_scenes_that_cannot_be(place, monkeypatch, capsys):

@@ -517,13 +517,18 @@ def test_wrong_values_of_digit_scenes(refused, line, message):
 @pytest.mark.parametrize(
     ("layers", "lines"),
     [
-        ("layer1", ["model.layers: 'layer1': expected a list in brackets, such as [a, b]"]),
+        ("{a: b}", ["model.layers: {'a': 'b'}: expected a list in brackets, such as [a, b]"]),
         ("[]", ["model.layers: []: expected at least 1 of them"]),
         ("[1, 2]", [f"model.layers.{i}: {i + 1}: expected text; write it in quotes" for i in range(2)]),
     ],
 )
 def test_layers_are_a_list_of_names(refused, layers, lines):
     assert refused(IMAGES.replace("[layer1]", layers)) == [f"job.yaml:7: {line}" for line in lines]
+
+
+def test_one_layer_needs_no_brackets():
+    config = parse_config(yaml.safe_load(IMAGES.replace("[layer1]", "layer1")))
+    assert config.model.layers == ("layer1",)
 
 
 def test_features_and_models_do_not_mix(refused):

@@ -144,7 +144,7 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
             {"shifts": 3},
             "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
         ),
-        ({"matcher": "other-name"}, "'other-name' calls itself 'toy-shift'"),
+        ({"matcher": "other-name"}, "it calls itself 'toy-shift'"),
         (
             {"matcher": "nameless"},
             "toy_shift:Nameless of the distribution toy 1.0) cannot be used: it does not define",

@@ -47,9 +47,10 @@ class NonFiniteFeaturesError(InputError):
             if precision == "float32"
             else f"{precision} may be too narrow for this model: set precision: float32"
         )
+        place = "position" if len(self.indices) == 1 else "positions"
         super().__init__(
-            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at the positions "
-            f"{shown}, so no similarity is defined for them; {remedy}"
+            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at {place} {shown}, so "
+            f"no similarity is defined for them; {remedy}"
         )
 
     def __reduce__(self) -> tuple[type[NonFiniteFeaturesError], tuple[str, tuple[int, ...], str]]:

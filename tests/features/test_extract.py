@@ -138,7 +138,7 @@ def test_images_without_finite_features_are_named_by_their_place_among_all(pictu
         value = torch.nan if np.array_equal(np.array(image), pictures[3]) else 1.0
         return torch.full((3, 8, 8), value)
 
-    with pytest.raises(InputError, match=r"NaN or infinite for 1 of the given images, at position\(s\) 3,"):
+    with pytest.raises(InputError, match=r"NaN or infinite for 1 of the given images, at position 3,"):
         srs.extract(module, pictures, "0", transform=transform, batch_size=2)
 
 

@@ -131,7 +131,7 @@ def test_images_that_give_nan_or_infinity_are_named(value):
     images = pictures(5)
     images[1] = images[4] = broken
     with pytest.raises(
-        NonFiniteFeaturesError, match=r"'layer2' .* 2 of the given images.*position\(s\) 1, 4"
+        NonFiniteFeaturesError, match=r"'layer2' .* 2 of the given images.*positions 1, 4"
     ) as caught:
         extract(images)
     assert isinstance(caught.value, InputError)

@@ -262,7 +262,7 @@ class Engine(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
-        """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes), for a summary."""
+        """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes; 0: not known)."""
 
     def close(self) -> None:  # noqa: B027 - many engines have nothing to give back
         """Release everything that the engine has started."""

@@ -230,8 +230,8 @@ def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> Non
 
 
 def is_one_machine(facts: Mapping[str, object]) -> bool:
-    """Return whether an engine's description is that of one machine; the bare head of a cluster counts as none."""
-    return facts["nodes"] == 1
+    """Return whether an engine's description is that of one machine, with its memory; a cluster's bare head is none."""
+    return facts["nodes"] == 1 and facts["memory"] != 0
 
 
 def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:

@@ -179,6 +179,7 @@ def test_a_job_goes_on_after_its_time_limit(slurm, tmp_path):
         wait_for(lambda: not of_the_job(job), 60, "Ray's processes to end")
     except AssertionError as error:
         error.add_note(log.read_text()[-4000:] if log.exists() else "the job wrote nothing")
+        error.add_note(slurm("scontrol", "show", "job", job) + slurm("scontrol", "show", "node"))
         raise
     assert done.items() <= tiles(tmp_path).items(), "nothing finished is computed again"
     assert (tmp_path / "home/.ray/auth_token").stat().st_mode & 0o077 == 0

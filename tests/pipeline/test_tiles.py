@@ -1,9 +1,14 @@
 """How a run is cut into tiles: few files whatever is requested, and tiles larger than a worker's memory."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
+from semrsm_dist.errors import LimitError
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline import sizing
 from semrsm_dist.pipeline.sizing import panel_size
@@ -85,3 +90,22 @@ def test_a_tile_larger_than_the_matrix_takes_no_memory_for_what_lies_beyond(shop
         srs.similarity_matrix(np.load(z), kernel="cosine"),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "memory", "refused"),
+    [
+        (1, 2**20, True),
+        (1, 2**40, False),
+        (1, 0, False),  # not known
+        (0, 0, False),  # the bare head of a cluster that grows
+        (3, 2**20, False),  # as may one of several nodes
+    ],
+)
+def test_memory_is_compared_with_that_of_one_machine_alone(shop, nodes, memory, refused):
+    document = shop.of_features("run", shop.features())
+    shop.run(document)
+    engine = SimpleNamespace(describe=lambda: {"nodes": nodes, "memory": memory})
+    session = SimpleNamespace(config=parse_config(document), engine=engine)
+    with pytest.raises(LimitError, match=r"lower matching\.worker_memory") if refused else nullcontext():
+        sizing.require_memory(session, make_matcher("auction"), srs.open_run(document["run"]).record)

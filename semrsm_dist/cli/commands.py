@@ -262,7 +262,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
-    from semrsm_dist.pipeline.planning import format_plan, plan_run
+    from semrsm_dist.pipeline.plan_text import format_plan
+    from semrsm_dist.pipeline.planning import plan_run
 
     with stopping_in_order():
         plan = plan_run(config)

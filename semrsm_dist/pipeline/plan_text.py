@@ -1,0 +1,74 @@
+"""A plan as text, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semrsm_dist.progress import format_seconds
+
+
+def format_plan(plan: Mapping[str, Any]) -> str:
+    """Format a plan for people."""
+    counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
+    matcher = ", ".join(f"{name} {value}" for name, value in plan["matcher"].items() if name != "name")
+    head = f"{plan['run']}: {counts}, matcher {plan['matcher']['name']}{matcher and f', {matcher}'}"
+    lines = [head, *_layer_lines(plan["layers"])]
+    if plan["neighbours"] is not None:
+        lines.append(
+            f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, so that core-hours, time and "
+            "files are upper limits"
+        )
+    if plan["image_seconds"]:
+        lines.append(
+            f"extraction: {1e3 * plan['image_seconds']:.0f} ms/image, {plan['extraction_core_hours']:.2f} core-hours"
+        )
+    low, high = plan["seconds_interval"]
+    files = plan["files"]
+    lines += [
+        f"work: {plan['pairs']} pairs, {plan['tiles']} tiles, about {plan['tasks']} tasks; {plan['core_hours']:.2f} "
+        f"core-hours, {plan['gpu_hours']:.2f} GPU-hours",
+        f"disk: about {_size(plan['disk_bytes'])} in {sum(files.values())} files, uncompressed up to "
+        f"{_size(plan['disk_bytes_at_most'])}; {_size(plan['disk_free_bytes'])} free",
+        f"features read by workers: {_size(plan['read_bytes'])}",
+        f"memory: about {_size(plan['peak_memory_bytes'])} at the peak, with up to "
+        f"{_size(plan['worker_memory_bytes'])} for each of {plan['workers']} workers in matching; "
+        f"{_size(plan['memory_limit_bytes'])} allowed here",
+        f"time: about {format_seconds(plan['seconds'])} on {plan['workers']} workers "
+        f"({plan['engine']['engine']} engine), of which {format_seconds(plan['start_seconds'])} to start; with "
+        f"{100 * plan['confidence']:.0f} % confidence between {format_seconds(low)} and {format_seconds(high)}",
+        *_scaling_lines(plan["scaling"]),
+    ]
+    return "\n".join([*lines, *plan["problems"]])
+
+
+def _layer_lines(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"]
+    lines += [
+        f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
+        f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
+        for layer, facts in layers.items()
+    ]
+    return lines
+
+
+def _scaling_lines(scaling: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "matching simulated:",
+        f"{'workers':>7} {'time':>12} {'busy':>5} {'tasks':>8} {'read/worker':>12} {'read':>10} {'driver':>10}",
+    ]
+    lines += [
+        f"{row['workers']:>7} {format_seconds(row['seconds']):>12} {100 * row['busy']:>3.0f} % {row['tasks']:>8} "
+        f"{_size(row['read_bytes_per_worker']):>12} {_size(row['read_bytes']):>10} "
+        f"{format_seconds(row['driver_seconds']):>10}"
+        for row in scaling
+    ]
+    return lines
+
+
+def _size(n_bytes: float) -> str:
+    """Format bytes in a unit that leaves a few digits."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n_bytes >= 2**power:
+            return f"{n_bytes / 2**power:.1f} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from scipy.stats import t as student
 
 CONFIDENCE = 0.9
@@ -51,8 +50,9 @@ def fit_parts(amounts: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
     """
     table = np.asarray(amounts, dtype=np.float64)
     scale = np.maximum(np.abs(table).max(axis=0), 1e-300)
-    solution: NDArray[Any] = nnls(table / scale, np.asarray(costs, dtype=np.float64))[0]
-    return np.asarray(solution / scale)
+    # Not nnls: that of scipy before 1.15 can end without a solution, even for three measurements of two amounts.
+    fitted = lsq_linear(table / scale, np.asarray(costs, dtype=np.float64), bounds=(0, np.inf), method="bvls")
+    return np.asarray(fitted.x / scale)
 
 
 @dataclass(frozen=True)

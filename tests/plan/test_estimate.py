@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from semrsm_dist.plan.estimate import LEAST_SPREAD, TileCost, fit_line, fit_parts, interval_factor
@@ -11,6 +11,7 @@ costs = st.floats(0, 100)
 
 
 @given(costs, costs, st.lists(st.floats(1, 1e6), min_size=2, max_size=8, unique=True))
+@example(0.0, 1.0, [2.0, 1.5, 818869.25])
 def test_a_line_is_found_again(fixed, slope, sizes):
     line = fit_line(sizes, [fixed + slope * size for size in sizes])
     largest = max(sizes)

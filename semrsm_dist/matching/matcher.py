@@ -260,11 +260,13 @@ class Matcher(Section, ABC):
         norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
         bound, most = tile.upper_bound + _ROUNDING * norms, (1.0 + _ROUNDING) * norms
         missing = rows.token_counts[:, None] != columns.token_counts
-        identity = np.where(missing, tile.matched, tile.identity)
+        identity = np.where(missing, tile.matched, tile.identity) if missing.any() else tile.identity
         tolerance = getattr(self, "tolerance", None) if self.certified else None
         loose, limit = (
-            ("norms", most) if tolerance is None else ("tolerance", tile.matched + tolerance * norms)
+            ("norms", most) if tolerance is None else ("tolerance", (tolerance + _ROUNDING) * norms)
         )
+        if tolerance is not None:
+            limit += tile.matched
         for what, wrong in (
             ("an upper bound that is not finite", ~np.isfinite(tile.upper_bound)),
             ("a value that is not finite, or above the norms", ~(np.abs(tile.matched) <= most)),
@@ -273,7 +275,7 @@ class Matcher(Section, ABC):
             ("a value of the identity that is not finite, or above the norms", ~(np.abs(identity) <= most)),
             ("a wrong value of the identity", _wrong_identity(tile.identity, missing, rows, columns)),
             ("an upper bound below the value of the identity", identity > bound),
-            (f"an upper bound above its {loose}", tile.upper_bound > limit + _ROUNDING * norms),
+            (f"an upper bound above its {loose}", tile.upper_bound > limit),
         ):
             if wrong.any():
                 r, c = np.argwhere(wrong)[0]

@@ -31,6 +31,9 @@ COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
 SHUFFLED = (BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec())
 """As above, for similar numbers: sign and exponent of all first, then the rest."""
 
+FAST = (BloscCodec(cname="lz4", clevel=3, shuffle=BloscShuffle.bitshuffle), Crc32cCodec())
+"""As above, in a tenth of the time, for 4 % more bytes: for what workers write all the time."""
+
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 """Errors that Zarr raises for a `zarr.json` that is truncated or invalid."""
 

@@ -135,7 +135,7 @@ class TileStore(TileFiles):
             dtype=dtype,
             dimension_names=("quantity", *DIMENSIONS),
             attributes={"quantities": list(QUANTITIES)},
-            compressors=chunks.SHUFFLED,
+            compressors=chunks.FAST,
         )
 
     def write(
@@ -213,14 +213,12 @@ def encode(
     InputError
         If a number is too large for the type.
     """
-    exact = np.stack([matched, identity, upper_bound - matched])
     if dtype == np.float64:
-        return exact
+        return np.stack([matched, identity, upper_bound - matched])
+    stored = np.empty((len(QUANTITIES), *matched.shape), np.float32)
     with np.errstate(over="ignore"):
-        stored = exact.astype(np.float32)
-        gap = upper_bound - stored[0]
-        # Next above, as the difference was rounded; then up to the bits that are kept. 0 is exact.
-        stored[2] = _round_up(np.where(gap > 0, np.nextafter(gap, np.inf), np.maximum(gap, 0.0)))
+        stored[0], stored[1] = matched, identity
+        stored[2] = _round_up(upper_bound - stored[0])
     if np.isinf(stored).any():
         raise InputError(
             f"inner products up to {np.nanmax(np.abs([matched, identity, upper_bound])):.1e} are too large for "
@@ -229,11 +227,13 @@ def encode(
     return stored
 
 
-def _round_up(gap: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the next number above or equal with `GAP_BITS` bits of mantissa, for numbers >= 0 and NaN."""
-    narrow = gap.astype(np.float32)
-    narrow = np.where(narrow < gap, np.nextafter(narrow, np.float32(np.inf)), narrow)
-    rest = np.uint32((1 << (23 - GAP_BITS)) - 1)
-    bits = np.where(np.isfinite(narrow), narrow, 0).view(np.uint32)
-    rounded = ((bits + rest) & ~rest).view(np.float32)
-    return np.where(np.isfinite(narrow), rounded, narrow)
+def _round_up(gap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the next number with `GAP_BITS` bits of mantissa above each positive number; 0 for others, NaN for NaN.
+
+    Above even those that have so few bits, since a gap was rounded when it was subtracted.
+    """
+    unit = np.int64(1 << (52 - GAP_BITS))
+    # Positive numbers are in the order of their bits, read as whole numbers. Those for which float32 has fewer bits are
+    # taken for the least of the others; those above all numbers become infinity.
+    bits = np.clip(gap, np.finfo(np.float32).tiny, np.finfo(np.float64).max).view(np.int64)
+    return np.where(gap > 0, ((bits + unit) & -unit).view(np.float64), np.maximum(gap, 0.0))

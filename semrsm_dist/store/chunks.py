@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 
 from semrsm_dist.errors import StorageError
+from semrsm_dist.store import paths
+from semrsm_dist.store.paths import RunPath
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
 """Errors that the codecs raise for damaged bytes."""
@@ -55,7 +57,7 @@ class DamagedChunkError(StorageError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: RunPath) -> Iterator[None]:
     """Turn errors of a full or read-only file system in this block into one that names `path`.
 
     Raises
@@ -74,7 +76,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def create_group(root: Path, name: str) -> zarr.Group:
+def create_group(root: RunPath, name: str) -> zarr.Group:
     """Open a group below a root, making it and all groups above it, so that the root opens as a whole.
 
     Raises
@@ -83,13 +85,13 @@ def create_group(root: Path, name: str) -> zarr.Group:
         If it cannot be made, or the description of one is damaged.
     """
     with writing(root / name):
-        for folder in (root, *(root / parent for parent in reversed(Path(name).parents[:-1])), root / name):
+        for folder in itertools.accumulate(name.split("/"), operator.truediv, initial=root):
             with reading_metadata(folder):
-                group = zarr.open_group(folder, mode="a", use_consolidated=False)
+                group = zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
         return group
 
 
-def read_attributes(group: Path) -> dict[str, Any]:
+def read_attributes(group: RunPath) -> dict[str, Any]:
     """Return the attributes of a group; none if it is not there.
 
     Raises
@@ -99,13 +101,13 @@ def read_attributes(group: Path) -> dict[str, Any]:
     """
     try:
         with reading_metadata(group):
-            return dict(zarr.open_group(group, mode="r", use_consolidated=False).attrs)
+            return dict(zarr.open_group(paths.zarr_store(group), mode="r", use_consolidated=False).attrs)
     except FileNotFoundError:
         return {}
 
 
 def create_array(
-    group: Path,
+    group: RunPath,
     name: str,
     *,
     shape: Sequence[int],
@@ -146,7 +148,7 @@ def create_array(
             )
         return existing
     with writing(group / name), reading_metadata(group):
-        array = zarr.open_group(group, mode="a").create_array(
+        array = zarr.open_group(paths.zarr_store(group), mode="a").create_array(
             name,
             shape=tuple(shape),
             chunks=tuple(chunks),
@@ -168,7 +170,7 @@ class OpenArrays:
         Directory of the Zarr group.
     """
 
-    def __init__(self, group: Path) -> None:
+    def __init__(self, group: RunPath) -> None:
         self.group = group
         self._opened: dict[str, zarr.Array[Any]] = {}
 
@@ -179,7 +181,7 @@ class OpenArrays:
         return self._opened[name]
 
 
-def open_array(group: Path, name: str) -> zarr.Array[Any]:
+def open_array(group: RunPath, name: str) -> zarr.Array[Any]:
     """Open an array for reading and for writing whole chunks.
 
     Raises
@@ -220,14 +222,15 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     expected = tuple(part.stop - part.start for part in region)
     if values.shape != expected or values.dtype != array.dtype:
         raise ValueError(
-            f"chunk {tuple(index)} of {_location(array)} takes {array.dtype} of shape {expected}, "
+            f"chunk {tuple(index)} of {paths.path_of(array)} takes {array.dtype} of shape {expected}, "
             f"not {values.dtype} of shape {values.shape}"
         )
     try:
         array[region] = values
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        file = _chunk_path(paths.path_of(array), index)
         raise StorageError(
-            f"{_chunk_path(_location(array), index)}: this chunk cannot be written, as a folder is in its place, or a "
+            f"{file}: this chunk cannot be written, as a folder is in its place, or a "
             "file in the place of a folder above it; other chunks are kept: remove what is there and start the same "
             "command"
         ) from error
@@ -259,8 +262,9 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
         for part, size, length in zip(region, array.chunks, array.shape, strict=True)
     )
     touched = list(itertools.product(*spans))
+    folder = paths.path_of(array)
     for index in touched:
-        file = _chunk_path(_location(array), index)
+        file = _chunk_path(folder, index)
         if not file.is_file():  # it would read as fill values, like a result
             raise StorageError(
                 f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, "
@@ -269,7 +273,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     try:
         return np.asarray(array[region])
     except DECODING_ERRORS as error:
-        file = _chunk_path(_location(array), touched[0])
+        file = _chunk_path(folder, touched[0])
         for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
             read_chunk(array, index)
         raise DamagedChunkError(
@@ -278,7 +282,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
         ) from error
     except OSError as error:
         raise StorageError(
-            f"{_location(array)}: cannot be read ({error.strerror or error}); results that need it cannot be "
+            f"{folder}: cannot be read ({error.strerror or error}); results that need it cannot be "
             "computed: check the disk and its permissions, then start the same command"
         ) from error
 
@@ -293,20 +297,19 @@ def chunk_region(array: zarr.Array[Any], index: Sequence[int]) -> tuple[slice, .
     """
     grid = tuple(-(-length // size) for length, size in zip(array.shape, array.chunks, strict=True))
     if len(index) != len(grid) or not all(0 <= position < n for position, n in zip(index, grid, strict=True)):
-        raise ValueError(f"{_location(array)} has {grid} chunks, but no chunk {tuple(index)}")
+        raise ValueError(f"{array.store_path} has {grid} chunks, but no chunk {tuple(index)}")
     return tuple(
         slice(position * size, min((position + 1) * size, length))
         for position, size, length in zip(index, array.chunks, array.shape, strict=True)
     )
 
 
-def list_chunks(group: Path, name: str) -> set[tuple[int, ...]]:
+def list_chunks(group: RunPath, name: str) -> set[tuple[int, ...]]:
     """Return the chunk-grid positions of all chunks that are present, from one walk over the array's folder."""
-    root = group / name / "c"
     present = set()
-    for path in root.rglob("*"):
-        parts = path.relative_to(root).parts
-        if all(part.isdecimal() for part in parts) and path.is_file():
+    for file in paths.list_files(group / name / "c"):
+        parts = file.split("/")
+        if all(part.isdecimal() for part in parts):
             present.add(tuple(int(part) for part in parts))
     return present
 
@@ -326,7 +329,7 @@ def is_decodable(array: zarr.Array[Any], index: Sequence[int]) -> bool:
     return True
 
 
-def delete_chunk(group: Path, name: str, index: Sequence[int]) -> None:
+def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
     """Remove a damaged chunk, so that it counts as missing.
 
     Raises
@@ -336,19 +339,19 @@ def delete_chunk(group: Path, name: str, index: Sequence[int]) -> None:
     """
     file = _chunk_path(group / name, index)
     with writing(file):
-        file.unlink(missing_ok=True)
+        paths.remove_file(file)
 
 
-def _open_if_there(group: Path, name: str) -> zarr.Array[Any] | None:
+def _open_if_there(group: RunPath, name: str) -> zarr.Array[Any] | None:
     path = group / name
     try:
         if not (path / "zarr.json").is_file():  # Zarr would look for older formats, too
             return None
         with reading_metadata(path):
             try:
-                array = zarr.open_array(path, mode="r+")
+                array = zarr.open_array(paths.zarr_store(path), mode="r+")
             except PermissionError:
-                array = zarr.open_array(path, mode="r")
+                array = zarr.open_array(paths.zarr_store(path), mode="r")
     except (FileNotFoundError, zarr.errors.ContainsGroupError):
         return None
     except StorageError:
@@ -367,7 +370,7 @@ def _writing_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
 
 
 @contextlib.contextmanager
-def reading_metadata(node: Path) -> Iterator[None]:
+def reading_metadata(node: RunPath) -> Iterator[None]:
     """Turn Zarr's errors for a damaged description of an array or a group into one that names it.
 
     Raises
@@ -387,9 +390,5 @@ def reading_metadata(node: Path) -> Iterator[None]:
         ) from error
 
 
-def _chunk_path(array: str | Path, index: Sequence[int]) -> Path:
-    return Path(array).joinpath("c", *(str(part) for part in index))
-
-
-def _location(array: zarr.Array[Any]) -> str:
-    return str(array.store_path).removeprefix("file://")
+def _chunk_path(array: RunPath, index: Sequence[int]) -> RunPath:
+    return array.joinpath("c", *map(str, index))

@@ -11,13 +11,13 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.store import chunks
+from semrsm_dist.store.paths import RunPath
 
 FEATURES = "features"
 SQUARED_NORM = "squared_norm"
@@ -53,7 +53,7 @@ class FeatureStore:
         Which of its sub-groups.
     """
 
-    root: Path
+    root: RunPath
     side: str
     layer: str
 
@@ -62,7 +62,7 @@ class FeatureStore:
         return chunks.OpenArrays(self.group)
 
     @property
-    def group(self) -> Path:
+    def group(self) -> RunPath:
         """Directory of the layer's group."""
         return self.root / self.side / self.layer
 

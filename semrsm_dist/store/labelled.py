@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import IncompleteError
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
+from semrsm_dist.store.paths import RunPath
 
 DIMENSIONS = ("image_i", "image_j")
 COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
@@ -41,11 +41,11 @@ class LabelledGroup:
         Name of the layer.
     """
 
-    root: Path
+    root: RunPath
     layer: str
 
     @property
-    def group(self) -> Path:
+    def group(self) -> RunPath:
         """Directory of the layer's group."""
         return self.root / self.layer
 
@@ -59,7 +59,9 @@ class LabelledGroup:
         """
         try:
             with chunks.reading_metadata(self.group):
-                return dict(zarr.open_group(self.group, mode="r", use_consolidated=False).attrs)
+                return dict(
+                    zarr.open_group(paths.zarr_store(self.group), mode="r", use_consolidated=False).attrs
+                )
         except FileNotFoundError:
             return {}
 
@@ -71,10 +73,10 @@ class LabelledGroup:
         """Return whether the group has been finished and every chunk of it is there: listed, not read."""
         return self.is_finished() and next(self._missing(), None) is None
 
-    def _missing(self) -> Iterator[Path]:
+    def _missing(self) -> Iterator[RunPath]:
         """Yield the arrays and chunks of the finished group that are not there."""
         with chunks.reading_metadata(self.group):
-            group = zarr.open_group(self.group, mode="r")
+            group = zarr.open_group(paths.zarr_store(self.group), mode="r")
             arrays = dict(group.arrays())  # as gathered when it was finished: one read for all of them
         for name in cast("list[str]", group.attrs[ARRAYS]):
             if name not in arrays or not (self.group / name / "zarr.json").is_file():
@@ -82,7 +84,7 @@ class LabelledGroup:
             else:
                 yield from self._missing_chunks(name, arrays[name])
 
-    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[Path]:
+    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[RunPath]:
         present = chunks.list_chunks(self.group, name)
         for index in sorted(set(np.ndindex(array.cdata_shape)) - present):
             yield self.group.joinpath(name, "c", *map(str, index))
@@ -109,7 +111,7 @@ class LabelledGroup:
         with chunks.writing(self.group):
             for name, (dimension, values) in coordinates.items():
                 zarr.create_array(
-                    self.group,
+                    paths.zarr_store(self.group),
                     name=name,
                     data=_storable(values),
                     dimension_names=(dimension,),
@@ -121,9 +123,11 @@ class LabelledGroup:
             group.attrs.put({**described, ARRAYS: sorted(group.array_keys())})
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-                zarr.consolidate_metadata(self.group)
+                zarr.consolidate_metadata(paths.zarr_store(self.group))
             # The last write, which keeps what was gathered: a kill leaves no complete group without it.
-            zarr.open_group(self.group, mode="a", use_consolidated=True).attrs[COMPLETE] = True
+            zarr.open_group(paths.zarr_store(self.group), mode="a", use_consolidated=True).attrs[COMPLETE] = (
+                True
+            )
 
     def require_finished(self) -> None:
         """Raise IncompleteError unless the group has been finished."""

@@ -6,7 +6,6 @@ and never reads these.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 
@@ -42,7 +41,7 @@ class MatrixStore(LabelledGroup):
         """
         self.begin()
         with chunks.writing(self.group):
-            shutil.rmtree(self.group)
+            paths.remove_folder(self.group)
         self.begin()
         for name, attributes in matrices.items():
             chunks.create_array(

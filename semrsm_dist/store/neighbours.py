@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 NOBODY = -1
@@ -45,7 +44,7 @@ class NeighbourStore(LabelledGroup):
         """Make empty arrays (N, k); until `finish`, the group counts as incomplete. Earlier ones go."""
         self.begin()
         with chunks.writing(self.group):
-            shutil.rmtree(self.group)
+            paths.remove_folder(self.group)
         self.begin()
         for name, description in DESCRIPTIONS.items():
             chunks.create_array(

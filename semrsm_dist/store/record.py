@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +11,7 @@ from semrsm_dist.errors import StorageError
 from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
+from semrsm_dist.store.paths import RunPath
 
 FORMAT: Literal[3] = 3
 """Version of the run directory's layout."""
@@ -209,7 +209,7 @@ class OtherFormatError(StorageError):
     """The run directory is of another version."""
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: RunPath) -> RunRecord:
     """Return the record that a file holds.
 
     Raises

@@ -10,11 +10,8 @@ the upper bound that the matcher proved. Zarr's own readers, and xarray's, need 
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,8 +20,9 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup, Values
+from semrsm_dist.store.paths import RunPath
 
 ARRAY = "tiles"
 """Name of the array of tiles in the layer's group."""
@@ -68,18 +66,19 @@ class TileFiles(LabelledGroup):
         return np.dtype(self._array.dtype)
 
     def present(self, layout: Layout) -> NDArray[np.bool_]:
-        """Return which tiles exist, (row panels, column panels), from one listing of each row's directory."""
+        """Return which tiles exist, (row panels, column panels), from one listing of their files."""
         found = np.zeros((layout.row_panels, layout.column_panels), dtype=bool)
-        for row, column, _ in self._files(layout):
-            found[row, column] = True
+        for name in paths.list_files(self._folder):
+            if tile := _tile_of(name, layout):
+                found[tile] = True
         return found & layout.wanted()
 
     def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
         """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
         times = np.full((layout.row_panels, layout.column_panels), np.nan)
-        for row, column, file in self._files(layout):
-            with contextlib.suppress(FileNotFoundError):  # a driver may remove a damaged one meanwhile
-                times[row, column] = file.stat().st_mtime
+        for file in paths.look_up_files(self._folder):
+            if tile := _tile_of(file.name, layout):
+                times[tile] = file.written
         return times
 
     def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -89,19 +88,8 @@ class TileFiles(LabelledGroup):
             chunks.delete_chunk(self.group, self.array_name, (0, *tile))
         return damaged
 
-    def _files(self, layout: Layout) -> Iterator[tuple[int, int, os.DirEntry[str]]]:
-        """Yield row, column and file of each tile of the layout that exists."""
-        for row in range(layout.row_panels):
-            with (
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                os.scandir(self._folder / str(row)) as files,
-            ):
-                for file in files:
-                    if file.name.isdecimal() and int(file.name) < layout.column_panels and file.is_file():
-                        yield row, int(file.name), file
-
     @property
-    def _folder(self) -> Path:
+    def _folder(self) -> RunPath:
         return self.group / self.array_name / "c" / "0"
 
 
@@ -174,8 +162,17 @@ class TileStore(TileFiles):
         """Return whether the layer has been finished and every tile and coordinate is there: listed, not read."""
         return self.is_complete() and int(self.present(layout).sum()) == layout.n_tiles
 
-    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[Path]:
+    def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[RunPath]:
         return iter(()) if name == ARRAY else super()._missing_chunks(name, array)
+
+
+def _tile_of(name: str, layout: Layout) -> tuple[int, int] | None:
+    """Return the tile that a file holds, by its path in the folder of all; None for other files."""
+    row, _, column = name.partition("/")
+    if not (row.isdecimal() and column.isdecimal()):
+        return None
+    tile = int(row), int(column)
+    return tile if tile[0] < layout.row_panels and tile[1] < layout.column_panels else None
 
 
 def choose_dtype(exact: bool, norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]) -> str:

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import directory as module
-from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory, write_atomically
+from semrsm_dist.store import locks
+from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
+from semrsm_dist.store.paths import write_atomically
 from semrsm_dist.store.record import FORMAT, Answers, LayerRecord, RunRecord
 
 SIZES = {"n_tokens": 3, "n_channels": 2, "tile_size": 2, "pair_seconds": 1e-6}
@@ -49,7 +51,7 @@ def run(tmp_path):
 
 @pytest.fixture(autouse=True)
 def short_wait(monkeypatch):
-    monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
 
 
 def content_of(folder):
@@ -459,13 +461,13 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_rest(run, monkeypatch):
 def test_readers_never_see_a_part(run):
     path = run.path / "text"
     texts = {letter * 200_000 for letter in "abc"}
-    write_atomically(path, "a" * 200_000)
+    write_atomically(path, b"a" * 200_000)
     stop = threading.Event()
 
     def write():
         while not stop.is_set():
             for text in texts:
-                write_atomically(path, text)
+                write_atomically(path, text.encode())
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -86,6 +86,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong: of an error of the operating system without its number and path, else its first line.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.npy"))
+    'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` did you mean 'a' or 'b'?`` for the names closest to `name`, or an empty string if none is."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) if isinstance(name, str) else ()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, reason_of
 
 KeyPath = tuple[str, ...]
 Places = dict[KeyPath, str]
@@ -74,7 +74,9 @@ def _read_text(path: Path) -> str:
             "save the file as UTF-8"
         ) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read ({error}); check the path") from error
+        raise ConfigError(
+            f"{path}: the configuration cannot be read ({reason_of(error)}); check the path"
+        ) from error
 
 
 def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def read_annotation(location: str, remedy: str) -> bytes:
     try:
         return read_bytes(location)
     except PermissionError as error:
-        raise StorageError(f"{location}: cannot be read: {error}; grant access") from error
+        raise StorageError(f"{location}: cannot be read ({reason_of(error)}); grant access") from error
     except ABOUT_THE_FILE as error:
         raise MissingInputError(f"there is no file {location!r}: {remedy}") from error
 

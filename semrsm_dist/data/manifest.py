@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids
 from semrsm_dist.data.source import ImageSource, calling, load_image
-from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.errors import InputError, StorageError, reason_of
 
 OK, UNREADABLE = "ok", "unreadable"
 
@@ -213,8 +213,8 @@ class Manifest:
                 partial.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be written: {error}. Nothing was changed; free space or "
-                f"grant access, then repeat"
+                f"the manifest {str(path)!r} cannot be written ({reason_of(error)}); nothing was changed: free space "
+                "or grant access, then repeat"
             ) from error
 
     @classmethod
@@ -230,7 +230,8 @@ class Manifest:
             table = pyarrow.parquet.read_table(Path(path))
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be read: {error}. Remove it to have the images scanned again"
+                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images "
+                "scanned again"
             ) from error
         missing = [name for name in SCHEMA.names if name not in table.column_names]
         if missing:

@@ -1,4 +1,4 @@
-"""A table of images, with the columns image_id, uri, labels and, optionally, group."""
+"""A table of images, with the columns image_id and uri and, optionally, labels and group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from semrsm_dist.data.locations import (
     read_bytes,
     split_options,
 )
-from semrsm_dist.errors import InputError, MissingInputError, StorageError
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def read_entries(
     """
     location = absolute(path)
     table = _read_table(location)
-    needed = ["image_id", "uri", "labels"] if needs_uri else ["image_id", "labels"]
+    needed = ["image_id", "uri"] if needs_uri else ["image_id"]
     _check_columns(table.column_names, needed, location)
     if not table.num_rows:
         raise InputError(
@@ -151,7 +151,7 @@ def _read_table(location: str) -> pa.Table:
     try:
         return _READERS[suffix](read_bytes(location))
     except PermissionError as error:
-        raise StorageError(f"{location}: cannot be read: {error}; grant access") from error
+        raise StorageError(f"{location}: cannot be read ({reason_of(error)}); grant access") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(f"the table of images {location!r} does not exist; check the path") from error
     except UnicodeDecodeError as error:
@@ -163,7 +163,7 @@ def _read_table(location: str) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{location}: the table cannot be read: {str(error).rstrip('.')}; correct the file"
+            f"{location}: the table cannot be read ({reason_of(error).rstrip('.')}); correct the file"
         ) from error
 
 
@@ -220,7 +220,7 @@ def _read_json_lines(content: bytes) -> pa.Table:
 def _read_names(content: bytes) -> pa.Table:
     """Return a table of paths, one a line, as thingsvision writes them in ``file_names.txt``: without labels."""
     names = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    columns = {"image_id": names, "uri": names, "labels": [""] * len(names)}
+    columns = {"image_id": names, "uri": names}
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
@@ -245,7 +245,7 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
             "it is unclear which is meant; rename or remove the others"
         )
     further = [name for name in names if name not in COLUMNS]
-    absent = [name for name in dict.fromkeys((*needed, "group")) if name not in names]
+    absent = [name for name in (*needed, "labels", "group") if name not in names]
     for name in absent:
         near = get_close_matches(name, [other.lower() for other in further], n=1, cutoff=_ALIKE)
         if near:
@@ -258,8 +258,7 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
     if missing:
         raise InputError(
             f"{location}: the table lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(names) or 'none'}. "
-            f"Needed: {', '.join(needed)} (labels may be left empty)"
+            f"{', '.join(names) or 'none'}. Needed: {', '.join(needed)}; labels and group may be left out"
         )
     if further:
         _report_further(location, tuple(further))
@@ -292,6 +291,8 @@ def _check_filled(values: Sequence[str], name: str, location: str) -> None:
 
 def _labels(table: pa.Table, location: str) -> Iterable[tuple[str, ...]]:
     """Return the label sets, from lists or from text; a label is what is not blank about it."""
+    if "labels" not in table.column_names:
+        return [()] * table.num_rows
     kind = table.column("labels").type
     kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
     is_list = any(getattr(pa.types, f"is_{name}")(kind) for name in kinds)

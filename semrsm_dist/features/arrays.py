@@ -22,7 +22,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
-from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
+from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean, reason_of
 from semrsm_dist.matching.panel import check_token_counts
 
 _AXES = {
@@ -196,7 +196,7 @@ class FeatureArray(ABC):
             raise
         except READ_ERRORS as error:
             raise InputError(
-                f"{self.path}: cannot be read ({error}); was it changed during the run?"
+                f"{self.path}: cannot be read ({reason_of(error)}); was it changed during the run?"
             ) from error
         return self._shape.arrange(chunk)
 
@@ -264,7 +264,7 @@ def map_npy(path: Path) -> np.memmap[Any, Any]:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        reason = "Python objects are not loaded" if "pickle" in str(error) else error
+        reason = "Python objects are not loaded" if "pickle" in str(error) else reason_of(error)
         raise InputError(
             f"{path}: not a .npy file of numbers, or not complete ({reason}); write it with numpy.save"
         ) from error

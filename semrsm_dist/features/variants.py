@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import StorageError, reason_of
 from semrsm_dist.features import registry
 from semrsm_dist.features.extractor import reproducible
 from semrsm_dist.features.models import LoadedModel
@@ -91,5 +91,6 @@ def save_variant(model: LoadedModel, path: Path, recipe: Mapping[str, Any]) -> N
             partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{path}: the weights cannot be written ({error}); make room or make the folder writable, then repeat"
+            f"{path}: the weights cannot be written ({reason_of(error)}); make room or make the folder writable, then "
+            "repeat"
         ) from error

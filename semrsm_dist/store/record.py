@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import StorageError, reason_of
 from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
@@ -227,7 +227,7 @@ def read_record(path: RunPath) -> RunRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: the record of the run cannot be read ({error})") from error
+        raise StorageError(f"{path}: the record of the run cannot be read ({reason_of(error)})") from error
     found = (
         content.get("format", 1 if "fingerprint" in content else None) if isinstance(content, dict) else None
     )

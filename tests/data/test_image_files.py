@@ -91,7 +91,7 @@ def test_links_are_followed_and_circles_end(folder, tmp_path):
 def test_folder_without_images(tmp_path, content):
     for name in content:
         (tmp_path / name).write_text("x")
-    with pytest.raises(InputError, match=r"no images in .*\.jpeg"):
+    with pytest.raises(InputError, match=r"no images in '.*': give the folder that .*\.jpeg"):
         FolderImages(path=tmp_path).entries()
 
 
@@ -406,7 +406,7 @@ def test_text_tables_of_every_dialect(tmp_path, name, text):
         ),
         ("t.jsonl", b'{"image_id": 1\n', "t.jsonl: the table cannot be read"),
         ("t.jsonl", b"[1]\n", r"line 1 is no object with keys: '\[1\]'"),
-        ("t.jsonl", b'{"image_id": 1, "uri": "a"}\n', r"lacks the column labels"),
+        ("t.jsonl", b'{"image_id": 1, "labels": ["a"]}\n', r"lacks the column uri"),
         ("t.txt", b"\n", "no rows"),
     ],
 )
@@ -469,11 +469,23 @@ def test_repeated_ids_are_named(table_folder):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-@pytest.mark.parametrize("missing", ["image_id", "uri", "labels"])
+@pytest.mark.parametrize("missing", ["image_id", "uri"])
 def test_missing_columns_are_named(table_folder, kind, missing):
     rows = {name: values for name, values in ROWS.items() if name != missing}
-    with pytest.raises(InputError, match=rf"lacks the columns? {missing}; it has"):
+    with pytest.raises(
+        InputError, match=rf"lacks the column {missing}; it has .*labels and group may be left out"
+    ):
         TableImages(path=write_table(table_folder, kind, rows)).entries()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_labels_and_groups_may_be_left_out(table_folder, kind):
+    rows = {name: ROWS[name] for name in ("image_id", "uri")}
+    path = write_table(table_folder, kind, rows)
+    assert [(e.image_id, e.labels, e.group) for e in TableImages(path=path).entries()] == [
+        (name, (), None) for name in ROWS["image_id"]
+    ]
+    assert [e.labels for e in read_entries(path, needs_uri=False)] == [()] * len(ROWS["image_id"])
 
 
 @pytest.mark.parametrize("column", ["image_id", "uri", "labels", "group"])

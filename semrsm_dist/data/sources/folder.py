@@ -39,9 +39,9 @@ class FolderImages(FileSource):
         images = list_images(root)
         if not images:
             raise MissingInputError(
-                f"no images in {str(self.path)!r}: nothing below it ends in {', '.join(sorted(extensions()))} "
-                "(either case), and no file without an ending holds an image. Give the folder that holds the images or "
-                "the class folders"
+                f"no images in {str(self.path)!r}: give the folder that holds the images or the class folders. Taken "
+                f"are files without an ending that hold an image, and those that end in "
+                f"{', '.join(sorted(extensions()))} (in either case)"
             )
         return [_entry(root, name) for name in images]
 

@@ -18,8 +18,8 @@ class TableImages(FileSource):
     line, which is also the image's id, and no labels.
 
     Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
-    being relative to the table's folder; `labels`, a list column, a list written as JSON, or text with ``|``
-    between the labels, empty for none; and, optionally, `group`. Blanks around their names do not count. Further
+    being relative to the table's folder; and, optionally, `labels`, a list column, a list written as JSON, or text
+    with ``|`` between the labels, empty for none; and `group`. Blanks around their names do not count. Further
     columns are reported and not used, unless they look like a misspelt name of one of these.
 
     Parameters

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, reason_of
 from semrsm_dist.evaluation.agreement import Estimate, agreement
 from semrsm_dist.evaluation.divergence import (
     Outputs,
@@ -86,7 +86,8 @@ def _load(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{path}: cannot be read as an array of probabilities ({error}); write it with numpy.save"
+            f"{path}: cannot be read as an array of probabilities ({reason_of(error)}); check the path, or "
+            "write it with numpy.save"
         ) from error
     return array
 

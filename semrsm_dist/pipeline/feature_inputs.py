@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def resolve_features(
         )
     for layer, sizes in layers.items():
         here = [source for key, source in sources.items() if key.split("/", 1)[1] == layer]
-        if any(source.unequal or source.sizes != sizes for source in here):
+        if _is_unequal(sizes, here):
             session.warn(
                 f"layer {layer}: images differ in their number of tokens; all tokens of the smaller one of a pair are "
                 "matched, and spatio-semantic similarities of such pairs are undefined (NaN)"
@@ -79,8 +80,13 @@ def resolve_features(
     return manifests, layers, layer_facts, Answers(sources=sources, listings=listings)
 
 
-def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> None:
+def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> list[str]:
     """Find what `resolve_features` would refuse, without reading the features.
+
+    Returns
+    -------
+    list of str
+        The layers whose images differ in their number of tokens.
 
     Raises
     ------
@@ -88,6 +94,7 @@ def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> None
         As `resolve_features`.
     """
     layers: dict[str, LayerSizes] = {}
+    answers: dict[str, list[SourceAnswer]] = defaultdict(list)
     for side, data in sides.items():
         counts: dict[str, int] = {}
         for layer, path in data.layers.items():
@@ -96,8 +103,15 @@ def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> None
             n_valid = load_token_counts(data.token_counts.get(layer), array.n_images, n_tokens)
             answer = _describe(path, array).model_copy(update={"unequal": bool(n_valid.min() < n_tokens)})
             layers[layer] = _join_sizes(layers.get(layer), answer, matcher, layer=layer, side=side, path=path)
+            answers[layer].append(answer)
         _require_equal(side, counts)
         _list_images(side, data, next(iter(counts.values())))
+    return [layer for layer, sizes in layers.items() if _is_unequal(sizes, answers[layer])]
+
+
+def _is_unequal(sizes: LayerSizes, sides: Iterable[SourceAnswer]) -> bool:
+    """Return whether a layer's images differ in their number of tokens."""
+    return any(side.unequal or side.sizes != sizes for side in sides)
 
 
 def _require_equal(side: str, counts: Mapping[str, int]) -> None:

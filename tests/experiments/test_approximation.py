@@ -12,6 +12,7 @@ from semrsm_dist.errors import InputError
 from semrsm_dist.experiments.approximation.report import draw_approximation, write_text
 from semrsm_dist.experiments.approximation.table import answer_windows
 from semrsm_dist.experiments.evaluating import compute
+from semrsm_dist.pipeline.driver import run
 
 evaluate = partial(compute, "approximation")
 
@@ -200,10 +201,16 @@ def test_images_that_are_all_constant_leave_every_share_undefined(tmp_path):
     evidence.draw(Figure())
 
 
-def test_images_of_different_sizes_are_refused(tmp_path):
+def test_images_of_different_sizes_are_refused_before_anything_is_computed(tmp_path):
     z = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
     np.save(tmp_path / "counts.npy", np.array([5, 5, 3, 4]))
     config = of_features(tmp_path, z, matching={"matcher": "greedy"})
     data = {**config.data.model_dump(exclude_none=True), "token_counts": {"last": tmp_path / "counts.npy"}}
+    config = parse_config({**config.model_dump(exclude_none=True), "data": data})
     with pytest.raises(InputError, match="differ in their number of tokens"):
-        judge(parse_config({**config.model_dump(exclude_none=True), "data": data}), n_rows=2, n_columns=2)
+        judge(config, n_rows=2, n_columns=2)
+    assert not config.run.exists()
+    run(config)  # whose copy of the features is judged when they are gone
+    config.data.layers["last"].unlink()
+    with pytest.raises(InputError, match="differ in their number of tokens"):
+        judge(config, n_rows=2, n_columns=2)

@@ -8,6 +8,7 @@ the certified auction, which matches all tokens together, beats it.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 
 import numpy as np
@@ -15,7 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import InputError
+from semrsm_dist.data.sources import Data
+from semrsm_dist.data.sources.features import FeaturesData
+from semrsm_dist.errors import InputError, MissingInputError
 from semrsm_dist.experiments.approximation import REFERENCE, ApproximationParameters
 from semrsm_dist.experiments.approximation.methods import list_methods, measure_methods
 from semrsm_dist.experiments.approximation.report import draw_approximation, write_text
@@ -24,8 +27,11 @@ from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.machine import limit_threads
+from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.record import Side
 
 LARGEST_EXACT = 800
 """Tokens up to which the Hungarian method is affordable; beyond, the auction at tolerance 0 gives the optimum."""
@@ -40,6 +46,7 @@ def evaluate(config: RunConfig, parameters: ApproximationParameters, reporter: R
             "sizes": tuple(sorted(set(parameters.sizes))),
         }
     )
+    _require_equal_tokens(config)
     run = complete_run(config, reporter)
     images = _draw_images(run, parameters.n_rows, parameters.n_columns, parameters.seed)
     parts, total = [], len(run.requested_layers) * parameters.rounds * len(images[0])
@@ -67,10 +74,7 @@ def _measure_layer(
 ) -> pd.DataFrame:
     n_tokens, sides = features.n_tokens, list(zip((features.query_side, "images"), images, strict=True))
     if any((features.token_counts(side)[drawn] < n_tokens).any() for side, drawn in sides):
-        raise InputError(
-            f"layer {features.layer!r}: images differ in their number of tokens, which most approximations cannot "
-            "match; judge them on images of one size"
-        )
+        raise _unequal(features.layer)
     methods = list_methods(n_tokens, features.n_channels, grid, exact=n_tokens <= LARGEST_EXACT)
     rows, columns = (
         np.concatenate([features.store(side).read(slice(image, image + 1)) for image in drawn])
@@ -78,6 +82,23 @@ def _measure_layer(
     )
     found = measure_methods(methods, rows, columns, rounds=grid.rounds, advance=lambda: shown.advance(1))
     return tabulate_layer(found, rows, columns, seed=grid.seed)
+
+
+def _require_equal_tokens(config: RunConfig) -> None:
+    """Refuse images that differ in their number of tokens before the run is computed."""
+    sides: dict[Side, Data | None] = {"images": config.data, "queries": config.queries}
+    ready = {side: data for side, data in sides.items() if isinstance(data, FeaturesData)}
+    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    with contextlib.suppress(MissingInputError):  # a run may hold them already, whose copy is checked then
+        for layer in check_features(ready, matcher):
+            raise _unequal(layer)
+
+
+def _unequal(layer: str) -> InputError:
+    return InputError(
+        f"layer {layer!r}: images differ in their number of tokens, which most approximations cannot match; judge "
+        "them on images of one size"
+    )
 
 
 def _draw_images(

@@ -165,7 +165,10 @@ class Pool(Protocol):
         ...
 
     def collect(self, timeout: float) -> list[Event]:
-        """Return what has happened since the last call, waiting up to `timeout` seconds for a first event."""
+        """Return what has happened since the last call, waiting up to `timeout` seconds for a first event.
+
+        Events hold the very tasks that were submitted, not copies of them.
+        """
         ...
 
     def close(self, *, cancel: bool = False) -> None:

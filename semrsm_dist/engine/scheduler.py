@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from semrsm_dist.engine.protocol import Begun, Event, Finished, Pool, Receipt, Task
+from semrsm_dist.engine.protocol import Begun, Event, Finished, Pool, Progress, Receipt, Task
 from semrsm_dist.engine.schedule import Failure, Schedule
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import ConfigError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def run_tasks(
     ------
     StorageError
         If a receipt is fatal: the store refuses writes or is not there, so every other unit would fail as well.
+    ConfigError
+        If the pool returns what no pool may.
     ValueError
         If `attempts` is below 1.
     """
@@ -71,7 +73,7 @@ def run_tasks(
     try:
         while schedule.has_work:
             _submit(pool, schedule)
-            for event in pool.collect(POLL_SECONDS):
+            for event in _collect(pool):
                 _handle(event, schedule, on_receipt)
             _raise_if_fatal(schedule.fatal)
             if time.monotonic() - looked > LOOK_SECONDS:
@@ -90,10 +92,33 @@ def run_tasks(
 
 def _submit(pool: Pool, schedule: Schedule) -> None:
     """Fill the pool."""
-    free = pool.capacity() - schedule.in_flight
+    capacity = pool.capacity()
+    if type(capacity) is not int or capacity < 0:
+        raise _misbehaved(pool, "capacity", capacity, "a whole number of at least 0")
+    free = capacity - schedule.in_flight
     while free > 0 and (task := schedule.next_task(time.monotonic())):
         pool.submit(task)
         free -= 1
+
+
+def _collect(pool: Pool) -> list[Event]:
+    """Return what has happened, checked, as pools come with engines of other distributions."""
+    events = pool.collect(POLL_SECONDS)
+    if not isinstance(events, list):
+        raise _misbehaved(pool, "collect", events, "a list of events")
+    for event in events:
+        is_event = isinstance(event, Begun | Progress | Finished) and isinstance(event.task, Task)
+        if not is_event or (isinstance(event, Progress) and not isinstance(event.receipt, Receipt)):
+            raise _misbehaved(pool, "collect", event, "events that hold the task, and of progress a receipt")
+    return events
+
+
+def _misbehaved(pool: Pool, method: str, found: object, wanted: str) -> ConfigError:
+    kind = type(pool)
+    return ConfigError(
+        f"{kind.__module__}.{kind.__qualname__}.{method} returned {found!r:.200}, but must return {wanted}; what is "
+        "done is kept: correct it, or choose another engine"
+    )
 
 
 def _handle(event: Event, schedule: Schedule, on_receipt: Callable[[Receipt], None]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.engine import Finished, Progress, Receipt, Task, run_tasks
+from semrsm_dist.errors import ConfigError
 
 OUTCOMES = ["ok", "error", "silent", "raise", "lost", "twice", "foreign"]
 
@@ -108,6 +109,25 @@ def test_a_pool_without_room_is_waited_for():
     done = []
     assert run_tasks(pool, [Task((0,))], on_receipt=done.append, on_idle=on_idle) == []
     assert len(done) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "message"),
+    [
+        ("capacity", None, "capacity returned None, but must return a whole number"),
+        ("capacity", -1, "capacity returned -1"),
+        ("collect", None, "collect returned None, but must return a list of events"),
+        ("collect", [Receipt(0)], r"collect returned Receipt\(.*, but must return events"),
+        ("collect", [Finished((0,))], r"collect returned Finished\(task=\(0,\)"),
+        ("collect", [Progress(Task((0,)), 0)], "collect .* of progress a receipt"),
+    ],
+)
+def test_a_pool_that_returns_what_it_may_not_is_named_and_cancelled(method, returned, message):
+    pool = ScriptedPool({})
+    setattr(pool, method, lambda *_: returned)
+    with pytest.raises(ConfigError, match=rf"ScriptedPool\.{message}"):
+        run_tasks(pool, [Task((0,))], on_receipt=print)
+    assert pool.closed is True
 
 
 def test_zero_attempts_are_refused():

@@ -129,14 +129,14 @@ def choose_sizes(
             pair_seconds=pair_seconds,
             facts=inputs.layer_facts.get(layer, {}),
         )
-        fitting = _require_memory(config, matcher, layer, layers[layer])
+        fitting = _require_memory(config, matcher, layer, layers[layer], inputs.counts())
         chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
     return layers, chunk_size
 
 
-def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
+def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
     """Return the images of a panel: those along an edge of a tile, or a power of two of which two panels fit."""
-    fitting = _budget(config, matcher, layer) // (2 * _image_bytes(config, matcher, layer))
+    fitting = _budget(config, matcher, layer, counts) // (2 * _image_bytes(config, matcher, layer))
     wanted = min(config.matching.tile or layer.tile_size, layer.tile_size)
     return wanted if wanted <= fitting else 1 << max(fitting.bit_length() - 1, 0)
 
@@ -148,16 +148,18 @@ def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
     """
     itemsize = storage_itemsize(config.features)
     return min(
-        _budget(config, matcher, layer)
-        - _loading_bytes(layer, max(panel_size(config, matcher, layer), record.chunk_size), itemsize)
+        _budget(config, matcher, layer, record.counts)
+        - _loading_bytes(
+            layer, max(panel_size(config, matcher, layer, record.counts), record.chunk_size), itemsize
+        )
         for layer in (record.layers[name] for name in record.requested)
     )
 
 
-def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
+def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
     """Return the memory that a worker takes for two panels of a layer and its workspace, in bytes."""
-    panels = 2 * panel_size(config, matcher, layer) * _image_bytes(config, matcher, layer)
-    return int(config.matching.worker_memory) - _budget(config, matcher, layer) + panels
+    panels = 2 * panel_size(config, matcher, layer, counts) * _image_bytes(config, matcher, layer)
+    return int(config.matching.worker_memory) - _budget(config, matcher, layer, counts) + panels
 
 
 def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> int:
@@ -175,7 +177,8 @@ def largest_worker(config: RunConfig, matcher: Matcher, record: RunRecord) -> in
     return min(
         int(config.matching.worker_memory),
         max(
-            worker_bytes(config, matcher, layer) + prepared_bytes(config, matcher, n_images, layer)
+            worker_bytes(config, matcher, layer, record.counts)
+            + prepared_bytes(config, matcher, n_images, layer)
             for layer in record.layers.values()
         ),
     )
@@ -236,7 +239,7 @@ def is_one_machine(facts: Mapping[str, object]) -> bool:
 
 def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:
     """Return the tile size: as requested, or its first multiple that makes few enough files, within the matrix."""
-    n_rows, n_columns = counts.get("queries", counts["images"]), counts["images"]
+    n_rows, n_columns = _shape(counts)
     smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in counts)
     requested, longest = config.matching.tile, max(n_rows, n_columns)
     if requested is not None:
@@ -251,9 +254,16 @@ def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: floa
     )
 
 
-def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: LayerRecord) -> int:
+def _shape(counts: Mapping[Side, int]) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a run's matrices."""
+    return counts.get("queries", counts["images"]), counts["images"]
+
+
+def _require_memory(
+    config: RunConfig, matcher: Matcher, layer: str, sizes: LayerRecord, counts: Mapping[Side, int]
+) -> int:
     """Return the images of the largest panel of which two fit into a worker, refusing a worker that takes no pair."""
-    image_bytes, budget = _image_bytes(config, matcher, sizes), _budget(config, matcher, sizes)
+    image_bytes, budget = _image_bytes(config, matcher, sizes), _budget(config, matcher, sizes, counts)
     fitting = budget // (2 * image_bytes)
     if fitting < 1:
         needed = -(-(int(config.matching.worker_memory) - budget + 2 * image_bytes) // 2**20)
@@ -266,10 +276,11 @@ def _require_memory(config: RunConfig, matcher: Matcher, layer: str, sizes: Laye
     return fitting
 
 
-def _budget(config: RunConfig, matcher: Matcher, layer: LayerRecord) -> int:
+def _budget(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
     """Return the memory that one worker has for panels, in bytes."""
     workspace = matcher.workspace_bytes(layer.n_tokens, layer.n_channels)
-    results = max(0, layer.tile_size**2 - 256**2) * PAIR_BYTES
+    pairs = math.prod(min(layer.tile_size, count) for count in _shape(counts))
+    results = max(0, pairs - 256**2) * PAIR_BYTES
     return int(config.matching.worker_memory) - PROCESS_BYTES - workspace - results
 
 

@@ -373,6 +373,7 @@ def test_the_cosine_of_a_pair_is_that_of_the_kernel_to_the_last_bit(norms, share
     [
         ({"k": 0}, ConfigError, "k: .*: (must be|expected)"),
         ({"k": True}, ConfigError, "k: .*: (must be|expected)"),
+        ({"k": 2**63 - 1}, ConfigError, "k: 9223372036854775807: .* do not fit into memory"),
         ({"k": 2.0}, ConfigError, "k: .*: (must be|expected)"),
         ({"workers": 0}, ConfigError, "workers"),
         ({"tolerance": -1.0}, ConfigError, "tolerance"),

@@ -74,7 +74,7 @@ def test_a_panel_is_a_power_of_two_where_a_whole_one_does_not_fit(shop):
         config = parse_config(
             shop.of_features("-", shop.features("z.npy"), matching={"worker_memory": memory})
         )
-        return panel_size(config, make_matcher("auction"), layer)
+        return panel_size(config, make_matcher("auction"), layer, {"images": 100})
 
     assert size("1GiB") == 50
     assert size("16MiB") in {1, 2, 4, 8, 16, 32}
@@ -88,6 +88,17 @@ def test_a_tile_larger_than_the_matrix_takes_no_memory_for_what_lies_beyond(shop
     np.testing.assert_allclose(
         srs.open_run(shop.path / "wide").similarity("last").values,
         srs.similarity_matrix(np.load(z), kernel="cosine"),
+        rtol=1e-6,
+    )
+
+
+def test_a_tile_of_few_queries_takes_the_memory_of_its_pairs_alone(shop):
+    z, queries = shop.features("long.npy", (1500, 2, 2)), shop.features("short.npy", (3, 2, 2))
+    _, document = documents(shop, "long", z, queries, tile=2000, worker_memory="16MiB", matcher="greedy")
+    shop.run(document)  # 1500 x 1500 pairs would take 150 MiB
+    np.testing.assert_allclose(
+        srs.open_run(document["run"]).similarity("last").values,
+        srs.similarity_matrix(np.load(queries), np.load(z), kernel="cosine", matcher="greedy"),
         rtol=1e-6,
     )
 

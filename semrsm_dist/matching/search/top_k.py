@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.fields import Count, Tolerance
-from semrsm_dist.machine import available_cpus
+from semrsm_dist.machine import available_cpus, available_memory
 from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
@@ -134,6 +134,11 @@ def top_k(
         raise ConfigError("database_groups needs a database: without one, give only groups")
     matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
     rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
+    if 16 * rows.n_images * k > available_memory():
+        raise ConfigError(
+            f"k: {k}: {rows.n_images} x {k} hits do not fit into memory, and the database has {columns.n_images} "
+            "images; nothing was computed: give at most as many hits"
+        )
     codes = _group_codes(
         groups, groups if database is None else database_groups, rows.n_images, columns.n_images
     )

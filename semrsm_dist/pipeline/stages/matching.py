@@ -118,7 +118,7 @@ def _diagonal_first(works: Sequence[LayerWork]) -> list[list[LayerWork]]:
 def _panel(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> tuple[int, int]:
     """Return the images of a panel of a layer, and the memory that it takes when it is prepared."""
     sizes = record.layers[layer]
-    images = panel_size(session.config, matcher, sizes)
+    images = panel_size(session.config, matcher, sizes, record.counts)
     return images, prepared_bytes(session.config, matcher, images, sizes)
 
 

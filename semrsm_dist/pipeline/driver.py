@@ -30,7 +30,7 @@ from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.fingerprint import require_same
+from semrsm_dist.store.fingerprint import differences, require_same
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store
 
@@ -152,6 +152,9 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     started = time.perf_counter()
     session.engine.require_room(Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     inputs = resolve_inputs(session, matcher, known)
+    if known is not None and not session.directory.has_results():
+        _start_over(session, inputs, known)
+        known = None
     if known is not None:
         require_same(*compare(inputs, known), run=session.directory.path)
     require_enough("queries" in inputs.manifests, inputs.counts())
@@ -172,6 +175,17 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
     session.directory.write_summary(summary)
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
+
+
+def _start_over(session: Session, inputs: RunInputs, known: RunRecord) -> None:
+    """Forget a run of which nothing was finished: sizes are chosen anew, and another configuration may take over."""
+    changed = differences(*compare(inputs, known))
+    if changed:
+        session.warn(
+            f"{session.directory.path}: the run was begun with another configuration, of which nothing was finished; "
+            f"it starts over with this one (changed: {', '.join(name for name, _, _ in changed)})"
+        )
+    session.directory.remove_groups()
 
 
 def _is_done(session: Session, record: RunRecord) -> bool:

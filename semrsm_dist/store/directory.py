@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, StorageError, reason_of
 from semrsm_dist.store import paths
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
@@ -174,7 +174,7 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise StorageError(f"{self.path / SUMMARY}: cannot be read ({error}); delete it") from error
+            raise StorageError(f"{self.path / SUMMARY}: cannot be read ({reason_of(error)}); delete it") from error
         return summary if isinstance(summary, dict) else None
 
     def append_event(self, event: str, **facts: object) -> None:
@@ -236,6 +236,20 @@ class RunDirectory:
             "start the same command to begin anew"
         )
 
+    def has_results(self) -> bool:
+        """Return whether any chunk of features or results is there, whole or damaged."""
+        return any(
+            not name.endswith((".partial", "zarr.json"))
+            for group in self._groups
+            for name in paths.list_files(group)
+        )
+
+    def remove_groups(self) -> None:
+        """Remove the arrays of a run of which nothing is finished."""
+        for group in self._groups:
+            if group.exists():
+                paths.remove_folder(group)
+
     def remove_remains(self) -> None:
         """Remove what workers still wrote after a run had been removed: chunks that nothing describes."""
         for group in self._groups:
@@ -261,7 +275,7 @@ class RunDirectory:
             raise StorageError(f"{self.path}: the run directory cannot be read ({error.strerror})") from error
         if not {RECORD, RECORD_COPY}.isdisjoint(names):
             return
-        groups = {group.name for group in (self.features, self.tiles, self.matrices) if _is_remains(group)}
+        groups = {group.name for group in self._groups if _is_remains(group)}
         strangers = [name for name in names if not BEFORE_THE_RECORD.fullmatch(name) and name not in groups]
         if strangers:
             raise ConfigError(

@@ -317,6 +317,27 @@ def test_changed_numbers_are_refused_field_by_field(shop, stop):
     refused(shop, document, "a.n_tokens", "6 -> 4")
 
 
+@pytest.mark.parametrize("change", ["matcher", "tile", "images"])
+def test_a_run_of_which_nothing_was_finished_starts_over_with_any_configuration(shop, caplog, change):
+    document = quick(shop, "run", matching={"tile": 4, "tolerance": 1e-3})
+
+    def end():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shop.run(document, before=("import", end))
+    assert RunDirectory(document["run"]).read_record() is not None
+    if change == "images":
+        document |= {"data": {"source": "folder", "path": str(shop.images())}}
+        document |= {"model": {"name": "test_resnet", "weights": "random", "layers": ["layer4"]}}
+    else:
+        document |= {"matching": {"matcher": "greedy"} if change == "matcher" else {"tile": 5}}
+    shop.run(document)
+    assert ("it starts over with this one" in caplog.text) == (change != "tile")  # which changes no number
+    shop.run(document | {"run": str(shop.path / "plain")})
+    assert trees(shop, "run") == trees(shop, "plain")
+
+
 def test_the_command_refuses_with_status_2(shop):
     config = shop.write(quick(shop, "run"))
     shop.run(quick(shop, "run"))

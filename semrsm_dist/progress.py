@@ -108,11 +108,9 @@ class ConsoleReporter:
         shown = kind(name, total, unit, done, pace, self._stream)
         try:
             yield shown
-        except BaseException:
-            if pace.is_idle:
-                shown.discard()
-            raise
         finally:
+            if pace.is_idle and done < total:  # it failed before anything was done, or all of it failed
+                shown.discard()
             shown.close()
 
     def note(self, message: str) -> None:
@@ -282,19 +280,19 @@ class _Lines:
         now = time.monotonic()
         if now - self._reported >= LINE_SECONDS:
             self._reported = now
-            self._write("finishing")
+            self._write(str(self._pace) if self._done < self._total else "finishing")
 
     def discard(self) -> None:
         self._is_discarded = True
 
     def close(self) -> None:
         if not self._is_discarded:
-            self._write(f"took {format_seconds(self._pace.elapsed)}")
+            word = "ended after" if self._done < self._total else "took"
+            self._write(f"{word} {format_seconds(self._pace.elapsed)}")
 
-    def _write(self, when_all_is_done: str) -> None:
+    def _write(self, ending: str) -> None:
         rate = (self._done - self._before) / self._pace.elapsed
         share = 100 * self._done / self._total if self._total else 100.0
-        ending = str(self._pace) if self._done < self._total else when_all_is_done
         self._stream.write(
             f"{self._name}: {self._done}/{self._total} {self._unit} ({share:.0f} %), "
             f"{rate:.1f} {self._unit}/s, {ending}\n"

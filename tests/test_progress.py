@@ -1,5 +1,6 @@
 """What a run tells while it works: a bar on a terminal, few plain lines elsewhere, and durations for people."""
 
+import contextlib
 import io
 import logging
 import math
@@ -100,7 +101,7 @@ def test_what_an_earlier_session_did_counts_as_done_but_not_for_the_rate(clock):
         stage.advance(50)
     assert stream.getvalue().splitlines() == [
         "matching: 950/1000 pairs (95 %), 5.0 pairs/s, 10 s left",
-        "matching: 950/1000 pairs (95 %), 5.0 pairs/s, 10 s left",
+        "matching: 950/1000 pairs (95 %), 5.0 pairs/s, ended after 10 s",
     ]
 
 
@@ -117,13 +118,19 @@ def test_an_interrupt_passes_through_and_the_last_line_is_told(clock):
         clock.now += 1
         stage.advance(1)
         raise KeyboardInterrupt
-    assert stream.getvalue() == "scan: 1/4 images (25 %), 1.0 images/s, 3.0 s left\n"
+    assert stream.getvalue() == "scan: 1/4 images (25 %), 1.0 images/s, ended after 1.0 s\n"
 
 
-@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_a_stage_that_fails_before_anything_is_done_leaves_no_line(stream):
-    with pytest.raises(ValueError, match="no panel"), ConsoleReporter(stream).stage("import", 8, "panels"):
-        raise ValueError("no panel")
+@pytest.mark.parametrize("make_stream", [io.StringIO, Terminal])
+@pytest.mark.parametrize("error", [ValueError("no panel"), None])
+def test_a_stage_of_which_nothing_was_done_leaves_no_line(make_stream, error):
+    stream = make_stream()
+    with (
+        pytest.raises(ValueError, match="no panel") if error else contextlib.nullcontext(),
+        ConsoleReporter(stream).stage("import", 8, "panels"),
+    ):
+        if error:
+            raise error  # otherwise, all of its units were set aside
     rows = stream.rows() if stream.isatty() else stream.getvalue().splitlines()
     assert rows in ([], [""])
 
@@ -149,11 +156,11 @@ def test_notes_are_lines_of_their_own():
 def test_standard_error_is_where_it_is_told(capsys):
     reporter = ConsoleReporter()
     reporter.note("note")
-    with reporter.stage("scan", 1, "images"):
-        pass
+    with reporter.stage("scan", 1, "images") as stage:
+        stage.advance(1)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("note\nscan: 0/1 images")
+    assert captured.err.startswith("note\nscan: 1/1 images")
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left():

@@ -174,7 +174,9 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise StorageError(f"{self.path / SUMMARY}: cannot be read ({reason_of(error)}); delete it") from error
+            raise StorageError(
+                f"{self.path / SUMMARY}: cannot be read ({reason_of(error)}); delete it"
+            ) from error
         return summary if isinstance(summary, dict) else None
 
     def append_event(self, event: str, **facts: object) -> None:

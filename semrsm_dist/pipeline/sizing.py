@@ -54,7 +54,7 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
         batch_size = min(config.model.batch_size, chunk_size)
     in_order = before if layers.keys() <= before.keys() else layers  # in the network's order, if it is known
     return RunRecord(
-        fingerprint=inputs.facts,
+        fingerprint=known.fingerprint if known else inputs.facts,  # equal, but perhaps 1.0 and not 1
         layers={**in_order, **before, **layers},
         requested=tuple(layers),
         chunk_size=chunk_size,

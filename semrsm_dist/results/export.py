@@ -115,21 +115,23 @@ def export_zarr(
     for layer, derived in chosen.items():
         matrices, store = run.matrices(layer), MatrixStore(Path(folder) / "rsm.zarr", layer)
         every = [*map(matrices.matrix, QUANTITIES), *derived]
-        make_matrices(store, matrices, every)
+        make_matrices(store, matrices, every, run.record.id_of(layer))
         with writing(store.group):
             for chunk in matrices.chunks.tiles():
                 for matrix in every:
                     write_chunk(store, matrix, chunk)
-        store.finish(matrices.store.coordinates(), {"layer": layer})
+        store.finish(matrices.store.coordinates(), {"layer": layer}, run.record.id_of(layer))
         stores.append(store.group)
     return stores
 
 
-def make_matrices(store: MatrixStore, layer: LayerMatrices, matrices: Sequence[DerivedMatrix]) -> None:
-    """Make empty matrices to be written chunk by chunk, in the type of the layer's tiles."""
+def make_matrices(
+    store: MatrixStore, layer: LayerMatrices, matrices: Sequence[DerivedMatrix], run: str
+) -> None:
+    """Make empty matrices, labelled with the id `run`, to be written by chunks in the type of the layer's tiles."""
     attributes = {matrix.name: matrix.attributes for matrix in matrices}
     shape = (layer.layout.n_rows, layer.layout.n_columns)
-    store.make(attributes, shape, layer.chunks.tile_size, str(layer.store.dtype))
+    store.make(attributes, shape, layer.chunks.tile_size, str(layer.store.dtype), run)
 
 
 def write_chunk(store: MatrixStore, matrix: DerivedMatrix, chunk: tuple[int, int]) -> None:

@@ -44,7 +44,7 @@ class CandidateStore(TileFiles):
 
     array_name: ClassVar[str] = CANDIDATES
 
-    def create(self, layout: Layout, dtype: str) -> None:
+    def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the arrays, or check that existing ones fit.
 
         Parameters
@@ -53,6 +53,8 @@ class CandidateStore(TileFiles):
             How the pairs are cut into tiles.
         dtype
             Type of the numbers; see `semrsm_dist.store.tiles.choose_dtype`.
+        run
+            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
         """
         size, k = layout.tile_size, self.k
         most = min(k * size * (2 if layout.symmetric else 1), size * size)
@@ -60,20 +62,22 @@ class CandidateStore(TileFiles):
         chunks.create_array(
             self.group,
             CANDIDATES,
-            shape=(len(FIELDS), layout.row_panels, layout.column_panels * most),
-            chunks=(len(FIELDS), 1, most),
+            dimensions={
+                "field": (len(FIELDS), len(FIELDS)),
+                "row_panel": (layout.row_panels, 1),
+                "candidate": (layout.column_panels * most, most),
+            },
             dtype=dtype,
-            dimension_names=("field", "row_panel", "candidate"),
+            origin=self.origin(run, CANDIDATES),
             attributes={"fields": list(FIELDS)},
             compressors=chunks.SHUFFLED,
         )
         chunks.create_array(
             self.group,
             KNOWN,
-            shape=(2, layout.n_rows, k),
-            chunks=(2, size, k),
+            dimensions={"field": (2, 2), "image": (layout.n_rows, size), "rank": (k, k)},
             dtype="float64",
-            dimension_names=("field", "image", "rank"),
+            origin=self.origin(run, KNOWN),
             attributes={"fields": ["similarity", "image"]},
             compressors=chunks.SHUFFLED,
         )

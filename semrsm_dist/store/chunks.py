@@ -1,8 +1,8 @@
 """Zarr arrays in which a chunk is written once, whole, by one writer.
 
-A chunk that is present and decodable is finished work. Writes go to a temporary name and are renamed (Zarr's
-local store does that), so a killed writer leaves no half chunk under a chunk's name; checksums turn a
-flipped bit into an error on reading.
+A chunk that is there, can be decoded and is labelled as the one that belongs there (`semrsm_dist.store.labels`) is
+finished work. Writes go to a temporary name and are renamed (Zarr's local store does that), so a killed writer leaves
+no half chunk under a chunk's name; checksums turn a flipped bit into an error on reading.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import zarr
 import zarr.errors
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
+from zarr.storage import StorePath
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.store import paths
+from semrsm_dist.store.labels import ORIGIN, LabellingStore, read_label
 from semrsm_dist.store.paths import RunPath
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
@@ -30,10 +32,13 @@ DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
 COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
 """With a checksum: a flipped bit is an error when the chunk is read."""
 
-SHUFFLED = (BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec())
+_ENVELOPE = (ZstdCodec(level=-100), Crc32cCodec())
+"""Hardly compresses, in hardly any time: it is there for the label, for which the format of Blosc has no room."""
+
+SHUFFLED = (BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), *_ENVELOPE)
 """As above, for similar numbers: sign and exponent of all first, then the rest."""
 
-FAST = (BloscCodec(cname="lz4", clevel=3, shuffle=BloscShuffle.bitshuffle), Crc32cCodec())
+FAST = (BloscCodec(cname="lz4", clevel=3, shuffle=BloscShuffle.bitshuffle), *_ENVELOPE)
 """As above, in a tenth of the time, for 4 % more bytes: for what workers write all the time."""
 
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
@@ -53,7 +58,29 @@ def limit_threads() -> AbstractContextManager[object]:
 
 
 class DamagedChunkError(StorageError):
-    """The bytes of a chunk are there but cannot be decoded."""
+    """A chunk is missing, cannot be decoded, or is not the one that belongs there.
+
+    Attributes
+    ----------
+    file
+        The chunk's file.
+    fault
+        What is wrong with it.
+    """
+
+    def __init__(self, file: RunPath, fault: str) -> None:
+        self.file, self.fault = file, fault
+        remedy = "" if fault == MISSING else "delete this file and "
+        super().__init__(
+            f"{file}: this chunk {fault}; results that need it cannot be computed: {remedy}start the same command, "
+            "which computes it again"
+        )
+
+    def __reduce__(self) -> tuple[type[DamagedChunkError], tuple[RunPath, str]]:
+        return DamagedChunkError, (self.file, self.fault)
+
+
+MISSING = "is missing"
 
 
 @contextlib.contextmanager
@@ -110,10 +137,9 @@ def create_array(
     group: RunPath,
     name: str,
     *,
-    shape: Sequence[int],
-    chunks: Sequence[int],
-    dtype: str,
-    dimension_names: Sequence[str],
+    dimensions: Mapping[str, tuple[int, int]],
+    dtype: DTypeLike,
+    origin: str,
     attributes: dict[str, Any] | None = None,
     compressors: Sequence[Any] = COMPRESSORS,
 ) -> zarr.Array[Any]:
@@ -125,8 +151,12 @@ def create_array(
         Directory of the Zarr group.
     name
         Path of the array inside the group.
-    shape, chunks, dtype, dimension_names
+    dimensions
+        The length of each dimension, and that of a chunk, by its name.
+    dtype
         As in Zarr.
+    origin
+        What the chunks' labels name; see `semrsm_dist.store.labels.origin`.
     attributes
         JSON attributes of a new array.
     compressors
@@ -137,28 +167,29 @@ def create_array(
     StorageError
         If it cannot be created, or one of another shape is there.
     """
+    shape, chunk_shape = (tuple(each) for each in zip(*dimensions.values(), strict=True))
     existing = _open_if_there(group, name)
     if existing is not None:
-        found = (existing.shape, existing.chunks, str(existing.dtype))
-        wanted = (tuple(shape), tuple(chunks), dtype)
+        found = (existing.shape, existing.chunks, str(existing.dtype), existing.attrs[ORIGIN])
+        wanted = (shape, chunk_shape, str(np.dtype(dtype)), origin)
         if found != wanted:
             raise StorageError(
-                f"{group / name}: an array of shape, chunks and type {found} is there, {wanted} is needed; nothing "
-                "was overwritten: start a new run directory"
+                f"{group / name}: an array of shape, chunks, type and origin {found} is there, {wanted} is needed; "
+                "nothing was overwritten: start a new run directory"
             )
         return existing
     with writing(group / name), reading_metadata(group):
-        array = zarr.open_group(paths.zarr_store(group), mode="a").create_array(
+        zarr.open_group(paths.zarr_store(group), mode="a").create_array(
             name,
-            shape=tuple(shape),
-            chunks=tuple(chunks),
+            shape=shape,
+            chunks=chunk_shape,
             dtype=dtype,
             fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
             compressors=compressors,
-            dimension_names=tuple(dimension_names),
-            attributes=attributes,
+            dimension_names=tuple(dimensions),
+            attributes={**(attributes or {}), ORIGIN: origin},
         )
-    return _writing_empty_chunks(array)
+    return open_array(group, name)
 
 
 class OpenArrays:
@@ -241,8 +272,8 @@ def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:
 
     Raises
     ------
-    StorageError
-        If it is missing, cannot be read, or its bytes are damaged.
+    DamagedChunkError, StorageError
+        As `read_region`.
     """
     return read_region(array, chunk_region(array, index))
 
@@ -253,9 +284,9 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     Raises
     ------
     DamagedChunkError
-        If the bytes of a chunk in it cannot be decoded.
+        If a chunk in it is missing, cannot be decoded, or is another one.
     StorageError
-        If a chunk in it is missing, or the file system cannot read it.
+        If the file system cannot read it.
     """
     spans = (
         range(part.start // size, -(-min(part.stop, length) // size))
@@ -266,20 +297,16 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     for index in touched:
         file = _chunk_path(folder, index)
         if not file.is_file():  # it would read as fill values, like a result
-            raise StorageError(
-                f"{file}: this chunk is missing; results that need it cannot be computed: start the same command, "
-                "which computes it again"
-            )
+            raise DamagedChunkError(file, MISSING)
     try:
         return np.asarray(array[region])
     except DECODING_ERRORS as error:
-        file = _chunk_path(folder, touched[0])
         for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
             read_chunk(array, index)
-        raise DamagedChunkError(
-            f"{file}: the stored bytes are damaged ({error}); results that need them cannot be computed: delete this "
-            "file and start the same command, which computes it again"
-        ) from error
+        file = _chunk_path(folder, touched[0])
+        raise DamagedChunkError(file, f"holds damaged bytes ({error})") from error
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be read ({error.strerror or error}); results that need it cannot be "
@@ -314,19 +341,19 @@ def list_chunks(group: RunPath, name: str) -> set[tuple[int, ...]]:
     return present
 
 
-def is_decodable(array: zarr.Array[Any], index: Sequence[int]) -> bool:
-    """Return whether the bytes of a chunk that is present can be decoded.
+def find_fault(array: zarr.Array[Any], index: Sequence[int]) -> str | None:
+    """Return what is wrong with a chunk: it is missing, damaged or another one; None if nothing is.
 
     Raises
     ------
     StorageError
-        If the file system cannot read them, which says nothing about the chunk.
+        If the file system cannot read it, which says nothing about the chunk.
     """
     try:
         read_chunk(array, index)
-    except DamagedChunkError:
-        return False
-    return True
+    except DamagedChunkError as error:
+        return error.fault
+    return None
 
 
 def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
@@ -360,13 +387,41 @@ def _open_if_there(group: RunPath, name: str) -> zarr.Array[Any] | None:
         raise StorageError(
             f"{path}: cannot be opened ({error.strerror or error}); check what is there, the disk and its permissions"
         ) from error
-    return _writing_empty_chunks(array)
+    return _labelling(array, path)
 
 
-def _writing_empty_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    # Zarr has `Array.with_config` for this only since 3.1.6.
+def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
+    """Return an array whose chunks are labelled, also those that equal the fill value.
+
+    Raises
+    ------
+    StorageError
+        If the array belongs to another place.
+    """
+    origin = array.attrs.get(ORIGIN)
+    if not isinstance(origin, str) or not str(path).endswith(f"/{origin.partition('/')[2]}"):
+        raise StorageError(
+            f"{path}: an array of another place is here (its origin is {origin!r:.300}); nothing was read or "
+            "overwritten: put it back where it belongs, or start a new run directory"
+        )
+
+    def refuse(key: str, chunk: bytes) -> None:
+        raise DamagedChunkError(path / key, _describe_label(origin, chunk))
+
+    place = StorePath(LabellingStore(array.store, origin, refuse), array.path)
     metadata: Any = array.metadata  # of either format
-    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, {"write_empty_chunks": True}))
+    # Zarr has `Array.with_config` for this only since 3.1.6.
+    return zarr.Array(zarr.AsyncArray(metadata, place, {"write_empty_chunks": True}))
+
+
+def _describe_label(origin: str, chunk: bytes) -> str:
+    """Return what is wrong with the bytes of a chunk of an array of this origin, as the label does not fit."""
+    address = read_label(chunk)
+    if address is None:
+        return "holds damaged bytes (its label is damaged or missing)"
+    run, _, place = address.partition("/")
+    of_run = "" if run == origin.partition("/")[0] else f" of another run ({run})"
+    return f"is not the one that belongs here, but {place}{of_run}"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.store import chunks
+from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
 
 FEATURES = "features"
@@ -66,7 +67,9 @@ class FeatureStore:
         """Directory of the layer's group."""
         return self.root / self.side / self.layer
 
-    def create(self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str) -> None:
+    def create(
+        self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str, run: str
+    ) -> None:
         """Make the arrays, or check that those that are there fit.
 
         Parameters
@@ -77,17 +80,19 @@ class FeatureStore:
             Images of a chunk.
         dtype
             `float32` or `float16`.
+        run
+            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
         """
         chunks.create_group(self.root, f"{self.side}/{self.layer}")
         sizes = {"image": n_images, "token": n_tokens, "channel": n_channels}
+        chunk_sizes = {"image": chunk_size}
         for name, (kind, dimensions) in _ARRAYS.items():
             chunks.create_array(
                 self.group,
                 name,
-                shape=[sizes[dimension] for dimension in dimensions],
-                chunks=[chunk_size, *(sizes[dimension] for dimension in dimensions[1:])],
+                dimensions={each: (sizes[each], chunk_sizes.get(each, sizes[each])) for each in dimensions},
                 dtype=kind or dtype,
-                dimension_names=dimensions,
+                origin=origin(run, self.root, f"{self.side}/{self.layer}/{name}"),
             )
 
     def write_chunk(
@@ -136,15 +141,15 @@ class FeatureStore:
         )
 
     def remove_damaged(self, threads: int = 4) -> list[int]:
-        """Delete the chunks that are present but cannot be decoded, and return their numbers."""
+        """Delete the chunks that are present but damaged, or others, and return their numbers."""
         numbers = sorted(self.present())
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
             for name in _ARRAYS:
                 indices = [_chunk_index(name, number) for number in numbers]
-                intact = pool.map(partial(chunks.is_decodable, self._arrays[name]), indices)
-                for index, ok in zip(indices, intact, strict=True):
-                    if not ok:
+                faults = pool.map(partial(chunks.find_fault, self._arrays[name]), indices)
+                for index, fault in zip(indices, faults, strict=True):
+                    if fault:
                         chunks.delete_chunk(self.group, name, index)
                         damaged.add(index[0])
         return sorted(damaged)

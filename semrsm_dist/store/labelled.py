@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import IncompleteError
 from semrsm_dist.store import chunks, paths
+from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
 
 DIMENSIONS = ("image_i", "image_j")
@@ -25,6 +26,9 @@ COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_no
 
 COMPLETE, ARRAYS = "complete", "arrays"
 """Attributes of the group: whether it is finished, and the arrays that belong to it then."""
+
+COORDINATE_CHUNK = 2**17
+"""Entries of a coordinate that are written together."""
 
 Values = Sequence[str] | NDArray[np.float64]
 
@@ -97,7 +101,9 @@ class LabelledGroup:
                 group.attrs.put({COMPLETE: False})
         return group
 
-    def finish(self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any]) -> None:
+    def finish(
+        self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any], run: str
+    ) -> None:
         """Write coordinates and attributes, and mark the group complete.
 
         Parameters
@@ -106,19 +112,13 @@ class LabelledGroup:
             Text or numbers by name, each with its dimension.
         attributes
             JSON values.
+        run
+            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
         """
         group = self.begin()
         with chunks.writing(self.group):
             for name, (dimension, values) in coordinates.items():
-                zarr.create_array(
-                    paths.zarr_store(self.group),
-                    name=name,
-                    data=_storable(values),
-                    dimension_names=(dimension,),
-                    compressors=chunks.COMPRESSORS,
-                    config={"write_empty_chunks": True},
-                    overwrite=True,
-                )
+                self._write_coordinate(name, dimension, _storable(values), run)
             described = {**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False}
             group.attrs.put({**described, ARRAYS: sorted(group.array_keys())})
             with warnings.catch_warnings():
@@ -128,6 +128,23 @@ class LabelledGroup:
             zarr.open_group(paths.zarr_store(self.group), mode="a", use_consolidated=True).attrs[COMPLETE] = (
                 True
             )
+
+    def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:
+        if (self.group / name).is_dir():
+            paths.remove_folder(self.group / name)
+        array = chunks.create_array(
+            self.group,
+            name,
+            dimensions={dimension: (len(values), min(len(values), COORDINATE_CHUNK))},
+            dtype=values.dtype,
+            origin=self.origin(run, name),
+        )
+        for index in np.ndindex(array.cdata_shape):
+            chunks.write_chunk(array, index, values[chunks.chunk_region(array, index)])
+
+    def origin(self, run: str, array: str) -> str:
+        """Return the origin of the chunks of an array; see `semrsm_dist.store.labels.origin`."""
+        return origin(run, self.root, f"{self.layer}/{array}")
 
     def require_finished(self) -> None:
         """Raise IncompleteError unless the group has been finished."""

@@ -33,7 +33,12 @@ class MatrixStore(LabelledGroup):
         return chunks.OpenArrays(self.group)
 
     def make(
-        self, matrices: Mapping[str, Mapping[str, Any]], shape: tuple[int, int], chunk_size: int, dtype: str
+        self,
+        matrices: Mapping[str, Mapping[str, Any]],
+        shape: tuple[int, int],
+        chunk_size: int,
+        dtype: str,
+        run: str,
     ) -> None:
         """Make empty matrices with these attributes, by name; until `finish`, the group counts as incomplete.
 
@@ -47,10 +52,11 @@ class MatrixStore(LabelledGroup):
             chunks.create_array(
                 self.group,
                 name,
-                shape=shape,
-                chunks=(chunk_size, chunk_size),
+                dimensions={
+                    axis: (length, chunk_size) for axis, length in zip(DIMENSIONS, shape, strict=True)
+                },
                 dtype=dtype,
-                dimension_names=DIMENSIONS,
+                origin=self.origin(run, name),
                 attributes=dict(attributes),
                 compressors=chunks.SHUFFLED,
             )

@@ -40,7 +40,7 @@ class NeighbourStore(LabelledGroup):
     def _arrays(self) -> chunks.OpenArrays:
         return chunks.OpenArrays(self.group)
 
-    def make(self, n_rows: int, k: int, chunk_size: int, dtype: str) -> None:
+    def make(self, n_rows: int, k: int, chunk_size: int, dtype: str, run: str) -> None:
         """Make empty arrays (N, k); until `finish`, the group counts as incomplete. Earlier ones go."""
         self.begin()
         with chunks.writing(self.group):
@@ -50,10 +50,9 @@ class NeighbourStore(LabelledGroup):
             chunks.create_array(
                 self.group,
                 name,
-                shape=(n_rows, k),
-                chunks=(chunk_size, k),
+                dimensions={DIMENSIONS[0]: (n_rows, chunk_size), "rank": (k, k)},
                 dtype="int64" if name == INDICES else dtype,
-                dimension_names=(DIMENSIONS[0], "rank"),
+                origin=self.origin(run, name),
                 attributes={"description": description},
                 compressors=chunks.SHUFFLED,
             )

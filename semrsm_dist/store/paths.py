@@ -17,6 +17,7 @@ import zarr
 from zarr.storage import LocalStore, StoreLike
 
 from semrsm_dist.errors import StorageError
+from semrsm_dist.store.labels import LabellingStore
 from semrsm_dist.store.locks import DriverLock, FileLock
 
 RunPath: TypeAlias = Path
@@ -134,8 +135,10 @@ def zarr_store(path: RunPath) -> StoreLike:
 
 def path_of(array: zarr.Array[Any]) -> RunPath:
     """Return the path of an array."""
-    store = cast("LocalStore", array.store_path.store)
-    return store.root / array.store_path.path
+    store = array.store_path.store
+    if isinstance(store, LabellingStore):
+        store = store.wrapped
+    return cast("LocalStore", store).root / array.store_path.path
 
 
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:

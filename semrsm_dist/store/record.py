@@ -11,9 +11,10 @@ from semrsm_dist.errors import StorageError, reason_of
 from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
+from semrsm_dist.store.labels import run_id
 from semrsm_dist.store.paths import RunPath
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 """Version of the run directory's layout."""
 
 Side = Annotated[str, Field(pattern="^(images|queries)$")]
@@ -151,7 +152,7 @@ class RunRecord(_Part):
         The configuration of the last session and the versions of its libraries, for people.
     """
 
-    format: Literal[3] = FORMAT
+    format: Literal[4] = FORMAT
     fingerprint: Fingerprint
     layers: dict[LayerName, LayerRecord] = Field(min_length=1)
     requested: tuple[LayerName, ...] = Field(min_length=1)
@@ -199,6 +200,10 @@ class RunRecord(_Part):
         """What decides who is a neighbour, in a run that keeps neighbours instead of matrices."""
         k = self.fingerprint.get("output.neighbours.k")
         return None if k is None else NeighbourSettings(k, self.fingerprint["output.neighbours.threshold"])
+
+    def id_of(self, layer: str | None = None) -> str:
+        """Return an id of what the numbers of a layer, or of all layers, depend on: equal runs have equal ids."""
+        return run_id(self.fingerprint | (self.layers[layer].facts if layer else {}))
 
     def layout(self, layer: str) -> Layout:
         """Return how a layer's matrix is cut into tiles."""

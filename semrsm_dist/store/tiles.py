@@ -82,8 +82,8 @@ class TileFiles(LabelledGroup):
         return times
 
     def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Read tiles that exist, delete those that cannot be decoded, and return them."""
-        damaged = [tile for tile in tiles if not chunks.is_decodable(self._array, (0, *tile))]
+        """Read tiles that exist, delete those that are damaged or others, and return them."""
+        damaged = [tile for tile in tiles if chunks.find_fault(self._array, (0, *tile))]
         for tile in damaged:
             chunks.delete_chunk(self.group, self.array_name, (0, *tile))
         return damaged
@@ -104,7 +104,7 @@ class TileStore(TileFiles):
         Name of the layer.
     """
 
-    def create(self, layout: Layout, dtype: str) -> None:
+    def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the array, or check that an existing one fits.
 
         Parameters
@@ -113,15 +113,20 @@ class TileStore(TileFiles):
             How the matrix is cut into tiles.
         dtype
             `float32` or `float64`; see `choose_dtype`.
+        run
+            The id that the tiles are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
         """
         chunks.create_group(self.root, self.layer)
         chunks.create_array(
             self.group,
             ARRAY,
-            shape=(len(QUANTITIES), layout.n_rows, layout.n_columns),
-            chunks=(len(QUANTITIES), layout.tile_size, layout.tile_size),
+            dimensions={
+                "quantity": (len(QUANTITIES), len(QUANTITIES)),
+                DIMENSIONS[0]: (layout.n_rows, layout.tile_size),
+                DIMENSIONS[1]: (layout.n_columns, layout.tile_size),
+            },
             dtype=dtype,
-            dimension_names=("quantity", *DIMENSIONS),
+            origin=self.origin(run, ARRAY),
             attributes={"quantities": list(QUANTITIES)},
             compressors=chunks.FAST,
         )
@@ -154,9 +159,11 @@ class TileStore(TileFiles):
         """
         return chunks.read_chunk(self._array, (0, *tile))
 
-    def finish(self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any]) -> None:
+    def finish(
+        self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any], run: str
+    ) -> None:
         """As `LabelledGroup.finish`, with the names of the quantities as a coordinate."""
-        super().finish({"quantity": ("quantity", list(QUANTITIES)), **coordinates}, attributes)
+        super().finish({"quantity": ("quantity", list(QUANTITIES)), **coordinates}, attributes, run)
 
     def is_done(self, layout: Layout) -> bool:
         """Return whether the layer has been finished and every tile and coordinate is there: listed, not read."""

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, labels
 
 SHAPE, CHUNKS, GRID = (5, 7), (2, 3), (3, 3)
 rng = np.random.default_rng(0)
@@ -23,8 +23,9 @@ VALUES = rng.normal(size=SHAPE)
 
 
 def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64"):
+    dimensions = dict(zip("xy", zip(shape, sizes, strict=True), strict=True))
     return chunks.create_array(
-        group, name, shape=shape, chunks=sizes, dtype=dtype, dimension_names=("x", "y")
+        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin("id", group, name)
     )
 
 
@@ -126,9 +127,9 @@ def test_every_flipped_bit_is_noticed(group, array):
             damaged = bytearray(intact)
             damaged[position] ^= 1 << bit
             file.write_bytes(damaged)
-            assert not chunks.is_decodable(array, (1, 1)), (position, bit)
+            assert "damaged" in (chunks.find_fault(array, (1, 1)) or ""), (position, bit)
     file.write_bytes(intact)
-    assert chunks.is_decodable(array, (1, 1))
+    assert chunks.find_fault(array, (1, 1)) is None
 
 
 def test_every_truncation_is_noticed(group, array):
@@ -136,8 +137,8 @@ def test_every_truncation_is_noticed(group, array):
     intact = file.read_bytes()
     for content in [intact[:length] for length in range(len(intact))] + [intact + b"\0", b"\0" * len(intact)]:
         file.write_bytes(content)
-        assert not chunks.is_decodable(array, (1, 1))
-        with pytest.raises(chunks.DamagedChunkError, match=r"/a/c/1/1: the stored bytes are damaged"):
+        assert "damaged" in chunks.find_fault(array, (1, 1))
+        with pytest.raises(chunks.DamagedChunkError, match=r"/a/c/1/1: this chunk holds damaged bytes"):
             chunks.read_chunk(array, (1, 1))
         with pytest.raises(StorageError, match="damaged"):
             chunks.read_region(array, (slice(0, 5), slice(0, 7)))
@@ -317,7 +318,7 @@ def test_a_disk_that_cannot_be_read_does_not_make_a_chunk_damaged(group, array, 
     """Otherwise one bad moment of a network disk would delete finished work."""
     Failing(monkeypatch, number, "r")
     with pytest.raises(StorageError, match=r"/a: cannot be read") as caught:
-        chunks.is_decodable(array, (1, 1))
+        chunks.find_fault(array, (1, 1))
     assert not isinstance(caught.value, chunks.DamagedChunkError)
 
 

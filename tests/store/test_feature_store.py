@@ -17,7 +17,7 @@ Z = np.random.default_rng(0).normal(size=(N, S, C)).astype(np.float32)
 
 def store_in(path, dtype="float32", n_images=N, chunk_size=CHUNK):
     store = FeatureStore(path, "images", "blocks.0.größe")
-    store.create(n_images, S, C, chunk_size, dtype)
+    store.create(n_images, S, C, chunk_size, dtype, "id")
     return store
 
 

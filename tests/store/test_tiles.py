@@ -25,7 +25,7 @@ def tile_of(layout, row, column):
 
 def filled(root, layout=LAYOUT, layer="layer1.0"):
     store = TileStore(root, layer)
-    store.create(layout, "float64")
+    store.create(layout, "float64", "id")
     tiles = {tile: tile_of(layout, *tile) for tile in layout.tiles()}
     for tile, (matched, identity, gap) in tiles.items():
         store.write(tile, matched, identity, matched + gap)
@@ -62,7 +62,7 @@ def test_the_order_of_the_quantities_is_on_disk(tmp_path):
 
 def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):
     store = TileStore(tmp_path, "a")
-    store.create(LAYOUT, "float64")
+    store.create(LAYOUT, "float64", "id")
     assert present(store) == set()
     with pytest.raises(StorageError, match=r"a/tiles/c/0/0/1: this chunk is missing"):
         store.read((0, 1))
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_removes_nothing(tmp_path, monkeypatch):
 )
 def test_wrong_shapes_write_nothing(tmp_path, shapes):
     store = TileStore(tmp_path, "a")
-    store.create(LAYOUT, "float64")
+    store.create(LAYOUT, "float64", "id")
     with pytest.raises(ValueError, match="shape"):
         store.write((0, 1), *[np.zeros(shape) for shape in shapes])
     assert present(store) == set()
@@ -116,7 +116,7 @@ def test_wrong_shapes_write_nothing(tmp_path, shapes):
 
 def test_single_precision_is_refused(tmp_path):
     store = TileStore(tmp_path, "a")
-    store.create(LAYOUT, "float64")
+    store.create(LAYOUT, "float64", "id")
     with pytest.raises(ValueError, match="not float32"):
         store.write((0, 0), *[np.zeros((3, 3), dtype=np.float32)] * 3)
 
@@ -125,15 +125,15 @@ def test_another_size_or_type_is_not_overwritten(tmp_path):
     store, _ = filled(tmp_path)
     for sizes, dtype in (((8, 7, 3), "float64"), ((7, 7, 4), "float64"), ((7, 7, 3), "float32")):
         with pytest.raises(StorageError, match="nothing was overwritten"):
-            store.create(Layout(*sizes, symmetric=True), dtype)
-    store.create(LAYOUT, "float64")
+            store.create(Layout(*sizes, symmetric=True), dtype, "id")
+    store.create(LAYOUT, "float64", "id")
     assert present(store) == set(LAYOUT.tiles())
 
 
 def test_layers_do_not_meet(tmp_path):
     one, _ = filled(tmp_path, layer="blocks.1")
     ten = TileStore(tmp_path, "blocks.10")
-    ten.create(LAYOUT, "float64")
+    ten.create(LAYOUT, "float64", "id")
     assert present(ten) == set()
     assert present(one) == set(LAYOUT.tiles())
 

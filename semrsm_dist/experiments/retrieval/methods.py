@@ -28,6 +28,7 @@ from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store import chunks
+from semrsm_dist.store.labels import origin
 from semrsm_dist.store.npy import write_npy
 
 WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN = (
@@ -133,16 +134,15 @@ class LateInteraction:
         self._features = features
         self._layout: Layout = features.run.layout(features.layer)
         self._group = root / features.layer
-        shape, side = (self._layout.n_rows, self._layout.n_columns), self._layout.tile_size
+        layout, side = self._layout, self._layout.tile_size
         chunks.create_group(root, features.layer)
         self._arrays = {
             name: chunks.create_array(
                 self._group,
                 name,
-                shape=shape,
-                chunks=(side, side),
+                dimensions={"image_i": (layout.n_rows, side), "image_j": (layout.n_columns, side)},
                 dtype="float32",
-                dimension_names=("image_i", "image_j"),
+                origin=origin(features.run.record.id_of(features.layer), root, f"{features.layer}/{name}"),
             )
             for name in (MAXSIM, CHAMFER)
         }

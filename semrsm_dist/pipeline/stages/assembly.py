@@ -81,7 +81,7 @@ def assemble_layers(
                 kernels, coordinates = _derive(session, record, layer, manifests)
                 fingerprint = record.fingerprint | record.layers[layer].facts
                 attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprint}
-                store.finish(coordinates, {**attributes, "kernels": kernels})
+                store.finish(coordinates, {**attributes, "kernels": kernels}, record.id_of(layer))
     if session.config.output.matrices == "stored":
         _store_matrices(session, record, layers)
 
@@ -127,7 +127,7 @@ def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) 
     if not missing:
         return
     for layer in missing:
-        make_matrices(stores[layer], opened[layer], opened[layer].all())
+        make_matrices(stores[layer], opened[layer], opened[layer].all(), record.id_of(layer))
     units = [chunk for layer in missing for chunk in chunks[layer]]
     worker = AssemblyWorker(session.directory.path, {layer: record.layout(layer) for layer in missing})
     failures = session.work(
@@ -144,4 +144,5 @@ def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) 
             f"and the same command tries again:\n{list_failures(failures)}"
         )
     for layer in missing:
-        stores[layer].finish(tiles[layer].coordinates(), {"layer": layer, "recipe": recipes[layer]})
+        attributes = {"layer": layer, "recipe": recipes[layer]}
+        stores[layer].finish(tiles[layer].coordinates(), attributes, record.id_of(layer))

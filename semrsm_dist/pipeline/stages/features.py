@@ -38,6 +38,7 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
                 record.layers[layer].n_channels,
                 record.chunk_size,
                 config.features.dtype,
+                record.id_of(layer),
             )
         for layer in unfinished:
             _remove_damaged(session, side, layer)

@@ -126,7 +126,7 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
     """Create the array of a layer's tiles and return its missing tiles."""
     sizes, layout = record.layers[layer], record.layout(layer)
     store = tile_files(session.directory, record, layer)
-    store.create(layout, _choose_dtype(session, matcher, record, store))
+    store.create(layout, _choose_dtype(session, matcher, record, store), record.id_of(layer))
     if record.neighbours and result_store(session.directory, record, layer).is_done(layout):
         present = layout.wanted()  # nothing needs the candidates any more
     else:

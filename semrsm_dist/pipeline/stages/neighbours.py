@@ -64,6 +64,7 @@ def choose_neighbours(
                 stores[layer].finish(
                     collect_coordinates(session, record, layer, manifests),
                     {"layer": layer, "recipe": recipe, "fingerprint": fingerprint},
+                    record.id_of(layer),
                 )
 
 
@@ -72,7 +73,8 @@ def _choose(session: Session, record: RunRecord, layers: Sequence[str]) -> None:
     layouts = {layer: record.layout(layer) for layer in layers}
     for layer, layout in layouts.items():
         dtype = str(tile_files(session.directory, record, layer).dtype)
-        NeighbourStore(session.directory.neighbours, layer).make(layout.n_rows, k, layout.tile_size, dtype)
+        store = NeighbourStore(session.directory.neighbours, layer)
+        store.make(layout.n_rows, k, layout.tile_size, dtype, record.id_of(layer))
     units = [RowPanel(layer, panel) for layer in layers for panel in range(layouts[layer].row_panels)]
     worker = ChoosingWorker(session.directory.path, record.row_side, layouts, k)
     failures = session.work(

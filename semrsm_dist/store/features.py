@@ -92,7 +92,7 @@ class FeatureStore:
                 name,
                 dimensions={each: (sizes[each], chunk_sizes.get(each, sizes[each])) for each in dimensions},
                 dtype=kind or dtype,
-                origin=origin(run, self.root, f"{self.side}/{self.layer}/{name}"),
+                origin=origin(run, self.root.name, self.side, self.layer, name),
             )
 
     def write_chunk(

@@ -144,7 +144,7 @@ class LabelledGroup:
 
     def origin(self, run: str, array: str) -> str:
         """Return the origin of the chunks of an array; see `semrsm_dist.store.labels.origin`."""
-        return origin(run, self.root, f"{self.layer}/{array}")
+        return origin(run, self.root.name, self.layer, array)
 
     def require_finished(self) -> None:
         """Raise IncompleteError unless the group has been finished."""

@@ -23,7 +23,6 @@ from zarr.storage import WrapperStore
 from semrsm_dist.store.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
-    from semrsm_dist.store.paths import RunPath
     from zarr.core.buffer import Buffer, BufferPrototype
 
 ORIGIN = "origin"
@@ -42,9 +41,9 @@ def run_id(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def origin(run: str, root: RunPath, path: str) -> str:
-    """Return the origin of an array's chunks: the run's id, and the array's path in the run (`path` in its `root`)."""
-    return f"{run}/{root.name}/{path}"
+def origin(run: str, *path: str) -> str:
+    """Return the origin of an array's chunks: the run's id, and the array's path in the run."""
+    return "/".join([run, *path])
 
 
 def add_label(chunk: bytes, address: str) -> bytes:

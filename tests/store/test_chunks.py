@@ -25,7 +25,7 @@ VALUES = rng.normal(size=SHAPE)
 def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64"):
     dimensions = dict(zip("xy", zip(shape, sizes, strict=True), strict=True))
     return chunks.create_array(
-        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin("id", group, name)
+        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin("id", group.name, name)
     )
 
 

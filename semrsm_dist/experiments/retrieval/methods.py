@@ -142,7 +142,7 @@ class LateInteraction:
                 name,
                 dimensions={"image_i": (layout.n_rows, side), "image_j": (layout.n_columns, side)},
                 dtype="float32",
-                origin=origin(features.run.record.id_of(features.layer), root, f"{features.layer}/{name}"),
+                origin=origin(features.run.record.id_of(features.layer), root.name, features.layer, name),
             )
             for name in (MAXSIM, CHAMFER)
         }

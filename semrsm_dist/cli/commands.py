@@ -115,7 +115,9 @@ def make_parser() -> argparse.ArgumentParser:
     models = add("models", _models, "list models by name, with their available weights")
     models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
     models.add_argument(
-        "--weights", choices=("digits", "pretrained", "random"), help="only models with these weights"
+        "--weights",
+        choices=("digits", "package", "pretrained", "random"),
+        help="only models with these weights",
     )
 
     layers = add("layers", _layers, "list the layers of a model, with their tokens (S) and channels (C)")

@@ -57,6 +57,7 @@ class ModelConfig(Section):
         Field(min_length=1),
     ]
     input_size: Annotated[AutoPair, AffectsResult()] = None
+    preprocessing: Annotated[Literal["crop", "squash", "pad"] | None, AffectsResult()] = None
     prompt: Annotated[str | None, AffectsResult()] = None
     seed: Annotated[Seed, AffectsResult()] = 0
     precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], AffectsResult()] = "auto"

@@ -23,6 +23,7 @@ from torch import nn
 
 from semrsm_dist.errors import InputError, first_line
 from semrsm_dist.features.arrays import READ_ERRORS
+from semrsm_dist.features.renaming import rename_efficientnet
 
 _logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def load_state(model: nn.Module, state: State, *, source: str) -> None:
     InputError
         Tensors are missing, left over or of another shape; they are named, `source` too.
     """
-    state = _converted(model, state)
+    state = _converted(model, rename_efficientnet(model, state, source))
     classifiers = _classifiers(model)
     if classifiers:
         weight = state.get(f"{classifiers[0]}.weight")

@@ -47,6 +47,7 @@ class Extraction(Section, arbitrary_types_allowed=True):
     ]
     weights: Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
     input_size: AutoPair
+    preprocessing: Literal["crop", "squash", "pad"] | None
     transform: Callable[[Image.Image], Any] | None
     precision: Literal["auto", "float32", "float16", "bfloat16"]
     device: str | None
@@ -94,6 +95,7 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     *,
     weights: str = "pretrained",
     input_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
     transform: Transform | None = None,
     precision: str = "auto",
     device: str | None = None,
@@ -115,9 +117,12 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     layers : str or sequence of str
         Names or globs, as ``semrsm layers MODEL`` lists them.
     weights : str
-        ``pretrained``, ``random``, ``digits`` or the path of a file. Not used with a module.
+        ``pretrained``, ``random``, ``digits``, ``package`` or the path of a file. Not used with a module.
     input_size : int or (int, int), optional
         Height and width in pixels; by default the model's own.
+    preprocessing : str, optional
+        ``crop`` for an image's centre, ``squash`` for all of it with another aspect ratio, ``pad`` for all of it with
+        borders of the mean colour; by default the model's own, mostly ``crop``.
     transform : callable, optional
         Preprocessing of a module: RGB PIL image -> (3, H, W) float32 tensor of one size. Only timm's modules do
         without, as they say how images are prepared. Called from several threads.
@@ -164,6 +169,7 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
         layers=layers,
         weights=weights,
         input_size=input_size,
+        preprocessing=preprocessing,
         transform=transform,
         precision=precision,
         device=device,
@@ -175,12 +181,16 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
         if isinstance(model, nn.Module):
             stack.enter_context(_evaluating(model))
             device = given.device or str(device_of(model))
-            source: ModelSpec | LoadedModel = adopt_module(model, given.input_size, given.transform)
+            source: ModelSpec | LoadedModel = adopt_module(
+                model, given.input_size, given.transform, given.preprocessing
+            )
         elif transform is not None:
             raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
         else:
             device = given.device or "auto"
-            source = ModelSpec(model, given.weights, given.input_size, given.seed)
+            source = ModelSpec(
+                model, given.weights, given.input_size, given.seed, preprocessing=given.preprocessing
+            )
         extractor = Extractor(
             source, given.layers, precision=given.precision, device=device, batch_size=given.batch_size
         )

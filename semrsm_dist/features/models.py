@@ -32,6 +32,13 @@ __all__ = ["LoadedModel", "ModelSpec", "load_model"]
 Size: TypeAlias = tuple[int, int]
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 
+FRAMINGS: Mapping[str, Mapping[str, Any]] = {
+    "crop": {"crop_mode": "center"},
+    "squash": {"crop_mode": "squash", "crop_pct": 1.0},
+    "pad": {"crop_mode": "border", "crop_pct": 1.0},
+}
+"""What the words of `ModelSpec.preprocessing` mean in timm; the latter two lose nothing of an image."""
+
 IN_MEMORY = "in memory"
 """In place of the weights' origin, for a module that was not loaded here."""
 
@@ -138,9 +145,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             f"model {spec.name!r} takes no prompt, only CLIPSeg does ({', '.join(registry.CLIPSEG)}); remove it"
         )
     path = replace(spec, name=arch).weights_file()
-    if spec.weights == "digits" and tag:
+    if spec.weights in ("digits", "package") and tag:
         raise ConfigError(
-            f"model {spec.name!r} names the weights {tag!r}, but weights: digits means others; write {arch!r}"
+            f"model {spec.name!r} names the weights {tag!r}, but weights: {spec.weights} means others; write {arch!r}"
         )
     with _generator_seeded(spec.seed):
         if is_clipseg:
@@ -155,7 +162,10 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 
 def adopt_module(
-    module: nn.Module, input_size: int | Size | None = None, transform: Transform | None = None
+    module: nn.Module,
+    input_size: int | Size | None = None,
+    transform: Transform | None = None,
+    preprocessing: str | None = None,
 ) -> LoadedModel:
     """Return a module that is in memory already, in evaluation mode, as a model to read layers from.
 
@@ -167,6 +177,8 @@ def adopt_module(
         Height and width in pixels; by default the model's own.
     transform
         Preprocessing of a module that is not of timm: PIL image -> (3, H, W) tensor of the input size.
+    preprocessing
+        See `ModelSpec`.
 
     Raises
     ------
@@ -183,15 +195,15 @@ def adopt_module(
         built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
         size = size or _checked_size(built_for)
     else:
-        if size is not None:
-            raise ConfigError("input_size: transform already determines it; give one of the two")
+        for key, value in {"input_size": size, "preprocessing": preprocessing}.items():
+            if value is not None:
+                raise ConfigError(f"{key}: transform already determines it; give one of the two")
         shape = tuple(transform(Image.new("RGB", (256, 256))).shape)
         if len(shape) != 3 or shape[0] != 3:
             raise ConfigError(f"transform: expected a tensor of shape (3, H, W), got {shape}")
         size = (shape[1], shape[2])
-    model = _describe(
-        module, ModelSpec(name, IN_MEMORY, size), size, {"crop_pct": 1.0} if transform else None
-    )
+    spec = ModelSpec(name, IN_MEMORY, size, preprocessing=preprocessing)
+    model = _describe(module, spec, size, {"crop_pct": 1.0} if transform else None)
     return model if transform is None else replace(model, transform=transform)
 
 
@@ -242,7 +254,8 @@ def _describe(
         raise ConfigError(f"model {spec.name!r} takes {own[0]} input channels; only RGB models can be used")
     wanted = size or (int(own[1]), int(own[2]))
     resolve: Any = resolve_data_config
-    config = resolve({"input_size": (3, *wanted), **(preprocessing or {})}, model=module)
+    framing = FRAMINGS[spec.preprocessing] if spec.preprocessing else {}
+    config = resolve({"input_size": (3, *wanted), **(preprocessing or {}), **framing}, model=module)
     if wanted != own[-2:]:
         _try_size(module, spec.name, wanted)
     labels = cfg.get("label_names") or ()

@@ -18,6 +18,7 @@ import timm
 
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean
 from semrsm_dist.features import hub
+from semrsm_dist.features.packaged import PACKAGES
 from semrsm_dist.features.spec import shipped_architectures
 
 HUB = "hf-hub:"
@@ -234,13 +235,14 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
     pattern
         Glob over ``arch`` and ``arch.tag``; a plain architecture lists all its tags.
     weights
-        Keep only rows with these weights: "digits", "pretrained" or "random".
+        Keep only rows with these weights: "digits", "package", "pretrained" or "random".
 
     Returns
     -------
     Rows sorted by name, the shipped ones first: name to use in configurations, ``arch.tag`` if weights can be
-    downloaded, else ``arch``; weights, "digits" (shipped with the package), "pretrained" (downloaded by timm) or
-    "random" (no weights known); height and width that the model was made for, in pixels.
+    downloaded, else ``arch``; weights, "digits" (shipped with this package), "package" (to be installed for them),
+    "pretrained" (downloaded by timm) or "random" (no weights known); height and width that the model was made for, in
+    pixels.
     """
     names = timm.list_models(pattern, include_tags=True)
     rows = [
@@ -248,6 +250,7 @@ def list_models(pattern: str = "*", *, weights: str | None = None) -> list[Model
         for arch, path in shipped_architectures().items()
         if any(name.split(".", 1)[0] == arch for name in names)
     ]
+    rows += [ModelRow(arch, "package", own_size(arch)) for arch in PACKAGES if fnmatch.fnmatch(arch, pattern)]
     rows += [
         ModelRow(name, "pretrained" if name in tagged_names() else "random", own_size(name)) for name in names
     ]

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
+from semrsm_dist.features.packaged import find_packaged
+
+WEIGHTS = ("pretrained", "random", "digits", "package")
+"""Words for the origin of weights; anything else is the path of a file."""
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
@@ -22,13 +26,17 @@ class ModelSpec:
     name
         timm's ``arch.tag``, ``arch`` if no pretrained weights are wanted, or ``hf-hub:owner/name``.
     weights
-        "pretrained" (downloaded by timm), "random", "digits" (shipped with the package), or the path of a file.
+        "pretrained" (downloaded by timm), "random", "digits" (shipped with this package), "package" (in a package that
+        is installed for them), or the path of a file.
     input_size
         Height and width in pixels, one number for a square; None takes the model's own.
     seed
         For random weights.
     prompt
         For CLIPSeg: adds the decoder, which sees the image in the light of this text.
+    preprocessing
+        How an image becomes one of the input size: "crop" (its centre), "squash" (all of it, its aspect ratio changed),
+        "pad" (all of it, with borders of the mean colour); None takes the model's own, mostly "crop".
     """
 
     name: str
@@ -36,6 +44,7 @@ class ModelSpec:
     input_size: int | tuple[int, int] | None = None
     seed: int = 0
     prompt: str | None = None
+    preprocessing: str | None = None
 
     def weights_file(self) -> Path | None:
         """Return the file that holds the weights; None for downloaded and for random ones.
@@ -43,22 +52,23 @@ class ModelSpec:
         Raises
         ------
         ConfigError
-            No weights are shipped for this model.
+            No weights are shipped or packaged for this model.
         InputError
-            There is no such file.
+            There is no such file, or the package is not installed.
         """
         if self.weights in ("pretrained", "random"):
             return None
         if self.weights == "digits":
             return find_shipped(self.name)
+        if self.weights == "package":
+            return find_packaged(self.name)
         path = weights_path(self.weights)
         if path.is_dir():
             raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
         if not path.is_file():
-            words = ("pretrained", "random", "digits")
             raise MissingInputError(
-                f"weights: there is no file {path}; check the path, or use one of the words pretrained, random "
-                f"and digits{did_you_mean(self.weights, words)}"
+                f"weights: there is no file {path}; check the path, or use one of the words {', '.join(WEIGHTS[:-1])} "
+                f"and {WEIGHTS[-1]}{did_you_mean(self.weights, WEIGHTS)}"
             )
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from semrsm_dist.errors import StorageError, reason_of
 from semrsm_dist.features import registry
 from semrsm_dist.features.extractor import reproducible
 from semrsm_dist.features.models import LoadedModel
-from semrsm_dist.features.spec import find_shipped
 
 MADE_FROM = "made_from"
 """Key in the head of a weight file of what it was made from and how, as JSON."""
@@ -77,9 +77,9 @@ def save_variant(model: LoadedModel, path: Path, recipe: Mapping[str, Any]) -> N
     StorageError
         The file cannot be written.
     """
-    arch, weights = model.architecture, model.spec.weights
-    source = find_shipped(arch) if weights == "digits" else Path(weights)
-    head = {key: value for key, value in registry.read_head(source).items() if key not in SOURCE_ONLY}
+    source = replace(model.spec, name=model.architecture).weights_file()
+    described = registry.read_head(source) if source else {}
+    head = {key: value for key, value in described.items() if key not in SOURCE_ONLY}
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -21,7 +21,7 @@ from semrsm_dist.data.source import ImageSource
 from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, MissingInputError
-from semrsm_dist.features.spec import ModelSpec, resolve_precision, weights_path
+from semrsm_dist.features.spec import WEIGHTS, ModelSpec, resolve_precision, weights_path
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
@@ -151,9 +151,11 @@ def _resolve_images(
 
 def model_spec(config: ModelConfig) -> ModelSpec:
     """Return the model of a configuration, with the absolute path of its weights."""
-    spec = ModelSpec(config.name, config.weights, config.input_size, config.seed, config.prompt)
+    spec = ModelSpec(
+        config.name, config.weights, config.input_size, config.seed, config.prompt, config.preprocessing
+    )
     file = spec.weights_file()
-    return spec if file is None or config.weights == "digits" else replace(spec, weights=str(file.absolute()))
+    return spec if file is None or config.weights in WEIGHTS else replace(spec, weights=str(file.absolute()))
 
 
 def _identify_model(
@@ -168,12 +170,13 @@ def _identify_model(
         "input_size": list(config.input_size) if config.input_size else None,
         "seed": config.seed if config.weights == "random" else None,
         "prompt": config.prompt,
+        "preprocessing": config.preprocessing,
         "layers": list(config.layers),
     }
     try:
         file = model_spec(config).weights_file()
     except MissingInputError as error:
-        is_known = known and known.weights == str(weights_path(config.weights))
+        is_known = known and known.weights == _origin(config)
         if known is None or not is_known or not question.items() <= known.question.items():
             raise
         continue_without(session, str(error), [(side, layer) for side in sides for layer in known.layers])
@@ -184,7 +187,7 @@ def _identify_model(
         "timm": metadata.version("timm"),
         "transformers": find_version("transformers"),
     }
-    weights = None if file is None else str(file.absolute())
+    weights = None if file is None else _origin(config)
     if known and known.question == question:
         return known.model_copy(update={"weights": weights, "precision": precision})
     from semrsm_dist.features.layers import resolve_layers  # noqa: PLC0415 - torch only where a model is needed
@@ -194,6 +197,11 @@ def _identify_model(
         model = load_model(model_spec(config))
         facts, layers = describe_model(model, resolve_layers(model, config.layers))
     return ModelAnswer(question=question, facts=facts, layers=layers, weights=weights, precision=precision)
+
+
+def _origin(config: ModelConfig) -> str:
+    """Return the absolute path of a file of weights, or the word for them."""
+    return config.weights if config.weights in WEIGHTS else str(weights_path(config.weights))
 
 
 def check_model(config: ModelConfig) -> None:

@@ -158,6 +158,7 @@ def _describe(record: RunRecord, images: Manifest) -> str:
             "random": f"random weights (seed {model['seed']}, untrained)",
             "digits": "weights trained on scenes of digits",
             "pretrained": "pretrained weights",
+            "package": "weights of an installed package",
         }.get(model["weights"], f"weights {Path(model['weights']).name}")
         source = f"{model['name']}, {weights}"
     classes = len({label for labels in images.labels() for label in labels})

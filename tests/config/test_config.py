@@ -569,6 +569,7 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "name",
         "weights",
         "input_size",
+        "preprocessing",
         "prompt",
         "seed",
         "precision",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semrsm_dist.cli.interrupts import end_while_loading
+from semrsm_dist.cli.interrupts import end_while_loading, ignore_from_now_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +17,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_while_loading()
     from semrsm_dist.cli.commands import main as command  # noqa: PLC0415 - it is what takes time to load
 
-    return command(arguments)
+    status = command(arguments)
+    ignore_from_now_on()
+    _end_despite_hung_threads(status)
+    return status
+
+
+def _end_despite_hung_threads(status: int) -> None:
+    """End the process at once if a worker of the local engine hangs: the interpreter could wait for it for ever."""
+    local = sys.modules.get("semrsm_dist.engine.engines.local")
+    if local is not None and local.has_hung_threads():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody may be reading any more
+                stream.flush()
+        os._exit(status)
 
 
 def _open_missing_streams() -> None:

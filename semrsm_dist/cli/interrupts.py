@@ -1,4 +1,4 @@
-"""Interrupts (SIGINT, SIGTERM) of the command: they end it while it loads, and stop it in order while it works.
+"""Interrupts (SIGINT, SIGTERM, SIGHUP) of the command: they end it while it loads, and stop it in order while it works.
 
 Python's own way, a KeyboardInterrupt wherever the main thread is, cannot be relied on while modules load: raised in a
 callback of the import system it is printed and forgotten, and extension modules turn it into errors of their own.
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from semrsm_dist.errors import SemrsmError
 
 INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None]
 
@@ -25,6 +25,12 @@ Handler: TypeAlias = Callable[[int, FrameType | None], None]
 def end_while_loading() -> None:
     """From now on, end the process when it is interrupted: there is nothing yet to clean up."""
     _install(_end)
+
+
+def ignore_from_now_on() -> None:
+    """Let no interrupt change the exit status any more: the interpreter, which is about to end, would die of it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

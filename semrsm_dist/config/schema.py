@@ -99,6 +99,9 @@ class _Matching(Section):
     attempts
         How often a unit of work is tried in all before it is set aside: a tile, and likewise images in extraction,
         chunks in import and assembly.
+    stall_seconds
+        A worker hangs if nothing has come of its task for so long, and for ten times as long as the task should take.
+        Another one takes its place, and that was one attempt.
     """
 
     matcher: Annotated[str, AfterValidator(_matcher_name), AffectsResult()] = "auction"
@@ -106,6 +109,7 @@ class _Matching(Section):
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
     attempts: Count = 3
+    stall_seconds: Annotated[Real, Field(gt=0)] = 1800.0
 
 
 class MatchingConfig(_Matching, extra="allow"):

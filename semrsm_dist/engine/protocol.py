@@ -7,11 +7,13 @@ small *receipt* per unit: only receipts travel back to the driver.
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
 from semrsm_dist.errors import ConfigError
@@ -102,7 +104,7 @@ worker from several threads at once. A worker that was given a GPU finds it with
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker has begun a task. Engines may leave this out, and need not say so of tasks that take no time.
+    """A worker is at work on a task. Engines may leave this out, and need not say so of tasks that take no time.
 
     Parameters
     ----------
@@ -112,11 +114,14 @@ class Begun:
         The worker, for a message: where it runs, and its process.
     seconds : float
         How long ago it began.
+    stack : str
+        Where in its code it is, if nothing has come of the task for long; see `stack_of`.
     """
 
     task: Task
     place: str
     seconds: float = 0.0
+    stack: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,13 @@ class Pool(Protocol):
         """Return what has happened since the last call, waiting up to `timeout` seconds for a first event.
 
         Events hold the very tasks that were submitted, not copies of them.
+        """
+        ...
+
+    def give_up(self, task: Task) -> str:
+        """Forget a task that hangs, and replace its worker; return where in its code the worker is, if that is known.
+
+        Events of the task that come nevertheless are ignored.
         """
         ...
 
@@ -282,6 +294,15 @@ def set_own_gpu(index: int) -> None:
 def own_gpu() -> int:
     """Return the index of the GPU that the engine gave to the calling worker, among those that its process sees."""
     return int(getattr(_place, "gpu", 0))
+
+
+def stack_of(thread: int | None, most: int = 6) -> str:
+    """Return the innermost calls of a thread of this process, for a message; empty if the thread has ended."""
+    frame = sys._current_frames().get(thread or 0)
+    calls = traceback.extract_stack(frame) if frame is not None else []
+    return " < ".join(
+        f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls[: -most - 1 : -1]
+    )
 
 
 @dataclass(frozen=True)

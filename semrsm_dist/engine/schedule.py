@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ OVERDUE_FACTOR = 4.0
 
 OVERDUE_SECONDS = 30.0
 """and for at least this long."""
+
+HUNG_FACTOR = 10.0
+"""A task hangs when nothing has come of it for this many times as long as it should take, and for a set time."""
+
+MOST_NAMED = 20
+"""Units that are set aside with a warning each; of more of them, the number is reported at each power of ten."""
 
 MOST_RETRIES = 1000
 """Units to try again that may wait for the end of the given tasks; more of them come first."""
@@ -41,6 +48,8 @@ class _Batch:
     missing: dict[Hashable, str | None]  # units without a good receipt, and their last error
     cost: float  # of one unit, on average
     tries: int = 0
+    hung: int = 0  # tries that were given up
+    last_begun: float = -math.inf  # when the last of the tries that a worker has begun was handed out
     flights: list[Flight] = field(default_factory=list)
 
 
@@ -62,6 +71,8 @@ class Flight:
         The worker that has it, as far as is known.
     is_overdue
         Whether it was found overdue, and nothing has been heard of it since.
+    stack
+        Where in its code the worker was when that was last heard.
     is_abandoned
         Whether nothing waits for it, since another try has done its units.
     """
@@ -72,8 +83,14 @@ class Flight:
     heard: float
     begun: float | None = None
     place: str | None = None
+    stack: str = ""
     is_overdue: bool = False
     is_abandoned: bool = False
+
+    @property
+    def unit(self) -> Hashable:
+        """The unit that the worker is at: the first that is not done."""
+        return next(iter(self.batch.missing), self.task.units[0])
 
 
 class Schedule:
@@ -88,11 +105,15 @@ class Schedule:
         What to do, consumed lazily; no unit may occur in two of them.
     attempts
         Total number of times a unit is tried before it is set aside.
+    stall_seconds
+        Seconds after which a task can count as hung if nothing has come of it.
 
     Attributes
     ----------
     failures
         The units set aside, in the order in which they were given up.
+    hung_in_a_row
+        Number of tasks that were given up as hung since a unit was last done.
     fatal
         The last receipt of an error that would affect every other unit, if there was one.
     duplicates
@@ -104,13 +125,15 @@ class Schedule:
         If `attempts` is below 1.
     """
 
-    def __init__(self, tasks: Iterable[Task], attempts: int = 3) -> None:
+    def __init__(self, tasks: Iterable[Task], attempts: int = 3, stall_seconds: float = math.inf) -> None:
         if attempts < 1:
             raise ValueError(f"attempts={attempts}: a unit has to be tried at least once")
         self.failures: list[Failure] = []
         self.fatal: Receipt | None = None
         self.duplicates = 0
+        self.hung_in_a_row = 0
         self._attempts = attempts
+        self._stall_seconds = stall_seconds
         self._tasks = iter(tasks)
         self._next = next(self._tasks, None)
         self._retries: deque[Task] = deque()
@@ -148,12 +171,13 @@ class Schedule:
         self._hand_out(task, _Batch(dict.fromkeys(task.units), cost), now)
         return task
 
-    def begin(self, task: Task, place: str, now: float) -> None:
-        """Note that a worker has begun a task, and which."""
+    def begin(self, task: Task, place: str, begun: float, stack: str = "") -> None:
+        """Note which worker has begun a task, and when; and where in its code it is, if it has been silent for long."""
         flight = self._flights.get(id(task))
         if flight is not None:
-            flight.begun, flight.place = now, place
-            flight.heard = max(flight.heard, now)
+            self._note_begun(flight, begun)
+            flight.place, flight.stack = place, stack
+            flight.heard = max(flight.heard, begun)
 
     def receive(self, task: Task, receipt: Receipt, now: float) -> Receipt | None:
         """Note a receipt, and return what of it is new; None if nothing is.
@@ -163,8 +187,10 @@ class Schedule:
         flight = self._flights.get(id(task))
         if flight is None:
             return None
+        if flight.begun is None:
+            self._note_begun(flight, now)
         flight.heard = now
-        flight.is_overdue = False
+        flight.is_overdue, flight.stack = False, ""
         missing = flight.batch.missing
         new = tuple(unit for unit in receipt.units if unit in missing)
         if receipt.error is None and flight.batch.tries > 1:
@@ -173,6 +199,7 @@ class Schedule:
             return None
         for unit in new:
             if receipt.error is None:
+                self.hung_in_a_row = 0
                 del missing[unit]
                 self._tried.pop(unit, None)
             else:
@@ -203,10 +230,37 @@ class Schedule:
             self._seconds = 0.99 * self._seconds + now - began
         if batch.flights:
             return  # another try of it goes on
-        for unit, reason in batch.missing.items():
+        for place, (unit, reason) in enumerate(batch.missing.items()):
+            tries = max(1, batch.hung) if place == 0 else 1  # all that hung were at the first of them
             self._retry(
-                unit, reason or error or "the worker ended without a receipt for this unit", batch.cost
+                unit, reason or error or "the worker ended without a receipt for this unit", batch.cost, tries
             )
+
+    def give_up(self, task: Task, error: str, now: float) -> None:
+        """Note that a task hangs, and that nothing more is expected of it."""
+        flight = self._flights.get(id(task))
+        if flight is not None:
+            flight.batch.hung += 1
+            self.hung_in_a_row += 1
+            self.finish(task, error, now)
+
+    def missing(self, task: Task) -> tuple[Hashable, ...]:
+        """Return the units of a task in flight without a good receipt."""
+        flight = self._flights.get(id(task))
+        return () if flight is None else tuple(flight.batch.missing)
+
+    def find_hung(self, now: float) -> list[tuple[Flight, float]]:
+        """Return the tasks that hang, with the seconds that each should take.
+
+        A task that no worker has begun may wait for one, so it hangs only if a worker has begun a later try of it.
+        """
+        return [
+            (flight, expected)
+            for flight in self._flights.values()
+            for expected in [self._pace() * flight.task.cost]
+            if now - flight.heard > max(self._stall_seconds, HUNG_FACTOR * expected)
+            and (flight.begun is not None or flight.submitted < flight.batch.last_begun)
+        ]
 
     def find_overdue(self, now: float, *, idle: bool) -> list[tuple[Flight, float]]:
         """Return the tasks that have become overdue, with the seconds that each should take.
@@ -225,7 +279,7 @@ class Schedule:
         found = []
         self._overdue = deque(filter(self._is_waiting, self._overdue))
         for flight in self._flights.values():
-            expected = self._seconds / self._cost * flight.task.cost
+            expected = self._pace() * flight.task.cost
             if (
                 now - flight.heard > max(OVERDUE_SECONDS, OVERDUE_FACTOR * expected)
                 and not flight.is_overdue
@@ -236,6 +290,14 @@ class Schedule:
                 self._overdue.append(flight)
                 found.append((flight, expected))
         return found
+
+    def _pace(self) -> float:
+        """Return the seconds that a task takes for its cost, which is in seconds if nothing else is known."""
+        return self._seconds / self._cost if self._cost > 0 else 1.0
+
+    def _note_begun(self, flight: Flight, begun: float) -> None:
+        flight.begun = begun
+        flight.batch.last_begun = max(flight.batch.last_begun, flight.submitted)
 
     def _hand_out(self, task: Task, batch: _Batch, now: float) -> None:
         flight = Flight(task, batch, now, now)
@@ -260,16 +322,20 @@ class Schedule:
             flight.is_overdue
             and flight in batch.flights
             and bool(batch.missing)
-            and batch.tries < self._attempts
+            and batch.tries + max(self._tried.get(unit, 0) for unit in batch.missing) < self._attempts
         )
 
-    def _retry(self, unit: Hashable, error: str, cost: float) -> None:
-        tried = self._tried.pop(unit, 0) + 1
+    def _retry(self, unit: Hashable, error: str, cost: float, tries: int) -> None:
+        tried = self._tried.pop(unit, 0) + tries
         reason = error.strip().rpartition("\n")[2]
         if tried < self._attempts:
             log.info("%s failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
             self._tried[unit] = tried
             self._retries.append(Task((unit,), cost))
-        else:
-            log.warning("%s is set aside after %d attempts: %s", unit, tried, reason)
-            self.failures.append(Failure(unit, error, tried))
+            return
+        self.failures.append(Failure(unit, error, tried))
+        count = len(self.failures)
+        level = logging.WARNING if count <= MOST_NAMED else logging.INFO
+        log.log(level, "%s is set aside after %d attempts: %s", unit, tried, reason)
+        if count == 10 ** (len(str(count)) - 1) and count > MOST_NAMED:
+            log.warning("%d units have been set aside by now", count)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from semrsm_dist.engine.protocol import Begun, Event, Finished, Pool, Progress, Receipt, Task
-from semrsm_dist.engine.schedule import Failure, Schedule
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.engine.schedule import Failure, Flight, Schedule
+from semrsm_dist.errors import ConfigError, StorageError, WorkError
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,10 @@ POLL_SECONDS = 0.5
 """Longest wait for an event before the progress bar and the stop event are checked."""
 
 LOOK_SECONDS = 2.0
-"""Time between two searches for overdue tasks."""
+"""Time between two searches for tasks that are overdue or hang."""
+
+MOST_NAMED = 5
+"""Tasks that are named of those that become overdue at the same time."""
 
 
 def run_tasks(
@@ -25,8 +29,10 @@ def run_tasks(
     tasks: Iterable[Task],
     *,
     attempts: int = 3,
+    stall_seconds: float = math.inf,
     on_receipt: Callable[[Receipt], None],
     on_idle: Callable[[], None] = lambda: None,
+    recover: Callable[[Hashable], Receipt | None] = lambda unit: None,
     stop: threading.Event | None = None,
 ) -> list[Failure]:
     """Run every unit of every task until it is done or has failed `attempts` times.
@@ -34,8 +40,9 @@ def run_tasks(
     Tasks are submitted in the order given, at most ``pool.capacity()`` at a time. A unit that has no good
     receipt when its task ends is tried again alone, after the given tasks, so that a unit which kills its
     worker affects no other unit. A task of which nothing is heard for several times as long as it should take is
-    reported, and tried elsewhere when nothing else is left: the first good receipt of a unit counts. Every unit ends in
-    exactly one of three ways: one good receipt, one `Failure`, or not at all because the run was stopped.
+    reported, and tried elsewhere when nothing else is left: the first good receipt of a unit counts. One that hangs is
+    given up and its worker replaced: that was one attempt. Every unit ends in exactly one of three ways: one good
+    receipt, one `Failure`, or not at all because the run was stopped.
 
     Parameters
     ----------
@@ -46,11 +53,16 @@ def run_tasks(
         Consumed lazily; no unit may occur in two of them.
     attempts : int
         Total number of times a unit is tried before it is set aside.
+    stall_seconds : float
+        A task hangs if nothing has come of it for this long, and for ten times as long as it should take.
     on_receipt : callable
         Called in this thread with each receipt, of one unit or packed: each unit once when it is done, and once for
         each time a worker reports that it failed.
     on_idle : callable
         Called in this thread after each poll of the pool, at least about once a second.
+    recover : callable
+        Called in this thread with each unit that a lost worker had: returns a receipt if the unit's result is in the
+        store nevertheless, so that it is not computed again.
     stop : threading.Event, optional
         When set, nothing more is submitted, what is in flight is cancelled, and the failures so far returned.
 
@@ -65,20 +77,25 @@ def run_tasks(
         If a receipt is fatal: the store refuses writes or is not there, so every other unit would fail as well.
     ConfigError
         If the pool returns what no pool may.
+    WorkError
+        If all workers have been replaced so often that nothing can be expected of others.
     ValueError
         If `attempts` is below 1.
     """
-    schedule = Schedule(tasks, attempts)
+    schedule = Schedule(tasks, attempts, stall_seconds)
     looked = time.monotonic()
     try:
         while schedule.has_work:
             _submit(pool, schedule)
             for event in _collect(pool):
-                _handle(event, schedule, on_receipt)
+                _handle(event, schedule, on_receipt, recover)
             _raise_if_fatal(schedule.fatal)
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 _report_overdue(pool, schedule)
+                for task, why in _find_hung(pool, schedule, attempts):
+                    _recover(task, schedule, on_receipt, recover)
+                    schedule.give_up(task, why, looked)
             on_idle()
             if stop is not None and stop.is_set():
                 break
@@ -121,32 +138,74 @@ def _misbehaved(pool: Pool, method: str, found: object, wanted: str) -> ConfigEr
     )
 
 
-def _handle(event: Event, schedule: Schedule, on_receipt: Callable[[Receipt], None]) -> None:
-    """Tell the schedule of one event of the pool."""
+def _handle(
+    event: Event,
+    schedule: Schedule,
+    on_receipt: Callable[[Receipt], None],
+    recover: Callable[[Hashable], Receipt | None],
+) -> None:
+    """Report one event of the pool to the schedule."""
     now = time.monotonic()
     if isinstance(event, Finished):
+        if event.system:
+            _recover(event.task, schedule, on_receipt, recover)
         schedule.finish(event.task, event.error, now)
     elif isinstance(event, Begun):
-        schedule.begin(event.task, event.place, now - event.seconds)
+        schedule.begin(event.task, event.place, now - event.seconds, event.stack)
     else:
         receipt = schedule.receive(event.task, event.receipt, now)
         if receipt is not None:
             on_receipt(receipt)
 
 
+def _recover(
+    task: Task,
+    schedule: Schedule,
+    on_receipt: Callable[[Receipt], None],
+    recover: Callable[[Hashable], Receipt | None],
+) -> None:
+    """Count the units of a lost worker that are done although it did not report them."""
+    for unit in schedule.missing(task):
+        receipt = recover(unit)
+        if receipt is not None and schedule.receive(task, receipt, time.monotonic()) is not None:
+            on_receipt(receipt)
+
+
 def _report_overdue(pool: Pool, schedule: Schedule) -> None:
     now = time.monotonic()
-    idle = 2 * schedule.in_flight <= pool.capacity()
-    for flight, expected in schedule.find_overdue(now, idle=idle):
+    overdue = schedule.find_overdue(now, idle=2 * schedule.in_flight <= pool.capacity())
+    for flight, expected in overdue[:MOST_NAMED]:
         log.warning(
-            "%s (%d units in all) on %s: no result for %.0f s, where the task should take %.0f s; it is tried "
-            "elsewhere when nothing else is left to hand out",
-            flight.task.units[0],
-            len(flight.task.units),
-            flight.place or "a worker that has not said that it began",
-            now - flight.heard,
-            expected,
+            "%s; it is tried elsewhere when nothing else is left to hand out",
+            _describe(flight, expected, flight.stack, now),
         )
+    if len(overdue) > MOST_NAMED:
+        log.warning("%d more tasks are overdue", len(overdue) - MOST_NAMED)
+
+
+def _find_hung(pool: Pool, schedule: Schedule, attempts: int) -> Iterator[tuple[Task, str]]:
+    """Have the workers of tasks that hang replaced, and yield each task with what is known of it."""
+    now = time.monotonic()
+    for flight, expected in schedule.find_hung(now):
+        what = _describe(flight, expected, pool.give_up(flight.task) or flight.stack, now)
+        log.warning("%s; it hangs, and its worker is replaced", what)
+        yield flight.task, f"it hangs: {what}"
+        if schedule.hung_in_a_row > attempts * max(1, pool.capacity()):
+            raise WorkError(
+                f"the run was stopped, as {schedule.hung_in_a_row} tasks in a row hang, the last being {what}. What is "
+                "done is kept: look at what they wait for, such as a file system that does not answer, then start the "
+                "same command"
+            )
+
+
+def _describe(flight: Flight, expected: float, stack: str, now: float) -> str:
+    """Return in words that nothing has come of a task, and where it is."""
+    more, place = len(flight.batch.missing) - 1, flight.place or "a worker that has not said that it began"
+    return (
+        f"{flight.unit}{f' (and {more} more units of its task)' if more > 0 else ''} on {place}: no result for "
+        f"{now - flight.heard:.0f} s, where the task should take {expected:.0f} s"
+        f"{f'; it is in {stack}' if stack else ''}"
+    )
 
 
 def _raise_if_fatal(fatal: Receipt | None) -> None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, Worker
@@ -20,6 +20,13 @@ from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
 
 log = logging.getLogger(__name__)
+
+
+class Estimate(NamedTuple):
+    """Estimated durations: of a successful receipt's work, and of all tasks together."""
+
+    effort: Callable[[Receipt], float]
+    left: float
 
 
 @dataclass
@@ -97,8 +104,8 @@ class Session:
         unit: str,
         total: int,
         done: int = 0,
-        effort: Callable[[Receipt], float] | None = None,
-        left: float | None = None,
+        estimate: Estimate | None = None,
+        recover: Callable[[Any], Receipt | None] = lambda unit: None,
     ) -> Outcome:
         """Run the tasks of a stage, with progress.
 
@@ -114,12 +121,13 @@ class Session:
             Unit of the progress; one of the receipts' counts.
         total, done
             Units of the whole stage, and how many an earlier session finished.
-        effort
-            Estimated duration of a successful receipt's work, if units differ.
-        left
-            The same of all tasks together: the time left is estimated from both.
+        estimate
+            What the time left is estimated from, if units differ.
+        recover
+            Returns the receipt of a unit whose result is in the store, though its worker was lost before it said so.
         """
         outcome = Outcome()
+        left = None if estimate is None else estimate.left
         with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
             pool = start_pool()
 
@@ -130,7 +138,9 @@ class Session:
                     self.counts[stage][name] += count
                 if receipt.value is not None:
                     outcome.values.append((receipt.unit, receipt.value))
-                shown.advance(int(receipt.counts[unit]), None if effort is None else effort(receipt))
+                shown.advance(
+                    int(receipt.counts[unit]), None if estimate is None else estimate.effort(receipt)
+                )
 
             def look() -> None:
                 self.directory.require_held()
@@ -140,8 +150,10 @@ class Session:
                 pool,
                 tasks,
                 attempts=self.config.matching.attempts,
+                stall_seconds=self.config.matching.stall_seconds,
                 on_receipt=receive,
                 on_idle=look,
+                recover=recover,
                 stop=self.stop,
             )
             if not self.stop.is_set():

@@ -73,6 +73,10 @@ class TileFiles(LabelledGroup):
                 found[tile] = True
         return found & layout.wanted()
 
+    def has(self, tile: tuple[int, int]) -> bool:
+        """Return whether one tile exists."""
+        return (self._folder / str(tile[0]) / str(tile[1])).is_file()
+
     def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
         """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
         times = np.full((layout.row_panels, layout.column_panels), np.nan)

@@ -4,6 +4,7 @@ It runs over the engines that ship, those that are installed beside them, and a 
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,10 +27,11 @@ from semrsm_dist.engine import (
     make_engine,
     require_engine,
     run_tasks,
+    scheduler,
 )
 from semrsm_dist.engine.engines import local
 from semrsm_dist.engine.protocol import own_gpu
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, StorageError, WorkError
 from semrsm_dist.plugins import Plugins
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -198,6 +200,85 @@ def test_a_full_disk_stops_the_run_at_once(start, tmp_path):
     with pytest.raises(StorageError, match=r"No space left on device"):
         run_tasks(start(worker), batches(400, 2), on_receipt=lambda receipt: None)
     assert worker.begun().total() < 40
+
+
+@pytest.fixture
+def wake(tmp_path_factory):
+    """A file that threads which hang wait for; it comes in the end."""
+    file = tmp_path_factory.mktemp("wake") / "now"
+    yield file
+    file.touch()
+
+
+def test_a_unit_that_hangs_is_tried_elsewhere_and_set_aside(
+    engine, start, tmp_path, monkeypatch, caplog, wake
+):
+    if engine.name == "serial":
+        pytest.skip("works in the thread that would have to notice")
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.2)
+
+    def hang_at_five(unit, times):
+        while unit == 5 and not wake.exists():
+            time.sleep(0.05)
+
+    worker, done = Recorder(tmp_path, hang_at_five), []
+    failures = run_tasks(
+        start(worker),
+        batches(12, 4),
+        stall_seconds=2.0,
+        on_receipt=lambda receipt: done.extend(receipt.units),
+    )
+    assert [(failure.unit, failure.attempts) for failure in failures] == [(5, 3)]
+    assert sorted(done) == [unit for unit in range(12) if unit != 5]
+    for text in (
+        failures[0].error,
+        next(said for said in caplog.messages if "its worker is replaced" in said),
+    ):
+        assert re.search(r"5 .*on .*: no result for \d+ s, where the task should take \d+ s", text)
+    if engine.name == "local":
+        assert "it is in hang_at_five (test_engines.py:" in failures[0].error
+
+
+def test_a_run_in_which_everything_hangs_is_stopped(engine, start, monkeypatch, wake):
+    if engine.name == "serial":
+        pytest.skip("works in the thread that would have to notice")
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.2)
+
+    def worker(units):
+        while not wake.exists():
+            time.sleep(0.05)
+        yield from map(Receipt, units)
+
+    with pytest.raises(
+        WorkError, match=r"tasks in a row hang, the last being .* What is done is kept|threads hang"
+    ):
+        run_tasks(
+            start(worker), batches(60, 1), attempts=1, stall_seconds=0.5, on_receipt=lambda receipt: None
+        )
+
+
+def test_local_threads_that_do_not_end_are_named_and_left(monkeypatch, caplog, wake):
+    monkeypatch.setattr(local, "CANCEL_SECONDS", 0.5)
+
+    def worker(units):
+        for unit in units:
+            while not wake.exists():
+                time.sleep(0.05)
+            yield Receipt(unit)
+
+    pool = make_engine("local", workers=2).start_tasks(worker, Resources())
+    stop = threading.Event()
+    stop.set()
+    run_tasks(pool, batches(1, 1), on_receipt=lambda receipt: None, stop=stop)
+    assert any(
+        re.match(r"semrsm-worker-\d did not end .* in worker \(test_eng", said) for said in caplog.messages
+    )
+    assert local.has_hung_threads()
+    wake.touch()
+    deadline = time.monotonic() + 60
+    while local.has_hung_threads() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not local.has_hung_threads()
 
 
 def test_an_interrupt_stops_the_workers_quickly(start, tmp_path):

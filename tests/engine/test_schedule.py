@@ -14,24 +14,28 @@ from semrsm_dist.engine.schedule import MOST_RETRIES, OVERDUE_SECONDS, Schedule
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile, smallest_tile
 
+STALL_SECONDS = 300.0
+
 
 class Cluster:
     """Workers in simulated time, driven by the schedule as an engine drives it.
 
     A worker takes a tile's estimated time, multiplied by its own slowness, and reports after each task. It is lost in
-    some tasks, after a part of the tiles, of which it has reported another part; a new worker comes later.
+    some tasks, after a part of the tiles, of which it has reported another part; a new worker comes later. At some
+    tiles it hangs, after it has reported those before; a new worker comes once that is noticed.
     """
 
     def __init__(self, planner, layout, seconds_of, *, slowness, seed=0):
         self.random = random.Random(seed)
         self.planner, self.layout, self.seconds_of = planner, layout, seconds_of
         tasks = (Task(tuple(tiles), cost) for tiles, cost in planner)
-        self.schedule = Schedule(tasks)
+        self.schedule = Schedule(tasks, stall_seconds=STALL_SECONDS)
         self.slowness = slowness  # of each worker; infinite for one that stops
         self.solved = np.zeros((layout.row_panels, layout.column_panels), dtype=np.int16)
         self.receipted = np.zeros_like(self.solved)
         self.loss = self.late_seconds = self.offered = 0.0
-        self.poison, self.broken, self.once = set(), set(), set()
+        self.poison, self.broken, self.once, self.hanging = set(), set(), set(), set()
+        self.given_up = 0
         self.now, self.events, self.numbers = 0.0, [], count()
         self.idle, self.waiting, self.present = [], deque(), 0
         self.most_in_flight = self.panels = self.tiles = self.lost = self.unreported = 0
@@ -59,6 +63,13 @@ class Cluster:
 
     def look(self):
         self.schedule.find_overdue(self.now, idle=2 * self.schedule.in_flight <= 2 * self.present)
+        for flight, expected in self.schedule.find_hung(self.now):
+            assert self.now - flight.heard > max(STALL_SECONDS, 10 * expected)
+            self.schedule.give_up(flight.task, "it hangs", self.now)
+            self.given_up += 1
+            self.present -= 1
+            self.slowness.append(1.0)
+            self.at(self.now + 30, self.join, len(self.slowness) - 1)
         self.at(self.now + 2.0, self.look)
 
     def fill(self):
@@ -73,7 +84,12 @@ class Cluster:
     def work(self, worker, task):
         self.schedule.begin(task, f"worker {worker}", self.now)
         tiles = list(task.units)
-        stop = next((k for k, tile in enumerate(tiles) if tile in self.poison), None)
+        stop = next((k for k, tile in enumerate(tiles) if tile in self.poison | self.hanging), None)
+        if stop is not None and tiles[stop] in self.hanging:
+            passed = self.slowness[worker] * sum(map(self.seconds_of, tiles[:stop]))
+            if stop and passed < float("inf"):
+                self.at(self.now + passed, self.report, worker, task, tiles[:stop])
+            return
         if stop is None and self.random.random() < self.loss:
             stop = self.random.randrange(len(tiles))
         done = tiles if stop is None else tiles[:stop]
@@ -91,13 +107,7 @@ class Cluster:
         reported = good[: self.random.randint(0, len(good))] if is_lost else good
         self.unreported += len(good) - len(reported)
         if reported:
-            pairs = sum(self.layout.n_pairs(tile.row, tile.column) for tile in reported)
-            seconds = sum(map(self.seconds_of, reported)) * self.slowness[worker]
-            receipt = Receipt(reported[0], counts={"pairs": pairs}, also=tuple(reported[1:]))
-            new = self.schedule.receive(task, receipt, self.now)
-            for tile in () if new is None else new.units:
-                self.receipted[tile.row, tile.column] += 1
-            self.planner.observe("a", pairs, seconds)
+            self.receive(worker, task, reported)
         for tile in () if is_lost else [*failing_once, *(set(done) & self.broken)]:
             self.schedule.receive(task, Receipt(tile, error="broken"), self.now)
         self.schedule.finish(task, "lost" if is_lost else None, self.now)
@@ -107,6 +117,21 @@ class Cluster:
             self.at(self.now + 30, self.join, worker)
         else:
             self.idle.append(worker)
+
+    def report(self, worker, task, done):
+        """Report what a worker has done before it hangs."""
+        for tile in done:
+            self.solved[tile.row, tile.column] += 1
+        self.receive(worker, task, done)
+
+    def receive(self, worker, task, reported):
+        pairs = sum(self.layout.n_pairs(tile.row, tile.column) for tile in reported)
+        seconds = sum(map(self.seconds_of, reported)) * self.slowness[worker]
+        receipt = Receipt(reported[0], counts={"pairs": pairs}, also=tuple(reported[1:]))
+        new = self.schedule.receive(task, receipt, self.now)
+        for tile in () if new is None else new.units:
+            self.receipted[tile.row, tile.column] += 1
+        self.planner.observe("a", pairs, seconds)
 
 
 def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
@@ -118,11 +143,13 @@ def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
     planner = BlockPlanner([work], workers=1000, task_seconds=15, budget=10**9)
     draw = random.Random(1)
     slowness = [draw.uniform(0.9, 1.3) for _ in range(1000)]
-    slowness[::100] = [40.0] * 10
+    slowness[::100] = [8.0] * 10
+    slowness[1::200] = [40.0] * 5  # as good as hung
     slowness[5::200] = [float("inf")] * 5
     cluster = Cluster(planner, layout, work.seconds, slowness=slowness)
     tiles = [Tile("a", *tile) for tile in draw.sample(list(layout.tiles()), 160)]
-    cluster.poison, cluster.broken, cluster.once = set(tiles[:30]), set(tiles[30:60]), set(tiles[60:])
+    cluster.poison, cluster.broken, cluster.once = set(tiles[:30]), set(tiles[30:50]), set(tiles[60:])
+    cluster.hanging = set(tiles[50:60])
     cluster.loss = 0.005
     cluster.run(late=600)
     schedule = cluster.schedule
@@ -138,6 +165,10 @@ def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
     assert 0 < schedule.duplicates <= again <= schedule.duplicates + cluster.unreported
     assert schedule.duplicates < 0.001 * layout.n_tiles  # of the workers that are slow or have stopped alone
     assert cluster.lost > 200
+    assert (
+        len(cluster.hanging) * 3 <= cluster.given_up < len(cluster.hanging) * 3 + 100
+    )  # and workers that stop
+    assert {failure.unit for failure in schedule.failures if failure.error == "it hangs"} == cluster.hanging
 
     capacity = sum(1 / slow for slow in slowness)
     assert cluster.offered * capacity / 1000 < 1.15 * work.missing_seconds
@@ -255,3 +286,92 @@ def test_many_units_to_try_again_do_not_pile_up():
         schedule.finish(task, "lost", float(now))
     assert len(schedule.failures) > 2 * MOST_RETRIES
     assert sum(times < 3 for times in tried.values()) <= MOST_RETRIES
+
+
+def hung(schedule, now):
+    return [flight.task for flight, _ in schedule.find_hung(now)]
+
+
+def stalling(units, cost=1.0, **options):
+    """Return a schedule for which a task hangs after 100 s, and its task, which began at once."""
+    schedule = Schedule([Task(units, cost)], stall_seconds=100.0, **options)
+    (task,) = handed_out(schedule)
+    schedule.begin(task, "worker a", 0.0)
+    return schedule, task
+
+
+def test_a_task_hangs_after_a_set_time_without_news_but_not_before_it_can_be_done():
+    schedule, task = stalling((0, 1))
+    assert hung(schedule, 100.0) == []
+    schedule.receive(task, Receipt(0), 50.0)
+    assert hung(schedule, 149.0) == []
+    assert hung(schedule, 151.0) == [task]
+    schedule, task = stalling((0,), cost=60.0)
+    assert hung(schedule, 599.0) == []
+    assert hung(schedule, 601.0) == [task]
+
+
+def test_a_unit_that_hangs_is_tried_elsewhere_and_set_aside_and_the_rest_finishes():
+    schedule, task = stalling((0, 1, 2))
+    schedule.receive(task, Receipt(0), 1.0)
+    schedule.give_up(task, "it hangs", 200.0)
+    first, second = handed_out(schedule, 200.0)
+    assert (first.units, second.units) == ((1,), (2,))
+    schedule.receive(second, Receipt(2), 201.0)
+    schedule.finish(second, None, 201.0)
+    for now in (400.0, 600.0):
+        schedule.give_up(first, "it hangs", now)
+        first = next(iter(handed_out(schedule, now)), None)
+    assert [(failure.unit, failure.error, failure.attempts) for failure in schedule.failures] == [
+        (1, "it hangs", 3)
+    ]
+    assert not schedule.has_work
+
+
+def test_tries_that_hang_side_by_side_count_each_for_the_unit_that_they_are_at():
+    schedule, task = begun()
+    tries = [task]
+    for now in (100.0, 200.0):
+        late(schedule, now, idle=True)
+        (again,) = handed_out(schedule, now)
+        schedule.begin(again, "worker c", now)
+        tries.append(again)
+    for each in tries:
+        assert schedule.failures == []
+        schedule.give_up(each, "it hangs", 300.0)
+    assert [(failure.unit, failure.attempts) for failure in schedule.failures] == [(0, 3)]
+    assert [task.units for task in handed_out(schedule, 300.0)] == [(1,), (2,), (3,)]
+
+
+def test_what_comes_of_a_task_that_was_given_up_is_ignored():
+    schedule, task = stalling((0,))
+    schedule.give_up(task, "it hangs", 200.0)
+    assert schedule.receive(task, Receipt(0), 201.0) is None
+    schedule.finish(task, None, 201.0)
+    schedule.give_up(task, "it hangs", 201.0)
+    (again,) = handed_out(schedule, 201.0)
+    assert schedule.receive(again, Receipt(0), 202.0) is not None
+
+
+def test_a_task_that_waits_for_a_worker_hangs_only_if_a_later_try_of_it_has_begun():
+    schedule = Schedule([Task((0,)), Task((1,))], stall_seconds=100.0)
+    first, second = handed_out(schedule)
+    schedule.receive(first, Receipt(0), 1.0)
+    schedule.finish(first, None, 1.0)
+    assert hung(schedule, 10_000.0) == []
+    late(schedule, 10_000.0, idle=True)
+    (again,) = handed_out(schedule, 10_000.0)
+    assert hung(schedule, 10_001.0) == []
+    schedule.begin(again, "worker", 10_001.0)
+    assert hung(schedule, 10_001.0) == [second]
+
+
+def test_tasks_that_hang_are_counted_until_a_unit_is_done():
+    schedule = Schedule([Task((unit,)) for unit in range(3)], stall_seconds=100.0)
+    first, second, third = handed_out(schedule)
+    schedule.give_up(first, "it hangs", 200.0)
+    schedule.give_up(second, "it hangs", 200.0)
+    schedule.receive(third, Receipt(2, error="broken"), 200.0)
+    assert schedule.hung_in_a_row == 2
+    schedule.receive(third, Receipt(2), 201.0)
+    assert schedule.hung_in_a_row == 0

@@ -133,3 +133,34 @@ def test_a_pool_that_returns_what_it_may_not_is_named_and_cancelled(method, retu
 def test_zero_attempts_are_refused():
     with pytest.raises(ValueError, match="at least once"):
         run_tasks(ScriptedPool({}), [], attempts=0, on_receipt=print)
+
+
+def test_what_a_lost_worker_has_done_without_a_word_is_not_done_again():
+    pool = ScriptedPool({1: ["lost"], 4: ["raise"]})
+    receipts = []
+    failures = run_tasks(
+        pool,
+        [Task((0, 1, 2)), Task((3, 4, 5))],
+        on_receipt=receipts.append,
+        recover=lambda unit: Receipt(unit, counts={"found": 1}) if unit in (1, 4) else None,
+    )
+    assert failures == []
+    assert pool.tried == {
+        0: 1,
+        1: 1,
+        2: 1,
+        3: 1,
+        4: 2,
+        5: 1,
+    }  # a worker that raises says itself what it has done
+    assert [receipt.unit for receipt in receipts if receipt.counts] == [1]
+
+
+def test_units_that_are_set_aside_are_not_named_without_end(caplog):
+    pool = ScriptedPool({unit: ["error"] for unit in range(300)})
+    failures = run_tasks(
+        pool, [Task((unit,)) for unit in range(300)], attempts=1, on_receipt=lambda receipt: None
+    )
+    assert len(failures) == 300
+    assert len(caplog.messages) == 21
+    assert caplog.messages[-1] == "100 units have been set aside by now"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -20,10 +21,18 @@ from semrsm_dist.engine.protocol import (
     Worker,
     run_worker,
     set_own_gpu,
+    stack_of,
 )
+from semrsm_dist.errors import WorkError
 from semrsm_dist.machine import available_cpus, available_gpus, available_memory, limit_threads
 
 log = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 30.0
+"""How long the workers of a pool that is cancelled get for the units that they are at."""
+
+MOST_HUNG = 4
+"""Threads that may hang, for each worker: they cannot be ended, and may keep CPUs and memory."""
 
 
 class LocalEngine(Engine):
@@ -97,7 +106,11 @@ class LocalEngine(Engine):
 
 
 class LocalPool:
-    """A bounded set of threads, one worker each; see `semrsm_dist.engine.protocol.Pool`."""
+    """A bounded set of threads, one worker each; see `semrsm_dist.engine.protocol.Pool`.
+
+    A thread that hangs cannot be ended. It is left alone, and another one takes its place; the command
+    ends its process nevertheless.
+    """
 
     def __init__(
         self, factory: Callable[[], Worker], count: int, resources: Resources, *, gpus: int = 0
@@ -108,16 +121,8 @@ class LocalPool:
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._limits = limit_threads(resources.cpus)
-        # Daemon threads, so that a driver which dies without closing its pool exits; close() joins them.
-        self._threads = [
-            threading.Thread(
-                target=self._serve,
-                args=(int(k * resources.gpus) % max(1, gpus),),
-                name=f"semrsm-worker-{k}",
-                daemon=True,
-            )
-            for k in range(count)
-        ]
+        self._hung = 0
+        self._threads = [_WorkerThread(self, k, int(k * resources.gpus) % max(1, gpus)) for k in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -142,40 +147,88 @@ class LocalPool:
         except queue.Empty:
             return events
 
+    def give_up(self, task: Task) -> str:
+        """Replace the thread that has a task, and return where in its code it is."""
+        place = next((k for k, thread in enumerate(self._threads) if thread.task is task), None)
+        if place is None:
+            return ""
+        old = self._threads[place]
+        old.is_given_up = True
+        stack = stack_of(old.ident)
+        self._hung += 1
+        if self._hung > MOST_HUNG * len(self._threads):
+            raise WorkError(
+                f"the run was stopped, as {self._hung} of its threads hang and none can be ended, the last in {stack}; "
+                "what is done is kept: start the same command, or use the engine ray, whose workers can be ended"
+            )
+        self._threads[place] = _WorkerThread(self, old.number, old.gpu)
+        self._threads[place].start()
+        return stack
+
     def close(self, *, cancel: bool = False) -> None:
-        """Join all threads, after the queued tasks or with `cancel` after the unit each is at."""
+        """Join all threads, after the queued tasks or with `cancel` after the unit each is at, if that ends soon."""
         if cancel:
             self._cancelled.set()
         for _ in self._threads:
             self._tasks.put(None)
+        deadline = time.monotonic() + CANCEL_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()) if self._cancelled.is_set() else None)
+        for thread in self._threads:
+            if thread.is_alive():
+                log.warning(
+                    "%s did not end within %.0f s and is left alone; it is in %s",
+                    thread.name,
+                    CANCEL_SECONDS,
+                    stack_of(thread.ident),
+                )
         self._limits.restore_original_limits()
 
-    def _serve(self, gpu: int) -> None:
-        set_own_gpu(gpu)
+    def serve(self, thread: _WorkerThread) -> None:
+        """Do tasks, in the thread given, until there are no more."""
+        set_own_gpu(thread.gpu)
         try:
             worker = self._factory()
             limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries
         except BaseException as error:  # noqa: BLE001 - raised again in the driver by collect()
             self._events.put(error)
             return
-        while (task := self._tasks.get()) is not None:
+        while not thread.is_given_up and (task := self._tasks.get()) is not None:
             if self._cancelled.is_set():
                 return
+            thread.task = task
             try:
-                self._run(worker, task)
+                self._run(worker, thread, task)
             except BaseException:  # noqa: BLE001 - SystemExit and the like must not lose the task
                 self._events.put(Finished(task, error=traceback.format_exc()))
 
-    def _run(self, worker: Worker, task: Task) -> None:
-        self._events.put(Begun(task, f"thread {threading.current_thread().name}"))
+    def _run(self, worker: Worker, thread: _WorkerThread, task: Task) -> None:
+        self._events.put(Begun(task, f"thread {thread.name}"))
         error = None
         for item in run_worker(worker, task.units):
             if isinstance(item, Crash):
                 error = item.error
             else:
                 self._events.put(Progress(task, item))
-            if self._cancelled.is_set():
+            if self._cancelled.is_set() or thread.is_given_up:
                 return  # leaving the loop closes the worker's generator
         self._events.put(Finished(task, error=error))
+
+
+class _WorkerThread(threading.Thread):
+    """A thread of a pool: a daemon, so that a driver which dies without closing its pool exits."""
+
+    def __init__(self, pool: LocalPool, number: int, gpu: int) -> None:
+        super().__init__(name=f"semrsm-worker-{number}", daemon=True)
+        self.pool, self.number, self.gpu = pool, number, gpu
+        self.task: Task | None = None
+        self.is_given_up = False
+
+    def run(self) -> None:
+        """Serve the pool."""
+        self.pool.serve(self)
+
+
+def has_hung_threads() -> bool:
+    """Return whether a worker outlived its pool: the interpreter could wait for it, or for threads of it, for ever."""
+    return any(isinstance(thread, _WorkerThread) for thread in threading.enumerate())

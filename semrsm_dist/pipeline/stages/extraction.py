@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from semrsm_dist.data.manifest import OK, Manifest
 from semrsm_dist.data.source import ImageSource
-from semrsm_dist.engine.protocol import Resources, Task
+from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.pipeline.faults import first_cause
 from semrsm_dist.pipeline.inputs import model_spec
@@ -73,6 +74,12 @@ def extract_features(
     resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
     batch = max(1, min(TASK_CHUNKS, len(missing) // (4 * count)))
     _warn_of_other_batches(session, config.batch_size, record)
+
+    def recover(chunk: FeatureChunk) -> Receipt | None:
+        stores = (FeatureStore(session.directory.features, chunk.side, layer) for layer in layers)
+        is_there = all(store.has_chunk(chunk.number) for store in stores)
+        return Receipt(replace(chunk, rows=()), counts={"images": len(chunk.rows)}) if is_there else None
+
     outcome = session.work(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
@@ -80,6 +87,7 @@ def extract_features(
         unit="images",
         total=sum(len(chunk.rows) for chunk in chunks),
         done=sum(len(chunk.rows) for chunk in chunks) - sum(len(chunk.rows) for chunk in missing),
+        recover=recover,
     )
     news = [cast("ChunkNews", value) for _, value in outcome.values]
     _warn_of_smaller_batches(session, record.batch_size, news)

@@ -112,6 +112,11 @@ def import_features(
         except MissingInputError as error:  # features of a run were damaged, and their source is gone
             continue_without(session, str(error), [(side, layer)])
     worker = ImportWorker(session.directory.path, side, FeaturesData(**settle(data)), record.chunk_size)
+
+    def recover(unit: ImportChunk) -> Receipt | None:
+        is_there = stores[unit.layer].has_chunk(unit.number)
+        return Receipt(unit, counts={"images": sizes[unit.number]}) if is_there else None
+
     outcome = session.work(
         "import",
         lambda: session.start_tasks(worker),
@@ -119,6 +124,7 @@ def import_features(
         unit="images",
         total=len(data.layers) * sum(sizes),
         done=sum(sizes[unit.number] for unit in present),
+        recover=recover,
     )
     for layer in sorted(unverified):
         known = record.cached.sources[f"{side}/{layer}"]

@@ -16,7 +16,7 @@ from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.tile import Neighbours
 from semrsm_dist.pipeline.faults import list_failures
-from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.session import Estimate, Session
 from semrsm_dist.pipeline.sizing import panel_budget, panel_size, prepared_bytes
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, TileChecker
 from semrsm_dist.pipeline.stages.neighbours import read_groups
@@ -69,6 +69,14 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
             planner.observe(layer, pairs, sum(receipt.counts[name] for name in MatchingWorker.SECONDS))
         return by_layer[layer].pair_seconds * pairs
 
+    def recover(tile: Tile) -> Receipt | None:
+        if not tile_files(session.directory, record, tile.layer).has((tile.row, tile.column)):
+            return None
+        pairs = by_layer[tile.layer].layout.n_pairs(tile.row, tile.column)
+        return Receipt(
+            tile, counts={"pairs": pairs, "tiles": 1, **dict.fromkeys(MatchingWorker.SECONDS, 0.0)}
+        )
+
     outcome = session.work(
         "matching",
         lambda: session.start_tasks(worker, cpus=matcher.cpus, gpus=matcher.gpus),
@@ -76,8 +84,8 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
         unit="pairs",
         total=sum(work.layout.total_pairs for work in works),
         done=sum(work.layout.total_pairs - work.missing_pairs for work in works),
-        effort=effort,
-        left=sum(work.missing_seconds for work in works),
+        estimate=Estimate(effort, left=sum(work.missing_seconds for work in works)),
+        recover=recover,
     )
     session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
     return outcome.failures

@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -226,6 +226,13 @@ class TaskPool:
             self._watch.check()
         return events
 
+    def give_up(self, task: Task) -> str:
+        """Kill the process that has a task; where in its code it is, it says itself if it can."""
+        for call in [call for call, its_task in self._calls.items() if its_task is task]:
+            del self._calls[call]
+            ray.cancel(call, force=True)
+        return ""
+
     def close(self, *, cancel: bool = False) -> None:
         """Wait for the tasks in flight, or with `cancel` kill them."""
         for call in self._calls:
@@ -291,6 +298,13 @@ class ActorPool:
             self._watch.check(starved=self.capacity() == 0)
         return events
 
+    def give_up(self, task: Task) -> str:
+        """Replace the actor that has a task; where in its code it is, it says itself if it can."""
+        for member in self._members:
+            if any(its_task is task for _, its_task in member.calls):
+                self._replace(member, [waiting for _, waiting in member.calls if waiting is not task])
+        return ""
+
     def close(self, *, cancel: bool = False) -> None:
         """End the actors, after the calls in flight or with `cancel` at once."""
         for member in self._members:
@@ -331,10 +345,14 @@ class ActorPool:
         if isinstance(last, Finished):
             member.calls.popleft()
             if last.system:  # the actor is gone, and with it the calls that had not begun
-                self._waiting.extendleft(waiting for _, waiting in reversed(member.calls))
-                member.calls.clear()
-                self._start(member)
+                self._replace(member, [waiting for _, waiting in member.calls])
         return events
+
+    def _replace(self, member: _Member, waiting: Sequence[Task]) -> None:
+        """Start another actor in a member's place; others may take what waited for it."""
+        self._waiting.extendleft(reversed(waiting))
+        member.calls.clear()
+        self._start(member)
 
     def _assign(self) -> None:
         while self._waiting:
@@ -401,7 +419,7 @@ def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
         if isinstance(item, Crash):
             return [*events, Finished(task, error=item.error)]
         if isinstance(item, SignOfLife):
-            events.append(Begun(task, item.place, item.seconds))
+            events.append(Begun(task, item.place, item.seconds, item.stack))
         else:
             events.append(Progress(task, item))
         if not call.next_ready():

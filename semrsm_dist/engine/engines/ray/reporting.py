@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,18 +17,22 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias, TypeVar
 
-from semrsm_dist.engine.protocol import Crash, Receipt, pack_receipts
+from semrsm_dist.engine.protocol import Crash, Receipt, pack_receipts, stack_of
 
 LIFE_SECONDS = 5.0
 """A task that has no receipt by then says that it has begun."""
 
+SILENT_SECONDS = 20.0
+"""A task of which nothing comes for so long, and again for twice as long, says where in its code it is."""
+
 
 @dataclass(frozen=True)
 class SignOfLife:
-    """A worker works at a task: where, and for how long."""
+    """A worker works at a task: where, for how long, and where in its code it is if it has been silent for long."""
 
     place: str
     seconds: float
+    stack: str = ""
 
 
 Item: TypeAlias = Receipt | Crash | SignOfLife
@@ -44,9 +49,9 @@ def in_work_thread(do: Callable[[], _Result]) -> Future[_Result]:
     return _work_thread().submit(do)
 
 
-def sign_of_life(seconds: float) -> SignOfLife:
+def sign_of_life(seconds: float, stack: str = "") -> SignOfLife:
     """Return that this process has been at work on a task for so long."""
-    return SignOfLife(f"{socket.gethostname()} (process {os.getpid()})", seconds)
+    return SignOfLife(f"{socket.gethostname()} (process {os.getpid()})", seconds, stack)
 
 
 class _Clock:
@@ -67,7 +72,10 @@ def report(work: Callable[[], Iterator[Receipt | Crash]], every: float) -> Itera
     """
     items: queue.SimpleQueue[Receipt | Crash | None] = queue.SimpleQueue()  # None at the end
 
+    thread: list[int] = []
+
     def consume() -> None:
+        thread.append(threading.get_ident())
         try:
             for item in work():
                 items.put(item)
@@ -75,11 +83,15 @@ def report(work: Callable[[], Iterator[Receipt | Crash]], every: float) -> Itera
             items.put(None)
 
     future, started = in_work_thread(consume), time.monotonic()
-    first = _get(items, LIFE_SECONDS)
-    if not first:
-        yield sign_of_life(time.monotonic() - started)
-    got = first or [items.get()]
+    silence = LIFE_SECONDS
     while True:
+        got = _get(items, silence)
+        if not got:
+            stack = stack_of(thread[0]) if silence >= SILENT_SECONDS and thread else ""
+            yield sign_of_life(time.monotonic() - started, stack)
+            silence = max(2 * silence, SILENT_SECONDS)
+            continue
+        silence = SILENT_SECONDS
         while got[-1] is not None and (more := _get(items, _Clock.last + every - time.monotonic())):
             got += more
         receipts = [item for item in got if isinstance(item, Receipt)]
@@ -91,7 +103,6 @@ def report(work: Callable[[], Iterator[Receipt | Crash]], every: float) -> Itera
         if got[-1] is None:
             future.result()  # raises what escaped the worker
             return
-        got = [items.get()]
 
 
 def _get(items: queue.SimpleQueue[Receipt | Crash | None], seconds: float) -> list[Receipt | Crash | None]:

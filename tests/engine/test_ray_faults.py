@@ -351,6 +351,42 @@ def test_a_worker_that_cannot_be_loaded_is_said_at_once(engine):
         run_tasks(engine.start_tasks(Unloadable(), Resources()), batches(3, 1), on_receipt=pytest.fail)
 
 
+class FailsToLoadOnce:
+    """Cannot be loaded by the first process that tries, as on a node that lacks a library."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return load_at_second_try, (self.mark,)
+
+    def __call__(self, units):
+        yield from map(Receipt, units)
+
+
+def load_at_second_try(mark):
+    if not mark.exists():
+        mark.touch()
+        raise ImportError("no library of that name on this node")
+    return FailsToLoadOnce(mark)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "actors"])
+def test_a_worker_that_cannot_be_loaded_in_one_place_is_loaded_elsewhere(engine, tmp_path, caplog, kind):
+    worker, done = FailsToLoadOnce(tmp_path / "tried"), []
+    if kind == "tasks":
+        pool = engine.start_tasks(worker, Resources())
+    else:
+        pool = engine.start_actors(lambda: load_at_second_try(worker.mark), 1, Resources())
+    failures = run_tasks(
+        pool, batches(6, 2), attempts=1, on_receipt=lambda receipt: done.extend(receipt.units)
+    )
+    pool.close()
+    assert failures == []
+    assert sorted(done) == list(range(6))
+    assert any("tried elsewhere: no library of that name" in said for said in caplog.messages)
+
+
 def test_the_driver_hands_its_variables_to_the_workers(engine, monkeypatch):
     monkeypatch.setenv("SEMRSM_TEST", "carried")
 

@@ -31,6 +31,8 @@ ray_log = logging.getLogger(f"{__name__}.messages")
 # Workers write their results themselves and send back receipts, so the object store holds almost nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
 KNOCK_SECONDS = 10.0
+VITAL = ("gcs_server", "raylet")
+"""Processes of a Ray on this machine that it cannot lose."""
 # Custom resources by which an autoscaling cluster states its maximum size (see cluster.yaml): Ray does not report it.
 GROWTH = {"CPU": "semrsm_max_cpus", "GPU": "semrsm_max_gpus"}
 
@@ -106,7 +108,14 @@ class RayEngine(Engine):
                 ray.shutdown()
 
     def fitting(self, resources: Resources) -> int:
-        """Return how many workers with these needs the living nodes could hold if they were idle."""
+        """Return how many workers with these needs the living nodes could hold if they were idle.
+
+        Raises
+        ------
+        WorkError
+            If a process has died without which this engine's own Ray cannot go on.
+        """
+        _require_own_ray()
         wanted = ray_request(resources)
         return sum(
             int(
@@ -148,6 +157,17 @@ class RayEngine(Engine):
     def _largest(self, kind: str) -> int:
         nodes = _living_nodes()
         return max(sum(int(node.get(name, 0)) for node in nodes) for name in (kind, GROWTH[kind]))
+
+
+def _require_own_ray() -> None:
+    """Raise if a process of a Ray that was started here has died: Ray itself would abort the driver some time later."""
+    node = getattr(ray_worker, "_global_node", None)
+    dead = {name for name, _ in node.dead_processes()} & set(VITAL) if node is not None else set()
+    if dead:
+        raise WorkError(
+            f"Ray's process {' and '.join(sorted(dead))} on this machine died, perhaps for lack of memory; what was "
+            "finished is kept: start the same command"
+        )
 
 
 def _living_nodes() -> list[Mapping[str, float]]:

@@ -34,7 +34,7 @@ from semrsm_dist.engine.protocol import (
     Worker,
     run_worker,
 )
-from semrsm_dist.errors import SemrsmError, WorkError
+from semrsm_dist.errors import SemrsmError, WorkError, first_line
 from semrsm_dist.machine import limit_threads
 
 log = logging.getLogger(__name__)
@@ -191,6 +191,7 @@ class TaskPool:
         self._function = _run_task.options(**_options(resources))
         self._calls: dict[ray.ObjectRefGenerator, Task] = {}
         self._watch = _Watch(resources, fitting)
+        self._failed_loads = 0  # in a row
 
     def capacity(self) -> int:
         """Return two tasks per slot of the cluster as it is now, or one per slot of what it may grow to.
@@ -216,8 +217,14 @@ class TaskPool:
         for call in _ready(list(self._calls), timeout):
             has_news = True
             self._watch.begin()
-            news = _read(call, self._calls[call])
+            try:
+                news = _read(call, self._calls[call])
+            except RayTaskError as error:
+                self._load_elsewhere(call, error)
+                continue
             events += news
+            if any(isinstance(event, Progress) for event in news):
+                self._failed_loads = 0
             if news and isinstance(news[-1], Finished):
                 del self._calls[call]
         if not self._calls:
@@ -225,6 +232,12 @@ class TaskPool:
         elif not has_news:
             self._watch.check()
         return events
+
+    def _load_elsewhere(self, call: ray.ObjectRefGenerator, error: RayTaskError) -> None:
+        """Hand out a task again whose process could not load the worker: that counts no attempt. Or raise the cause."""
+        self._failed_loads += 1
+        _raise_cause_of_many(error, self._failed_loads, START_ATTEMPTS * max(1, self._watch.fit()))
+        self.submit(self._calls.pop(call))
 
     def give_up(self, task: Task) -> str:
         """Kill the process that has a task; where in its code it is, it says itself if it can."""
@@ -323,7 +336,9 @@ class ActorPool:
         try:
             ray.get(ref)
         except RayTaskError as error:
-            _raise_cause(error)
+            self._failed_starts += 1
+            _raise_cause_of_many(error, self._failed_starts, len(self._members))
+            self._start(member)
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts > START_ATTEMPTS * len(self._members):
@@ -405,15 +420,21 @@ def _ready(waitables: list[Any], timeout: float) -> list[Any]:
 
 
 def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
-    """Return what a call with news has to say; its end is always the last event."""
+    """Return what a call with news has to say; its end is always the last event.
+
+    Raises
+    ------
+    RayTaskError
+        If the worker could not be loaded.
+    """
     events: list[Event] = []
     while True:
         try:
             item = ray.get(next(call))
         except StopIteration:
             return [*events, Finished(task)]
-        except RayTaskError as error:  # not the worker, which run_worker guards: it could not even be loaded
-            _raise_cause(error)
+        except RayTaskError:  # not the worker, which run_worker guards: it could not even be loaded
+            raise
         except RayError as error:
             return [*events, Finished(task, error=_one_line(error), system=True)]
         if isinstance(item, Crash):
@@ -429,6 +450,16 @@ def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
 def _report_seconds(workers: int) -> float:
     """Return how often each of so many workers may report, so that one driver can follow."""
     return MESSAGE_SECONDS * workers
+
+
+def _raise_cause_of_many(error: RayTaskError, failed: int, most: int) -> None:
+    """Raise what a worker met before it could work, if that is meant for users or happened too often in a row.
+
+    One node may lack what others have.
+    """
+    if isinstance(error.cause, SemrsmError) or failed > most:
+        _raise_cause(error)
+    log.warning("a worker could not be loaded, and is tried elsewhere: %s", first_line(error.cause or error))
 
 
 def _raise_cause(error: RayTaskError) -> NoReturn:

@@ -28,6 +28,8 @@ FIRST = "experiments/test_approximation.py"
 
 SLOW = (
     "pipeline/test_resume.py",
+    "test_chaos.py",
+    "pipeline/test_stalls.py",
     "test_job_submission.py",
     "deploy/test_slurm.py",
     "engine/test_ray_faults.py",

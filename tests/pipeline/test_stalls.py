@@ -93,7 +93,7 @@ def test_tiles_that_fail_or_hang_are_set_aside_and_listed(tmp_path, environment,
     }
     assert tiles == {f"{row}.{column}" for row in range(4) for column in range(row, 4)} - {"0.0", "1.2"}
     if engine == "local":
-        assert "it is in match_prepared (moody.py:" in said
+        assert "it is in match_prepared (moody.py:" in said  # which sleeps
     deadline = time.monotonic() + 60
     while (left := living(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.2)

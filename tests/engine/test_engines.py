@@ -271,7 +271,8 @@ def test_local_threads_that_do_not_end_are_named_and_left(monkeypatch, caplog, w
     stop.set()
     run_tasks(pool, batches(1, 1), on_receipt=lambda receipt: None, stop=stop)
     assert any(
-        re.match(r"semrsm-worker-\d did not end .* it is in .*worker \(test_eng", said) for said in caplog.messages
+        re.match(r"semrsm-worker-\d did not end .* it is in .*worker \(test_eng", said)
+        for said in caplog.messages
     )
     assert local.has_hung_threads()
     wake.touch()

@@ -155,6 +155,7 @@ class Scene:
     damaged: set[Path] = field(default_factory=set)
     undo: list[Callable[[], object]] = field(default_factory=list)
     may_repeat: bool = False
+    has_progress: bool = False
 
     def pick(self, *patterns: str) -> Path | None:
         """Return a random file of the run."""
@@ -325,8 +326,8 @@ def stop_worker(scene: Scene) -> bool:
 
 def exhaust_worker(scene: Scene) -> bool:
     """Leave a worker no more memory than it has."""
-    if not stamps(scene.run):
-        return False  # a program that has not been loaded cannot say anything
+    if not scene.has_progress:
+        return False  # a program that is being loaded cannot say anything
     victims = [psutil.Process(scene.process.pid)] if scene.engine == "local" else scene.workers()[:1]
     for victim in victims:
         with contextlib.suppress(psutil.Error, ValueError):
@@ -666,7 +667,7 @@ class Chaos:
     def _session(self, scene: Scene, name: str, faults: list[Fault]) -> int:
         """Start the run with faults, wait for its end, check, and return its exit status."""
         self.session_number += 1
-        scene.may_repeat = False
+        scene.may_repeat = scene.has_progress = False
         happened = [fault for fault in faults if fault.moment == "before" and fault.do(scene)]
         before = stamps(scene.run)
         options: dict[str, Any] = {}
@@ -724,6 +725,7 @@ class Chaos:
             now = stamps(scene.run)
             repeated |= {path for path in now.keys() & known.keys() if now[path] != known[path]}
             known |= now
+            scene.has_progress = len(now) > len(before)
             if fault is not None and (passed > moment if moment is not None else len(now) >= wanted):
                 happened = [fault] if fault.do(scene) else []
                 fault = None if happened else fault

@@ -55,17 +55,8 @@ LIBRARIES_FOLDERS = ("torchinductor_", "ray")
 """Folders in which PyTorch and Ray keep caches and logs beyond the end of a process."""
 
 STATUSES = {0, 1, 2, 3, 130}
-REMEDIES = (
-    "start",
-    "again",
-    "make room",
-    "writable",
-    "choose",
-    "restore",
-    "check",
-    "delete",
-    "remove",
-    "continues",
+REMEDIES = tuple(
+    "start again repeat interrupted continues room writable choose restore check delete remove".split()
 )
 
 

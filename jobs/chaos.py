@@ -55,8 +55,8 @@ LIBRARIES_FOLDERS = ("torchinductor_", "ray")
 """Folders in which PyTorch and Ray keep caches and logs beyond the end of a process."""
 
 STATUSES = {0, 1, 2, 3, 130}
-REMEDIES = tuple(
-    "start again repeat interrupted continues room writable choose restore check delete remove".split()
+REMEDY = re.compile(
+    "start|again|repeat|interrupted|continues|room|writable|choose|restore|check|delete|remove"
 )
 
 
@@ -743,6 +743,8 @@ class Chaos:
         """Yield what a session should not have done."""
         text = log.read_text(errors="replace")
         deadly = {-signal.SIGKILL for name in names if "driver" in name}
+        if not text:  # Python itself was being loaded
+            deadly |= {-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP}
         if status not in STATUSES | deadly:
             yield f"status {status}: {text[-300:]}"
         if "Traceback" in text:
@@ -750,7 +752,7 @@ class Chaos:
         silent = {"closed standard error"} & set(names)
         if status > 0 and not silent:
             said = [line for line in text.splitlines() if line.startswith("semrsm: ")]
-            if not said or not any(word in text[text.index(said[0]) :] for word in REMEDIES):
+            if not said or not REMEDY.search(text, text.index(said[0])):
                 yield f"status {status} without reason and remedy: {text[-500:]}"
         left = _await_none(lambda: _marked(mark))
         if left:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +76,14 @@ def test_what_is_ignored_on_purpose_stays_ignored():
         assert not stop.is_set()
     os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_one_that_comes_at_the_very_end_does_not_change_the_status():
+    code = (
+        "import os, signal, sys, atexit\n"
+        "from semrsm_dist.cli.interrupts import *\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), number) for number in SIGNALS])\n"
+        "ignore_from_now_on()\n"
+        "sys.exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7

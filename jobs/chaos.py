@@ -63,6 +63,10 @@ REMEDY = re.compile(
 # --- runs to disturb ---------------------------------------------------------------------------------------
 
 
+DATA = {"features": 5, "digits": 1}
+"""What runs are made of, and how often."""
+
+
 def make_inputs(folder: Path) -> dict[str, dict[str, Any]]:
     """Write features, and return the configurations of the runs by name."""
     rng = np.random.default_rng(0)
@@ -587,10 +591,15 @@ class Tally:
 class Chaos:
     """The whole job; see the module."""
 
-    def __init__(self, seed: int, n_faults: int, engines: Sequence[str], kinds: str, folder: Path) -> None:
-        self.n_faults, self.engines, self.folder = n_faults, engines, folder
-        self.faults = [fault for fault in FAULTS if re.search(kinds, fault.name)]
-        self.rng = random.Random(seed)
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.n_faults, self.engines, self.data, self.folder = (
+            options.faults,
+            options.engine,
+            options.data,
+            folder,
+        )
+        self.faults = [fault for fault in FAULTS if re.search(options.kinds, fault.name)]
+        self.rng = random.Random(options.seed)
         self.tally = Tally()
         self.documents = make_inputs(folder)
         self.truth: dict[str, dict[str, str]] = {}
@@ -604,7 +613,7 @@ class Chaos:
         try:
             while sum(self.tally.done.values()) < self.n_faults:
                 engine = self.engines[number % len(self.engines)]
-                name = self.rng.choices(["features", "digits"], [5, 1])[0]
+                name = self.rng.choices(self.data, [DATA[name] for name in self.data])[0]
                 self._round(f"round-{number}", name, engine)
                 number += 1
         finally:
@@ -648,7 +657,7 @@ class Chaos:
     def _choose(self, scene: Scene) -> list[Fault]:
         """Return faults before a session, and one during it; rare ones more likely."""
         chosen = []
-        for moments, count in ((("before",), self.rng.randint(1, 4)), (("during", "launch"), 1)):
+        for moments, count in ((("before",), self.rng.randint(2, 5)), (("during", "launch"), 1)):
             known = [f for f in self.faults if f.moment in moments and scene.engine in f.engines]
             weights = [1 / (1 + 4 * self.tally.done[fault.name]) for fault in known]
             if known and (scene.run.exists() or "before" not in moments):
@@ -670,7 +679,7 @@ class Chaos:
         log = self.folder / f"session-{self.session_number}.log"
         temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix="t"))
         mark = f"{os.getpid()}-{self.session_number}"
-        shared = set(os.listdir("/dev/shm"))  # noqa: PTH208 - names are enough
+        shared = _shared_memory()
         with log.open("wb") as output:
             options = {"stdout": output, "stderr": output} | options
             scene.process = subprocess.Popen(
@@ -769,7 +778,7 @@ class Chaos:
         files = [path for path in temporary.iterdir() if not path.name.startswith(LIBRARIES_FOLDERS)]
         if files:
             yield f"temporary files are left: {files}"
-        mine = _await_none(lambda: [n for n in set(os.listdir("/dev/shm")) - shared if not _is_open(n)])  # noqa: PTH208
+        mine = _await_none(lambda: [name for name in _shared_memory() - shared if not _is_open(name)])
         if mine:
             yield f"shared memory is left: {mine}"
 
@@ -796,6 +805,11 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def _shared_memory() -> set[str]:
+    """Return the names of all shared memory but semaphores, which other programs use, and nothing here."""
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}
 
 
 def _is_open(name: str) -> bool:
@@ -826,6 +840,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=["local"])
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        choices=tuple(DATA),
+        default=list(DATA),
+        help="what the runs are made of; images load PyTorch",
+    )
     parser.add_argument("--kinds", default="", help="a regular expression: only faults whose names it finds")
     parser.add_argument("--folder", type=Path, help="kept; a temporary one by default")
     parser.add_argument("--table", type=Path, help="file that the table is written to, too")
@@ -833,7 +854,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        chaos = Chaos(options.seed, options.faults, options.engine, options.kinds, folder.absolute())
+        chaos = Chaos(options, folder.absolute())
         chaos.run()
     table = chaos.tally.table()
     print(f"\nseed {options.seed}, engines {', '.join(options.engine)}\n\n{table}")

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, format_resources, ray_request
 from semrsm_dist.engine.protocol import Engine, Resources, Worker
-from semrsm_dist.errors import ConfigError, WorkError
+from semrsm_dist.errors import ConfigError, WorkError, first_line
 from semrsm_dist.machine import available_cpus
 
 ray_log = logging.getLogger(f"{__name__}.messages")
@@ -197,6 +197,13 @@ def _start(cpus: int) -> None:
             f"Ray cannot start on this machine with its sockets and logs below {place}: {error}; nothing was computed: "
             "set RAY_TMPDIR to a folder of your own with a path of at most 40 characters, such as "
             f"/tmp/{getpass.getuser()}"
+        ) from error
+    except Exception as error:
+        if type(error) not in (Exception, RuntimeError):  # Ray has no type of its own for this
+            raise
+        raise WorkError(
+            f"Ray did not start on this machine: {first_line(error)} What was finished is kept: start the same command "
+            "when the machine has less to do, or use the engine local"
         ) from error
 
 

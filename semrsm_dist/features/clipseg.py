@@ -34,7 +34,7 @@ PREPROCESSING: dict[str, Any] = {
 
 _VISION = {"patch_size": 16}
 _TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-_CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "CIDAS/clipseg-rd16": {"vision_config": _VISION, "reduce_dim": 16},
     "CIDAS/clipseg-rd64": {"vision_config": _VISION, "reduce_dim": 64},
     "CIDAS/clipseg-rd64-refined": {
@@ -92,7 +92,7 @@ class ClipSeg(nn.Module):
     def __init__(self, name: str, tokens: Sequence[int] = ()) -> None:
         super().__init__()
         transformers = _import_transformers(name)
-        config = transformers.CLIPSegConfig(**_CONFIGS[name])
+        config = transformers.CLIPSegConfig(**CONFIGS[name])
         self.patch = int(config.vision_config.patch_size)
         self.longest_prompt = int(config.text_config.max_position_embeddings)
         self.pretrained_cfg = {

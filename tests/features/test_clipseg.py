@@ -35,7 +35,7 @@ def published(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     torch.manual_seed(3)
-    network = CLIPSegForImageSegmentation(CLIPSegConfig(**clipseg._CONFIGS[NAME])).eval()
+    network = CLIPSegForImageSegmentation(CLIPSegConfig(**clipseg.CONFIGS[NAME])).eval()
     folder = tmp_path_factory.mktemp("snapshot")
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     # Files of earlier versions hold these numbers too.

@@ -440,7 +440,8 @@ def test_the_original_archives_of_vit_are_read_and_checked(tmp_path):
 # shipped weights
 
 
-def shipped_folder(monkeypatch, tmp_path, **changes):
+def write_described(path, **changes):
+    """Write weights with a description of their network, as the shipped ones have it, and return the network."""
     model = timm.create_model("test_resnet", num_classes=10)
     meta = {
         "architecture": "test_resnet",
@@ -453,17 +454,15 @@ def shipped_folder(monkeypatch, tmp_path, **changes):
         "classes": json.dumps([str(digit) for digit in range(10)]),
         **changes,
     }
-    safetensors.torch.save_file(
-        model.state_dict(), tmp_path / "test_resnet.digits.safetensors", metadata=meta
-    )
-    monkeypatch.setattr("semrsm_dist.features.spec.SHIPPED_WEIGHTS", tmp_path)
+    safetensors.torch.save_file(model.state_dict(), path, metadata=meta)
     return model
 
 
 @pytest.mark.parametrize("input_size", ["96", "[96, 96]", "[3, 96, 96]"])
-def test_digits_weights_bring_their_own_preprocessing_and_classes(monkeypatch, tmp_path, input_size):
-    source = shipped_folder(monkeypatch, tmp_path, input_size=input_size)
-    model = load_model(ModelSpec("test_resnet", "digits"))
+def test_described_weights_bring_their_own_preprocessing_and_classes(tmp_path, input_size):
+    path = tmp_path / "described.safetensors"
+    source = write_described(path, input_size=input_size)
+    model = load_model(ModelSpec("test_resnet", str(path)))
     assert same_weights(model.module, source)
     assert model.classes == tuple("0123456789")
     config = model.data_config
@@ -476,12 +475,13 @@ def test_digits_weights_bring_their_own_preprocessing_and_classes(monkeypatch, t
     image = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96, 3))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255  # nothing is cut off or resized
     torch.testing.assert_close(model.transform(image), (pixels - 0.1) / 0.3)
-    assert load_model(ModelSpec("test_resnet", "digits", 64)).input_size == (64, 64)
+    assert load_model(ModelSpec("test_resnet", str(path), 64)).input_size == (64, 64)
 
 
-def test_digits_weights_that_are_not_shipped_list_those_that_are(monkeypatch, tmp_path):
-    shipped_folder(monkeypatch, tmp_path)
-    with pytest.raises(ConfigError, match=r"for model 'resnet18', only for test_resnet"):
+def test_digits_weights_that_are_not_shipped_list_those_that_are():
+    with pytest.raises(
+        ConfigError, match=rf"for model 'resnet18', only for {', '.join(shipped_architectures())}"
+    ):
         load_model(ModelSpec("resnet18", "digits"))
     with pytest.raises(ConfigError, match="means others; write 'test_resnet'"):
         load_model(ModelSpec("test_resnet.r160_in1k", "digits"))
@@ -492,4 +492,5 @@ def test_digits_weights_that_are_not_shipped_list_those_that_are(monkeypatch, tm
 @pytest.mark.parametrize("arch", sorted(shipped_architectures()))
 def test_the_weights_in_the_package_load(arch):
     model = load_model(ModelSpec(arch, "digits"))
+    assert same_weights(model.module, load_model(ModelSpec(arch, str(shipped_architectures()[arch]))).module)
     assert model.n_classes == len(model.classes or ()) > 1

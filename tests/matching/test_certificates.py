@@ -39,7 +39,7 @@ def optimum(z_i, z_j):
     return affinity[rows, columns].sum()
 
 
-def check(found, z_i, z_j, tolerance):
+def assert_promises(found, z_i, z_j, tolerance):
     """Check every promise of a certified match."""
     scale = norms_of(z_i, z_j)
     n_tokens = len(z_i)
@@ -110,14 +110,14 @@ def test_every_promise_holds(kind, n_tokens, n_channels, dtype, tolerance, seed)
     if dtype is np.float16:
         z = np.clip(z, -6e4, 6e4)
     z_i, z_j = z.astype(dtype)
-    check(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
+    assert_promises(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tolerance", (1e-3, 0.0))
 def test_every_promise_holds_for_many_tokens(kind, tolerance):
     z_i, z_j = make(kind, 400, 24, np.random.default_rng(7)).astype(np.float32)
-    check(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
+    assert_promises(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,7 +129,7 @@ def test_every_promise_holds_for_many_tokens(kind, tolerance):
 def test_every_promise_holds_at_any_scale(exponents, tolerance, seed):
     z = make("plain", 20, 5, np.random.default_rng(seed))
     z_i, z_j = (z * 10.0 ** np.array(exponents)[:, None, None]).astype(np.float32)
-    check(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
+    assert_promises(Auction(tolerance=tolerance).match(z_i, z_j), z_i, z_j, tolerance)
 
 
 def test_scaling_by_powers_of_two_changes_only_the_scale():
@@ -185,7 +185,7 @@ def test_the_exact_finish_keeps_every_promise_from_any_prices():
     left, right = images_of(rows, columns)
     finish_exactly(left, 0, right, 0, work, results)
     found = Match(results.matched[0, 0], results.upper_bound[0, 0], work.permutation, "auction")
-    check(found, z_i, z_j, 1e-15)
+    assert_promises(found, z_i, z_j, 1e-15)
 
 
 @pytest.mark.parametrize("kind", KINDS)

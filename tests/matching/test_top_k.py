@@ -72,7 +72,7 @@ def hits_of_matrix(z, y, k, tolerance, groups=None, database_groups=None):
     return np.where(np.isnan(similarities), -1, indices), similarities
 
 
-def check(z, y, k, tolerance, **groups):
+def assert_hits_of_the_matrix(z, y, k, tolerance, **groups):
     """Compare a search with the full matrix, bit by bit, and return it."""
     found = srs.top_k(z, y, k, tolerance=tolerance, **groups)
     indices, similarities = hits_of_matrix(z, y, k, tolerance, **groups)
@@ -99,7 +99,7 @@ def test_hits_and_similarities_are_those_of_the_full_matrix(
     rng = np.random.default_rng(seed)
     both = make(kind, sum(sizes), n_tokens, n_channels, rng).astype(dtype)
     z, y = both[: sizes[0]], None if symmetric else both[sizes[0] :]
-    found = check(z, y, k, tolerance)
+    found = assert_hits_of_the_matrix(z, y, k, tolerance)
     live = [np.count_nonzero(np.any(side != 0, axis=(1, 2))) for side in (z, z if y is None else y)]
     assert found.pairs == (live[0] * (live[0] - 1) // 2 if symmetric else live[0] * live[1])
 
@@ -110,7 +110,7 @@ def test_the_full_matrix_is_met_where_blocks_and_sketches_take_part(kind, symmet
     monkeypatch.setattr(pruning_bounds, "_MOST_LEFT_OUT", np.inf)  # sketches, however bad
     monkeypatch.setattr(pruning_bounds, "_SUMMED_AT_ONCE", 100)
     z = make(kind, 90, 20, 24, np.random.default_rng(3)).astype(np.float32)
-    found = check(z, None if symmetric else z[40:], 3, 1e-3)
+    found = assert_hits_of_the_matrix(z, None if symmetric else z[40:], 3, 1e-3)
     if kind == "clustered":
         assert found.sketched + found.without_product > 0.2 * found.pairs
 
@@ -118,23 +118,23 @@ def test_the_full_matrix_is_met_where_blocks_and_sketches_take_part(kind, symmet
 @pytest.mark.parametrize("n_channels", (12, 600), ids=["rows by length", "the product at once"])
 def test_products_of_many_rows_decide_what_the_full_matrix_says(n_channels):
     z = make("sparse", 24, 110, n_channels, np.random.default_rng(5)).astype(np.float32)
-    found = check(z, None, 2, 1e-3)
+    found = assert_hits_of_the_matrix(z, None, 2, 1e-3)
     assert found.with_product > 0.3 * found.pairs
 
 
 @pytest.mark.parametrize("scale", (1e-30, 1e-130, 1e30))
 def test_scales_do_not_matter(scale):
     z = make("clustered", 12, 17, 16, np.random.default_rng(0)) * scale
-    check(z, None, 4, 1e-3)
-    check(z, z[:5] / scale, 4, 1e-3)
+    assert_hits_of_the_matrix(z, None, 4, 1e-3)
+    assert_hits_of_the_matrix(z, z[:5] / scale, 4, 1e-3)
 
 
 def test_images_of_unequal_numbers_of_tokens_are_found():
     rng = np.random.default_rng(1)
     images = [rng.normal(size=(n, 24)) + rng.normal(size=24) for n in rng.integers(1, 40, size=30)]
-    found = check(images, None, 4, 1e-3)
+    found = assert_hits_of_the_matrix(images, None, 4, 1e-3)
     assert found.solved < 0.5 * found.pairs
-    check(images[:5], images[5:], 4, 1e-3)
+    assert_hits_of_the_matrix(images[:5], images[5:], 4, 1e-3)
 
 
 def test_images_of_the_same_group_are_no_hits():
@@ -142,8 +142,8 @@ def test_images_of_the_same_group_are_no_hits():
     z = make("clustered", 20, 9, 4, rng)
     names = np.array(["a", "b", "c", None], dtype=object)
     groups, others = list(names[rng.integers(4, size=20)]), list(names[rng.integers(4, size=8)])
-    check(z, None, 20, 1e-3, groups=groups)
-    check(z, z[:8] + 0.5, 5, 1e-3, groups=groups, database_groups=others)
+    assert_hits_of_the_matrix(z, None, 20, 1e-3, groups=groups)
+    assert_hits_of_the_matrix(z, z[:8] + 0.5, 5, 1e-3, groups=groups, database_groups=others)
 
 
 def test_threads_change_no_hit():
@@ -162,7 +162,7 @@ def test_most_pairs_of_images_in_clusters_are_never_solved(n_channels):
     centres = turned @ rng.normal(size=(3, n_channels))
     z = np.stack([rng.permutation(centre) for centre in centres for _ in range(6)])
     z += 0.1 * rng.normal(size=z.shape)
-    found = check(z, None, 6, 1e-3)
+    found = assert_hits_of_the_matrix(z, None, 6, 1e-3)
     decided = np.array([found.without_product, found.sketched, found.with_product, found.solved])
     assert decided.sum() == found.pairs == 120 * 119 // 2
     assert found.solved < 0.2 * found.pairs

@@ -18,7 +18,7 @@ from semrsm_dist.results.export import export_npy
 from tests.pipeline.conftest import StopAfter
 
 
-def refused(shop, document, kind, *words, **options):
+def assert_refused(shop, document, kind, *words, **options):
     """Run and return the error, which must be of this kind, lead to status 2 and hold these words."""
     with pytest.raises(kind) as caught:
         shop.run(document, **options)
@@ -33,14 +33,18 @@ def refused(shop, document, kind, *words, **options):
 
 def test_no_images_at_all(shop):
     (shop.path / "empty").mkdir()
-    refused(shop, shop.of_images("run", shop.path / "empty"), InputError, "no images in", "/empty")
-    refused(shop, shop.of_images("run", shop.path / "nowhere"), InputError, "nowhere", "does not exist")
-    refused(shop, shop.of_images("run", shop.image("a.png")), InputError, "a.png", "is a file")
+    assert_refused(shop, shop.of_images("run", shop.path / "empty"), InputError, "no images in", "/empty")
+    assert_refused(
+        shop, shop.of_images("run", shop.path / "nowhere"), InputError, "nowhere", "does not exist"
+    )
+    assert_refused(shop, shop.of_images("run", shop.image("a.png")), InputError, "a.png", "is a file")
 
 
 def test_one_image_makes_no_matrix(shop):
     shop.image("one/a.png")
-    refused(shop, shop.of_images("run", shop.path / "one"), InputError, "1 usable image,", "at least 2")
+    assert_refused(
+        shop, shop.of_images("run", shop.path / "one"), InputError, "1 usable image,", "at least 2"
+    )
 
 
 def test_unreadable_images_are_listed_and_refused_or_skipped_and_recorded(shop):
@@ -48,7 +52,7 @@ def test_unreadable_images_are_listed_and_refused_or_skipped_and_recorded(shop):
     bad = shop.spoil(folder)
     document = shop.of_images("run", folder)
     words = ("4 of 13 images cannot be read", *bad, "unreadable: skip")
-    refused(shop, document, InputError, *words)
+    assert_refused(shop, document, InputError, *words)
     assert not (shop.path / "run" / "run.json").exists()
     summary = shop.run(document | {"unreadable": "skip"})
     assert summary["images"] == {"images": 9}
@@ -67,7 +71,7 @@ def test_nothing_but_unreadable_images(shop):
         shop.save(f"bad/{name}.npy", np.zeros(3))
         (shop.path / "bad" / f"{name}.npy").rename(shop.path / "bad" / f"{name}.png")
     document = shop.of_images("run", shop.path / "bad", unreadable="skip")
-    refused(shop, document, InputError, "0 usable images")
+    assert_refused(shop, document, InputError, "0 usable images")
 
 
 def test_mixed_sizes_modes_and_names(shop):
@@ -102,7 +106,7 @@ def test_mixed_sizes_modes_and_names(shop):
 
 def test_the_run_must_not_lie_among_its_own_images(shop):
     folder = shop.images()
-    refused(shop, shop.of_images("images/run", folder), ConfigError, "lies inside the image folder")
+    assert_refused(shop, shop.of_images("images/run", folder), ConfigError, "lies inside the image folder")
 
 
 def test_an_image_that_vanishes_on_the_way_costs_its_chunk_alone(shop):
@@ -143,7 +147,7 @@ def test_unknown_names_are_refused_with_near_ones(shop, section, value, words):
     document = shop.of_images("run", shop.path / "images")
     shop.images()
     document[section] = document.get(section, {}) | value
-    refused(shop, document, SemrsmError, *words)
+    assert_refused(shop, document, SemrsmError, *words)
     assert not (shop.path / "run" / "run.json").exists()
 
 
@@ -151,7 +155,7 @@ def test_unknown_names_are_refused_with_near_ones(shop, section, value, words):
     "name", ["a/b", "../up", "..", ".", "", "zarr.json", "back\\slash", "line\n", "x" * 300, "__x"]
 )
 def test_names_of_layers_that_the_store_cannot_hold(shop, name):
-    refused(shop, shop.of_features("run", {name: shop.features()}), SemrsmError, "layer")
+    assert_refused(shop, shop.of_features("run", {name: shop.features()}), SemrsmError, "layer")
     assert sorted(path.name for path in shop.path.iterdir()) in (["run", "z.npy"], ["z.npy"])
 
 
@@ -174,14 +178,14 @@ def test_features_of_the_queries_that_are_not_finite(shop):
     document = shop.of_features("run", shop.features())
     z = shop.save("q.npy", np.full((3, 6, 4), np.nan, np.float32))
     document["queries"] = {"source": "features", "layers": {"last": str(z)}}
-    refused(shop, document, InputError, "queries: features of '0' (index 0")
+    assert_refused(shop, document, InputError, "queries: features of '0' (index 0")
 
 
 @pytest.mark.parametrize(("scale", "stored"), [(1e6, "float16"), (1e300, "float32")])
 def test_features_that_overflow_the_stored_type(shop, scale, stored):
     z = np.random.default_rng(0).normal(size=(5, 6, 4)) * scale
     document = shop.of_features("run", shop.save("big.npy", z), features={"dtype": stored})
-    refused(shop, document, InputError, "overflow the stored type")
+    assert_refused(shop, document, InputError, "overflow the stored type")
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
@@ -245,9 +249,9 @@ def test_sizes_that_do_not_go_together(shop):
         document = shop.of_features("run", z, matching={"matcher": matcher})
         asked = shop.features(f"{name}.npy", shape)
         document["queries"] = {"source": "features", "layers": {"last": str(asked)}}
-        refused(shop, document, InputError, words, "but 6 and 4")
+        assert_refused(shop, document, InputError, words, "but 6 and 4")
     other = shop.features("other.npy", (19, 6, 4))
-    refused(
+    assert_refused(
         shop,
         shop.of_features("run", {"a": z, "b": other}),
         InputError,
@@ -259,7 +263,7 @@ def test_sizes_that_do_not_go_together(shop):
     short.write_text("image_id,labels\na,\nb,\n")
     document = shop.of_features("run", z)
     document["data"]["table"] = str(short)
-    refused(shop, document, InputError, "2 rows", "20 images")
+    assert_refused(shop, document, InputError, "2 rows", "20 images")
 
 
 def test_a_missing_chunk_of_an_array_is_named_before_anything_is_computed(shop):
@@ -267,7 +271,7 @@ def test_a_missing_chunk_of_an_array_is_named_before_anything_is_computed(shop):
     zarr.create_array(shop.path / "z.zarr", data=z, chunks=(10, 16, 4))
     document = shop.of_features("run", shop.path / "z.zarr")
     (shop.path / "z.zarr" / "c" / "1" / "0" / "0").unlink()
-    refused(shop, document, InputError, "z.zarr: chunk (1, 0, 0) is missing")
+    assert_refused(shop, document, InputError, "z.zarr: chunk (1, 0, 0) is missing")
     assert not (shop.path / "run" / "run.json").exists()
     zarr.open_array(shop.path / "z.zarr")[...] = z
     shop.run(document)
@@ -293,7 +297,9 @@ def test_a_source_that_changes_while_it_is_imported_is_refused(shop, kind, chang
             write(z)
 
     document = shop.of_features("run", write(z))
-    refused(shop, document, InputError, "changed while it was imported", "removed", before=("import", act))
+    assert_refused(
+        shop, document, InputError, "changed while it was imported", "removed", before=("import", act)
+    )
     assert not shop.chunks(shop.path / "run")
     write(z)
     assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 3}
@@ -333,7 +339,7 @@ def test_arrays_that_are_no_features(shop):
         (shop.save("nobody.npy", np.ones((0, 3, 2))), "empty"),
         (shop.save("single.npy", np.ones((1, 3, 2))), "at least 2"),
     ):
-        refused(shop, shop.of_features("run", path), InputError, words)
+        assert_refused(shop, shop.of_features("run", path), InputError, words)
 
 
 # --- the run directory -----------------------------------------------------------------------------------
@@ -343,7 +349,9 @@ def test_a_directory_that_is_no_run_is_not_touched(shop):
     (shop.path / "thesis").mkdir()
     (shop.path / "thesis" / "chapter1.tex").write_text("important")
     before = sorted((shop.path / "thesis").iterdir())
-    refused(shop, shop.of_features("thesis", shop.features()), ConfigError, "not a run", "chapter1.tex")
+    assert_refused(
+        shop, shop.of_features("thesis", shop.features()), ConfigError, "not a run", "chapter1.tex"
+    )
     assert sorted((shop.path / "thesis").iterdir()) == before
     with pytest.raises(ConfigError, match="no run here"):
         srs.open_run(shop.path / "thesis")
@@ -351,8 +359,10 @@ def test_a_directory_that_is_no_run_is_not_touched(shop):
 
 def test_a_run_directory_that_cannot_be(shop):
     z = shop.features()
-    refused(shop, shop.of_features("z.npy", z), ConfigError, "it or a folder above it is a file")
-    refused(shop, shop.of_features("z.npy/below/run", z), ConfigError, "it or a folder above it is a file")
+    assert_refused(shop, shop.of_features("z.npy", z), ConfigError, "it or a folder above it is a file")
+    assert_refused(
+        shop, shop.of_features("z.npy/below/run", z), ConfigError, "it or a folder above it is a file"
+    )
     with pytest.raises(ConfigError, match="no run here"):
         srs.open_run(shop.path / "z.npy")
 
@@ -385,12 +395,12 @@ def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(shop):
 def test_workers_whose_memory_takes_no_pair_are_refused(shop):
     z = shop.features("many.npy", (2000, 2, 4))
     little = {"worker_memory": "64MiB", "tile": 2000}
-    refused(
+    assert_refused(
         shop, shop.of_features("run", z, matching=little), ConfigError, "2000 x 2000", "smaller matching.tile"
     )
     assert not (shop.path / "run" / "run.json").exists()
     huge = shop.features("huge.npy", (2, 3000, 400))
-    refused(
+    assert_refused(
         shop, shop.of_features("huge", huge, matching={"worker_memory": "16MiB"}), ConfigError, "fewer tokens"
     )
 

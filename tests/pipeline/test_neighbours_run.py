@@ -58,7 +58,7 @@ def neighbours_of_matrix(run, layer, k, groups=None, threshold=None):
     )
 
 
-def check(shop, document, engine=None, *, k=K, groups=None, threshold=None):
+def assert_neighbours_of_the_matrix(shop, document, engine=None, *, k=K, groups=None, threshold=None):
     """Run a document once for neighbours and once for the matrix, and compare them bit by bit."""
     wanted = {"k": k} | ({} if threshold is None else {"threshold": threshold})
     shop.run({**document, "run": f"{document['run']}-n", "output": {"neighbours": wanted}}, engine=engine)
@@ -74,7 +74,9 @@ def check(shop, document, engine=None, *, k=K, groups=None, threshold=None):
 
 def test_neighbours_are_those_of_the_matrix(shop, engine):
     layers = {"a": clusters(shop), "b": shop.features("b.npy", (70, 6, 4))}
-    run = check(shop, shop.of_features("run", layers, matching={"tile": 16}), engine)
+    run = assert_neighbours_of_the_matrix(
+        shop, shop.of_features("run", layers, matching={"tile": 16}), engine
+    )
     found = run.neighbours("a")
     assert found["neighbour"].values[0, 0] == "69"  # its exact copy
     assert found["similarity"].values[0, 0] == 1.0
@@ -86,7 +88,7 @@ def test_queries_have_neighbours_among_the_images(shop, engine):
     document = shop.of_features("run", clusters(shop), matching={"tile": 16})
     queries = clusters(shop, "queries.npy", 23, seed=1)
     document["queries"] = {"source": "features", "layers": {"last": str(queries)}}
-    run = check(shop, document, engine)
+    run = assert_neighbours_of_the_matrix(shop, document, engine)
     assert run.neighbours("last").sizes == {"image": 23, "rank": K}
 
 
@@ -95,26 +97,28 @@ def test_images_of_unequal_numbers_of_tokens_have_neighbours(shop):
     counts = shop.path / "counts.npy"
     np.save(counts, np.random.default_rng(2).integers(2, 10, 70))
     document["data"]["token_counts"] = {"last": str(counts)}
-    check(shop, document)
+    assert_neighbours_of_the_matrix(shop, document)
 
 
 @pytest.mark.parametrize("threshold", (0.9, 1.0))
 def test_neighbours_below_a_threshold_are_left_out(shop, threshold):
     document = shop.of_features("run", clusters(shop), matching={"tile": 16})
-    run = check(shop, document, k=30, threshold=threshold)
+    run = assert_neighbours_of_the_matrix(shop, document, k=30, threshold=threshold)
     counts = (run.neighbours("last")["index"].values >= 0).sum(axis=1)
     assert 0 < counts.max() < 30
 
 
 def test_more_neighbours_than_images(shop):
     document = shop.of_features("run", clusters(shop, n=9), matching={"tile": 4})
-    run = check(shop, document, k=12)
+    run = assert_neighbours_of_the_matrix(shop, document, k=12)
     assert (run.neighbours("last")["index"].values[:, 8:] == -1).all()
 
 
 def test_norms_that_float32_does_not_hold_are_ranked_in_float64(shop):
     z = np.load(clusters(shop)) * np.float32(1e-17)
-    check(shop, shop.of_features("run", shop.save("small.npy", z), matching={"tile": 16}))
+    assert_neighbours_of_the_matrix(
+        shop, shop.of_features("run", shop.save("small.npy", z), matching={"tile": 16})
+    )
 
 
 def test_tiles_that_do_not_fit_into_memory_are_searched_in_parts(shop):
@@ -123,7 +127,7 @@ def test_tiles_that_do_not_fit_into_memory_are_searched_in_parts(shop):
         "wide.npy", (rng.normal(size=(48, 36, 512)) + rng.normal(size=(48, 1, 512))).astype("float32")
     )
     matching = {"tile": 48, "worker_memory": "16MiB"}
-    check(shop, shop.of_features("run", z, matching=matching))
+    assert_neighbours_of_the_matrix(shop, shop.of_features("run", z, matching=matching))
 
 
 def test_images_of_the_same_group_are_no_neighbours(shop):
@@ -138,7 +142,7 @@ def test_images_of_the_same_group_are_no_neighbours(shop):
             writer.writerow([name, f"images/{name}", name.split("/")[0], group])
     document = shop.of_images("run", folder, matching={"tile": 5})
     document["data"] = {"source": "table", "path": str(table)}
-    run = check(shop, document, groups=np.array(groups))
+    run = assert_neighbours_of_the_matrix(shop, document, groups=np.array(groups))
     scores = run.summary()["retrieval"]
     assert [score["method"] for score in scores] == ["semantic"] * 2
     matrix = srs.open_run(document["run"]).summary()["retrieval"]

@@ -281,7 +281,7 @@ def test_a_finished_run_computes_nothing_and_says_so(shop):
 # --- refused ---------------------------------------------------------------------------------------------
 
 
-def refused(shop, document, *words):
+def assert_refused(shop, document, *words):
     """Check that a changed run is refused with these words and that nothing of it is touched."""
     run = RunDirectory(document["run"]).path
     before = shop.tree(run), shop.chunks(run, *GROUPS)
@@ -297,9 +297,11 @@ def refused(shop, document, *words):
 def test_changed_numbers_are_refused_field_by_field(shop, stop):
     document = quick(shop, "run", matching={"tile": 4, "tolerance": 1e-3})
     assert shop.interrupt(document, "matching", 50 if stop else 10_000) == stop
-    refused(shop, document | {"matching": {"tolerance": 1e-2}}, "matching.tolerance", "0.001", "0.01")
-    refused(shop, document | {"matching": {"matcher": "greedy"}}, "matching.matcher", "auction", "greedy")
-    refused(
+    assert_refused(shop, document | {"matching": {"tolerance": 1e-2}}, "matching.tolerance", "0.001", "0.01")
+    assert_refused(
+        shop, document | {"matching": {"matcher": "greedy"}}, "matching.matcher", "auction", "greedy"
+    )
+    assert_refused(
         shop,
         document | {"matching": {"matcher": "batch-optimal", "window": 3}, "features": {"dtype": "float16"}},
         "matching.window",
@@ -307,13 +309,13 @@ def test_changed_numbers_are_refused_field_by_field(shop, stop):
         "float32 -> float16",
     )
     queries = {"queries": {"source": "features", "layers": document["data"]["layers"]}}
-    refused(shop, document | queries, "queries.count", "(absent) -> 28")
+    assert_refused(shop, document | queries, "queries.count", "(absent) -> 28")
     z = np.load(shop.path / "a.npy")
     z[3, 2, 1] += 1
     shop.save("a.npy", z)
-    refused(shop, document, "images.a.sha256")
+    assert_refused(shop, document, "images.a.sha256")
     shop.save("a.npy", np.load(shop.path / "b.npy"))
-    refused(shop, document, "a.n_tokens", "6 -> 4")
+    assert_refused(shop, document, "a.n_tokens", "6 -> 4")
 
 
 @pytest.mark.parametrize("change", ["matcher", "tile", "images"])
@@ -356,13 +358,13 @@ def test_changed_images_are_refused(shop):
     changed = folder / "class0" / "000.png"
     original = changed.read_bytes()
     shutil.copy(folder / "class0" / "003.png", changed)
-    refused(shop, document, "images.sha256")
+    assert_refused(shop, document, "images.sha256")
     changed.write_bytes(original)
     shop.image("images/class0/new.png")
-    refused(shop, document, "images.count", "12 -> 13")
+    assert_refused(shop, document, "images.count", "12 -> 13")
     (folder / "class0" / "new.png").rename(shop.path / "new.png")
     changed.rename(folder / "class0" / "zzz.png")
-    refused(shop, document, "images.sha256")
+    assert_refused(shop, document, "images.sha256")
     (folder / "class0" / "zzz.png").rename(changed)
     summary = shop.run(document)
     assert all(count["computed"] == 0 for count in summary["work"].values())
@@ -380,7 +382,7 @@ def test_changed_order_of_images_is_refused_and_changed_places_are_not(shop):
         }
 
     shop.run(document(names, "images"))
-    refused(shop, document(names[::-1], "images"), "images.sha256")
+    assert_refused(shop, document(names[::-1], "images"), "images.sha256")
     folder.rename(shop.path / "moved")
     for path in (shop.path / "moved").rglob("*.png"):
         os.utime(path)
@@ -393,11 +395,11 @@ def test_other_crops_of_the_same_files_are_refused(shop):
     folder = crops | {"of": {"source": "folder", "path": str(shop.images(n=4))}}
     document = shop.of_images("run", shop.path) | {"data": folder}
     shop.run(document)
-    refused(shop, document | {"data": folder | {"share": 0.6}}, "images.share", "0.5 -> 0.6")
+    assert_refused(shop, document | {"data": folder | {"share": 0.6}}, "images.share", "0.5 -> 0.6")
     scenes = {"source": "digits", "n_images": 4, "canvas": 64}
     document = shop.of_images("scenes", shop.path) | {"data": crops | {"of": scenes}}
     shop.run(document)
-    refused(
+    assert_refused(
         shop, document | {"data": crops | {"of": scenes | {"canvas": 72}}}, "images.of.canvas", "64 -> 72"
     )
 
@@ -408,9 +410,9 @@ def test_other_features_are_refused_though_size_and_time_are_the_same(shop):
         os.utime(path, ns=(0, 0))
     document = shop.of_features("run", one)
     shop.run(document)
-    refused(shop, shop.of_features("run", other), "images.last.sha256")
+    assert_refused(shop, shop.of_features("run", other), "images.last.sha256")
     other.replace(one)
-    refused(shop, document, "images.last.sha256")
+    assert_refused(shop, document, "images.last.sha256")
 
 
 def test_other_token_counts_are_refused_though_the_features_are_gone(shop):
@@ -423,8 +425,8 @@ def test_other_token_counts_are_refused_though_the_features_are_gone(shop):
 
     shop.run(document(last=str(some)))
     z.rename(shop.path / "elsewhere.npy")
-    refused(shop, document(last=str(others)), "images.last.token_counts_sha256")
-    refused(shop, document(), "images.last.token_counts_sha256", "-> (absent)")
+    assert_refused(shop, document(last=str(others)), "images.last.token_counts_sha256")
+    assert_refused(shop, document(), "images.last.token_counts_sha256", "-> (absent)")
     some.unlink()
     assert any("no longer needed" in line for line in shop.run(document(last=str(some)))["warnings"])
     with pytest.raises(InputError, match=r"never\.npy: there is no such file"):
@@ -451,11 +453,13 @@ def test_changed_weights_and_input_sizes_are_refused(shop):
     train(0)
     shop.run(document())
     train(1)
-    refused(shop, document(), "model.weights_sha256")
+    assert_refused(shop, document(), "model.weights_sha256")
     train(0)
-    refused(shop, document(input_size=96), "model.preprocessing.input_size", "[3, 64, 64] -> [3, 96, 96]")
-    refused(shop, document(weights="random", seed=3), "model.weights_sha256")
-    refused(shop, document(precision="bfloat16"), "model.precision", "float32 -> bfloat16")
+    assert_refused(
+        shop, document(input_size=96), "model.preprocessing.input_size", "[3, 64, 64] -> [3, 96, 96]"
+    )
+    assert_refused(shop, document(weights="random", seed=3), "model.weights_sha256")
+    assert_refused(shop, document(precision="bfloat16"), "model.precision", "float32 -> bfloat16")
     assert shop.run(document())["work"]["extraction"]["computed"] == 0
 
 
@@ -472,7 +476,7 @@ def test_another_network_around_the_same_weights_is_refused(shop):
         return shop.of_images("run", folder, model=model)
 
     shop.run(document())
-    refused(shop, document(act_layer="gelu"), "model.build_options.act_layer", "(absent) -> gelu")
+    assert_refused(shop, document(act_layer="gelu"), "model.build_options.act_layer", "(absent) -> gelu")
     assert shop.run(document())["work"]["extraction"]["computed"] == 0
 
 

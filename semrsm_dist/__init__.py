@@ -35,6 +35,7 @@ if _typing.TYPE_CHECKING:
     from semrsm_dist.errors import ConfigError as ConfigError
     from semrsm_dist.errors import IncompleteError as IncompleteError
     from semrsm_dist.errors import InputError as InputError
+    from semrsm_dist.errors import LimitError as LimitError
     from semrsm_dist.errors import ResumeError as ResumeError
     from semrsm_dist.errors import SemrsmError as SemrsmError
     from semrsm_dist.errors import StorageError as StorageError
@@ -62,6 +63,7 @@ _HOMES = {
         "ConfigError",
         "IncompleteError",
         "InputError",
+        "LimitError",
         "ResumeError",
         "SemrsmError",
         "StorageError",

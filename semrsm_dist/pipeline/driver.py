@@ -206,6 +206,6 @@ def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
 
 def _tiles_failed(failures: list[Failure]) -> WorkError:
     return WorkError(
-        f"{len(failures)} tiles failed and were set aside; all others are kept, but the results of their layers are "
-        f"not complete:\n{list_failures(failures)}\nThe same command tries them again (full errors in events.jsonl)"
+        f"Tiles that failed and were set aside: {len(failures)}; all others are kept, but the results of their "
+        f"layers are not complete:\n{list_failures(failures)}\nThe same command tries them again (full errors in events.jsonl)"
     )

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -94,6 +94,20 @@ class Session:
         """Return a pool of workers, each with the configured memory."""
         memory = int(self.config.matching.worker_memory)
         return self.engine.start_tasks(worker, Resources(cpus=cpus, gpus=gpus, memory=memory))
+
+    def work_on_each(
+        self, stage: str, worker: Worker, units: Sequence[Hashable], *, unit: str
+    ) -> list[Failure]:
+        """Run a worker on each unit, a task each, and return those that were set aside; `unit` as in `work`."""
+        outcome = self.work(
+            stage,
+            lambda: self.start_tasks(worker),
+            [Task(units=(each,)) for each in units],
+            unit=unit,
+            total=len(units),
+        )
+        self.counts[stage]["computed"] = self.counts[stage][unit]
+        return outcome.failures
 
     def work(
         self,

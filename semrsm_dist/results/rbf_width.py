@@ -11,6 +11,7 @@ from semrsm_dist.matching.kernels import squared_distances
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.results.matrices import LayerMatrices
+from semrsm_dist.store.tiles import KINDS
 
 BLOCK, BLOCKS = 32, 4096
 """A sample is about this many random blocks of pairs, each of so many images with as many: whatever the tiles."""
@@ -23,7 +24,7 @@ SEED = 0
 
 
 def median_width(
-    matrices: LayerMatrices, quantity: str, *, reporter: Reporter | None = None
+    matrices: LayerMatrices, kind: str, *, reporter: Reporter | None = None
 ) -> tuple[float, float | None]:
     """Return sqrt(median of the non-zero squared distances) over all pairs, and its error if they are a sample.
 
@@ -34,8 +35,8 @@ def median_width(
     ----------
     matrices
         The layer.
-    quantity
-        `matched` or `identity`.
+    kind
+        `semantic` or `spatio-semantic`.
     reporter
         Where progress is reported.
 
@@ -53,9 +54,9 @@ def median_width(
     blocks = _draw_blocks(layout) if is_sample else list(layout.tiles())
     parts = []
     shown_by = SilentReporter() if reporter is None else reporter
-    with shown_by.stage(f"rbf width of {quantity}", len(blocks), "blocks") as shown:
+    with shown_by.stage(f"rbf width of {matrices.store.layer}, {kind}", len(blocks), "blocks") as shown:
         for block in blocks:
-            parts.append(_distances(matrices, layout, block, quantity))
+            parts.append(_distances(matrices, layout, block, KINDS[kind]))
             shown.advance(1)
     distances = np.concatenate(parts)
     if not distances.size:

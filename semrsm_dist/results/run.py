@@ -261,7 +261,7 @@ class Run:
         if sigma is None and name in matrices.kernels:
             return matrices.matrix(name)
         if sigma is None and kernel == "rbf":
-            sigma, error = median_width(matrices, KINDS[kind])
+            sigma, error = median_width(matrices, kind)
         return matrices.kernel_matrix(kind, kernel, sigma, error)
 
     def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:

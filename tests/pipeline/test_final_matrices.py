@@ -186,7 +186,7 @@ def test_the_search_for_a_width_is_shown(shop):
     listener = Listener()
     document = shop.of_features("run", shop.features(), kernels=[{"name": "rbf"}])
     assert shop.run(document, reporter=listener)["layers"]
-    done, total = listener.stages["rbf width of matched"]
+    done, total = listener.stages["rbf width of last, semantic"]
     assert done == total > 0
 
 

@@ -583,7 +583,7 @@ def test_tiles_that_fail_are_set_aside_and_all_others_finished(shop):
         content[len(content) // 2] ^= 4
         chunk.write_bytes(content)  # the features of images 0 to 31
 
-    with pytest.raises(WorkError, match="22 tiles failed and were set aside") as caught:
+    with pytest.raises(WorkError, match="failed and were set aside: 22;") as caught:
         shop.run(document, before=("matching", damage))
     assert caught.value.exit_code == 1
     assert "a/0.0" in str(caught.value)

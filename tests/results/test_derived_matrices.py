@@ -132,7 +132,9 @@ class InMemory(LayerMatrices):
     """Matrices whose inner products are in memory."""
 
     def __init__(self, inner, norms_i, norms_j, symmetric):
-        super().__init__(None, Layout(*inner.shape, 64, symmetric), (norms_i, norms_j), {})
+        super().__init__(
+            TileStore(Path(), "last"), Layout(*inner.shape, 64, symmetric), (norms_i, norms_j), {}
+        )
         self.inner = inner
 
     def read_for_distances(self, quantity, key):
@@ -156,7 +158,7 @@ def exact_width(inner, norms_i, norms_j):
 
 def test_the_width_is_exact_where_all_pairs_are_read():
     inner, norms_i, norms_j = draw(150, 90, 5)
-    found = median_width(InMemory(inner, norms_i, norms_j, symmetric=False), "matched")
+    found = median_width(InMemory(inner, norms_i, norms_j, symmetric=False), "semantic")
     assert found == (exact_width(inner, norms_i, norms_j), None)
 
 
@@ -167,7 +169,7 @@ def test_the_width_of_a_sample_is_as_exact_as_it_says(monkeypatch, seed):
     monkeypatch.setattr(rbf_width, "BLOCK", 8)
     monkeypatch.setattr(rbf_width, "SEED", seed)
     inner, norms_i, norms_j = draw(1000, 700, 6)
-    sigma, error = median_width(InMemory(inner, norms_i, norms_j, symmetric=False), "matched")
+    sigma, error = median_width(InMemory(inner, norms_i, norms_j, symmetric=False), "semantic")
     assert 0 < error < 0.1 * sigma
     assert abs(sigma - exact_width(inner, norms_i, norms_j)) < 1.5 * error  # 3 standard errors
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.engine.protocol import Receipt, Task
+from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import attempt_each, list_failures
 from semrsm_dist.pipeline.session import Session
@@ -99,10 +99,10 @@ def _derive(
     matrices = LayerMatrices(store, record.layout(layer), (norms_i, norms_j), {})
     kernels: dict[str, Any] = {}
     for kernel in session.config.kernels:
-        for kind, quantity in KINDS.items():
+        for kind in KINDS:
             facts: dict[str, Any] = {"kind": kind, "kernel": kernel.name, "sigma": kernel.sigma}
             if kernel.name == "rbf" and kernel.sigma is None:
-                width = median_width(matrices, quantity, reporter=session.reporter)
+                width = median_width(matrices, kind, reporter=session.reporter)
                 facts["sigma"], facts["sigma_error"] = width
             kernels[f"{kind}_{kernel.name}"] = facts
     return kernels, coordinates
@@ -130,14 +130,7 @@ def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) 
         make_matrices(stores[layer], opened[layer], opened[layer].all(), record.id_of(layer))
     units = [chunk for layer in missing for chunk in chunks[layer]]
     worker = AssemblyWorker(session.directory.path, {layer: record.layout(layer) for layer in missing})
-    failures = session.work(
-        "assembly",
-        lambda: session.start_tasks(worker),
-        [Task(units=(unit,)) for unit in units],
-        unit="chunks",
-        total=len(units),
-    ).failures
-    session.counts["assembly"]["computed"] = session.counts["assembly"]["chunks"]
+    failures = session.work_on_each("assembly", worker, units, unit="chunks")
     if failures:
         raise WorkError(
             f"{len(failures)} of {len(units)} chunks of the matrices could not be written; the solved tiles are kept "

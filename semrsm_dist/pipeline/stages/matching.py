@@ -188,14 +188,14 @@ def _remove_damaged(session: Session, record: RunRecord, layer: str, present: ND
     )
     if outcome.failures:
         raise StorageError(
-            f"layer {layer}: {len(outcome.failures)} tiles cannot be read, so whether they are intact is not known; "
-            f"nothing was removed and nothing computed:\n{list_failures(outcome.failures)}"
+            f"layer {layer}: {len(outcome.failures)} of {count} tiles cannot be read, so whether they are intact is not "
+            f"known; nothing was removed and nothing computed:\n{list_failures(outcome.failures)}"
         )
     damaged = [cast("Tile", tile) for tile, _ in outcome.values]
     for tile in damaged:
         present[tile.row, tile.column] = False
     if damaged:
-        session.warn(f"layer {layer}: {len(damaged)} damaged tiles were removed and are computed again")
+        session.warn(f"layer {layer}: damaged tiles ({len(damaged)}) were removed and are computed again")
 
 
 def _checks(layer: str, present: NDArray[np.bool_], workers: int) -> Iterator[Task]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.engine.protocol import Task
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
@@ -77,14 +76,7 @@ def _choose(session: Session, record: RunRecord, layers: Sequence[str]) -> None:
         store.make(layout.n_rows, k, layout.tile_size, dtype, record.id_of(layer))
     units = [RowPanel(layer, panel) for layer in layers for panel in range(layouts[layer].row_panels)]
     worker = ChoosingWorker(session.directory.path, record.row_side, layouts, k)
-    failures = session.work(
-        "assembly",
-        lambda: session.start_tasks(worker),
-        [Task(units=(unit,)) for unit in units],
-        unit="panels",
-        total=len(units),
-    ).failures
-    session.counts["assembly"]["computed"] = session.counts["assembly"]["panels"]
+    failures = session.work_on_each("assembly", worker, units, unit="panels")
     if failures:
         raise WorkError(
             f"the neighbours of {len(failures)} of {len(units)} panels could not be chosen; their candidates are kept, "

@@ -166,8 +166,8 @@ def _scan_new(
         raise refused[0]
     if outcome.failures:
         raise StorageError(
-            f"{len(outcome.failures)} batches of images could not be scanned; nothing was computed. First cause: "
-            f"{first_cause(outcome.failures)}"
+            f"{len(outcome.failures)} of {len(batches)} batches of images could not be scanned; nothing was computed. "
+            f"First cause: {first_cause(outcome.failures)}"
         )
     yield from zip(new, (row for batch in batches for row in found[batch.first]), strict=True)
 

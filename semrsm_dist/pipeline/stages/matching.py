@@ -188,8 +188,8 @@ def _remove_damaged(session: Session, record: RunRecord, layer: str, present: ND
     )
     if outcome.failures:
         raise StorageError(
-            f"layer {layer}: {len(outcome.failures)} of {count} tiles cannot be read, so whether they are intact is not "
-            f"known; nothing was removed and nothing computed:\n{list_failures(outcome.failures)}"
+            f"layer {layer}: {len(outcome.failures)} of {count} tiles cannot be read, so whether they are intact is "
+            f"not known; nothing was removed and nothing computed:\n{list_failures(outcome.failures)}"
         )
     damaged = [cast("Tile", tile) for tile, _ in outcome.values]
     for tile in damaged:

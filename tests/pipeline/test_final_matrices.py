@@ -85,6 +85,7 @@ def test_stored_matrices_are_those_that_are_derived_and_written_again_when_a_chu
     assert set(stored) == set(derived) >= {"matched", "semantic_cosine", "spatio-semantic_rbf"}
     for name, matrix in derived.items():
         np.testing.assert_array_equal(stored[name].values, matrix.values.astype(np.float32))
+        assert stored[name].attrs.pop("origin").endswith(f"/rsm.zarr/last/{name}")
         assert stored[name].attrs == matrix.attrs
     (path / "rsm.zarr" / "last" / "gap" / "c" / "0" / "0").unlink()
     assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}

@@ -1,0 +1,43 @@
+// Puts the parts of the page together: they share the layer, and the pair that is pinned.
+
+import { readScale } from "./colours.js";
+import { el } from "./dom.js";
+import { Gallery } from "./images.js";
+import { Maps } from "./maps.js";
+import { Pair } from "./pair.js";
+import { Queries } from "./queries.js";
+import { EmbeddedSource } from "./source.js";
+
+const byId = (id) => document.getElementById(id);
+
+async function start() {
+  const data = JSON.parse(byId("data").textContent);
+  const source = new EmbeddedSource(data);
+  const scale = readScale(data.colours);
+  const stops = [0, 64, 128, 192, 255].map((at) => `rgb(${[...scale.subarray(3 * at, 3 * at + 3)].join(" ")})`);
+  document.documentElement.style.setProperty("--gradient", `linear-gradient(to right, ${stops.join(", ")})`);
+  const gallery = new Gallery(data);
+  const pair = new Pair(source, gallery, byId("pair"), byId("pair-app"));
+  const select = byId("layer");
+  let pinned = null;
+  const pin = async (row, column, numbers) => {
+    pinned = [row, column];
+    maps.mark(row, column);
+    await pair.show(select.value, row, column, numbers);
+    byId("pair").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth", block: "nearest" });
+  };
+  const maps = new Maps(source, gallery, scale, byId("maps-app"), pin);
+  const queries = new Queries(source, gallery, byId("queries-app"), pin);
+  if (!source.layers.length) return;
+  select.append(...source.layers.map((name) => el("option", { value: name, textContent: name })));
+  select.closest("label").hidden = false;
+  const show = async () => {
+    await Promise.all([maps.show(select.value), queries.show(select.value)]);
+    if (pinned) await pair.show(select.value, ...pinned, null);
+  };
+  select.addEventListener("change", show);
+  await show();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

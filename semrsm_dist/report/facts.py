@@ -1,0 +1,280 @@
+"""What was run, as HTML that needs no script: model, matcher, gaps, times, scores, experiments."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
+from semrsm_dist.matching.matchers import MATCHERS
+from semrsm_dist.progress import format_seconds
+from semrsm_dist.report.evaluations import MOST_ROWS, Evaluation
+from semrsm_dist.report.maps import DECADES, PER_DECADE
+from semrsm_dist.results.run import Run
+
+Summary = Mapping[str, Any]
+
+STAGE_WORK = {"extraction": "images", "matching": "pairs"}
+"""Stages whose throughput is known, and what they process."""
+
+
+def headline(run: Run, summary: Summary) -> str:
+    """Return the numbers that one looks for first."""
+    counts = run.record.counts
+    n_pairs = sum(run.layout(layer).total_pairs for layer in run.requested_layers)
+    facts = [(f"{count:,}", side) for side, count in counts.items()]
+    facts += [(str(len(run.requested_layers)), "layers" if len(run.requested_layers) > 1 else "layer")]
+    if run.record.neighbours is None:
+        facts.append((f"{n_pairs:,}", "matched pairs"))
+    else:
+        facts.append((f"{run.record.neighbours.k:,}", "neighbours of each"))
+    gaps = [layer["max_gap"] for layer in summary.get("layers", {}).values() if layer["max_gap"] is not None]
+    if gaps:
+        certified = _is_certified(run)
+        facts.append((f"{max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound"))
+    best = _best_gain(summary)
+    if best:
+        facts.append((f"{best[1]:+.3f}", f"F1@{best[2]} by matching, {best[0]}"))
+    cells = "".join(
+        f"<li><strong>{escape(value)}</strong> <span>{escape(name)}</span></li>" for value, name in facts
+    )
+    return f'<ul class="headline">{cells}</ul>'
+
+
+def _is_certified(run: Run) -> bool:
+    name = run.record.fingerprint["matching.matcher"]
+    return name in MATCHERS.names() and MATCHERS.load(name).certified
+
+
+def _best_gain(summary: Summary) -> tuple[str, float, int] | None:
+    """Return the layer with the largest gain in retrieval, the gain and its k."""
+    scores = {(s["layer"], s["k"], s["method"]): s["f1"] for s in summary.get("retrieval", [])}
+    gains = [
+        (layer, f1 - scores[layer, k, SPATIAL], k)
+        for (layer, k, method), f1 in scores.items()
+        if method == SEMANTIC and f1 is not None and scores.get((layer, k, SPATIAL)) is not None
+    ]
+    return max(gains, key=lambda gain: gain[1], default=None)
+
+
+def scores_table(summary: Summary) -> str:
+    """Return the mean retrieval scores of all queries."""
+    scores = summary.get("retrieval", [])
+    if not scores:
+        return ""
+    known = {score["method"] for score in scores}
+    methods = [method for method in (SPATIAL, POOLED, SEMANTIC) if method in known]
+    rows = []
+    for layer, k in dict.fromkeys((score["layer"], score["k"]) for score in scores):
+        f1 = {s["method"]: s["f1"] for s in scores if (s["layer"], s["k"]) == (layer, k)}
+        rows.append([layer, k, *(f1[method] for method in methods)])
+    head = scores[0]
+    caption = f"Mean F1@k of {head['n_queries']:,} queries" + (
+        f"; {head['n_left_out']:,} without labels or defined similarity are left out"
+        if head["n_left_out"]
+        else ""
+    )
+    return table(["layer", "k", *methods], rows, caption=caption)
+
+
+def run_facts(run: Run, summary: Summary) -> str:
+    """Return what was run, on what, how long it took, and the layers with their sizes."""
+    return "\n".join(
+        [
+            '<div class="facts">',
+            _definitions("Model", _model(run)),
+            _definitions("Matching", _matching(run, summary)),
+            _definitions("Images", _images(run, summary)),
+            _definitions("Machine", _machine(summary)),
+            _definitions("Versions", dict(run.record.versions)),
+            "</div>",
+            _times(run, summary),
+            _layers(run, summary),
+        ]
+    )
+
+
+def _model(run: Run) -> dict[str, Any]:
+    config, record = run.record.config.get("model"), run.record
+    if config is None or record.cached.model is None:
+        sources = {key: source.sha256 for key, source in record.cached.sources.items()}
+        return {"features": "ready-made"} | {f"SHA-256 of {key}": value for key, value in sources.items()}
+    facts = record.cached.model.facts
+    weights = f"{config['weights']} (seed {config['seed']})" if config["weights"] == "random" else config["weights"]
+    height, width = facts["preprocessing"]["input_size"][1:]
+    return {
+        "name": facts["name"],
+        "weights": weights,
+        "SHA-256 of the weights": facts["weights_sha256"],
+        "input": f"{height} x {width} pixels, {facts['preprocessing']['interpolation']}",
+        "precision": record.cached.model.precision,
+        "prompt": (facts.get("prompt") or {}).get("text"),
+        "layers": ", ".join(run.requested_layers),
+    }
+
+
+def _matching(run: Run, summary: Summary) -> dict[str, Any]:
+    parameters = {
+        key.removeprefix("matching."): value
+        for key, value in run.record.fingerprint.items()
+        if key.startswith("matching.")
+    }
+    facts = {"matcher": f"{parameters.pop('matcher')}, version {parameters.pop('version')}", **parameters}
+    facts["certified"] = "yes" if _is_certified(run) else "no: gaps are to an upper bound that may be loose"
+    if run.record.neighbours is not None:
+        facts["neighbours"] = run.record.neighbours.k
+    facts["kernels"] = ", ".join(run.kernels)
+    return facts
+
+
+def _images(run: Run, summary: Summary) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for side, count in run.record.counts.items():
+        section = run.record.config.get("data" if side == "images" else "queries") or {}
+        facts[side] = f"{count:,} from {section.get('source', 'an unknown source')}"
+        if section.get("path"):
+            facts[f"path of {side}"] = section["path"]
+        unreadable = summary.get("unreadable", {}).get(side)
+        if unreadable:
+            facts[f"unreadable {side}"] = f"{unreadable:,}"
+        facts[f"SHA-256 of {side}"] = run.record.fingerprint.get(f"{side}.sha256")
+    return facts
+
+
+def _machine(summary: Summary) -> dict[str, Any]:
+    engine = dict(summary.get("engine", {}))
+    if "memory" in engine:
+        engine["memory"] = f"{engine['memory'] / 2**30:.1f} GiB" if engine["memory"] else None
+    return engine
+
+
+def _times(run: Run, summary: Summary) -> str:
+    seconds = summary.get("seconds")
+    if not seconds:
+        return ""
+    work, counts = summary.get("work", {}), sum(run.record.counts.values())
+    rows = []
+    for stage, value in seconds.items():
+        done = {
+            "matching": summary.get("pairs_computed"),
+            "extraction": counts if work.get("extraction", {}).get("computed") else None,
+        }.get(stage)
+        rate = f"{done / value:,.0f} {STAGE_WORK[stage]}/s" if done and value else ""
+        tally = work.get(stage, {})
+        rows.append(
+            [stage, format_seconds(value), rate, tally.get("computed", ""), tally.get("found", "")]
+        )
+    head = ["stage", "time", "throughput", "units computed", "found done"]
+    return table(head, rows, caption="Times of the last session")
+
+
+def _layers(run: Run, summary: Summary) -> str:
+    rows = []
+    for layer in run.layers:
+        sizes, facts = run.record.layers[layer], summary.get("layers", {}).get(layer, {})
+        rows.append(
+            [
+                layer,
+                sizes.n_tokens,
+                sizes.n_channels,
+                f"{run.layout(layer).total_pairs:,}",
+                *(f"{facts[key]:.1e}" if facts.get(key) is not None else None for key in ("mean_gap", "max_gap")),
+                facts.get("undefined_images"),
+            ]
+        )
+    head = ["layer", "tokens S", "channels C", "pairs", "mean gap", "largest gap", "undefined images"]
+    return table(head, rows, caption="Layers; gaps are on the cosine scale")
+
+
+def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) -> str:
+    """Return the distribution of a layer's gaps as a drawing with its numbers as text."""
+    if not gaps.sum():
+        return ""
+    counted = np.flatnonzero(gaps[1:])
+    first = max(0, int(counted.min()) - 1) if counted.size else 0
+    last = min(len(gaps) - 2, int(counted.max()) + 1) if counted.size else 1
+    bars = np.concatenate([gaps[:1], gaps[1 + first : 2 + last]])
+    width, height, step = 300, 90, 300 / len(bars)
+    drawn = "".join(
+        f'<rect x="{at * step + 1:.1f}" y="{height - height * n / bars.max():.1f}" width="{step - 2:.1f}" '
+        f'height="{height * n / bars.max():.1f}"><title>{_gap_range(at, first)}: {n:,} pairs</title></rect>'
+        for at, n in enumerate(bars)
+    )
+    ticks = "".join(
+        f'<text x="{(1 + place - first) * step:.1f}" y="{height + 14}">1e{DECADES[0] + place // PER_DECADE}</text>'
+        for place in range(first, last + 2)
+        if place % PER_DECADE == 0 and 0 < (1 + place - first) * step < width
+    )
+    mark = ""
+    if tolerance:
+        x = (1 + (np.log10(tolerance) - DECADES[0]) * PER_DECADE - first) * step
+        if 0 <= x <= width:
+            mark = f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"><title>tolerance</title></line>'
+    exact = f"{gaps[0] / gaps.sum():.1%} of pairs have none"
+    return (
+        f"<figure class='gaps'><svg viewBox='0 -4 {width} {height + 24}' role='img' "
+        f"aria-label='Distribution of the gaps of {escape(layer, quote=True)}: {exact}'>{drawn}{mark}"
+        f"<text x='{step / 2:.1f}' y='{height + 14}'>0</text>{ticks}</svg>"
+        f"<figcaption>{escape(layer)}: {gaps.sum():,} pairs; {exact}</figcaption></figure>"
+    )
+
+
+def _gap_range(bar: int, first: int) -> str:
+    if bar == 0:
+        return "no gap"
+    low = DECADES[0] + (first + bar - 1) / PER_DECADE
+    return f"{10**low:.1e} to {10 ** (low + 1 / PER_DECADE):.1e}"
+
+
+def evaluations(found: Iterable[Evaluation]) -> str:
+    """Return the experiments: figure, settings and table of each."""
+    parts = []
+    for one in found:
+        settings = {name: value for name, value in one.settings.items() if value not in (None, "", [], {})}
+        more = f"; the first {MOST_ROWS} of {one.n_rows:,} rows" if one.n_rows > MOST_ROWS else ""
+        figure = (
+            f'<img class="plot" alt="Figure of the experiment {escape(one.name, quote=True)}" '
+            f'src="data:image/png;base64,{base64.b64encode(one.figure).decode()}">'
+            if one.figure
+            else ""
+        )
+        body = f"<p class='note'>{escape(one.problem)}</p>" if one.problem else (
+            f"<details><summary>Table ({one.n_rows:,} rows) and settings</summary>"
+            f"{_definitions('Settings', settings)}{table(one.columns, one.rows, caption=one.name + more)}</details>"
+        )
+        parts.append(f"<article class='experiment'><h3>{escape(one.name)}</h3>{figure}{body}</article>")
+    return "\n".join(parts)
+
+
+def _definitions(title: str, facts: Mapping[str, Any]) -> str:
+    known = {name: value for name, value in facts.items() if value not in (None, "")}
+    if not known:
+        return ""
+    rows = "".join(
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in known.items()
+    )
+    return f"<section><h3>{escape(title)}</h3><dl>{rows}</dl></section>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str) -> str:
+    """Return a table; numbers are to the right, with at most four digits where they are not whole."""
+    titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "<td>-</td>"
+    if isinstance(value, float):
+        return f'<td class="number">{value:.4g}</td>'
+    number = ' class="number"' if isinstance(value, int) and not isinstance(value, bool) else ""
+    return f"<td{number}>{escape(str(value))}</td>"

@@ -1,0 +1,290 @@
+"""What the page of a report reads, apart from its text: typed, and written as JSON.
+
+A static page holds all of it. Arrays are little-endian bytes in base64; `bfloat16` is the upper half of a float32.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
+
+VERSION: Literal[1] = 1
+"""Of this model: a page and its data are of one version."""
+
+Order = Literal["given", "label", "cluster"]
+
+
+class Part(BaseModel):
+    """Base of all parts: strict, and not to be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Array(Part):
+    """An array, row by row."""
+
+    dtype: Literal["float32", "uint32", "uint16", "uint8", "bfloat16"]
+    shape: tuple[int, ...]
+    data: str
+
+    @classmethod
+    def floats(cls, values: ArrayLike) -> Array:
+        """Return numbers as float32."""
+        return cls._of("float32", np.asarray(values, "<f4"))
+
+    @classmethod
+    def indices(cls, values: NDArray[np.integer[Any]], size: int) -> Array:
+        """Return indices below `size` in the smallest type; -1 becomes the largest number of that type."""
+        dtype, missing = next(
+            (dtype, 2**bits - 1)
+            for dtype, bits in (("uint8", 8), ("uint16", 16), ("uint32", 32))
+            if size < 2**bits
+        )
+        found = np.where(values < 0, missing, values).astype(np.dtype(dtype).newbyteorder("<"))
+        return cls._of(dtype, found)
+
+    @classmethod
+    def coarse(cls, values: ArrayLike, *, upward: bool = False) -> Array:
+        """Return numbers with eight significant bits: the nearest, or upward, as a bound needs, that above."""
+        exact = np.asarray(values, np.float64)
+        narrow = exact.astype("<f4")
+        if upward:
+            narrow = np.where(narrow < exact, np.nextafter(narrow, np.float32(np.inf)), narrow)
+        bits = narrow.astype("<f4").view("<u4")
+        # For positive numbers, adding to the bits goes up; NaN keeps its upper half, in which its mark is.
+        step = np.uint32(0xFFFF) if upward else np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))
+        moved = np.where(np.isfinite(narrow), bits + step, bits) >> 16
+        return cls._of("bfloat16", moved.astype("<u2"))
+
+    @classmethod
+    def _of(cls, dtype: Any, values: NDArray[Any]) -> Array:
+        text = base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+        return cls(dtype=dtype, shape=values.shape, data=text)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size before base64."""
+        return 3 * len(self.data) // 4
+
+    @property
+    def missing(self) -> int:
+        """The number that stands for no index: the largest of its type."""
+        return int(np.iinfo(self.dtype).max)
+
+    def read(self) -> NDArray[Any]:
+        """Return the array as the page reads it."""
+        stored = "uint16" if self.dtype == "bfloat16" else self.dtype
+        values = np.frombuffer(base64.b64decode(self.data), np.dtype(stored).newbyteorder("<")).reshape(
+            self.shape
+        )
+        return (values.astype("<u4") << 16).view("<f4") if self.dtype == "bfloat16" else values
+
+
+class Pictures(Part):
+    """Small pictures in larger ones.
+
+    Attributes
+    ----------
+    sheets
+        Addresses of the sheets: JPEG files, as `data:` in a static page.
+    cell, across, down
+        Pixels along an edge of a cell, and the cells of a sheet; pictures follow each other row by row.
+    sizes
+        (P, 2) width and height of each picture within its cell, in its upper left corner; 0 where there is none.
+    """
+
+    sheets: list[str]
+    cell: int
+    across: int
+    down: int
+    sizes: Array
+
+
+class Images(Part):
+    """The images of a side that the page shows.
+
+    Attributes
+    ----------
+    count
+        Images of the run on this side.
+    rows
+        Their places in the matrix, ascending; None if all are shown.
+    ids
+        Names.
+    labels
+        For each image, places in `Data.labels`.
+    pictured
+        The places in the matrix of those that have a thumbnail; None if all shown ones have.
+    problems
+        What is wrong with the picture of an image, by its place in the matrix.
+    thumbnails
+        Their pictures, if there are any.
+    """
+
+    count: int
+    rows: Array | None
+    ids: list[str]
+    labels: list[list[int]]
+    pictured: Array | None
+    problems: dict[int, str]
+    thumbnails: Pictures | None
+
+
+class Sequence(Part):
+    """An order of the images that the maps show: their places in the matrix, for rows and columns."""
+
+    rows: Array
+    columns: Array
+
+
+class Map(Part):
+    """Cells of the matrices; of a symmetric run, those on and above the diagonal, row by row.
+
+    Attributes
+    ----------
+    row_edges, column_edges
+        Where cells begin in the order of the images, and where the last ends.
+    spatial, semantic, difference
+        Cosine similarities position by position, after matching, and how much larger these are: means over the cell
+        where it has several pairs, and then of those that are defined. Without `difference`, each cell is one pair.
+    gap
+        The largest certified gap of the cell.
+    """
+
+    row_edges: Array
+    column_edges: Array
+    spatial: Array
+    semantic: Array
+    difference: Array | None
+    gap: Array
+
+
+class Maps(Part):
+    """The heat maps of a layer.
+
+    Attributes
+    ----------
+    orders
+        What they can be sorted by.
+    cells
+        By order; of maps whose cells are pairs there is one, in the order `given`.
+    note
+        What is left out, for people.
+    """
+
+    orders: dict[Order, Sequence]
+    cells: dict[Order, Map]
+    note: str
+
+
+class Ranking(Part):
+    """The most similar images of some queries, (Q, K) each: places in the matrix, and similarities of both kinds.
+
+    `score` is what they are ranked by.
+    """
+
+    method: str
+    indices: Array
+    score: Array
+    semantic: Array
+    spatial: Array
+    gap: Array
+
+
+class Queries(Part):
+    """Queries and what is most similar to them.
+
+    Attributes
+    ----------
+    rows
+        (Q,) their places in the matrix.
+    rankings
+        One for each way to rank images.
+    judged
+        Whether labels say what is a hit.
+    ks
+        The numbers of hits that the run's own scores are of.
+    note
+        What is left out, for people.
+    """
+
+    rows: Array
+    rankings: list[Ranking]
+    judged: bool
+    ks: list[int]
+    note: str
+
+
+class Matches(Part):
+    """Matched tokens of some pairs.
+
+    Attributes
+    ----------
+    pairs
+        (P, 2) row and column.
+    grid
+        Rows and columns of the tokens; (1, S) if they lie on no known grid.
+    semantic, spatial, gap
+        (P,) the similarities.
+    partners
+        (P, S) the token of the second image that goes with each token of the first.
+    matched, identity
+        (P, S) what each token adds to the cosine similarity, with its partner and position by position.
+    """
+
+    pairs: Array
+    grid: tuple[int, int]
+    semantic: Array
+    spatial: Array
+    gap: Array
+    partners: Array
+    matched: Array
+    identity: Array
+
+
+class Layer(Part):
+    """What is shown of a layer."""
+
+    name: str
+    maps: Maps | None
+    queries: Queries | None
+    matches: Matches | None
+
+
+class Seen(Part):
+    """Images as the model sees them: `indices` are their places in the matrix."""
+
+    indices: Array
+    pictures: Pictures
+
+
+class Data(Part):
+    """Everything that the page reads.
+
+    Attributes
+    ----------
+    symmetric
+        Whether rows and columns are the same images.
+    labels
+        All labels, sorted.
+    images
+        By side.
+    seen
+        By side, the images of which matched tokens are shown.
+    layers
+        In the network's order.
+    colours
+        The colour scale: 256 colours of six hexadecimal digits.
+    """
+
+    version: Literal[1] = VERSION
+    symmetric: bool
+    labels: list[str]
+    images: dict[str, Images]
+    seen: dict[str, Seen]
+    layers: list[Layer]
+    colours: str

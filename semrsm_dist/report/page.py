@@ -1,0 +1,127 @@
+"""The page of a report: text that needs no script, the data, and the script that explores them, in one file."""
+
+from __future__ import annotations
+
+import os
+import re
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.report import facts
+from semrsm_dist.report.data import Gathered, as_json, gather
+from semrsm_dist.report.evaluations import read_evaluations
+from semrsm_dist.report.still import still_maps
+from semrsm_dist.results.run import Run
+from semrsm_dist.results.status import format_status, read_status
+
+MODULES = ("dom", "source", "colours", "images", "heatmap", "maps", "pair", "queries", "main")
+"""The modules of the script; each imports from those before it."""
+
+_IMPORT = re.compile(r"^import .*;\n", re.MULTILINE)
+_EXPORT = re.compile(r"^export ", re.MULTILINE)
+
+
+def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | None = None) -> Path:
+    """Write the report of a run: one HTML file that needs nothing else.
+
+    Parameters
+    ----------
+    run
+        The run; of an unfinished one, what there is.
+    path
+        The file; `report.html` in the run directory by default.
+    reporter
+        Where progress is reported; None reports nothing.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        If the path is a folder, or leads through a file.
+    StorageError
+        If the run is damaged, or the file cannot be written.
+    """
+    target = run.directory.path / "report.html" if path is None else path
+    _require_place(target)
+    gathered = gather(run, SilentReporter() if reporter is None else reporter)
+    _replace(target, render(run, gathered))
+    return target
+
+
+def render(run: Run, gathered: Gathered) -> str:
+    """Return the page."""
+    summary = run.directory.read_summary() or {}
+    notes, status = list(gathered.notes), read_status(run.directory.path)
+    if not status["complete"] or status["working"]:
+        notes.insert(0, format_status(status))
+    if not summary:
+        notes.append("No session has finished yet: times, scores and the mean of the gaps are missing.")
+    data, tolerance = gathered.data, run.record.fingerprint.get("matching.tolerance")
+    stills = "".join(still_maps(layer, data.colours, symmetric=data.symmetric) for layer in data.layers)
+    experiments = facts.evaluations(read_evaluations(run.directory.path / "evaluation"))
+    parts = {
+        "title": escape(run.directory.path.resolve().name),
+        "about": escape(summary.get("about", "")),
+        "headline": facts.headline(run, summary),
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
+        "stills": stills,
+        "scores": facts.scores_table(summary),
+        "experiments": experiments
+        or "<p class='muted'>None yet. <code>semrsm evaluate --help</code> lists what can be measured.</p>",
+        "gaps": "".join(
+            facts.gap_histogram(layer, gaps, tolerance if isinstance(tolerance, float) else None)
+            for layer, gaps in gathered.gaps.items()
+        ),
+        "facts": facts.run_facts(run, summary),
+        "style": _asset("page.css"),
+        "data": as_json(data),
+        "script": bundle(),
+    }
+    return Template(_asset("page.html")).substitute(parts)
+
+
+def bundle() -> str:
+    """Return the modules of the script as one, without their imports and exports."""
+    texts: list[str] = []
+    for name in MODULES:
+        text = _asset(f"{name}.js")
+        texts.append(_EXPORT.sub("", _IMPORT.sub("", text)).strip())
+    return "\n\n".join(texts)
+
+
+def _asset(name: str) -> str:
+    return resources.files("semrsm_dist.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _require_place(target: Path) -> None:
+    """Refuse a place that no file can be written to, before anything is read."""
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder; name a file with -o, such as {target / 'report.html'}")
+    for folder in target.parents:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{target}: {folder} is a file, not a folder; name another file with -o")
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{target}: the report cannot be written ({error.strerror or error}); the run is unchanged: make room, or "
+            "write it elsewhere with -o"
+        ) from error

@@ -1,0 +1,95 @@
+"""Still pictures of the heat maps, for browsers without scripts."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from semrsm_dist.report.model import Array, Layer, Map, Maps
+from semrsm_dist.report.pictures import as_url
+
+SIZE = 256
+"""Pixels along an edge, about."""
+
+
+def colour_scale() -> str:
+    """Return viridis, which the colour-blind can read and which is even in print: 256 colours as hexadecimal text."""
+    import matplotlib as mpl  # noqa: PLC0415 - slow to load
+
+    colours = mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
+    return "".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours.tolist())
+
+
+def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
+    """Return the three maps of a layer as pictures, sorted by label if there are labels."""
+    if layer.maps is None:
+        return ""
+    order = "label" if "label" in layer.maps.orders else "cluster"
+    cells = layer.maps.cells.get(order, layer.maps.cells["given"])
+    is_sorted = order in layer.maps.cells
+    matrices = [_unpack(cells, values, symmetric=symmetric) for values in (cells.spatial, cells.semantic)]
+    difference = (
+        matrices[1] - matrices[0]
+        if cells.difference is None
+        else _unpack(cells, cells.difference, symmetric=symmetric)
+    )
+    if not is_sorted:
+        places = _places(layer.maps, order)
+        matrices, difference = [matrix[np.ix_(*places)] for matrix in matrices], difference[np.ix_(*places)]
+    shared = _limits(*matrices)
+    figures = [
+        _figure(matrix, limits, name, colours)
+        for matrix, limits, name in (
+            (matrices[0], shared, "spatio-semantic"),
+            (matrices[1], shared, "semantic"),
+            (difference, _limits(difference), "difference"),
+        )
+    ]
+    return f"<h3>{escape(layer.name)}, sorted by {order}</h3><div class='stills'>{''.join(figures)}</div>"
+
+
+def _places(maps: Maps, order: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the places, in the order as given, of what an order shows."""
+    wanted, given = maps.orders[order], maps.orders["given"]
+    return (
+        np.searchsorted(given.rows.read(), wanted.rows.read()),
+        np.searchsorted(given.columns.read(), wanted.columns.read()),
+    )
+
+
+def _unpack(cells: Map, values: Array, *, symmetric: bool) -> NDArray[np.float32]:
+    shape = cells.row_edges.shape[0] - 1, cells.column_edges.shape[0] - 1
+    if not symmetric:
+        return values.read().reshape(shape)
+    matrix = np.empty(shape, np.float32)
+    upper = np.triu_indices(shape[0])
+    matrix[upper] = matrix.T[upper] = values.read()
+    return matrix
+
+
+def _limits(*matrices: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the range of the colours: all but the lowest and highest hundredth, and not the diagonal's ones."""
+    values = np.concatenate([matrix.ravel() for matrix in matrices])
+    values = values[np.isfinite(values) & (values < 1)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [0.01, 0.99])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _figure(matrix: NDArray[np.float32], limits: tuple[float, float], name: str, colours: str) -> str:
+    low, high = limits
+    levels = np.nan_to_num(np.clip((matrix - low) / (high - low), 0, 1), nan=0.0)
+    picture = Image.fromarray((levels * 255).astype(np.uint8), "P")
+    picture.putpalette(bytes.fromhex(colours))
+    scale = SIZE / max(picture.size)
+    shape = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    url = as_url(picture.resize(shape, Image.Resampling.NEAREST), "png")
+    return (
+        f"<figure><img src='{url}' alt='{name} similarity of all pairs'>"
+        f"<figcaption>{name}, {low:.3f} to {high:.3f}</figcaption></figure>"
+    )

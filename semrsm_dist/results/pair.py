@@ -1,0 +1,100 @@
+"""Pairs of images matched again, token by token: a run keeps the value of a permutation, not the permutation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.matcher import UNMATCHED
+from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.results.run import Run
+from semrsm_dist.store.features import FeatureStore
+
+_ALIKE = 1e-6
+"""By how much a cosine similarity that is computed again may differ from the stored one, in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMatch:
+    """The match of an image of S_i tokens with one of S_j.
+
+    Attributes
+    ----------
+    value : float
+        Matched inner product.
+    norms : float
+        The product of both images' norms, by which the others are divided for a cosine similarity.
+    permutation : ndarray of intp, (S_i,)
+        Token s of the first image goes with token ``permutation[s]`` of the second; -1 where it goes with none.
+    matched, identity : ndarray of float64, (S_i,)
+        What each token adds to the inner product, with its partner and position by position: they sum to the value
+        and to that of the identity. 0 for a token without a partner; `identity` is NaN where S_i and S_j differ.
+    """
+
+    value: float
+    norms: float
+    permutation: NDArray[np.intp]
+    matched: NDArray[np.float64]
+    identity: NDArray[np.float64]
+
+    def agrees_with(self, cosine: float) -> bool:
+        """Return whether this is the match of a stored cosine similarity, up to the rounding of float32."""
+        return self.norms > 0 and abs(self.value / self.norms - cosine) <= _ALIKE
+
+
+class PairMatcher:
+    """Matches pairs of a layer's images as the run did: by its matcher, on its features.
+
+    Parameters
+    ----------
+    run
+        The run.
+    layer
+        One of its layers.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such layer, or its matcher is of a distribution that is no longer installed.
+    """
+
+    def __init__(self, run: Run, layer: str) -> None:
+        parameters = {
+            name.removeprefix("matching."): value
+            for name, value in run.record.fingerprint.items()
+            if name.startswith("matching.") and name not in ("matching.matcher", "matching.version")
+        }
+        self._matcher = make_matcher(run.record.fingerprint["matching.matcher"], **parameters)
+        self._rows, self._columns = (
+            FeatureStore(run.directory.features, side, layer) for side in (run.record.row_side, "images")
+        )
+
+    def match(self, row: int, column: int) -> TokenMatch:
+        """Match an image of the rows with one of the columns; in a symmetric run, the earlier image comes first.
+
+        Raises
+        ------
+        StorageError
+            If their features are missing or damaged.
+        """
+        z_i, z_j = _read(self._rows, row), _read(self._columns, column)
+        found = self._matcher.match(z_i, z_j)
+        partners, has_partner = found.permutation, found.permutation != UNMATCHED
+        wide_i, wide_j = z_i.astype(np.float64), z_j.astype(np.float64)
+        matched, identity = np.zeros(len(z_i)), np.full(len(z_i), math.nan)
+        matched[has_partner] = np.einsum("sc,sc->s", wide_i[has_partner], wide_j[partners[has_partner]])
+        if len(z_i) == len(z_j):
+            identity = np.einsum("sc,sc->s", wide_i, wide_j)
+        norms = float(np.linalg.norm(wide_i) * np.linalg.norm(wide_j))
+        return TokenMatch(found.value, norms, partners, matched, identity)
+
+
+@lru_cache(maxsize=128)
+def _read(store: FeatureStore, image: int) -> NDArray[np.float32]:
+    there = slice(image, image + 1)
+    count = int(store.read_token_counts(there)[0])
+    return np.asarray(store.read(there)[0, :count], dtype=np.float32)

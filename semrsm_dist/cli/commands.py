@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -111,6 +112,14 @@ def make_parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show progress, rate, time left and failed tiles of a run")
     status.add_argument("run", metavar="RUN", help="the run directory")
     status.add_argument("--json", action="store_true", help="for programs")
+
+    report = add("report", _report, "write a page that shows the results of a run in any browser")
+    report.add_argument(
+        "run", metavar="RUN", help="the run directory; of an unfinished run, what there is is shown"
+    )
+    report.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="the HTML file to write; RUN/report.html by default"
+    )
 
     models = add("models", _models, "list models by name, with their available weights")
     models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
@@ -259,6 +268,7 @@ def _run(options: argparse.Namespace) -> int:
         _print(f"\nmatrices: {opened}, or semrsm export; picture: {figure}")
     else:
         _print(f"\nneighbours: {opened}.neighbours(LAYER), or semrsm export --to edges, csr or atlas")
+    _print(f"a page to explore them: semrsm report {shlex.quote(str(config.run))}")
     return 0
 
 
@@ -316,6 +326,16 @@ def _status(options: argparse.Namespace) -> int:
     status = read_status(options.run)
     _print(json.dumps(status, indent=1) if options.json else format_status(status))
     return 0 if status["complete"] else INCOMPLETE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from semrsm_dist.report.page import write_report
+    from semrsm_dist.results.run import Run
+
+    with stopping_in_order():
+        path = write_report(Run(options.run), options.out, reporter=options.reporter)
+    _print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB), which any browser opens")
+    return 0
 
 
 def _models(options: argparse.Namespace) -> int:

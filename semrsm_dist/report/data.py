@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import IncompleteError
+from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.maps import Seen as SeenPairs
-from semrsm_dist.report.maps import make_maps, read_values
+from semrsm_dist.report.maps import make_maps, read_pairs
 from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, Similarities, count_pairs, match_pairs
 from semrsm_dist.report.model import Array, Data, Images, Layer, Queries, Seen
 from semrsm_dist.report.pictures import ImageReader
@@ -91,7 +92,9 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
     choice = _match(run, shown, candidates, parts, reporter)
     parts.layers = [shown[layer] for layer in finished]
     _want_images(run, parts)
-    vocabulary = sorted({label for manifest in manifests.values() for labels in manifest.labels() for label in labels})
+    vocabulary = sorted(
+        {label for manifest in manifests.values() for labels in manifest.labels() for label in labels}
+    )
     shown_images: dict[str, Images] = {}
     large: dict[str, Seen] = {}
     for side, manifest in manifests.items():
@@ -111,6 +114,7 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
         images=shown_images,
         seen=large,
         layers=parts.layers,
+        first=_first_layer(run, finished),
         colours=colour_scale(),
     )
     return Gathered(data, parts.gaps, parts.notes)
@@ -127,6 +131,13 @@ def _is_finished(run: Run, layer: str) -> bool:
     return True
 
 
+def _first_layer(run: Run, finished: list[str]) -> str:
+    """Return the finished layer with the best retrieval after matching, or the last; empty if there is none."""
+    scores = (run.directory.read_summary() or {}).get("retrieval", [])
+    f1 = {score["layer"]: score["f1"] for score in scores if score["method"] == SEMANTIC}
+    return max(reversed(finished), key=lambda layer: f1.get(layer) or 0.0, default="")
+
+
 def _match(
     run: Run,
     shown: dict[str, Layer],
@@ -140,8 +151,8 @@ def _match(
     for done, layer in enumerate(by_size):
         most = count_pairs(run, layer, left // (len(by_size) - done))
         pairs = choice.choose(candidates[layer], most, symmetric=run.is_symmetric)
-        look_up = _reader_of_pairs(run, layer, shown[layer].queries)
-        matches, note = match_pairs(run, layer, pairs, look_up, reporter)
+        known = _similarities(run, layer, pairs, shown[layer].queries)
+        matches, note = match_pairs(run, layer, known, reporter)
         if note:
             parts.notes.append(note)
         if matches:
@@ -150,24 +161,23 @@ def _match(
     return choice
 
 
-def _reader_of_pairs(run: Run, layer: str, queries: Queries | None) -> Callable[[Pair], Similarities]:
-    """Return a function that reads the similarities of a pair."""
+def _similarities(
+    run: Run, layer: str, pairs: list[Pair], queries: Queries | None
+) -> dict[Pair, Similarities]:
+    """Return what the run has of pairs."""
     if run.record.neighbours is None:
-        matrices = run.matrices(layer)
-
-        def read(pair: Pair) -> Similarities:
-            values = read_values(matrices, *(np.array([index]) for index in pair))
-            return Similarities(*(float(v[0, 0]) for v in (values.semantic, values.spatial, values.gap)))
-
-        return read
+        rows, columns = np.array(pairs, np.intp).reshape(-1, 2).T
+        values = read_pairs(run.matrices(layer), rows, columns)
+        read = (values.semantic.tolist(), values.spatial.tolist(), values.gap.tolist())
+        return dict(zip(pairs, map(Similarities, *read), strict=True))
     known: dict[Pair, Similarities] = {}
     if queries is not None:
         ranking = queries.rankings[0]
-        columns = [array.read() for array in (ranking.indices, ranking.semantic, ranking.spatial, ranking.gap)]
+        found = [array.read() for array in (ranking.indices, ranking.semantic, ranking.spatial, ranking.gap)]
         for at, row in enumerate(queries.rows.read().tolist()):
-            for hit, *values in zip(*(column[at].tolist() for column in columns), strict=True):
-                known[row, hit] = known[hit, row] = Similarities(*values)
-    return known.__getitem__
+            for hit, *numbers in zip(*(column[at].tolist() for column in found), strict=True):
+                known[row, hit] = known[hit, row] = Similarities(*numbers)
+    return {pair: known[pair] for pair in pairs}
 
 
 def _want_images(run: Run, parts: _Parts) -> None:

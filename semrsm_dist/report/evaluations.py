@@ -42,7 +42,9 @@ def read_evaluations(folder: Path) -> Iterator[Evaluation]:
             table = pyarrow.parquet.read_table(path)
             facts = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
         except (OSError, ValueError, pa.ArrowException) as error:
-            yield Evaluation(path.stem, [], [], 0, {}, figure, f"{path}: cannot be read ({first_line(error)})")
+            yield Evaluation(
+                path.stem, [], [], 0, {}, figure, f"{path}: cannot be read ({first_line(error)})"
+            )
             continue
         shown = table.slice(0, MOST_ROWS)
         rows = [list(row.values()) for row in shown.to_pylist()]

@@ -36,7 +36,9 @@ def headline(run: Run, summary: Summary) -> str:
     gaps = [layer["max_gap"] for layer in summary.get("layers", {}).values() if layer["max_gap"] is not None]
     if gaps:
         certified = _is_certified(run)
-        facts.append((f"{max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound"))
+        facts.append(
+            (f"{max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound")
+        )
     best = _best_gain(summary)
     if best:
         facts.append((f"{best[1]:+.3f}", f"F1@{best[2]} by matching, {best[0]}"))
@@ -105,7 +107,9 @@ def _model(run: Run) -> dict[str, Any]:
         sources = {key: source.sha256 for key, source in record.cached.sources.items()}
         return {"features": "ready-made"} | {f"SHA-256 of {key}": value for key, value in sources.items()}
     facts = record.cached.model.facts
-    weights = f"{config['weights']} (seed {config['seed']})" if config["weights"] == "random" else config["weights"]
+    weights = (
+        f"{config['weights']} (seed {config['seed']})" if config["weights"] == "random" else config["weights"]
+    )
     height, width = facts["preprocessing"]["input_size"][1:]
     return {
         "name": facts["name"],
@@ -166,9 +170,7 @@ def _times(run: Run, summary: Summary) -> str:
         }.get(stage)
         rate = f"{done / value:,.0f} {STAGE_WORK[stage]}/s" if done and value else ""
         tally = work.get(stage, {})
-        rows.append(
-            [stage, format_seconds(value), rate, tally.get("computed", ""), tally.get("found", "")]
-        )
+        rows.append([stage, format_seconds(value), rate, tally.get("computed", ""), tally.get("found", "")])
     head = ["stage", "time", "throughput", "units computed", "found done"]
     return table(head, rows, caption="Times of the last session")
 
@@ -183,7 +185,10 @@ def _layers(run: Run, summary: Summary) -> str:
                 sizes.n_tokens,
                 sizes.n_channels,
                 f"{run.layout(layer).total_pairs:,}",
-                *(f"{facts[key]:.1e}" if facts.get(key) is not None else None for key in ("mean_gap", "max_gap")),
+                *(
+                    f"{facts[key]:.1e}" if facts.get(key) is not None else None
+                    for key in ("mean_gap", "max_gap")
+                ),
                 facts.get("undefined_images"),
             ]
         )
@@ -215,7 +220,10 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
         x = (1 + (np.log10(tolerance) - DECADES[0]) * PER_DECADE - first) * step
         if 0 <= x <= width:
             mark = f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"><title>tolerance</title></line>'
-    exact = f"{gaps[0] / gaps.sum():.1%} of pairs have none"
+    half = int(np.searchsorted(np.cumsum(gaps), gaps.sum() / 2))
+    most = 10 ** (DECADES[0] + half / PER_DECADE)
+    exact = f"{gaps[0]:,} without a gap, " if gaps[0] else ""
+    exact += f"half at most {most:.1e}" if half else "half without one"
     return (
         f"<figure class='gaps'><svg viewBox='0 -4 {width} {height + 24}' role='img' "
         f"aria-label='Distribution of the gaps of {escape(layer, quote=True)}: {exact}'>{drawn}{mark}"
@@ -243,9 +251,13 @@ def evaluations(found: Iterable[Evaluation]) -> str:
             if one.figure
             else ""
         )
-        body = f"<p class='note'>{escape(one.problem)}</p>" if one.problem else (
-            f"<details><summary>Table ({one.n_rows:,} rows) and settings</summary>"
-            f"{_definitions('Settings', settings)}{table(one.columns, one.rows, caption=one.name + more)}</details>"
+        body = (
+            f"<p class='note'>{escape(one.problem)}</p>"
+            if one.problem
+            else (
+                f"<details><summary>Table ({one.n_rows:,} rows) and settings</summary>"
+                f"{_definitions('Settings', settings)}{table(one.columns, one.rows, caption=one.name + more)}</details>"
+            )
         )
         parts.append(f"<article class='experiment'><h3>{escape(one.name)}</h3>{figure}{body}</article>")
     return "\n".join(parts)
@@ -256,7 +268,8 @@ def _definitions(title: str, facts: Mapping[str, Any]) -> str:
     if not known:
         return ""
     rows = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in known.items()
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in known.items()
     )
     return f"<section><h3>{escape(title)}</h3><dl>{rows}</dl></section>"
 

@@ -36,7 +36,7 @@ BLOCK_BYTES = 2**27
 PROFILE = 512
 """Columns that the rows of a rectangular matrix are compared by."""
 
-DECADES, PER_DECADE = (-12, 1), 2
+DECADES, PER_DECADE = (-12, 1), 6
 """The histogram of gaps: powers of ten, and bars for each."""
 
 N_LARGEST = 200
@@ -77,9 +77,7 @@ class Seen:
             counted &= rows[:, None] < columns
         gaps = values.gap[counted]
         exponents = np.log10(np.maximum(gaps, 10.0 ** DECADES[0]))
-        bars = 1 + np.clip(
-            np.floor((exponents - DECADES[0]) * PER_DECADE).astype(int), 0, len(self.gaps) - 2
-        )
+        bars = 1 + np.clip(np.floor((exponents - DECADES[0]) * PER_DECADE).astype(int), 0, len(self.gaps) - 2)
         self.gaps += np.bincount(np.where(gaps > 0, bars, 0), minlength=len(self.gaps))
         difference = np.where(counted, values.semantic - values.spatial, -np.inf).ravel()
         best = np.argpartition(difference, -min(N_LARGEST, difference.size))[-N_LARGEST:]
@@ -101,6 +99,24 @@ def read_values(matrices: LayerMatrices, rows: Indices | slice, columns: Indices
     )
 
 
+def read_pairs(matrices: LayerMatrices, rows: Indices, columns: Indices) -> Values:
+    """Return the similarities of single pairs, (P,) each: each tile that holds some of them is read once."""
+    size = matrices.layout.tile_size
+    found = Values(*np.full((3, rows.size), np.nan))
+    tiles = np.stack([rows // size, columns // size])
+    order = np.lexsort(tiles)
+    changes = np.flatnonzero(np.any(np.diff(tiles[:, order], axis=1), axis=0)) + 1
+    for pairs in np.split(order, changes):
+        if pairs.size:
+            (some, at_rows), (others, at_columns) = (
+                np.unique(part[pairs], return_inverse=True) for part in (rows, columns)
+            )
+            values = read_values(matrices, some, others)
+            for whole, part in zip(vars(found).values(), vars(values).values(), strict=True):
+                whole[pairs] = part[at_rows, at_columns]
+    return found
+
+
 def make_maps(
     run: Run, layer: str, labels: Mapping[str, list[tuple[str, ...]]], n_layers: int, reporter: Reporter
 ) -> tuple[Maps, Seen]:
@@ -118,7 +134,9 @@ def make_maps(
     rows, columns = (choose_images(length, layout) for length in (layout.n_rows, layout.n_columns))
     note = ""
     if rows.size < layout.n_rows or columns.size < layout.n_columns:
-        shown = " x ".join(f"{n:,}" for n in ((rows.size, columns.size) if not layout.symmetric else [rows.size]))
+        shown = " x ".join(
+            f"{n:,}" for n in ((rows.size, columns.size) if not layout.symmetric else [rows.size])
+        )
         note = f"The maps show {shown} images: whole tiles from evenly spaced places."
     with reporter.stage(f"orders of {layer}", 1, "layers") as stage:
         orders = _find_orders(matrices, rows, columns, labels, run.record.row_side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ def pair_bytes(n_tokens: int) -> int:
 
 
 def match_pairs(
-    run: Run, layer: str, pairs: list[Pair], look_up: Callable[[Pair], Similarities], reporter: Reporter
+    run: Run, layer: str, pairs: Mapping[Pair, Similarities], reporter: Reporter
 ) -> tuple[Matches | None, str]:
     """Match pairs of a finished layer again.
 
@@ -85,9 +85,7 @@ def match_pairs(
     run, layer
         The layer.
     pairs
-        Row and column of each.
-    look_up
-        Returns what the run has of a pair.
+        What the run has of each, by row and column.
     reporter
         Where progress is reported.
 
@@ -101,15 +99,14 @@ def match_pairs(
     matcher, record = PairMatcher(run, layer), run.record
     kept: list[tuple[Pair, Similarities, TokenMatch]] = []
     with reporter.stage(f"matches of {layer}", len(pairs), "pairs") as stage:
-        for pair in sorted(pairs):
+        for pair in sorted(pairs, key=lambda pair: [index // record.chunk_size for index in pair]):
             try:
                 found = matcher.match(*pair)
             except (StorageError, FileNotFoundError) as error:
                 return None, f"{layer}: matched patches need the run's features: {first_line(error)}"
             stage.advance(1)
-            stored = look_up(pair)
-            if found.agrees_with(stored.semantic):
-                kept.append((pair, stored, found))
+            if found.agrees_with(pairs[pair].semantic):
+                kept.append((pair, pairs[pair], found))
     left_out = len(pairs) - len(kept)
     note = (
         f"{layer}: matched patches of {left_out} pairs are left out, because matching them again gave another value "

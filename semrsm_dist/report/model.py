@@ -277,6 +277,8 @@ class Data(Part):
         By side, the images of which matched tokens are shown.
     layers
         In the network's order.
+    first
+        The layer to show first: the one with the best retrieval, or the last; empty if there is none.
     colours
         The colour scale: 256 colours of six hexadecimal digits.
     """
@@ -287,4 +289,5 @@ class Data(Part):
     images: dict[str, Images]
     seen: dict[str, Seen]
     layers: list[Layer]
+    first: str
     colours: str

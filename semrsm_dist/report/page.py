@@ -105,9 +105,14 @@ def _require_place(target: Path) -> None:
     """Refuse a place that no file can be written to, before anything is read."""
     if target.is_dir():
         raise ConfigError(f"{target}: is a folder; name a file with -o, such as {target / 'report.html'}")
-    for folder in target.parents:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{target}: {folder} is a file, not a folder; name another file with -o")
+    folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"{target}: {folder} is a file, not a folder; name another file with -o")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{target}: the report cannot be written, because {folder} is read-only; the run is unchanged: write the "
+            "report elsewhere with -o"
+        )
 
 
 def _replace(target: Path, text: str) -> None:

@@ -58,7 +58,9 @@ class ImageReader:
 
     def __init__(self, run: Run, side: str) -> None:
         self._rows = [row for row in run.manifest(side).rows if row.status == "ok"]
-        self._preprocessing = run.record.cached.model.facts["preprocessing"] if run.record.cached.model else {}
+        self._preprocessing = (
+            run.record.cached.model.facts["preprocessing"] if run.record.cached.model else {}
+        )
         self._source: ImageSource | None = None
         self.problem = ""
         """Why there is no picture at all, if so."""
@@ -166,10 +168,9 @@ def seen_box(
         As timm's `create_transform` takes them.
     """
     ratios = [length / crop_pct / whole for length, whole in zip(model, image, strict=True)]
-    if crop_mode == "squash":
-        scales = ratios
-    else:  # one scale for both: `border` shows all of the image, `center` fills the model's input
-        scales = [min(ratios) if crop_mode == "border" else max(ratios)] * 2
+    # `squash` has a scale for each direction; `border` shows all of the image, `center` fills the model's input.
+    one = min(ratios) if crop_mode == "border" else max(ratios)
+    scales = ratios if crop_mode == "squash" else [one, one]
     shares = [length / scale for length, scale in zip(model, scales, strict=True)]
     shares = [
         min(share, whole) if crop_mode == "center" else share
@@ -193,9 +194,7 @@ def _lay_out(images: Sequence[Image.Image | None], cell: int) -> Pictures:
                 sheet.paste(image, (place % across * cell, place // across * cell))
         sheets.append(as_url(sheet))
     sizes = np.array([(0, 0) if image is None else image.size for image in images])
-    return Pictures(
-        sheets=sheets, cell=cell, across=across, down=down, sizes=Array.indices(sizes, cell + 1)
-    )
+    return Pictures(sheets=sheets, cell=cell, across=across, down=down, sizes=Array.indices(sizes, cell + 1))
 
 
 def as_url(image: Image.Image, kind: str = "jpeg") -> str:

@@ -22,7 +22,7 @@ from semrsm_dist.evaluation.retrieval import (
     score_hits,
 )
 from semrsm_dist.progress import Reporter
-from semrsm_dist.report.maps import choose_images, read_values
+from semrsm_dist.report.maps import choose_images, read_pairs
 from semrsm_dist.report.matches import Pair
 from semrsm_dist.report.model import Array, Queries, Ranking
 from semrsm_dist.results.neighbours import LayerNeighbours, Neighbours
@@ -116,26 +116,26 @@ def find_queries(
     shown = np.sort(_ends(order, most))
     rankings = []
     for method, found in hits.items():
-        there = found[shown] != NO_HIT
-        table: Table = {name: np.full(there.shape, np.nan) for name in ("score", "semantic", "spatial", "gap")}
-        for at, query in enumerate(shown.tolist()):
-            columns = found[query][there[at]]
-            if not columns.size:
-                continue
-            values = read_values(matrices, images.rows[query : query + 1], columns)
-            table["semantic"][at, there[at]] = values.semantic[0]
-            table["spatial"][at, there[at]] = values.spatial[0]
-            table["gap"][at, there[at]] = values.gap[0]
+        queries_of_hits, ranks = np.nonzero(found[shown] != NO_HIT)
+        there = queries_of_hits, ranks
+        columns = found[shown][there]
+        values = read_pairs(matrices, images.rows[shown[queries_of_hits]], columns)
+        table: Table = {name: np.full((shown.size, SHOWN), np.nan) for name in vars(values)}
+        for name, numbers in vars(values).items():
+            table[name][there] = numbers
         own = {SEMANTIC: "semantic", SPATIAL: "spatial"}.get(method)
-        if own is None:
-            for at, query in enumerate(shown.tolist()):
-                row = readers[method](slice(query, query + 1))[0]
-                table["score"][at, there[at]] = row[found[query][there[at]]]
-        else:
-            table["score"] = table[own]
+        table["score"] = table[own] if own else _pooled_scores(readers[method], shown, found[shown])
         rankings.append(_ranking(method, found[shown], table, matrices.layout.n_columns))
     pairs = _pairs(_ends(order, order.size), hits, images.rows)
     return _queries(run_rows=images.rows[shown], rankings=rankings, images=images, ks=ks, note=note), pairs
+
+
+def _pooled_scores(read: RowReader, queries: NDArray[np.intp], hits: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return what hits are ranked by, (Q, K), read query by query; NaN where there are none."""
+    rows = [
+        read(slice(query, query + 1))[0][found] for query, found in zip(queries.tolist(), hits, strict=True)
+    ]
+    return np.where(hits != NO_HIT, np.array(rows), np.nan)
 
 
 def _queries(
@@ -165,9 +165,15 @@ def _from_neighbours(
         "spatial": found.identity,
         "gap": found.gap,
     }
-    note = "" if rows.size == neighbours.n_rows else f"{rows.size:,} of {neighbours.n_rows:,} images, evenly spaced."
+    note = (
+        ""
+        if rows.size == neighbours.n_rows
+        else f"{rows.size:,} of {neighbours.n_rows:,} images, evenly spaced."
+    )
     ranking = _ranking(SEMANTIC, indices, table, neighbours.squared_norms[1].size)
-    pairs = [(int(row), int(hit)) for row, hits in zip(rows, indices, strict=True) for hit in hits if hit >= 0]
+    pairs = [
+        (int(row), int(hit)) for row, hits in zip(rows, indices, strict=True) for hit in hits if hit >= 0
+    ]
     return _queries(run_rows=rows, rankings=[ranking], images=images, ks=ks, note=note), pairs
 
 

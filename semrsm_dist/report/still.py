@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semrsm_dist.report.model import Array, Layer, Map, Maps
+from semrsm_dist.report.model import Array, Layer, Map, Maps, Order
 from semrsm_dist.report.pictures import as_url
 
 SIZE = 256
@@ -28,7 +27,7 @@ def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
     """Return the three maps of a layer as pictures, sorted by label if there are labels."""
     if layer.maps is None:
         return ""
-    order = "label" if "label" in layer.maps.orders else "cluster"
+    order: Order = "label" if "label" in layer.maps.orders else "cluster"
     cells = layer.maps.cells.get(order, layer.maps.cells["given"])
     is_sorted = order in layer.maps.cells
     matrices = [_unpack(cells, values, symmetric=symmetric) for values in (cells.spatial, cells.semantic)]
@@ -52,7 +51,7 @@ def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
     return f"<h3>{escape(layer.name)}, sorted by {order}</h3><div class='stills'>{''.join(figures)}</div>"
 
 
-def _places(maps: Maps, order: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _places(maps: Maps, order: Order) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the places, in the order as given, of what an order shows."""
     wanted, given = maps.orders[order], maps.orders["given"]
     return (

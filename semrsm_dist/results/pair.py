@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,19 +70,27 @@ class PairMatcher:
             if name.startswith("matching.") and name not in ("matching.matcher", "matching.version")
         }
         self._matcher = make_matcher(run.record.fingerprint["matching.matcher"], **parameters)
-        self._rows, self._columns = (
-            FeatureStore(run.directory.features, side, layer) for side in (run.record.row_side, "images")
-        )
+        self._chunk_size = run.record.chunk_size
+        self._read_chunk = lru_cache(maxsize=4)(_read_chunk)
+        self._sides = [
+            (FeatureStore(run.directory.features, side, layer), run.record.counts[side])
+            for side in (run.record.row_side, "images")
+        ]
 
     def match(self, row: int, column: int) -> TokenMatch:
         """Match an image of the rows with one of the columns; in a symmetric run, the earlier image comes first.
+
+        Pairs of the same feature chunks should follow each other: they are read once then.
 
         Raises
         ------
         StorageError
             If their features are missing or damaged.
         """
-        z_i, z_j = _read(self._rows, row), _read(self._columns, column)
+        z_i, z_j = (
+            self._read(store, count, image)
+            for (store, count), image in zip(self._sides, (row, column), strict=True)
+        )
         found = self._matcher.match(z_i, z_j)
         partners, has_partner = found.permutation, found.permutation != UNMATCHED
         wide_i, wide_j = z_i.astype(np.float64), z_j.astype(np.float64)
@@ -92,9 +101,13 @@ class PairMatcher:
         norms = float(np.linalg.norm(wide_i) * np.linalg.norm(wide_j))
         return TokenMatch(found.value, norms, partners, matched, identity)
 
+    def _read(self, store: FeatureStore, n_images: int, image: int) -> NDArray[np.float32]:
+        start = image // self._chunk_size * self._chunk_size
+        z, token_counts = self._read_chunk(store, range(start, min(start + self._chunk_size, n_images)))
+        return np.asarray(z[image - start, : token_counts[image - start]], dtype=np.float32)
 
-@lru_cache(maxsize=128)
-def _read(store: FeatureStore, image: int) -> NDArray[np.float32]:
-    there = slice(image, image + 1)
-    count = int(store.read_token_counts(there)[0])
-    return np.asarray(store.read(there)[0, :count], dtype=np.float32)
+
+def _read_chunk(store: FeatureStore, images: range) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Return features and token counts of consecutive images: those of pairs are best read chunk by chunk."""
+    part = slice(images.start, images.stop)
+    return store.read(part), store.read_token_counts(part)

@@ -11,7 +11,7 @@ export function labelColour(index, total) {
   return `hsl(${hue.toFixed(1)} 65% ${index % 2 ? 42 : 62}%)`;
 }
 
-const CORNERS = [[[26, 56, 140], [176, 80, 12]], [[150, 214, 246], [255, 226, 110]]];
+const CORNERS = [[[52, 92, 235], [222, 84, 20]], [[120, 232, 255], [255, 236, 90]]];
 
 /** Return the colour of a place in the first image: blue to orange across, light to dark up, told apart by everybody. */
 export function patchColour(across, down, alpha) {

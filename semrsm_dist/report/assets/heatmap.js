@@ -2,7 +2,6 @@
 
 import { labelColour } from "./colours.js";
 
-const STRIPE = 4;
 const GAP = 3;
 
 /** What part of the maps is shown: all maps share one, so that they move together. */
@@ -72,9 +71,17 @@ export class Heatmap {
     ];
   }
 
+  /** Return the thickness of one label's stripe. */
+  #stripe() {
+    const bar = this.bars.rows ?? this.bars.columns;
+    if (!bar) return 0;
+    const { width } = this.canvas.getBoundingClientRect();
+    return bar.height === 1 ? 8 : Math.min(4, Math.max(1.5, (0.1 * width) / bar.height));
+  }
+
   #box() {
     const { width, height } = this.canvas.getBoundingClientRect();
-    const thickness = (bar) => (bar ? bar.height * STRIPE + GAP : 0);
+    const thickness = (bar) => (bar ? bar.height * this.#stripe() + GAP : 0);
     const [x, y] = [thickness(this.bars.rows), thickness(this.bars.columns)];
     return { x, y, width: Math.max(1, width - x), height: Math.max(1, height - y) };
   }
@@ -101,11 +108,11 @@ export class Heatmap {
     context.drawImage(this.cells, view.origin[1], view.origin[0], shown[1], shown[0], box.x, box.y, box.width, box.height);
     context.imageSmoothingEnabled = false;
     const { rows, columns } = this.bars;
-    if (columns) context.drawImage(columns, view.origin[1], 0, shown[1], columns.height, box.x, 0, box.width, columns.height * STRIPE);
+    if (columns) context.drawImage(columns, view.origin[1], 0, shown[1], columns.height, box.x, 0, box.width, columns.height * this.#stripe());
     if (rows) {
       context.save();
       context.transform(0, 1, 1, 0, 0, 0); // the bar of the rows is drawn as one of columns, mirrored at the diagonal
-      context.drawImage(rows, view.origin[0], 0, shown[0], rows.height, box.y, 0, box.height, rows.height * STRIPE);
+      context.drawImage(rows, view.origin[0], 0, shown[0], rows.height, box.y, 0, box.height, rows.height * this.#stripe());
       context.restore();
     }
     context.save();

@@ -31,9 +31,13 @@ async function start() {
   if (!source.layers.length) return;
   select.append(...source.layers.map((name) => el("option", { value: name, textContent: name })));
   select.closest("label").hidden = false;
+  select.value = data.first;
   const show = async () => {
     await Promise.all([maps.show(select.value), queries.show(select.value)]);
-    if (pinned) await pair.show(select.value, ...pinned, null);
+    pinned ??= await source.largest(select.value);
+    if (!pinned) return;
+    maps.mark(...pinned);
+    await pair.show(select.value, ...pinned, null);
   };
   select.addEventListener("change", show);
   await show();

@@ -3,7 +3,7 @@
 import { patchColour } from "./colours.js";
 import { bound, count, el, similarity } from "./dom.js";
 
-const LISTED = 12;
+const LISTED = 8;
 const COVERED = 0.8;
 const BETWEEN = 36;
 
@@ -19,7 +19,7 @@ export class Pair {
     const pictures = await Promise.all(sides.map(([side, image]) => this.gallery.large(side, image)));
     Object.assign(this, { layer, match, sides, pictures, chosen: 0 });
     this.section.hidden = false;
-    const known = match ?? numbers;
+    const known = match ?? numbers ?? (await this.source.numbers(layer, row, column));
     const names = sides.map(([side, image]) => el("div", { className: "members" }, this.gallery.thumbnail(side, image),
       el("p", {}, el("strong", { textContent: this.gallery.id(side, image) }), el("span", { className: "muted", textContent: this.gallery.labelText(side, image) }))));
     const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], ["certified gap", bound(known.gap)]] : [];
@@ -146,7 +146,7 @@ export class Pair {
       for (const token of this.strongest) {
         const strength = Math.max(match[kind][token], 0) / this.most;
         if (!Number.isFinite(strength)) continue;
-        const alpha = kind === "identity" || shown.has(token) ? 0.75 * Math.sqrt(strength) : 0;
+        const alpha = kind === "identity" || shown.has(token) ? 0.85 * Math.sqrt(strength) : 0;
         this.#fill(context, boxes[0], token, this.#colour(token, alpha));
         this.#fill(context, boxes[1], partner(token), this.#colour(token, alpha));
       }

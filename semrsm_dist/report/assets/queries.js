@@ -2,7 +2,7 @@
 
 import { choices, count, el, similarity } from "./dom.js";
 
-const AT_ONCE = 12;
+const AT_ONCE = 8;
 const SORTS = [["gain", "largest gain first"], ["loss", "largest loss first"], ["given", "as given"]];
 
 export class Queries {
@@ -32,7 +32,7 @@ export class Queries {
     this.root.append(
       el("div", { className: "controls" },
         this.hasGain ? choices("Sort", "sort", SORTS, this.sort, (sort) => this.#change({ sort })) : null,
-        choices("Hits", "k", Array.from({ length: width }, (_, at) => [String(at + 1), String(at + 1)]), String(this.k), (k) => this.#change({ k: Number(k) })),
+        choices("F1 of the best", "k", Array.from({ length: width }, (_, at) => [String(at + 1), String(at + 1)]), String(this.k), (k) => this.#change({ k: Number(k) })),
         el("label", { className: "choice" }, "Search ", search)),
       judged ? el("p", { className: "key" }, el("span", { className: "hit full" }), " same labels ", el("span", { className: "hit part" }), " some in common ", el("span", { className: "hit none" }), " none") : el("p", { className: "muted", textContent: "The images have no labels, so nothing says which hits are right. Queries are sorted by how many of their hits change." }),
       this.summary, this.list, this.more);
@@ -118,7 +118,7 @@ export class Queries {
     const score = this.#score(method, query);
     const image = this.found.rows[query];
     const items = [];
-    for (let rank = 0; rank < this.k; rank++) {
+    for (let rank = 0; rank < ranking.shown; rank++) {
       const at = query * ranking.shown + rank;
       const hit = ranking.indices[at];
       if (hit === ranking.none) continue;
@@ -127,7 +127,7 @@ export class Queries {
       const words = { full: "same labels", part: "some labels in common", none: "no label in common" }[kind] ?? "";
       const numbers = { semantic: ranking.semantic[at], spatial: ranking.spatial[at], gap: ranking.gap[at] };
       const label = [`hit ${rank + 1}: ${this.gallery.id("images", hit)}`, words, similarity(ranking.score[at])].filter(Boolean).join(", ");
-      items.push(el("li", {}, el("button", { type: "button", className: `hit ${kind}`, "aria-label": label, onclick: () => this.pin(image, hit, numbers) },
+      items.push(el("li", {}, el("button", { type: "button", className: `hit ${kind} ${rank < this.k ? "" : "beyond"}`, "aria-label": label, onclick: () => this.pin(image, hit, numbers) },
         this.gallery.thumbnail("images", hit), el("span", { className: "score", textContent: ranking.score[at].toFixed(3) }))));
     }
     const title = this.found.judged && !Number.isNaN(score) ? `${ranking.method}, F1@${this.k} ${score.toFixed(2)}` : ranking.method;

@@ -3,8 +3,15 @@
 
 const TYPES = { float32: Float32Array, uint32: Uint32Array, uint16: Uint16Array, uint8: Uint8Array, bfloat16: Uint16Array };
 
-/** Return the numbers of an array of the data model. */
+const decoded = new WeakMap();
+
+/** Return the numbers of an array of the data model; they are decoded once. */
 export function decode(array) {
+  if (!decoded.has(array)) decoded.set(array, read(array));
+  return decoded.get(array);
+}
+
+function read(array) {
   const text = atob(array.data);
   const bytes = new Uint8Array(text.length);
   for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
@@ -113,19 +120,42 @@ export class EmbeddedSource {
     const pairs = decode(matches.pairs);
     return Array.from({ length: matches.pairs.shape[0] }, (_, p) => [pairs[2 * p], pairs[2 * p + 1]]);
   }
+
+  /** Return the pair with matched tokens that matching brings closest together, or null. */
+  async largest(layer) {
+    const matches = this.#layer(layer).matches;
+    if (!matches) return null;
+    const [semantic, spatial] = [decode(matches.semantic), decode(matches.spatial)];
+    const gain = (p) => (Number.isFinite(spatial[p]) ? semantic[p] - spatial[p] : -1);
+    const best = semantic.reduce((most, _, p) => (gain(p) > gain(most) ? p : most), 0);
+    return this.matchedPairs(layer)[best];
+  }
+
+  /** Return the similarities of a pair where they are at hand, or null. */
+  async numbers(layer, row, column) {
+    const maps = this.#layer(layer).maps;
+    if (!maps) return null;
+    const cells = maps.cells.given;
+    if (cells.difference) return null;
+    const places = [decode(maps.orders.given.rows).indexOf(row), decode(maps.orders.given.columns).indexOf(column)];
+    const at = cellIndex(...places, cells.column_edges.shape[0] - 1, this.symmetric);
+    return { spatial: decode(cells.spatial)[at], semantic: decode(cells.semantic)[at], gap: decode(cells.gap)[at] };
+  }
 }
 
-/** Return a matrix row by row, from one that is stored in another order, of a symmetric one its upper triangle. */
+/** Return a matrix, row by row, from one that is stored in another order, of a symmetric one its upper triangle. */
 function arrange(values, rows, columns, width, symmetric) {
   const matrix = new Float32Array(rows.length * columns.length);
   let at = 0;
-  for (const row of rows) {
-    for (const column of columns) {
-      const [low, high] = symmetric && row > column ? [column, row] : [row, column];
-      matrix[at++] = values[symmetric ? low * width - (low * (low - 1)) / 2 + high - low : low * width + high];
-    }
-  }
+  for (const row of rows) for (const column of columns) matrix[at++] = values[cellIndex(row, column, width, symmetric)];
   return matrix;
+}
+
+/** Return where a cell is stored: in a symmetric matrix, only its upper triangle is. */
+function cellIndex(row, column, width, symmetric) {
+  if (!symmetric) return row * width + column;
+  const [low, high] = row > column ? [column, row] : [row, column];
+  return low * width - (low * (low - 1)) / 2 + high - low;
 }
 
 /** Return the match of a pair with its images exchanged. */

@@ -115,15 +115,16 @@ class Manifest:
         image_ids: Sequence[str],
         labels: Sequence[Sequence[str]] | None = None,
         groups: Sequence[str | None] | None = None,
+        uris: Sequence[str] | None = None,
     ) -> Manifest:
-        """Return the manifest of ready-made features, which have ids but no images.
+        """Return the manifest of ready-made features, which have ids, and images only where `uris` says so.
 
         Raises
         ------
         InputError
-            If ids repeat, or labels or groups are not as many as the ids.
+            If ids repeat, or labels, groups or uris are not as many as the ids.
         """
-        for name, values in (("labels", labels), ("groups", groups)):
+        for name, values in (("labels", labels), ("groups", groups), ("uris", uris)):
             if values is not None and len(values) != len(image_ids):
                 raise InputError(
                     f"there are {len(image_ids)} image ids but {len(values)} {name}; give one for each id"
@@ -132,6 +133,7 @@ class Manifest:
             tuple(
                 ManifestRow(
                     image_id=str(image_id),
+                    uri=uris[i] if uris is not None else "",
                     labels=tuple(labels[i]) if labels is not None else (),
                     group=groups[i] if groups is not None else None,
                 )

@@ -51,7 +51,7 @@ def read_entries(
     path
         The table, or its URI.
     needs_uri
-        Whether every row must say where its image is.
+        Whether every row must say where its image is; otherwise it may.
     allow_outside
         Take paths that lead out of the table's folder.
 
@@ -78,6 +78,11 @@ def read_entries(
     if needs_uri:
         _check_filled(uris, "uri", location)
         places = _resolve(uris, location, allow_outside)
+    else:  # nothing is read from there, but for a report, which is as careful as `TableImages.load`
+        given = [row for row, uri in enumerate(uris) if uri]
+        found = _resolve([uris[row] for row in given], location, allow_outside=True)
+        for row, place in zip(given, found, strict=True):
+            places[row] = place
     return [
         ImageEntry(image_id, place, labels, group or None)
         for image_id, place, labels, group in zip(ids, places, _labels(table, location), groups, strict=True)

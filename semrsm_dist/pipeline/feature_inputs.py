@@ -149,6 +149,7 @@ def _list_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
         [entry.image_id for entry in entries],
         [entry.labels for entry in entries],
         [entry.group for entry in entries],
+        [entry.uri for entry in entries],
     )
 
 

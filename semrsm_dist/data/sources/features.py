@@ -19,6 +19,9 @@ class FeaturesData(DataSource):
     It is a `.npy` file, a Zarr array, or a tensor in a `.safetensors` or `.pt` file.
     If images differ in their number of tokens, `token_counts` names a `.npy` file of N whole numbers for each
     layer; what an array holds beyond an image's tokens is ignored.
+
+    The table names the images: `image_id`, `labels`, and optionally `group` and `uri`, where the image is that a report
+    shows. As in a table of images, it must lie in the table's folder unless `allow_outside` is set.
     """
 
     source: Literal["features"] = "features"
@@ -26,6 +29,7 @@ class FeaturesData(DataSource):
     token_counts: dict[LayerName, LocalPath] = Field(default_factory=dict)
     layout: Literal["auto", "nsc", "nchw", "nhwc"] = "auto"
     table: Location | None = None
+    allow_outside: bool = False
 
     @model_validator(mode="after")
     def _counts_belong_to_layers(self) -> FeaturesData:

@@ -51,7 +51,7 @@ export class Maps {
     this.maps = Object.fromEntries(KINDS.map(([kind]) => [kind, new Heatmap(el("canvas", { id: `map-${kind}`, tabIndex: 0, role: "application" }))]));
     this.bars = Object.fromEntries(KINDS.map(([kind]) => [kind, el("div", { className: "scale" })]));
     const figures = KINDS.map(([kind, name]) =>
-      el("figure", {}, el("figcaption", { textContent: name }), this.maps[kind].canvas, this.bars[kind]));
+      el("figure", {}, el("figcaption", {}, name, this.source.symmetric ? null : el("span", { className: "axes", textContent: " queries down, images across" })), this.maps[kind].canvas, this.bars[kind]));
     this.root.append(el("div", { className: "maps" }, ...figures));
     this.card = el("div", { id: "card", className: "card" });
     this.status = el("p", { id: "card-text", className: "visually-hidden", "aria-live": "polite" });

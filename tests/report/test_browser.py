@@ -1,0 +1,259 @@
+"""The page in a real browser: pointer, keyboard, search and zoom, and the numbers that it shows against the store's."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from semrsm_dist.report.page import write_report
+
+from .conftest import HOSTILE
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright's Python client is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+LIMIT = 60_000
+"""Milliseconds that the page may take for anything: machines are shared."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=BROWSER, headless=True, args=list(OPTIONS)
+        )
+        context.set_default_timeout(LIMIT)
+        yield context
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def addresses(run, rectangular, neighbours, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    runs = {"run": run, "rectangular": rectangular, "neighbours": neighbours}
+    return {name: write_report(one, folder / f"{name}.html").as_uri() for name, one in runs.items()}
+
+
+def open_page(browser, address, **size):
+    page = browser.new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: page.problems.append(request.url) if request.url.startswith("http") else None)
+    page.set_viewport_size({"width": 1400, "height": 900, **size})
+    page.goto(address)
+    page.wait_for_selector("html[data-ready]", state="attached")
+    return page
+
+
+@pytest.fixture
+def page(browser, addresses):
+    page = open_page(browser, addresses["run"])
+    page.select_option("#layer", "late")
+    page.select_option("#order", "given")
+    page.wait_for_function("document.querySelector('#map-semantic')?.getAttribute('aria-label')?.includes('as given')")
+    yield page
+    assert page.problems == []
+    page.close()
+
+
+def numbers(page, where="#card"):
+    """Return the numbers of the card of a pair, by their names."""
+    terms, values = (page.locator(f"{where} {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    return dict(zip(terms, values, strict=True))
+
+
+def point_at(page, row, column, kind="semantic", n=24):
+    """Move the pointer to a cell of a map of n x n cells, and return its place."""
+    canvas = page.locator(f"#map-{kind}")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    bar = page.evaluate("document.querySelector('#map-semantic').getBoundingClientRect().height") - box["height"]
+    # Label bars have two labels of 4 pixels and a gap of 3.
+    first = {"x": box["x"] + 11, "y": box["y"] + 11 + bar}
+    side = {"x": (box["width"] - 11) / n, "y": (box["height"] - 11) / n}
+    place = first["x"] + (column + 0.5) * side["x"], first["y"] + (row + 0.5) * side["y"]
+    page.mouse.move(*place)
+    return place
+
+
+def expected(run, row, column):
+    semantic, spatial = (
+        float(run.similarity("late", kind=kind)[row, column]) for kind in ("semantic", "spatio-semantic")
+    )
+    return {
+        "spatio-semantic": f"{np.float32(spatial):.4f}",
+        "semantic": f"{np.float32(semantic):.4f}",
+        "difference": f"{semantic - spatial:.4f}",
+    }
+
+
+def test_a_hovered_cell_has_the_numbers_of_the_store(page, run):
+    for kind, row, column in (("semantic", 5, 17), ("spatial", 20, 2), ("difference", 7, 7)):
+        point_at(page, row, column, kind)
+        ids = run.manifest().image_ids()
+        page.wait_for_function("ids => ids.every(id => document.querySelector('#card').innerText.includes(id))", arg=[ids[row], ids[column]])
+        shown = numbers(page)
+        gap = float(shown.pop("certified gap"))
+        assert shown == pytest.approx(expected(run, row, column)) or all(
+            abs(float(shown[name]) - float(value)) < 2e-4 for name, value in expected(run, row, column).items()
+        )
+        true = float(run.gap("late", kernel="cosine")[row, column])
+        assert true <= gap <= true * 1.15 + 1e-12
+
+
+def test_a_click_pins_the_pair_and_shows_its_patches(page, run):
+    pairs = page.evaluate("JSON.parse(document.getElementById('data').textContent).layers[1].matches.pairs")
+    from semrsm_dist.report.model import Array
+
+    row, column = map(int, Array.model_validate(pairs).read()[0])
+    page.mouse.click(*point_at(page, row, column))
+    ids = run.manifest().image_ids()
+    page.wait_for_function("ids => ids.every(id => document.querySelector('#pair').innerText.includes(id))", arg=[ids[row], ids[column]])
+    assert page.locator("#patches-matched").is_visible()
+    assert page.locator("#patches-identity").is_visible()
+    value = expected(run, row, column)["semantic"]
+    assert abs(float(numbers(page, "#pair")["semantic"]) - float(value)) < 2e-4
+    rows = page.locator(".matches tbody tr")
+    adds = [float(text) for text in page.locator(".matches tbody td:nth-child(3)").all_inner_texts()]
+    assert adds == sorted(adds, reverse=True)
+    assert rows.count() == 8
+    page.locator("#patches-matched").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#patch").inner_text().startswith("Match 3 of 9")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#patch").inner_text().startswith("Match 2 of 9")
+    box = page.locator("#patches-matched").bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.wait_for_function("document.getElementById('patch').textContent.includes('patch (1, 1) with')")
+
+
+def test_the_keyboard_alone_finds_and_pins_a_pair(page, run):
+    page.locator("#map-spatial").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    ids = run.manifest().image_ids()
+    assert ids[2] in page.locator("#card").inner_text()
+    assert ids[11] in page.locator("#card").inner_text()
+    assert ids[11] in page.locator("#card-text").inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_function("id => document.querySelector('#pair').innerText.includes(id)", arg=ids[11])
+
+
+def test_zooming_and_moving_change_what_is_below_the_pointer(page, run):
+    x, y = point_at(page, 12, 12)
+    page.mouse.dblclick(x, y)
+    page.mouse.dblclick(x, y)
+    ids = run.manifest().image_ids()
+    page.mouse.move(x + 3, y + 3)
+    page.wait_for_function("id => document.querySelector('#card').innerText.includes(id)", arg=ids[12])
+    box = page.locator("#map-semantic").bounding_box()
+    page.mouse.move(box["x"] + 14, box["y"] + 14)  # no longer image 0
+    page.wait_for_function("id => !document.querySelector('#card').innerText.includes(id)", arg=ids[12])
+    assert "onerror" not in page.locator("#card").inner_text()
+    before = page.locator("#card").inner_text()
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 120, y + 120, steps=4)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 14, box["y"] + 14)
+    page.wait_for_function("before => document.querySelector('#card').innerText !== before", arg=before)
+    page.get_by_role("button", name="Show the whole maps").click()
+    point_at(page, 0, 1)
+    page.wait_for_function("id => document.querySelector('#card').innerText.includes(id)", arg=HOSTILE)
+
+
+def picture(page, kind):
+    return page.evaluate(f"document.querySelector('#map-{kind}').toDataURL()")
+
+
+def test_rank_and_order_recolour_the_maps(page):
+    by_value = picture(page, "semantic")
+    page.check("#rank")
+    assert picture(page, "semantic") != by_value
+    page.uncheck("#rank")
+    assert picture(page, "semantic") == by_value
+    for order, text in (("label", "by label"), ("cluster", "by similarity")):
+        page.select_option("#order", order)
+        page.wait_for_function("text => document.querySelector('#map-semantic').getAttribute('aria-label').includes(text)", arg=text)
+        assert picture(page, "semantic") != by_value
+
+
+def test_queries_are_found_by_id_and_label_and_sorted(page, run):
+    assert page.locator("#queries-count").inner_text().startswith("24 queries")
+    page.fill("#search", "class 1")
+    assert page.locator("#queries-count").inner_text().startswith("8 queries")
+    page.fill("#search", "data 13")
+    assert page.locator(".queries > li").count() == 1
+    page.fill("#search", "")
+
+    def gains():
+        texts = page.locator(".queries .gain").all_inner_texts()
+        return [float(text.split()[1].replace("\N{MINUS SIGN}", "-")) for text in texts]
+
+    page.get_by_role("button", name="Show more").click()
+    page.get_by_role("button", name="Show more").click()
+    assert len(gains()) == 24
+    assert gains() == sorted(gains(), reverse=True)
+    scores = {(s["method"], s["k"]): s["f1"] for s in run.summary()["retrieval"] if s["layer"] == "late"}
+    difference = scores["semantic", 1] - scores["spatio-semantic", 1]
+    assert np.mean(gains()) == pytest.approx(difference, abs=0.006)
+    page.select_option("#sort", "loss")
+    assert page.locator(".queries > li").count() == 8
+    assert gains() == sorted(gains())
+
+
+def test_a_hit_is_pinned_with_the_numbers_of_the_store(page, run):
+    page.fill("#search", "data 5.png")
+    button = page.locator(".ranking").nth(1).locator("button").first
+    hit = int(run.similarity("late").to_numpy()[5, np.arange(24) != 5].argmax())
+    hit += hit >= 5
+    assert run.manifest().image_ids()[hit] in button.get_attribute("aria-label")
+    button.click()
+    page.wait_for_function("id => document.querySelector('#pair').innerText.includes(id)", arg="data 5.png")
+    assert abs(float(numbers(page, "#pair")["semantic"]) - float(run.similarity("late")[5, hit])) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["run", "rectangular", "neighbours"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_page_of_any_run_fits_its_window(browser, addresses, name, width):
+    page = open_page(browser, addresses[name], width=width)
+    assert page.problems == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".queries > li").count() > 0
+    assert page.locator("#map-semantic").count() == (name != "neighbours")
+    assert page.locator("#patches-matched").is_visible()
+    page.close()
+
+
+def test_dark_mode_and_print_have_their_own_colours(browser, addresses):
+    page = open_page(browser, addresses["run"])
+    background = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="light")
+    light = page.evaluate(background)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(background) != light
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert not page.locator("#search").is_visible()
+    page.close()
+
+
+def test_without_scripts_the_page_shows_still_maps_and_facts(browser, addresses):
+    page = browser.new_page()
+    browser.new_cdp_session(page).send("Emulation.setScriptExecutionDisabled", {"value": True})
+    page.goto(addresses["run"])
+    assert page.locator(".stills img").count() == 6
+    assert page.get_by_text("runs no scripts").is_visible()
+    assert page.get_by_text("auction, version").is_visible()
+    page.close()

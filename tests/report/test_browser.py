@@ -48,7 +48,10 @@ def open_page(browser, address, **size):
     page = browser.new_page()
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: page.problems.append(request.url) if request.url.startswith("http") else None)
+    page.on(
+        "request",
+        lambda request: page.problems.append(request.url) if request.url.startswith("http") else None,
+    )
     page.set_viewport_size({"width": 1400, "height": 900, **size})
     page.goto(address)
     page.wait_for_selector("html[data-ready]", state="attached")
@@ -60,10 +63,22 @@ def page(browser, addresses):
     page = open_page(browser, addresses["run"])
     page.select_option("#layer", "late")
     page.select_option("#order", "given")
-    page.wait_for_function("document.querySelector('#map-semantic')?.getAttribute('aria-label')?.includes('as given')")
+    wait_for_order(page, "as given")
     yield page
     assert page.problems == []
     page.close()
+
+
+def wait_for_text(page, where, *texts):
+    """Wait until an element shows texts."""
+    code = "([where, texts]) => texts.every(text => document.querySelector(where).innerText.includes(text))"
+    page.wait_for_function(code, arg=[where, list(texts)])
+
+
+def wait_for_order(page, name):
+    """Wait until the maps are sorted."""
+    code = "name => document.querySelector('#map-semantic')?.getAttribute('aria-label')?.includes(name)"
+    page.wait_for_function(code, arg=name)
 
 
 def numbers(page, where="#card"):
@@ -77,7 +92,10 @@ def point_at(page, row, column, kind="semantic", n=24):
     canvas = page.locator(f"#map-{kind}")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    bar = page.evaluate("document.querySelector('#map-semantic').getBoundingClientRect().height") - box["height"]
+    bar = (
+        page.evaluate("document.querySelector('#map-semantic').getBoundingClientRect().height")
+        - box["height"]
+    )
     # Label bars have two labels of 4 pixels and a gap of 3.
     first = {"x": box["x"] + 11, "y": box["y"] + 11 + bar}
     side = {"x": (box["width"] - 11) / n, "y": (box["height"] - 11) / n}
@@ -101,11 +119,12 @@ def test_a_hovered_cell_has_the_numbers_of_the_store(page, run):
     for kind, row, column in (("semantic", 5, 17), ("spatial", 20, 2), ("difference", 7, 7)):
         point_at(page, row, column, kind)
         ids = run.manifest().image_ids()
-        page.wait_for_function("ids => ids.every(id => document.querySelector('#card').innerText.includes(id))", arg=[ids[row], ids[column]])
+        wait_for_text(page, "#card", ids[row], ids[column])
         shown = numbers(page)
         gap = float(shown.pop("certified gap"))
         assert shown == pytest.approx(expected(run, row, column)) or all(
-            abs(float(shown[name]) - float(value)) < 2e-4 for name, value in expected(run, row, column).items()
+            abs(float(shown[name]) - float(value)) < 2e-4
+            for name, value in expected(run, row, column).items()
         )
         true = float(run.gap("late", kernel="cosine")[row, column])
         assert true <= gap <= true * 1.15 + 1e-12
@@ -118,7 +137,7 @@ def test_a_click_pins_the_pair_and_shows_its_patches(page, run):
     row, column = map(int, Array.model_validate(pairs).read()[0])
     page.mouse.click(*point_at(page, row, column))
     ids = run.manifest().image_ids()
-    page.wait_for_function("ids => ids.every(id => document.querySelector('#pair').innerText.includes(id))", arg=[ids[row], ids[column]])
+    wait_for_text(page, "#pair", ids[row], ids[column])
     assert page.locator("#patches-matched").is_visible()
     assert page.locator("#patches-identity").is_visible()
     value = expected(run, row, column)["semantic"]
@@ -147,7 +166,7 @@ def test_the_keyboard_alone_finds_and_pins_a_pair(page, run):
     assert ids[11] in page.locator("#card").inner_text()
     assert ids[11] in page.locator("#card-text").inner_text()
     page.keyboard.press("Enter")
-    page.wait_for_function("id => document.querySelector('#pair').innerText.includes(id)", arg=ids[11])
+    wait_for_text(page, "#pair", ids[11])
 
 
 def test_zooming_and_moving_change_what_is_below_the_pointer(page, run):
@@ -156,7 +175,7 @@ def test_zooming_and_moving_change_what_is_below_the_pointer(page, run):
     page.mouse.dblclick(x, y)
     ids = run.manifest().image_ids()
     page.mouse.move(x + 3, y + 3)
-    page.wait_for_function("id => document.querySelector('#card').innerText.includes(id)", arg=ids[12])
+    wait_for_text(page, "#card", ids[12])
     box = page.locator("#map-semantic").bounding_box()
     page.mouse.move(box["x"] + 14, box["y"] + 14)  # no longer image 0
     page.wait_for_function("id => !document.querySelector('#card').innerText.includes(id)", arg=ids[12])
@@ -170,7 +189,7 @@ def test_zooming_and_moving_change_what_is_below_the_pointer(page, run):
     page.wait_for_function("before => document.querySelector('#card').innerText !== before", arg=before)
     page.get_by_role("button", name="Show the whole maps").click()
     point_at(page, 0, 1)
-    page.wait_for_function("id => document.querySelector('#card').innerText.includes(id)", arg=HOSTILE)
+    wait_for_text(page, "#card", HOSTILE)
 
 
 def picture(page, kind):
@@ -185,7 +204,7 @@ def test_rank_and_order_recolour_the_maps(page):
     assert picture(page, "semantic") == by_value
     for order, text in (("label", "by label"), ("cluster", "by similarity")):
         page.select_option("#order", order)
-        page.wait_for_function("text => document.querySelector('#map-semantic').getAttribute('aria-label').includes(text)", arg=text)
+        wait_for_order(page, text)
         assert picture(page, "semantic") != by_value
 
 
@@ -220,7 +239,7 @@ def test_a_hit_is_pinned_with_the_numbers_of_the_store(page, run):
     hit += hit >= 5
     assert run.manifest().image_ids()[hit] in button.get_attribute("aria-label")
     button.click()
-    page.wait_for_function("id => document.querySelector('#pair').innerText.includes(id)", arg="data 5.png")
+    wait_for_text(page, "#pair", "data 5.png")
     assert abs(float(numbers(page, "#pair")["semantic"]) - float(run.similarity("late")[5, hit])) < 1e-4
 
 

@@ -60,9 +60,7 @@ class LayerMatrices:
         IncompleteError
             If it has not been finished.
         """
-        store.require_finished()
-        norms = store.coordinate("squared_norm_i"), store.coordinate("squared_norm_j")
-        return cls(store, layout, norms, store.read_attributes()["kernels"])
+        return cls(store, layout, store.squared_norms(), store.read_attributes()["kernels"])
 
     @property
     def names(self) -> list[str]:

@@ -60,9 +60,7 @@ class LayerNeighbours:
         IncompleteError
             If it has not been finished.
         """
-        store.require_finished()
-        norms = store.coordinate("squared_norm_i"), store.coordinate("squared_norm_j")
-        return cls(store, norms, kernel, sigma)
+        return cls(store, store.squared_norms(), kernel, sigma)
 
     @property
     def n_rows(self) -> int:

@@ -166,6 +166,17 @@ class LabelledGroup:
         values = chunks.read_region(array, (slice(0, array.shape[0]),))
         return values if values.dtype.kind in "iuf" else np.asarray(values.tolist(), dtype=np.str_)
 
+    def squared_norms(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the squared norms of the images of rows and columns of the finished group.
+
+        Raises
+        ------
+        IncompleteError
+            If it has not been finished.
+        """
+        self.require_finished()
+        return self.coordinate("squared_norm_i"), self.coordinate("squared_norm_j")
+
     def coordinates(self) -> dict[str, tuple[str, NDArray[Any]]]:
         """Return all coordinates of rows and columns by name, each with its dimension."""
         names = (*DIMENSIONS, *COORDINATES)

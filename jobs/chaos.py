@@ -160,7 +160,8 @@ class Scene:
     def workers(self) -> list[psutil.Process]:
         """Return Ray's worker processes that are at work for the run."""
         root = psutil.Process(self.process.pid if self.engine == "ray" else os.getpid())
-        return [each for each in root.children(recursive=True) if _title(each).startswith("ray::")]
+        titles = {each: _title(each) for each in root.children(recursive=True)}
+        return [each for each, title in titles.items() if title.startswith("ray::") and "Agent" not in title]
 
 
 def _title(process: psutil.Process) -> str:

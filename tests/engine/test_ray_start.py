@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from semrsm_dist.engine import make_engine
 from semrsm_dist.engine.engines.ray import RayEngine
 from semrsm_dist.engine.protocol import Resources
 from semrsm_dist.errors import WorkError
@@ -173,3 +174,14 @@ def test_no_living_node_is_no_fault_of_the_configuration(monkeypatch):
     with pytest.raises(WorkError, match=r"no node of Ray is alive.*start the same command"):
         RayEngine.require_room(object.__new__(RayEngine), Resources(memory=16 * 2**20))
     assert str(Resources(memory=16 * 2**20)) == "1 CPU, 16 MiB memory"
+
+
+def test_a_ray_that_does_not_start_in_time_is_reported_with_the_ways_out(monkeypatch):
+    def fails(**options):
+        raise Exception("The current node timed out during startup.\nmore")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr("ray.init", fails)
+    with pytest.raises(
+        WorkError, match=r"did not start on this machine: The current node timed out .* engine local"
+    ):
+        make_engine("ray", workers=1)

@@ -45,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SemrsmError as error:
         _complain(str(error))
         return error.exit_code
+    except MemoryError:
+        _complain(
+            "the memory does not suffice; what was finished is kept: use fewer workers (--workers) or lower "
+            "matching.worker_memory, then start the same command"
+        )
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted; what was finished is kept, the same command continues")
         return INTERRUPTED

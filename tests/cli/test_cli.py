@@ -664,6 +664,15 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
     assert not (place / "runs" / "early").exists()
 
 
+def test_a_driver_without_enough_memory_says_so(place, slow, monkeypatch, capsys):
+    def exhausted(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("semrsm_dist.pipeline.driver.resolve_inputs", exhausted)
+    assert cli.main(["run", "slow.yaml", "--set", "run=runs/exhausted"]) == 1
+    assert "semrsm: the memory does not suffice; what was finished is kept" in capsys.readouterr().err
+
+
 def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):
     from semrsm_dist.pipeline import driver
 

@@ -669,7 +669,7 @@ def test_a_driver_without_enough_memory_says_so(place, slow, monkeypatch, capsys
         raise MemoryError
 
     monkeypatch.setattr("semrsm_dist.pipeline.driver.resolve_inputs", exhausted)
-    assert cli.main(["run", "slow.yaml", "--set", "run=runs/exhausted"]) == 1
+    assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/exhausted") == 1
     assert "semrsm: the memory does not suffice; what was finished is kept" in capsys.readouterr().err
 
 

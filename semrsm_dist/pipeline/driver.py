@@ -162,8 +162,7 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     require_memory(session, matcher, record)
     if known is None:
         require_disk(session, matcher, record)
-    elif not _is_done(session, record):
-        session.directory.remove_partial_files()
+    session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
     _keep(session, inputs, record)
     provide_features(session, record, inputs.manifests)
     failures = match_layers(session, matcher, record)

@@ -47,6 +47,12 @@ BEFORE_THE_RECORD = re.compile(
 
 SUMMARY, EVENTS = "summary.json", "events.jsonl"
 
+LITTER = (
+    *(f"{name}.tmp[0-9]*" for name in (RECORD, RECORD_COPY, SUMMARY, EVENTS)),
+    *(f".{side}.parquet.[0-9]*.partial" for side in ("images", "queries")),
+)
+"""Names of small files that a killed driver leaves half written."""
+
 LEDGER_BYTES, LONGEST_TEXT = 4 * 2**20, 4096
 """Size of the ledger of events, and characters of a text in it."""
 
@@ -158,9 +164,12 @@ class RunDirectory:
         for name in (RECORD_COPY, RECORD):
             paths.write_atomically(self.path / name, text.encode())
 
-    def remove_partial_files(self) -> None:
-        """Remove temporary files of writers that were killed."""
-        for group in self._groups:
+    def remove_partial_files(self, *, in_groups: bool = True) -> None:
+        """Remove temporary files of writers that were killed: small ones and, if wanted, those in the Zarr groups."""
+        for pattern in LITTER:
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        for group in self._groups if in_groups else ():
             paths.remove_partial_files(group)
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -111,10 +111,11 @@ def remove_folder(folder: RunPath) -> None:
 
 
 def remove_partial_files(folder: RunPath) -> None:
-    """Remove what Zarr's writers that were killed have left below a folder."""
-    for path in folder.rglob("*.partial"):
-        if not path.is_dir():  # as that of a layer of such a name is
-            path.unlink(missing_ok=True)
+    """Remove what writers that were killed, Zarr's and our own, have left below a folder."""
+    for pattern in ("*.partial", "zarr.json.tmp[0-9]*"):
+        for path in folder.rglob(pattern):
+            if not path.is_dir():  # as that of a layer of such a name is
+                path.unlink(missing_ok=True)
 
 
 def free_bytes(folder: RunPath) -> int | None:

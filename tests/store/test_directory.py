@@ -577,10 +577,20 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         directory.features / "zarr.json",
         tmp_path / "mine.partial",
     ]
-    litter = [directory.tiles / "a" / "c" / "0" / "1.5f.partial", directory.matrices / "zarr.9a.partial"]
-    for path in (*kept, *litter):
+    small = [
+        tmp_path / name for name in ("run.json.tmp12", "summary.json.tmp7", ".images.parquet.12.partial")
+    ]
+    litter = [
+        directory.tiles / "a" / "c" / "0" / "1.5f.partial",
+        directory.matrices / "zarr.9a.partial",
+        directory.tiles / "a" / "zarr.json.tmp12",
+    ]
+    for path in (*kept, *small, *litter):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    directory.remove_partial_files(in_groups=False)
+    assert all(path.exists() for path in (*kept, *litter))
+    assert not any(path.exists() for path in small)
     directory.remove_partial_files()
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in litter)

@@ -106,11 +106,16 @@ def values(run: Path) -> dict[str, str]:
 
 
 def delete_damaged(run: Path) -> bool:
-    """Delete the chunks that readers refuse, as their messages say; return whether there were any."""
+    """Delete the files that readers refuse, as their messages say; return whether there were any."""
     found = False
     for name, value in values(run).items():
         if ": " in value:
-            array = zarr.open_array(run / name, mode="r")
+            try:
+                array = zarr.open_array(run / name, mode="r")
+            except Exception:  # noqa: BLE001 - as above
+                (run / name / "zarr.json").unlink()
+                found = True
+                continue
             for file in [path for path in (run / name / "c").rglob("*") if path.is_file()]:
                 index = tuple(map(int, file.relative_to(run / name / "c").parts))
                 try:

@@ -28,7 +28,7 @@ def available_memory() -> int:
     """Return the bytes of memory this process may use: the machine's total, cut to the container's limit."""
     limit = int(psutil.virtual_memory().total)
     for folder in _cgroup_folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             text = _read(folder / name)
             if text.isdigit():  # "max" and a missing file both mean no limit here
                 limit = min(limit, int(text))

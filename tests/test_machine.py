@@ -46,6 +46,13 @@ def test_version_2_limits_hold_from_every_level_above(cgroup):
     assert machine.available_cpus() == 1  # of one and a half
 
 
+def test_memory_above_which_processes_are_throttled_is_not_available(cgroup):
+    cgroup("0::/pod\n", pod__memory_DOT_max="3000000", pod__memory_DOT_high="2000000")
+    assert machine.available_memory() == 2_000_000
+    cgroup("0::/pod\n", pod__memory_DOT_max="3000000", pod__memory_DOT_high="max")
+    assert machine.available_memory() == 3_000_000
+
+
 def test_version_1_limits_hold_and_the_hosts_path_may_be_absent(cgroup):
     cgroup(
         "4:memory:/docker/of-the-host\n3:cpu,cpuacct:/docker/of-the-host\n0::/\n",

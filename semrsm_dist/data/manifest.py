@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -149,6 +149,11 @@ class Manifest:
         return [row.entry for row in self._readable_rows]
 
     @property
+    def n_readable(self) -> int:
+        """How many images are readable."""
+        return len(self._readable_rows)
+
+    @property
     def unreadable(self) -> list[ManifestRow]:
         """The rows of images that cannot be read, with the reason in `error`."""
         return [row for row in self.rows if row.status != OK]
@@ -204,9 +209,8 @@ class Manifest:
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        table = pa.Table.from_pylist(
-            [{"index": index, **asdict(row)} for index, row in enumerate(self.rows)], schema=SCHEMA
-        )
+        columns = {name: [getattr(row, name) for row in self.rows] for name in SCHEMA.names[1:]}
+        table = pa.table({"index": range(len(self.rows)), **columns}, SCHEMA)
         try:
             try:
                 pyarrow.parquet.write_table(table, partial, compression="zstd")

@@ -62,12 +62,13 @@ POOL_BYTES, POOL_SECONDS = 2**28, 5.0
 
 @dataclass(frozen=True)
 class TileTime:
-    """What a worker took for a tile: to load its panels, and for all else."""
+    """What a worker took for a tile: to load its panels, for all else, and, of that, to write it."""
 
     layer: str
     pairs: int
     load_seconds: float
     seconds: float
+    write_seconds: float
 
 
 @dataclass(frozen=True)
@@ -356,7 +357,7 @@ class _Images:
         manifests = {side: Manifest.from_parquet(directory.manifest(side)) for side in self.sources}
         features = {
             layer: {
-                side: FeatureStore(directory.features, side, layer).read(slice(0, len(manifest.readable)))
+                side: FeatureStore(directory.features, side, layer).read(slice(0, manifest.n_readable))
                 for side, manifest in manifests.items()
             }
             for layer in layers
@@ -481,7 +482,8 @@ def _tile_time(receipt: Receipt) -> TileTime:
     counts = receipt.counts
     total = sum(counts[name] for name in MatchingWorker.SECONDS)
     load = counts["load_seconds"]
-    return TileTime(cast("Tile", receipt.unit).layer, int(counts["pairs"]), load, total - load)
+    layer, pairs = cast("Tile", receipt.unit).layer, int(counts["pairs"])
+    return TileTime(layer, pairs, load, total - load, counts["write_seconds"])
 
 
 def _list_files(path: Path, layers: Sequence[str]) -> dict[str, Written]:

@@ -61,7 +61,7 @@ class RunInputs:
 
     def counts(self) -> dict[Side, int]:
         """Return the number of usable images on each side."""
-        return {side: len(manifest.readable) for side, manifest in self.manifests.items()}
+        return {side: manifest.n_readable for side, manifest in self.manifests.items()}
 
 
 def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None) -> RunInputs:
@@ -93,7 +93,7 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
             **{
                 side: {
                     **fingerprint_fields(sides[side]),
-                    "count": len(manifest.readable),
+                    "count": manifest.n_readable,
                     "sha256": manifest.digest(),
                 }
                 for side, manifest in manifests.items()

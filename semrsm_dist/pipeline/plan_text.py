@@ -7,6 +7,15 @@ from typing import Any
 
 from semrsm_dist.progress import format_seconds
 
+LIMITS = {
+    "workers": "the workers",
+    "memory": "memory, which allows fewer workers than there are CPUs and GPUs for",
+    "storage": "storage, on which workers wait",
+    "driver": "the driver",
+    "work": "too little work to share",
+}
+"""What keeps a run from being faster, in words."""
+
 
 def format_plan(plan: Mapping[str, Any]) -> str:
     """Format a plan for people."""
@@ -36,7 +45,8 @@ def format_plan(plan: Mapping[str, Any]) -> str:
         f"{_size(plan['memory_limit_bytes'])} allowed here",
         f"time: about {format_seconds(plan['seconds'])} on {plan['workers']} workers "
         f"({plan['engine']['engine']} engine), of which {format_seconds(plan['start_seconds'])} to start; with "
-        f"{100 * plan['confidence']:.0f} % confidence between {format_seconds(low)} and {format_seconds(high)}",
+        f"{100 * plan['confidence']:.0f} % confidence between {format_seconds(low)} and {format_seconds(high)}; "
+        f"limited by {LIMITS[plan['limit']]}",
         *_scaling_lines(plan["scaling"]),
     ]
     return "\n".join([*lines, *plan["problems"]])
@@ -55,12 +65,13 @@ def _layer_lines(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _scaling_lines(scaling: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "matching simulated:",
-        f"{'workers':>7} {'time':>12} {'busy':>5} {'tasks':>8} {'read/worker':>12} {'read':>10} {'driver':>10}",
+        f"{'workers':>7} {'time':>12} {'busy':>5} {'tasks':>8} {'read/worker':>12} {'read':>10} {'driver':>10}  "
+        "limited by",
     ]
     lines += [
         f"{row['workers']:>7} {format_seconds(row['seconds']):>12} {100 * row['busy']:>3.0f} % {row['tasks']:>8} "
         f"{_size(row['read_bytes_per_worker']):>12} {_size(row['read_bytes']):>10} "
-        f"{format_seconds(row['driver_seconds']):>10}"
+        f"{format_seconds(row['driver_seconds']):>10}  {LIMITS[row['limit']].partition(',')[0]}"
         for row in scaling
     ]
     return lines

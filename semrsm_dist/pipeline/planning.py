@@ -78,6 +78,13 @@ class Costs:
         return TileCost(float(fixed), float(pair), loads / loaded)
 
     @cached_property
+    def storage(self) -> float:
+        """Share of the workers' time on tiles in which they read features and write results."""
+        tiles = [tile for trial in self.calibration.trials for tile in trial.tiles]
+        inside = sum(tile.load_seconds + tile.write_seconds for tile in tiles)
+        return inside / sum(tile.load_seconds + tile.seconds for tile in tiles)
+
+    @cached_property
     def matching_start(self) -> float:
         """Seconds of the matching in which workers start and end."""
         trials = self.calibration.trials
@@ -330,7 +337,11 @@ class _Plan:
                 "finishing": others,
             },
             "scaling": [
-                {**asdict(each), "read_bytes_per_worker": each.read_bytes / count}
+                {
+                    **asdict(each),
+                    "read_bytes_per_worker": each.read_bytes / count,
+                    "limit": _find_limit(each, self.costs.storage),
+                }
                 for count, each in simulated.items()
             ],
             "driver_seconds_per_tile": here.driver_seconds / sum(layer["tiles"] for layer in layers.values()),
@@ -344,6 +355,7 @@ class _Plan:
             "peak_memory_bytes": peak,
             "memory_limit_bytes": int(self.machine["memory"]),
             "workers": self.workers,
+            "limit": self._find_limit_here(here),
             "fits": not problems,
             "problems": problems,
             "engine": dict(self.machine),
@@ -362,6 +374,13 @@ class _Plan:
             "pair_seconds": seconds / max(layout.total_pairs, 1),
             "core_seconds": seconds * self.matcher.cpus,
         }
+
+    def _find_limit_here(self, here: Simulated) -> str:
+        """Return what keeps this machine from being faster: memory, if more workers would have CPUs and GPUs."""
+        limit = _find_limit(here, self.costs.storage)
+        without = {**self.machine, "memory": 2**63}
+        more = _at_once(self.config, self.matcher, without) > self.workers
+        return "memory" if more and limit in ("workers", "storage") else limit
 
     def _simulate(self, workers: int) -> Simulated:
         local = self.machine["engine"] == "local" and workers == self.workers
@@ -382,6 +401,19 @@ class _Plan:
         elements = [each.n_tokens * each.n_channels for each in self.record.layers.values()]
         share = sizes.n_tokens * sizes.n_channels / sum(elements)
         return LayerModel(work, self.costs.tiles[layer], features * share)
+
+
+def _find_limit(simulated: Simulated, storage: float) -> str:
+    """Return what keeps the matching from being faster on so many workers.
+
+    The driver is busy, or workers are idle, as there is too little `work` to share, or they wait for storage: each for
+    more than half of the time (`storage` is the last of these shares). Else it is `workers`: more would be faster.
+    """
+    if simulated.driver_seconds > simulated.seconds / 2:
+        return "driver"
+    if simulated.busy < 1 / 2:
+        return "work"
+    return "storage" if storage > 1 / 2 else "workers"
 
 
 def _problems(

@@ -23,7 +23,12 @@ SHORTEST_TASK = 0.5
 """Seconds below which a task is too short to hand out."""
 
 TASK_OVERHEAD = 0.005
-"""Seconds that a task takes of the driver's time: with many workers, tasks last long enough for one driver."""
+"""Seconds that a task takes of the driver's time: with many workers, tasks last long enough for one driver.
+
+So many workers are kept busy by tasks of `TASK_OVERHEAD * workers` seconds. Where little is left, there is no second
+task for each: what is left is over soonest in tasks of sqrt(TASK_OVERHEAD * left) seconds, of which the first ends when
+the last is handed out.
+"""
 
 LARGEST_BLOCK = 1024
 """Tiles of a task: what the driver loses at most with a worker, and the size of a message."""
@@ -89,7 +94,6 @@ class BlockPlanner:
     def __init__(self, works: Sequence[LayerWork], *, workers: int, task_seconds: float, budget: int) -> None:
         self._works = {work.layer: work for work in works}
         self._workers = workers
-        self._shortest = max(SHORTEST_TASK, TASK_OVERHEAD * workers)
         self._longest = max(task_seconds, TASK_OVERHEAD * workers)
         self._budget = budget
         self._left = {work.layer: work.missing_seconds for work in works}
@@ -130,7 +134,8 @@ class BlockPlanner:
     def _block_seconds(self) -> float:
         """Return how long the next block should take."""
         left = sum(seconds * self._pace(layer) for layer, seconds in self._left.items())
-        return min(self._longest, max(left / (PORTIONS * self._workers), self._shortest))
+        fed = min(TASK_OVERHEAD * self._workers, math.sqrt(TASK_OVERHEAD * max(left, 0.0)))
+        return min(self._longest, max(left / (PORTIONS * self._workers), SHORTEST_TASK, fed))
 
     def _pace(self, layer: str) -> float:
         """Return how many times as long as estimated a layer's tiles take."""

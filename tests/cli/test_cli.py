@@ -374,10 +374,13 @@ def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
     assert plan["disk_bytes"] < plan["disk_free_bytes"]
     assert 50e6 < plan["peak_memory_bytes"] < 20e9
     assert {1, 10, 100, 1000} <= {row["workers"] for row in plan["scaling"]}
+    assert plan["scaling"][-1]["limit"] == "work", "of 276 pairs, a thousand workers are left idle"
+    assert plan["limit"] in ("workers", "memory", "storage", "driver", "work")
     text = format_plan(plan)  # as `plan` shows it to people
     assert re.search(r"^last +6 +4 +276", text, re.M)
     assert re.search(r"with 90 % confidence between .* and ", text)
-    assert re.search(r"^ +1000 ", text, re.M)
+    assert re.search(r"^ +1000 .* too little work to share$", text, re.M)
+    assert re.search(r"; limited by ", text)
 
 
 def test_a_plan_that_the_disk_cannot_hold_fails_as_its_run_does(place, monkeypatch, capsys):

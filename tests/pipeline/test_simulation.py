@@ -1,5 +1,8 @@
 """The matching in simulated time: bounds that hold for any schedule, and what is read."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +52,19 @@ def test_a_slow_driver_limits_many_workers():
     slow = run([model(400, 10)], 100, message_seconds=0.5)
     assert slow.seconds > 0.5 * min(tasks, slow.tasks)
     assert slow.driver_seconds > 0.5 * slow.tasks
+
+
+@pytest.mark.parametrize(
+    ("n_images", "tile", "pair"), [(300, 5, 1e-4), (3000, 64, 2e-6), (3000, 64, 2e-4), (20_000, 256, 2e-6)]
+)
+def test_more_workers_are_never_slower(n_images, tile, pair):
+    """Neither where little is left nor where one driver can no longer feed them all."""
+    layer = model(n_images, tile, pair=pair)
+    layer = replace(layer, work=replace(layer.work, pair_seconds=pair))
+    counts = (1, 2, 5, 10, 50, 200, 1000, 5000)
+    seconds = [
+        simulate([layer], workers=count, task_seconds=15, budget=100, message_seconds=0.005).seconds
+        for count in counts
+    ]
+    assert all(more <= 1.01 * fewer for fewer, more in pairwise(seconds))
+    assert seconds[3] < seconds[0] / 5

@@ -111,7 +111,7 @@ class Comparison:
         one, two = self.run.manifest(), self.other.manifest()
         if one.digest() != two.digest():
             raise InputError(
-                f"{self.other.directory.path}: its {len(two.readable)} images are not the {len(one.readable)} of "
+                f"{self.other.directory.path}: its {two.n_readable} images are not the {one.n_readable} of "
                 f"{self.run.directory.path} in the same order, so their RSMs cannot be compared entry by entry; run "
                 "both on the same data"
             )
@@ -135,7 +135,7 @@ class Comparison:
         pairs = Entries(
             one[0].similarity_rows(one[1], kernel, one[2]),
             two[0].similarity_rows(two[1], kernel, two[2]),
-            len(self.run.manifest().readable),
+            self.run.manifest().n_readable,
             rows_at_once=self.run.chunk_size(place[0]),
         )
         measures = [
@@ -150,7 +150,7 @@ class Comparison:
 
     def tabulate(self, found: dict[tuple[Place, Place], dict[str, Estimate]]) -> Iterator[dict[str, Any]]:
         """Yield a row for each measure of each two RSMs; between runs, for layers of one name, how the kinds differ."""
-        n_images = len(self.run.manifest().readable)
+        n_images = self.run.manifest().n_readable
         for ((layer_a, kind_a), (layer_b, kind_b)), estimates in found.items():
             for measure, estimate in estimates.items():
                 places = {"layer_a": layer_a, "kind_a": kind_a, "layer_b": layer_b, "kind_b": kind_b}

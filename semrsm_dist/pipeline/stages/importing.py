@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, MissingInputError, WorkError
-from semrsm_dist.features.arrays import hash_token_counts, load_token_counts
+from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, settle
 from semrsm_dist.pipeline.session import Session, slices
@@ -59,16 +61,25 @@ class ImportWorker:
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Copy chunks; a receipt's value lists the images that are refused."""
-        return attempt_each(cast("tuple[ImportChunk, ...]", units), self._copy, self.run)
+        opened = cache(self._open)  # once for all units: it takes longer than copying a chunk
+        return attempt_each(
+            cast("tuple[ImportChunk, ...]", units),
+            lambda chunk: self._copy(chunk, *opened(chunk.layer)),
+            self.run,
+        )
 
-    def _copy(self, chunk: ImportChunk) -> Receipt:
-        source = open_array(self.data.layers[chunk.layer], self.data.layout, chunk.layer)
+    def _open(self, layer: str) -> tuple[FeatureArray, NDArray[np.int64], FeatureStore]:
+        """Return the source of a layer, its token counts, and the store."""
+        source = open_array(self.data.layers[layer], self.data.layout, layer)
+        counts = load_token_counts(self.data.token_counts.get(layer), source.n_images, source.n_tokens)
+        return source, counts, FeatureStore(RunDirectory(self.run).features, self.side, layer)
+
+    def _copy(
+        self, chunk: ImportChunk, source: FeatureArray, all_counts: NDArray[np.int64], store: FeatureStore
+    ) -> Receipt:
         start = chunk.number * self.chunk_size
         stop = min(start + self.chunk_size, source.n_images)
-        z = source.read(start, stop)
-        counts_path = self.data.token_counts.get(chunk.layer)
-        counts = load_token_counts(counts_path, source.n_images, source.n_tokens)[start:stop]
-        store = FeatureStore(RunDirectory(self.run).features, self.side, chunk.layer)
+        z, counts = source.read(start, stop), all_counts[start:stop]
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
             stored = z.astype(store.dtype(), copy=False)
         beyond = np.arange(source.n_tokens) >= counts[:, None]

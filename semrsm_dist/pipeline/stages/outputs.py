@@ -91,7 +91,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
     manifest = Manifest.from_parquet(session.directory.manifest(SIDE))
     sizes = measure_layer(describe_outputs(model))
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
-    n_images, run = len(manifest.readable), record.id_of()
+    n_images, run = manifest.n_readable, record.id_of()
     store.create(n_images, sizes.n_tokens, sizes.n_channels, record.chunk_size, "float32", run)
     store.remove_damaged()
     extract_features(session, record, {SIDE: (config.data, manifest)}, {OUTPUTS: sizes})

@@ -35,6 +35,7 @@ from semrsm_dist.features.arrays import load_token_counts
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline import session as session_module
 from semrsm_dist.pipeline.driver import run
+from semrsm_dist.pipeline.overhead import time_picture
 from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.directory import RunDirectory
@@ -156,12 +157,15 @@ class Calibration:
         Trials of images through the model; none for ready-made features.
     trials
         Trials of features: those of a round follow each other.
+    picture
+        Seconds in which the picture of a trial is drawn, with what that loads.
     """
 
     counts: Mapping[Side, int]
     sizes: Mapping[str, LayerSizes]
     through_model: Sequence[Trial]
     trials: Sequence[Trial]
+    picture: float
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path) -> Calibration:
@@ -202,7 +206,9 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path
             images = _Images(config, sources, entries, Path(place))
             through_model, pool, sizes = images.measure(matcher)
         most = _affordable(through_model, matcher, sizes, workers)
-        return Calibration(counts, sizes, through_model, list(_repeat(config, pool, most, Path(place))))
+        trials = list(_repeat(config, pool, most, Path(place)))
+        picture = time_picture(_features_folder(Path(place), 0, 1) / "run")
+        return Calibration(counts, sizes, through_model, trials, picture)
 
 
 def spread(total: int, wanted: int, seed: int = 0) -> list[int]:
@@ -380,7 +386,12 @@ def _repeat(config: RunConfig, pool: Pool, most: int, place: Path) -> Iterator[T
                 side: np.sort(draw.permutation(len(entries))[: max(2, min(len(entries), most) // part)])
                 for side, entries in pool.entries.items()
             }
-            yield _try_features(config, pool, chosen, place / f"features-{number}-{part}")
+            yield _try_features(config, pool, chosen, _features_folder(place, number, part))
+
+
+def _features_folder(place: Path, number: int, part: int) -> Path:
+    """Return the folder of a trial of features: of a round, with one of so many parts of the images."""
+    return place / f"features-{number}-{part}"
 
 
 def _try_features(

@@ -22,11 +22,13 @@ from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import LimitError
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.calibration import Calibration, Trial, calibrate
 from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.pipeline.inputs import RunInputs, check_model
+from semrsm_dist.pipeline.overhead import time_loading, time_workers
 from semrsm_dist.pipeline.simulation import LayerModel, Simulated, simulate
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
@@ -47,9 +49,6 @@ SCALES = (1, 10, 100, 1000)
 
 LOCAL_MESSAGE_SECONDS = 2e-4
 """The driver's processor time for a task on threads of its own process; elsewhere it is `TASK_OVERHEAD`."""
-
-COMPILED_SECONDS = 2.0
-"""Longest that loading compiled functions takes: what took longer here was compiled, and need not be again."""
 
 TRIAL_DISK_BYTES = 2**30
 """Free space with which trials are written beside the run; else in the system's folder for temporary files."""
@@ -107,13 +106,12 @@ class Costs:
 
     @cached_property
     def start(self) -> float:
-        """Seconds to load libraries, model and compiled functions, once."""
+        """Seconds to load the model, and libraries beyond those that every run loads at first."""
         trials = [*self.calibration.through_model, *self.calibration.trials]
         first = trials[0]
         libraries = max(0.0, _other(first) - self.features(first.n_images))
         model = max((trial.seconds.get("model", 0.0) for trial in trials), default=0.0)
-        compiling = first.seconds.get("compile", 0.0)
-        return libraries + model + first.seconds["load"] + min(compiling, COMPILED_SECONDS)
+        return libraries + model + first.seconds["load"]
 
     @cached_property
     def image(self) -> float:
@@ -225,21 +223,21 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     """
     check_sources(config)
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    started = time.perf_counter()
+    outside, started = time_loading(matcher), time.perf_counter()
     engine = make_engine(config.engine, address=config.address, workers=config.workers)
-    engine_seconds = time.perf_counter() - started
+    outside += time.perf_counter() - started
     try:
         machine = engine.describe()
         slots = engine.slots
+        workers = _at_once(config, matcher, machine)
+        outside += time_workers(engine, matcher, workers)
     finally:
         engine.close()
-    workers = _at_once(config, matcher, machine)
     folder = _existing(config.run.absolute().parent)
-    calibration = calibrate(
-        config, matcher, workers=workers if config.engine == "local" else 1, folder=folder
-    )
+    contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
+    calibration = calibrate(config, matcher, workers=contending, folder=folder)
     record = _record(config, matcher, calibration, slots)
-    return _Plan(config, matcher, calibration, record, machine, workers).describe(folder, engine_seconds)
+    return _Plan(config, matcher, calibration, record, machine, workers).describe(folder, outside)
 
 
 def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) -> int:
@@ -282,8 +280,9 @@ class _Plan:
     def costs(self) -> Costs:
         return Costs(self.calibration)
 
-    def describe(self, folder: Path, engine_seconds: float) -> dict[str, Any]:
-        """Return the plan as JSON values."""
+    def describe(self, folder: Path, outside: float) -> dict[str, Any]:
+        """Return the plan as JSON values; `outside` are the seconds to load the package and to start the workers."""
+        start = self.costs.start + outside
         files, sizes = Space(self.calibration, self.record).measure()
         if self.config.output.neighbours is not None:
             sizes["tiles"] = float(
@@ -300,8 +299,9 @@ class _Plan:
         n_images = sum(self.record.counts.values())
         extraction = self.costs.image * n_images
         gpus = int(self.machine["gpus"])
-        fixed = self.costs.start + engine_seconds + self.costs.matching_start
+        fixed = start + self.costs.matching_start
         others = self.costs.finishing(sum(layer["pairs"] for layer in layers.values()))
+        others += 0.0 if self.config.output.neighbours else self.calibration.picture
         per_worker = extraction / (min(self.workers, gpus) if gpus else self.workers)
         features = self.costs.features(n_images)
         seconds = fixed + others + features + per_worker + here.seconds
@@ -325,12 +325,12 @@ class _Plan:
             "matching_core_hours": matching / 3600,
             "core_hours": (matching + (0.0 if gpus else extraction)) / 3600,
             "gpu_hours": (extraction * bool(gpus) + worker_seconds * self.matcher.gpus) / 3600,
-            "start_seconds": self.costs.start + engine_seconds,
+            "start_seconds": start,
             "seconds": seconds,
             "seconds_interval": [seconds / self.costs.factor, seconds * self.costs.factor],
             "confidence": CONFIDENCE,
             "stage_seconds": {
-                "start": self.costs.start + engine_seconds,
+                "start": start,
                 "images": per_worker,
                 "features": features,
                 "matching": here.seconds + self.costs.matching_start,

@@ -367,6 +367,7 @@ def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
     )
     assert plan["core_hours"] == plan["matching_core_hours"]
     assert plan["gpu_hours"] == 0
+    assert 0.2 < plan["start_seconds"] < plan["seconds"], "a process of its own has to load the package"
     low, high = plan["seconds_interval"]
     assert 0 < low < plan["seconds"] < high
     assert plan["confidence"] == 0.9

@@ -38,6 +38,12 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
+# With its defaults of 10 s, SLURM takes a busy machine for a dead one: it holds the job, or drains the node.
+MessageTimeout=60
+BatchStartTimeout=120
+UnkillableStepTimeout=300
+SlurmdTimeout=600
+SchedulerParameters=sched_interval=5
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory={memory}
@@ -174,8 +180,9 @@ def test_a_job_goes_on_after_its_time_limit(slurm, tmp_path):
         done = tiles(tmp_path)
         assert 0 < len(done) < 120, "stopped in the middle"
 
-        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
-        wait_for(lambda: state() == "COMPLETED", 240, "the job to complete")
+        # Not at once: a node refuses a job whose permit is no newer than the end of its last try, and the job is held.
+        slurm("scontrol", "update", f"jobid={job}", "StartTime=now+15")
+        wait_for(lambda: state() == "COMPLETED", 480, "the job to complete")
         wait_for(lambda: not of_the_job(job), 60, "Ray's processes to end")
     except AssertionError as error:
         error.add_note(log.read_text()[-4000:] if log.exists() else "the job wrote nothing")

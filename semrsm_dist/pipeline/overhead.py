@@ -1,0 +1,62 @@
+"""What a run takes outside of its stages, measured: to load the package, to start workers, and to draw its picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semrsm_dist.engine import Engine, Resources, Task, run_tasks
+from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.results.overview import draw_overview
+from semrsm_dist.results.run import Run
+
+LOADED = """
+import json, sys
+import semrsm_dist.pipeline.driver, semrsm_dist.results.overview
+from semrsm_dist.matching.matchers import make_matcher
+make_matcher(sys.argv[1], **json.loads(sys.argv[2])).compile()
+"""
+"""What the command `semrsm run` loads before it begins, as a program."""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A worker that gets ready for matching and does nothing."""
+
+    matcher: Matcher
+
+    def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
+        """Yield a receipt for each unit once everything is loaded."""
+        self.matcher.compile()
+        for unit in units:
+            yield Receipt(unit)
+
+
+def time_loading(matcher: Matcher) -> float:
+    """Return the seconds in which a process starts and loads what a run needs, all of it compiled."""
+    matcher.compile()
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", LOADED, matcher.name, json.dumps(matcher.parameters)], check=True)
+    return time.perf_counter() - started
+
+
+def time_workers(engine: Engine, matcher: Matcher, count: int) -> float:
+    """Return the seconds in which an engine starts so many workers of matching, and ends them."""
+    started = time.perf_counter()
+    pool = engine.start_tasks(Starter(matcher), Resources(cpus=matcher.cpus, gpus=matcher.gpus))
+    run_tasks(pool, [Task((number,)) for number in range(count)], on_receipt=lambda _: None)
+    pool.close()
+    return time.perf_counter() - started
+
+
+def time_picture(run: Path) -> float:
+    """Return the seconds in which the picture of a run is drawn, with what that loads."""
+    started = time.perf_counter()
+    draw_overview(Run(run))
+    return time.perf_counter() - started

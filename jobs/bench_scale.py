@@ -5,7 +5,7 @@
 Runs on smooth random features with labels, each in a process of its own and from nothing: on the local engine, on a Ray
 started for it and, with --neighbours, on the local engine again, keeping only that many neighbours of each image.
 
-`kernel` is what as many threads as there are workers match when they do nothing else, on tiles of the same size; it is
+`kernel` is what as many threads as there are workers match when they do nothing else, on tiles of 256 x 256; it is
 measured before and after each run, as the machine may be shared. Processor times do not depend on who shares it.
 Ray must not be running here already. 20 000 images of 9 tokens take about 10 minutes on two cores.
 """
@@ -39,9 +39,10 @@ from semrsm_dist.config.schema import load_config
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import SilentReporter, Stage
+from semrsm_dist.results.overview import draw_overview
 
-KERNEL_SECONDS = 5.0
-"""How long the matcher alone is measured, each time."""
+KERNEL_SECONDS, KERNEL_TILE = 5.0, 256
+"""How long the matcher alone is measured, each time, and on tiles of which size."""
 
 SAMPLE_SECONDS = 0.5
 """Time between two looks at the memory of all processes."""
@@ -130,11 +131,11 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(config | more))
 
 
-def measure_kernel(folder: Path, options: argparse.Namespace, tile_size: int) -> tuple[float, float]:
+def measure_kernel(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
     """Return the pairs/s of the matcher alone on as many threads as workers, and the processor seconds of a pair."""
     matcher = make_matcher(options.matcher)
     z = np.load(folder / "z.npy", mmap_mode="r")
-    size = min(tile_size, len(z) // 2)
+    size = min(KERNEL_TILE, len(z) // 2)
     panels = [matcher.prepare(z[start : start + size]) for start in (0, len(z) - size)]
     matcher.solve_tile(*panels)  # compiled, and in the caches
 
@@ -152,27 +153,29 @@ def measure_kernel(folder: Path, options: argparse.Namespace, tile_size: int) ->
 
 
 def compute(config: Path, engine: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Compute a run in this process; return its summary, and what the matching stage took."""
+    """Compute a run and draw its picture, as `semrsm run` does; return its summary, and what the matching took."""
     clock = MatchingClock()
-    return srs.run(load_config(config, [f"--engine={engine}"]), reporter=clock).summary(), clock.seconds
+    run = srs.run(load_config(config, [f"--engine={engine}"]), reporter=clock)
+    if run.record.neighbours is None:
+        draw_overview(run)
+    return run.summary(), clock.seconds
 
 
 def measure_run(folder: Path, options: argparse.Namespace, name: str, engine: str) -> dict[str, Any]:
     """Return a column of the table: a run from nothing, with the matcher alone before and after it."""
     config = folder / f"{name}.yaml"
-    watch, rates = Watch(), [measure_kernel(folder, options, 256)]
+    watch, rates = Watch(), [measure_kernel(folder, options)]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pid = pool.submit(os.getpid).result()
         with watch.over(pid):
             summary, clock = pool.submit(compute, config, engine).result()
-    run = srs.open_run(folder / name)
-    rates.append(measure_kernel(folder, options, run.layout("z").tile_size))
+    rates.append(measure_kernel(folder, options))
     seconds, parts = summary["seconds"], summary["worker_seconds"]
     pairs, rate = summary["pairs_computed"], summary["pairs_per_second"]
     kernel_rate, kernel_seconds = (float(np.mean(values)) for values in zip(*rates, strict=True))
     processor = sum(watch.processor.values())
     driver = clock["thread"] / clock["process"] if engine == "local" else clock["process"] / processor
-    files = [path.stat().st_size for path in run.directory.path.rglob("*") if path.is_file()]
+    files = [path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()]
     column = {
         "pairs": pairs,
         "whole run, s": seconds["total"],
@@ -180,6 +183,9 @@ def measure_run(folder: Path, options: argparse.Namespace, name: str, engine: st
         "pairs/s": rate,
         "kernel, pairs/s": kernel_rate,
         "run / kernel": rate / kernel_rate,
+        "kernel, share of the matching's processor time": (
+            kernel_seconds * pairs / clock["process"] if engine == "local" else float("nan")
+        ),
         "processor time of all, s": processor,
         "of the kernel for as many pairs, s": kernel_seconds * pairs,
         **{f"{part}, share of workers' time": value / sum(parts.values()) for part, value in parts.items()},

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import IncompleteError
 from semrsm_dist.evaluation.retrieval import SEMANTIC
+from semrsm_dist.matching.matchers import MATCHERS
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.maps import Seen as SeenPairs
 from semrsm_dist.report.maps import make_maps, read_pairs
@@ -110,6 +111,7 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
             large[side] = Seen(indices=indices, pictures=gallery.pictures)
     data = Data(
         symmetric=run.is_symmetric,
+        certified=is_certified(run),
         labels=vocabulary,
         images=shown_images,
         seen=large,
@@ -129,6 +131,12 @@ def _is_finished(run: Run, layer: str) -> bool:
     except IncompleteError:
         return False
     return True
+
+
+def is_certified(run: Run) -> bool:
+    """Return whether the gaps of a run are small by a guarantee of its matcher."""
+    name = run.record.fingerprint["matching.matcher"]
+    return name in MATCHERS.names() and MATCHERS.load(name).certified
 
 
 def _first_layer(run: Run, finished: list[str]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
-from semrsm_dist.matching.matchers import MATCHERS
 from semrsm_dist.progress import format_seconds
+from semrsm_dist.report.data import is_certified
 from semrsm_dist.report.evaluations import MOST_ROWS, Evaluation
 from semrsm_dist.report.maps import DECADES, PER_DECADE
 from semrsm_dist.results.run import Run
@@ -35,7 +35,7 @@ def headline(run: Run, summary: Summary) -> str:
         facts.append((f"{run.record.neighbours.k:,}", "neighbours of each"))
     gaps = [layer["max_gap"] for layer in summary.get("layers", {}).values() if layer["max_gap"] is not None]
     if gaps:
-        certified = _is_certified(run)
+        certified = is_certified(run)
         facts.append(
             (f"{max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound")
         )
@@ -46,11 +46,6 @@ def headline(run: Run, summary: Summary) -> str:
         f"<li><strong>{escape(value)}</strong> <span>{escape(name)}</span></li>" for value, name in facts
     )
     return f'<ul class="headline">{cells}</ul>'
-
-
-def _is_certified(run: Run) -> bool:
-    name = run.record.fingerprint["matching.matcher"]
-    return name in MATCHERS.names() and MATCHERS.load(name).certified
 
 
 def _best_gain(summary: Summary) -> tuple[str, float, int] | None:
@@ -129,7 +124,7 @@ def _matching(run: Run, summary: Summary) -> dict[str, Any]:
         if key.startswith("matching.")
     }
     facts = {"matcher": f"{parameters.pop('matcher')}, version {parameters.pop('version')}", **parameters}
-    facts["certified"] = "yes" if _is_certified(run) else "no: gaps are to an upper bound that may be loose"
+    facts["certified"] = "yes" if is_certified(run) else "no: gaps are to an upper bound that may be loose"
     if run.record.neighbours is not None:
         facts["neighbours"] = run.record.neighbours.k
     facts["kernels"] = ", ".join(run.kernels)

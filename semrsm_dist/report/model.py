@@ -269,6 +269,8 @@ class Data(Part):
     ----------
     symmetric
         Whether rows and columns are the same images.
+    certified
+        Whether gaps are small by a guarantee; those of other matchers are to a bound that may be loose.
     labels
         All labels, sorted.
     images
@@ -285,6 +287,7 @@ class Data(Part):
 
     version: Literal[1] = VERSION
     symmetric: bool
+    certified: bool
     labels: list[str]
     images: dict[str, Images]
     seen: dict[str, Seen]

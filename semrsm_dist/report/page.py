@@ -76,6 +76,7 @@ def render(run: Run, gathered: Gathered) -> str:
         "scores": facts.scores_table(summary),
         "experiments": experiments
         or "<p class='muted'>None yet. <code>semrsm evaluate --help</code> lists what can be measured.</p>",
+        "gap_title": "Certified gaps" if data.certified else "Gaps to the upper bound (not certified)",
         "gaps": "".join(
             facts.gap_histogram(layer, gaps, tolerance if isinstance(tolerance, float) else None)
             for layer, gaps in gathered.gaps.items()

@@ -27,14 +27,11 @@ LIMIT = 60_000
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=BROWSER, headless=True, args=list(OPTIONS)
-        )
-        context.set_default_timeout(LIMIT)
-        yield context
-        context.close()
+def browser():
+    with playwright.sync_playwright() as driver:  # which makes a new profile
+        browser = driver.chromium.launch(executable_path=BROWSER, headless=True, args=list(OPTIONS))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +43,7 @@ def addresses(run, rectangular, neighbours, tmp_path_factory):
 
 def open_page(browser, address, **size):
     page = browser.new_page()
+    page.set_default_timeout(LIMIT)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on(
@@ -62,6 +60,7 @@ def open_page(browser, address, **size):
 def page(browser, addresses):
     page = open_page(browser, addresses["run"])
     page.select_option("#layer", "late")
+    wait_for_text(page, "#pair", "late")
     page.select_option("#order", "given")
     wait_for_order(page, "as given")
     yield page
@@ -269,8 +268,7 @@ def test_dark_mode_and_print_have_their_own_colours(browser, addresses):
 
 
 def test_without_scripts_the_page_shows_still_maps_and_facts(browser, addresses):
-    page = browser.new_page()
-    browser.new_cdp_session(page).send("Emulation.setScriptExecutionDisabled", {"value": True})
+    page = browser.new_page(java_script_enabled=False)
     page.goto(addresses["run"])
     assert page.locator(".stills img").count() == 6
     assert page.get_by_text("runs no scripts").is_visible()

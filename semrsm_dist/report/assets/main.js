@@ -24,10 +24,13 @@ async function start() {
     pinned = [row, column];
     maps.mark(row, column);
     await pair.show(select.value, row, column, numbers);
-    byId("pair").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth", block: "nearest" });
+  };
+  const pinAndGo = async (...chosen) => {
+    await pin(...chosen);
+    byId("pair").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   };
   const maps = new Maps(source, gallery, scale, byId("maps-app"), pin);
-  const queries = new Queries(source, gallery, byId("queries-app"), pin);
+  const queries = new Queries(source, gallery, byId("queries-app"), pinAndGo);
   if (!source.layers.length) return;
   select.append(...source.layers.map((name) => el("option", { value: name, textContent: name })));
   select.closest("label").hidden = false;

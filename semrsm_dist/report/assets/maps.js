@@ -78,8 +78,8 @@ export class Maps {
     const rowBar = bar(rowSide, found.rows, found.rowEdges);
     const columnBar = this.source.symmetric ? rowBar : bar("images", found.columns, found.columnEdges);
     for (const map of Object.values(this.maps)) map.setBars(rowBar, columnBar);
-    this.#colour();
     this.#markPair();
+    this.#colour();
     this.#describe();
   }
 
@@ -235,7 +235,7 @@ export class Maps {
       ["spatio-semantic", similarity(numbers.spatial)],
       ["semantic", similarity(numbers.semantic)],
       ["difference", similarity(numbers.difference)],
-      [isPair ? "certified gap" : "largest gap", bound(numbers.gap)],
+      [isPair ? this.source.gapName : `largest ${this.source.gapName}`, bound(numbers.gap)],
     ];
     const list = el("dl", { id: "numbers" }, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
     const heading = isPair ? null : el("p", { className: "muted", textContent: `mean of ${count(rows.length * columns.length, "pair")}` });
@@ -249,6 +249,8 @@ export class Maps {
     const [rows, columns] = this.#members(this.cell);
     if (rows.length === 1 && columns.length === 1) {
       this.pin(rows[0], columns[0], this.#numbers(this.cell));
+      this.card.querySelector(".inside")?.remove();
+      this.card.append(el("p", { className: "inside" }, el("a", { href: "#pair", textContent: "Pinned: see it patch by patch" })));
       return;
     }
     const inside = this.source.matchedPairs(this.layer).filter(([row, column]) =>

@@ -17,12 +17,13 @@ export class Pair {
     const match = await this.source.matches(layer, row, column);
     const sides = [[this.source.rowSide, row], ["images", column]];
     const pictures = await Promise.all(sides.map(([side, image]) => this.gallery.large(side, image)));
+    this.resizing?.disconnect(); // of the pair before, which may have had patches
     Object.assign(this, { layer, match, sides, pictures, chosen: 0 });
     this.section.hidden = false;
     const known = match ?? numbers ?? (await this.source.numbers(layer, row, column));
     const names = sides.map(([side, image]) => el("div", { className: "members" }, this.gallery.thumbnail(side, image),
       el("p", {}, el("strong", { textContent: this.gallery.id(side, image) }), el("span", { className: "muted", textContent: this.gallery.labelText(side, image) }))));
-    const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], ["certified gap", bound(known.gap)]] : [];
+    const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], [this.source.gapName, bound(known.gap)]] : [];
     const list = el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
     this.root.replaceChildren(el("div", { className: "card" }, ...names, el("div", {}, el("p", { className: "muted", textContent: layer }), list)));
     if (match) this.#build();
@@ -71,7 +72,6 @@ export class Pair {
     this.sum = sum;
     this.identitySum = match.identity.filter(Number.isFinite).reduce((total, value) => total + value, 0);
     for (const [kind, element] of Object.entries(this.canvases)) this.#listen(kind, element);
-    this.resizing?.disconnect();
     this.resizing = new ResizeObserver(() => this.#draw());
     this.resizing.observe(this.root);
     this.#choose(0);

@@ -31,6 +31,7 @@ export class EmbeddedSource {
   constructor(data) {
     this.data = data;
     this.symmetric = data.symmetric;
+    this.gapName = data.certified ? "certified gap" : "gap to the bound";
     this.rowSide = data.symmetric ? "images" : "queries";
     this.layers = data.layers.map((layer) => layer.name);
   }

@@ -13,13 +13,13 @@ from semrsm_dist.errors import IncompleteError
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.matching.matchers import MATCHERS
 from semrsm_dist.progress import Reporter
+from semrsm_dist.report.bundle import colour_scale
 from semrsm_dist.report.maps import Seen as SeenPairs
 from semrsm_dist.report.maps import make_maps, read_pairs
 from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, Similarities, count_pairs, match_pairs
 from semrsm_dist.report.model import Array, Data, Images, Layer, Queries, Seen
 from semrsm_dist.report.pictures import ImageReader
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
-from semrsm_dist.report.still import colour_scale
 from semrsm_dist.results.run import Run
 
 MOST_LISTED = 8192

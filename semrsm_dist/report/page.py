@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.report import facts
+from semrsm_dist.report.bundle import bundle, read_asset
 from semrsm_dist.report.data import Gathered, as_json, gather
 from semrsm_dist.report.evaluations import read_evaluations
 from semrsm_dist.report.still import still_maps
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.status import format_status, read_status
-
-MODULES = ("dom", "source", "colours", "images", "heatmap", "maps", "pair", "queries", "main")
-"""The modules of the script; each imports from those before it."""
-
-_IMPORT = re.compile(r"^import .*;\n", re.MULTILINE)
-_EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 
 def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | None = None) -> Path:
@@ -82,24 +75,11 @@ def render(run: Run, gathered: Gathered) -> str:
             for layer, gaps in gathered.gaps.items()
         ),
         "facts": facts.run_facts(run, summary),
-        "style": _asset("page.css"),
+        "style": read_asset("page.css"),
         "data": as_json(data),
         "script": bundle(),
     }
-    return Template(_asset("page.html")).substitute(parts)
-
-
-def bundle() -> str:
-    """Return the modules of the script as one, without their imports and exports."""
-    texts: list[str] = []
-    for name in MODULES:
-        text = _asset(f"{name}.js")
-        texts.append(_EXPORT.sub("", _IMPORT.sub("", text)).strip())
-    return "\n\n".join(texts)
-
-
-def _asset(name: str) -> str:
-    return resources.files("semrsm_dist.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return Template(read_asset("page.html")).substitute(parts)
 
 
 def _require_place(target: Path) -> None:

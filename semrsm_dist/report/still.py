@@ -15,14 +15,6 @@ SIZE = 256
 """Pixels along an edge, about."""
 
 
-def colour_scale() -> str:
-    """Return viridis, which the colour-blind can read and which is even in print: 256 colours as hexadecimal text."""
-    import matplotlib as mpl  # noqa: PLC0415 - slow to load
-
-    colours = mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
-    return "".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours.tolist())
-
-
 def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
     """Return the three maps of a layer as pictures, sorted by label if there are labels."""
     if layer.maps is None:

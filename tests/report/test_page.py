@@ -10,8 +10,9 @@ import pytest
 
 from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.report.bundle import MODULES, bundle, colour_scale
 from semrsm_dist.report.model import Data
-from semrsm_dist.report.page import MODULES, bundle, write_report
+from semrsm_dist.report.page import write_report
 from semrsm_dist.store.tiles import TileStore
 
 from .conftest import HOSTILE, make_run
@@ -161,3 +162,11 @@ def test_the_modules_of_the_script_fit_together():
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script, re.MULTILINE)
     assert len(names) == len(set(names)), "two modules declare the same name"
     assert len(MODULES) == len(set(MODULES))
+
+
+def test_the_colours_are_viridis():
+    mpl = pytest.importorskip("matplotlib")
+    expected = mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
+    np.testing.assert_array_equal(
+        np.frombuffer(bytes.fromhex(colour_scale()), np.uint8).reshape(256, 3), expected
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +21,7 @@ import zarr
 import zarr.errors
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
-from zarr.storage import StorePath
+from zarr.storage import MemoryStore, StorePath
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.store import paths
@@ -40,6 +42,11 @@ SHUFFLED = (BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), *_
 
 FAST = (BloscCodec(cname="lz4", clevel=3, shuffle=BloscShuffle.bitshuffle), *_ENVELOPE)
 """As above, in a tenth of the time, for 4 % more bytes: for what workers write all the time."""
+
+LOOKED_AT = 8
+"""Chunks that are read to tell a damaged description from that of another array."""
+
+log = logging.getLogger(__name__)
 
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 """Errors that Zarr raises for a `zarr.json` that is truncated or invalid."""
@@ -70,10 +77,9 @@ class DamagedChunkError(StorageError):
 
     def __init__(self, file: RunPath, fault: str) -> None:
         self.file, self.fault = file, fault
-        remedy = "" if fault == MISSING else "delete this file and "
         super().__init__(
-            f"{file}: this chunk {fault}; results that need it cannot be computed: {remedy}start the same command, "
-            "which computes it again"
+            f"{file}: this chunk {fault}; results that need it cannot be computed: start the same command, which "
+            "computes it again"
         )
 
     def __reduce__(self) -> tuple[type[DamagedChunkError], tuple[RunPath, str]]:
@@ -81,6 +87,10 @@ class DamagedChunkError(StorageError):
 
 
 MISSING = "is missing"
+
+
+class DamagedDescriptionError(StorageError):
+    """A `zarr.json` is not what should be in its place."""
 
 
 @contextlib.contextmanager
@@ -106,31 +116,56 @@ def writing(path: RunPath) -> Iterator[None]:
 def create_group(root: RunPath, name: str) -> zarr.Group:
     """Open a group below a root, making it and all groups above it, so that the root opens as a whole.
 
+    A damaged description is written anew, without attributes.
+
     Raises
     ------
     StorageError
-        If it cannot be made, or the description of one is damaged.
+        If it cannot be made.
     """
     with writing(root / name):
         for folder in itertools.accumulate(name.split("/"), operator.truediv, initial=root):
-            with reading_metadata(folder):
-                group = zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+            group = _make_group(folder)
         return group
 
 
+def _make_group(folder: RunPath) -> zarr.Group:
+    file = folder / "zarr.json"
+    paths.make_way(file)
+    try:
+        with reading_metadata(folder):
+            return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+    except (DamagedDescriptionError, zarr.errors.ContainsArrayError) as error:
+        log.warning("%s: damaged (%s); it is written anew", file, error.__cause__ or error)
+        paths.remove_file(file)
+        return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+
+
 def read_attributes(group: RunPath) -> dict[str, Any]:
-    """Return the attributes of a group; none if it is not there.
+    """Return the attributes of a group; none if it is not there or its description is damaged."""
+    attributes: dict[str, Any] = read_description(group).get("attributes", {})
+    return attributes
+
+
+def read_description(node: RunPath) -> dict[str, Any]:
+    """Return the description of an array or a group as it is written; empty if it is missing or damaged.
 
     Raises
     ------
     StorageError
-        If its description is damaged.
+        If the file system cannot read it.
     """
+    file = node / "zarr.json"
     try:
-        with reading_metadata(group):
-            return dict(zarr.open_group(paths.zarr_store(group), mode="r", use_consolidated=False).attrs)
-    except FileNotFoundError:
+        description = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return {}
+    except OSError as error:
+        raise StorageError(
+            f"{file}: cannot be read ({error.strerror or error}); check the disk and its permissions"
+        ) from error
+    is_object = isinstance(description, dict) and isinstance(description.get("attributes"), dict)
+    return description if is_object else {}
 
 
 def create_array(
@@ -143,7 +178,9 @@ def create_array(
     attributes: dict[str, Any] | None = None,
     compressors: Sequence[Any] = COMPRESSORS,
 ) -> zarr.Array[Any]:
-    """Create an array, or open it where it exists with the same shape, chunks and type.
+    """Create an array, or open it where it exists with the same description.
+
+    A damaged description is written anew; the chunks are kept.
 
     Parameters
     ----------
@@ -168,28 +205,55 @@ def create_array(
         If it cannot be created, or one of another shape is there.
     """
     shape, chunk_shape = (tuple(each) for each in zip(*dimensions.values(), strict=True))
-    existing = _open_if_there(group, name)
-    if existing is not None:
-        found = (existing.shape, existing.chunks, str(existing.dtype), existing.attrs[ORIGIN])
-        wanted = (shape, chunk_shape, str(np.dtype(dtype)), origin)
-        if found != wanted:
-            raise StorageError(
-                f"{group / name}: an array of shape, chunks, type and origin {found} is there, {wanted} is needed; "
-                "nothing was overwritten: start a new run directory"
-            )
-        return existing
-    with writing(group / name), reading_metadata(group):
-        zarr.open_group(paths.zarr_store(group), mode="a").create_array(
-            name,
-            shape=shape,
-            chunks=chunk_shape,
-            dtype=dtype,
-            fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
-            compressors=compressors,
-            dimension_names=tuple(dimensions),
-            attributes={**(attributes or {}), ORIGIN: origin},
-        )
+    store = MemoryStore()
+    wanted = zarr.create_array(
+        store,
+        shape=shape,
+        chunks=chunk_shape,
+        dtype=dtype,
+        fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+        compressors=compressors,
+        dimension_names=tuple(dimensions),
+        attributes={**(attributes or {}), ORIGIN: origin},
+    )
+    path, file = group / name, group / name / "zarr.json"
+    with writing(path):
+        paths.make_way(file)
+        if not _is_described(path, wanted):
+            paths.make_folder(path)
+            paths.write_atomically(file, store._store_dict["zarr.json"].to_bytes())
     return open_array(group, name)
+
+
+def _is_described(path: RunPath, wanted: zarr.Array[Any]) -> bool:
+    """Return whether an array is described as it should be; not if there is no description, or it is damaged.
+
+    Raises
+    ------
+    StorageError
+        If it is another array's.
+    """
+    try:
+        existing = _open_if_there(path)
+    except DamagedDescriptionError as error:
+        log.warning("%s: damaged (%s); it is written anew", path / "zarr.json", error.__cause__)
+        return False
+    if existing is None or existing.metadata.to_dict() == wanted.metadata.to_dict():
+        return existing is not None
+    as_wanted = _labelling(zarr.Array(zarr.AsyncArray(_metadata(wanted), existing.store_path)), path)
+    some = sorted(list_chunks(path.parent, path.name))[:LOOKED_AT]
+    if not some or any(find_fault(as_wanted, index) is None for index in some):
+        log.warning(
+            "%s: not the description of the chunks that are here; it is written anew", path / "zarr.json"
+        )
+        return False
+    found, needed = (
+        (array.shape, array.chunks, str(array.dtype), array.attrs.get(ORIGIN)) for array in (existing, wanted)
+    )
+    raise StorageError(
+        f"{path}: an array of shape, chunks, type and origin {found} is there, {needed} is needed; nothing was "
+        "overwritten: start a new run directory"
+    )
 
 
 class OpenArrays:
@@ -220,16 +284,16 @@ def open_array(group: RunPath, name: str) -> zarr.Array[Any]:
     StorageError
         If it is not there, or its description is damaged.
     """
-    array = _open_if_there(group, name)
+    array = _open_if_there(group / name)
     if array is None:
         raise StorageError(
             f"{group / name}: no such array; the run is incomplete or damaged: start the same command"
         )
-    return array
+    return _labelling(array, group / name)
 
 
 def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[Any]) -> None:
-    """Write one whole chunk.
+    """Write one whole chunk. A folder in the place of its file, or a file in that of its folder, is moved aside.
 
     Parameters
     ----------
@@ -244,8 +308,6 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
     ------
     ValueError
         If shape or type do not fit, or there is no such chunk: Zarr would silently broadcast or cast.
-    StorageError
-        If a folder is in the place of the chunk's file, or a file in the place of its folder.
     OSError
         As the file system raises it.
     """
@@ -258,13 +320,12 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
         )
     try:
         array[region] = values
-    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        file = _chunk_path(paths.path_of(array), index)
-        raise StorageError(
-            f"{file}: this chunk cannot be written, as a folder is in its place, or a "
-            "file in the place of a folder above it; other chunks are kept: remove what is there and start the same "
-            "command"
-        ) from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError):
+        folder = paths.path_of(array)
+        places = itertools.accumulate(map(str, index), operator.truediv, initial=folder / "c")
+        for place, is_chunk in zip(places, [*(False for _ in index), True], strict=True):
+            paths.make_way(place, for_folder=not is_chunk)
+        array[region] = values
 
 
 def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:
@@ -369,8 +430,7 @@ def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
         paths.remove_file(file)
 
 
-def _open_if_there(group: RunPath, name: str) -> zarr.Array[Any] | None:
-    path = group / name
+def _open_if_there(path: RunPath) -> zarr.Array[Any] | None:
     try:
         if not (path / "zarr.json").is_file():  # Zarr would look for older formats, too
             return None
@@ -387,7 +447,7 @@ def _open_if_there(group: RunPath, name: str) -> zarr.Array[Any] | None:
         raise StorageError(
             f"{path}: cannot be opened ({error.strerror or error}); check what is there, the disk and its permissions"
         ) from error
-    return _labelling(array, path)
+    return array
 
 
 def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
@@ -400,18 +460,21 @@ def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
     """
     origin = array.attrs.get(ORIGIN)
     if not isinstance(origin, str) or not str(path).endswith(f"/{origin.partition('/')[2]}"):
-        raise StorageError(
-            f"{path}: an array of another place is here (its origin is {origin!r:.300}); nothing was read or "
-            "overwritten: put it back where it belongs, or start a new run directory"
+        raise DamagedDescriptionError(
+            f"{path / 'zarr.json'}: the description of another array (its origin is {origin!r:.300}); nothing was "
+            "read: start the same command, which writes it anew and keeps the chunks that belong here"
         )
 
     def refuse(key: str, chunk: bytes) -> None:
         raise DamagedChunkError(path / key, _describe_label(origin, chunk))
 
     place = StorePath(LabellingStore(array.store, origin, refuse), array.path)
-    metadata: Any = array.metadata  # of either format
     # Zarr has `Array.with_config` for this only since 3.1.6.
-    return zarr.Array(zarr.AsyncArray(metadata, place, {"write_empty_chunks": True}))
+    return zarr.Array(zarr.AsyncArray(_metadata(array), place, {"write_empty_chunks": True}))
+
+
+def _metadata(array: zarr.Array[Any]) -> Any:
+    return array.metadata  # of either format, which `AsyncArray` takes one by one
 
 
 def _describe_label(origin: str, chunk: bytes) -> str:
@@ -430,7 +493,7 @@ def reading_metadata(node: RunPath) -> Iterator[None]:
 
     Raises
     ------
-    StorageError
+    DamagedDescriptionError
         If `zarr.json` of the node is truncated or invalid.
     """
     file = node / "zarr.json"
@@ -439,9 +502,9 @@ def reading_metadata(node: RunPath) -> Iterator[None]:
     except (FileNotFoundError, zarr.errors.ContainsGroupError):
         raise
     except METADATA_ERRORS as error:
-        raise StorageError(
-            f"{file}: not the description of what should be here ({error}); nothing was overwritten: delete this file "
-            "and start the same command, which writes it anew and keeps the chunks"
+        raise DamagedDescriptionError(
+            f"{file}: not the description of what should be here ({error}); nothing was overwritten: start the same "
+            "command, which writes it anew and keeps the chunks"
         ) from error
 
 

@@ -6,10 +6,12 @@ that it opens in one read.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -24,8 +26,8 @@ DIMENSIONS = ("image_i", "image_j")
 COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
 """What goes with the image ids; xarray takes these for coordinates, so that a single matrix carries them."""
 
-COMPLETE, ARRAYS = "complete", "arrays"
-"""Attributes of the group: whether it is finished, and the arrays that belong to it then."""
+COMPLETE = "complete"
+"""Attribute of the group: false, or, when it is finished, a digest of all else in its description."""
 
 COORDINATE_CHUNK = 2**17
 """Entries of a coordinate that are written together."""
@@ -54,39 +56,26 @@ class LabelledGroup:
         return self.root / self.layer
 
     def read_attributes(self) -> dict[str, Any]:
-        """Return the attributes of the group; empty if there is none.
-
-        Raises
-        ------
-        StorageError
-            If the group's description is damaged.
-        """
-        try:
-            with chunks.reading_metadata(self.group):
-                return dict(
-                    zarr.open_group(paths.zarr_store(self.group), mode="r", use_consolidated=False).attrs
-                )
-        except FileNotFoundError:
-            return {}
+        """Return the attributes of the group; empty if there is none, or its description is damaged."""
+        return chunks.read_attributes(self.group)
 
     def is_finished(self) -> bool:
-        """Return whether the group has been finished; what has gone since is not looked for."""
-        return bool(self.read_attributes().get(COMPLETE))
+        """Return whether the group has been finished and is described as then; what has gone is not looked for."""
+        description = chunks.read_description(self.group)
+        return bool(description) and description["attributes"].get(COMPLETE) == _digest(description)
 
     def is_complete(self) -> bool:
         """Return whether the group has been finished and every chunk of it is there: listed, not read."""
         return self.is_finished() and next(self._missing(), None) is None
 
     def _missing(self) -> Iterator[RunPath]:
-        """Yield the arrays and chunks of the finished group that are not there."""
-        with chunks.reading_metadata(self.group):
-            group = zarr.open_group(paths.zarr_store(self.group), mode="r")
-            arrays = dict(group.arrays())  # as gathered when it was finished: one read for all of them
-        for name in cast("list[str]", group.attrs[ARRAYS]):
-            if name not in arrays or not (self.group / name / "zarr.json").is_file():
+        """Yield the arrays and chunks of the finished group that are not there, or not as they were."""
+        arrays = chunks.read_description(self.group)["consolidated_metadata"]["metadata"]
+        for name, description in arrays.items():
+            if chunks.read_description(self.group / name) != description:
                 yield self.group / name
             else:
-                yield from self._missing_chunks(name, arrays[name])
+                yield from self._missing_chunks(name, chunks.open_array(self.group, name))
 
     def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[RunPath]:
         present = chunks.list_chunks(self.group, name)
@@ -120,14 +109,14 @@ class LabelledGroup:
             for name, (dimension, values) in coordinates.items():
                 self._write_coordinate(name, dimension, _storable(values), run)
             described = {**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False}
-            group.attrs.put({**described, ARRAYS: sorted(group.array_keys())})
+            group.attrs.put(described)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
                 zarr.consolidate_metadata(paths.zarr_store(self.group))
             # The last write, which keeps what was gathered: a kill leaves no complete group without it.
-            zarr.open_group(paths.zarr_store(self.group), mode="a", use_consolidated=True).attrs[COMPLETE] = (
-                True
-            )
+            description = chunks.read_description(self.group)
+            description["attributes"][COMPLETE] = _digest(description)
+            paths.write_atomically(self.group / "zarr.json", json.dumps(description, indent=2).encode())
 
     def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:
         if (self.group / name).is_dir():
@@ -181,6 +170,12 @@ class LabelledGroup:
         """Return all coordinates of rows and columns by name, each with its dimension."""
         names = (*DIMENSIONS, *COORDINATES)
         return {name: (f"image_{name[-1]}", self.coordinate(name)) for name in names}
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    attributes = {**description["attributes"], COMPLETE: None}
+    content = json.dumps({**description, "attributes": attributes}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _storable(values: Values) -> NDArray[Any]:

@@ -7,6 +7,8 @@ else by the functions below, so that nothing depends on the kind of storage. The
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from zarr.storage import LocalStore, StoreLike
 from semrsm_dist.errors import StorageError
 from semrsm_dist.store.labels import LabellingStore
 from semrsm_dist.store.locks import DriverLock, FileLock
+
+log = logging.getLogger(__name__)
 
 RunPath: TypeAlias = Path
 """A file or folder of a run."""
@@ -71,6 +75,7 @@ def write_atomically(path: RunPath, content: bytes) -> None:
     """
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
+        make_way(path)
         with temporary.open("wb") as handle:
             handle.write(content)
             handle.flush()
@@ -98,6 +103,20 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
             file.seek(-most // 2, os.SEEK_END)
             file.readline()  # a part of one
             write_atomically(path, file.read())
+
+
+def make_way(path: RunPath, *, for_folder: bool = False) -> None:
+    """Move what is in the place of a file, or `for_folder` of a folder, aside if it is not one."""
+    if path.is_file() if for_folder else path.is_dir():
+        names = (f"{path.name}.aside-{number}" for number in itertools.count(1))
+        aside = next(place for place in map(path.with_name, names) if not place.exists())
+        path.rename(aside)
+        log.warning(
+            "%s: there was a %s in its place, which is %s now",
+            path,
+            "file" if for_folder else "folder",
+            aside.name,
+        )
 
 
 def remove_file(path: RunPath) -> None:

@@ -22,10 +22,10 @@ rng = np.random.default_rng(0)
 VALUES = rng.normal(size=SHAPE)
 
 
-def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64"):
+def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64", run="id"):
     dimensions = dict(zip("xy", zip(shape, sizes, strict=True), strict=True))
     return chunks.create_array(
-        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin("id", group.name, name)
+        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin(run, group.name, name)
     )
 
 
@@ -201,7 +201,7 @@ def test_a_writer_that_is_killed_leaves_whole_chunks_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "found"),
-    [({"shape": (5, 8)}, "(5, 7)"), ({"sizes": (2, 4)}, "(2, 3)"), ({"dtype": "float32"}, "'float64'")],
+    [({"run": "other"}, "id/größe"), ({"sizes": (2, 4)}, "(2, 3)"), ({"dtype": "float32"}, "'float64'")],
 )
 def test_another_array_is_not_overwritten(group, array, change, found):
     with pytest.raises(StorageError) as caught:
@@ -215,12 +215,34 @@ def test_the_same_array_is_opened_again(group, array):
     np.testing.assert_array_equal(make(group)[:], VALUES)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "list", "object", "field", "codec", "group"])
-def test_a_damaged_description_is_named_and_its_remedy_works(group, array, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut",
+        "empty",
+        "zeros",
+        "list",
+        "object",
+        "field",
+        "codec",
+        "group",
+        "shape",
+        "chunks",
+        "type",
+        "name",
+        "origin",
+    ],
+)
+def test_a_damaged_description_is_named_and_written_anew(group, array, damage, caplog):
     file = group / "a" / "zarr.json"
     text = file.read_text()
     content = {
         "cut": text[:60],
+        "shape": text.replace("5,", "7,"),
+        "chunks": text.replace("3\n", "1\n"),
+        "type": text.replace("float64", "float32"),
+        "name": text.replace('"x"', '"z"'),
+        "origin": text.replace("id/", "ie/"),
         "empty": "",
         "zeros": "\0" * len(text),
         "list": "[]",
@@ -229,22 +251,31 @@ def test_a_damaged_description_is_named_and_its_remedy_works(group, array, damag
         "codec": text.replace('"zstd"', '"zstx"'),
         "group": json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}),
     }[damage]
+    assert content != text
     file.write_text(content)
-    for attempt in (lambda: make(group), lambda: chunks.open_array(group, "a")):
+    if damage in ("cut", "empty", "zeros", "list", "object", "field", "codec", "group"):
         with pytest.raises(StorageError) as caught:
-            attempt()
+            chunks.open_array(group, "a")
         assert str(caught.value).startswith(f"{file}: not the description of what should be here (")
-        assert "delete this file and start the same command" in str(caught.value)
-    file.unlink()
+        assert "start the same command, which writes it anew and keeps the chunks" in str(caught.value)
     np.testing.assert_array_equal(make(group)[:], VALUES)
+    assert f"{file}: " in caplog.text
+    assert "it is written anew" in caplog.text
+    assert file.read_text() == text
 
 
-def test_a_damaged_description_of_the_group_is_named(group, array):
+def test_a_damaged_description_of_a_group_is_written_anew(group, array, caplog):
     file = group / "zarr.json"
-    file.write_text(file.read_text()[:20])
-    for attempt in (lambda: make(group, "new"), lambda: chunks.create_group(group, "layer/below")):
-        with pytest.raises(StorageError, match=r"zarr\.json: not the description"):
-            attempt()
+    chunks.create_group(group.parent, group.name).attrs["known"] = 3
+    content = file.read_text()
+    for damaged in (content[:20], "", "\0" * len(content), content.replace("group", "grouq"), "[]", None):
+        file.unlink()
+        file.mkdir() if damaged is None else file.write_text(damaged)
+        assert chunks.read_attributes(group) == {}
+        chunks.create_group(group.parent, f"{group.name}/below")
+        assert set(zarr.open_group(group, mode="r", use_consolidated=False)) == {"a", "below"}
+        assert f"{file}: " in caplog.text
+        caplog.clear()
 
 
 def test_what_is_not_there_is_said_to_be_missing(group, array):

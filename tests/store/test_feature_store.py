@@ -200,13 +200,25 @@ def test_images_of_fewer_tokens_keep_theirs_alone(tmp_path_factory, counts, rest
     )
 
 
-def test_a_folder_in_the_place_of_a_chunk_is_named(store):
+def test_a_folder_in_the_place_of_a_chunk_is_moved_aside(store, caplog):
     file = store.group / FEATURES / "c" / "1" / "0" / "0"
     file.unlink()
     file.mkdir()
     assert store.present() == {0, 2}
-    with pytest.raises(StorageError, match=r"c/1/0/0: this chunk cannot be written.*remove what is there"):
-        store.write_chunk(1, Z[3:6])
+    file.joinpath("kept").write_text("of somebody")
+    store.write_chunk(1, Z[3:6])
+    np.testing.assert_array_equal(store.read(slice(0, N)), Z)
+    assert file.with_name("0.aside-1").joinpath("kept").read_text() == "of somebody"
+    assert f"{file}: there was a folder in its place, which is 0.aside-1 now" in caplog.text
+
+
+def test_a_file_in_the_place_of_the_folder_of_a_chunk_is_moved_aside(store):
+    folder = store.group / FEATURES / "c" / "1"
+    shutil.rmtree(folder)
+    folder.write_text("of somebody")
+    store.write_chunk(1, Z[3:6])
+    np.testing.assert_array_equal(store.read(slice(0, N)), Z)
+    assert folder.with_name("1.aside-1").read_text() == "of somebody"
 
 
 def test_looking_for_features_makes_nothing(tmp_path):

@@ -213,7 +213,7 @@ class Manifest:
         table = pa.table({"index": range(len(self.rows)), **columns}, SCHEMA)
         try:
             try:
-                pyarrow.parquet.write_table(table, partial, compression="zstd")
+                pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -233,7 +233,7 @@ class Manifest:
             If the file is missing, damaged, or no manifest.
         """
         try:
-            table = pyarrow.parquet.read_table(Path(path))
+            table = pyarrow.parquet.read_table(Path(path), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
+from semrsm_dist.pipeline.rebuilding import adopt_sizes
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memory
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
@@ -29,10 +31,13 @@ from semrsm_dist.plan.tiling import Tile
 from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import limit_threads
-from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.directory import LostRecordError, RunDirectory
 from semrsm_dist.store.fingerprint import differences, require_same
+from semrsm_dist.store.paths import make_way
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -122,9 +127,7 @@ def _open_session(
     directory = RunDirectory(_lasting(config.run))
     directory.create()
     with limit_threads(), directory.locked():
-        record = directory.read_record()
-        if record is None:
-            directory.remove_remains()
+        record = _find_record(directory)
         own_engine = engine is None
         engine = engine or make_engine(config.engine, address=config.address, workers=config.workers)
         session = Session(config, directory, engine, reporter, threading.Event() if stop is None else stop)
@@ -136,6 +139,18 @@ def _open_session(
         finally:
             if own_engine:
                 engine.close()
+
+
+def _find_record(directory: RunDirectory) -> RunRecord | None:
+    """Return the record of the run; None if there is no run yet, or only its arrays are left."""
+    try:
+        record = directory.read_record()
+    except LostRecordError as error:
+        log.warning(str(error))
+        record = None
+    if record is None:
+        directory.remove_remains()
+    return record
 
 
 def _lasting(path: Path) -> Path:
@@ -152,15 +167,16 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     started = time.perf_counter()
     session.engine.require_room(Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     inputs = resolve_inputs(session, matcher, known)
-    if known is not None and not session.directory.has_results():
+    is_new = not session.directory.has_results()
+    if is_new:
         _start_over(session, inputs, known)
         known = None
     if known is not None:
         require_same(*compare(inputs, known), run=session.directory.path)
     require_enough("queries" in inputs.manifests, inputs.counts())
-    record = make_record(session, matcher, inputs, known)
+    record = adopt_sizes(session, make_record(session, matcher, inputs, known), known)
     require_memory(session, matcher, record)
-    if known is None:
+    if is_new:
         require_disk(session, matcher, record)
     session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
     _keep(session, inputs, record)
@@ -176,9 +192,9 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
 
 
-def _start_over(session: Session, inputs: RunInputs, known: RunRecord) -> None:
+def _start_over(session: Session, inputs: RunInputs, known: RunRecord | None) -> None:
     """Forget a run of which nothing was finished: sizes are chosen anew, and another configuration may take over."""
-    changed = differences(*compare(inputs, known))
+    changed = differences(*compare(inputs, known)) if known else []
     if changed:
         session.warn(
             f"{session.directory.path}: the run was begun with another configuration, of which nothing was finished; "
@@ -196,7 +212,9 @@ def _is_done(session: Session, record: RunRecord) -> bool:
 
 def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
     for side, manifest in inputs.manifests.items():
-        manifest.to_parquet(session.directory.manifest(side))
+        path = session.directory.manifest(side)
+        make_way(path)
+        manifest.to_parquet(path)
     session.directory.write_record(record)
     session.directory.append_event(
         "started", engine=session.engine.describe(), versions=dict(record.versions)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.sources.features import FeaturesData
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, StorageError
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import Side
@@ -54,9 +54,13 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
 
 
 def read_copy(session: Session, side: Side) -> Manifest | None:
-    """Return the run's own manifest of a side, or None if that is gone, too."""
+    """Return the run's own manifest of a side, or None if that is gone, too, or damaged."""
     path = session.directory.manifest(side)
-    return Manifest.from_parquet(path) if path.exists() else None
+    try:
+        return Manifest.from_parquet(path) if path.exists() else None
+    except StorageError as error:
+        session.warn(f"{error}; it is made anew from its source")
+        return None
 
 
 def settle(value: Any) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image
 from semrsm_dist.results.figures import new_figure
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.paths import make_way
 
 Item = TypeVar("Item")
 
@@ -109,6 +110,7 @@ def draw_overview(run: Run) -> Path:
     figure.suptitle(title, fontsize=11, parse_math=False)
     with writing(path):
         path.parent.mkdir(exist_ok=True)
+        make_way(path)
         figure.savefig(path, dpi=110, format="png", metadata={CONTENT: content})
     return path
 

@@ -43,6 +43,7 @@ class CandidateStore(TileFiles):
     k: int
 
     array_name: ClassVar[str] = CANDIDATES
+    sized_by: ClassVar[str] = KNOWN
 
     def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the arrays, or check that existing ones fit.

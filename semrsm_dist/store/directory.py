@@ -30,8 +30,11 @@ from typing import Any
 
 from semrsm_dist.errors import ConfigError, StorageError, reason_of
 from semrsm_dist.store import paths
+from semrsm_dist.store.chunks import read_attributes
+from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
+from semrsm_dist.store.sealed import seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,10 @@ LITTER = (
 
 LEDGER_BYTES, LONGEST_TEXT = 4 * 2**20, 4096
 """Size of the ledger of events, and characters of a text in it."""
+
+
+class LostRecordError(StorageError):
+    """Neither the record of a run nor its copy can be read."""
 
 
 class RunDirectory:
@@ -134,35 +141,38 @@ class RunDirectory:
 
         Raises
         ------
-        StorageError
-            If the record cannot be read, or is one of another format.
+        LostRecordError
+            If neither the record nor its copy can be read.
+        OtherFormatError
+            If it is one of another format.
         """
-        problems = []
+        problems: list[StorageError] = []
         for name in (RECORD, RECORD_COPY):
             try:
                 record = read_record(self.path / name)
-            except OtherFormatError:
-                raise
             except StorageError as error:
-                problems.append(str(error))
+                problems.append(error)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             else:
                 if name == RECORD_COPY:
                     log.warning("%s: missing or damaged; its copy %s is used", self.path / RECORD, name)
                 return record
+        for problem in problems:
+            if isinstance(problem, OtherFormatError):
+                raise problem
         if problems:
-            raise StorageError(
-                f"{'; '.join(problems)}; without it nothing can be resumed safely, and nothing was changed: restore "
-                "the file, or start a new run directory"
+            raise LostRecordError(
+                f"{'; '.join(map(str, problems))}; nothing was changed: start the command that began the run, which "
+                "makes the record anew, or restore the file"
             )
         return None
 
     def write_record(self, record: RunRecord) -> None:
         """Replace the record and its copy, each in one step and durable against a crash."""
-        text = record.model_dump_json(indent=1) + "\n"
+        content = seal(record.model_dump(mode="json"))
         for name in (RECORD_COPY, RECORD):
-            paths.write_atomically(self.path / name, text.encode())
+            paths.write_atomically(self.path / name, content)
 
     def remove_partial_files(self, *, in_groups: bool = True) -> None:
         """Remove temporary files of writers that were killed: small ones and, if wanted, those in the Zarr groups."""
@@ -174,19 +184,19 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Keep the summary beside the results."""
-        paths.write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        paths.write_atomically(self.path / SUMMARY, seal(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the last summary, or None."""
+        """Return the last summary; None if there is none, or it is damaged: a session that ends writes it anew."""
         try:
-            summary = json.loads((self.path / SUMMARY).read_bytes())
+            return unseal((self.path / SUMMARY).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise StorageError(
-                f"{self.path / SUMMARY}: cannot be read ({reason_of(error)}); delete it"
-            ) from error
-        return summary if isinstance(summary, dict) else None
+            log.warning(
+                "%s: cannot be read (%s) and counts as missing", self.path / SUMMARY, reason_of(error)
+            )
+            return None
 
     def append_event(self, event: str, **facts: object) -> None:
         """Add a line to the ledger, whose oldest lines go once it is larger than `LEDGER_BYTES`.
@@ -206,7 +216,7 @@ class RunDirectory:
         """Yield the ledger's events, oldest first; a line truncated by a kill is skipped."""
         try:
             text = (self.path / EVENTS).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return
         for line in text.decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
@@ -279,6 +289,15 @@ class RunDirectory:
     def _groups(self) -> tuple[RunPath, ...]:
         return self.features, self.tiles, self.matrices, self.candidates, self.neighbours
 
+    def holds_arrays(self) -> bool:
+        """Return whether arrays of a run are described here: only ours name an origin."""
+        return any(
+            ORIGIN in read_attributes(group / name.removesuffix("zarr.json"))
+            for group in self._groups
+            for name in paths.list_files(group)
+            if name.endswith("/zarr.json")
+        )
+
     def _refuse_foreign_files(self) -> None:
         try:
             names = paths.list_names(self.path)
@@ -288,7 +307,7 @@ class RunDirectory:
             return
         groups = {group.name for group in self._groups if _is_remains(group)}
         strangers = [name for name in names if not BEFORE_THE_RECORD.fullmatch(name) and name not in groups]
-        if strangers:
+        if strangers and not self.holds_arrays():
             raise ConfigError(
                 f"{self.path}: not empty and not a run (found {', '.join(strangers[:3])}); nothing was touched: choose "
                 "an empty or new directory"

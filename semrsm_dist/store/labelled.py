@@ -6,7 +6,6 @@ that it opens in one read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from semrsm_dist.errors import IncompleteError
 from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
+from semrsm_dist.store.sealed import digest
 
 DIMENSIONS = ("image_i", "image_j")
 COORDINATES = tuple(f"{name}_{side}" for name in ("labels", "group", "squared_norm") for side in "ij")
@@ -173,9 +173,7 @@ class LabelledGroup:
 
 
 def _digest(description: Mapping[str, Any]) -> str:
-    attributes = {**description["attributes"], COMPLETE: None}
-    content = json.dumps({**description, "attributes": attributes}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return digest({**description, "attributes": {**description["attributes"], COMPLETE: None}})
 
 
 def _storable(values: Values) -> NDArray[Any]:

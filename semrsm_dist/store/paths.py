@@ -95,6 +95,7 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
 
     A last line that a kill cut short is ended before.
     """
+    make_way(path)
     with path.open("ab+") as file:
         if file.tell() and not _ends_a_line(file):
             line = b"\n" + line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +14,7 @@ from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.fingerprint import Fingerprint
 from semrsm_dist.store.labels import run_id
 from semrsm_dist.store.paths import RunPath
+from semrsm_dist.store.sealed import DIGEST, digest
 
 FORMAT: Literal[4] = 4
 """Version of the run directory's layout."""
@@ -241,11 +243,15 @@ def read_record(path: RunPath) -> RunRecord:
             f"{path}: this run has format {found}, but this version of semrsm-dist reads and writes format {FORMAT}; "
             "nothing was changed: use the version that began the run, or start a new run directory (--set run=...)"
         )
+    seal = content.pop(DIGEST, None) if isinstance(content, dict) else None
     try:
-        return RunRecord.model_validate_json(text, strict=True)
+        record = RunRecord.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join(
             filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")))
         )
         raise StorageError(f"{path}: not the record of a run ({problem})") from error
+    if seal != digest(content):
+        raise StorageError(f"{path}: the record of the run is damaged (its digest does not fit its content)")
+    return record

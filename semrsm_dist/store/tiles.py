@@ -51,6 +51,8 @@ class TileFiles(LabelledGroup):
     """
 
     array_name: ClassVar[str] = ARRAY
+    sized_by: ClassVar[str] = ARRAY
+    """Name of an array of which the second length of a chunk is the tile size."""
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:

@@ -40,8 +40,8 @@ def adopt_sizes(session: Session, record: RunRecord, known: RunRecord | None) ->
             chunk_size = shape[0] if shape and known is None else chunk_size
     if known is None and session.directory.has_results():
         session.warn(
-            f"{session.directory.path / RECORD}: lost, and so is its copy; made anew from the configuration, the images "
-            "and the arrays that are here"
+            f"{session.directory.path / RECORD}: lost, and so is its copy; made anew from the configuration, the "
+            "images and the arrays that are here"
         )
     batch_size = record.batch_size and min(record.batch_size, chunk_size)
     return record.model_copy(update={"layers": layers, "chunk_size": chunk_size, "batch_size": batch_size})
@@ -53,9 +53,8 @@ def _find_tile_size(session: Session, record: RunRecord, layer: str) -> int:
     shape = _chunk_shape(array, record.id_of(layer), store.root.name, layer, store.sized_by)
     if not shape and chunks.list_chunks(store.group, store.array_name):
         raise StorageError(
-            f"{session.directory.path}: {RECORD} and its copy are lost, and so is the description of the tiles of layer "
-            f"{layer!r} ({array / 'zarr.json'}), so how they are cut is not known; nothing was changed: restore one of "
-            "these files, or start a new run directory"
+            f"{array / 'zarr.json'}: the description of the tiles of layer {layer!r} is lost, and so is {RECORD}, so how "
+            "they are cut is not known; nothing was changed: restore one of these files, or start a new run directory"
         )
     return shape[1] if shape else chosen
 

@@ -1,0 +1,200 @@
+"""Any file of a run is lost or damaged between two sessions: the next one ends with the same bytes, or says why not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import semrsm_dist as srs
+from semrsm_dist.engine.engines.local import LocalEngine
+from semrsm_dist.errors import ResumeError, StorageError
+
+N, TILE = 14, 4
+GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
+N_TILES = 10
+
+DESCRIPTIONS = [
+    "features.zarr",
+    "features.zarr/images",
+    "features.zarr/images/a",
+    "features.zarr/images/a/features",
+    "features.zarr/images/a/squared_norm",
+    "tiles.zarr",
+    "tiles.zarr/a",
+    "tiles.zarr/a/tiles",
+]
+FINISHED_DESCRIPTIONS = [
+    "tiles.zarr/a/image_i",
+    "tiles.zarr/a/squared_norm_j",
+    "rsm.zarr",
+    "rsm.zarr/a/matched",
+]
+CHUNKS = [
+    "features.zarr/images/a/features/c/0/0/0",
+    "features.zarr/images/a/squared_norm/c/0",
+    "tiles.zarr/a/tiles/c/0/0/1",
+]
+FINISHED_CHUNKS = ["tiles.zarr/a/squared_norm_i/c/0", "rsm.zarr/a/matched/c/0/0"]
+SMALL = ["run.json", "run.copy.json", "images.parquet", "events.jsonl"]
+FINISHED_SMALL = ["summary.json"]
+DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder"]
+
+
+def document(shop, run):
+    names = "\n".join(["id,labels", *(f"i{k},{'xy'[k % 2]}" for k in range(N))])
+    (shop.path / "table.csv").write_text(names)
+    run = shop.of_features(run, {"a": shop.features("a.npy", (N, 5, 3))}, matching={"tile": TILE})
+    run["data"]["table"] = str(shop.path / "table.csv")
+    return run | {"output": {"matrices": "stored"}, "kernels": ["cosine", "rbf"]}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = LocalEngine(workers=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def runs(module_shop, engine):
+    """The shop with a finished and an unfinished run."""
+    module_shop.run(document(module_shop, "finished"), engine=engine)
+    assert module_shop.interrupt(document(module_shop, "unfinished"), "matching", 30)
+    assert 0 < len(module_shop.tiles(module_shop.path / "unfinished")) < N_TILES
+    return module_shop
+
+
+def damage(file: Path, how: str, at: float = 0.5) -> None:
+    """Damage a file in one of the ways of `DAMAGES`; a bit is flipped `at` a part of its length."""
+    content = bytearray(file.read_bytes())
+    if how in ("deleted", "folder"):
+        file.unlink()
+        if how == "folder":
+            file.mkdir()
+            (file / "kept").write_text("of somebody")
+        return
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "zeroed":
+        content = bytearray(len(content))
+    else:
+        content[int(at * len(content))] ^= 4
+    file.write_bytes(content)
+
+
+def arrays(runs, run):
+    """Return the hashes of what is in the groups of a run, without what was moved aside."""
+    files = (
+        (f"{group}/{name}", content)
+        for group in GROUPS
+        for name, content in runs.tree(runs.path / run / group).items()
+    )
+    return {name: content for name, content in files if ".aside-" not in name}
+
+
+def spoiled(runs, state, spoil):
+    """Return a copy of a run in which something is spoiled."""
+    run = runs.path / "copy"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(runs.path / state, run)
+    spoil(run)
+    return run
+
+
+def require_whole(runs, state, spoil, engine):
+    """Spoil a run, run it again, and check that it ends as if nothing had happened; return the summary."""
+    before = runs.chunks(spoiled(runs, state, lambda run: None), "tiles.zarr")
+    run = runs.path / "copy"
+    spoil(run)
+    left = runs.chunks(run, "tiles.zarr")
+    intact = {name for name, stamp in before.items() if left.get(name) == stamp}
+    summary = runs.run(document(runs, "copy"), engine=engine)
+    after = runs.chunks(run, "tiles.zarr")
+    assert {name: before[name] for name in intact} == {name: after[name] for name in intact}
+    assert summary["work"]["matching"]["computed"] == N_TILES - len(intact)  # none that is good twice
+    assert arrays(runs, "copy") == arrays(runs, "finished")
+    assert srs.open_run(run).manifest().image_ids() == [f"i{k}" for k in range(N)]
+    kept = list(run.rglob("*.aside-1/kept"))
+    assert all(file.read_text() == "of somebody" for file in kept)
+    return summary
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", [*SMALL, *(f"{group}/zarr.json" for group in DESCRIPTIONS), *CHUNKS])
+def test_an_unfinished_run_goes_on_without_any_of_its_files(runs, engine, name, how):
+    require_whole(runs, "unfinished", lambda run: damage(run / name, how), engine)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SMALL,
+        *FINISHED_SMALL,
+        *(f"{group}/zarr.json" for group in (*DESCRIPTIONS, *FINISHED_DESCRIPTIONS)),
+    ],
+)
+def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, name, how):
+    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
+
+
+@pytest.mark.parametrize("how", ["deleted", "folder"])
+@pytest.mark.parametrize("name", [*CHUNKS, *FINISHED_CHUNKS])
+def test_a_chunk_that_a_finished_run_lacks_is_made_again(runs, engine, name, how):
+    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
+
+
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_record_that_is_lost_with_its_copy_is_made_anew(runs, engine, state, how):
+    def lose(run):
+        for name in ("run.json", "run.copy.json"):
+            damage(run / name, how)
+
+    record = (runs.path / "finished" / "run.json").read_text()
+    summary = require_whole(runs, state, lose, engine)
+    assert any("run.json: lost, and so is its copy; made anew" in warning for warning in summary["warnings"])
+    found = (runs.path / "copy" / "run.json").read_text()
+    assert found.replace("/copy", "/finished").partition('"digest"')[0] == record.partition('"digest"')[0]
+
+
+def test_a_lost_record_is_not_made_anew_for_another_run(runs, engine):
+    run = spoiled(
+        runs, "unfinished", lambda run: [(run / name).unlink() for name in ("run.json", "run.copy.json")]
+    )
+    other = document(runs, "copy")
+    other["data"]["layers"]["a"] = str(runs.features("other.npy", (N, 5, 3), seed=1))
+    before = runs.tree(run)
+    with pytest.raises(
+        ResumeError, match=r"not one of the configured run .* start the command that began the run"
+    ):
+        runs.run(other, engine=engine)
+    assert runs.tree(run) == before
+    (run / "tiles.zarr" / "a" / "tiles" / "zarr.json").unlink()
+    with pytest.raises(StorageError, match=r"the description of the tiles .* is lost, and so is run\.json"):
+        runs.run(document(runs, "copy"), engine=engine)
+
+
+def test_swapped_tiles_of_an_unfinished_run_are_computed_again(runs, engine):
+    def swap(run):
+        one, two = runs.tiles(run)[:2]
+        one.rename(run / "third")
+        two.rename(one)
+        (run / "third").rename(two)
+
+    run = spoiled(runs, "unfinished", swap)
+    found = len(runs.tiles(run))
+    summary = runs.run(document(runs, "copy"), engine=engine)
+    assert summary["work"]["matching"] == {"found": found - 2, "computed": N_TILES - found + 2}
+    assert arrays(runs, "copy") == arrays(runs, "finished")
+
+
+@pytest.mark.parametrize("at", np.linspace(0.02, 0.98, 12))
+@pytest.mark.parametrize(
+    "name", ["run.json", "images.parquet", "tiles.zarr/a/zarr.json", "tiles.zarr/a/tiles/zarr.json"]
+)
+def test_a_bit_flipped_anywhere_changes_no_result(runs, engine, name, at):
+    require_whole(runs, "finished", lambda run: damage(run / name, "flipped", at), engine)

@@ -54,7 +54,8 @@ def _find_tile_size(session: Session, record: RunRecord, layer: str) -> int:
     if not shape and chunks.list_chunks(store.group, store.array_name):
         raise StorageError(
             f"{array / 'zarr.json'}: the description of the tiles of layer {layer!r} is lost, and so is {RECORD}, so "
-            "how they are cut is not known; nothing was changed: restore one of these files, or start a new run directory"
+            "how they are cut is not known; nothing was changed: restore one of these files, or start a new run "
+            "directory"
         )
     return shape[1] if shape else chosen
 

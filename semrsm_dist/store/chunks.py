@@ -241,8 +241,8 @@ def _is_described(path: RunPath, wanted: zarr.Array[Any]) -> bool:
     if existing is None or existing.metadata.to_dict() == wanted.metadata.to_dict():
         return existing is not None
     as_wanted = _labelling(zarr.Array(zarr.AsyncArray(_metadata(wanted), existing.store_path)), path)
-    some = sorted(list_chunks(path.parent, path.name))[:LOOKED_AT]
-    if not some or any(find_fault(as_wanted, index) is None for index in some):
+    some = sorted(list_chunks(path.parent, path.name) & set(np.ndindex(as_wanted.cdata_shape)))[:LOOKED_AT]
+    if any(find_fault(as_wanted, index) is None for index in some):
         log.warning(
             "%s: not the description of the chunks that are here; it is written anew", path / "zarr.json"
         )

@@ -111,7 +111,8 @@ class LabelledGroup:
             described = {**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False}
             group.attrs.put(described)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+                for message in ("Consolidated metadata", "Object at .* is not recognized"):  # moved aside
+                    warnings.filterwarnings("ignore", message=message, category=UserWarning)
                 zarr.consolidate_metadata(paths.zarr_store(self.group))
             # The last write, which keeps what was gathered: a kill leaves no complete group without it.
             description = chunks.read_description(self.group)

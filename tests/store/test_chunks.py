@@ -271,9 +271,9 @@ def test_a_damaged_description_of_a_group_is_written_anew(group, array, caplog):
     for damaged in (content[:20], "", "\0" * len(content), content.replace("group", "grouq"), "[]", None):
         file.unlink()
         file.mkdir() if damaged is None else file.write_text(damaged)
-        assert chunks.read_attributes(group) == {}
         chunks.create_group(group.parent, f"{group.name}/below")
-        assert set(zarr.open_group(group, mode="r", use_consolidated=False)) == {"a", "below"}
+        assert chunks.read_attributes(group) == {}
+        assert zarr.open_group(group, mode="r", use_consolidated=False)["below"].attrs.asdict() == {}
         assert f"{file}: " in caplog.text
         caplog.clear()
 
@@ -339,7 +339,7 @@ def test_a_full_disk_raises_what_the_scheduler_knows_as_fatal(group, array, monk
 def test_a_full_disk_while_an_array_is_made_is_told(group, array, monkeypatch):
     Failing(monkeypatch, errno.ENOSPC, "wax", name="/b")
     with pytest.raises(
-        StorageError, match=r"/b: cannot be written \(No space left on device\); .* make room"
+        StorageError, match=r"/b/zarr\.json: cannot be written \(No space left on device\); .* make room"
     ):
         make(group, "b")
 

@@ -123,7 +123,7 @@ def test_single_precision_is_refused(tmp_path):
 
 def test_another_size_or_type_is_not_overwritten(tmp_path):
     store, _ = filled(tmp_path)
-    for sizes, dtype in (((8, 7, 3), "float64"), ((7, 7, 4), "float64"), ((7, 7, 3), "float32")):
+    for sizes, dtype in (((7, 7, 4), "float64"), ((7, 7, 3), "float32")):
         with pytest.raises(StorageError, match="nothing was overwritten"):
             store.create(Layout(*sizes, symmetric=True), dtype, "id")
     store.create(LAYOUT, "float64", "id")
@@ -167,7 +167,7 @@ def test_a_killed_writer_s_part_is_no_tile(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["the tile", "its row"])
-def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_named(tmp_path, place):
+def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_moved_aside(tmp_path, place):
     store, tiles = filled(tmp_path)
     file = file_of(tmp_path, store, (1, 2))
     shutil.rmtree(file.parent)
@@ -176,8 +176,5 @@ def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_named(tmp_path, place)
     else:
         file.parent.touch()
     assert present(store) == {tile for tile in tiles if tile[0] != 1}
-    with pytest.raises(StorageError, match=r"1/2: this chunk cannot be written.*remove what is there"):
-        store.write((1, 2), *tiles[1, 2])
-    file.rmdir() if place == "the tile" else file.parent.unlink()
     store.write((1, 2), *tiles[1, 2])
     np.testing.assert_array_equal(store.read((1, 2))[:2], tiles[1, 2][:2])

@@ -198,6 +198,10 @@ class RunDirectory:
             )
             return None
 
+    def summary_time(self) -> float | None:
+        """Return when the last summary was written, in seconds since the epoch; None if there is none."""
+        return paths.time_written(self.path / SUMMARY)
+
     def append_event(self, event: str, **facts: object) -> None:
         """Add a line to the ledger, whose oldest lines go once it is larger than `LEDGER_BYTES`.
 

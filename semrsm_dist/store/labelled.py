@@ -167,6 +167,13 @@ class LabelledGroup:
         self.require_finished()
         return self.coordinate("squared_norm_i"), self.coordinate("squared_norm_j")
 
+    def has_sound_coordinates(self) -> bool:
+        """Return whether no chunk of the coordinates is missing or damaged: all of them are read."""
+        arrays = (chunks.open_array(self.group, name) for name in (*DIMENSIONS, *COORDINATES))
+        return all(
+            not chunks.find_fault(array, index) for array in arrays for index in np.ndindex(array.cdata_shape)
+        )
+
     def coordinates(self) -> dict[str, tuple[str, NDArray[Any]]]:
         """Return all coordinates of rows and columns by name, each with its dimension."""
         names = (*DIMENSIONS, *COORDINATES)

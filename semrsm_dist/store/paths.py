@@ -106,6 +106,11 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
             write_atomically(path, file.read())
 
 
+def time_written(path: RunPath) -> float | None:
+    """Return when a file was written, in seconds since the epoch; None if it is not there."""
+    return path.stat().st_mtime if path.is_file() else None
+
+
 def make_way(path: RunPath, *, for_folder: bool = False) -> None:
     """Move what is in the place of a file, or `for_folder` of a folder, aside if it is not one."""
     if path.is_file() if for_folder else path.is_dir():

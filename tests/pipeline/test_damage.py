@@ -141,6 +141,12 @@ def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, na
     require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
 
 
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["tiles.zarr/a/tiles/c/0/0/1", "tiles.zarr/a/squared_norm_i/c/0"])
+def test_a_damaged_tile_or_coordinate_of_a_finished_run_is_made_again(runs, engine, name, how):
+    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
+
+
 @pytest.mark.parametrize("how", ["deleted", "folder"])
 @pytest.mark.parametrize("name", [*CHUNKS, *FINISHED_CHUNKS])
 def test_a_chunk_that_a_finished_run_lacks_is_made_again(runs, engine, name, how):

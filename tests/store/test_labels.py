@@ -86,9 +86,7 @@ def test_an_array_of_another_layer_or_run_is_not_read(tmp_path):
     one, two = tiles_in(tmp_path, "layer1"), tiles_in(tmp_path, "layer2")
     shutil.rmtree(one.group / "tiles")
     shutil.copytree(two.group / "tiles", one.group / "tiles")
-    with pytest.raises(
-        StorageError, match=r"layer1/tiles/zarr\.json: the description of another array .*/layer2/tiles"
-    ):
+    with pytest.raises(StorageError, match=r"zarr\.json: the description of another array .*/layer2/tiles"):
         TileStore(one.root, "layer1").read((0, 1))
     with pytest.raises(StorageError, match=r"type and origin .* is there, .* is needed"):
         TileStore(one.root, "layer1").create(LAYOUT, "float64", "a" * 16)  # its chunks are another's, too

@@ -76,7 +76,7 @@ def assemble_layers(
     for layer in layers:
         store, layout = TileStore(session.directory.tiles, layer), record.layout(layer)
         known = store.read_attributes()
-        if not (known.get("recipe") == recipe and store.is_done(layout)):
+        if not (known.get("recipe") == recipe and store.is_done(layout) and store.has_sound_coordinates()):
             with session.timed("assembly"):
                 kernels, coordinates = _derive(session, record, layer, manifests)
                 fingerprint = record.fingerprint | record.layers[layer].facts

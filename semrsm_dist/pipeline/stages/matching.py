@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -24,6 +25,7 @@ from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.candidates import CandidateStore
+from semrsm_dist.store.chunks import DamagedDescriptionError
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store, tile_files
@@ -139,8 +141,9 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
         present = layout.wanted()  # nothing needs the candidates any more
     else:
         present = store.present(layout)
-        if not _is_checked(session, record, layer):
-            _remove_damaged(session, record, layer, present)
+        since = _last_check(session, record, layer)
+        suspect = present if since is None else present & (store.arrival_times(layout) >= since)
+        present = present & ~_remove_damaged(session, record, layer, suspect)
     session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
         layer,
@@ -156,7 +159,8 @@ def _choose_dtype(
 ) -> str:
     """Return the type of a layer's tiles: that of those that exist, or what matcher and features allow."""
     if store.exists():
-        return str(store.dtype)
+        with contextlib.suppress(DamagedDescriptionError):  # `create` writes it anew
+            return str(store.dtype)
     norms_i, norms_j = (
         FeatureStore(session.directory.features, side, store.layer).read_squared_norms()
         for side in (record.row_side, "images")
@@ -164,25 +168,29 @@ def _choose_dtype(
     return choose_dtype(matcher.is_exact, norms_i, norms_j)
 
 
-def _is_checked(session: Session, record: RunRecord, layer: str) -> bool:
-    """Return whether all tiles have been read since they were written, as evaluation does before the summary."""
+def _last_check(session: Session, record: RunRecord, layer: str) -> float | None:
+    """Return when all tiles had been read, in seconds since the epoch: evaluation does that before the summary."""
     evaluated = (session.directory.read_summary() or {}).get("layers", {})
-    return layer in evaluated and result_store(session.directory, record, layer).is_done(record.layout(layer))
+    if layer in evaluated and result_store(session.directory, record, layer).is_done(record.layout(layer)):
+        return session.directory.summary_time()
+    return None
 
 
-def _remove_damaged(session: Session, record: RunRecord, layer: str, present: NDArray[np.bool_]) -> None:
-    """Let workers read what an unfinished session left: a crash of the machine can leave unreadable chunks.
+def _remove_damaged(
+    session: Session, record: RunRecord, layer: str, suspect: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Let workers read tiles, and return which of them were damaged and are deleted.
 
-    That takes them at most a few hundredths of the time in which the tiles were computed. Tiles that cannot be decoded
-    are deleted, and no longer `present`.
+    A crash of the machine can leave unreadable tiles of an unfinished session; of a finished one, those are suspect that
+    were written since. Reading takes at most a few hundredths of the time in which the tiles were computed.
     """
-    count = int(present.sum())
+    removed, count = np.zeros_like(suspect), int(suspect.sum())
     if not count:
-        return
+        return removed
     outcome = session.work(
         "check",
         lambda: session.start_tasks(TileChecker(session.directory.path, record)),
-        _checks(layer, present, session.engine.slots),
+        _checks(layer, suspect, session.engine.slots),
         unit="tiles",
         total=count,
     )
@@ -193,9 +201,10 @@ def _remove_damaged(session: Session, record: RunRecord, layer: str, present: ND
         )
     damaged = [cast("Tile", tile) for tile, _ in outcome.values]
     for tile in damaged:
-        present[tile.row, tile.column] = False
+        removed[tile.row, tile.column] = True
     if damaged:
         session.warn(f"layer {layer}: damaged tiles ({len(damaged)}) were removed and are computed again")
+    return removed
 
 
 def _checks(layer: str, present: NDArray[np.bool_], workers: int) -> Iterator[Task]:

@@ -57,10 +57,12 @@ def choose_neighbours(
         _choose(session, record, missing)
     recipe = {"labels_sha256": digest_labels(manifests)}
     for layer in layers:
-        if layer in missing or stores[layer].read_attributes().get("recipe") != recipe:
+        store = stores[layer]
+        is_described = layer not in missing and store.read_attributes().get("recipe") == recipe
+        if not (is_described and store.has_sound_coordinates()):
             with session.timed("assembly"):
                 fingerprint = record.fingerprint | record.layers[layer].facts
-                stores[layer].finish(
+                store.finish(
                     collect_coordinates(session, record, layer, manifests),
                     {"layer": layer, "recipe": recipe, "fingerprint": fingerprint},
                     record.id_of(layer),

@@ -181,8 +181,8 @@ def _remove_damaged(
 ) -> NDArray[np.bool_]:
     """Let workers read tiles, and return which of them were damaged and are deleted.
 
-    A crash of the machine can leave unreadable tiles of an unfinished session; of a finished one, those are suspect that
-    were written since. Reading takes at most a few hundredths of the time in which the tiles were computed.
+    A crash of the machine can leave unreadable tiles of an unfinished session; of a finished one, those are suspect
+    that were written since. Reading takes at most a few hundredths of the time in which the tiles were computed.
     """
     removed, count = np.zeros_like(suspect), int(suspect.sum())
     if not count:

@@ -134,7 +134,10 @@ def _make_group(folder: RunPath) -> zarr.Group:
     paths.make_way(file)
     try:
         with reading_metadata(folder):
-            return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+            group = zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+            if not read_description(folder):
+                raise DamagedDescriptionError("attributes are missing")  # which Zarr accepts
+            return group
     except (DamagedDescriptionError, zarr.errors.ContainsArrayError) as error:
         log.warning("%s: damaged (%s); it is written anew", file, error.__cause__ or error)
         paths.remove_file(file)

@@ -175,7 +175,7 @@ class FeatureStore:
         """Note that all features have been found to be those of their source."""
         group = chunks.create_group(self.root, f"{self.side}/{self.layer}")
         with chunks.writing(self.group):
-            group.attrs[VERIFIED] = True
+            group.attrs.put({VERIFIED: True})
 
     def is_complete(self) -> bool:
         """Return whether the arrays and all their chunks are there."""

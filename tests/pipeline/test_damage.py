@@ -198,7 +198,7 @@ def test_swapped_tiles_of_an_unfinished_run_are_computed_again(runs, engine):
     assert arrays(runs, "copy") == arrays(runs, "finished")
 
 
-@pytest.mark.parametrize("at", np.linspace(0.02, 0.98, 12))
+@pytest.mark.parametrize("at", np.linspace(0.05, 0.95, 7))
 @pytest.mark.parametrize(
     "name", ["run.json", "images.parquet", "tiles.zarr/a/zarr.json", "tiles.zarr/a/tiles/zarr.json"]
 )

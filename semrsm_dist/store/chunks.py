@@ -130,18 +130,23 @@ def create_group(root: RunPath, name: str) -> zarr.Group:
 
 
 def _make_group(folder: RunPath) -> zarr.Group:
-    file = folder / "zarr.json"
+    file, problem = folder / "zarr.json", "not the description of a group"
     paths.make_way(file)
     try:
-        with reading_metadata(folder):
-            group = zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
-            if not read_description(folder):
-                raise DamagedDescriptionError("attributes are missing")  # which Zarr accepts
-            return group
+        if not file.is_file() or _is_group(read_description(folder)):
+            with reading_metadata(folder):
+                return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
     except (DamagedDescriptionError, zarr.errors.ContainsArrayError) as error:
-        log.warning("%s: damaged (%s); it is written anew", file, error.__cause__ or error)
-        paths.remove_file(file)
-        return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+        problem = str(error.__cause__ or error)
+    log.warning("%s: damaged (%s); it is written anew", file, problem)
+    paths.remove_file(file)
+    return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
+
+
+def _is_group(description: Mapping[str, Any]) -> bool:
+    """Return whether a description is that of a group; Zarr passes over names that it does not know."""
+    kept = {name: description[name] for name in description.keys() - {"attributes", "consolidated_metadata"}}
+    return kept == {"zarr_format": 3, "node_type": "group"}
 
 
 def read_attributes(group: RunPath) -> dict[str, Any]:

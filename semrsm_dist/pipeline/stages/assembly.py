@@ -22,6 +22,7 @@ from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.results.export import make_matrices, write_chunk
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
+from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.labelled import Values
@@ -112,6 +113,8 @@ def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) 
     """Write the matrices of finished layers, unless they are there for these kernels and labels."""
     tiles = {layer: TileStore(session.directory.tiles, layer) for layer in layers}
     stores = {layer: MatrixStore(session.directory.matrices, layer) for layer in layers}
+    for layer in layers:
+        create_group(session.directory.matrices, layer)
     recipes = {layer: store.read_attributes()["recipe"] for layer, store in tiles.items()}
     opened = {layer: LayerMatrices.open(store, record.layout(layer)) for layer, store in tiles.items()}
     chunks: dict[str, list[Tile]] = {

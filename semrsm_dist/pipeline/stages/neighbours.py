@@ -12,6 +12,7 @@ from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.coordinates import collect_coordinates, digest_labels
 from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, Groups, RowPanel
+from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.neighbours import NeighbourStore
 from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
@@ -50,6 +51,8 @@ def choose_neighbours(
         If neighbours could not be written; the candidates are kept.
     """
     stores = {layer: NeighbourStore(session.directory.neighbours, layer) for layer in layers}
+    for layer in layers:
+        create_group(session.directory.neighbours, layer)
     missing = [layer for layer in layers if not stores[layer].is_done(record.layout(layer))]
     found = [layer for layer in layers if layer not in missing]
     session.counts["assembly"]["found"] += sum(record.layout(layer).row_panels for layer in found)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from semrsm_dist.errors import InputError, first_line
+from semrsm_dist.errors import InputError, reason_of
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -48,7 +48,7 @@ def downloading(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ()) ->
         url = cfg.get("url")
         if repository:
             url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{wanted[0]}"
-        reason = first_line(error)
+        reason = reason_of(error)
         if files and not set(files) & set(WEIGHTS):
             raise InputError(
                 f"{files[0]} of {name!r} cannot be downloaded from {url} ({reason}); load it once where there is a "

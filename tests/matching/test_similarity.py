@@ -234,7 +234,7 @@ def test_scalars_of_numpy_are_numbers():
     np.testing.assert_array_equal(top_k(z, k=np.int32(2)).indices, top_k(z, k=2).indices)
 
 
-def test_threads_respect_the_quota_of_the_container(monkeypatch):
+def test_threads_respect_the_quota_of_the_container(tmp_path, monkeypatch):
     threads = set()
     solve_tile = Identity.solve_tile
 
@@ -243,7 +243,10 @@ def test_threads_respect_the_quota_of_the_container(monkeypatch):
         return solve_tile(self, *arguments, **options)
 
     monkeypatch.setattr(Identity, "solve_tile", solve)
-    monkeypatch.setattr(machine, "_cpu_quota", lambda folder: 1.0)
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setattr(machine, "CGROUP_OF_PROCESS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
     similarity_matrix(images(40), matcher="identity")
     assert len(threads) == 1
 

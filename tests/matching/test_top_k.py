@@ -107,8 +107,8 @@ def test_hits_and_similarities_are_those_of_the_full_matrix(
 @pytest.mark.parametrize("symmetric", (True, False))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_matrix_is_met_where_blocks_and_sketches_take_part(kind, symmetric, monkeypatch):
-    monkeypatch.setattr(pruning_bounds, "_MOST_LEFT_OUT", np.inf)  # sketches, however bad
-    monkeypatch.setattr(pruning_bounds, "_SUMMED_AT_ONCE", 100)
+    monkeypatch.setattr(pruning_bounds, "MOST_LEFT_OUT", np.inf)  # sketches, however bad
+    monkeypatch.setattr(pruning_bounds, "SUMMED_AT_ONCE", 100)
     z = make(kind, 90, 20, 24, np.random.default_rng(3)).astype(np.float32)
     found = assert_hits_of_the_matrix(z, None if symmetric else z[40:], 3, 1e-3)
     if kind == "clustered":

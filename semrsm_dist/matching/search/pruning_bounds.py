@@ -27,14 +27,14 @@ from semrsm_dist.matching.panel import PackedPanel, empty_aligned, read_only
 SMALLEST_NORMS = 1e-280
 """Products of norms below this are so close to underflow that float64 rounding is not relative: nothing is pruned."""
 
-_SUMMED_AT_ONCE = 8192  # values of sorted channels; more would round more, fewer would multiply slower
+SUMMED_AT_ONCE = 8192  # values of sorted channels; more would round more, fewer would multiply slower
 _SAMPLED = 2048  # tokens to find principal directions from
 # Channels of a sketch: no more than leave out this share of the norms, an eighth of the channels at most, and no
 # sketch at all if these leave out too much or if the product costs less than the auction. On photographs through
 # networks with random weights and on digit scenes the valley is flat: half or double of the first and the third
 # changed the time after the first bounds by less than a fifth.
 _ENOUGH_LEFT_OUT = 0.01
-_MOST_LEFT_OUT = 0.1
+MOST_LEFT_OUT = 0.1
 LEAST_SAVING = 8
 _LEAST_TOKENS = 16
 
@@ -70,12 +70,12 @@ def sorted_channel_bounds(
     """
     n_values = sorted_rows.shape[1]
     total = np.zeros((rows.n_images, columns.n_images))
-    for start in range(0, n_values, _SUMMED_AT_ONCE):
-        part = slice(start, start + _SUMMED_AT_ONCE)
+    for start in range(0, n_values, SUMMED_AT_ONCE):
+        part = slice(start, start + SUMMED_AT_ONCE)
         total += sorted_rows[:, part] @ sorted_columns[:, part].T
     # Whatever order a BLAS adds in (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and
     # rounding to float32 before.
-    chain = min(n_values, _SUMMED_AT_ONCE) + 1
+    chain = min(n_values, SUMMED_AT_ONCE) + 1
     rounding = chain * FLOAT32_UNIT / (1.0 - chain * FLOAT32_UNIT)
     size_i, lost_i = _norms_when_filled(rows)
     size_j, lost_j = _norms_when_filled(columns)
@@ -135,7 +135,7 @@ def principal_directions(panel: PackedPanel) -> NDArray[np.float64]:
     covariance = sample.T @ sample
     variances, directions = eigh(covariance, subset_by_index=[n_channels - most, n_channels - 1])
     left_out = np.trace(covariance) - np.cumsum(variances[::-1])  # by the leading direction, by two, ...
-    if left_out[-1] > _MOST_LEFT_OUT:
+    if left_out[-1] > MOST_LEFT_OUT:
         return np.zeros((n_channels, 0))
     enough = np.flatnonzero(left_out <= _ENOUGH_LEFT_OUT)
     n_kept = int(enough[0]) + 1 if enough.size else most

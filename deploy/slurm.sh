@@ -45,6 +45,7 @@ trap 'if [ -n "$driver" ]; then kill -TERM "$driver" || true; else exit 143; fi'
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap hostname --ip-address | awk '{print $1}')
+if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then address=127.0.0.1; fi # nobody else needs to reach it
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
 
 # Ray counts the processors of the whole node, of which the allocation may be a part. The driver keeps one.

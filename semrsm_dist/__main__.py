@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from semrsm_dist.cli.interrupts import end_while_loading, ignore_from_now_on
+from semrsm_dist.errors import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an interrupt while it loads ends it at once."""
     _open_missing_streams()
+    sys.excepthook = _show_defect
     end_while_loading()
     from semrsm_dist.cli.commands import main as command  # noqa: PLC0415 - it is what takes time to load
 
@@ -31,6 +35,11 @@ def _end_despite_hung_threads(status: int) -> None:
             with contextlib.suppress(OSError):  # nobody may be reading any more
                 stream.flush()
         os._exit(status)
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an exception that is no `SemrsmError`; its text may hold the name of any file."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _open_missing_streams() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 class SemrsmError(Exception):
     """Base of all errors meant for the user; `exit_code` is the status of the command `semrsm`.
 
-    Its text has no control characters but line breaks and tabs, so that a file's name cannot drive the terminal.
+    Its text is `printable`, so that a file's name cannot drive the terminal.
     """
 
     exit_code = 1
@@ -69,16 +69,43 @@ class IncompleteError(SemrsmError):
     exit_code = 3
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SECRET = re.compile(
+    r"(?<=://)[^\s/@:\['\"]*:(?!\d+/)[^\s@'\"]+(?=@)"  # user:password, but not host:port/...
+    r"|(?<=[?&])([\w-]*(?:secret|secret_key|password|token|signature|access_?key|api_?key)=|sig=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
 
 
 def printable(text: str) -> str:
-    r"""Return a text with all that could drive a terminal written as escapes; line breaks and tabs are kept.
+    r"""Return a text that may be shown and logged: what could drive a terminal as escapes, and no secrets of URIs.
+
+    Line breaks and tabs are kept.
 
     >>> printable("a\x1b[2J.png")
     'a\\x1b[2J.png'
     """
-    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], hide_secrets(text))
+
+
+def printable_name(name: str) -> str:
+    r"""Return `printable` text in one line: a name with a line break must not look like a line of its own.
+
+    >>> printable_name("a.png\nwarning: none")
+    'a.png\\nwarning: none'
+    """
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text with asterisks for passwords, keys and tokens that are written into URIs.
+
+    >>> hide_secrets("s3://AKIA:abc@bucket/images?region=eu-west-1&session_token=xyz")
+    's3://***@bucket/images?region=eu-west-1&session_token=***'
+    """
+    return _SECRET.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def first_line(error: BaseException) -> str:

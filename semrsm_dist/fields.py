@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.errors import ConfigError, did_you_mean, hide_secrets
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -67,6 +67,11 @@ def _location(value: object) -> object:
     if not value or "\0" in value:
         raise ValueError("expected a path")
     if "://" in value:
+        if hide_secrets(value) != value:
+            raise ValueError(
+                "expected a URI without passwords, keys or tokens, which would be kept in the run for all who can read "
+                "it: put them into the environment (docs/own-data.md names the variables)"
+            )
         return value
     try:
         return Path(value).expanduser()
@@ -122,7 +127,7 @@ class Section(BaseModel, metaclass=_SectionType):
         If one is created with values that are not allowed. One line per problem.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1, lt=2**63)]

@@ -15,6 +15,12 @@ from semrsm_dist.errors import ConfigError, reason_of
 KeyPath = tuple[str, ...]
 Places = dict[KeyPath, str]
 
+MOST_BYTES = 2**20
+"""Size of a configuration file. It lists no images: tables do."""
+
+MOST_NODES = 100_000
+"""Keys and values of a configuration with its aliases written out, which nine lines can make billions of."""
+
 
 class _Loader(yaml.SafeLoader):
     """Reads `1e-3` as a number, as YAML 1.2 does, and `2025-01-31` as text."""
@@ -67,7 +73,9 @@ def _read_text(path: Path) -> str:
             f"progress with semrsm status, or continue it with the configuration that it was started with"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not text in UTF-8 (byte {error.start}): a configuration is a YAML file; check the path, or "
@@ -77,6 +85,12 @@ def _read_text(path: Path) -> str:
         raise ConfigError(
             f"{path}: the configuration cannot be read ({reason_of(error)}); check the path"
         ) from error
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"{path}: larger than {MOST_BYTES // 2**20} MiB, so not a configuration, which is a YAML file of some "
+            "lines; check the path"
+        )
+    return text
 
 
 def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequence[str]) -> None:
@@ -130,7 +144,8 @@ def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node |
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return (None if node is None else loader.construct_document(node)), node
+        content = None if node is None else loader.construct_document(node)
+        n_nodes = 0 if node is None else _count(node, {})
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}:{mark.line + 1}" if has_lines and mark else origin
@@ -144,6 +159,22 @@ def _parse(text: str, origin: str, *, has_lines: bool) -> tuple[Any, yaml.Node |
         raise ConfigError(
             f"{origin}: nested too deeply, or an alias contains itself; write it out"
         ) from error
+    if n_nodes > MOST_NODES:
+        raise ConfigError(
+            f"{origin}: more than {MOST_NODES} keys and values with its aliases written out; a configuration has some "
+            "dozens: remove aliases of aliases"
+        )
+    return content, node
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many nodes there are with all aliases written out; one within itself, refused later, counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = (one for part in parts for one in (part if isinstance(part, tuple) else (part,)))
+        known[id(node)] += sum(_count(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _parse_override(override: str, origin: str) -> tuple[KeyPath, Any]:

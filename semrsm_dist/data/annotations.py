@@ -11,7 +11,7 @@ from typing import Any
 
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable, reason_of
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable_name, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -120,5 +120,5 @@ def warn_unlabelled(source: str, names: Sequence[str]) -> None:
 
 def shorten(names: Iterable[object], n: int = 5) -> str:
     """Write out the first few of some names."""
-    shown = [printable(str(name)) for name in names]
+    shown = [printable_name(str(name)) for name in names]
     return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,20 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 _NOT_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that do not affect its pixels as they are read here."""
 
+NOT_DECODED = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"})
+"""Formats that Pillow recognises but hands to other programs (Ghostscript, for EPS), or that are no photographs."""
+
 _MAX_SAMPLE_VALUE = 281  # a tag of TIFF
 
 _DEPTHS = (10, 12, 14)
 """Bits of the cameras and scanners whose data are often stored in 16 bits as they are."""
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Return the formats of images that are decoded, by Pillow's names; whatever a file is called, no others are."""
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in NOT_DECODED)
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -60,12 +71,12 @@ def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> L
     sha256, n_bytes = hashlib.sha256(data).hexdigest(), len(data)
     try:
         data = _without_texts(data)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             _refuse_large(image, name, max_bytes)
             image.load()
             _refuse_large(image, name, max_bytes)  # an icon may be larger than it says
             if image.format == "PNG":  # whose damaged pixels Pillow decodes silently
-                Image.open(io.BytesIO(data)).verify()
+                Image.open(io.BytesIO(data), formats=["PNG"]).verify()
             remark = _remark_on_depth(image, data)
             return LoadedImage(to_rgb(image, name), image.mode, sha256, n_bytes, remark)
     except (UnreadableImageError, MemoryError):

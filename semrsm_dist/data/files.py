@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated
 
 import pyarrow as pa
@@ -10,12 +11,15 @@ from pydantic import ByteSize, Field
 
 from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
-from semrsm_dist.data.locations import ABOUT_THE_FILE, look_up, read_bytes
+from semrsm_dist.data.locations import ABOUT_THE_FILE, absolute, is_uri, leads_out, look_up, read_bytes
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.fields import Location
 
 MAX_IMAGE_BYTES = ByteSize(256 * 2**20)
 """89 million pixels, from which on Pillow warns."""
+
+FILE_FACTOR = 4
+"""Bytes of a file that may hold an image of one byte: 16-bit colours with transparency take 8/3, texts come on top."""
 
 _CAUSES: dict[type[OSError], str] = {
     FileNotFoundError: "there is no such file",
@@ -34,7 +38,7 @@ class FileSource(ImageSource):
         Where the images or the list of them lie: a path, or a URI.
     max_image_bytes
         An image that takes more than this as 8-bit RGB, three bytes per pixel, is unreadable: it is not decoded. While
-        an image is decoded, it takes up to about four times as much.
+        an image is decoded, it takes up to about four times as much; a file of more bytes than that is unreadable, too.
     """
 
     path: Location
@@ -43,12 +47,19 @@ class FileSource(ImageSource):
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
         name = entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
+        most = FILE_FACTOR * self.max_image_bytes
         try:
-            data = read_bytes(entry.uri)
+            if not is_uri(entry.uri) and look_up(entry.uri).type == fs.FileType.Unknown:
+                raise UnreadableImageError(name, "it is a device, a pipe or a socket, not a file")
+            data = read_bytes(entry.uri, most)
         except ABOUT_THE_FILE as error:
             raise UnreadableImageError(name, _CAUSES[type(error)]) from error
         except pa.ArrowInvalid as error:  # a key that the file system cannot have
             raise UnreadableImageError(name, f"there can be no such file: {error}") from error
+        if len(data) > most:
+            raise UnreadableImageError(
+                name, f"its file has more than {most} bytes, {FILE_FACTOR} times the limit max_image_bytes"
+            )
         return decode_with_mode(data, name, max_bytes=self.max_image_bytes)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
@@ -60,3 +71,28 @@ class FileSource(ImageSource):
         if info.type != fs.FileType.File or info.mtime_ns is None:
             return None
         return int(info.size), int(info.mtime_ns)
+
+
+class ListedSource(FileSource):
+    """Base of the sources whose images are named by a file: by a table, or by annotations.
+
+    Parameters
+    ----------
+    allow_outside
+        Take images that lie outside `folder`, by their path or by a link.
+    """
+
+    allow_outside: bool = False
+
+    @property
+    @abstractmethod
+    def folder(self) -> str:
+        """The absolute location below which the images must lie."""
+
+    def load(self, entry: ImageEntry) -> LoadedImage:
+        """Return the decoded RGB image with the hash of its file; a link out of the folder is unreadable."""
+        folder, place = self.folder, absolute(entry.uri)
+        if not self.allow_outside and not is_uri(place) and (is_uri(folder) or leads_out(place, folder)):
+            cause = f"{entry.uri!r} lies or links outside {folder!r}, and allow_outside is not set"
+            raise UnreadableImageError(entry.image_id, cause)
+        return super().load(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import posixpath
@@ -15,13 +16,11 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
+from semrsm_dist.data.decode import formats
 from semrsm_dist.data.locations import below, is_uri, locate, storage_errors
-from semrsm_dist.errors import InputError, MissingInputError, printable
+from semrsm_dist.errors import InputError, MissingInputError, printable_name
 
 _logger = logging.getLogger(__name__)
-
-NOT_DECODED = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"})
-"""Formats that Pillow recognises but does not decode everywhere, or that are no photographs."""
 
 _LOOKS_AT_ONCE = 16  # files, perhaps far away
 
@@ -30,7 +29,7 @@ _LOOKS_AT_ONCE = 16  # files, perhaps far away
 def extensions() -> frozenset[str]:
     """Return the endings of files that Pillow decodes, in lower case: ``.png``, ``.jpeg``, ``.jfif``, ``.avif``, ..."""
     known = Image.registered_extensions().items()
-    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in NOT_DECODED)
+    return frozenset(ending for ending, kind in known if kind in formats())
 
 
 def is_image(name: str) -> bool:
@@ -60,10 +59,11 @@ def list_images(root: str) -> list[str]:
     if images and others:
         _logger.warning(
             "%s: %d files were passed over, as Pillow opens no such images: %s",
-            printable(root),
+            printable_name(root),
             others.total(),
             ", ".join(
-                f"{printable(ending) or 'no ending'} ({count})" for ending, count in others.most_common(10)
+                f"{printable_name(ending) or 'no ending'} ({count})"
+                for ending, count in others.most_common(10)
             )
             + (", ..." if len(others) > 10 else ""),
         )
@@ -91,8 +91,9 @@ def _holds_image(location: str) -> bool:
 
 def _opens(file: pa.NativeFile) -> bool:
     try:
-        with Image.open(file) as image:
-            return image.format not in NOT_DECODED
+        # Buffered, as Pillow reads lines of what may be text, which Arrow's files cannot.
+        with Image.open(io.BufferedReader(file), formats=formats()):
+            return True
     except Image.DecompressionBombError:
         return True  # which the scan reports
     except UnidentifiedImageError:

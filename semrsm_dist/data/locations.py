@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from semrsm_dist.errors import InputError, StorageError
 
@@ -26,6 +27,9 @@ _CREDENTIALS = {
 }
 _RETRY_SECONDS = 60
 """How long pyarrow may try Google's storage, by default a quarter of an hour; S3 gives up within two minutes."""
+
+_PIECE_BYTES = 2**22
+"""What is read at a time where the size is bounded: nearly every image is one piece, which is not copied."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _OPTIONS = re.compile(r"\?\w+=[^/]*$")  # of a file system, such as ?region=eu-west-1
@@ -93,8 +97,15 @@ def look_up(location: str) -> fs.FileInfo:
         return system.get_file_info(path)
 
 
-def read_bytes(location: str) -> bytes:
+def read_bytes(location: str, most: int | None = None) -> bytes:
     """Return the content of a file.
+
+    Parameters
+    ----------
+    location
+        Of the file.
+    most
+        Read little more than so many bytes: a longer result says that the file is larger.
 
     Raises
     ------
@@ -109,13 +120,22 @@ def read_bytes(location: str) -> bytes:
     with storage_errors(location):
         try:
             with system.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+                return bytes(stream.read()) if most is None else _read_up_to(stream, most)
         except ABOUT_THE_FILE:
             raise
         except OSError as error:
             if system.get_file_info(path).type == fs.FileType.Directory:
                 raise IsADirectoryError(f"{location} is a folder") from error
             raise
+
+
+def _read_up_to(stream: NativeFile, most: int) -> bytes:
+    """Return the content, or somewhat more than `most` bytes of it, whatever size the stream claims to have."""
+    pieces, n_bytes = [], 0
+    while n_bytes <= most and (piece := stream.read(_PIECE_BYTES)):
+        pieces.append(piece)
+        n_bytes += len(piece)
+    return b"".join(pieces)
 
 
 @contextmanager
@@ -170,6 +190,11 @@ def absolute(location: str | Path) -> str:
     if text.startswith("file://"):
         return locate(text)[1]
     return text if is_uri(text) else str(Path(text).expanduser().absolute())
+
+
+def leads_out(path: str, folder: str) -> bool:
+    """Return whether a local path does not lie in a folder, links followed."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 @lru_cache(maxsize=1)

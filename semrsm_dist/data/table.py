@@ -23,11 +23,12 @@ from semrsm_dist.data.locations import (
     absolute,
     below,
     is_uri,
+    leads_out,
     locate,
     read_bytes,
     split_options,
 )
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, reason_of
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, hide_secrets, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -95,15 +96,10 @@ def folder_of(location: str) -> str:
     return posixpath.dirname(place) + options
 
 
-def leads_out(path: str, folder: str) -> bool:
-    """Return whether a local path does not lie in a folder, links followed."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
 def _resolve(uris: Sequence[str], location: str, allow_outside: bool) -> list[str]:
     """Return absolute paths and URIs."""
     folder = folder_of(location)
-    _check_schemes(uris, location)
+    _check_uris(uris, location)
     places = [uri if is_uri(uri) or uri.startswith("/") else below(folder, uri) for uri in uris]
     if allow_outside:
         return places
@@ -132,8 +128,14 @@ def _is_outside(place: str, folder: str) -> bool:
     )
 
 
-def _check_schemes(uris: Sequence[str], location: str) -> None:
-    """Refuse an unknown file system now, rather than when a worker cannot open an image."""
+def _check_uris(uris: Sequence[str], location: str) -> None:
+    """Refuse secrets, and unknown file systems now rather than when a worker cannot open an image."""
+    telling = next((row for row, uri in enumerate(uris) if is_uri(uri) and hide_secrets(uri) != uri), None)
+    if telling is not None:
+        raise InputError(
+            f"{location}: row {telling} (counted from 0, without the header): the uri holds a password, a key or a "
+            "token, which would be kept in the run for all who can read it: remove it, and put it into the environment"
+        )
     schemes = {uri.partition("://")[0].lower(): uri for uri in reversed(uris) if is_uri(uri)}
     for scheme, uri in schemes.items():
         if scheme not in REMOTE:  # opening one of these may need a network

@@ -638,7 +638,7 @@ def test_a_link_out_of_the_tables_folder_is_unreadable_unless_allowed(tmp_path):
     (tmp_path / "here" / "link").symlink_to(tmp_path / "else")
     (tmp_path / "here" / "t.csv").write_text("image_id,uri,labels\na,link/x.png,\n")
     images = TableImages(path=tmp_path / "here" / "t.csv")
-    with pytest.raises(UnreadableImageError, match="links outside the table's folder, and allow_outside"):
+    with pytest.raises(UnreadableImageError, match=r"links outside '.*here', and allow_outside"):
         images.load(images.entries()[0])
     images = TableImages(path=tmp_path / "here" / "t.csv", allow_outside=True)
     assert np.asarray(images.read(images.entries()[0]))[0, 0, 0] == 9

@@ -429,6 +429,25 @@ def test_no_annotation_leads_out_of_the_folder_of_images(tmp_path):
         TinyImageNetImages(path=root).entries()
 
 
+def test_a_link_out_of_an_annotated_folder_is_unreadable_unless_allowed(tmp_path):
+    write_image(tmp_path / "secret.png")
+    for write, source in ((write_egoobjects, EgoObjectsImages), (write_tiny_imagenet, TinyImageNetImages)):
+        root = write(tmp_path / source.__name__)
+        first = source(path=root).entries()[0]
+        Path(first.uri).unlink(missing_ok=True)
+        Path(first.uri).parent.mkdir(parents=True, exist_ok=True)
+        Path(first.uri).symlink_to(tmp_path / "secret.png")
+        with pytest.raises(UnreadableImageError, match=r"links outside .*, and allow_outside is not set"):
+            source(path=root).load(first)
+        assert source(path=root, allow_outside=True).load(first).image.mode == "RGB"
+        root.rename(tmp_path / "elsewhere")
+        root.symlink_to(tmp_path / "elsewhere")  # the folder itself may be a link
+        others = source(path=root).entries()[1:]
+        assert source(path=root).load(next(one for one in others if Path(one.uri).exists()))
+        root.unlink()
+        (tmp_path / "elsewhere").rename(root)
+
+
 # --- all of them ---------------------------------------------------------------------------------------
 
 WRITERS = {

@@ -43,6 +43,18 @@ def test_the_ray_job_is_one_that_kuberay_takes(job):
     validate(job)
 
 
+def test_nothing_is_reachable_from_outside_of_kubernetes(job):
+    text = (ROOT / "deploy/rayjob.yaml").read_text()
+    assert not re.search(
+        r"LoadBalancer|NodePort|host(Network|Port|IP)|ingress|headService", text, re.IGNORECASE
+    )
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    for group in groups(job).values():
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsUser"] != 0
+        assert not any("privileged" in str(container) for container in pod["containers"])
+
+
 def test_misspelt_fields_would_be_seen(job):
     for path, error in (
         (("spec", "backoffLimits"), jsonschema.ValidationError),

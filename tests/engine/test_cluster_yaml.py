@@ -130,6 +130,13 @@ def test_every_node_asks_for_the_token(config):
         assert "RAY_AUTH_MODE=token" in started[0]
 
 
+def test_no_port_is_open_to_the_world(config):
+    """Ray's own security group, which it makes for nodes without one, would let everybody reach port 22."""
+    assert all(group["node_config"]["SecurityGroupIds"] for group in config["available_node_types"].values())
+    [started] = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in started
+
+
 def test_a_forgotten_placeholder_stops_the_setup_with_a_reason(config):
     mount = next(command for command in config["head_setup_commands"] if "nfs4" in command)
     assert mount in config["worker_setup_commands"]  # every node has the run folder

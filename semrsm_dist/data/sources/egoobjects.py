@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from semrsm_dist.data.annotations import draw_sample, place_below, read_json, shorten
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import FileSource
+from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, join
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import Count, Location, Seed
@@ -28,7 +28,7 @@ SPLITS: dict[str, tuple[str, str | None]] = {
 }
 
 
-class EgoObjectsImages(FileSource):
+class EgoObjectsImages(ListedSource):
     """The images that an annotation file of EgoObjects lists, sorted by id; the label set is the categories present.
 
     Images of which nothing is annotated stay, without labels. Objects without a category, of which there are
@@ -45,6 +45,8 @@ class EgoObjectsImages(FileSource):
         The annotation file, the file with the categories' names, and the folder of images, if they are elsewhere.
     sample, seed
         Size and seed of a random sample, see `draw_sample`; None takes all.
+    allow_outside
+        Take images that are links out of the folder of images.
 
     Raises
     ------
@@ -59,6 +61,11 @@ class EgoObjectsImages(FileSource):
     images: Location | None = None
     sample: Count | None = None
     seed: Seed = 0
+
+    @property
+    def folder(self) -> str:
+        """The folder of images."""
+        return join(self.images) if self.images else join(self.path, "images")
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
@@ -77,7 +84,7 @@ class EgoObjectsImages(FileSource):
         objects = _entries(document, "annotations", ("image_id",), where)
         _require_listed(objects, {str(image["id"]) for image in listed}, where)
         labels = _labels_by_image(objects, self._names(document), where)
-        folder = join(self.images) if self.images else join(self.path, "images")
+        folder = self.folder
         return [
             ImageEntry(
                 name,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
-from semrsm_dist.data.files import FileSource
-from semrsm_dist.data.locations import absolute, is_uri
-from semrsm_dist.data.table import folder_of, leads_out, read_entries
+from semrsm_dist.data.entries import ImageEntry
+from semrsm_dist.data.files import ListedSource
+from semrsm_dist.data.locations import absolute
+from semrsm_dist.data.table import folder_of, read_entries
 
 
-class TableImages(FileSource):
+class TableImages(ListedSource):
     """Images listed in a table, in the order of its rows.
 
     The table is a Parquet file (``.parquet``, ``.pq``), text with commas, semicolons or tabs between its columns
@@ -38,17 +38,12 @@ class TableImages(FileSource):
     """
 
     source: Literal["table"] = "table"
-    allow_outside: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The folder of the table."""
+        return folder_of(absolute(self.path))
 
     def entries(self) -> list[ImageEntry]:
         """Return the listed images in the order of the table."""
         return read_entries(self.path, allow_outside=self.allow_outside)
-
-    def load(self, entry: ImageEntry) -> LoadedImage:
-        """Return the decoded RGB image with the hash of its file; a link out of the table's folder is unreadable."""
-        folder = folder_of(absolute(self.path))
-        place = absolute(entry.uri)
-        if not self.allow_outside and not is_uri(place) and (is_uri(folder) or leads_out(place, folder)):
-            cause = f"{entry.uri} lies or links outside the table's folder, and allow_outside is not set"
-            raise UnreadableImageError(entry.image_id, cause)
-        return super().load(entry)

@@ -15,14 +15,14 @@ from semrsm_dist.data.annotations import (
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import FileSource
+from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import absolute, below, join
 from semrsm_dist.errors import InputError, MissingInputError
 from semrsm_dist.fields import Count, Seed
 
 
-class TinyImageNetImages(FileSource):
+class TinyImageNetImages(ListedSource):
     """Images of TinyImageNet, sorted by name, labelled with the WordNet id of their class.
 
     Validation images that ``val_annotations.txt`` does not list are kept, without labels, and a warning names them;
@@ -37,6 +37,8 @@ class TinyImageNetImages(FileSource):
         "train" or "val"; the test images have no labels (read them with FolderImages).
     sample, seed
         Size and seed of a random sample, see `draw_sample`; None takes all.
+    allow_outside
+        Take images that are links out of the split's folder.
 
     Raises
     ------
@@ -49,6 +51,11 @@ class TinyImageNetImages(FileSource):
     sample: Count | None = None
     seed: Seed = 0
 
+    @property
+    def folder(self) -> str:
+        """The folder with the images of the split."""
+        return join(self.path, "train") if self.split == "train" else join(self.path, "val", "images")
+
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
         classes = {line.strip() for line in read_lines(join(self.path, "wnids.txt"), self._remedy())}
@@ -58,7 +65,7 @@ class TinyImageNetImages(FileSource):
         return [images[name] for name in draw_sample(images, self.sample, self.seed)]
 
     def _train(self, classes: Collection[str]) -> dict[str, ImageEntry]:
-        folder = join(self.path, "train")
+        folder = self.folder
         paths = [PurePosixPath(file) for file in list_below(folder, self._remedy()) if is_image(file)]
         self._require_classes({path.parts[0] for path in paths}, classes, folder)
         without = sorted(set(classes) - {path.parts[0] for path in paths})
@@ -72,7 +79,7 @@ class TinyImageNetImages(FileSource):
         }
 
     def _val(self, classes: Collection[str]) -> dict[str, ImageEntry]:
-        where, folder = join(self.path, "val", "val_annotations.txt"), join(self.path, "val", "images")
+        where, folder = join(self.path, "val", "val_annotations.txt"), self.folder
         labels: dict[str, str] = {}
         for number, line in enumerate(read_lines(where, self._remedy()), start=1):
             name, *rest = line.split("\t")

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import logging
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -177,9 +178,8 @@ def _living_nodes() -> list[Mapping[str, float]]:
 
 
 def _start(cpus: int) -> None:
-    token = Path.home() / ".ray" / "auth_token"
-    is_new = not token.exists()
     try:
+        _make_token()
         with _without_uv(), _on_loopback():
             ray.init(
                 address="local",
@@ -188,8 +188,6 @@ def _start(cpus: int) -> None:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **_quiet(),
             )
-        if is_new and token.exists():  # Ray makes it readable for everybody
-            token.chmod(0o600)
     except OSError as error:
         variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
         place = f"{os.environ[variable]} ({variable})" if variable else tempfile.gettempdir()
@@ -205,6 +203,22 @@ def _start(cpus: int) -> None:
             f"Ray did not start on this machine: {first_line(error)} What was finished is kept: start the same command "
             "when the machine has less to do, or use the engine local"
         ) from error
+
+
+def _make_token() -> None:
+    """Make the token of Ray's authentication, unless there is one or it is switched off: Ray's is readable for all."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=token.parent)  # which its owner alone can read
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(draft, token)
+    finally:
+        Path(draft).unlink()
 
 
 def _join(address: str) -> None:

@@ -14,11 +14,12 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from semrsm_dist import logs
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
 from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, printable
 from semrsm_dist.progress import ConsoleReporter, NoteHandler
@@ -35,25 +36,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # never end for a character that it cannot write
     options = make_parser().parse_args(arguments)
-    options.reporter = ConsoleReporter()
-    handler = NoteHandler(options.reporter)
-    handler.setLevel(logging.WARNING)
-    logging.getLogger().addHandler(handler)
     command: Callable[[argparse.Namespace], int] = options.command
+    with _reporting(options) as complain:
+        try:
+            return command(options)
+        except SemrsmError as error:
+            complain(str(error))
+            return error.exit_code
+        except MemoryError:
+            complain(
+                "the memory does not suffice; what was finished is kept: use fewer workers (--workers) or lower "
+                "matching.worker_memory, then start the same command"
+            )
+            return 1
+        except KeyboardInterrupt:
+            complain("interrupted; what was finished is kept, the same command continues")
+            return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _reporting(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """Set `options.reporter`, show what is logged, and yield what shows an error: all in the chosen format."""
+    complain: Callable[[str], None] = _complain
+    handler: logging.Handler
+    if getattr(options, "log_format", None) == "json":
+        os.environ[logs.VARIABLE] = "json"  # for workers
+        options.reporter, handler = logs.LogReporter(), logs.log_json()
+        complain = logging.getLogger(__name__).error
+    else:
+        options.reporter = ConsoleReporter()
+        handler = NoteHandler(options.reporter)
+        handler.setLevel(logging.WARNING)
+        logging.getLogger().addHandler(handler)
     try:
-        return command(options)
-    except SemrsmError as error:
-        _complain(str(error))
-        return error.exit_code
-    except MemoryError:
-        _complain(
-            "the memory does not suffice; what was finished is kept: use fewer workers (--workers) or lower "
-            "matching.worker_memory, then start the same command"
-        )
-        return 1
-    except KeyboardInterrupt:
-        _complain("interrupted; what was finished is kept, the same command continues")
-        return INTERRUPTED
+        yield complain
     finally:
         logging.getLogger().removeHandler(handler)
 
@@ -78,7 +94,7 @@ def _complain(message: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="semrsm",
         description="Semantic representational similarity matrices of vision models, at any scale.",
     )
@@ -117,7 +133,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     status = add("status", _status, "show progress, rate, time left and failed tiles of a run")
     status.add_argument("run", metavar="RUN", help="the run directory")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--json", action="store_true", help="for programs; with --watch, an object a line")
+    status.add_argument(
+        "--watch",
+        action="store_true",
+        help="again and again, in place on a terminal, until no driver is at work",
+    )
 
     report = add("report", _report, "write a page that shows the results of a run in any browser")
     report.add_argument(
@@ -179,12 +200,25 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default=os.environ.get(logs.VARIABLE, "text"),
+        help=f"of progress, warnings and errors; json is an object a line, of workers, too ({logs.VARIABLE})",
+    )
+    sub.add_argument(
         "--engine", metavar="NAME", help="where the work runs: local, ray or one that is installed"
     )
     sub.add_argument(
         "--address", help="cluster that the engine joins; without it Ray starts one on this machine"
     )
     sub.add_argument("--workers", type=int, metavar="N", help="maximum CPU slots; all by default")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows what was given with control characters as escapes: arguments may be names of files."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
 
 class _Version(argparse.Action):
@@ -327,10 +361,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from semrsm_dist.results.status import format_status, read_status
+    from semrsm_dist.cli.watching import follow
+    from semrsm_dist.results.status import read_status, watch_status
+    from semrsm_dist.results.status_text import format_status
 
-    status = read_status(options.run)
-    _print(json.dumps(status, indent=1) if options.json else format_status(status))
+    if options.watch:
+        status = follow(watch_status(options.run), _print, as_json=options.json)
+    else:
+        status = read_status(options.run)
+        _print(json.dumps(status, indent=1) if options.json else format_status(status))
     return 0 if status["complete"] else INCOMPLETE
 
 

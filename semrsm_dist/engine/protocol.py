@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -70,7 +71,11 @@ class Receipt:
     value : object
         A small result that goes to the driver instead of the store; far below 100 KB, so that Ray sends it inline.
     also : tuple of Hashable
-        Further finished units, in a packed receipt; `counts` are the sums over all.
+        Further finished units, in a packed receipt; `counts` and `seconds` are the sums over all.
+    seconds : float
+        How long the worker was at it; filled in by `run_worker`.
+    place : str
+        The worker, as in `Begun`; filled in by engines that know it.
     """
 
     unit: Hashable
@@ -79,6 +84,8 @@ class Receipt:
     fatal: bool = False
     value: object = None
     also: tuple[Hashable, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def units(self) -> tuple[Hashable, ...]:
@@ -312,22 +319,26 @@ class Crash:
     error: str
 
 
-def run_worker(worker: Worker, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
-    """Yield the worker's receipts and, if an exception escapes it, a `Crash` as the last item.
+def run_worker(worker: Worker, units: tuple[Hashable, ...], place: str = "") -> Iterator[Receipt | Crash]:
+    """Yield the worker's receipts, timed, and, if an exception escapes it, a `Crash` as the last item.
 
-    All engines call workers through here, so that a failing worker reads the same on each.
+    All engines call workers through here, so that a failing worker reads the same on each. `place` is the worker.
     """
     try:
-        yield from worker(units)
+        before = time.perf_counter()
+        for receipt in worker(units):
+            yield replace(receipt, seconds=time.perf_counter() - before, place=place)
+            before = time.perf_counter()
     except Exception:  # noqa: BLE001 - whatever a worker raises is recorded against its units
         yield Crash(traceback.format_exc())
 
 
 def pack_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Pack receipts of finished units into as few as possible, which add up to the same."""
+    """Pack receipts of one worker's finished units into as few as possible, which add up to the same."""
     packed: list[Receipt] = []
     done: list[Hashable] = []
     counts: dict[str, float] = {}
+    seconds, place = 0.0, ""
     for receipt in receipts:
         if receipt.error is not None or receipt.value is not None:
             packed.append(receipt)
@@ -335,6 +346,7 @@ def pack_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
         done += receipt.units
         for name, count in receipt.counts.items():
             counts[name] = counts.get(name, 0) + count
+        seconds, place = seconds + receipt.seconds, receipt.place
     if done:
-        packed.append(Receipt(done[0], counts=counts, also=tuple(done[1:])))
+        packed.append(Receipt(done[0], counts=counts, also=tuple(done[1:]), seconds=seconds, place=place))
     return packed

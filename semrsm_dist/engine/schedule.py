@@ -110,12 +110,16 @@ class Schedule:
 
     Attributes
     ----------
+    attempts
+        As given.
     failures
         The units set aside, in the order in which they were given up.
     hung_in_a_row
         Number of tasks that were given up as hung since a unit was last done.
     fatal
         The last receipt of an error that would affect every other unit, if there was one.
+    retries
+        Number of times that units which had failed were put in line again.
     duplicates
         Number of units that were done twice, as a second try of an overdue task was late or needless.
 
@@ -130,9 +134,9 @@ class Schedule:
             raise ValueError(f"attempts={attempts}: a unit has to be tried at least once")
         self.failures: list[Failure] = []
         self.fatal: Receipt | None = None
-        self.duplicates = 0
+        self.retries = self.duplicates = 0
         self.hung_in_a_row = 0
-        self._attempts = attempts
+        self.attempts = attempts
         self._stall_seconds = stall_seconds
         self._tasks = iter(tasks)
         self._next = next(self._tasks, None)
@@ -213,8 +217,10 @@ class Schedule:
                     self._abandoned += 1
         if len(new) == len(receipt.units):
             return receipt
-        counts = {name: count * len(new) / len(receipt.units) for name, count in receipt.counts.items()}
-        return dataclasses.replace(receipt, unit=new[0], also=new[1:], counts=counts)
+        share = len(new) / len(receipt.units)
+        counts = {name: count * share for name, count in receipt.counts.items()}
+        seconds = receipt.seconds * share
+        return dataclasses.replace(receipt, unit=new[0], also=new[1:], counts=counts, seconds=seconds)
 
     def finish(self, task: Task, error: str | None, now: float) -> None:
         """Note that a task has ended: units without a good receipt are tried again, or set aside."""
@@ -322,14 +328,15 @@ class Schedule:
             flight.is_overdue
             and flight in batch.flights
             and bool(batch.missing)
-            and batch.tries + max(self._tried.get(unit, 0) for unit in batch.missing) < self._attempts
+            and batch.tries + max(self._tried.get(unit, 0) for unit in batch.missing) < self.attempts
         )
 
     def _retry(self, unit: Hashable, error: str, cost: float, tries: int) -> None:
         tried = self._tried.pop(unit, 0) + tries
         reason = error.strip().rpartition("\n")[2]
-        if tried < self._attempts:
-            log.info("%s failed, attempt %d of %d: %s", unit, tried, self._attempts, reason)
+        if tried < self.attempts:
+            log.info("%s failed, attempt %d of %d: %s", unit, tried, self.attempts, reason)
+            self.retries += 1
             self._tried[unit] = tried
             self._retries.append(Task((unit,), cost))
             return

@@ -83,6 +83,21 @@ def run_tasks(
         If `attempts` is below 1.
     """
     schedule = Schedule(tasks, attempts, stall_seconds)
+    return run_schedule(
+        pool, schedule, on_receipt=on_receipt, on_idle=on_idle, recover=recover, stop=stop
+    )
+
+
+def run_schedule(
+    pool: Pool,
+    schedule: Schedule,
+    *,
+    on_receipt: Callable[[Receipt], None],
+    on_idle: Callable[[], None] = lambda: None,
+    recover: Callable[[Hashable], Receipt | None] = lambda unit: None,
+    stop: threading.Event | None = None,
+) -> list[Failure]:
+    """Do `run_tasks` by a schedule that was just made, which the caller may look at meanwhile."""
     looked = time.monotonic()
     try:
         while schedule.has_work:
@@ -93,7 +108,7 @@ def run_tasks(
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 _report_overdue(pool, schedule)
-                for task, why in _find_hung(pool, schedule, attempts):
+                for task, why in _find_hung(pool, schedule):
                     _recover(task, schedule, on_receipt, recover)
                     schedule.give_up(task, why, looked)
             on_idle()
@@ -183,14 +198,14 @@ def _report_overdue(pool: Pool, schedule: Schedule) -> None:
         log.warning("%d more tasks are overdue", len(overdue) - MOST_NAMED)
 
 
-def _find_hung(pool: Pool, schedule: Schedule, attempts: int) -> Iterator[tuple[Task, str]]:
+def _find_hung(pool: Pool, schedule: Schedule) -> Iterator[tuple[Task, str]]:
     """Have the workers of tasks that hang replaced, and yield each task with what is known of it."""
     now = time.monotonic()
     for flight, expected in schedule.find_hung(now):
         what = _describe(flight, expected, pool.give_up(flight.task) or flight.stack, now)
         log.warning("%s; it hangs, and its worker is replaced", what)
         yield flight.task, f"it hangs: {what}"
-        if schedule.hung_in_a_row > attempts * max(1, pool.capacity()):
+        if schedule.hung_in_a_row > schedule.attempts * max(1, pool.capacity()):
             raise WorkError(
                 f"the run was stopped, as {schedule.hung_in_a_row} tasks in a row hang, the last being {what}. What is "
                 "done is kept: look at what they wait for, such as a file system that does not answer, then start the "

@@ -133,9 +133,13 @@ def _open_session(
         session = Session(config, directory, engine, reporter, threading.Event() if stop is None else stop)
         try:
             yield session, record
-        except KeyboardInterrupt:
-            directory.append_event("interrupted")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                directory.append_event("interrupted")
+            session.pulse.end(error)
             raise
+        else:
+            session.pulse.end(None)
         finally:
             if own_engine:
                 engine.close()

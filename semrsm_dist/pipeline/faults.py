@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from semrsm_dist.errors import SemrsmError, StorageError
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 
+log = logging.getLogger(__name__)
+
 Unit = TypeVar("Unit", bound=Hashable)
 
 
@@ -23,7 +26,8 @@ def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path
     for unit in units:
         try:
             receipt = do(unit)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other units
+        except Exception as error:
+            log.info("%s failed here", unit, exc_info=True)
             receipt = failure_receipt(unit, error, run)
         yield receipt
 

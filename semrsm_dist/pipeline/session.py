@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, Worker
-from semrsm_dist.engine.schedule import Failure
-from semrsm_dist.engine.scheduler import run_tasks
+from semrsm_dist.engine.schedule import Failure, Schedule
+from semrsm_dist.engine.scheduler import run_schedule
 from semrsm_dist.errors import printable
+from semrsm_dist.pipeline.watching import Pulse
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
 
@@ -74,6 +75,9 @@ class Session:
     )
     warnings: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.directory)
+
     def warn(self, message: str) -> None:
         """Record a non-fatal warning for the summary, and log it: so it is seen also where nothing is reported."""
         message = printable(message)
@@ -84,6 +88,7 @@ class Session:
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage, which begins only if the run is still this driver's."""
         self.directory.require_held()
+        self.pulse.begin(stage)
         started = time.perf_counter()
         try:
             yield
@@ -140,35 +145,33 @@ class Session:
         recover
             Returns the receipt of a unit whose result is in the store, though its worker was lost before it said so.
         """
-        outcome = Outcome()
+        matching = self.config.matching
+        outcome, schedule = Outcome(), Schedule(tasks, matching.attempts, matching.stall_seconds)
         left = None if estimate is None else estimate.left
         with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
+            watch = self.pulse.begin(stage, unit, total, done, left, schedule)
             pool = start_pool()
 
             def receive(receipt: Receipt) -> None:
                 if receipt.error is not None:
+                    watch.fail()
                     return
                 for name, count in receipt.counts.items():
                     self.counts[stage][name] += count
                 if receipt.value is not None:
                     outcome.values.append((receipt.unit, receipt.value))
-                shown.advance(
-                    int(receipt.counts[unit]), None if estimate is None else estimate.effort(receipt)
-                )
+                amount = int(receipt.counts[unit])
+                work = None if estimate is None else estimate.effort(receipt)
+                watch.receive(receipt, amount, work)
+                shown.advance(amount, work)
 
             def look() -> None:
                 self.directory.require_held()
+                self.pulse.look()
                 shown.tick()
 
-            outcome.failures = run_tasks(
-                pool,
-                tasks,
-                attempts=self.config.matching.attempts,
-                stall_seconds=self.config.matching.stall_seconds,
-                on_receipt=receive,
-                on_idle=look,
-                recover=recover,
-                stop=self.stop,
+            outcome.failures = run_schedule(
+                pool, schedule, on_receipt=receive, on_idle=look, recover=recover, stop=self.stop
             )
             if not self.stop.is_set():
                 pool.close()

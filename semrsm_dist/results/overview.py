@@ -125,7 +125,7 @@ def _digest(run: Run, summary: dict[str, Any]) -> str:
 def _content_of(path: Path) -> str | None:
     """Return the hash in a picture, or None if there is none that can be read."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
             return picture.info.get(CONTENT)
     except (OSError, SyntaxError):  # missing, or damaged: it is drawn again

@@ -1,22 +1,23 @@
-"""The progress of a run, read from its store during or after a session."""
+"""The progress of a run during or after a session: counted in its store, and as the driver's heartbeat has it."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from semrsm_dist.progress import format_seconds
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.results import result_store, tile_files
 
-WINDOW_SECONDS = 300.0
-"""The rate is measured over the tiles that arrived in this time."""
+SILENT_SECONDS = 60.0
+"""A driver that has given out work looks about once a second; one that has not for so long is stopped or hangs."""
+
+WATCH_SECONDS, WATCH_FACTOR = 2.0, 10.0
+"""Time between two looks at a run, and the same as a multiple of what a look takes."""
 
 
 def read_status(path: str | Path) -> dict[str, Any]:
@@ -30,10 +31,13 @@ def read_status(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON values: whether a driver is at work, and whether the run is complete, that is, all layers that its last
-        session requested; per layer, whether it was requested, and how many feature chunks, tiles and pairs are
-        done; pairs per second over the last minutes, seconds left at that rate (None if nothing arrived),
-        seconds since the last tile, and the units set aside by the last session.
+        JSON values: `working`, whether a driver holds the run, and `complete`, whether all layers are that its last
+        session requested; `layers`, of each whether it was requested, and how many feature chunks, tiles and pairs are
+        done; `driver`, the last one, and `stage`, what it is at or was, as in `semrsm_dist.store.heartbeat`, both None
+        if it said nothing; `pairs_per_second` in the last minutes, `seconds_left` of the stage and
+        `last_tile_seconds` since the last tile, None if not known; `failed`, the units set aside by the last session.
+        The driver's `state` is "working", "silent" if it should have been heard of, "finished", "interrupted",
+        "failed", or "lost" if it ended without saying so.
 
     Raises
     ------
@@ -41,101 +45,83 @@ def read_status(path: str | Path) -> dict[str, Any]:
         If there is no run at `path`.
     """
     directory = RunDirectory(path)
-    if directory.read_record() is None and directory.is_locked():
-        return _starting(directory)
-    run = Run(path)
+    is_working, beat, now = directory.is_locked(), directory.read_heartbeat(), time.time()
     layers: dict[str, Any] = {}
-    now, recent_pairs, recent_work, work_left, oldest, newest = time.time(), 0, 0.0, 0.0, 0.0, math.inf
-    for layer, sizes in run.record.layers.items():
-        layout = run.layout(layer)
-        store = tile_files(directory, run.record, layer)
-        ages, pairs = now - store.arrival_times(layout), layout.pairs()
-        arrived, recent = ~np.isnan(ages), ages <= WINDOW_SECONDS
-        done = int(pairs[arrived].sum())
-        newest = min(newest, float(np.min(ages[arrived], initial=math.inf)))
-        recent_pairs += int(pairs[recent].sum())
-        recent_work += int(pairs[recent].sum()) * sizes.pair_seconds
-        oldest = max(oldest, float(np.max(ages[recent], initial=0.0)))
-        is_requested = layer in run.requested_layers
-        work_left += (layout.total_pairs - done) * sizes.pair_seconds if is_requested else 0.0
-        layers[layer] = {
-            "n_tokens": sizes.n_tokens,
-            "n_channels": sizes.n_channels,
-            "chunks": _feature_chunks(run, layer),
-            "tiles": [int(arrived.sum()), layout.n_tiles],
-            "pairs": [done, layout.total_pairs],
-            "complete": result_store(directory, run.record, layer).is_done(layout),
-            "requested": is_requested,
-        }
-    is_working = directory.is_locked()
-    span = max(oldest, 1.0)
-    left = work_left / (recent_work / span) if recent_work and is_working else None
+    if not (
+        is_working and directory.read_record() is None
+    ):  # else the images and the model are being checked
+        run = Run(path)
+        layers = {layer: _layer(run, layer) for layer in run.layers}
+    if is_working and beat is not None and beat.state != "working":
+        beat = None  # of the session before: this one has just begun
+    stage = None if beat is None else beat.stage
+    is_matching = stage is not None and stage.unit == "pairs"
     return {
         "run": str(directory.path),
         "working": is_working,
-        "complete": all(facts["complete"] for facts in layers.values() if facts["requested"]),
+        "complete": bool(layers) and all(one["complete"] for one in layers.values() if one["requested"]),
         "layers": layers,
-        "pairs_per_second": recent_pairs / span if is_working and recent_pairs else None,
-        "seconds_left": left,
-        "last_tile_seconds": max(newest, 0.0) if math.isfinite(newest) else None,
-        "failed": _failed(run),
+        "driver": None if beat is None else _driver(beat, now, is_working=is_working),
+        "stage": None if stage is None else stage.model_dump(mode="json"),
+        "pairs_per_second": stage.rate if stage and is_matching and is_working else None,
+        "seconds_left": stage.seconds_left if stage and is_working else None,
+        "last_tile_seconds": max(now - stage.heard, 0.0) if stage and is_matching and stage.heard else None,
+        "failed": _failed(directory, beat),
     }
 
 
-def _starting(directory: RunDirectory) -> dict[str, Any]:
-    """Return the status of a run whose driver is still checking images and model: there is no record yet."""
-    return {
-        "run": str(directory.path),
-        "working": True,
-        "complete": False,
-        "layers": {},
-        "pairs_per_second": None,
-        "seconds_left": None,
-        "last_tile_seconds": None,
-        "failed": [],
-    }
+def watch_status(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield `read_status` every few seconds until no driver is at work; errors as there."""
+    while True:
+        before = time.monotonic()
+        status = read_status(path)
+        yield status
+        if not status["working"]:
+            return
+        time.sleep(max(WATCH_SECONDS, WATCH_FACTOR * (time.monotonic() - before)))
 
 
-def format_status(status: dict[str, Any]) -> str:
-    """Format a status for people."""
-    state = "complete" if status["complete"] else "incomplete"
-    activity = "a driver is at work" if status["working"] else "no driver is at work"
-    lines = [f"{status['run']}: {state}, {activity}"]
-    if not status["layers"]:
-        lines.append("  it is checking the images and the model; nothing is computed yet")
-    for layer, facts in status["layers"].items():
-        chunks, tiles, pairs = facts["chunks"], facts["tiles"], facts["pairs"]
-        share = 100 * pairs[0] / pairs[1]
-        lines.append(
-            f"  {layer}: features {chunks[0]}/{chunks[1]} chunks, {tiles[0]}/{tiles[1]} tiles, "
-            f"{pairs[0]}/{pairs[1]} pairs ({share:.0f} %){', complete' if facts['complete'] else ''}"
-            f"{'' if facts['requested'] else ' (of an earlier session; no longer requested)'}"
-        )
-    if status["pairs_per_second"]:
-        lines.append(
-            f"  {status['pairs_per_second']:.0f} pairs/s, {format_seconds(status['seconds_left'])} left, "
-            f"last tile {format_seconds(status['last_tile_seconds'])} ago"
-        )
-    for failure in status["failed"]:
-        lines.append(
-            f"  failed: {failure['stage']} {failure['unit']}: {failure['error'].strip().splitlines()[-1]}"
-        )
-    if not status["complete"] and not status["working"]:
-        lines.append("  start the run's command again to continue")
-    return "\n".join(lines)
-
-
-def _feature_chunks(run: Run, layer: str) -> list[int]:
-    counts = run.record.counts
+def _layer(run: Run, layer: str) -> dict[str, Any]:
+    sizes, layout = run.record.layers[layer], run.layout(layer)
+    present = tile_files(run.directory, run.record, layer).present(layout)
+    counts, chunk_size = run.record.counts, run.record.chunk_size
     there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in counts)
-    return [there, sum(-(-count // run.record.chunk_size) for count in counts.values())]
+    return {
+        "n_tokens": sizes.n_tokens,
+        "n_channels": sizes.n_channels,
+        "chunks": [there, sum(-(-count // chunk_size) for count in counts.values())],
+        "tiles": [int(present.sum()), layout.n_tiles],
+        "pairs": [int(layout.pairs()[present].sum()), layout.total_pairs],
+        "complete": result_store(run.directory, run.record, layer).is_done(layout),
+        "requested": layer in run.requested_layers,
+    }
 
 
-def _failed(run: Run) -> list[dict[str, str]]:
+def _driver(beat: Heartbeat, now: float, *, is_working: bool) -> dict[str, Any]:
+    silence = max(now - beat.time, 0.0)
+    state: str = beat.state
+    if state == "working":
+        should_speak = beat.stage is not None and beat.stage.total > 0
+        state = "lost" if not is_working else "silent" if should_speak and silence > SILENT_SECONDS else state
+    return {
+        "place": beat.driver,
+        "state": state,
+        "reason": beat.reason,
+        "started": beat.started,
+        "silent_seconds": silence,
+    }
+
+
+def _failed(directory: RunDirectory, beat: Heartbeat | None) -> list[dict[str, str]]:
+    """Return the units that the last session has set aside; the heartbeat has those of a stage that has not ended."""
     failed: list[dict[str, str]] = []
-    for event in run.directory.read_events():
+    for event in directory.read_events():
         if event.get("event") == "started":
             failed = []
         elif event.get("event") == "failed":
             failed.append({name: str(event.get(name)) for name in ("stage", "unit", "error")})
+    known = {one["unit"] for one in failed}
+    if beat is not None and beat.stage is not None:
+        new = [one for one in beat.stage.set_aside if one.unit not in known]
+        failed += [{"stage": beat.stage.name, "unit": one.unit, "error": one.error} for one in new]
     return failed

@@ -11,6 +11,7 @@ Layout::
     neighbours.zarr/ <layer>/: the neighbours that were chosen from them, for xarray
     rsm.zarr/        <layer>/: the final matrices, for xarray
     events.jsonl     what happened when, for people
+    progress.json    what the driver is at, written every few seconds
     summary.json     the last summary
     figures/         pictures of the matrices
     lock             held by the driver at work
@@ -28,10 +29,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from semrsm_dist.errors import ConfigError, StorageError, reason_of
+from semrsm_dist.errors import ConfigError, StorageError, hide_secrets, reason_of
 from semrsm_dist.store import paths
 from semrsm_dist.store.chunks import read_attributes
 from semrsm_dist.store.labels import ORIGIN
+from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
 from semrsm_dist.store.sealed import seal, unseal
@@ -44,11 +46,11 @@ FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES,
 RECORD, RECORD_COPY, LOCK = "run.json", "run.copy.json", "lock"
 
 BEFORE_THE_RECORD = re.compile(
-    r"lock|events\.jsonl(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
+    r"lock|(progress\.json|events\.jsonl)(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
 )
 """Names of files that a session can leave when it is killed before it has written the record."""
 
-SUMMARY, EVENTS = "summary.json", "events.jsonl"
+SUMMARY, EVENTS, PROGRESS = "summary.json", "events.jsonl", "progress.json"
 
 LITTER = (
     *(f"{name}.tmp[0-9]*" for name in (RECORD, RECORD_COPY, SUMMARY, EVENTS)),
@@ -202,13 +204,28 @@ class RunDirectory:
         """Return when the last summary was written, in seconds since the epoch; None if there is none."""
         return paths.time_written(self.path / SUMMARY)
 
+    def write_heartbeat(self, beat: Heartbeat) -> None:
+        """Replace what the driver says of itself; nothing fails without it."""
+        try:
+            paths.write_atomically(self.path / PROGRESS, beat.model_dump_json().encode(), durably=False)
+        except StorageError as error:
+            log.debug("%s", error)
+
+    def read_heartbeat(self) -> Heartbeat | None:
+        """Return what the last driver said of itself; None if it said nothing that can be read."""
+        try:
+            return Heartbeat.model_validate_json((self.path / PROGRESS).read_bytes())
+        except (OSError, ValueError):
+            return None
+
     def append_event(self, event: str, **facts: object) -> None:
         """Add a line to the ledger, whose oldest lines go once it is larger than `LEDGER_BYTES`.
 
         It is for people: nothing depends on it, and nothing fails without it. Of a long text the end is kept.
         """
         short = {
-            name: fact[-LONGEST_TEXT:] if isinstance(fact, str) else fact for name, fact in facts.items()
+            name: hide_secrets(fact)[-LONGEST_TEXT:] if isinstance(fact, str) else fact
+            for name, fact in facts.items()
         }
         line = json.dumps({"time": time.time(), "event": event, **short})
         try:

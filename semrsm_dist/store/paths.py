@@ -65,8 +65,15 @@ def look_up_files(folder: RunPath) -> Iterator[StoredFile]:
             yield StoredFile(prefix + entry.name, stat.st_size, stat.st_mtime)
 
 
-def write_atomically(path: RunPath, content: bytes) -> None:
+def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> None:
     """Replace a file so that a reader or a crash sees the old or the new content, never a part.
+
+    Parameters
+    ----------
+    path, content
+        The file, and what will be in it.
+    durably
+        Wait until a crash of the machine cannot undo it.
 
     Raises
     ------
@@ -78,8 +85,9 @@ def write_atomically(path: RunPath, content: bytes) -> None:
         make_way(path)
         with temporary.open("wb") as handle:
             handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
+            if durably:
+                handle.flush()
+                os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from importlib import metadata
 
 import numpy as np
@@ -474,16 +473,6 @@ def test_control_characters_of_names_and_events_stay_off_the_terminal(place, mon
     assert call(monkeypatch, place, "status", "run\x1b]0;mine\x07") == 2
     assert r"run\x1b]0;mine\x07: there is no run" in capsys.readouterr().err
     directory.append_event("started")
-
-
-def test_status_says_how_long_ago_the_last_tile_came(place, monkeypatch, capsys):
-    run = place / "runs" / "mine"
-    then = time.time() - 100
-    for tile in (run / "tiles.zarr").rglob("c/*/*/*"):
-        os.utime(tile, (then, then))
-    with RunDirectory(run).locked():
-        assert call(monkeypatch, place, "status", "runs/mine") == 0
-    assert re.search(r"pairs/s, .* left, last tile 1 min 4\d s ago", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("path", ["runs/nowhere", "z.npy", "runs"])

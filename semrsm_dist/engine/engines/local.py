@@ -203,9 +203,10 @@ class LocalPool:
                 self._events.put(Finished(task, error=traceback.format_exc()))
 
     def _run(self, worker: Worker, thread: _WorkerThread, task: Task) -> None:
-        self._events.put(Begun(task, f"thread {thread.name}"))
+        place = f"thread {thread.name}"
+        self._events.put(Begun(task, place))
         error = None
-        for item in run_worker(worker, task.units):
+        for item in run_worker(worker, task.units, place):
             if isinstance(item, Crash):
                 error = item.error
             else:

@@ -21,7 +21,15 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
-from semrsm_dist.engine.engines.ray.reporting import Item, SignOfLife, in_work_thread, report, sign_of_life
+from semrsm_dist.engine.engines.ray.metrics import metered
+from semrsm_dist.engine.engines.ray.reporting import (
+    Item,
+    SignOfLife,
+    in_work_thread,
+    place,
+    report,
+    sign_of_life,
+)
 from semrsm_dist.engine.protocol import (
     Begun,
     Crash,
@@ -35,6 +43,7 @@ from semrsm_dist.engine.protocol import (
     run_worker,
 )
 from semrsm_dist.errors import SemrsmError, WorkError, first_line
+from semrsm_dist.logs import log_as_chosen
 from semrsm_dist.machine import limit_threads
 
 log = logging.getLogger(__name__)
@@ -53,6 +62,7 @@ class _Payload:
     """What a worker process needs: shipped once per pool, unpacked once per process."""
 
     token: str
+    work: str
     pickled: bytes
     cpus: float
     environment: dict[str, str]
@@ -62,11 +72,14 @@ def _pack(thing: object, resources: Resources) -> ray.ObjectRef[_Payload]:
     # Pickled apart from the payload, so that the variables are set before any module is imported for it.
     environment = {name: text for name, text in os.environ.items() if name.startswith(CARRIED_VARIABLES)}
     pickled: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
-    return ray.put(_Payload(uuid.uuid4().hex, pickled, resources.cpus, environment))
+    return ray.put(
+        _Payload(uuid.uuid4().hex, type(thing).__name__.strip("_"), pickled, resources.cpus, environment)
+    )
 
 
 def _unpack(payload: _Payload) -> Any:
     os.environ.update(payload.environment)
+    log_as_chosen()
     thing = cloudpickle.loads(payload.pickled)
     limit_threads(payload.cpus)  # after the imports: libraries not yet loaded cannot be limited
     return thing
@@ -79,7 +92,7 @@ def _serve(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt |
     if payload.token not in _unpacked:
         _unpacked.clear()
         _unpacked[payload.token] = _unpack(payload)
-    yield from run_worker(_unpacked[payload.token], units)
+    yield from metered(run_worker(_unpacked[payload.token], units, place()), payload.work)
 
 
 @ray.remote(num_returns="streaming", max_retries=0)
@@ -97,13 +110,14 @@ class _Holder:
 
         def make() -> Worker:
             worker: Worker = _unpack(payload)()
+            self._work = payload.work
             limit_threads(payload.cpus)  # again: the factory may have loaded libraries
             return worker
 
         self._worker = in_work_thread(make).result()
 
     def run(self, units: tuple[Hashable, ...], every: float) -> Iterator[Item]:
-        yield from report(lambda: run_worker(self._worker, units), every)
+        yield from report(lambda: metered(run_worker(self._worker, units, place()), self._work), every)
 
 
 _new_actor: Any = ray.remote(_Holder)

@@ -51,7 +51,12 @@ def in_work_thread(do: Callable[[], _Result]) -> Future[_Result]:
 
 def sign_of_life(seconds: float, stack: str = "") -> SignOfLife:
     """Return that this process has been at work on a task for so long."""
-    return SignOfLife(f"{socket.gethostname()} (process {os.getpid()})", seconds, stack)
+    return SignOfLife(place(), seconds, stack)
+
+
+def place() -> str:
+    """Return the name of this process among workers."""
+    return f"{socket.gethostname()} (process {os.getpid()})"
 
 
 class _Clock:

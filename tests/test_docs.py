@@ -16,6 +16,7 @@ PAGES = [
     ROOT / "RESULTS.md",
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "jobs/paper/README.md",
 ]

@@ -71,6 +71,25 @@ engine.close()
 print(json.dumps(sorted(places)))
 """
 
+GUARDED = """
+import json, os, subprocess, sys
+from semrsm_dist.engine import make_engine
+engine = make_engine("ray", workers=1)
+address = engine.describe()["address"]
+join = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(len(ray.nodes()))"
+def try_to_join(**variables):
+    command = [sys.executable, "-c", join, address]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables, timeout=100)
+    return done.stdout.strip()[-1:] if done.returncode == 0 else "refused"
+found = [
+    try_to_join(),
+    try_to_join(HOME=sys.argv[1], RAY_AUTH_MODE="disabled"),
+    try_to_join(HOME=sys.argv[1], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guessed"),
+]
+engine.close()
+print(json.dumps(found))
+"""
+
 WITHOUT_RAY = """
 import importlib.metadata, sys
 sys.modules["ray"] = None
@@ -141,6 +160,25 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone_unless_told_otherwise():
     assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     done = python(LISTENING, env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"})
     assert {"::", "0.0.0.0"} & set(json.loads(done.stdout)), done.stderr
+
+
+def test_nobody_joins_a_ray_of_our_own_without_its_token(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, str(tmp_path / "other")],
+        env=environment | {"HOME": str(tmp_path / "mine")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["1", "refused", "refused"]
+    token = tmp_path / "mine" / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o077 == 0
+    assert list(token.parent.iterdir()) == [token]
 
 
 def test_ray_works_for_a_command_without_standard_error(tmp_path):

@@ -24,7 +24,7 @@ LIGHT_MODULES = [
 ]
 ROOMS = (
     ("errors",),
-    ("fields", "logs", "machine", "plugins", "progress"),
+    ("fields", "machine", "plugins", "progress"),
     ("matching",),
     ("data", "engine", "evaluation", "plan"),
     ("config", "features"),

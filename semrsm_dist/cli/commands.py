@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from semrsm_dist import logs
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
+from semrsm_dist.engine import logs
 from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, printable
 from semrsm_dist.progress import ConsoleReporter, NoteHandler
 

@@ -83,9 +83,7 @@ def run_tasks(
         If `attempts` is below 1.
     """
     schedule = Schedule(tasks, attempts, stall_seconds)
-    return run_schedule(
-        pool, schedule, on_receipt=on_receipt, on_idle=on_idle, recover=recover, stop=stop
-    )
+    return run_schedule(pool, schedule, on_receipt=on_receipt, on_idle=on_idle, recover=recover, stop=stop)
 
 
 def run_schedule(

@@ -30,6 +30,7 @@ from semrsm_dist.engine.engines.ray.reporting import (
     report,
     sign_of_life,
 )
+from semrsm_dist.engine.logs import log_as_chosen
 from semrsm_dist.engine.protocol import (
     Begun,
     Crash,
@@ -43,7 +44,6 @@ from semrsm_dist.engine.protocol import (
     run_worker,
 )
 from semrsm_dist.errors import SemrsmError, WorkError, first_line
-from semrsm_dist.logs import log_as_chosen
 from semrsm_dist.machine import limit_threads
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from semrsm_dist.logs import LogReporter, log_json
+from semrsm_dist.engine.logs import LogReporter, log_json
 from semrsm_dist.progress import require_reporter
 
 

@@ -15,7 +15,8 @@ from semrsm_dist.report.data import Gathered, as_json, gather
 from semrsm_dist.report.evaluations import read_evaluations
 from semrsm_dist.report.still import still_maps
 from semrsm_dist.results.run import Run
-from semrsm_dist.results.status import format_status, read_status
+from semrsm_dist.results.status import read_status
+from semrsm_dist.results.status_text import format_status
 
 
 def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | None = None) -> Path:

@@ -12,7 +12,8 @@ import semrsm_dist as srs
 from semrsm_dist.errors import StorageError
 from semrsm_dist.pipeline.summary import WORKER_PARTS, format_summary
 from semrsm_dist.results.export import export_npy, export_zarr
-from semrsm_dist.results.status import format_status, read_status
+from semrsm_dist.results.status import read_status
+from semrsm_dist.results.status_text import format_status
 from semrsm_dist.store.tiles import TileStore
 
 TILE = "tiles.zarr/last/tiles/c/0/0/0"

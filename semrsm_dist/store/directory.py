@@ -32,8 +32,8 @@ from typing import Any
 from semrsm_dist.errors import ConfigError, StorageError, hide_secrets, reason_of
 from semrsm_dist.store import paths
 from semrsm_dist.store.chunks import read_attributes
-from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.heartbeat import Heartbeat
+from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
 from semrsm_dist.store.sealed import seal, unseal

@@ -79,6 +79,14 @@ class TileFiles(LabelledGroup):
         """Return whether one tile exists."""
         return (self._folder / str(tile[0]) / str(tile[1])).is_file()
 
+    def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
+        """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
+        times = np.full((layout.row_panels, layout.column_panels), np.nan)
+        for file in paths.look_up_files(self._folder):
+            if tile := _tile_of(file.name, layout):
+                times[tile] = file.written
+        return times
+
     def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Read tiles that exist, delete those that are damaged or others, and return them."""
         damaged = [tile for tile in tiles if chunks.find_fault(self._array, (0, *tile))]

@@ -1,6 +1,8 @@
 """Solved tiles: three numbers a pair, there or not there, and damaged ones found and removed."""
 
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +138,17 @@ def test_layers_do_not_meet(tmp_path):
     assert present(one) == set(LAYOUT.tiles())
 
 
+def test_arrival_times_are_those_of_the_files(tmp_path):
+    before = time.time() - 2
+    store, tiles = filled(tmp_path)
+    os.utime(file_of(tmp_path, store, (1, 2)), (0, 1e9))
+    file_of(tmp_path, store, (0, 2)).unlink()
+    times = store.arrival_times(LAYOUT)
+    assert times[1, 2] == 1e9
+    assert {tuple(tile) for tile in np.argwhere(~np.isnan(times))} == tiles.keys() - {(0, 2)}
+    assert all(before <= times[tile] <= time.time() + 2 for tile in tiles.keys() - {(0, 2), (1, 2)})
+
+
 def test_files_that_are_no_tiles_of_the_layout_do_not_count(tmp_path):
     store, tiles = filled(tmp_path)
     for strange in ((0, 3), (3, 0), (1, 0), (0, "x")):
@@ -150,6 +163,7 @@ def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     file = file_of(tmp_path, store, (1, 2))
     file.rename(file.with_name("2.5f0e.partial"))
     assert present(store) == set(LAYOUT.tiles()) - {(1, 2)}
+    assert np.isnan(store.arrival_times(LAYOUT)[1, 2])
 
 
 @pytest.mark.parametrize("place", ["the tile", "its row"])

@@ -36,6 +36,7 @@ import psutil
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import load_config
+from semrsm_dist.errors import SemrsmError
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import SilentReporter, Stage
@@ -250,14 +251,19 @@ def main() -> None:
             flush=True,
         )
         for kind, engine in runs:
-            column = pd.Series(measure_run(folder, options, kind, engine), name=f"{kind}, {engine}")
+            try:
+                column = pd.Series(measure_run(folder, options, kind, engine), name=f"{kind}, {engine}")
+            except SemrsmError as error:
+                print(f"{kind}, {engine}: {error}\n", flush=True)
+                shutil.rmtree(folder / kind, ignore_errors=True)
+                continue
             print(column.map(format_number).to_string(), end="\n\n", flush=True)
             table = pd.concat([table, column], axis=1)
             shutil.rmtree(folder / kind)
     print(table.map(format_number).to_string())
-    rates = table.loc["matching, s"]
     if {"matrices, local", "matrices, ray"} <= set(table):
-        print(f"ray / local, matching: {rates['matrices, ray'] / rates['matrices, local']:.3f}")
+        seconds = table.loc["matching, s"]
+        print(f"ray / local, matching: {seconds['matrices, ray'] / seconds['matrices, local']:.3f}")
     print(f"load of the machine at last {os.getloadavg()[0]:.1f}")
 
 

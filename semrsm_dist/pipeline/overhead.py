@@ -12,6 +12,7 @@ from pathlib import Path
 
 from semrsm_dist.engine import Engine, Resources, Task, run_tasks
 from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.results.overview import draw_overview
 from semrsm_dist.results.run import Run
@@ -39,10 +40,22 @@ class Starter:
 
 
 def time_loading(matcher: Matcher) -> float:
-    """Return the seconds in which a process starts and loads what a run needs, all of it compiled."""
+    """Return the seconds in which a process starts and loads what a run needs, all of it compiled.
+
+    Raises
+    ------
+    WorkError
+        If a process of its own cannot.
+    """
     matcher.compile()
+    program = [sys.executable, "-c", LOADED, matcher.name, json.dumps(matcher.parameters)]
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", LOADED, matcher.name, json.dumps(matcher.parameters)], check=True)
+    done = subprocess.run(program, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise WorkError(
+            f"a process of its own cannot load the package or the matcher {matcher.name!r}, so a run could not be "
+            f"started: install what is missing for {sys.executable}. {done.stderr.strip().rpartition(chr(10))[2]}"
+        )
     return time.perf_counter() - started
 
 

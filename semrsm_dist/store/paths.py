@@ -176,13 +176,29 @@ def path_of(array: zarr.Array[Any]) -> RunPath:
 
 
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files below a folder, each with the path of its own folder from there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
-                yield prefix, entry
+    """Yield the files below a folder, each with the path of its own folder from there.
+
+    Raises
+    ------
+    StorageError
+        If the file system cannot list them.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/")
+                elif entry.is_file():
+                    yield prefix, entry
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except StorageError:  # of a folder in it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or folder}: cannot be listed ({error.strerror or error}), so what is finished is not "
+            "known; nothing was changed: check the disk and its permissions, then start the same command"
+        ) from error
 
 
 def _ends_a_line(file: BinaryIO) -> bool:

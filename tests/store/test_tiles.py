@@ -178,3 +178,14 @@ def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_moved_aside(tmp_path, 
     assert present(store) == {tile for tile in tiles if tile[0] != 1}
     store.write((1, 2), *tiles[1, 2])
     np.testing.assert_array_equal(store.read((1, 2))[:2], tiles[1, 2][:2])
+
+
+def test_a_folder_that_cannot_be_listed_says_nothing_about_its_tiles(tmp_path):
+    store, _ = filled(tmp_path)
+    folder = file_of(tmp_path, store, (0, 0)).parent
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)  # a loop, which the file system refuses
+    with pytest.raises(
+        StorageError, match=r"0/0: cannot be listed .* check the disk .* start the same command"
+    ):
+        store.present(LAYOUT)

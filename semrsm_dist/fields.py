@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from semrsm_dist.errors import ConfigError, did_you_mean, hide_secrets
 
@@ -19,6 +20,18 @@ else:
 
 Problem = Mapping[str, Any]
 """One of the errors of a `pydantic.ValidationError`."""
+
+OBJECT_STORES = ("s3", "gs", "az")
+"""Schemes of the URIs of a run."""
+
+_RUN_EXPECTED = (
+    "expected a path in a file system, or a folder in an object store "
+    f"({', '.join(f'{scheme}://bucket/folder' for scheme in OBJECT_STORES)})"
+)
+_NO_SECRETS = (
+    "expected a URI without user, password and options (not shown here, as they may be secret); credentials, region "
+    "and endpoint come from the environment"
+)
 
 LONGEST_NAME = 200
 """Bytes of a layer's name: file systems allow 255, and exported files add the kernel."""
@@ -88,6 +101,43 @@ def _path(value: object) -> object:
     return location
 
 
+def check_run_uri(uri: str) -> str:
+    """Return the URI of a run's folder in an object store, without a slash at its end.
+
+    Raises
+    ------
+    ConfigError
+        If it is none. What may be secret in it is not shown.
+    """
+    if _may_hold_secrets(uri):
+        raise ConfigError(f"run: {_NO_SECRETS}")
+    if not _is_folder_of_objects(uri):
+        raise ConfigError(f"run: {uri!r}: {_RUN_EXPECTED}")
+    return uri.rstrip("/")
+
+
+def _run_location(value: object) -> object:
+    location = _location(value)
+    if isinstance(location, Path):
+        return location
+    uri = str(location)
+    if _may_hold_secrets(uri):  # reported without the value, and without its place, which for --set has it
+        raise PydanticCustomError("refused", "{message}", {"key": "", "message": f"run: {_NO_SECRETS}"})
+    if not _is_folder_of_objects(uri):
+        raise ValueError(_RUN_EXPECTED)
+    return uri.rstrip("/")
+
+
+def _may_hold_secrets(uri: str) -> bool:
+    return "@" in uri.partition("://")[2].partition("/")[0] or "?" in uri or "#" in uri
+
+
+def _is_folder_of_objects(uri: str) -> bool:
+    scheme, _, rest = uri.partition("://")
+    bucket, _, folder = rest.partition("/")
+    return scheme in OBJECT_STORES and bool(bucket) and all(folder.rstrip("/").split("/"))
+
+
 def _layer_name(value: str) -> str:
     """Check that a name is valid for a folder in the store and for exported files."""
     if (
@@ -137,6 +187,7 @@ Positive = Annotated[Real, Field(gt=0)]
 Tolerance = Annotated[Real, Field(ge=0, le=1)]  # of the norms' product, which no value exceeds
 LayerName = Annotated[str, AfterValidator(_layer_name)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]
+RunLocation = Annotated[Path | str, BeforeValidator(_run_location)]
 Location = Annotated[Path | str, BeforeValidator(_location)]
 Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
 AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]

@@ -64,6 +64,8 @@ SLOW = (
     "pipeline/test_scan_stage.py",
     "pipeline/test_unequal_tokens_run.py",
     "engine/test_ray_start.py",
+    "objects/test_object_runs.py",
+    "objects/test_lease.py",
     "deploy/test_manifests.py",
 )
 """Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes less than a minute."""

@@ -345,11 +345,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from semrsm_dist.config.reading import parse_settings
     from semrsm_dist.experiments import EXPERIMENTS
     from semrsm_dist.experiments.evaluating import default_run, evaluate
+    from semrsm_dist.experiments.runs import evaluation_folder
 
     experiment = EXPERIMENTS.load(options.experiment)
     config = _load(options) if options.config else default_run(options.experiment, _overrides(options))
     parameters = parse_settings(options.parameters, "--with")
-    folder = _folder(options, config.run / "evaluation")
+    folder = _folder(options, evaluation_folder(config))
     experiment.load()  # what it needs, before interrupts are taken over
     with stopping_in_order():
         evidence = evaluate(
@@ -419,6 +420,10 @@ def _export(options: argparse.Namespace) -> int:
     from semrsm_dist.results.run import Run
 
     run = Run(options.run)
+    if options.out is None and not isinstance(run.directory.path, Path):
+        raise ConfigError(
+            f"{options.run}: files are not exported into an object store: choose a folder with --out"
+        )
     folder = _folder(options, Path(options.run) / "export")
     chosen = {"layers": options.layer, "kernels": options.kernel}
     if options.to in GRAPHS and options.kind:

@@ -39,8 +39,8 @@ from semrsm_dist.fields import (
     AutoCount,
     AutoPair,
     Count,
-    LocalPath,
     Real,
+    RunLocation,
     Section,
     Seed,
 )
@@ -227,7 +227,7 @@ class OutputConfig(Section):
 class RunConfig(Section):
     """One run: one directory, one set of images (or queries against images), some layers."""
 
-    run: LocalPath
+    run: RunLocation
     data: Data
     queries: Data | None = None
     model: ModelConfig | None = None

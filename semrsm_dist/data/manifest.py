@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -199,41 +198,25 @@ class Manifest:
 
     # --- Parquet ---------------------------------------------------------------------------------------
 
-    def to_parquet(self, path: str | Path) -> None:
-        """Write the table, whole or not at all.
-
-        Raises
-        ------
-        StorageError
-            If the file cannot be written.
-        """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    def to_parquet(self) -> bytes:
+        """Return the table as the content of a Parquet file."""
         columns = {name: [getattr(row, name) for row in self.rows] for name in SCHEMA.names[1:]}
         table = pa.table({"index": range(len(self.rows)), **columns}, SCHEMA)
-        try:
-            try:
-                pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"the manifest {str(path)!r} cannot be written ({reason_of(error)}); nothing was changed: free space "
-                "or grant access, then repeat"
-            ) from error
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
+        return file.getvalue()
 
     @classmethod
-    def from_parquet(cls, path: str | Path) -> Manifest:
-        """Read what `to_parquet` wrote.
+    def from_parquet(cls, content: bytes, path: object) -> Manifest:
+        """Read what `to_parquet` returned; `path` is where it was kept, for messages.
 
         Raises
         ------
         StorageError
-            If the file is missing, damaged, or no manifest.
+            If it is damaged, or no manifest.
         """
         try:
-            table = pyarrow.parquet.read_table(Path(path), page_checksum_verification=True)
+            table = pyarrow.parquet.read_table(io.BytesIO(content), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images "

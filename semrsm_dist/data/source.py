@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, check_unique_ids
@@ -89,8 +88,8 @@ class ImageSource(DataSource):
         """Return (size in bytes, modification time in ns) without reading, or None where an image has none."""
         return None
 
-    def would_list(self, path: Path) -> bool:
-        """Return whether image files below `path`, such as a run's figures, would be listed as images."""
+    def would_list(self, location: str) -> bool:
+        """Return whether image files below a path or URI, such as a run's figures, would be listed as images."""
         return False
 
 

@@ -63,10 +63,12 @@ def evaluate(
         go with the experiment.
     """
     from semrsm_dist.config.schema import as_config  # noqa: PLC0415 - slow to load
+    from semrsm_dist.experiments.runs import evaluation_folder  # noqa: PLC0415
 
     config = default_run(name) if config is None else as_config(config)
+    folder = evaluation_folder(config) if folder is None else Path(folder)
     evidence = compute(name, config, reporter=reporter, **parameters)
-    evidence.save(Path(folder) if folder is not None else config.run / "evaluation")
+    evidence.save(folder)
     return evidence
 
 
@@ -75,10 +77,12 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
     import pandas as pd  # noqa: PLC0415 - slow to load
 
     from semrsm_dist.experiments.evidence import Evidence, Findings  # noqa: PLC0415 - slow to load
+    from semrsm_dist.experiments.runs import evaluation_folder  # noqa: PLC0415
     from semrsm_dist.progress import SilentReporter, require_reporter  # noqa: PLC0415
     from semrsm_dist.store.directory import RunDirectory  # noqa: PLC0415
 
     checked = check_parameters(name, parameters)
+    evaluation_folder(config)
     reporter = SilentReporter() if reporter is None else require_reporter(reporter)
     experiment = EXPERIMENTS.load(name)
     findings = experiment.load()(config, checked, reporter)
@@ -97,7 +101,7 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
         **checked.model_dump(mode="json"),
         **findings.settings,
     }
-    summary = RunDirectory(Path(settings["config"]["run"])).read_summary() or {}
+    summary = RunDirectory(settings["config"]["run"]).read_summary() or {}
     return Evidence(findings.table, findings.draw, findings.text, settings, name, summary.get("about", ""))
 
 

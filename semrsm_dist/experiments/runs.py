@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config.schema import RunConfig
@@ -16,6 +17,22 @@ def complete_run(config: RunConfig, reporter: Reporter) -> Run:
     """Return a run, computed as far as it is missing."""
     driver.run(config, reporter=reporter)
     return Run(config.run)
+
+
+def evaluation_folder(config: RunConfig) -> Path:
+    """Return the folder in a run's directory for what experiments make.
+
+    Raises
+    ------
+    ConfigError
+        If the run is in an object store: experiments map large arrays from files.
+    """
+    if not isinstance(config.run, Path):
+        raise ConfigError(
+            f"{config.run}: experiments take a run on a file system, as they keep and map large files beside it; give "
+            "one, or read the results of this run with semrsm_dist.open_run"
+        )
+    return config.run / "evaluation"
 
 
 def require_symmetric(config: RunConfig, experiment: str) -> None:

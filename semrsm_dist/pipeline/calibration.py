@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from pydantic import PrivateAttr
 
 from semrsm_dist.config.schema import OutputConfig, RunConfig
 from semrsm_dist.data.entries import ImageEntry, LoadedImage
-from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource, list_entries, load_image
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
@@ -41,6 +39,7 @@ from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.paths import RunPath, as_run_path, look_up_files, temporary_folder
 from semrsm_dist.store.record import LayerSizes, Side
 
 ROUNDS, FEWEST_ROUNDS = 4, 3
@@ -168,7 +167,7 @@ class Calibration:
     picture: float
 
 
-def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path) -> Calibration:
+def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
     """Measure trials of a run.
 
     Parameters
@@ -191,7 +190,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path
     config = config.model_copy(update=update)
     sides = {"images": config.data} | ({} if config.queries is None else {"queries": config.queries})
     with (
-        tempfile.TemporaryDirectory(prefix=".semrsm-plan-", dir=folder) as place,
+        temporary_folder(folder, ".semrsm-plan-") as (place, scratch),
         _quiet(),
     ):
         if isinstance(config.data, FeaturesData):
@@ -203,11 +202,11 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: Path
             sources = cast("dict[Side, ImageSource]", sides)
             entries = {side: list_entries(source) for side, source in sources.items()}
             counts = {side: len(found) for side, found in entries.items()}
-            images = _Images(config, sources, entries, Path(place))
+            images = _Images(config, sources, entries, place)
             through_model, pool, sizes = images.measure(matcher)
         most = _affordable(through_model, matcher, sizes, workers)
-        trials = list(_repeat(config, pool, most, Path(place)))
-        picture = time_picture(_features_folder(Path(place), 0, 1) / "run")
+        trials = list(_repeat(config, pool, most, place, scratch))
+        picture = time_picture(place / _name_trial(0, 1) / "run")
         return Calibration(counts, sizes, through_model, trials, picture)
 
 
@@ -323,7 +322,7 @@ class _Images:
     config: RunConfig
     sources: Mapping[Side, ImageSource]
     entries: Mapping[Side, Sequence[ImageEntry]]
-    place: Path
+    place: RunPath
 
     def measure(self, matcher: Matcher) -> tuple[list[Trial], Pool, dict[str, LayerSizes]]:
         """Return a trial of few images, if these are quick one of more, the features of the last, and layer sizes."""
@@ -351,16 +350,16 @@ class _Images:
         update = {
             "data": samples["images"],
             "queries": samples.get("queries"),
-            "run": self.place / f"model-{number}",
+            "run": str(self.place / f"model-{number}"),
         }
         return _measure(self.config.model_copy(update=update))
 
     def _choose(self, side: Side, wanted: int) -> list[int]:
         return spread(len(self.entries[side]), wanted)
 
-    def _pool(self, path: Path, layers: Sequence[str]) -> Pool:
+    def _pool(self, path: RunPath, layers: Sequence[str]) -> Pool:
         directory = RunDirectory(path)
-        manifests = {side: Manifest.from_parquet(directory.manifest(side)) for side in self.sources}
+        manifests = {side: directory.read_manifest(side) for side in self.sources}
         features = {
             layer: {
                 side: FeatureStore(directory.features, side, layer).read(slice(0, manifest.n_readable))
@@ -375,7 +374,7 @@ class _Images:
         return Pool(features, {}, entries)
 
 
-def _repeat(config: RunConfig, pool: Pool, most: int, place: Path) -> Iterator[Trial]:
+def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: Path) -> Iterator[Trial]:
     """Yield trials of at most so many random images of the pool, in turns with half of them and with all."""
     draw, started = np.random.default_rng(2), time.perf_counter()
     for number in range(ROUNDS):
@@ -386,16 +385,17 @@ def _repeat(config: RunConfig, pool: Pool, most: int, place: Path) -> Iterator[T
                 side: np.sort(draw.permutation(len(entries))[: max(2, min(len(entries), most) // part)])
                 for side, entries in pool.entries.items()
             }
-            yield _try_features(config, pool, chosen, _features_folder(place, number, part))
+            name = _name_trial(number, part)
+            yield _try_features(config, pool, chosen, place / name / "run", scratch / name)
 
 
-def _features_folder(place: Path, number: int, part: int) -> Path:
-    """Return the folder of a trial of features: of a round, with one of so many parts of the images."""
-    return place / f"features-{number}-{part}"
+def _name_trial(number: int, part: int) -> str:
+    """Return the name of a trial of features: of a round, with one of so many parts of the images."""
+    return f"features-{number}-{part}"
 
 
 def _try_features(
-    config: RunConfig, pool: Pool, chosen: Mapping[Side, NDArray[np.int64]], folder: Path
+    config: RunConfig, pool: Pool, chosen: Mapping[Side, NDArray[np.int64]], path: RunPath, folder: Path
 ) -> Trial:
     folder.mkdir()
     data = {side: _write_features(pool, side, chosen[side], folder) for side in chosen}
@@ -405,7 +405,7 @@ def _try_features(
         "data": data["images"],
         "queries": data.get("queries"),
         "model": None,
-        "run": folder / "run",
+        "run": str(path),
         "matching": config.matching.model_copy(update={"tile": tile}),
     }
     return _measure(config.model_copy(update=update))
@@ -485,7 +485,7 @@ def _measure(config: RunConfig) -> Trial:
         workers=engine.slots,
         seconds={**summary["seconds"], "load": max(engine.loads, default=0.0)},
         tiles=[_tile_time(receipt) for receipt in engine.receipts if "pairs" in receipt.counts],
-        written=_list_files(config.run, tuple(layouts)),
+        written=_list_files(as_run_path(config.run), tuple(layouts)),
     )
 
 
@@ -497,13 +497,12 @@ def _tile_time(receipt: Receipt) -> TileTime:
     return TileTime(layer, pairs, load, total - load, counts["write_seconds"])
 
 
-def _list_files(path: Path, layers: Sequence[str]) -> dict[str, Written]:
+def _list_files(path: RunPath, layers: Sequence[str]) -> dict[str, Written]:
     """Return the files of a run by kind."""
     found: dict[str, Written] = {}
-    for file in path.rglob("*"):
-        if file.is_file():
-            kind = _kind(file.relative_to(path).as_posix(), layers)
-            found[kind] = found.get(kind, Written()) + Written(1, file.stat().st_size)
+    for file in look_up_files(path):
+        kind = _kind(file.name, layers)
+        found[kind] = found.get(kind, Written()) + Written(1, file.n_bytes)
     return found
 
 

@@ -33,7 +33,7 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import LostRecordError, RunDirectory
 from semrsm_dist.store.fingerprint import differences, require_same
-from semrsm_dist.store.paths import make_way
+from semrsm_dist.store.paths import RunPath, as_run_path
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store
 
@@ -124,7 +124,7 @@ def _open_session(
             f"stop: {stop!r:.200}: expected a threading.Event, which ends the run when it is set"
         )
     engine = None if engine is None else require_engine(engine)
-    directory = RunDirectory(_lasting(config.run))
+    directory = RunDirectory(_lasting(as_run_path(config.run)))
     directory.create()
     with limit_threads(), directory.locked():
         record = _find_record(directory)
@@ -157,12 +157,13 @@ def _find_record(directory: RunDirectory) -> RunRecord | None:
     return record
 
 
-def _lasting(path: Path) -> Path:
+def _lasting(path: RunPath) -> RunPath:
     """Return the run directory's absolute path, unless it would lie in the copy that Ray deletes after a job."""
     if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise ConfigError(
             f"run: {path}: a submitted job works in a copy of its working directory that is deleted when it ends, and "
-            "the results with it; nothing was computed: give an absolute path on a file system that all nodes share"
+            "the results with it; nothing was computed: give an absolute path on a file system that all nodes share or "
+            "the URI of a folder in an object store"
         )
     return path.absolute()
 
@@ -216,9 +217,7 @@ def _is_done(session: Session, record: RunRecord) -> bool:
 
 def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
     for side, manifest in inputs.manifests.items():
-        path = session.directory.manifest(side)
-        make_way(path)
-        manifest.to_parquet(path)
+        session.directory.write_manifest(side, manifest)
     session.directory.write_record(record)
     session.directory.append_event(
         "started", engine=session.engine.describe(), versions=dict(record.versions)

@@ -6,7 +6,6 @@ import logging
 import socket
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from semrsm_dist.engine.protocol import Receipt
@@ -14,13 +13,14 @@ from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import SemrsmError, StorageError
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
+from semrsm_dist.store.paths import RunPath
 
 log = logging.getLogger(__name__)
 
 Unit = TypeVar("Unit", bound=Hashable)
 
 
-def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: Path) -> Iterator[Receipt]:
+def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: RunPath) -> Iterator[Receipt]:
     """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue."""
     limit_threads()  # of this process, if it is not the driver's
     for unit in units:
@@ -49,7 +49,7 @@ def _gist(error: str) -> str:
     return error.strip().splitlines()[-1] if error.startswith("Traceback") else error.strip()
 
 
-def failure_receipt(unit: Hashable, error: Exception, run: Path | None = None) -> Receipt:
+def failure_receipt(unit: Hashable, error: Exception, run: RunPath | None = None) -> Receipt:
     """Describe a failed unit: the message of an error meant for users, the traceback of any other.
 
     Causes that would fail every other unit too are marked fatal: a full or read-only file system, and a run directory

@@ -55,9 +55,10 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
 
 def read_copy(session: Session, side: Side) -> Manifest | None:
     """Return the run's own manifest of a side, or None if that is gone, too, or damaged."""
-    path = session.directory.manifest(side)
+    if not session.directory.manifest(side).exists():
+        return None
     try:
-        return Manifest.from_parquet(path) if path.exists() else None
+        return session.directory.read_manifest(side)
     except StorageError as error:
         session.warn(f"{error}; it is made anew from its source")
         return None

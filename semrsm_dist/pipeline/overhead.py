@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from semrsm_dist.engine import Engine, Resources, Task, run_tasks
 from semrsm_dist.engine.protocol import Receipt
@@ -16,6 +15,7 @@ from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.results.overview import draw_overview
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.paths import RunPath
 
 LOADED = """
 import json, sys
@@ -68,7 +68,7 @@ def time_workers(engine: Engine, matcher: Matcher, count: int) -> float:
     return time.perf_counter() - started
 
 
-def time_picture(run: Path) -> float:
+def time_picture(run: RunPath) -> float:
     """Return the seconds in which the picture of a run is drawn, with what that loads."""
     started = time.perf_counter()
     draw_overview(Run(run))

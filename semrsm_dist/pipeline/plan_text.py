@@ -34,11 +34,12 @@ def format_plan(plan: Mapping[str, Any]) -> str:
         )
     low, high = plan["seconds_interval"]
     files = plan["files"]
+    free = "no limit" if plan["disk_free_bytes"] is None else f"{_size(plan['disk_free_bytes'])} free"
     lines += [
         f"work: {plan['pairs']} pairs, {plan['tiles']} tiles, about {plan['tasks']} tasks; {plan['core_hours']:.2f} "
         f"core-hours, {plan['gpu_hours']:.2f} GPU-hours",
         f"disk: about {_size(plan['disk_bytes'])} in {sum(files.values())} files, uncompressed up to "
-        f"{_size(plan['disk_bytes_at_most'])}; {_size(plan['disk_free_bytes'])} free",
+        f"{_size(plan['disk_bytes_at_most'])}; {free}",
         f"features read by workers: {_size(plan['read_bytes'])}",
         f"memory: about {_size(plan['peak_memory_bytes'])} at the peak, with up to "
         f"{_size(plan['worker_memory_bytes'])} for each of {plan['workers']} workers in matching; "

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,6 +40,7 @@ from semrsm_dist.pipeline.sizing import (
 from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
 from semrsm_dist.plan.estimate import CONFIDENCE, Line, TileCost, fit_line, fit_parts, interval_factor
 from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store.paths import RunPath, as_run_path, free_bytes, nearest_folder
 from semrsm_dist.store.record import LayerRecord, RunRecord, Side
 
 SCALES = (1, 10, 100, 1000)
@@ -233,7 +232,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
         outside += time_workers(engine, matcher, workers)
     finally:
         engine.close()
-    folder = _existing(config.run.absolute().parent)
+    folder = nearest_folder(as_run_path(config.run))
     contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
     calibration = calibrate(config, matcher, workers=contending, folder=folder)
     record = _record(config, matcher, calibration, slots)
@@ -280,7 +279,7 @@ class _Plan:
     def costs(self) -> Costs:
         return Costs(self.calibration)
 
-    def describe(self, folder: Path, outside: float) -> dict[str, Any]:
+    def describe(self, folder: RunPath, outside: float) -> dict[str, Any]:
         """Return the plan as JSON values; `outside` are the seconds to load the package and to start the workers."""
         start = self.costs.start + outside
         files, sizes = Space(self.calibration, self.record).measure()
@@ -306,7 +305,7 @@ class _Plan:
         features = self.costs.features(n_images)
         seconds = fixed + others + features + per_worker + here.seconds
         most_disk = largest_disk_bytes(self.config, self.matcher, self.record)
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         worker_memory = largest_worker(self.config, self.matcher, self.record)
         peak = max(psutil.Process().memory_info().rss + self.workers * worker_memory, _peak_memory())
         problems = _problems(most_disk, free, peak, worker_memory, self.machine)
@@ -417,11 +416,11 @@ def _find_limit(simulated: Simulated, storage: float) -> str:
 
 
 def _problems(
-    most_disk: int, free: int, peak: int, worker_memory: int, machine: Mapping[str, Any]
+    most_disk: int, free: int | None, peak: int, worker_memory: int, machine: Mapping[str, Any]
 ) -> list[str]:
     """Return why the run would be refused, or end early."""
     problems = []
-    if most_disk > free:
+    if free is not None and most_disk > free:
         problems.append(
             "the disk may be too small, and the run would be refused: free space, choose another run directory, use "
             "features.dtype: float16, or fewer layers or kernels"
@@ -470,11 +469,6 @@ def check_run(config: RunConfig) -> None:
     check_features(ready, make_matcher(config.matching.matcher, **config.matching.parameters))
     if config.model is not None:
         check_model(config.model)
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder at or above a path that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _peak_memory() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-import shutil
 from collections.abc import Mapping
 
 from semrsm_dist.config.schema import RunConfig
@@ -16,6 +15,7 @@ from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsiz
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
 from semrsm_dist.plan.tiling import MOST_PANELS, Layout, choose_tile_size, smallest_tile
+from semrsm_dist.store.paths import free_bytes
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
 LARGEST_CHUNK = 32
@@ -204,8 +204,8 @@ def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
         If the uncompressed results and features are larger than the free space.
     """
     needed = largest_disk_bytes(session.config, matcher, record)
-    free = shutil.disk_usage(session.directory.path).free
-    if needed > free:
+    free = free_bytes(session.directory.path)
+    if free is not None and needed > free:
         raise StorageError(
             f"{session.directory.path}: the run takes up to {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are "
             "free; nothing was computed: free space, use features.dtype: float16, or fewer layers or kernels"

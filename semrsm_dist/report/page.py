@@ -39,15 +39,22 @@ def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | Non
     Raises
     ------
     ConfigError
-        If the path is a folder, or leads through a file.
+        If the path is a folder, or leads through a file; or it is needed, as the run is in an object store.
     StorageError
         If the run is damaged, or the file cannot be written.
     """
-    target = run.directory.path / "report.html" if path is None else path
+    target = _default_target(run) if path is None else path
     _require_place(target)
     gathered = gather(run, SilentReporter() if reporter is None else reporter)
     _replace(target, render(run, gathered))
     return target
+
+
+def _default_target(run: Run) -> Path:
+    folder = run.directory.path
+    if not isinstance(folder, Path):
+        raise ConfigError(f"{folder}: the page is not written into an object store: name a file with -o")
+    return folder / "report.html"
 
 
 def render(run: Run, gathered: Gathered) -> str:
@@ -60,7 +67,8 @@ def render(run: Run, gathered: Gathered) -> str:
         notes.append("No session has finished yet: times, scores and the mean of the gaps are missing.")
     data, tolerance = gathered.data, run.record.fingerprint.get("matching.tolerance")
     stills = "".join(still_maps(layer, data.colours, symmetric=data.symmetric) for layer in data.layers)
-    experiments = facts.evaluations(read_evaluations(run.directory.path / "evaluation"))
+    folder = run.directory.path / "evaluation"
+    experiments = facts.evaluations(read_evaluations(folder) if isinstance(folder, Path) else ())
     parts = {
         "title": escape(run.directory.path.resolve().name),
         "about": escape(summary.get("about", "")),

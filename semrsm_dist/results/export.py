@@ -111,9 +111,9 @@ def export_zarr(
         layer: [run.kernel_matrix(layer, kernel, kind) for kernel in names for kind in kinds or KINDS]
         for layer in (run.requested_layers if layers is None else layers)
     }
-    stores = []
+    folder, groups = Path(folder), []
     for layer, derived in chosen.items():
-        matrices, store = run.matrices(layer), MatrixStore(Path(folder) / "rsm.zarr", layer)
+        matrices, store = run.matrices(layer), MatrixStore(folder / "rsm.zarr", layer)
         every = [*map(matrices.matrix, QUANTITIES), *derived]
         make_matrices(store, matrices, every, run.record.id_of(layer))
         with writing(store.group):
@@ -121,8 +121,8 @@ def export_zarr(
                 for matrix in every:
                     write_chunk(store, matrix, chunk)
         store.finish(matrices.store.coordinates(), {"layer": layer}, run.record.id_of(layer))
-        stores.append(store.group)
-    return stores
+        groups.append(folder / "rsm.zarr" / layer)
+    return groups
 
 
 def make_matrices(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from semrsm_dist.results.figures import new_figure
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
-from semrsm_dist.store.paths import make_way
+from semrsm_dist.store.paths import RunPath, make_folder, write_atomically
 
 Item = TypeVar("Item")
 
@@ -42,7 +42,7 @@ METHODS = (("spatio-semantic", "#8c8c8c"), ("average pooling", "#d9a441"), ("sem
 KINDS = ("spatio-semantic", "semantic")
 
 
-def draw_overview(run: Run) -> Path:
+def draw_overview(run: Run) -> RunPath:
     """Draw the run's overview into its folder of figures, unless it is there already.
 
     Parameters
@@ -52,7 +52,7 @@ def draw_overview(run: Run) -> Path:
 
     Returns
     -------
-    Path
+    Path or ObjectPath
         The PNG file.
 
     Raises
@@ -108,10 +108,11 @@ def draw_overview(run: Run) -> Path:
         _draw_retrieval(figure.add_subplot(grid[lines, :]), scores, layers)
     title = _title(run, summary, (len(rows), len(order)), line_length=int(11 * width))
     figure.suptitle(title, fontsize=11, parse_math=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png", metadata={CONTENT: content})
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
-        make_way(path)
-        figure.savefig(path, dpi=110, format="png", metadata={CONTENT: content})
+        make_folder(path.parent)
+    write_atomically(path, picture.getvalue())
     return path
 
 
@@ -122,10 +123,10 @@ def _digest(run: Run, summary: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _content_of(path: Path) -> str | None:
+def _content_of(path: RunPath) -> str | None:
     """Return the hash in a picture, or None if there is none that can be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as picture:
             picture.verify()
             return picture.info.get(CONTENT)
     except (OSError, SyntaxError):  # missing, or damaged: it is drawn again

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from semrsm_dist.results.neighbours import LayerNeighbours
 from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.neighbours import NeighbourStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.tiles import KINDS, TileStore
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run on disk.
+    """A run on disk or in an object store.
 
     Parameters
     ----------
     path
-        The run directory.
+        The run directory, or its URI such as `s3://bucket/runs/digits`.
 
     Raises
     ------
@@ -40,8 +40,8 @@ class Run:
         If there is no run at `path`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        if not isinstance(path, str | Path):
+    def __init__(self, path: str | RunPath) -> None:
+        if not isinstance(path, str | RunPath):
             raise ConfigError(f"expected the path of a run directory, found {path!r}")
         self.directory = RunDirectory(path)
         record = self.directory.read_record()
@@ -75,7 +75,7 @@ class Run:
     def manifest(self, side: str = "images") -> Manifest:
         """Return the manifest of `images` or, in a rectangular run, `queries`."""
         require_known("side", side, self.record.counts)
-        return Manifest.from_parquet(self.directory.manifest(side))
+        return self.directory.read_manifest(side)
 
     def layout(self, layer: str) -> Layout:
         """Return how a layer's matrix is cut into tiles."""
@@ -328,6 +328,6 @@ def _require_width(kernel: str, sigma: Any) -> None:
         raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | RunPath) -> Run:
     """Open a run for reading; see `Run`."""
     return Run(path)

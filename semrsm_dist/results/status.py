@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.heartbeat import Heartbeat
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.results import result_store, tile_files
 
 SILENT_SECONDS = 60.0
@@ -20,7 +20,7 @@ WATCH_SECONDS, WATCH_FACTOR = 2.0, 10.0
 """Time between two looks at a run, and the same as a multiple of what a look takes."""
 
 
-def read_status(path: str | Path) -> dict[str, Any]:
+def read_status(path: str | RunPath) -> dict[str, Any]:
     """Return the progress of a run.
 
     Parameters
@@ -70,7 +70,7 @@ def read_status(path: str | Path) -> dict[str, Any]:
     }
 
 
-def watch_status(path: str | Path) -> Iterator[dict[str, Any]]:
+def watch_status(path: str | RunPath) -> Iterator[dict[str, Any]]:
     """Yield `read_status` every few seconds until no driver is at work; errors as there."""
     while True:
         before = time.monotonic()

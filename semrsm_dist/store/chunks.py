@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import logging
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -124,7 +123,8 @@ def create_group(root: RunPath, name: str) -> zarr.Group:
         If it cannot be made.
     """
     with writing(root / name):
-        for folder in itertools.accumulate(name.split("/"), operator.truediv, initial=root):
+        parts = name.split("/")
+        for folder in (root, *(root.joinpath(*parts[: depth + 1]) for depth in range(len(parts)))):
             group = _make_group(folder)
         return group
 
@@ -330,7 +330,8 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
         array[region] = values
     except (IsADirectoryError, NotADirectoryError, FileExistsError):
         folder = paths.path_of(array)
-        places = itertools.accumulate(map(str, index), operator.truediv, initial=folder / "c")
+        parts = ("c", *map(str, index))
+        places = (folder.joinpath(*parts[: depth + 1]) for depth in range(len(parts)))
         for place, is_chunk in zip(places, [*(False for _ in index), True], strict=True):
             paths.make_way(place, for_folder=not is_chunk)
         array[region] = values

@@ -27,8 +27,10 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from typing import Any
 
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, StorageError, hide_secrets, reason_of
 from semrsm_dist.store import paths
 from semrsm_dist.store.chunks import read_attributes
@@ -46,7 +48,7 @@ FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES,
 RECORD, RECORD_COPY, LOCK = "run.json", "run.copy.json", "lock"
 
 BEFORE_THE_RECORD = re.compile(
-    r"lock|(progress\.json|events\.jsonl)(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet|\.(images|queries)\.parquet\.\d+\.partial"
+    r"lock|(progress\.json|events\.jsonl)(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet(\.tmp\d+)?"
 )
 """Names of files that a session can leave when it is killed before it has written the record."""
 
@@ -54,7 +56,7 @@ SUMMARY, EVENTS, PROGRESS = "summary.json", "events.jsonl", "progress.json"
 
 LITTER = (
     *(f"{name}.tmp[0-9]*" for name in (RECORD, RECORD_COPY, SUMMARY, EVENTS)),
-    *(f".{side}.parquet.[0-9]*.partial" for side in ("images", "queries")),
+    *(f"{side}.parquet.tmp[0-9]*" for side in ("images", "queries")),
 )
 """Names of small files that a killed driver leaves half written."""
 
@@ -72,7 +74,7 @@ class RunDirectory:
     Parameters
     ----------
     path
-        The run directory. On a cluster it must be on a file system that all nodes share.
+        Path or URI of the run. On a cluster, all nodes must see it: in an object store, or a shared file system.
     """
 
     def __init__(self, path: str | RunPath) -> None:
@@ -112,6 +114,29 @@ class RunDirectory:
     def manifest(self, side: str) -> RunPath:
         """Return the path of the manifest of `images` or `queries`."""
         return self.path / f"{side}.parquet"
+
+    def write_manifest(self, side: str, manifest: Manifest) -> None:
+        """Keep the manifest of a side."""
+        self.require_held()
+        paths.write_atomically(self.manifest(side), manifest.to_parquet())
+
+    def read_manifest(self, side: str) -> Manifest:
+        """Return the manifest of a side.
+
+        Raises
+        ------
+        StorageError
+            If it is missing, damaged, or no manifest.
+        """
+        path = self.manifest(side)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StorageError(
+                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images scanned "
+                "again"
+            ) from error
+        return Manifest.from_parquet(content, path)
 
     def create(self) -> None:
         """Make the directory, or check that what is there is a run or the beginning of one.
@@ -172,20 +197,22 @@ class RunDirectory:
 
     def write_record(self, record: RunRecord) -> None:
         """Replace the record and its copy, each in one step and durable against a crash."""
+        self.require_held()
         content = seal(record.model_dump(mode="json"))
         for name in (RECORD_COPY, RECORD):
             paths.write_atomically(self.path / name, content)
 
     def remove_partial_files(self, *, in_groups: bool = True) -> None:
         """Remove temporary files of writers that were killed: small ones and, if wanted, those in the Zarr groups."""
-        for pattern in LITTER:
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
+        for name in paths.list_names(self.path):
+            if any(fnmatchcase(name, pattern) for pattern in LITTER):
+                paths.remove_file(self.path / name)
         for group in self._groups if in_groups else ():
             paths.remove_partial_files(group)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Keep the summary beside the results."""
+        self.require_held()
         paths.write_atomically(self.path / SUMMARY, seal(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -221,8 +248,11 @@ class RunDirectory:
     def append_event(self, event: str, **facts: object) -> None:
         """Add a line to the ledger, whose oldest lines go once it is larger than `LEDGER_BYTES`.
 
-        It is for people: nothing depends on it, and nothing fails without it. Of a long text the end is kept.
+        It is for people: nothing depends on it, and nothing fails without it. Of a long text the end is kept. A driver
+        that has lost the run adds nothing.
         """
+        if self._lock.loss() is not None:
+            return
         short = {
             name: hide_secrets(fact)[-LONGEST_TEXT:] if isinstance(fact, str) else fact
             for name, fact in facts.items()
@@ -289,7 +319,7 @@ class RunDirectory:
     def remove_groups(self) -> None:
         """Remove the arrays of a run of which nothing is finished."""
         for group in self._groups:
-            if group.exists():
+            if group.is_dir():
                 paths.remove_folder(group)
 
     def remove_remains(self) -> None:
@@ -300,7 +330,10 @@ class RunDirectory:
 
     def is_visible(self) -> bool:
         """Return whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
-        return (self.path / LOCK).exists()
+        try:
+            return (self.path / LOCK).exists()
+        except (OSError, ConfigError):  # of storage that fails: what met that first says more
+            return True
 
     def is_locked(self) -> bool:
         """Return whether a driver is at work on the run."""

@@ -11,6 +11,8 @@ import itertools
 import logging
 import os
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
@@ -19,13 +21,16 @@ import zarr
 from zarr.storage import LocalStore, StoreLike
 
 from semrsm_dist.errors import StorageError
+from semrsm_dist.fields import check_run_uri
 from semrsm_dist.store.labels import LabellingStore
+from semrsm_dist.store.lease import Lease
 from semrsm_dist.store.locks import DriverLock, FileLock
+from semrsm_dist.store.objects import ObjectPath, ZarrFolder
 
 log = logging.getLogger(__name__)
 
-RunPath: TypeAlias = Path
-"""A file or folder of a run."""
+RunPath: TypeAlias = Path | ObjectPath
+"""A file or folder of a run, in a file system or in an object store, where a folder is a prefix."""
 
 
 class StoredFile(NamedTuple):
@@ -37,28 +42,47 @@ class StoredFile(NamedTuple):
 
 
 def as_run_path(location: RunPath | str) -> RunPath:
-    """Return a path that is given as such or as text."""
-    return Path(location)
+    """Return a path that is given as such or as text, which may be the URI of a folder in an object store.
+
+    Raises
+    ------
+    ConfigError
+        If the URI is of no such folder, or holds what may be secret.
+    """
+    if isinstance(location, str) and "://" in location:
+        return ObjectPath(check_run_uri(location))
+    return Path(location) if isinstance(location, str) else location
 
 
 def make_folder(folder: RunPath) -> None:
     """Make a folder and those above it, or find that files can be put there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, ObjectPath):
+        folder.list_names()  # there are no folders, but there may be no such bucket, or no access
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def list_names(folder: RunPath) -> list[str]:
     """Return the names of the files and folders in a folder, sorted; none if it is not there."""
+    if isinstance(folder, ObjectPath):
+        return folder.list_names()
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
 def list_files(folder: RunPath) -> Iterator[str]:
     """Yield the files below a folder, each as its path from there with `/`; none if it is not there."""
-    for prefix, entry in _walk(folder):
-        yield prefix + entry.name
+    if isinstance(folder, ObjectPath):
+        yield from (name for name, _, _ in folder.list_objects())
+    else:
+        yield from (prefix + entry.name for prefix, entry in _walk(folder))
 
 
 def look_up_files(folder: RunPath) -> Iterator[StoredFile]:
     """Yield what `list_files` lists, with sizes and times."""
+    if isinstance(folder, ObjectPath):
+        for name, n_bytes, written in folder.list_objects():
+            yield StoredFile(name, n_bytes, written.timestamp())
+        return
     for prefix, entry in _walk(folder):
         with contextlib.suppress(FileNotFoundError):  # it may be removed meanwhile
             stat = entry.stat()
@@ -80,18 +104,13 @@ def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> 
     StorageError
         If it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        make_way(path)
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            if durably:
-                handle.flush()
-                os.fsync(handle.fileno())
-        temporary.replace(path)
+        if isinstance(path, ObjectPath):
+            path.write(content)
+        else:
+            make_way(path)
+            _write_and_rename(path, content, durably=durably)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "
             "make it writable, then start the same command"
@@ -103,6 +122,10 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
 
     A last line that a kill cut short is ended before.
     """
+    if isinstance(path, ObjectPath):
+        before = path.read_bytes() if path.exists() else b""
+        path.write(_keep_end(before, most - len(line)) + line + b"\n")
+        return
     make_way(path)
     with path.open("ab+") as file:
         if file.tell() and not _ends_a_line(file):
@@ -116,11 +139,15 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
 
 def time_written(path: RunPath) -> float | None:
     """Return when a file was written, in seconds since the epoch; None if it is not there."""
+    if isinstance(path, ObjectPath):
+        return path.time_written()
     return path.stat().st_mtime if path.is_file() else None
 
 
 def make_way(path: RunPath, *, for_folder: bool = False) -> None:
     """Move what is in the place of a file, or `for_folder` of a folder, aside if it is not one."""
+    if isinstance(path, ObjectPath):
+        return  # an object and a prefix can have the same name
     if path.is_file() if for_folder else path.is_dir():
         names = (f"{path.name}.aside-{number}" for number in itertools.count(1))
         aside = next(place for place in map(path.with_name, names) if not place.exists())
@@ -135,44 +162,78 @@ def make_way(path: RunPath, *, for_folder: bool = False) -> None:
 
 def remove_file(path: RunPath) -> None:
     """Remove a file, if it is there."""
-    path.unlink(missing_ok=True)
+    if isinstance(path, ObjectPath):
+        path.remove()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: RunPath) -> None:
     """Remove a folder with all that is in it."""
-    shutil.rmtree(folder)
+    if isinstance(folder, ObjectPath):
+        folder.remove_all()
+    else:
+        shutil.rmtree(folder)
 
 
 def remove_partial_files(folder: RunPath) -> None:
     """Remove what writers that were killed, Zarr's and our own, have left below a folder."""
+    if isinstance(folder, ObjectPath):
+        return  # an object is there as a whole or not at all
     for pattern in ("*.partial", "zarr.json.tmp[0-9]*"):
         for path in folder.rglob(pattern):
             if not path.is_dir():  # as that of a layer of such a name is
                 path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(beside: RunPath, prefix: str) -> Iterator[tuple[RunPath, Path]]:
+    """Yield a folder in another, and one for local files, which may be the same; both are removed in the end."""
+    if isinstance(beside, ObjectPath):
+        folder = beside / f"{prefix}{uuid.uuid4().hex}"
+        with tempfile.TemporaryDirectory(prefix=prefix) as place:
+            try:
+                yield folder, Path(place)
+            finally:
+                remove_folder(folder)
+    else:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as place:
+            yield Path(place), Path(place)
+
+
+def nearest_folder(path: RunPath) -> RunPath:
+    """Return the nearest folder above a path that is there."""
+    if isinstance(path, ObjectPath):
+        return path.parent
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
 def free_bytes(folder: RunPath) -> int | None:
     """Return the room that is left where a folder is or would be; None if there is no limit."""
+    if isinstance(folder, ObjectPath):
+        return None
     place = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     return shutil.disk_usage(place).free
 
 
 def driver_lock(path: RunPath) -> DriverLock:
     """Return the lock that keeps the drivers of a run apart, which is a file of this name."""
-    return FileLock(path)
+    return Lease(path) if isinstance(path, ObjectPath) else FileLock(path)
 
 
 def zarr_store(path: RunPath) -> StoreLike:
     """Return what Zarr opens as the group or array of this path."""
-    return path
+    return path.zarr_store() if isinstance(path, ObjectPath) else path
 
 
 def path_of(array: zarr.Array[Any]) -> RunPath:
     """Return the path of an array."""
-    store = array.store_path.store
+    store, name = array.store_path.store, array.store_path.path
     if isinstance(store, LabellingStore):
         store = store.wrapped
-    return cast("LocalStore", store).root / array.store_path.path
+    if isinstance(store, ZarrFolder):
+        return store.folder / name if name else store.folder
+    return cast("LocalStore", store).root / name
 
 
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -199,6 +260,26 @@ def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEnt
             f"{error.filename or folder}: cannot be listed ({error.strerror or error}), so what is finished is not "
             "known; nothing was changed: check the disk and its permissions, then start the same command"
         ) from error
+
+
+def _write_and_rename(path: Path, content: bytes, *, durably: bool) -> None:
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            if durably:
+                handle.flush()
+                os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _keep_end(lines: bytes, most: int) -> bytes:
+    """Return whole lines from the end of these, half of `most` bytes, if they are more than that."""
+    return lines if len(lines) <= most else lines[-most // 2 :].partition(b"\n")[2]
 
 
 def _ends_a_line(file: BinaryIO) -> bool:

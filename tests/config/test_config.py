@@ -418,7 +418,14 @@ def test_all_problems_are_told_at_once(refused):
         ("run: ''", "run: '': expected a path"),
         ("run: 5", "run: 5: expected a path; write it in quotes"),
         ("run: [a]", "run: ['a']: expected a path"),
-        ("run: s3://bucket/run", "run: 's3://bucket/run': expected a path in a file system, not a URI"),
+        (
+            "run: ftp://host/run",
+            "run: 'ftp://host/run': expected a path in a file system, or a folder in an object",
+        ),
+        (
+            "run: s3://bucket",
+            "run: 's3://bucket': expected a path in a file system, or a folder in an object store",
+        ),
         ("run: ~nobody-of-this-name/x", "run: '~nobody-of-this-name/x': expected a path: "),
         ("engine: rey", "engine: 'rey': expected one of local, ray; did you mean 'ray'?"),
         ("engine: off", "engine: False: expected text; write it in quotes"),

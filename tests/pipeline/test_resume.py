@@ -643,9 +643,7 @@ def test_an_unfinished_run_goes_on_without_either_record(shop, name, damage, qui
     assert path.read_text() == (shop.path / "run" / "run.json").read_text()
 
 
-@pytest.mark.parametrize(
-    "leftover", ["run.json.tmp4711", ".images.parquet.4711.partial", "events.jsonl", "lock"]
-)
+@pytest.mark.parametrize("leftover", ["run.json.tmp4711", "images.parquet.tmp4711", "events.jsonl", "lock"])
 def test_what_a_kill_leaves_before_the_record_does_not_block_the_run(shop, leftover):
     (shop.path / "run").mkdir()
     (shop.path / "run" / leftover).write_text("{")

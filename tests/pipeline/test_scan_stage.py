@@ -56,7 +56,7 @@ def scan_again(shop, folder: Path, engine, **sections):
     directory.create()
     session = Session(config, directory, engine, SilentReporter())
     manifest = scan_images(session, "images", config.data, list_images(session, config.data), ())
-    manifest.to_parquet(directory.manifest("images"))
+    directory.write_manifest("images", manifest)
     return manifest
 
 

@@ -150,7 +150,7 @@ def test_labels_by_the_thousand_are_shown(tmp_path):
     run = make_run(tmp_path, n_images=40, layers=("one",), pictures=False, matching={"matcher": "identity"})
     manifest = pd.read_parquet(run.directory.path / "images.parquet")
     manifest["labels"] = [[f"label {index}-{n}" for n in range(50)] for index in range(40)]
-    manifest.to_parquet(run.directory.path / "images.parquet")
+    run.directory.write_manifest("images", manifest)
     data = Data.model_validate_json(Page(write_report(run).read_text()).scripts[0])
     assert len(data.labels) == 2000
     assert len(data.images["images"].labels[7]) == 50

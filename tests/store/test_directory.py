@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, ResumeError, StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import directory as module
@@ -226,7 +227,7 @@ def test_a_lock_that_was_removed_is_noticed(run):
     with run.locked():
         run.require_held()
         (run.path / "lock").unlink()
-        run.write_record(RECORD)
+        RunDirectory(run.path).write_record(RECORD)
         with pytest.raises(StorageError, match=r"the lock was removed .* another one may have begun"):
             run.require_held()
         with RunDirectory(run.path).locked(), pytest.raises(StorageError, match="the lock was removed"):
@@ -287,8 +288,8 @@ def test_a_foreign_directory_is_refused_untouched(tmp_path, names):
         "run.json.tmp4711",
         "run.copy.json.tmp4711",
         "events.jsonl.tmp4711",
-        ".images.parquet.4711.partial",
-        ".queries.parquet.1.partial",
+        "images.parquet.tmp4711",
+        "queries.parquet.tmp1",
     ],
 )
 def test_what_a_kill_leaves_before_the_record_is_no_stranger(tmp_path, name):
@@ -479,6 +480,22 @@ def test_readers_never_see_a_part(run):
         writer.join()
 
 
+def test_a_manifest_is_replaced_as_a_whole(run, monkeypatch):
+    with pytest.raises(StorageError, match=r"images\.parquet' cannot be read \(No such file"):
+        run.read_manifest("images")
+    old = Manifest.from_ids(["a"])
+    run.write_manifest("images", old)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run.write_manifest("images", Manifest.from_ids(["b"]))
+    assert run.read_manifest("images") == old
+    assert [path.name for path in run.path.iterdir()] == ["images.parquet"]
+
+
 def test_the_summary_is_kept_beside(run):
     assert run.read_summary() is None
     run.write_summary({"z": None, "a": [1.5]})
@@ -584,9 +601,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         directory.features / "zarr.json",
         tmp_path / "mine.partial",
     ]
-    small = [
-        tmp_path / name for name in ("run.json.tmp12", "summary.json.tmp7", ".images.parquet.12.partial")
-    ]
+    small = [tmp_path / name for name in ("run.json.tmp12", "summary.json.tmp7", "images.parquet.tmp12")]
     litter = [
         directory.tiles / "a" / "c" / "0" / "1.5f.partial",
         directory.matrices / "zarr.9a.partial",

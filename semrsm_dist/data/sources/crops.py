@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -91,9 +90,9 @@ class ShiftedCrops(ImageSource):
         """Return the stamp that the image's own source returns."""
         return self.of.stamp(self._original(entry)[0])
 
-    def would_list(self, path: Path) -> bool:
-        """Return what the images' own source returns for the path."""
-        return self.of.would_list(path)
+    def would_list(self, location: str) -> bool:
+        """Return what the images' own source returns."""
+        return self.of.would_list(location)
 
     def _original(self, entry: ImageEntry) -> tuple[ImageEntry, float]:
         name, _, tag = entry.image_id.rpartition(_MARK)

@@ -8,7 +8,7 @@ from typing import Literal
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import extensions, list_images
-from semrsm_dist.data.locations import below, is_uri, join
+from semrsm_dist.data.locations import below, is_uri, join, split_options
 from semrsm_dist.errors import InputError, MissingInputError
 
 
@@ -45,9 +45,12 @@ class FolderImages(FileSource):
             )
         return [_entry(root, name) for name in images]
 
-    def would_list(self, path: Path) -> bool:
+    def would_list(self, location: str) -> bool:
         """Return whether a directory lies in the folder."""
-        return not is_uri(str(self.path)) and path.resolve().is_relative_to(Path(self.path).resolve())
+        folder = str(self.path)
+        if is_uri(folder) or is_uri(location):
+            return f"{location}/".startswith(f"{split_options(folder)[0].rstrip('/')}/")
+        return Path(location).resolve().is_relative_to(Path(folder).resolve())
 
 
 def _entry(root: str, name: str) -> ImageEntry:

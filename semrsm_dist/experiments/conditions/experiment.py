@@ -11,6 +11,7 @@ Each condition is a small run of its own below the given run's directory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from semrsm_dist.experiments.conditions import ConditionsParameters
 from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
 from semrsm_dist.experiments.evidence import Findings
-from semrsm_dist.experiments.runs import choose_kernels, complete_run
+from semrsm_dist.experiments.runs import choose_kernels, complete_run, evaluation_folder
 from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
@@ -146,7 +147,7 @@ def _base_config(
     return RunConfig.model_validate(
         {
             **document,
-            "run": config.run / "evaluation" / "conditions" / f"{scenes.n_images}-images" / "base",
+            "run": evaluation_folder(config) / "conditions" / f"{scenes.n_images}-images" / "base",
             "data": scenes,
             "model": {**document["model"], "layers": wanted},
             "kernels": choose_kernels(config, [kernel]),
@@ -159,7 +160,7 @@ def _derive(base: RunConfig, condition: Condition) -> RunConfig:
     return RunConfig.model_validate(
         {
             **document,
-            "run": base.run.with_name(condition.name),
+            "run": Path(base.run).with_name(condition.name),
             "data": condition.data,
             "model": {**document["model"], "input_size": condition.input_size},
         }

@@ -46,7 +46,7 @@ from semrsm_dist.experiments.kernels.token_variants import (
     list_variants,
     match_variants,
 )
-from semrsm_dist.experiments.runs import complete_run
+from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
@@ -66,7 +66,7 @@ def evaluate(config: RunConfig, parameters: KernelsParameters, reporter: Reporte
     require_labels(images, queries)
     task = retrieval_task(images, queries)
     judge = _Judge(task, task.overlap_rows(), resamples, seed)
-    derived = match_variants(config, run, config.run / "evaluation" / "kernels", reporter)
+    derived = match_variants(config, run, evaluation_folder(config) / "kernels", reporter)
     rows: list[dict[str, Any]] = []
     n_variants = len({AS_THEY_ARE, CENTRED, CENTRED_EACH, *derived})
     with reporter.stage("kernels", len(run.requested_layers) * n_variants, "variants") as shown:

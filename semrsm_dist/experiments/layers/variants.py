@@ -19,6 +19,7 @@ from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.experiments.layers import PRUNED, TUNED
+from semrsm_dist.experiments.runs import evaluation_folder
 from semrsm_dist.pipeline.inputs import model_spec
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
     """
     if config.model is None:
         raise ConfigError("a variant needs a network; give a run with the section model")
-    folder, data, model = config.run / "evaluation" / "layers", config.data, config.model
+    folder, data, model = evaluation_folder(config) / "layers", config.data, config.model
     run = folder / name
     if isinstance(data, DigitScenes):
         data = data.model_copy(update={"n_images": min(data.n_images, images)})

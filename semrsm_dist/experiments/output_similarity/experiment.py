@@ -32,7 +32,7 @@ from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import draw_correlations, write_text
 from semrsm_dist.experiments.plotting import DIFFERENCE
-from semrsm_dist.experiments.runs import complete_run, require_symmetric
+from semrsm_dist.experiments.runs import complete_run, evaluation_folder, require_symmetric
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.outputs import require_outputs
@@ -64,7 +64,7 @@ def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter
             f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {n_images}; give "
             "one row for each image that could be read, in the order of the run's images.parquet"
         )
-    rows = _correlate(run, said, reporter, resamples=resamples, seed=seed)
+    rows = _correlate(run, said, evaluation_folder(config), reporter, resamples=resamples, seed=seed)
     table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)
     return Findings(
         table,
@@ -93,13 +93,13 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _correlate(
-    run: Run, said: Outputs, reporter: Reporter, *, resamples: int, seed: int
+    run: Run, said: Outputs, folder: Path, reporter: Reporter, *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return rows of the table: the RSMs of all layers, kernels and kinds against the divergences."""
     n = len(said.probabilities)
     rows: list[dict[str, Any]] = []
     with (
-        _keep_divergence(said, run.directory.path / "evaluation") as divergence,
+        _keep_divergence(said, folder) as divergence,
         reporter.stage("evaluation", len(run.requested_layers) * len(KERNELS), "kernels") as shown,
     ):
         for layer, kernel in itertools.product(run.requested_layers, KERNELS):

@@ -43,7 +43,7 @@ from semrsm_dist.experiments.retrieval.report import (
     write_text,
 )
 from semrsm_dist.experiments.retrieval.search import progressive_hits
-from semrsm_dist.experiments.runs import complete_run
+from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
@@ -56,7 +56,7 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
     _require_search(search, config)
     run = complete_run(config, reporter)
     tasks = _list_tasks(run)
-    folder = config.run / "evaluation" / "retrieval"
+    folder = evaluation_folder(config) / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
     workers = config.workers or available_cpus()
     scores: Scores = {}

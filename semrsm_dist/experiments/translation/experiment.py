@@ -26,7 +26,7 @@ from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs
 from semrsm_dist.experiments.evidence import Findings
-from semrsm_dist.experiments.runs import choose_kernels, complete_run
+from semrsm_dist.experiments.runs import choose_kernels, complete_run, evaluation_folder
 from semrsm_dist.experiments.translation import TranslationParameters
 from semrsm_dist.experiments.translation.report import draw_translation, tabulate_contrast, write_text
 from semrsm_dist.matching.kernels import KERNELS
@@ -72,7 +72,7 @@ def derive_config(config: RunConfig, parameters: TranslationParameters) -> RunCo
     return RunConfig.model_validate(
         {
             **config.model_dump(),
-            "run": config.run / "evaluation" / "translation" / f"{images}-images-{digest}",
+            "run": evaluation_folder(config) / "translation" / f"{images}-images-{digest}",
             "data": {**crops, "shifts": (0.0,)},
             "queries": {**crops, "shifts": shifts},
             "kernels": choose_kernels(config, KERNELS),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.data.manifest import Manifest
@@ -27,6 +26,7 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.labelled import Values
 from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import KINDS, TileStore
 
@@ -35,7 +35,7 @@ from semrsm_dist.store.tiles import KINDS, TileStore
 class AssemblyWorker:
     """Writes chunks of the matrices; in a symmetric run each with its mirror image."""
 
-    run: Path
+    run: RunPath
     layouts: Mapping[str, Layout]
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
@@ -82,6 +82,7 @@ def assemble_layers(
                 kernels, coordinates = _derive(session, record, layer, manifests)
                 fingerprint = record.fingerprint | record.layers[layer].facts
                 attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprint}
+                session.directory.require_held()  # finding the widths can take minutes
                 store.finish(coordinates, {**attributes, "kernels": kernels}, record.id_of(layer))
     if session.config.output.matrices == "stored":
         _store_matrices(session, record, layers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 from semrsm_dist.data.manifest import OK, Manifest
@@ -20,6 +19,7 @@ from semrsm_dist.pipeline.stages.extraction_worker import (
     FeatureChunk,
 )
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 TASK_CHUNKS = 8
@@ -99,7 +99,7 @@ def extract_features(
         )
 
 
-def _present(features: Path, side: str, layers: Iterable[str]) -> set[int]:
+def _present(features: RunPath, side: str, layers: Iterable[str]) -> set[int]:
     """Return the numbers of the chunks that all layers have."""
     return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from semrsm_dist.pipeline.inputs import describe_model
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint, differences, flatten
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ExtractorFactory:
         GPUs of a worker; with 0 the model runs on the CPU.
     """
 
-    run: Path
+    run: RunPath
     record: RunRecord
     sources: Mapping[Side, ImageSource]
     layers: Mapping[str, LayerSizes]

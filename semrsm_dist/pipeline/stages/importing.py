@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -27,6 +26,7 @@ from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side, SourceAnswer
 
 TASK_CHUNKS = 8
@@ -54,7 +54,7 @@ class Refused(NamedTuple):
 class ImportWorker:
     """Copies feature chunks of `chunk_size` images from ready-made features into the run."""
 
-    run: Path
+    run: RunPath
     side: Side
     data: FeaturesData
     chunk_size: int

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain, islice, product
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from semrsm_dist.plan.tiling import Layout, Tile, cut
 from semrsm_dist.store.candidates import CandidateStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import tile_files
 from semrsm_dist.store.tiles import TileStore
@@ -95,7 +95,7 @@ class MatchingWorker:
         "write_seconds",
     )
 
-    run: Path
+    run: RunPath
     row_side: str
     layouts: Mapping[str, Layout]
     matcher: Matcher
@@ -201,7 +201,7 @@ class MatchingWorker:
 class TileChecker:
     """Reads tiles that are there and removes those that cannot be decoded: their receipts have a value."""
 
-    run: Path
+    run: RunPath
     record: RunRecord
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:

@@ -21,7 +21,7 @@ from semrsm_dist.store.results import tile_files
 
 def read_groups(directory: RunDirectory, record: RunRecord) -> Groups | None:
     """Return the groups of the images of rows and columns; None if there are none."""
-    sides = [Manifest.from_parquet(directory.manifest(side)).groups() for side in (record.row_side, "images")]
+    sides = [directory.read_manifest(side).groups() for side in (record.row_side, "images")]
     known = {group: code for code, group in enumerate({*sides[0], *sides[1]} - {None})}
     if not known:
         return None

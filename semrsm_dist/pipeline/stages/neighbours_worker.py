@@ -6,7 +6,6 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -27,6 +26,7 @@ from semrsm_dist.store.candidates import CandidateStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.neighbours import NOBODY, NeighbourStore
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.tiles import encode
 
 SAMPLED = 16
@@ -234,7 +234,7 @@ class ChoosingWorker:
         Neighbours of an image.
     """
 
-    run: Path
+    run: RunPath
     row_side: str
     layouts: Mapping[str, Layout]
     k: int

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.pipeline.inputs import measure_layer, model_spec
@@ -88,7 +87,7 @@ def extract_outputs(session: Session, record: RunRecord | None, given: str | Non
         )
     from semrsm_dist.features.outputs import OUTPUTS, describe_outputs  # noqa: PLC0415 - as above
 
-    manifest = Manifest.from_parquet(session.directory.manifest(SIDE))
+    manifest = session.directory.read_manifest(SIDE)
     sizes = measure_layer(describe_outputs(model))
     store = FeatureStore(session.directory.features, SIDE, OUTPUTS)
     n_images, run = manifest.n_readable, record.id_of()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 from semrsm_dist.data.annotations import shorten
@@ -16,6 +15,7 @@ from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
 from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import Side
 
 SCAN_BATCH = 64
@@ -34,7 +34,7 @@ class ScanBatch:
 class ScanWorker:
     """Reads, decodes and hashes batches of images; the rows travel back as the receipts' values."""
 
-    run: Path
+    run: RunPath
     source: ImageSource
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
@@ -60,7 +60,7 @@ def list_images(session: Session, source: ImageSource) -> list[ImageEntry]:
         If there are none, or what lists them cannot be used.
     """
     run = session.directory.path.resolve()
-    if source.would_list(run):
+    if source.would_list(str(run)):
         raise ConfigError(
             f"run: {run}: lies inside the image folder, so the pictures that the run draws would be taken for its "
             "images; choose a directory outside it"

@@ -30,6 +30,7 @@ SLOW = (
     "pipeline/test_resume.py",
     "test_chaos.py",
     "pipeline/test_stalls.py",
+    "pipeline/test_verification.py",
     "test_job_submission.py",
     "deploy/test_slurm.py",
     "engine/test_ray_faults.py",

@@ -147,6 +147,8 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="the HTML file to write; RUN/report.html by default"
     )
+    verify = add("verify", _verify, "check all that is stored of a run, and repair what is broken")
+    _add_verify_options(verify)
 
     models = add("models", _models, "list models by name, with their available weights")
     models.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
@@ -186,6 +188,25 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
     return parser
+
+
+def _add_verify_options(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("run", metavar="RUN", help="the run directory")
+    verify.add_argument("--fast", action="store_true", help="only list and decode all chunks")
+    verify.add_argument(
+        "--images", action="store_true", help="read the images, or ready-made features, and compare them too"
+    )
+    verify.add_argument(
+        "--sample", type=int, default=1000, metavar="N", help="pairs of each layer that are solved again"
+    )
+    verify.add_argument("--seed", type=int, help="of the sample; another one each time by default")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="remove what is broken, and compute it again as the last session would have",
+    )
+    verify.add_argument("--json", action="store_true", help="for programs")
+    _add_engine(verify)
 
 
 def _add_set(sub: argparse.ArgumentParser) -> None:
@@ -382,6 +403,26 @@ def _report(options: argparse.Namespace) -> int:
         path = write_report(Run(options.run), options.out, reporter=options.reporter)
     _print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB), which any browser opens")
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from semrsm_dist.results.run import Run
+    from semrsm_dist.results.verification.report import format_report
+
+    chosen = {name: getattr(options, name) for name in ("fast", "images", "sample", "seed")}
+    settings = {name: getattr(options, name) for name in ("engine", "address", "workers")}
+    with stopping_in_order() as stop:
+        if options.repair:
+            from semrsm_dist.pipeline.repair import verify_and_repair
+
+            given = {name: value for name, value in settings.items() if value is not None}
+            report = verify_and_repair(
+                options.run, reporter=options.reporter, stop=stop, settings=given, **chosen
+            )
+        else:
+            report = Run(options.run).verify(**chosen, reporter=options.reporter)
+    _print(json.dumps(report.to_json(), indent=1) if options.json else format_report(report))
+    return report.exit_code
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from semrsm_dist.pipeline.summary import summarise
 from semrsm_dist.plan.tiling import Tile
 from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.chunks import limit_threads
+from semrsm_dist.store.chunks import delete_chunk, limit_threads
 from semrsm_dist.store.directory import LostRecordError, RunDirectory
 from semrsm_dist.store.fingerprint import differences, require_same
+from semrsm_dist.store.inventory import find_damaged, write_inventory
 from semrsm_dist.store.paths import RunPath, as_run_path
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store
@@ -83,8 +84,8 @@ def run(
     """
     config = as_config(config)
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    with _open_session(config, engine, reporter, stop) as (session, record):
-        _run_session(session, matcher, record)
+    with open_session(config, engine, reporter, stop) as (session, record):
+        run_session(session, matcher, record)
     return Run(session.directory.path)
 
 
@@ -109,12 +110,12 @@ def compute_outputs(
     ResumeError, InputError, StorageError, WorkError, KeyboardInterrupt
         As `run`.
     """
-    with _open_session(config, None, reporter, None) as (session, record):
+    with open_session(config, None, reporter, None) as (session, record):
         return extract_outputs(session, record, meaning)
 
 
 @contextlib.contextmanager
-def _open_session(
+def open_session(
     config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
 ) -> Iterator[tuple[Session, RunRecord | None]]:
     """Hold the run directory and an engine, and yield the session with the record of the run."""
@@ -168,7 +169,13 @@ def _lasting(path: RunPath) -> RunPath:
     return path.absolute()
 
 
-def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) -> None:
+def run_session(
+    session: Session,
+    matcher: Matcher,
+    known: RunRecord | None,
+    discard: Callable[[], None] | None = None,
+) -> None:
+    """Run all stages; `discard` removes what a repair will compute again, once nothing forbids to go on."""
     started = time.perf_counter()
     session.engine.require_room(Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     inputs = resolve_inputs(session, matcher, known)
@@ -181,8 +188,12 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
     require_enough("queries" in inputs.manifests, inputs.counts())
     record = adopt_sizes(session, make_record(session, matcher, inputs, known), known)
     require_memory(session, matcher, record)
+    if discard is not None:
+        discard()
     if is_new:
         require_disk(session, matcher, record)
+    else:
+        _remove_changed(session)
     session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
     _keep(session, inputs, record)
     provide_features(session, record, inputs.manifests)
@@ -194,7 +205,26 @@ def _run_session(session: Session, matcher: Matcher, known: RunRecord | None) ->
         raise _tiles_failed(failures)
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
     session.directory.write_summary(summary)
+    write_inventory(session.directory)
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
+
+
+def _remove_changed(session: Session) -> None:
+    """Remove chunks that were damaged after the last session had ended, as far as their sizes show it.
+
+    Features are left: their inputs may be gone, and what is finished does not need them.
+    """
+    for (group, name), places in find_damaged(session.directory).items():
+        array = str(group / name).removeprefix(f"{session.directory.path}/")
+        if array.startswith(f"{session.directory.features.name}/"):
+            session.warn(
+                f"{array}: chunks that are damaged: {len(places)}; what is finished does not need them; semrsm "
+                "verify --repair makes them again"
+            )
+            continue
+        for place in places:
+            delete_chunk(group, name, place)
+        session.warn(f"{array}: damaged chunks were removed ({len(places)}) and are computed again")
 
 
 def _start_over(session: Session, inputs: RunInputs, known: RunRecord | None) -> None:

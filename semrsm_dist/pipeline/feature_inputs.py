@@ -233,6 +233,7 @@ def _describe(path: Path, source: FeatureArray) -> SourceAnswer:
         sha256="",
         n_images=source.n_images,
         sizes=LayerSizes(n_tokens=source.n_tokens, n_channels=source.n_channels),
+        dtype=source.dtype.name,
     )
 
 

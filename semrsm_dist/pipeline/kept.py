@@ -49,13 +49,15 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
     return [
         f"{store.side}/{store.layer}"
         for store in stores
-        if not store.is_complete() or (is_copied and not store.is_verified())
+        if (store.side, store.layer) in session.discarded
+        or not store.is_complete()
+        or (is_copied and not store.is_verified())
     ]
 
 
 def read_copy(session: Session, side: Side) -> Manifest | None:
     """Return the run's own manifest of a side, or None if that is gone, too, or damaged."""
-    if not session.directory.manifest(side).exists():
+    if side in session.distrusted or not session.directory.manifest(side).exists():
         return None
     try:
         return session.directory.read_manifest(side)

@@ -19,6 +19,7 @@ from semrsm_dist.errors import printable
 from semrsm_dist.pipeline.watching import Pulse
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.record import Side
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class Session:
         Where progress is reported.
     stop
         Set to end the session between two units of work.
+    discarded
+        Side and layer of features that are there, but will be made again.
+    distrusted
+        Sides whose manifest is there, but will be made again.
     """
 
     config: RunConfig
@@ -69,6 +74,8 @@ class Session:
     engine: Engine
     reporter: Reporter
     stop: threading.Event = field(default_factory=threading.Event)
+    discarded: frozenset[tuple[Side, str]] = frozenset()
+    distrusted: frozenset[Side] = frozenset()
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))

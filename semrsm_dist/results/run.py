@@ -13,9 +13,11 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, IncompleteError, require_known
 from semrsm_dist.matching.kernels import KERNELS, kernel_gap
 from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import Reporter
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.neighbours import LayerNeighbours
 from semrsm_dist.results.rbf_width import median_width
+from semrsm_dist.results.verification.report import SAMPLE, Report
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.neighbours import NeighbourStore
 from semrsm_dist.store.paths import RunPath
@@ -298,6 +300,57 @@ class Run:
         return xr.DataArray(
             values, coords=gap.coords, dims=gap.dims, name=f"gap_{kernel}", attrs={"kernel": kernel}
         )
+
+    def verify(
+        self,
+        *,
+        fast: bool = False,
+        images: bool = False,
+        sample: int = SAMPLE,
+        seed: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> Report:
+        """Check everything that is stored of the run; nothing is changed.
+
+        While a driver is at work, what is there is checked, and nothing counts as missing.
+
+        Parameters
+        ----------
+        fast
+            Only list and decode all chunks: about as fast as reading them.
+        images
+            Read the images, or ready-made features, too, and compare their hashes with the manifest's; and extract the
+            features of a few images again, where the model can be had.
+        sample
+            Pairs of each layer that are solved again, by an exact solver that the run does not use.
+        seed
+            Of the sample; None draws another one each time. The report has it.
+        reporter
+            Where progress is reported; None reports nothing.
+
+        Returns
+        -------
+        Report
+            `is_sound`, the `faults`, what could not be checked, and what is not computed yet.
+
+        Raises
+        ------
+        ConfigError
+            If sample or seed is not a whole number from 0 on.
+        """
+        from semrsm_dist.results.verification.verify import verify  # noqa: PLC0415 - needed by this method alone
+
+        with self.directory.shared() as is_working:
+            return verify(
+                self.directory,
+                self.record,
+                fast=fast,
+                images=images,
+                sample=sample,
+                seed=seed,
+                reporter=reporter,
+                is_working=is_working,
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return the summary that the last session wrote.

@@ -57,8 +57,7 @@ class CandidateStore(TileFiles):
         run
             The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
         """
-        size, k = layout.tile_size, self.k
-        most = min(k * size * (2 if layout.symmetric else 1), size * size)
+        size, k, most = layout.tile_size, self.k, most_candidates(layout, self.k)
         chunks.create_group(self.root, self.layer)
         chunks.create_array(
             self.group,
@@ -126,3 +125,9 @@ class CandidateStore(TileFiles):
     @cached_property
     def _known(self) -> zarr.Array[Any]:
         return chunks.open_array(self.group, KNOWN)
+
+
+def most_candidates(layout: Layout, k: int) -> int:
+    """Return how many candidates a tile can have: k of each of its images, but no more than its pairs."""
+    size = layout.tile_size
+    return min(k * size * (2 if layout.symmetric else 1), size * size)

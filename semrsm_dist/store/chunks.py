@@ -85,7 +85,8 @@ class DamagedChunkError(StorageError):
         return DamagedChunkError, (self.file, self.fault)
 
 
-MISSING = "is missing"
+MISSING, FOREIGN = "is missing", "is not the one that belongs here"
+"""Faults of a chunk, or how they begin; of any other, its bytes are damaged."""
 
 
 class DamagedDescriptionError(StorageError):
@@ -493,7 +494,7 @@ def _describe_label(origin: str, chunk: bytes) -> str:
         return "holds damaged bytes (its label is damaged or missing)"
     run, _, place = address.partition("/")
     of_run = "" if run == origin.partition("/")[0] else f" of another run ({run})"
-    return f"is not the one that belongs here, but {place}{of_run}"
+    return f"{FOREIGN}, but {place}{of_run}"
 
 
 @contextlib.contextmanager

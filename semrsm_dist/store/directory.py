@@ -13,6 +13,7 @@ Layout::
     events.jsonl     what happened when, for people
     progress.json    what the driver is at, written every few seconds
     summary.json     the last summary
+    inventory.parquet  the sizes of all chunks when the last session ended
     figures/         pictures of the matrices
     lock             held by the driver at work
 """
@@ -286,6 +287,10 @@ class RunDirectory:
             If the directory cannot be written to or its file system has no locks.
         """
         return self._lock.hold()
+
+    def shared(self) -> AbstractContextManager[bool]:
+        """Keep drivers from starting in a block, as far as the lock can, and say whether one is at work already."""
+        return self._lock.share()
 
     def require_held(self) -> None:
         """Check that this driver still holds the run, if it did.

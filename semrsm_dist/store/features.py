@@ -28,7 +28,7 @@ TOKEN_COUNT = "token_count"
 VERIFIED = "verified"
 """Attribute of a layer's group."""
 
-_ARRAYS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+ARRAYS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     TOKEN_COUNT: ("int32", ("image",)),
     SQUARED_NORM: ("float64", ("image",)),
     POOLED: ("float32", ("image", "channel")),
@@ -37,9 +37,9 @@ _ARRAYS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 """The arrays of a layer in the order in which a chunk of them is written: type, if it is fixed, and dimensions."""
 
 
-def _chunk_index(name: str, number: int) -> tuple[int, ...]:
+def chunk_index(name: str, number: int) -> tuple[int, ...]:
     """Return the position of a chunk in an array's grid: only the images are divided."""
-    return (number, *(0 for _ in _ARRAYS[name][1][1:]))
+    return (number, *(0 for _ in ARRAYS[name][1][1:]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FeatureStore:
         chunks.create_group(self.root, f"{self.side}/{self.layer}")
         sizes = {"image": n_images, "token": n_tokens, "channel": n_channels}
         chunk_sizes = {"image": chunk_size}
-        for name, (kind, dimensions) in _ARRAYS.items():
+        for name, (kind, dimensions) in ARRAYS.items():
             chunks.create_array(
                 self.group,
                 name,
@@ -137,7 +137,7 @@ class FeatureStore:
     def present(self) -> set[int]:
         """Return the numbers of the chunks that are complete."""
         return set.intersection(
-            *({index[0] for index in chunks.list_chunks(self.group, name)} for name in _ARRAYS)
+            *({index[0] for index in chunks.list_chunks(self.group, name)} for name in ARRAYS)
         )
 
     def remove_damaged(self, threads: int = 4) -> list[int]:
@@ -145,8 +145,8 @@ class FeatureStore:
         numbers = sorted(self.present())
         damaged = set()
         with ThreadPoolExecutor(threads) as pool:
-            for name in _ARRAYS:
-                indices = [_chunk_index(name, number) for number in numbers]
+            for name in ARRAYS:
+                indices = [chunk_index(name, number) for number in numbers]
                 faults = pool.map(partial(chunks.find_fault, self._arrays[name]), indices)
                 for index, fault in zip(indices, faults, strict=True):
                     if fault:
@@ -162,7 +162,7 @@ class FeatureStore:
         StorageError
             If they cannot be removed.
         """
-        for name in reversed(_ARRAYS):  # features first: a chunk without them is not complete
+        for name in reversed(ARRAYS):  # features first: a chunk without them is not complete
             for index in chunks.list_chunks(self.group, name):
                 if numbers is None or index[0] in numbers:
                     chunks.delete_chunk(self.group, name, index)
@@ -186,7 +186,7 @@ class FeatureStore:
 
     def has_chunk(self, index: int) -> bool:
         """Return whether one chunk is complete."""
-        places = (self.group.joinpath(name, "c", *map(str, _chunk_index(name, index))) for name in _ARRAYS)
+        places = (self.group.joinpath(name, "c", *map(str, chunk_index(name, index))) for name in ARRAYS)
         return all(place.is_file() for place in places)
 
     def dtype(self) -> np.dtype[Any]:

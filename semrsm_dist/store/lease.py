@@ -73,6 +73,11 @@ class Lease:
             return False
         return not _is_released(found) and time.time() - _written(found).timestamp() <= LEASE_SECONDS
 
+    @contextlib.contextmanager
+    def share(self) -> Iterator[bool]:
+        """As `DriverLock.share`: a lease cannot be shared, so a driver may start meanwhile."""
+        yield self.is_held()
+
     def loss(self) -> str | None:
         """As `DriverLock.loss`: renews a lease that is overdue before anything is written."""
         if self._held is not None and time.monotonic() - self._renewed > LEASE_SECONDS - RENEWAL_SECONDS:

@@ -33,6 +33,9 @@ class DriverLock(Protocol):
             If it cannot be had there at all.
         """
 
+    def share(self) -> AbstractContextManager[bool]:
+        """Keep drivers from taking the lock meanwhile, if that can be done; yield whether one holds it already."""
+
     def is_held(self) -> bool:
         """Return whether a driver holds it, in this process or in any other."""
 
@@ -79,6 +82,11 @@ class FileLock:
         with handle:
             try:
                 _lock(handle)
+            except _SharedError as error:
+                raise ResumeError(
+                    f"{self._path.parent}: the run is being verified, and must not change meanwhile; nothing was "
+                    "computed: start the same command once that has ended"
+                ) from error
             except BlockingIOError as error:
                 handle.seek(0)
                 holder = handle.read().decode(errors="replace").strip() or "unknown"
@@ -97,6 +105,20 @@ class FileLock:
                 yield
             finally:
                 self._held = None
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[bool]:
+        """As `DriverLock.share`; without a file, as in a copy of a run, nothing is locked."""
+        with contextlib.ExitStack() as stack:
+            is_held = False
+            try:
+                handle = stack.enter_context(self._path.open("rb"))
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_held = True
+            except OSError:  # no file, or a file system without locks, on which no driver can work
+                pass
+            yield is_held
 
     def is_held(self) -> bool:
         """As `DriverLock.is_held`."""
@@ -125,15 +147,19 @@ class FileLock:
         return "the lock was removed while this driver was at work"
 
 
+class _SharedError(BlockingIOError):
+    """Only holders of the shared lock are in the way, and have been for `LOCK_SECONDS`."""
+
+
 def _lock(handle: BinaryIO) -> None:
     """Take the exclusive lock, waiting only for holders of the shared one: a driver's refuses that, too, at once."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             fcntl.flock(handle, fcntl.LOCK_UN)
             if time.monotonic() > deadline:
-                raise
+                raise _SharedError(*error.args) from error
         time.sleep(random.uniform(0, 0.002))  # not in step with those that look

@@ -85,8 +85,8 @@ class SourceAnswer(_Part):
         Where they are, and their digest, which is valid as long as all else but `token_counts_path` is unchanged.
     layout
         The order of their axes: "nsc", "nchw" or "nhwc".
-    n_images, sizes
-        Their sizes.
+    n_images, sizes, dtype
+        Their sizes, and the type that they are read in.
     token_counts_path, token_counts_sha256
         The same of their token counts, if they have any.
     unequal
@@ -99,6 +99,7 @@ class SourceAnswer(_Part):
     sha256: str
     n_images: Count
     sizes: LayerSizes
+    dtype: str
     token_counts_path: str | None = None
     token_counts_sha256: str | None = None
     unequal: bool = False

@@ -16,8 +16,8 @@ from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import attempt_each, list_failures
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.coordinates import collect_coordinates, digest_labels
 from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.results.coordinates import collect_coordinates, digest_labels
 from semrsm_dist.results.export import make_matrices, write_chunk
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
@@ -92,7 +92,7 @@ def _derive(
     session: Session, record: RunRecord, layer: str, manifests: Mapping[Side, Manifest]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Values]]]:
     """Return the kernels of a layer by name, with the widths of RBF kernels, and its coordinates."""
-    coordinates = collect_coordinates(session, record, layer, manifests)
+    coordinates = collect_coordinates(session.directory, record, layer, manifests)
     store = TileStore(session.directory.tiles, layer)
     norms_i, norms_j = (
         FeatureStore(session.directory.features, side, layer).read_squared_norms()

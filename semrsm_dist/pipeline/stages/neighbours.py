@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.pipeline.stages.coordinates import collect_coordinates, digest_labels
-from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, Groups, RowPanel
+from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, RowPanel
+from semrsm_dist.results.coordinates import Groups, collect_coordinates, digest_labels, number_groups
 from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.neighbours import NeighbourStore
@@ -21,14 +19,7 @@ from semrsm_dist.store.results import tile_files
 
 def read_groups(directory: RunDirectory, record: RunRecord) -> Groups | None:
     """Return the groups of the images of rows and columns; None if there are none."""
-    sides = [directory.read_manifest(side).groups() for side in (record.row_side, "images")]
-    known = {group: code for code, group in enumerate({*sides[0], *sides[1]} - {None})}
-    if not known:
-        return None
-    rows, columns = (
-        np.array([-1 if group is None else known[group] for group in groups]) for groups in sides
-    )
-    return rows, columns
+    return number_groups({side: directory.read_manifest(side) for side in record.sides})
 
 
 def choose_neighbours(
@@ -66,7 +57,7 @@ def choose_neighbours(
             with session.timed("assembly"):
                 fingerprint = record.fingerprint | record.layers[layer].facts
                 store.finish(
-                    collect_coordinates(session, record, layer, manifests),
+                    collect_coordinates(session.directory, record, layer, manifests),
                     {"layer": layer, "recipe": recipe, "fingerprint": fingerprint},
                     record.id_of(layer),
                 )

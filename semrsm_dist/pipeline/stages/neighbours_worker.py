@@ -22,6 +22,7 @@ from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part
 from semrsm_dist.plan.tiling import Layout, Tile
+from semrsm_dist.results.coordinates import Groups
 from semrsm_dist.store.candidates import CandidateStore
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
@@ -34,9 +35,6 @@ SAMPLED = 16
 
 DECISIONS = ("by_bounds", "by_sketches", "by_products", "solved")
 """The counts of a receipt that say how the pairs of a tile were decided."""
-
-Groups = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Numbers of the groups of all rows and columns, equal where images cannot be neighbours; -1 for none."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,297 @@
+"""Repair of a run: remove what a verification found broken, and let a session compute it again.
+
+Nothing is removed before the session has found that its inputs are still those of the run, as far as what is removed is
+made from them. What was computed from features that were wrong is removed with them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from typing import Any
+
+from semrsm_dist.config.schema import RunConfig, parse_config
+from semrsm_dist.engine import Engine
+from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.driver import open_session, run_session
+from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.results.run import Run
+from semrsm_dist.results.verification.recorded import recorded_config
+from semrsm_dist.results.verification.report import DESCRIPTION, Fault, Kind, Report
+from semrsm_dist.store import chunks, paths
+from semrsm_dist.store.candidates import CANDIDATES, KNOWN
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.labelled import LabelledGroup
+from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.tiles import ARRAY
+
+ROUNDS = 3
+"""Sessions of a repair: what a first one mends can show what else is wrong."""
+
+UNREADABLE = (Kind.MISSING, Kind.DAMAGED, Kind.FOREIGN)
+"""Faults of chunks from which nothing can have been computed."""
+
+
+def verify_and_repair(
+    path: RunPath | str,
+    *,
+    engine: Engine | None = None,
+    reporter: Reporter | None = None,
+    stop: threading.Event | None = None,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Verify a run, remove what is broken, compute it again, and verify again.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    engine, reporter, stop
+        As in `semrsm_dist.pipeline.driver.run`. The reporter is told what will be removed.
+    settings
+        Values that replace those of the recorded configuration: `engine`, `address`, `workers`.
+    **options
+        As `semrsm_dist.results.run.Run.verify` takes them.
+
+    Returns
+    -------
+    Report
+        Of the last verification, with what it found no longer marked as repaired.
+
+    Raises
+    ------
+    InputError, ResumeError
+        If what is broken cannot be computed again, as inputs are gone or have changed, or another driver is at work:
+        nothing was removed.
+    StorageError, WorkError, LimitError, ConfigError, KeyboardInterrupt
+        As `semrsm_dist.pipeline.driver.run`; the same command continues.
+    """
+    reporter = reporter or SilentReporter()
+    found: list[Fault] = []
+    report = Run(path).verify(reporter=reporter, **options)
+    for number in range(ROUNDS):
+        run = Run(path)
+        broken = Broken.of(run.directory, run.record, report.faults, again=number > 0)
+        if not broken:
+            break
+        found += report.faults
+        config = _configure(run, settings or {})
+        _run(config, broken, engine, reporter, stop)
+        report = Run(path).verify(reporter=reporter, **{**options, "seed": report.seed})
+    requested = Run(path).record.requested
+    others = sorted({fault.layer for fault in report.faults if fault.layer} - set(requested))
+    reasons = [f"layer {layer}: not repaired, as the last session did not request it" for layer in others]
+    return replace(report.with_repaired(found), unchecked=(*report.unchecked, *reasons))
+
+
+def _configure(run: Run, settings: dict[str, Any]) -> RunConfig:
+    config = recorded_config(run.directory, run.record)
+    return parse_config(config.model_dump(mode="json") | settings) if settings else config
+
+
+def _run(
+    config: RunConfig,
+    broken: Broken,
+    engine: Engine | None,
+    reporter: Reporter,
+    stop: threading.Event | None,
+) -> None:
+    """Let a session compute what is broken, once it has been removed."""
+    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    with open_session(config, engine, reporter, stop) as (session, record):
+        session.discarded, session.distrusted = frozenset(broken.features), frozenset(broken.manifests)
+
+        def discard() -> None:
+            reporter.note(f"repair: {broken.describe()}")
+            session.directory.append_event("repair", what=broken.describe())
+            broken.remove(session.directory)
+
+        run_session(session, matcher, record, discard)
+
+
+@dataclass
+class Broken:
+    """What a repair removes.
+
+    Attributes
+    ----------
+    features
+        Numbers of feature chunks by side and layer.
+    manifests
+        Sides whose images are scanned again.
+    chunks
+        Positions of chunks by group and array.
+    descriptions
+        Groups and arrays whose `zarr.json` is written again; their chunks are kept.
+    groups
+        Roots and layers of groups that are finished again: what is derived is derived anew.
+    files
+        Other files.
+    """
+
+    features: dict[tuple[Side, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    manifests: set[Side] = field(default_factory=set)
+    chunks: dict[tuple[Any, str], set[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(set))
+    descriptions: set[Any] = field(default_factory=set)
+    groups: set[tuple[Any, str]] = field(default_factory=set)
+    files: set[Any] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return any((self.features, self.manifests, self.chunks, self.descriptions, self.groups, self.files))
+
+    @classmethod
+    def of(
+        cls, directory: RunDirectory, record: RunRecord, faults: Iterable[Fault], *, again: bool
+    ) -> Broken:
+        """Return what is to be removed for some faults; `again` says that a first repair has not sufficed.
+
+        Images that have changed, and layers that the last session did not request, cannot be repaired.
+        """
+        broken = cls()
+        for fault in faults:
+            if fault.layer is None:
+                broken._add_file(directory, record, fault)
+            elif fault.layer in record.requested and fault.kind != Kind.IMAGE:
+                broken._add(directory, record, fault, fault.layer, again=again)
+        return broken
+
+    def _add_file(self, directory: RunDirectory, record: RunRecord, fault: Fault) -> None:
+        sides = {directory.manifest(side).name: side for side in record.sides}
+        if fault.kind == Kind.IMAGE:
+            return
+        if fault.array in sides:
+            self.manifests.add(sides[fault.array])
+        elif fault.place == DESCRIPTION:
+            self.descriptions.add(directory.path / fault.array)
+        else:
+            self.files.add(directory.path / fault.array)
+
+    def _add(
+        self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str, *, again: bool
+    ) -> None:
+        root, *_, name = fault.array.split("/")
+        group = directory.path / root
+        if fault.place == DESCRIPTION and fault.kind in (Kind.DESCRIPTION, Kind.MISSING):
+            self.descriptions.add(directory.path / fault.array)
+        if group == directory.features:
+            self._add_features(directory, record, fault, layer)
+        elif name == ARRAY and group == directory.tiles and fault.place != DESCRIPTION:
+            self.chunks[group / layer, ARRAY].add(_index(fault))
+            if fault.kind not in UNREADABLE:  # what was derived of it is wrong, too
+                self._add_derived(directory, record, layer)
+        elif group == directory.candidates:
+            self._add_candidates(directory, record, fault, layer)
+        else:
+            self.groups.add((group, layer))
+            if again and group == directory.neighbours and fault.place not in ("", DESCRIPTION):
+                self._add_panel(directory, record, layer, _index(fault)[0])
+
+    def _add_features(self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str) -> None:
+        """Add feature chunks, and the tiles that were computed from features that are wrong."""
+        side = fault.array.split("/")[1]
+        if fault.place == DESCRIPTION:
+            return
+        whole = range(-(-record.counts[side] // record.chunk_size))
+        numbers = {_index(fault)[0]} if fault.place else set(whole)
+        self.features[side, layer] |= numbers
+        if fault.kind in UNREADABLE:
+            return
+        layout = record.layout(layer)
+        panels = {
+            image // layout.tile_size
+            for number in numbers
+            for image in range(
+                number * record.chunk_size, min((number + 1) * record.chunk_size, record.counts[side])
+            )
+        }
+        as_rows = side == record.row_side
+        tiles = {
+            (0, row, column)
+            for row, column in layout.tiles()
+            if (as_rows and row in panels) or (side == "images" and column in panels)
+        }
+        if record.neighbours is None:
+            self.chunks[directory.tiles / layer, ARRAY] |= tiles
+        else:
+            self._add_tiles_of_candidates(directory, record, layer, tiles)
+        self._add_derived(directory, record, layer)
+
+    def _add_candidates(self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str) -> None:
+        if fault.place == DESCRIPTION:
+            return
+        name = fault.array.rpartition("/")[2]
+        self.chunks[directory.candidates / layer, name].add(_index(fault))
+        if fault.kind in UNREADABLE:
+            return
+        if name == KNOWN:
+            self._add_panel(directory, record, layer, _index(fault)[1])
+        self._add_derived(directory, record, layer)
+
+    def _add_panel(self, directory: RunDirectory, record: RunRecord, layer: str, panel: int) -> None:
+        """Add the candidates of all tiles that have neighbours of a panel's images."""
+        symmetric = record.layout(layer).symmetric
+        tiles = {
+            (0, row, column)
+            for row, column in record.layout(layer).tiles()
+            if row == panel or (symmetric and column == panel)
+        }
+        self._add_tiles_of_candidates(directory, record, layer, tiles)
+
+    def _add_tiles_of_candidates(
+        self, directory: RunDirectory, record: RunRecord, layer: str, tiles: set[tuple[int, int, int]]
+    ) -> None:
+        """Add candidates, and all floors: they may be those of wrong candidates."""
+        group = directory.candidates / layer
+        self.chunks[group, CANDIDATES] |= tiles
+        self.chunks[group, KNOWN] |= {(0, panel, 0) for panel in range(record.layout(layer).row_panels)}
+        self._add_derived(directory, record, layer)
+
+    def _add_derived(self, directory: RunDirectory, record: RunRecord, layer: str) -> None:
+        roots = (
+            (directory.tiles, directory.matrices) if record.neighbours is None else (directory.neighbours,)
+        )
+        self.groups |= {(root, layer) for root in roots if (root / layer).is_dir()}
+
+    def describe(self) -> str:
+        """Return what is removed, and computed again, for people."""
+        parts = [
+            *(f"{len(n)} feature chunks of {side}/{layer}" for (side, layer), n in self.features.items()),
+            *(
+                f"{len(places)} chunks of {group.name}/{name}"
+                for (group, name), places in self.chunks.items()
+            ),
+            *(f"what is derived in {root.name}/{layer}" for root, layer in sorted(self.groups)),
+            *(f"{DESCRIPTION} of {node.name}" for node in sorted(self.descriptions)),
+            *(f"the manifest of {side}" for side in sorted(self.manifests)),
+            *(file.name for file in sorted(self.files)),
+        ]
+        return f"removed, and computed again: {'; '.join(parts)}"
+
+    def remove(self, directory: RunDirectory) -> None:
+        """Remove it.
+
+        Raises
+        ------
+        StorageError
+            If something cannot be removed.
+        """
+        for path in (*self.files, *(node / DESCRIPTION for node in self.descriptions)):
+            with chunks.writing(path):
+                paths.remove_file(path)
+        for root, layer in self.groups:
+            LabelledGroup(root, layer).begin()
+        for (side, layer), numbers in self.features.items():
+            FeatureStore(directory.features, side, layer).remove(numbers)
+        for (group, name), places in self.chunks.items():
+            for place in places:
+                chunks.delete_chunk(group, name, place)
+
+
+def _index(fault: Fault) -> tuple[int, ...]:
+    """Return the position of a fault's chunk."""
+    return tuple(int(part) for part in fault.place.split("."))

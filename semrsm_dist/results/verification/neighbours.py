@@ -1,0 +1,312 @@
+"""Verification of a run that keeps neighbours: candidates, floors, neighbours, and a search by brute force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.matching.kernels import cosine_of_pairs
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.results.verification.features import SoundFeatures
+from semrsm_dist.results.verification.inspection import ArrayChunks, Inspection
+from semrsm_dist.results.verification.numbers import (
+    ROUNDING,
+    Numbers,
+    Problem,
+    best_inner_product,
+    check_match,
+    check_pairs,
+)
+from semrsm_dist.results.verification.report import Kind
+from semrsm_dist.results.verification.tiles import certificate_of
+from semrsm_dist.store.candidates import CANDIDATES, FIELDS, KNOWN, CandidateStore, most_candidates
+from semrsm_dist.store.neighbours import DESCRIPTIONS, INDICES, NOBODY, NUMBERS, NeighbourStore
+from semrsm_dist.store.record import NeighbourSettings
+
+Groups = tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+
+class NeighbourInspection:
+    """The verification of a layer's neighbours, and of the candidates that they were chosen from.
+
+    Parameters
+    ----------
+    inspection
+        The verification.
+    layer
+        The layer.
+    features
+        Of rows and of columns.
+    matcher
+        The run's matcher; None if it is not installed here.
+    groups
+        Numbers of the groups of rows and columns, as `semrsm_dist.results.coordinates.number_groups` returns them.
+    finished
+        Whether all neighbours must be there; then candidates need not be.
+    """
+
+    def __init__(
+        self,
+        inspection: Inspection,
+        layer: str,
+        features: tuple[SoundFeatures, SoundFeatures],
+        matcher: Matcher | None,
+        groups: Groups,
+        *,
+        finished: bool,
+    ) -> None:
+        self._inspection, self._layer, self._features = inspection, layer, features
+        self._certificate, self._groups, self._finished = certificate_of(matcher), groups, finished
+        self._layout = layout = inspection.record.layout(layer)
+        self._k, self._threshold = inspection.record.neighbours or NeighbourSettings(0, None)
+        candidates = CandidateStore(inspection.directory.candidates, layer, self._k)
+        self._store = NeighbourStore(inspection.directory.neighbours, layer)
+        most = most_candidates(layout, self._k)
+        self._candidates = ArrayChunks(
+            inspection,
+            candidates.group,
+            CANDIDATES,
+            layer,
+            (len(FIELDS), layout.row_panels, layout.column_panels * most),
+            (len(FIELDS), 1, most),
+            optional=finished,
+        )
+        size = layout.tile_size
+        self._known = ArrayChunks(
+            inspection,
+            candidates.group,
+            KNOWN,
+            layer,
+            (2, layout.n_rows, self._k),
+            (2, size, self._k),
+            optional=finished,
+        )
+        self._arrays = {
+            name: ArrayChunks(
+                inspection,
+                self._store.group,
+                name,
+                layer,
+                (layout.n_rows, self._k),
+                (size, self._k),
+                optional=not finished,
+            )
+            for name in DESCRIPTIONS
+        }
+        self._sound = np.zeros(layout.row_panels, bool)
+        self._worst = np.full(layout.n_rows, np.nan)  # the similarity of each image's k-th neighbour
+
+    def inspect(self) -> None:
+        """Check everything that is there, a sample of neighbours, and a sample of images by brute force."""
+        layout, layer = self._layout, self._layer
+        panels = [(panel, 0) for panel in range(layout.row_panels)]
+        there = [set(array.find(panels, needed=self._finished)) for array in self._arrays.values()]
+        found = sorted(set.intersection(*there))
+        self._inspection.each(f"neighbours of {layer}", "panels of neighbours", found, self._check_panel)
+        tiles = self._candidates.find([(0, *tile) for tile in layout.tiles()], needed=False)
+        self._inspection.each(f"candidates of {layer}", "tiles of candidates", tiles, self._check_candidates)
+        floors = self._known.find([(0, *panel) for panel in panels], needed=False)
+        self._inspection.each(f"floors of {layer}", "panels of floors", floors, self._check_floors)
+        if not self._inspection.fast and self._sound.any():
+            self._solve_sample()
+            self._search_sample()
+
+    # --- neighbours ---------------------------------------------------------------------------------
+
+    def _check_panel(self, index: tuple[int, ...]) -> None:
+        parts = {name: array.read(index) for name, array in self._arrays.items()}
+        if self._inspection.fast or any(part is None for part in parts.values()):
+            return
+        rows, indices = self._layout.rows(index[0]), parts[INDICES]
+        numbers = Numbers(*(np.asarray(parts[name], np.float64) for name in NUMBERS))
+        problems = list(self._find_problems(rows, np.asarray(indices), numbers))
+        for name, problem in problems:
+            self._arrays[name].add(index, problem)
+        self._sound[index[0]] = not problems
+
+    def _find_problems(
+        self, rows: slice, indices: NDArray[np.int64], numbers: Numbers
+    ) -> Iterator[tuple[str, Problem]]:
+        """Yield what is wrong with the neighbours of some rows, each with the name of its array."""
+        there = indices != NOBODY
+        if not ((indices >= NOBODY) & (indices < self._layout.n_columns)).all():
+            yield (
+                INDICES,
+                Problem(
+                    Kind.NEIGHBOURS, f"an index that is not from {NOBODY} to {self._layout.n_columns - 1}"
+                ),
+            )
+            return
+        if not all((np.isnan(values) | there).all() for values in numbers):
+            yield INDICES, Problem(Kind.NEIGHBOURS, "numbers where there is no neighbour")
+        owners, _ = np.nonzero(there)
+        others = indices[there]
+        yield from (
+            ("matched", problem)
+            for problem in self._check_numbers(
+                owners + rows.start, others, Numbers(*(each[there] for each in numbers))
+            )
+        )
+        for text, wrong in self._impossible(rows, indices):
+            if wrong.any():
+                row, rank = (int(place) for place in np.argwhere(wrong)[0])
+                yield INDICES, Problem(Kind.NEIGHBOURS, f"{text}: image {rows.start + row}, rank {rank + 1}")
+        similarity = np.full(indices.shape, np.nan)
+        similarity[there] = self._similarity(owners + rows.start, others, numbers.matched[there])
+        before, after = similarity[:, :-1], similarity[:, 1:]
+        with np.errstate(invalid="ignore"):
+            unordered = (before < after) | ((before == after) & (indices[:, :-1] > indices[:, 1:]))
+            below = similarity < (-np.inf if self._threshold is None else self._threshold)
+        for text, wrong in (
+            ("out of order", unordered | ~there[:, :-1] & there[:, 1:]),
+            ("below the threshold", below),
+        ):
+            if wrong.any():
+                row, rank = (int(place) for place in np.argwhere(wrong)[0])
+                yield INDICES, Problem(Kind.NEIGHBOURS, f"{text}: image {rows.start + row}, rank {rank + 1}")
+        self._worst[rows] = np.where(there[:, -1], similarity[:, -1], -np.inf)
+
+    def _impossible(self, rows: slice, indices: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield what no neighbour can be, and where it is one."""
+        there, own = indices != NOBODY, np.arange(rows.start, rows.stop)[:, None]
+        if self._layout.symmetric:
+            yield "an image is its own neighbour", indices == own
+        ordered = np.sort(np.where(there, indices, -1 - np.arange(indices.shape[1])), axis=1)
+        again = np.zeros(indices.shape, bool)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        yield "a neighbour is there twice", again
+        if self._groups is not None:
+            left, right = self._groups[0][rows, None], self._groups[1][indices]
+            yield "a neighbour of the same group", there & (left == right) & (left >= 0)
+
+    def _check_numbers(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], numbers: Numbers
+    ) -> Iterator[Problem]:
+        (norms_i, counts_i), (norms_j, counts_j) = (
+            (features.squared_norms[images], features.token_counts[images])
+            for features, images in zip(self._features, (rows, columns), strict=True)
+        )
+        norms = np.sqrt(norms_i) * np.sqrt(norms_j)
+        known = ~np.isnan(norms)
+        comparable = np.where(known, counts_i == counts_j, ~np.isnan(numbers.identity))
+
+        def name(place: int) -> str:
+            return f"{rows[place]}, {columns[place]}"
+
+        return check_pairs(numbers, np.where(known, norms, np.inf), comparable, self._certificate, name)
+
+    def _similarity(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], matched: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        features_i, features_j = self._features
+        return cosine_of_pairs(matched, features_i.squared_norms[rows], features_j.squared_norms[columns])
+
+    # --- candidates and floors ------------------------------------------------------------------------
+
+    def _check_candidates(self, index: tuple[int, ...]) -> None:
+        chunk = self._candidates.read(index)
+        if chunk is None or self._inspection.fast:
+            return
+        fields = chunk[:, 0, ~np.isnan(chunk[0, 0])].astype(np.float64)
+        places, numbers = fields[:2], Numbers(*fields[2:])
+        rows, columns = self._layout.rows(index[1]), self._layout.columns(index[2])
+        limits = np.array([[rows.stop - rows.start], [columns.stop - columns.start]])
+        if not ((places >= 0) & (places < limits) & (places == np.floor(places))).all():
+            self._candidates.add(index, Problem(Kind.NEIGHBOURS, "a candidate lies outside of the tile"))
+            return
+        at = places.astype(np.int64)
+        for problem in self._check_numbers(at[0] + rows.start, at[1] + columns.start, numbers):
+            self._candidates.add(index, problem)
+
+    def _check_floors(self, index: tuple[int, ...]) -> None:
+        known = self._known.read(index)
+        if known is None or self._inspection.fast:
+            return
+        rows = self._layout.rows(index[1])
+        similarity, images = known
+        with np.errstate(invalid="ignore"):
+            too_high = similarity[:, -1] > self._worst[rows] + ROUNDING
+        wrong = too_high | (np.isnan(similarity) | (images < NOBODY)).any(axis=1)
+        if wrong.any():
+            image = int(np.flatnonzero(wrong)[0])
+            floor, reached = float(similarity[image, -1]), float(self._worst[rows][image])
+            text = (
+                f"the floor of image {rows.start + image} is {floor!r}, but its neighbours reach {reached!r}"
+            )
+            self._known.add(index, Problem(Kind.FLOORS, text))
+
+    # --- samples ----------------------------------------------------------------------------------------
+
+    def _sound_rows(self) -> NDArray[np.int64]:
+        """Return the images whose neighbours and features are sound."""
+        rows = np.flatnonzero(self._features[0].known)
+        return rows[self._sound[rows // self._layout.tile_size]]
+
+    def _solve_sample(self) -> None:
+        """Solve random neighbours again."""
+        rows, rng = self._sound_rows(), self._inspection.rng(self._layer, "neighbours")
+        wanted = -(-self._inspection.sample // self._k)
+        chosen = np.sort(rng.choice(rows, min(wanted, rows.size), replace=False))
+        read_i, read_j = (features.reader() for features in self._features)
+        solved = 0
+        with self._inspection.reporter.stage(
+            f"verify pairs of {self._layer}", chosen.size, "images"
+        ) as shown:
+            for i in chosen.tolist():
+                index, row = (i // self._layout.tile_size, 0), slice(i, i + 1)
+                with self._inspection.reading(self._store.group, self._layer, index):
+                    indices = self._store.read(INDICES, row)[0]
+                    stored = np.stack([self._store.read(name, row)[0] for name in NUMBERS])
+                    for j, numbers in zip(indices.tolist(), stored.T.tolist(), strict=True):
+                        if j == NOBODY or not self._features[1].known[j]:
+                            continue
+                        solved += 1
+                        for problem in check_match(read_i(i), read_j(j), tuple(numbers)):
+                            text = f"pair {i}, {j}: {problem.message}"
+                            self._arrays["matched"].add(index, Problem(problem.kind, text))
+                shown.advance(1)
+        self._inspection.count("pairs solved again", solved)
+
+    def _search_sample(self) -> None:
+        """Look for better neighbours of a few random images among all others, with nothing left out but by a bound."""
+        rows, rng = self._sound_rows(), self._inspection.rng(self._layer, "search")
+        count = max(1, self._inspection.sample // self._layout.n_columns)
+        chosen = np.sort(rng.choice(rows, min(count, rows.size), replace=False)) if rows.size else rows
+        read_i = self._features[0].reader()
+        with self._inspection.reporter.stage(
+            f"verify search of {self._layer}", chosen.size, "images"
+        ) as shown:
+            for i in chosen.tolist():
+                index = (i // self._layout.tile_size, 0)
+                with self._inspection.reading(self._store.group, self._layer, index):
+                    missed = self._find_missed(i, read_i(i), self._store.read(INDICES, slice(i, i + 1))[0])
+                    if missed is not None:
+                        text = f"image {i} has a better neighbour: {missed}"
+                        self._arrays[INDICES].add(index, Problem(Kind.NEIGHBOURS, text))
+                shown.advance(1)
+        self._inspection.count("images searched by brute force", chosen.size)
+
+    def _find_missed(self, i: int, z: NDArray[Any], neighbours: NDArray[np.int64]) -> str | None:
+        """Return an image that is clearly more similar to image i than its last neighbour, but is no neighbour."""
+        features = self._features[1]
+        tolerance = self._certificate.tolerance or 0.0
+        least = max(float(self._worst[i]), -np.inf if self._threshold is None else self._threshold)
+        least += tolerance + ROUNDING
+        others = np.flatnonzero(features.known & (features.squared_norms > 0))
+        others = others[~np.isin(others, [*neighbours, *([i] if self._layout.symmetric else [])])]
+        if self._groups is not None and self._groups[0][i] >= 0:
+            others = others[self._groups[1][others] != self._groups[0][i]]
+        left, norm = z.astype(np.float64), float(np.linalg.norm(z.astype(np.float64)))
+        if not norm:
+            return None
+        read = features.reader()
+        for j in others.tolist():
+            affinity = left @ read(j).astype(np.float64).T
+            scale = norm * float(np.sqrt(features.squared_norms[j]))
+            narrow = affinity if affinity.shape[0] <= affinity.shape[1] else affinity.T
+            if narrow.max(axis=1).sum() > least * scale and best_inner_product(affinity) > least * scale:
+                return f"{j}, whose best permutation has a similarity of {best_inner_product(affinity) / scale!r}"
+        return None

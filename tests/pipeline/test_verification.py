@@ -1,0 +1,486 @@
+"""Verification: every kind of fault is found under its name, and a repair gives the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import semrsm_dist as srs
+from semrsm_dist.errors import InputError, ResumeError
+from semrsm_dist.pipeline.repair import verify_and_repair
+from semrsm_dist.results.verification.recorded import recorded_config
+from semrsm_dist.store import chunks, locks
+from semrsm_dist.store.directory import RunDirectory
+
+TILES = "tiles.zarr/last/tiles"
+FEATURES = "features.zarr/images/last/features"
+EVERYTHING = {"sample": 10**6, "seed": 0}
+
+
+def grouped(n):
+    """Return features of images of a few kinds."""
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(4, 6, 5))[np.arange(n) % 4] + 0.3 * rng.normal(size=(n, 6, 5))).astype(
+        np.float32
+    )
+
+
+def make_matrices(shop):
+    table = shop.path / "table.csv"
+    table.write_text("image_id,labels\n" + "".join(f"i{n},{n % 3}\n" for n in range(40)))
+    document = shop.of_features(
+        "run",
+        shop.save("z.npy", grouped(40)),
+        kernels=["cosine", "rbf"],
+        output={"matrices": "stored"},
+        matching={"tile": 16},
+    )
+    document["data"]["table"] = str(table)
+    return document
+
+
+def make_queries(shop):
+    document = shop.of_features("run", shop.save("z.npy", grouped(40)), matching={"tile": 16})
+    queries = {"source": "features", "layers": {"last": str(shop.save("q.npy", grouped(21) + 0.5))}}
+    return {**document, "queries": queries}
+
+
+def make_unequal(shop):
+    document = shop.of_features("run", shop.save("z.npy", grouped(40)), matching={"tile": 16})
+    counts = shop.save("counts.npy", np.arange(40) % 4 + 3)
+    document["data"]["token_counts"] = {"last": str(counts)}
+    return document
+
+
+def make_neighbours(shop):
+    return shop.of_features(
+        "run",
+        shop.save("z.npy", grouped(40)),
+        matching={"tile": 16},
+        output={"neighbours": {"k": 3}},
+    )
+
+
+def make_images(shop):
+    return shop.of_images("run", shop.images(), matching={"tile": 4})
+
+
+MAKERS = {
+    "matrices": make_matrices,
+    "queries": make_queries,
+    "unequal": make_unequal,
+    "neighbours": make_neighbours,
+    "images": make_images,
+}
+
+
+@pytest.fixture(scope="module")
+def originals(module_shop):
+    """Finished runs by name, each made once; a test works on a copy."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            shop = type(module_shop)(module_shop.path / name)
+            shop.path.mkdir()
+            document = MAKERS[name](shop)
+            srs.run(document)
+            made[name] = Path(document["run"])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def copy(originals, tmp_path):
+    """Return a copy of a finished run."""
+
+    def copied(name):
+        return Path(shutil.copytree(originals(name), tmp_path / "run"))
+
+    return copied
+
+
+def chunk(run, array, *index):
+    return run.joinpath(array, "c", *map(str, index))
+
+
+def alter(run, array, index, change):
+    """Change the numbers of a chunk, which then is as valid as before."""
+    path = run / array
+    opened = chunks.open_array(path.parent, path.name)
+    values = chunks.read_chunk(opened, index).copy()
+    change(values)
+    chunks.write_chunk(opened, index, values)
+
+
+def put(place, value):
+    def change(values):
+        values[place] = value
+
+    return change
+
+
+def add(place, value):
+    def change(values):
+        values[place] += value
+
+    return change
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def swap(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def edit_json(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def edit_manifest(run, column, value):
+    path = run / "images.parquet"
+    table = pyarrow.parquet.read_table(path)
+    values = table.column(column).to_pylist()
+    values[3] = value
+    place = table.schema.get_field_index(column)
+    changed = pyarrow.array(values, table.schema.field(column).type)
+    pyarrow.parquet.write_table(table.set_column(place, table.schema.field(column), changed), path)
+
+
+def foreign_tile(run):
+    """Put a tile of another run in the place of one."""
+    config = dict(srs.open_run(run).record.config)
+    other = run.parent / "other"
+    srs.run(config | {"run": str(other), "features": {"dtype": "float16"}})
+    shutil.copy(chunk(other, TILES, 0, 0, 1), chunk(run, TILES, 0, 0, 1))
+
+
+COSINE, WIDTHS = "rsm.zarr/last/semantic_cosine", "tiles.zarr/last"
+POOLED, NORMS, COUNTS = (
+    f"features.zarr/images/last/{name}" for name in ("pooled", "squared_norm", "token_count")
+)
+QUERIES = "features.zarr/queries/last/features"
+INDICES, MATCHED, GAPS = (f"neighbours.zarr/last/{name}" for name in ("indices", "matched", "gap"))
+CANDIDATES, FLOORS = "candidates.zarr/last/candidates", "candidates.zarr/last/known"
+
+
+def altered(array, index, change):
+    return lambda run: alter(run, array, index, change)
+
+
+def on(array, index, do):
+    """Do something with the file of a chunk."""
+    return lambda run: do(chunk(run, array, *index))
+
+
+def in_file(name, do):
+    return lambda run: do(run / name)
+
+
+def swapped(array, one, other):
+    return lambda run: swap(chunk(run, array, *one), chunk(run, array, *other))
+
+
+def reverse(row):
+    def change(values):
+        values[row] = values[row, ::-1].copy()
+
+    return change
+
+
+def other_width(run):
+    def change(node):
+        node["attributes"]["kernels"]["semantic_rbf"]["sigma"] = 2.5
+
+    edit_json(run / "tiles.zarr/last/zarr.json", change)
+
+
+FAULTS = [
+    ("matrices", on(TILES, (0, 0, 1), Path.unlink), TILES, "missing"),
+    ("matrices", on(TILES, (0, 0, 1), truncate), TILES, "damaged"),
+    ("matrices", on(TILES, (0, 1, 1), flip), TILES, "damaged"),
+    ("matrices", swapped(TILES, (0, 0, 1), (0, 0, 0)), TILES, "foreign"),
+    ("matrices", foreign_tile, TILES, "foreign"),
+    ("matrices", altered(TILES, (0, 0, 1), add((0, 2, 3), 1e6)), TILES, "norms"),
+    ("matrices", altered(TILES, (0, 0, 1), add((0, 2, 3), 0.01)), TILES, "certificate"),
+    ("matrices", altered(TILES, (0, 0, 1), add((1, 2, 3), -0.01)), TILES, "identity"),
+    ("matrices", altered(TILES, (0, 0, 1), put((1, 2, 3), 1e6)), TILES, "norms"),
+    ("matrices", altered(TILES, (0, 0, 0), add((0, 2, 3), -0.5)), TILES, "asymmetric"),
+    ("matrices", altered(TILES, (0, 0, 0), add((1, 2, 2), -0.01)), TILES, "norms"),
+    ("matrices", altered(TILES, (0, 0, 2), put((0, 2, 3), np.nan)), TILES, "not-finite"),
+    ("matrices", altered(TILES, (0, 0, 2), put((2, 2, 3), -1.0)), TILES, "gap"),
+    ("matrices", altered(TILES, (0, 0, 2), put((2, 2, 3), 1.0)), TILES, "gap"),
+    ("matrices", altered(COSINE, (0, 0), add((2, 3), 0.01)), COSINE, "kernel"),
+    ("matrices", on(COSINE, (0, 0), flip), COSINE, "damaged"),
+    ("matrices", on(COSINE, (0, 0), Path.unlink), COSINE, "missing"),
+    ("matrices", altered(FEATURES, (1, 0, 0), add((1, 2, 3), 0.5)), FEATURES, "features"),
+    ("matrices", altered(FEATURES, (1, 0, 0), put((1, 2, 3), np.nan)), FEATURES, "not-finite"),
+    ("matrices", on(FEATURES, (1, 0, 0), flip), FEATURES, "damaged"),
+    ("matrices", on(FEATURES, (1, 0, 0), Path.unlink), FEATURES, "missing"),
+    ("matrices", swapped(FEATURES, (0, 0, 0), (1, 0, 0)), FEATURES, "foreign"),
+    ("matrices", altered(NORMS, (1,), add(1, 0.5)), NORMS, "norms"),
+    ("matrices", altered(POOLED, (1, 0), add((1, 1), 0.5)), POOLED, "norms"),
+    ("matrices", altered(COUNTS, (1,), put(1, 99)), COUNTS, "features"),
+    (
+        "matrices",
+        altered(f"{WIDTHS}/squared_norm_i", (0,), add(3, 1)),
+        f"{WIDTHS}/squared_norm_i",
+        "coordinates",
+    ),
+    ("matrices", altered(f"{WIDTHS}/labels_j", (0,), put(3, "other")), f"{WIDTHS}/labels_j", "coordinates"),
+    ("matrices", on(f"{WIDTHS}/image_i", (0,), flip), f"{WIDTHS}/image_i", "damaged"),
+    ("matrices", in_file(f"{WIDTHS}/group_i", shutil.rmtree), f"{WIDTHS}/group_i", "missing"),
+    ("matrices", on(f"{WIDTHS}/quantity", (0,), flip), f"{WIDTHS}/quantity", "damaged"),
+    ("matrices", in_file(f"{WIDTHS}/group_i/zarr.json", truncate), f"{WIDTHS}/group_i", "description"),
+    ("matrices", altered("rsm.zarr/last/image_i", (0,), put(3, "x")), "rsm.zarr/last/image_i", "coordinates"),
+    ("matrices", lambda run: edit_manifest(run, "image_id", "x"), "images.parquet", "manifest"),
+    ("matrices", lambda run: edit_manifest(run, "labels", ["other"]), WIDTHS, "coordinates"),
+    ("matrices", in_file("images.parquet", truncate), "images.parquet", "damaged"),
+    ("matrices", in_file("images.parquet", Path.unlink), "images.parquet", "missing"),
+    ("matrices", in_file("run.json", truncate), "run.json", "damaged"),
+    ("matrices", in_file("run.copy.json", Path.unlink), "run.copy.json", "missing"),
+    ("matrices", in_file("summary.json", truncate), "summary.json", "damaged"),
+    ("matrices", in_file(f"{TILES}/zarr.json", truncate), TILES, "description"),
+    ("matrices", in_file(f"{WIDTHS}/zarr.json", truncate), WIDTHS, "description"),
+    ("matrices", in_file(f"{WIDTHS}/zarr.json", Path.unlink), WIDTHS, "missing"),
+    ("matrices", in_file("tiles.zarr/zarr.json", truncate), "tiles.zarr", "description"),
+    ("matrices", in_file("rsm.zarr/last/zarr.json", truncate), "rsm.zarr/last", "description"),
+    ("matrices", in_file(f"{POOLED}/zarr.json", truncate), POOLED, "description"),
+    ("matrices", other_width, WIDTHS, "kernel"),
+    ("queries", on(TILES, (0, 1, 0), Path.unlink), TILES, "missing"),
+    ("queries", altered(TILES, (0, 1, 0), add((0, 2, 3), 0.01)), TILES, "certificate"),
+    ("queries", altered(QUERIES, (0, 0, 0), add((1, 2, 3), 0.5)), QUERIES, "features"),
+    ("unequal", altered(TILES, (0, 0, 1), put((1, 0, 1), 0.5)), TILES, "not-finite"),
+    ("unequal", altered(TILES, (0, 0, 1), put((1, 0, 0), np.nan)), TILES, "not-finite"),
+    ("unequal", altered(TILES, (0, 0, 1), add((0, 2, 3), 0.01)), TILES, "certificate"),
+    ("unequal", altered(COUNTS, (1,), put(1, 2)), FEATURES, "features"),
+    ("unequal", altered(FEATURES, (1, 0, 0), put((0, 5, 3), 1.0)), FEATURES, "features"),
+    ("neighbours", on(GAPS, (1, 0), Path.unlink), GAPS, "missing"),
+    ("neighbours", on(INDICES, (1, 0), flip), INDICES, "damaged"),
+    ("neighbours", altered(INDICES, (1, 0), put((2, 0), 18)), INDICES, "neighbours"),
+    ("neighbours", altered(INDICES, (1, 0), reverse(2)), INDICES, "neighbours"),
+    ("neighbours", altered(MATCHED, (1, 0), add((2, 2), -0.01)), MATCHED, "identity"),
+    ("neighbours", altered(GAPS, (1, 0), put((2, 2), -0.01)), MATCHED, "gap"),
+    ("neighbours", on(CANDIDATES, (0, 0, 1), flip), CANDIDATES, "damaged"),
+    ("neighbours", altered(CANDIDATES, (0, 0, 1), put((2, 0, 0), 1e6)), CANDIDATES, "norms"),
+    ("neighbours", altered(FLOORS, (0, 1, 0), put((0, 2, 2), 0.9999)), FLOORS, "floors"),
+    (
+        "neighbours",
+        in_file("neighbours.zarr/last/image_j", shutil.rmtree),
+        "neighbours.zarr/last/image_j",
+        "missing",
+    ),
+]
+
+
+def faults_of(report):
+    return {(fault.array, str(fault.kind)) for fault in report.faults}
+
+
+def results(shop, run):
+    """Return the hashes of all results; candidates and floors depend on the order of work."""
+    tree = shop.tree(run)
+    return {
+        name: tree[name]
+        for name in tree
+        if name.split("/")[0]
+        in ("features.zarr", "tiles.zarr", "rsm.zarr", "neighbours.zarr", "images.parquet")
+    }
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_finished_run_is_sound(name, originals):
+    report = srs.open_run(originals(name)).verify(**EVERYTHING, images=True)
+    assert (report.faults, report.unchecked, report.incomplete, report.exit_code) == ((), (), (), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "array", "kind"),
+    FAULTS,
+    ids=[f"{n}-{a}-{k}-{i}" for i, (n, _, a, k) in enumerate(FAULTS)],
+)
+def test_a_fault_is_found_and_repaired(name, spoil, array, kind, copy, originals, shop):
+    run = copy(name)
+    spoil(run)
+    found = srs.open_run(run).verify(**EVERYTHING)
+    assert found.exit_code == 1
+    assert array in {fault.array for fault in found.faults}
+    assert kind is None or (array, kind) in faults_of(found)
+    report = verify_and_repair(run, **EVERYTHING)
+    assert report.exit_code == 0
+    assert all(fault.repaired for fault in report.faults)
+    assert faults_of(found) <= faults_of(report)
+    assert results(shop, run) == results(shop, originals(name))
+
+
+def test_an_image_that_has_changed_is_named_and_left_alone(copy, originals):
+    run = copy("images")
+    image = originals("images").parent / "images/class0/000.png"
+    before, stat = image.read_bytes(), image.stat()
+    try:
+        image.write_bytes((image.parent / "003.png").read_bytes())
+        report = verify_and_repair(run, images=True)
+    finally:
+        image.write_bytes(before)
+        os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (fault,) = report.faults
+    assert (fault.array, fault.place, fault.kind) == ("images.parquet", "class0/000.png", "image")
+    assert report.exit_code == 1
+
+
+def test_images_that_are_gone_cannot_be_checked(copy, originals):
+    run, folder = copy("images"), originals("images").parent / "images"
+    (folder / "class0/000.png").rename(folder / "class0/000")
+    try:
+        report = srs.open_run(run).verify(images=True)
+    finally:
+        (folder / "class0/000").rename(folder / "class0/000.png")
+    assert (report.faults, report.exit_code) == ((), 2)
+    assert "no longer there" in report.unchecked[0]
+
+
+def test_features_that_are_not_those_of_the_images_are_found_by_extraction_alone(copy):
+    run = copy("images")
+    for name, index in (("features", (0, 0, 0)), ("squared_norm", (0,)), ("pooled", (0, 0))):
+        # Consistent, but of other images.
+        alter(
+            run,
+            f"features.zarr/images/layer4/{name}",
+            index,
+            lambda v: v.__setitem__(slice(2), v[1::-1].copy()),
+        )
+    assert ("features.zarr/images/layer4/features", "features") in faults_of(
+        srs.open_run(run).verify(images=True, sample=0)
+    )
+
+
+def test_nothing_is_removed_where_inputs_are_gone(copy, originals, shop):
+    run, source = copy("matrices"), originals("matrices").parent / "z.npy"
+    flip(chunk(run, FEATURES, 1, 0, 0))
+    before = shop.tree(run)
+    source.rename(source.with_suffix(".gone"))
+    try:
+        with pytest.raises(InputError, match=r"no longer there.*images/last"):
+            verify_and_repair(run)
+    finally:
+        source.with_suffix(".gone").rename(source)
+    assert shop.tree(run) == before
+
+
+def test_tiles_are_repaired_without_inputs(copy, originals, shop):
+    run, source = copy("matrices"), originals("matrices").parent / "z.npy"
+    flip(chunk(run, TILES, 0, 0, 1))
+    source.rename(source.with_suffix(".gone"))
+    try:
+        assert verify_and_repair(run).exit_code == 0
+    finally:
+        source.with_suffix(".gone").rename(source)
+    assert results(shop, run) == results(shop, originals("matrices"))
+
+
+def test_the_command_exits_by_what_it_finds_and_lists_faults_for_programs(copy, shop):
+    run = copy("matrices")
+    assert shop.command("verify", run, "--fast").returncode == 0
+    flip(chunk(run, TILES, 0, 0, 1))
+    found = shop.command("verify", run, "--json", "--seed", "7")
+    assert found.returncode == 1
+    report = json.loads(found.stdout)
+    assert (report["seed"], report["sound"]) == (7, False)
+    (fault,) = report["faults"]
+    assert fault.keys() == {"array", "layer", "place", "kind", "message", "repaired"}
+    assert (fault["array"], fault["layer"], fault["place"]) == (TILES, "last", "0.0.1")
+    assert (fault["kind"], fault["repaired"]) == ("damaged", False)
+    repaired = shop.command("verify", run, "--repair")
+    assert repaired.returncode == 0
+    assert "1 chunks of last/tiles" in repaired.stderr
+    assert "repaired: tiles.zarr/last/tiles 0.0.1: damaged" in repaired.stdout
+    assert shop.command("verify", run, "--sample", "-1").returncode == 2
+    assert shop.command("verify", shop.path / "nothing").returncode == 2
+
+
+def test_an_unfinished_run_is_sound_as_far_as_it_has_come(shop):
+    document = shop.of_features("run", shop.save("z.npy", grouped(40)), matching={"tile": 8})
+    assert shop.interrupt(document, "matching", 100)
+    report = srs.open_run(document["run"]).verify()
+    assert (report.faults, report.exit_code) == ((), 3)
+    assert report.incomplete
+    truncate(shop.tiles(Path(document["run"]))[0])
+    assert verify_and_repair(document["run"]).exit_code == 0
+
+
+def test_while_a_driver_works_nothing_is_missing_and_nothing_repaired(copy):
+    run = copy("matrices")
+    chunk(run, TILES, 0, 0, 1).unlink()
+    flip(chunk(run, TILES, 0, 1, 1))
+    with RunDirectory(run).locked():
+        report = srs.open_run(run).verify(**EVERYTHING)
+        assert {fault.kind for fault in report.faults} == {"damaged"}
+        with pytest.raises(ResumeError, match="another driver"):
+            verify_and_repair(run)
+
+
+def test_a_driver_does_not_start_while_a_run_is_verified(copy, monkeypatch):
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
+    run = copy("matrices")
+    with (
+        RunDirectory(run).shared(),
+        pytest.raises(ResumeError, match="being verified"),
+        RunDirectory(run).locked(),
+    ):
+        pass
+
+
+def test_the_same_seed_draws_the_same_pairs(copy):
+    run = copy("matrices")
+    alter(run, TILES, (0, 0, 1), lambda values: np.multiply(values, 0.999, out=values))
+    first, second = (srs.open_run(run).verify(sample=50, seed=3).faults for _ in range(2))
+    assert first == second != ()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "index"),
+    [
+        ("matrices", TILES, (0, 0, 1)),
+        ("matrices", COSINE, (0, 0)),
+        ("matrices", f"{WIDTHS}/image_i", (0,)),
+        ("neighbours", INDICES, (1, 0)),
+    ],
+)
+@pytest.mark.parametrize("do", [truncate, lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_finished_run_that_is_started_again_notices_sizes(name, array, index, do, copy, originals, shop):
+    run = copy(name)
+    do(chunk(run, array, *index))
+    srs.run(recorded_config(RunDirectory(run), srs.open_run(run).record))
+    assert srs.open_run(run).verify(**EVERYTHING).exit_code == 0
+    assert results(shop, run) == results(shop, originals(name))
+
+
+def test_a_finished_run_does_not_need_its_features(copy, originals):
+    run, source = copy("matrices"), originals("matrices").parent / "z.npy"
+    truncate(chunk(run, FEATURES, 1, 0, 0))
+    source.rename(source.with_suffix(".gone"))
+    try:
+        summary = srs.run(recorded_config(RunDirectory(run), srs.open_run(run).record)).summary()
+    finally:
+        source.with_suffix(".gone").rename(source)
+    assert any("semrsm verify --repair" in warning for warning in summary["warnings"])
+    assert chunk(run, FEATURES, 1, 0, 0).exists()

@@ -10,7 +10,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-
 from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, parse_config
@@ -26,6 +25,7 @@ from semrsm_dist.store.candidates import CANDIDATES, KNOWN
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.labelled import LabelledGroup
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import ARRAY
 

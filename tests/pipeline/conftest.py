@@ -199,11 +199,12 @@ class Workshop:
     # --- looking at the disk -------------------------------------------------------------------------
 
     def tree(self, folder: Path) -> dict[str, str]:
-        """Return the hash of every file below a folder, except of the lock, the ledger and what a kill cut short."""
+        """Return the hash of every file below a folder, except of those about a session and what a kill cut short."""
+        of_sessions = ("lock", "events.jsonl", "progress.json")
         return {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("lock", "events.jsonl") and path.suffix != ".partial"
+            if path.is_file() and path.name not in of_sessions and path.suffix != ".partial"
         }
 
     def chunks(self, run: Path, *groups: str) -> dict[str, tuple[int, int]]:

@@ -44,7 +44,7 @@ DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder"]
 
 
 def document(shop, run):
-    names = "\n".join(["id,labels", *(f"i{k},{'xy'[k % 2]}" for k in range(N))])
+    names = "\n".join(["image_id,labels", *(f"i{k},{'xy'[k % 2]}" for k in range(N))])
     (shop.path / "table.csv").write_text(names)
     run = shop.of_features(run, {"a": shop.features("a.npy", (N, 5, 3))}, matching={"tile": TILE})
     run["data"]["table"] = str(shop.path / "table.csv")

@@ -265,7 +265,7 @@ FAULTS = [
     ("matrices", in_file("tiles.zarr/zarr.json", truncate), "tiles.zarr", "description"),
     ("matrices", in_file("rsm.zarr/last/zarr.json", truncate), "rsm.zarr/last", "description"),
     ("matrices", in_file(f"{POOLED}/zarr.json", truncate), POOLED, "description"),
-    ("matrices", other_width, WIDTHS, "kernel"),
+    ("matrices", other_width, WIDTHS, "description"),
     ("queries", on(TILES, (0, 1, 0), Path.unlink), TILES, "missing"),
     ("queries", altered(TILES, (0, 1, 0), add((0, 2, 3), 0.01)), TILES, "certificate"),
     ("queries", altered(QUERIES, (0, 0, 0), add((1, 2, 3), 0.5)), QUERIES, "features"),

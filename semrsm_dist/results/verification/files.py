@@ -10,7 +10,8 @@ from semrsm_dist.results.verification.inspection import Inspection
 from semrsm_dist.results.verification.numbers import Problem
 from semrsm_dist.results.verification.report import DESCRIPTION, Kind
 from semrsm_dist.store import chunks
-from semrsm_dist.store.directory import RECORD, RECORD_COPY
+from semrsm_dist.store.directory import RECORD, RECORD_COPY, SUMMARY
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import Side, read_record
 
 
@@ -44,25 +45,24 @@ def inspect_groups(inspection: Inspection) -> None:
         if not root.is_dir():
             continue
         for group in (root, *(root / side for side in inspection.record.sides if root == directory.features)):
-            try:
-                chunks.read_attributes(group)
-                problem = Problem(Kind.MISSING, "the description of this group is not there")
-            except StorageError as error:
-                problem = Problem(Kind.DESCRIPTION, str(error))
-            else:
-                if (group / DESCRIPTION).is_file():
-                    continue
-            inspection.add(group, None, DESCRIPTION, problem)
+            if problem := find_description_fault(group):
+                inspection.add(group, None, DESCRIPTION, problem)
+
+
+def find_description_fault(group: RunPath) -> Problem | None:
+    """Return what is wrong with the description of a group: it is missing or damaged; None if it can be read."""
+    if chunks.read_description(group):
+        return None
+    if (group / DESCRIPTION).exists():
+        return Problem(Kind.DESCRIPTION, "the description of this group is damaged")
+    return Problem(Kind.MISSING, "the description of this group is not there")
 
 
 def inspect_summary(inspection: Inspection) -> None:
     """Check that the summary can be read, if there is one."""
-    try:
-        inspection.directory.read_summary()
-    except StorageError as error:
-        inspection.add(
-            inspection.directory.path / "summary.json", None, "", Problem(Kind.DAMAGED, str(error))
-        )
+    path = inspection.directory.path / SUMMARY
+    if path.exists() and inspection.directory.read_summary() is None:
+        inspection.add(path, None, "", Problem(Kind.DAMAGED, "the summary cannot be read"))
 
 
 def read_manifests(inspection: Inspection) -> Mapping[Side, Manifest]:

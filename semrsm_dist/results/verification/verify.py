@@ -15,6 +15,7 @@ from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.verification.coordinates import inspect_attributes, inspect_coordinates
 from semrsm_dist.results.verification.features import SoundFeatures, inspect_features
 from semrsm_dist.results.verification.files import (
+    find_description_fault,
     inspect_groups,
     inspect_record,
     inspect_summary,
@@ -29,7 +30,7 @@ from semrsm_dist.results.verification.recorded import recorded_config
 from semrsm_dist.results.verification.report import DESCRIPTION, SAMPLE, Kind, Report
 from semrsm_dist.results.verification.tiles import TileInspection
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.labelled import LabelledGroup
+from semrsm_dist.store.labelled import COMPLETE, LabelledGroup
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.results import result_store
@@ -151,22 +152,29 @@ def _inspect_layer(
 
 def _is_finished(inspection: Inspection, store: LabelledGroup) -> bool:
     """Return whether all of a layer must be there."""
-    layer = store.layer
-    try:
-        attributes = store.read_attributes()
-        finished = store.is_finished()
-        was_finished = layer in (inspection.directory.read_summary() or {}).get("layers", {})
-    except StorageError as error:
-        inspection.add(store.group, layer, DESCRIPTION, Problem(Kind.DESCRIPTION, str(error)))
-        return False
+    layer, finished = store.layer, store.is_finished()
     if inspection.is_working:
         return False
-    if not finished and was_finished and not attributes:
-        text = "the layer was finished, but its description is not there"
-        inspection.add(store.group, layer, DESCRIPTION, Problem(Kind.MISSING, text))
-    elif not finished and layer in inspection.record.requested:
+    if finished:
+        return True
+    was_finished = layer in (inspection.directory.read_summary() or {}).get("layers", {})
+    problem = _find_alteration(store) if was_finished else None
+    if problem:
+        inspection.add(store.group, layer, DESCRIPTION, problem)
+    elif layer in inspection.record.requested:
         inspection.incomplete.append(f"layer {layer} is not finished: start the run's command again")
-    return finished
+    return False
+
+
+def _find_alteration(store: LabelledGroup) -> Problem | None:
+    """Return what is wrong with the description of a group that was finished; None if it was begun again since."""
+    if problem := find_description_fault(store.group):
+        return problem
+    if store.read_attributes().get(COMPLETE) in (None, False):
+        return None
+    return Problem(
+        Kind.DESCRIPTION, "the description of this group is not as it was when the group was finished"
+    )
 
 
 def _inspect_stored(
@@ -179,15 +187,12 @@ def _inspect_stored(
     """Check the stored matrices of a layer, if there are any of its present kernels and labels."""
     directory, record = inspection.directory, inspection.record
     store, tiles = MatrixStore(directory.matrices, layer), result_store(directory, record, layer)
-    try:
-        recipe = store.read_attributes().get("recipe")
-    except StorageError as error:
-        inspection.add(store.group, layer, DESCRIPTION, Problem(Kind.DESCRIPTION, str(error)))
-        return
+    recipe = store.read_attributes().get("recipe")
     if recipe is None or not store.is_finished() or recipe != tiles.read_attributes().get("recipe"):
         if record.config["output"]["matrices"] == "stored" and layer in record.requested:
             text = "matrices are to be stored, but those of the layer are not there or not finished"
-            inspection.add(store.group, layer, DESCRIPTION, Problem(Kind.MISSING, text))
+            problem = _find_alteration(store) or Problem(Kind.MISSING, text)
+            inspection.add(store.group, layer, DESCRIPTION, problem)
         return
     if len(manifests) == len(record.sides):
         inspect_coordinates(inspection, store, manifests, features)

@@ -78,7 +78,7 @@ class DamagedChunkError(StorageError):
         self.file, self.fault = file, fault
         super().__init__(
             f"{file}: this chunk {fault}; results that need it cannot be computed: start the same command, which "
-            "computes it again"
+            "computes it again, or, if the run was finished, semrsm verify --repair"
         )
 
     def __reduce__(self) -> tuple[type[DamagedChunkError], tuple[RunPath, str]]:

@@ -243,6 +243,7 @@ def test_a_run_in_which_everything_hangs_is_stopped(engine, start, monkeypatch, 
     if engine.name == "serial":
         pytest.skip("works in the thread that would have to notice")
     monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(local, "CANCEL_SECONDS", 0.5)
 
     def worker(units):
         while not wake.exists():

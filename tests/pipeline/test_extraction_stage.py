@@ -18,6 +18,7 @@ from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.pipeline import inputs
 from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory, choose_device
+from semrsm_dist.store.features import FeatureStore
 
 
 @pytest.mark.timeout(120)
@@ -82,11 +83,14 @@ def test_queries_and_database_share_the_actors(shop, monkeypatch):
     summary = shop.run(document)
     assert len(made) == 1
     assert summary["work"]["extraction"] == {"found": 0, "computed": 2}
-    for side in ("images", "queries"):  # each as it is alone
+    for side, n in (("images", 7), ("queries", 5)):  # each as it is alone
         alone = shop.of_images(f"{side} alone", shop.path / side)
         shop.run(alone)
-        folder = shop.path / "run" / "features.zarr" / side
-        assert shop.tree(folder) == shop.tree(shop.path / f"{side} alone" / "features.zarr" / "images")
+        for layer in srs.open_run(shop.path / "run").layers:
+            together = FeatureStore(shop.path / "run/features.zarr", side, layer)
+            apart = FeatureStore(shop.path / f"{side} alone/features.zarr", "images", layer)
+            np.testing.assert_array_equal(together.read(slice(0, n)), apart.read(slice(0, n)))
+            np.testing.assert_array_equal(together.read_squared_norms(), apart.read_squared_norms())
 
 
 def with_model(document, **options):

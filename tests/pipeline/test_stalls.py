@@ -62,15 +62,17 @@ def living(mark):
 
 
 # A worker of Ray loads libraries after it has begun its first task.
-@pytest.mark.parametrize(("engine", "stall_seconds"), [("local", 2), ("ray", 20)])
-def test_tiles_that_fail_or_hang_are_set_aside_and_listed(tmp_path, environment, engine, stall_seconds):
+@pytest.mark.parametrize(("engine", "stall_seconds", "attempts"), [("local", 2, 3), ("ray", 20, 2)])
+def test_tiles_that_fail_or_hang_are_set_aside_and_listed(
+    tmp_path, environment, engine, stall_seconds, attempts
+):
     z = np.random.default_rng(0).normal(size=(20, 4, 3))
     z[:, 0, 0] = np.arange(20)  # an image knows which it is
     np.save(tmp_path / "z.npy", z.astype(np.float32))
     document = {
         "run": str(tmp_path / "run"),
         "data": {"source": "features", "layers": {"last": str(tmp_path / "z.npy")}},
-        "matching": {"matcher": "moody", "tile": 5, "stall_seconds": stall_seconds},
+        "matching": {"matcher": "moody", "tile": 5, "stall_seconds": stall_seconds, "attempts": attempts},
         "engine": engine,
         "workers": 2,
     }
@@ -84,7 +86,7 @@ def test_tiles_that_fail_or_hang_are_set_aside_and_listed(tmp_path, environment,
     )
     assert done.returncode == 1, done.stderr
     said = done.stderr[done.stderr.index("semrsm: ") :]
-    assert said.startswith("semrsm: 2 tiles failed and were set aside; all others are kept")
+    assert said.startswith("semrsm: Tiles that failed and were set aside: 2; all others are kept")
     assert "last/1.2: ValueError: out of the question" in said
     assert "last/0.0: it hangs: last/0.0" in said
     assert "no result for" in said

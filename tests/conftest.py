@@ -15,7 +15,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
 
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("any machine", deadline=None)
-# A change lands by the examples that it was tried with, not by those that chance finds that day; these are for people.
+# With the same examples each time, a change is judged by what it changes; elsewhere, chance goes on searching.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable" if os.environ.get("CI") else "any machine")
 

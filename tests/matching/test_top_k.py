@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -396,6 +398,7 @@ def test_an_error_in_a_thread_stops_the_search(monkeypatch):
 
     def fail(*arguments):
         begun.append(arguments)
+        time.sleep(0.2)  # in which the caller can learn of the last one
         raise MemoryError
 
     monkeypatch.setattr("semrsm_dist.matching.search.block.sorted_channel_bounds", fail)

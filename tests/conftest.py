@@ -73,7 +73,7 @@ SLOW = (
     "objects/test_lease.py",
     "deploy/test_manifests.py",
 )
-"""Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes two to three minutes on two cores."""
+"""Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes two to three minutes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

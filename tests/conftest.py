@@ -68,6 +68,8 @@ SLOW = (
     "engine/test_ray_start.py",
     "engine/test_ray_metrics.py",
     "experiments/test_search.py",
+    "experiments/test_near_duplicates.py",
+    "experiments/test_objects.py",
     "pipeline/test_neighbours_run.py",
     "objects/test_object_runs.py",
     "objects/test_lease.py",

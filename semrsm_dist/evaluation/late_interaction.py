@@ -9,6 +9,7 @@ BERT, SIGIR 2020 (MaxSim).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -60,23 +61,39 @@ def max_similarities(
                 np.where(places[..., None], np.float32(np.nan), z)
                 for z, places in zip((left, right), beyond, strict=True)
             )
+    largest, mean = (
+        (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
+    )  # what leaves out NaN is slower
+    forward, backward = np.empty((len(left), len(right))), np.empty((len(left), len(right)))
+    for block, affinities in affinity_blocks(left, right, product_bytes):
+        forward[block] = mean(largest.reduce(affinities, axis=3), axis=1, dtype=np.float64)
+        backward[block] = mean(largest.reduce(affinities, axis=1), axis=2, dtype=np.float64)
+    return forward, backward
+
+
+def affinity_blocks(
+    left: NDArray[np.float32], right: NDArray[np.float32], product_bytes: int = PRODUCT_BYTES
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32]]]:
+    """Yield which images of both sets, and the inner products (A, S, B, T) of their tokens.
+
+    Parameters
+    ----------
+    left, right : (A, S, C) and (B, T, C)
+        Tokens, contiguous.
+    product_bytes
+        Memory for affinities; at least one pair of images is always yielded.
+    """
     (n_left, n_tokens, n_channels), (n_right, n_others, _) = left.shape, right.shape
     pair_bytes = n_tokens * n_others * left.itemsize
     rows = max(1, min(n_left, product_bytes // pair_bytes))
     columns = max(1, min(n_right, product_bytes // (pair_bytes * rows)))
-    largest, mean = (
-        (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
-    )  # what leaves out NaN is slower
-    forward, backward = np.empty((n_left, n_right)), np.empty((n_left, n_right))
     for i in range(0, n_left, rows):
         flat = left[i : i + rows].reshape(-1, n_channels)
         for j in range(0, n_right, columns):
-            product = flat @ right[j : j + columns].reshape(-1, n_channels).T
-            affinities = product.reshape(-1, n_tokens, len(right[j : j + columns]), n_others)
-            block = np.s_[i : i + rows, j : j + columns]
-            forward[block] = mean(largest.reduce(affinities, axis=3), axis=1, dtype=np.float64)
-            backward[block] = mean(largest.reduce(affinities, axis=1), axis=2, dtype=np.float64)
-    return forward, backward
+            others = right[j : j + columns]
+            product = flat @ others.reshape(-1, n_channels).T
+            block = slice(i, i + rows), slice(j, j + columns)
+            yield block, product.reshape(-1, n_tokens, len(others), n_others)
 
 
 def chamfer(forward: NDArray[np.float64], backward: NDArray[np.float64]) -> NDArray[np.float64]:

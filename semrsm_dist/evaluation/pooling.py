@@ -3,10 +3,13 @@
 Average pooling discards positions, as matching does, and with them everything else that distinguishes the tokens of
 an image. It is usually combined with principal components and whitening.
 
+Max pooling takes the largest value of each channel, and the generalised mean (GeM) lies between: the mean of powers.
+
 VLAD is made of the residuals of its tokens to the nearest of a few centroids.
 
 H. Jégou and O. Chum, Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening,
 ECCV 2012.
+F. Radenović, G. Tolias and O. Chum, Fine-tuning CNN image retrieval with no human annotation, PAMI 2019 (GeM).
 H. Jégou, M. Douze, C. Schmid and P. Pérez, Aggregating local descriptors into a compact image representation, CVPR
 2010; with the normalisation within centroids of R. Arandjelović and A. Zisserman, All about VLAD, CVPR 2013.
 """
@@ -43,6 +46,46 @@ def cosine_rows(queries: Vectors, database: Vectors) -> RowReader:
         return result
 
     return read
+
+
+def pool_tokens(
+    z: Vectors, token_counts: NDArray[np.int64] | None = None, *, power: float
+) -> NDArray[np.float32]:
+    """Return generalised means over the tokens of each image, channel by channel.
+
+    Parameters
+    ----------
+    z : (N, S, C)
+        Vectors of the images.
+    token_counts : (N,)
+        Vectors that each image has: what `z` holds beyond them is ignored. By default S for all.
+    power
+        1 for the mean; larger ones weigh large values more, and infinity is the maximum. Powers keep the sign of a
+        value, so that channels with negative values are not cut off.
+
+    Returns
+    -------
+    (N, C) array
+
+    Raises
+    ------
+    ConfigError
+        If the power is below 1.
+    """
+    if not power >= 1.0:
+        raise ConfigError(f"the power of a generalised mean must be at least 1, found {power}")
+    counts = np.full(len(z), z.shape[1]) if token_counts is None else token_counts
+    pooled = np.empty((len(z), z.shape[2]), dtype=np.float32)
+    for index, (image, count) in enumerate(zip(z, counts, strict=True)):
+        tokens = image[:count].astype(np.float64)
+        largest = np.abs(tokens).max(axis=0)  # of each channel: without it, powers overflow
+        if np.isinf(power):
+            pooled[index] = tokens.max(axis=0)
+            continue
+        scaled = np.divide(tokens, largest, out=np.zeros_like(tokens), where=largest > 0)
+        mean = np.mean(np.sign(scaled) * np.abs(scaled) ** power, axis=0)
+        pooled[index] = largest * np.sign(mean) * np.abs(mean) ** (1.0 / power)
+    return pooled
 
 
 class Whitening:

@@ -7,7 +7,7 @@ import pytest
 
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation import pooling
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, pool_tokens
 
 
 def test_pooled_vectors_are_compared_by_their_angle():
@@ -82,3 +82,28 @@ def test_whitening_of_nothing_that_differs_is_refused(vectors):
 def test_an_impossible_share_of_variance_is_refused(variance):
     with pytest.raises(ConfigError, match="share of variance"):
         Whitening(np.eye(3), variance=variance)
+
+
+def test_generalised_means_go_from_the_mean_to_the_maximum():
+    z = np.abs(np.random.default_rng(0).normal(size=(3, 5, 4))).astype(np.float32)
+    np.testing.assert_allclose(pool_tokens(z, power=1), z.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        pool_tokens(z, power=3), np.mean(z.astype(float) ** 3, axis=1) ** (1 / 3), rtol=1e-5
+    )
+    np.testing.assert_allclose(pool_tokens(z, power=200), z.max(axis=1), rtol=0.02)
+    np.testing.assert_array_equal(pool_tokens(z, power=math.inf), z.max(axis=1))
+    np.testing.assert_allclose(pool_tokens(z * 1e30, power=3), 1e30 * pool_tokens(z, power=3), rtol=1e-5)
+
+
+def test_padding_is_not_pooled_and_signs_are_kept():
+    z = np.full((2, 3, 1), -2.0, np.float32)
+    z[1, 2] = 99.0
+    counts = np.array([3, 2])
+    for power in (1, 3, math.inf):
+        np.testing.assert_allclose(pool_tokens(z, counts, power=power), -2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.5, math.nan])
+def test_a_power_below_one_is_refused(power):
+    with pytest.raises(ConfigError, match="at least 1"):
+        pool_tokens(np.ones((1, 2, 3), np.float32), power=power)

@@ -10,14 +10,15 @@ import semrsm_dist as srs
 from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.evaluation.pooling import fit_centroids
+from semrsm_dist.evaluation.pooling import fit_centroids, pool_tokens
+from semrsm_dist.evaluation.transport import Transport, token_masses
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.results.run import Run
 
 evaluate = partial(compute, "retrieval")
 
-OPTIONS = {"resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3]}
+OPTIONS = {"resamples": 40, "centroids": 3, "variance": 0.9, "k": [1, 3], "transport": 0.2}
 
 
 def evaluate_small(config, **options):
@@ -39,10 +40,15 @@ def expected_matrices(small, queries, database, seed):
     whiten = vectors[:, :kept] / np.sqrt(values[:kept])
     white = [small.unit((z - right.mean(axis=0)) @ whiten) for z in (left, right)]
     found["PCA-whitened pooling", "cosine"] = white[0] @ white[1].T
+    for name, power in (("GeM pooling", 3.0), ("max pooling", np.inf)):
+        pooled = [small.unit(pool_tokens(z, power=power).astype(float)) for z in (queries, database)]
+        found[name, "cosine"] = pooled[0] @ pooled[1].T
     tokens, others = small.unit(queries), small.unit(database)
     centroids = fit_centroids(others.reshape(-1, others.shape[2]), OPTIONS["centroids"], seed=seed)
     vlads = [np.stack([vlad_of(small, image, centroids) for image in z]) for z in (tokens, others)]
     found["VLAD", "cosine"] = vlads[0] @ vlads[1].T
+    masses = [token_masses(z, np.full(len(z), z.shape[1])) for z in (queries, database)]
+    found["transport", "cosine"] = Transport(OPTIONS["transport"]).similarities(tokens, others, masses)
     affinities = np.einsum("isc,jtc->ijst", tokens, others)
     found["MaxSim", "cosine"] = affinities.max(axis=3).mean(axis=2)
     found["Chamfer", "cosine"] = (

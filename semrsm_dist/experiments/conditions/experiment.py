@@ -16,35 +16,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.bootstrap import mean_interval
-from semrsm_dist.evaluation.entries import RowReader
-from semrsm_dist.evaluation.pooling import cosine_rows
-from semrsm_dist.evaluation.retrieval import (
-    CHANCE,
-    POOLED,
-    SEMANTIC,
-    SPATIAL,
-    chance_scores,
-    find_hits,
-    score_hits,
-)
+from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SPATIAL
 from semrsm_dist.experiments.conditions import ConditionsParameters
 from semrsm_dist.experiments.conditions.grid import Condition, list_conditions
 from semrsm_dist.experiments.conditions.report import draw_gains, write_text
 from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.near_duplicates import find_groups, make_task
+from semrsm_dist.experiments.query_scores import score_methods
 from semrsm_dist.experiments.runs import choose_kernels, complete_run, evaluation_folder
-from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.features import FeatureStore
-
-Scores = NDArray[np.float64]
-"""F1@1 of each query, NaN where there is none."""
 
 
 def evaluate(config: RunConfig, parameters: ConditionsParameters, reporter: Reporter) -> Findings:
@@ -83,29 +69,13 @@ def evaluate(config: RunConfig, parameters: ConditionsParameters, reporter: Repo
     )
 
 
-def score_methods(run: Run, layer: str, kernel: str) -> dict[str, Scores]:
-    """Return each query's F1@1 by method: both similarities, average pooling, and a hit taken by chance."""
-    task = retrieval_task(run.manifest())
-    pooled = FeatureStore(run.directory.features, "images", layer).read_pooled()
-    readers: dict[str, RowReader] = {
-        SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
-        POOLED: cosine_rows(pooled, pooled),
-        SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
-    }
-    at_once = run.chunk_size(layer)
-    scores = {
-        method: score_hits(find_hits(read, task, 1, rows_at_once=at_once).indices, task, (1,))[:, 0]
-        for method, read in readers.items()
-    }
-    return {CHANCE: chance_scores(task), **scores}
-
-
 def _measure(
     run: Run, condition: Condition, *, kernel: str, resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per layer and method; `gain` is over comparing position by position, paired by query."""
+    task = make_task(run, find_groups(run, None))
     for layer in run.requested_layers:
-        scores = score_methods(run, layer, kernel)
+        scores = score_methods(run, layer, kernel, task)
         for method, f1 in scores.items():
             level = mean_interval(f1, resamples=resamples, seed=seed)
             gain = mean_interval(f1 - scores[SPATIAL], resamples=resamples, seed=seed)

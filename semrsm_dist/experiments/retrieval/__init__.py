@@ -15,6 +15,23 @@ class RetrievalParameters(Parameters):
         0.95, gt=0, le=1, description="share of the variance that PCA keeps before whitening"
     )
     centroids: Positive = Field(16, description="of VLAD")
+    gem: float = Field(
+        3.0, ge=1, allow_inf_nan=False, description="power of GeM pooling; 1 is average pooling"
+    )
+    transport: float | None = Field(
+        None,
+        ge=0.03,
+        le=10,
+        description="entropy of optimal transport between tokens of length 1, such as 0.1; by default it is left out, "
+        "as it takes as long as the run",
+    )
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="spatio-semantic cosine in the run's first layer from which images count as near-duplicates, in "
+        "addition to the groups of the data",
+    )
     resamples: Positive = Field(
         1000, description="of the bootstrap over queries; the database stays as it is"
     )

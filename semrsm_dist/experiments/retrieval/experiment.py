@@ -2,7 +2,8 @@
 
 F1@k is the mean, over queries and their k best hits, of the overlap of the label sets (Wald et al. 2024, section 4.2,
 in our reading). The paper leaves open how semantic similarity compares with established retrieval: here it meets
-average pooling with and without PCA and whitening, VLAD, late interaction, and the class token.
+average pooling with and without PCA and whitening, GeM and max pooling, VLAD, late interaction, optimal transport, and
+the class token.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from semrsm_dist.evaluation.retrieval import (
 )
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.near_duplicates import Groups, find_groups, make_task
 from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.experiments.retrieval.methods import CLASS_TOKEN, Method, list_methods
 from semrsm_dist.experiments.retrieval.report import (
@@ -45,7 +47,6 @@ from semrsm_dist.experiments.retrieval.report import (
 from semrsm_dist.experiments.retrieval.search import progressive_hits
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.machine import available_cpus
-from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
@@ -53,15 +54,16 @@ from semrsm_dist.results.run import Run
 def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Reporter) -> Findings:
     """Compare retrieval by semantic similarity with the other methods, on a run of images with labels."""
     ks, search = tuple(sorted(set(parameters.k))), parameters.search
-    _require_search(search, config)
+    _require_search(parameters, config)
     run = complete_run(config, reporter)
-    tasks = _list_tasks(run)
+    groups = find_groups(run, parameters.near_duplicates)
+    tasks = _list_tasks(run, groups)
     folder = evaluation_folder(config) / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
     workers = config.workers or available_cpus()
     scores: Scores = {}
     hits: dict[Key, Hits] = {}
-    notes: list[str] = []
+    notes: list[str] = [groups.note] * bool(groups.note)
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), parameters, folder, reporter, workers)
@@ -71,15 +73,15 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
         notes += about
         scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
         for (
-            groups,
+            handling,
             task,
-        ) in tasks.items():  # what hits drawn at random can be expected to score, the same for every k
+        ) in tasks.items():  # what random hits can be expected to score, the same for every k
             chance = chance_scores(task)[:, None]
-            scores[Key(layer, CHANCE, "-", groups)] = np.repeat(chance, len(ks), axis=1)
+            scores[Key(layer, CHANCE, "-", handling)] = np.repeat(chance, len(ks), axis=1)
         if search == "progressive":
-            for groups, task in tasks.items():
-                scores[Key(layer, SEMANTIC, "cosine", groups)], took = _search(
-                    run, layer, groups, task, ks, workers
+            for handling, task in tasks.items():
+                scores[Key(layer, SEMANTIC, "cosine", handling)], took = _search(
+                    run, layer, handling, task, ks, workers
                 )
                 effort.append(took)
     table = tabulate(scores, ks, resamples=parameters.resamples, seed=parameters.seed)
@@ -123,26 +125,27 @@ def _search(
     return score_hits(hits.found.indices.astype(np.intp), task, ks), effort
 
 
-def _require_search(search: str, config: RunConfig) -> None:
+def _require_search(parameters: RetrievalParameters, config: RunConfig) -> None:
+    if parameters.search != "progressive":
+        return
+    if parameters.near_duplicates is not None:
+        raise ConfigError(
+            "search: progressive finds near-duplicates by the groups of the data alone; leave near_duplicates out, or "
+            "search at matrix"
+        )
     matcher = config.matching.matcher
-    if search == "progressive" and matcher != "auction":
+    if matcher != "auction":
         raise ConfigError(
             f"search: progressive needs the matcher 'auction', but the run matches with {matcher!r}, whose numbers a "
             "search cannot give; leave search at matrix"
         )
 
 
-def _list_tasks(run: Run) -> dict[str, RetrievalTask]:
+def _list_tasks(run: Run, groups: Groups) -> dict[str, RetrievalTask]:
     """Return the retrieval tasks by what they do with near-duplicates; only one where there are no groups."""
-    images = run.manifest("images")
-    queries = None if run.is_symmetric else run.manifest("queries")
-    require_labels(images, queries)
-    if not any(images.groups()) or (queries is not None and not any(queries.groups())):
-        return {"none": retrieval_task(images, queries)}
-    return {
-        "excluded": retrieval_task(images, queries),
-        "included": retrieval_task(images, queries, near_duplicates=True),
-    }
+    if not groups.rule_out_hits():
+        return {"none": make_task(run, None)}
+    return {"excluded": make_task(run, groups), "included": make_task(run, None)}
 
 
 def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> list[str]:

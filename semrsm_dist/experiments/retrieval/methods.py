@@ -1,43 +1,36 @@
 """What retrieval by matching is compared with, each as a reader of rows of similarities, from a run's own features.
 
 Everything that is fitted (principal components, VLAD's centroids) is fitted to the database, without labels. Tokens
-of VLAD, MaxSim and Chamfer are brought to length 1 first.
+of VLAD, MaxSim, Chamfer and transport are scaled to length 1 first.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, fit_centroids, vlad
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, fit_centroids, pool_tokens, vlad
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
+from semrsm_dist.evaluation.transport import Transport, token_masses
 from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.pair_scores import Both, PairScores, Tokens, symmetric
 from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.matching.kernels import KERNELS
-from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
-from semrsm_dist.store import chunks
-from semrsm_dist.store.labels import origin
 from semrsm_dist.store.npy import write_npy
+from semrsm_dist.store.record import Side
 
-WHITENED, VLAD, MAXSIM, CHAMFER, CLASS_TOKEN = (
-    "PCA-whitened pooling",
-    "VLAD",
-    "MaxSim",
-    "Chamfer",
-    "class token",
-)
+WHITENED, GEM, MAX = "PCA-whitened pooling", "GeM pooling", "max pooling"
+VLAD, MAXSIM, CHAMFER, TRANSPORT, CLASS_TOKEN = "VLAD", "MaxSim", "Chamfer", "transport", "class token"
 SAMPLE = 20_000
 """Tokens of the database that VLAD's centroids are fitted to."""
 
@@ -70,8 +63,12 @@ def list_methods(
     queries = features.store(features.query_side).read_pooled()
     yield Method(POOLED, "cosine", cosine_rows(queries, database))
     yield _whitened(queries, database, fitting)
+    yield _pooled(features, GEM, fitting.gem)
+    yield _pooled(features, MAX, np.inf)
     yield from _vlad(features, fitting, folder)
     yield from _late_interaction(features, folder / "late-interaction.zarr", reporter, workers)
+    if fitting.transport is not None:
+        yield _transport(features, fitting.transport, folder, reporter, workers)
 
 
 def _whitened(
@@ -118,74 +115,45 @@ def _write_vlad(
     return mapped
 
 
+def _pooled(features: LayerFeatures, name: str, power: float) -> Method:
+    queries, database = (_pool(features, side, power) for side in (features.query_side, "images"))
+    return Method(name, "cosine", cosine_rows(queries, database))
+
+
+def _pool(features: LayerFeatures, side: Side, power: float) -> NDArray[np.float32]:
+    store, counts = features.store(side), features.token_counts(side)
+    return np.concatenate(
+        [pool_tokens(store.read(images), counts[images], power=power) for images in features.chunks(side)]
+    )
+
+
 def _late_interaction(
     features: LayerFeatures, root: Path, reporter: Reporter, workers: int
 ) -> Iterator[Method]:
-    store = LateInteraction(features, root)
-    store.fill(reporter, workers)
+    store = PairScores(features, root, (MAXSIM, CHAMFER), _solve_late_interaction)
+    store.fill(reporter, workers, "late interaction")
     for name in (MAXSIM, CHAMFER):
         yield Method(name, "cosine", store.reader(name))
 
 
-class LateInteraction:
-    """MaxSim and Chamfer between all images of a layer, kept in tiles; existing tiles are not computed again."""
+def _solve_late_interaction(rows: Tokens, columns: Tokens) -> dict[str, Both]:
+    forward, backward = max_similarities(
+        unit_tokens(rows.z), unit_tokens(columns.z), token_counts=(rows.counts, columns.counts)
+    )
+    return {MAXSIM: Both(forward, backward.T), CHAMFER: symmetric(chamfer(forward, backward))}
 
-    def __init__(self, features: LayerFeatures, root: Path) -> None:
-        self._features = features
-        self._layout: Layout = features.run.layout(features.layer)
-        self._group = root / features.layer
-        layout, side = self._layout, self._layout.tile_size
-        chunks.create_group(root, features.layer)
-        self._arrays = {
-            name: chunks.create_array(
-                self._group,
-                name,
-                dimensions={"image_i": (layout.n_rows, side), "image_j": (layout.n_columns, side)},
-                dtype="float32",
-                origin=origin(features.run.record.id_of(features.layer), root.name, features.layer, name),
-            )
-            for name in (MAXSIM, CHAMFER)
+
+def _transport(
+    features: LayerFeatures, entropy: float, folder: Path, reporter: Reporter, workers: int
+) -> Method:
+    transport = Transport(entropy)
+
+    def solve(rows: Tokens, columns: Tokens) -> dict[str, Both]:
+        masses = token_masses(*rows), token_masses(*columns)
+        return {
+            TRANSPORT: symmetric(transport.similarities(unit_tokens(rows.z), unit_tokens(columns.z), masses))
         }
 
-    def reader(self, name: str) -> RowReader:
-        """Return a reader of rows of `MAXSIM` or `CHAMFER`."""
-        columns = slice(0, self._layout.n_columns)
-        return lambda rows: chunks.read_region(self._arrays[name], (rows, columns)).astype(np.float64)
-
-    def fill(self, reporter: Reporter, workers: int) -> None:
-        """Compute the tiles that are missing, in threads, each of which holds two panels of features."""
-        present = set.intersection(*(chunks.list_chunks(self._group, name) for name in self._arrays))
-        tiles = list(self._layout.tiles())
-        missing = [tile for tile in tiles if not set(self._mirrored(tile)) <= present]
-        if not missing:
-            return
-        with (
-            reporter.stage("late interaction", len(tiles), "tiles", len(tiles) - len(missing)) as shown,
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(workers) as pool,
-        ):
-            for _ in pool.map(self._solve, missing):
-                shown.advance(1)
-
-    def _mirrored(self, tile: tuple[int, int]) -> list[tuple[int, int]]:
-        row, column = tile
-        return [tile, (column, row)] if self._layout.symmetric and row != column else [tile]
-
-    def _solve(self, tile: tuple[int, int]) -> None:
-        rows, columns = self._layout.rows(tile[0]), self._layout.columns(tile[1])
-        queries, database = self._features.store(self._features.query_side), self._features.store("images")
-        forward, backward = max_similarities(
-            unit_tokens(queries.read(rows)),
-            unit_tokens(database.read(columns)),
-            token_counts=(queries.read_token_counts(rows), database.read_token_counts(columns)),
-        )
-        both = chamfer(forward, backward)
-        with chunks.writing(self._group):
-            for index, values in zip(self._mirrored(tile), (forward, backward.T), strict=False):
-                chunks.write_chunk(self._arrays[MAXSIM], index, _narrow(values))
-            for index, values in zip(self._mirrored(tile), (both, both.T), strict=False):
-                chunks.write_chunk(self._arrays[CHAMFER], index, _narrow(values))
-
-
-def _narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(values, dtype=np.float32)
+    store = PairScores(features, folder / f"transport-{entropy:g}.zarr", (TRANSPORT,), solve)
+    store.fill(reporter, workers, "transport")
+    return Method(TRANSPORT, "cosine", store.reader(TRANSPORT))

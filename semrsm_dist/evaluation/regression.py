@@ -1,7 +1,7 @@
 """What a quantity measured per image depends on: linear regression with a bootstrap over images.
 
-Where some images are near-duplicates of each other, whole groups are resampled. With many slopes, some are far from zero by
-chance: `holm` adjusts their p-values so that the probability of any false discovery stays below the level.
+Where some images are near-duplicates of each other, whole groups are resampled. With many slopes, some are far from
+zero by chance: `holm` adjusts their p-values so that the probability of any false discovery stays below the level.
 
 S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
 """

@@ -94,18 +94,6 @@ def test_places_without_a_token_take_no_part():
     )
 
 
-def test_unbalanced_transport_moves_less_of_what_has_no_partner():
-    tokens = np.eye(4, dtype=np.float32)[None]
-    other = tokens.copy()
-    other[0, 0] = -other[0, 0]
-    masses = uniform(tokens)
-    balanced, unbalanced = (
-        Transport(0.05, relaxation).similarities(tokens, other, (masses, masses))[0, 0]
-        for relaxation in (math.inf, 0.05)
-    )
-    assert balanced < unbalanced
-
-
 def test_masses_follow_the_norms_where_requested():
     z = np.zeros((2, 3, 2), np.float32)
     z[0, :, 0] = 1, 3, 0

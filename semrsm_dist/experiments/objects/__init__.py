@@ -11,8 +11,8 @@ class ObjectsParameters(Parameters):
 
     boxes: LocalPath | None = Field(
         None,
-        description="a table (.csv or .parquet) of the boxes around the objects; needed. Columns image_id, and x0, y0, x1, "
-        "y1 as shares of the image's width and height",
+        description="a table (.csv or .parquet) of the boxes around the objects; needed. Columns image_id, and x0, y0, "
+        "x1, y1 as shares of the image's width and height",
     )
     kernel: Kernel = Field(
         "cosine", description="linear, cosine or rbf; average pooling is compared by cosine"
@@ -21,8 +21,8 @@ class ObjectsParameters(Parameters):
         None,
         gt=0,
         le=1,
-        description="spatio-semantic cosine in the run's first layer from which images count as near-duplicates: no hits, "
-        "and resampled together",
+        description="spatio-semantic cosine in the run's first layer from which images count as near-duplicates: no "
+        "hits, and resampled together",
     )
     resamples: Positive = Field(
         4000, description="of the bootstrap over queries, or groups of near-duplicates"

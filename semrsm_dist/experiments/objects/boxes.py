@@ -47,9 +47,9 @@ def read_boxes(path: Path) -> pd.DataFrame:
     if not is_box.all():
         row = int(np.flatnonzero(~is_box)[0])
         raise InputError(
-            f"{path}: {np.count_nonzero(~is_box)} of {len(table)} boxes are empty or not within 0 and 1, the first in row "
-            f"{row + 1}: {table.loc[row, ['image_id', *CORNERS]].to_dict()}; give shares of the image's width and height, "
-            "with x0 < x1 and y0 < y1"
+            f"{path}: {np.count_nonzero(~is_box)} of {len(table)} boxes are empty or not within 0 and 1, the first in "
+            f"row {row + 1}: {table.loc[row, ['image_id', *CORNERS]].to_dict()}; give shares of the image's width and "
+            "height, with x0 < x1 and y0 < y1"
         )
     return pd.DataFrame({"image_id": table["image_id"].astype(str), **corners})
 

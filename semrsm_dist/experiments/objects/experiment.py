@@ -1,9 +1,9 @@
 """Whether matching gains more where objects are small, many, off the centre or among others.
 
 The paper explains its gain by objects that are not centred and by large spatial extents. Here the gain in F1@1 of each
-query, over comparing position by position and over average pooling, is regressed on what the boxes around the query's objects
-say, all predictors together. Intervals and p-values come from a bootstrap over queries; the p-values of all slopes are
-adjusted for their number by Holm's method.
+query, over comparing position by position and over average pooling, is regressed on what the boxes around the query's
+objects say, all predictors together. Intervals and p-values come from a bootstrap over queries; the p-values of all
+slopes are adjusted for their number by Holm's method.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def evaluate(config: RunConfig, parameters: ObjectsParameters, reporter: Reporte
     """Regress each query's gain of matching on what is known of its objects."""
     if parameters.boxes is None:
         raise ConfigError(
-            "the experiment objects needs the boxes around the objects of the run's images: --with boxes=TABLE.csv, with "
-            "the columns image_id, x0, y0, x1 and y1"
+            "the experiment objects needs the boxes around the objects of the run's images: --with boxes=TABLE.csv, "
+            "with the columns image_id, x0, y0, x1 and y1"
         )
     objects = describe_objects(read_boxes(parameters.boxes))
     run = complete_run(config, reporter)
@@ -45,8 +45,8 @@ def evaluate(config: RunConfig, parameters: ObjectsParameters, reporter: Reporte
     predictors = objects.reindex(run.manifest(side).image_ids())
     if predictors.notna().all(axis=1).sum() < len(PREDICTORS) + 2:
         raise InputError(
-            f"{parameters.boxes}: boxes of {predictors['size'].notna().sum()} of {len(predictors)} {side} of the run, too "
-            "few for a regression; give a table whose image_id are those of the run"
+            f"{parameters.boxes}: boxes of {predictors['size'].notna().sum()} of {len(predictors)} {side} of the run, "
+            "too few for a regression; give a table whose image_id are those of the run"
         )
     groups = find_groups(run, parameters.near_duplicates)
     task, clusters = make_task(run, groups), _cluster(groups.names[side])

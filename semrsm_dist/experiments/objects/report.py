@@ -35,8 +35,8 @@ def write_text(table: pd.DataFrame, correlations: pd.DataFrame, notes: Sequence[
         level=lambda rows: rows["level"] + " (" + rows["predictor_mean"].map("{:.2f}".format) + ")"
     )
     parts = [
-        f"gain of a query in F1@1, {SEMANTIC} less the other, over {first['n']} queries with boxes ({first['n_left_out']} "
-        f"left out), mean [{first['confidence']:.0%} interval]:\n"
+        f"gain of a query in F1@1, {SEMANTIC} less the other, over {first['n']} queries with boxes "
+        f"({first['n_left_out']} left out), mean [{first['confidence']:.0%} interval]:\n"
         + write_grid(
             gains.assign(value=[write_interval(row) for _, row in gains.iterrows()]),
             "value",

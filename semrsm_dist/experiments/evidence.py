@@ -59,7 +59,7 @@ class Evidence(Findings):
     about: str = ""
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the table (its settings in the file's metadata) and the figure, each whole or not at all.
+        """Write the table (settings and words in the file's metadata) and the figure, each whole or not at all.
 
         Returns
         -------
@@ -82,7 +82,12 @@ class Evidence(Findings):
         import pyarrow as pa  # noqa: PLC0415 - needed here alone
         import pyarrow.parquet  # noqa: PLC0415
 
-        facts = {**self.settings, "version": metadata.version("semrsm-dist")}
+        facts = {
+            **self.settings,
+            "about": self.about,
+            "text": self.text,
+            "version": metadata.version("semrsm-dist"),
+        }
         table = pa.Table.from_pandas(self.table, preserve_index=False)
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), METADATA: json.dumps(facts).encode()}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.entries import row_slices
-from semrsm_dist.evaluation.retrieval import SPATIAL, Names, RetrievalImages, RetrievalTask
+from semrsm_dist.evaluation.retrieval import SEMANTIC, Names, RetrievalImages, RetrievalTask
 from semrsm_dist.pipeline.stages.evaluation import require_labels
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.record import Side
@@ -42,8 +42,8 @@ def find_groups(run: Run, threshold: float | None) -> Groups:
     run
         Finished in its first layer.
     threshold
-        Spatio-semantic cosine in the run's first requested layer from which two images are nearly the same; None for
-        the groups of the data alone.
+        Semantic cosine in the run's first requested layer from which two images are nearly the same, wherever in the
+        picture their content lies; None for the groups of the data alone.
     """
     given = {side: run.manifest(side).groups() for side in run.record.sides}
     if threshold is None:
@@ -64,7 +64,7 @@ def find_groups(run: Run, threshold: float | None) -> Groups:
         names[side], shared = shared[: len(own)], shared[len(own) :]
     return Groups(
         names,
-        f"near-duplicates: {len(found)} pairs of images with a spatio-semantic cosine of at least {threshold:g} in "
+        f"near-duplicates: {len(found)} pairs of images with a semantic cosine of at least {threshold:g} in "
         f"{layer}; {np.count_nonzero(sizes > 1)} groups of {sizes[sizes > 1].sum()} images, those of the data included",
     )
 
@@ -94,7 +94,7 @@ def make_task(run: Run, groups: Groups | None) -> RetrievalTask:
 
 def _similar_pairs(run: Run, layer: str, threshold: float) -> Iterator[NDArray[np.intp]]:
     """Yield pairs (P, 2) of similar images, each once; queries are numbered after the images."""
-    read, first_row = run.similarity_rows(layer, "cosine", SPATIAL), 0
+    read, first_row = run.similarity_rows(layer, "cosine", SEMANTIC), 0
     if not run.is_symmetric:
         first_row = run.record.counts["images"]
     for rows in row_slices(run.record.counts[run.record.row_side], run.chunk_size(layer)):

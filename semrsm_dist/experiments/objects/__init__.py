@@ -21,7 +21,7 @@ class ObjectsParameters(Parameters):
         None,
         gt=0,
         le=1,
-        description="spatio-semantic cosine in the run's first layer from which images count as near-duplicates: no "
+        description="semantic cosine in the run's first layer from which images count as near-duplicates: no "
         "hits, and resampled together",
     )
     resamples: Positive = Field(

@@ -29,7 +29,7 @@ class RetrievalParameters(Parameters):
         None,
         gt=0,
         le=1,
-        description="spatio-semantic cosine in the run's first layer from which images count as near-duplicates, in "
+        description="semantic cosine in the run's first layer from which images count as near-duplicates, in "
         "addition to the groups of the data",
     )
     resamples: Positive = Field(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from semrsm_dist.cli.commands import make_parser
+from semrsm_dist.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -78,6 +79,20 @@ def test_python_compiles(page):
 def test_yaml_examples_are_yaml(page):
     for body in blocks(page, "yaml"):
         assert yaml.safe_load(body)
+
+
+@pages
+def test_data_sources_in_examples_take_what_they_are_given(page):
+    for body in blocks(page, "yaml"):
+        document = yaml.safe_load(body)
+        if "source" in (document.get("data") or {}):
+            assert SOURCES.load(document["data"]["source"]).model_validate(document["data"])
+
+
+def test_every_data_source_is_documented():
+    text = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    examples = re.findall(r"source: ([\w-]+)", text) + re.findall(r"`([\w-]+)`", text)
+    assert set(SOURCES.names()) <= set(examples)
 
 
 def test_the_readme_leads_and_the_pages_go_deep():

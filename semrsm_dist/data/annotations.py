@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,8 +30,8 @@ def list_below(folder: str, remedy: str) -> list[str]:
     return sorted(list_files(folder))
 
 
-def read_annotation(location: str, remedy: str) -> bytes:
-    """Return the content of an annotation file.
+def read_annotation(location: str, remedy: str, most: int | None = None) -> bytes:
+    """Return the content of an annotation file; with `most`, little more than so many bytes of it.
 
     Raises
     ------
@@ -39,8 +40,15 @@ def read_annotation(location: str, remedy: str) -> bytes:
     StorageError
         The storage fails, or reading is not permitted.
     """
+    with annotation_errors(location, remedy):
+        return read_bytes(location, most)
+
+
+@contextmanager
+def annotation_errors(location: str, remedy: str) -> Iterator[None]:
+    """Report a file that is missing or protected; errors as in `read_annotation`."""
     try:
-        return read_bytes(location)
+        yield
     except PermissionError as error:
         raise StorageError(f"{location}: cannot be read ({reason_of(error)}); grant access") from error
     except ABOUT_THE_FILE as error:
@@ -58,9 +66,30 @@ def read_lines(location: str, remedy: str) -> list[str]:
 
 def read_json(location: str, remedy: str) -> Mapping[str, Any]:
     """Return the object that a JSON file holds; errors as in `read_annotation`, and for anything but an object."""
-    content = read_annotation(location, remedy)
+    return parse_json(read_annotation(location, remedy), location)
+
+
+def parse_json(
+    content: bytes, location: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], object] | None = None
+) -> Mapping[str, Any]:
+    """Return the object that the content of a JSON file holds.
+
+    Parameters
+    ----------
+    content
+        Of the file.
+    location
+        Of the file, for messages.
+    pairs_hook
+        Returns what to keep of an object, from its keys and values, as soon as it has been read.
+
+    Raises
+    ------
+    InputError
+        It is not JSON, or holds anything but an object.
+    """
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=pairs_hook)
     except (ValueError, RecursionError) as error:  # of JSON, its depth and the encoding
         raise InputError(f"{location}: not complete JSON ({error}); get the file again") from error
     if not isinstance(document, dict):

@@ -30,17 +30,24 @@ class ImageEntry:
         What it shows; empty if unknown.
     group : str or None
         Images of one group are near-duplicates (frames of one video); retrieval can exclude them.
+    label_counts : tuple of int or None
+        How many objects bear each of the labels; None if unknown.
+    label_areas : tuple of float or None
+        The area of these objects as a share of the image's, from 0 to 1: where they overlap, it counts for each of
+        them, but never beyond 1. None if unknown.
 
     Raises
     ------
     TypeError
-        If one of them is of another type.
+        If one of them is of another type, or there are not as many counts or areas as labels.
     """
 
     image_id: str
     uri: str
     labels: tuple[str, ...] = ()
     group: str | None = None
+    label_counts: tuple[int, ...] | None = None
+    label_areas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         texts = (self.image_id, self.uri, *(self.labels or ()), self.group or "")
@@ -48,6 +55,11 @@ class ImageEntry:
             raise TypeError(
                 f"{self!r}: image_id and uri must be str, labels a tuple of str, group str or None"
             )
+        for about in (self.label_counts, self.label_areas):
+            if about is not None and (not isinstance(about, tuple) or len(about) != len(self.labels)):
+                raise TypeError(
+                    f"{self!r}: label_counts and label_areas must be tuples with one number for each label, or None"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ MAX_IMAGE_BYTES = ByteSize(256 * 2**20)
 FILE_FACTOR = 4
 """Bytes of a file that may hold an image of one byte: 16-bit colours with transparency take 8/3, texts come on top."""
 
-_CAUSES: dict[type[OSError], str] = {
+CAUSES: dict[type[OSError], str] = {
     FileNotFoundError: "there is no such file",
     PermissionError: "reading it is not permitted",
     NotADirectoryError: "a part of its path is not a folder",
@@ -53,7 +53,7 @@ class FileSource(ImageSource):
                 raise UnreadableImageError(name, "it is a device, a pipe or a socket, not a file")
             data = read_bytes(entry.uri, most)
         except ABOUT_THE_FILE as error:
-            raise UnreadableImageError(name, _CAUSES[type(error)]) from error
+            raise UnreadableImageError(name, CAUSES[type(error)]) from error
         except pa.ArrowInvalid as error:  # a key that the file system cannot have
             raise UnreadableImageError(name, f"there can be no such file: {error}") from error
         if len(data) > most:

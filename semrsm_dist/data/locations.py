@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +130,14 @@ def read_bytes(location: str, most: int | None = None) -> bytes:
             raise
 
 
+def read_range(location: str, offset: int, n_bytes: int) -> bytes:
+    """Return a part of a file, shorter where the file ends before; errors as in `read_bytes`."""
+    system, path = locate(location)
+    with storage_errors(location), system.open_input_file(path) as file:
+        file.seek(offset)
+        return bytes(file.read(n_bytes))
+
+
 def _read_up_to(stream: NativeFile, most: int) -> bytes:
     """Return the content, or somewhat more than `most` bytes of it, whatever size the stream claims to have."""
     pieces, n_bytes = [], 0
@@ -190,6 +199,19 @@ def absolute(location: str | Path) -> str:
     if text.startswith("file://"):
         return locate(text)[1]
     return text if is_uri(text) else str(Path(text).expanduser().absolute())
+
+
+def is_written_below(location: str, root: str) -> bool:
+    """Return whether an absolute location is `root` or lies below it, as both are written; links are not followed."""
+    place, folder = (posixpath.normpath(split_options(each)[0]) for each in (location, root))
+    return place == folder or place.startswith(f"{folder.rstrip('/')}/")
+
+
+def lies_in(location: str, folder: str) -> bool:
+    """Return whether a path or URI lies in a folder, links followed."""
+    if is_uri(folder) or is_uri(location):
+        return f"{location}/".startswith(f"{split_options(folder)[0].rstrip('/')}/")
+    return Path(location).resolve().is_relative_to(Path(folder).resolve())
 
 
 def leads_out(path: str, folder: str) -> bool:

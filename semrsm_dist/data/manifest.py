@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids
 from semrsm_dist.data.source import ImageSource, calling, load_image
-from semrsm_dist.errors import InputError, StorageError, reason_of
+from semrsm_dist.errors import StorageError, reason_of
 
 OK, UNREADABLE = "ok", "unreadable"
 
@@ -25,6 +25,10 @@ LOOKS_AT_ONCE = 16
 LOOK_BATCH = 64
 """Images per batch of such calls."""
 
+ENTRY_FIELDS = tuple(field.name for field in fields(ImageEntry))
+ADDED = ("label_counts", "label_areas")
+"""Columns that the manifests of earlier runs lack."""
+
 SCHEMA = pa.schema(
     [
         pa.field("index", pa.int64(), nullable=False),
@@ -32,6 +36,8 @@ SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("group", pa.string()),
+        pa.field("label_counts", pa.list_(pa.int64())),
+        pa.field("label_areas", pa.list_(pa.float64())),
         pa.field("sha256", pa.string()),
         pa.field("n_bytes", pa.int64()),
         pa.field("mtime_ns", pa.int64()),
@@ -51,12 +57,12 @@ class ManifestRow:
 
     Attributes
     ----------
-    image_id, uri, labels, group
+    image_id, uri, labels, group, label_counts, label_areas
         As in `ImageEntry`.
     sha256 : str or None
         Hash of the content; None for unreadable images and for features without images.
     n_bytes, mtime_ns : int or None
-        Size of the content and modification time of the file, where there is one.
+        Size and modification time of the file that the image is, or is a part of; without one, the size of the content.
     width, height : int or None
         In pixels.
     mode : str or None
@@ -73,6 +79,8 @@ class ManifestRow:
     uri: str = ""
     labels: tuple[str, ...] = ()
     group: str | None = None
+    label_counts: tuple[int, ...] | None = None
+    label_areas: tuple[float, ...] | None = None
     sha256: str | None = None
     n_bytes: int | None = None
     mtime_ns: int | None = None
@@ -86,7 +94,11 @@ class ManifestRow:
     @property
     def entry(self) -> ImageEntry:
         """The image as its source knows it."""
-        return ImageEntry(self.image_id, self.uri, self.labels, self.group)
+        return ImageEntry(*(getattr(self, name) for name in ENTRY_FIELDS))
+
+    def listed_as(self, entry: ImageEntry) -> ManifestRow:
+        """Return the row with what the entry now says of its image: labels, their counts and areas, and group."""
+        return replace(self, **{name: getattr(entry, name) for name in ENTRY_FIELDS})
 
 
 @dataclass(frozen=True)
@@ -109,36 +121,20 @@ class Manifest:
         return len(self.rows)
 
     @classmethod
-    def from_ids(
-        cls,
-        image_ids: Sequence[str],
-        labels: Sequence[Sequence[str]] | None = None,
-        groups: Sequence[str | None] | None = None,
-        uris: Sequence[str] | None = None,
-    ) -> Manifest:
-        """Return the manifest of ready-made features, which have ids, and images only where `uris` says so.
+    def from_entries(cls, entries: Iterable[ImageEntry]) -> Manifest:
+        """Return the manifest of ready-made features, which have ids, and images only where the entries say so.
 
         Raises
         ------
         InputError
-            If ids repeat, or labels, groups or uris are not as many as the ids.
+            If ids repeat.
         """
-        for name, values in (("labels", labels), ("groups", groups), ("uris", uris)):
-            if values is not None and len(values) != len(image_ids):
-                raise InputError(
-                    f"there are {len(image_ids)} image ids but {len(values)} {name}; give one for each id"
-                )
-        return cls(
-            tuple(
-                ManifestRow(
-                    image_id=str(image_id),
-                    uri=uris[i] if uris is not None else "",
-                    labels=tuple(labels[i]) if labels is not None else (),
-                    group=groups[i] if groups is not None else None,
-                )
-                for i, image_id in enumerate(image_ids)
-            )
-        )
+        return cls(tuple(ManifestRow(entry.image_id).listed_as(entry) for entry in entries))
+
+    @classmethod
+    def from_ids(cls, image_ids: Iterable[str]) -> Manifest:
+        """Return the manifest of ready-made features of which only the ids are known; errors as in `from_entries`."""
+        return cls.from_entries(ImageEntry(image_id, "") for image_id in image_ids)
 
     # --- read by the stages -----------------------------------------------------------------------------
 
@@ -161,9 +157,27 @@ class Manifest:
         """Return the ids of the readable images, in order."""
         return [row.image_id for row in self._readable_rows]
 
-    def labels(self) -> list[tuple[str, ...]]:
-        """Return the labels of each readable image, in order."""
-        return [row.labels for row in self._readable_rows]
+    def labels(self, min_area: float = 0.0) -> list[tuple[str, ...]]:
+        """Return the labels of each readable image, in order.
+
+        Parameters
+        ----------
+        min_area
+            Leave out labels whose objects cover less than this share of the image. The label of an image whose areas
+            are unknown counts.
+        """
+        return [
+            row.labels
+            if min_area <= 0 or row.label_areas is None
+            else tuple(
+                label for label, area in zip(row.labels, row.label_areas, strict=True) if area >= min_area
+            )
+            for row in self._readable_rows
+        ]
+
+    def count_without_areas(self) -> int:
+        """Return how many readable images have labels whose areas are unknown."""
+        return sum(bool(row.labels) and row.label_areas is None for row in self._readable_rows)
 
     def groups(self) -> list[str | None]:
         """Return the group of each readable image, in order."""
@@ -222,15 +236,18 @@ class Manifest:
                 f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images "
                 "scanned again"
             ) from error
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        missing = [name for name in SCHEMA.names if name not in (*table.column_names, *ADDED)]
         if missing:
             raise StorageError(
                 f"{str(path)!r} is no manifest: it lacks the column{'s' * (len(missing) > 1)} "
                 f"{', '.join(missing)}. Remove it to have "
                 f"the images scanned again"
             )
-        rows = table.sort_by("index").select(SCHEMA.names[1:]).to_pylist()
-        return cls(tuple(ManifestRow(**{**row, "labels": tuple(row["labels"])}) for row in rows))
+        known = [name for name in SCHEMA.names[1:] if name in table.column_names]
+        rows = table.sort_by("index").select(known).to_pylist()
+        for row in rows:
+            row |= {name: tuple(row[name]) for name in ("labels", *ADDED) if row.get(name) is not None}
+        return cls(tuple(ManifestRow(**row) for row in rows))
 
 
 # --- scanning --------------------------------------------------------------------------------------------
@@ -282,12 +299,12 @@ def _find_known(source: ImageSource, entry: ImageEntry, known: ManifestRow | Non
             return _scan_one(source, entry)
     except StorageError:
         return None  # the scan tries more than once
-    return replace(known, labels=entry.labels, group=entry.group)
+    return known.listed_as(entry)
 
 
 def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
     n_bytes, mtime_ns = _stamp(source, entry)
-    row = ManifestRow(entry.image_id, entry.uri, entry.labels, entry.group, None, n_bytes, mtime_ns)
+    row = ManifestRow(entry.image_id, n_bytes=n_bytes, mtime_ns=mtime_ns).listed_as(entry)
     try:
         loaded = load_image(source, entry)
     except UnreadableImageError as error:
@@ -296,7 +313,7 @@ def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
     return replace(
         row,
         sha256=loaded.sha256,
-        n_bytes=loaded.n_bytes,
+        n_bytes=loaded.n_bytes if n_bytes is None else n_bytes,
         width=width,
         height=height,
         mode=loaded.mode,

@@ -1,4 +1,4 @@
-"""A table of images, with the columns image_id and uri and, optionally, labels and group."""
+"""A table of images: the columns image_id and uri and, optionally, labels, their counts and areas, and group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from semrsm_dist.errors import InputError, MissingInputError, StorageError, hide
 
 _logger = logging.getLogger(__name__)
 
-COLUMNS = ("image_id", "uri", "labels", "group")
+COLUMNS = ("image_id", "uri", "labels", "group", "label_counts", "label_areas")
+_LISTS = ("labels", "label_counts", "label_areas")
 _ALIKE = 0.75
 """How alike an unknown column's name and a column's that is not there must be for the one to be a misspelt other."""
 
@@ -84,10 +85,11 @@ def read_entries(
         found = _resolve([uris[row] for row in given], location, allow_outside=True)
         for row, place in zip(given, found, strict=True):
             places[row] = place
-    return [
-        ImageEntry(image_id, place, labels, group or None)
-        for image_id, place, labels, group in zip(ids, places, _labels(table, location), groups, strict=True)
-    ]
+    labels = _labels(table, location)
+    counts = _numbers(table, "label_counts", labels, location)
+    areas = _numbers(table, "label_areas", labels, location)
+    columns = zip(ids, places, labels, (group or None for group in groups), counts, areas, strict=True)
+    return [ImageEntry(*row) for row in columns]
 
 
 def folder_of(location: str) -> str:
@@ -210,7 +212,11 @@ def _read_json_lines(content: bytes) -> pa.Table:
             raise ValueError(  # noqa: TRY004 - the file is at fault
                 f"line {number} is no object with keys: {line[:80]!r}"
             )
-        nested = [name for name in COLUMNS if name != "labels" and isinstance(row.get(name), dict | list)]
+        nested = [
+            name
+            for name in COLUMNS
+            if isinstance(row.get(name), dict if name in _LISTS else dict | list) and name != "labels"
+        ]
         if nested:
             raise ValueError(f"line {number}: {nested[0]} must be text, not {row[nested[0]]!r}")
         names = [name.strip() for name in row]
@@ -252,7 +258,7 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
             "it is unclear which is meant; rename or remove the others"
         )
     further = [name for name in names if name not in COLUMNS]
-    absent = [name for name in (*needed, "labels", "group") if name not in names]
+    absent = [name for name in COLUMNS if name not in names and (name in needed or name != "uri")]
     for name in absent:
         near = get_close_matches(name, [other.lower() for other in further], n=1, cutoff=_ALIKE)
         if near:
@@ -265,7 +271,7 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
     if missing:
         raise InputError(
             f"{location}: the table lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(names) or 'none'}. Needed: {', '.join(needed)}; labels and group may be left out"
+            f"{', '.join(names) or 'none'}. Needed: {', '.join(needed)}; the others may be left out"
         )
     if further:
         _report_further(location, tuple(further))
@@ -296,14 +302,43 @@ def _check_filled(values: Sequence[str], name: str, location: str) -> None:
         )
 
 
-def _labels(table: pa.Table, location: str) -> Iterable[tuple[str, ...]]:
+def _cells(table: pa.Table, name: str, location: str) -> tuple[list[Any], bool]:
+    """Return the cells of a column, and whether they are lists rather than text."""
+    kind = table.column(name).type
+    kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    is_list = any(getattr(pa.types, f"is_{each}")(kind) for each in kinds)
+    return (table.column(name).to_pylist() if is_list else _texts(table, name, location)), is_list
+
+
+def _numbers(
+    table: pa.Table, name: str, labels: Sequence[tuple[str, ...]], location: str
+) -> list[tuple[Any, ...] | None]:
+    """Return the numbers of labels, from lists or from text as labels have it; None where there are none."""
+    if name not in table.column_names:
+        return [None] * table.num_rows
+    is_count, found = name == "label_counts", []
+    for row, cell in enumerate(_cells(table, name, location)[0]):
+        try:
+            values = parse_labels(cell) if isinstance(cell, str) else clean_labels(cell or ())
+            numbers = tuple(map(int if is_count else float, values))
+            is_wrong = any(not (number >= 1 if is_count else 0 <= number <= 1) for number in numbers)
+        except ValueError:
+            is_wrong, numbers = True, ()
+        if is_wrong or (numbers and len(numbers) != len(labels[row])):
+            expected = "whole numbers from 1" if is_count else "shares of the image's area, 0 to 1"
+            raise InputError(
+                f"{location}: the {name} of row {row} (counted from 0, without the header) are {cell!r}, but its "
+                f"{len(labels[row])} labels need as many {expected}; correct them, or leave the cell empty"
+            )
+        found.append(numbers if numbers or not labels[row] else None)
+    return found
+
+
+def _labels(table: pa.Table, location: str) -> Sequence[tuple[str, ...]]:
     """Return the label sets, from lists or from text; a label is what is not blank about it."""
     if "labels" not in table.column_names:
         return [()] * table.num_rows
-    kind = table.column("labels").type
-    kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    is_list = any(getattr(pa.types, f"is_{name}")(kind) for name in kinds)
-    cells = table.column("labels").to_pylist() if is_list else _texts(table, "labels", location)
+    cells, is_list = _cells(table, "labels", location)
     labels = []
     for row, cell in enumerate(cells):
         try:

@@ -69,8 +69,10 @@ def find_groups(run: Run, threshold: float | None) -> Groups:
     )
 
 
-def make_task(run: Run, groups: Groups | None) -> RetrievalTask:
+def make_task(run: Run, groups: Groups | None, min_area: float = 0.0) -> RetrievalTask:
     """Return the retrieval task of a run, in which no image of a query's group is a hit; None for no groups.
+
+    Labels whose objects cover less of an image than `min_area` do not count; see `Manifest.labels`.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def make_task(run: Run, groups: Groups | None) -> RetrievalTask:
     require_labels(manifests["images"], manifests.get("queries"))
     sides = {
         side: RetrievalImages(
-            manifest.labels(), None if groups is None else groups.names[side], manifest.contents()
+            manifest.labels(min_area), None if groups is None else groups.names[side], manifest.contents()
         )
         for side, manifest in manifests.items()
     }

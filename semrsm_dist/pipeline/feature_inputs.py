@@ -145,12 +145,7 @@ def _list_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
             f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
             "each image, in the order of the features"
         )
-    return Manifest.from_ids(
-        [entry.image_id for entry in entries],
-        [entry.labels for entry in entries],
-        [entry.group for entry in entries],
-        [entry.uri for entry in entries],
-    )
+    return Manifest.from_entries(entries)
 
 
 def _facts(side: str, layer: str, source: SourceAnswer) -> Fingerprint:

@@ -20,6 +20,7 @@ from semrsm_dist.config.schema import (
     parse_config,
     result_fields,
 )
+from semrsm_dist.data import sources as data_sources
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
@@ -28,7 +29,7 @@ from semrsm_dist.errors import ConfigError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 FILE = Path(__file__).parents[2] / "jobs" / "digits.yaml"
-SOURCES = "cityscapes, crops, digits, egoobjects, features, folder, imagenet, table, tiny-imagenet"
+SOURCES = ", ".join(data_sources.SOURCES.names())
 DIGITS = {"run": "r", "data": {"source": "digits"}, "model": {"name": "test_resnet", "layers": ["layer1"]}}
 IMAGES = """\
 run: runs/mine
@@ -585,7 +586,10 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
     assert set(result_fields(config.matching)) == {"matcher"}
     assert result_fields(config) == result_fields(config.retrieval) == {}
     # Of these the content is hashed, which says more than the name of a place.
-    for source in ("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"):
+    for source in (
+        *("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"),
+        *("voc", "coco", "lvis", "open-images"),
+    ):
         data = parse_config({**DIGITS, "data": {"source": source, "path": "x"}}).data
         assert result_fields(data) == {}
     assert ModelConfig.model_fields.keys() - result_fields(config.model).keys() == {
@@ -644,7 +648,7 @@ def test_crops_are_of_another_source(load):
         (
             "source: digits",
             "source: digit",
-            "job.yaml:5: data.of.source: 'digit': expected one of cityscapes, crops, digits",
+            "job.yaml:5: data.of.source: 'digit': expected one of cityscapes, coco, crops, digits",
         ),
         (
             "source: digits",

@@ -472,9 +472,7 @@ def test_repeated_ids_are_named(table_folder):
 @pytest.mark.parametrize("missing", ["image_id", "uri"])
 def test_missing_columns_are_named(table_folder, kind, missing):
     rows = {name: values for name, values in ROWS.items() if name != missing}
-    with pytest.raises(
-        InputError, match=rf"lacks the column {missing}; it has .*labels and group may be left out"
-    ):
+    with pytest.raises(InputError, match=rf"lacks the column {missing}; it has .*the others may be left out"):
         TableImages(path=write_table(table_folder, kind, rows)).entries()
 
 

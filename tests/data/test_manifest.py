@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import SCHEMA, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.folder import FolderImages
@@ -236,15 +237,12 @@ def test_damaged_or_foreign_manifests_are_refused():
 
 
 def test_ready_made_features_need_ids_only():
-    manifest = Manifest.from_ids(["a", "b"], [["x"], []], ["g", None])
+    entries = [ImageEntry("a", "", ("x",), "g"), ImageEntry("b", "")]
+    manifest = Manifest.from_entries(entries)
     assert manifest.labels() == [("x",), ()]
     assert manifest.groups() == ["g", None]
     assert manifest.image_ids() == ["a", "b"]
     assert Manifest.from_ids(["a", "b"]).digest() == manifest.digest()
-    with pytest.raises(InputError, match="2 image ids but 1 labels"):
-        Manifest.from_ids(["a", "b"], [["x"]])
-    with pytest.raises(InputError, match="2 image ids but 3 groups"):
-        Manifest.from_ids(["a", "b"], groups=["g"] * 3)
 
 
 def test_repeated_ids_are_refused():

@@ -174,6 +174,20 @@ def test_images_without_labels_are_left_out_and_counted(small, tmp_path):
     assert "2 queries have only labels that no other image of the database has" in evidence.text
 
 
+def test_labels_of_small_objects_do_not_count_if_that_is_requested(small, tmp_path):
+    labels = [["a", "b"], ["a"], ["b", "c"], ["c"], ["a", "c"], ["b"]]
+    areas = [[0.5, 0.1], [0.3], [0.2, 0.6], None, [0.1, 0.2], [0.9]]
+    large = [["a"], ["a"], ["c"], ["c"], [], ["b"]]  # at least .3, and what is not known
+    config = small.make_config(tmp_path / "areas", n=6, labels=labels, wanted=["late"])
+    with pytest.raises(InputError, match="how much of an image a label covers is not known"):
+        evaluate_small(config, min_area=0.3)
+    pd.read_parquet(config.data.table).assign(label_areas=areas).to_parquet(config.data.table)
+    evidence = evaluate_small(config, min_area=0.3)
+    expected = evaluate_small(small.make_config(tmp_path / "large", n=6, labels=large, wanted=["late"]))
+    pd.testing.assert_frame_equal(evidence.table, expected.table)
+    assert "5 of 6 labelled images keep one; of 1, areas are unknown" in evidence.text
+
+
 def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):
     config = small.make_config(tmp_path, n=6, labels=[["a"]] * 6, wanted=["late"])
     evidence = evaluate_small(config)

@@ -32,6 +32,8 @@ Box = tuple[int, int, int, int]
 class ShiftedCrops(ImageSource):
     """Crops of the images of another source, ordered by shift and then by image; labels and groups are the images'.
 
+    How much of a crop a label covers is unknown.
+
     Parameters
     ----------
     of
@@ -73,7 +75,7 @@ class ShiftedCrops(ImageSource):
             chosen = np.random.default_rng(self.seed).choice(len(images), self.sample, replace=False)
             images = [images[index] for index in np.sort(chosen)]
         return [
-            replace(entry, image_id=crop_id(entry.image_id, shift))
+            replace(entry, image_id=crop_id(entry.image_id, shift), label_counts=None, label_areas=None)
             for shift in self.shifts
             for entry in images
         ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import extensions, list_images
-from semrsm_dist.data.locations import below, is_uri, join, split_options
+from semrsm_dist.data.locations import below, join, lies_in
 from semrsm_dist.errors import InputError, MissingInputError
 
 
@@ -47,10 +47,7 @@ class FolderImages(FileSource):
 
     def would_list(self, location: str) -> bool:
         """Return whether a directory lies in the folder."""
-        folder = str(self.path)
-        if is_uri(folder) or is_uri(location):
-            return f"{location}/".startswith(f"{split_options(folder)[0].rstrip('/')}/")
-        return Path(location).resolve().is_relative_to(Path(folder).resolve())
+        return lies_in(location, str(self.path))
 
 
 def _entry(root: str, name: str) -> ImageEntry:

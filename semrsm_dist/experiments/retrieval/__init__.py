@@ -35,6 +35,12 @@ class RetrievalParameters(Parameters):
     resamples: Positive = Field(
         1000, description="of the bootstrap over queries; the database stays as it is"
     )
+    min_area: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="labels whose objects cover less than this share of an image do not count, where areas are known",
+    )
     search: Literal["matrix", "progressive"] = Field(
         "matrix",
         description="how hits by semantic cosine are found; progressive solves few pairs, and both find the same",

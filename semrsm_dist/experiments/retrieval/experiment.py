@@ -47,6 +47,7 @@ from semrsm_dist.experiments.retrieval.report import (
 from semrsm_dist.experiments.retrieval.search import progressive_hits
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.machine import available_cpus
+from semrsm_dist.pipeline.stages.evaluation import require_areas
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
@@ -57,13 +58,15 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
     _require_search(parameters, config)
     run = complete_run(config, reporter)
     groups = find_groups(run, parameters.near_duplicates)
-    tasks = _list_tasks(run, groups)
+    tasks = _list_tasks(run, groups, parameters.min_area)
     folder = evaluation_folder(config) / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
     workers = config.workers or available_cpus()
     scores: Scores = {}
     hits: dict[Key, Hits] = {}
-    notes: list[str] = [groups.note] * bool(groups.note)
+    notes = [groups.note] * bool(groups.note) + require_areas(
+        run.manifest("images"), None if run.is_symmetric else run.manifest("queries"), parameters.min_area
+    )
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), parameters, folder, reporter, workers)
@@ -141,11 +144,12 @@ def _require_search(parameters: RetrievalParameters, config: RunConfig) -> None:
         )
 
 
-def _list_tasks(run: Run, groups: Groups) -> dict[str, RetrievalTask]:
+def _list_tasks(run: Run, groups: Groups, min_area: float) -> dict[str, RetrievalTask]:
     """Return the retrieval tasks by what they do with near-duplicates; only one where there are no groups."""
+    included = make_task(run, None, min_area)
     if not groups.rule_out_hits():
-        return {"none": make_task(run, None)}
-    return {"excluded": make_task(run, groups), "included": make_task(run, None)}
+        return {"none": included}
+    return {"excluded": make_task(run, groups, min_area), "included": included}
 
 
 def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> list[str]:

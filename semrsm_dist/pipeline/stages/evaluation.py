@@ -100,6 +100,36 @@ def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
             )
 
 
+def require_areas(images: Manifest, queries: Manifest | None, min_area: float) -> list[str]:
+    """Return a warning of images whose labels count whatever their area, which is unknown; see `Manifest.labels`.
+
+    Raises
+    ------
+    InputError
+        If areas are unknown on a side altogether, or no label of a side is large enough.
+    """
+    warnings: list[str] = []
+    for side, manifest in (("images", images), ("queries", queries)):
+        if manifest is None or min_area <= 0:
+            continue
+        unknown, labelled = manifest.count_without_areas(), sum(map(bool, manifest.labels()))
+        if unknown == labelled:
+            raise InputError(
+                f"{side}: how much of an image a label covers is not known, so min_area cannot be applied: use a "
+                "source that knows it (docs/own-data.md), give a table with label_areas, or leave min_area at 0"
+            )
+        kept = sum(map(bool, manifest.labels(min_area)))
+        if not kept:
+            raise InputError(
+                f"{side}: no label covers {min_area:g} of its image, so there is nothing to retrieve; lower min_area"
+            )
+        warnings.append(
+            f"{side}: labels that cover less than {min_area:g} of an image do not count: {kept} of {labelled} labelled "
+            f"images keep one{f'; of {unknown}, areas are unknown, and all labels count' if unknown else ''}"
+        )
+    return warnings
+
+
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
     """Warn of images that have no similarity to any other, because their representation is zero."""
     for layer in record.requested:

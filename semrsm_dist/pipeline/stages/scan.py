@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from semrsm_dist.data.annotations import shorten
@@ -135,7 +135,7 @@ def _restore_gone(
         known = previous.get(row.image_id) if row.status != OK else None
         had_file = known and known.status == OK and known.mtime_ns is not None and known.uri == row.uri
         if known and had_file and source.stamp(row.entry) is None:
-            gone[index] = replace(known, labels=row.labels, group=row.group)
+            gone[index] = known.listed_as(row.entry)
     if not gone or lacking(session, features):
         return manifest
     names = shorten(row.image_id for row in gone.values())

@@ -1,0 +1,117 @@
+"""LVIS: images of COCO with objects of 1 203 categories, many of them rare.
+
+Gupta et al., LVIS: A Dataset for Large Vocabulary Instance Segmentation, CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from semrsm_dist.data.annotations import draw_sample, place_below, shorten
+from semrsm_dist.data.coco_format import CocoDocument, name_categories, read_document, tally_objects
+from semrsm_dist.data.entries import ImageEntry
+from semrsm_dist.data.files import ListedSource
+from semrsm_dist.data.locations import absolute, join
+from semrsm_dist.errors import InputError
+from semrsm_dist.fields import Count, Location, Seed
+
+Frequency = Literal["r", "c", "f"]
+
+
+class LvisImages(ListedSource):
+    """The images that an annotation file of LVIS lists, sorted by id; the labels are the categories of their objects.
+
+    Of each image, LVIS annotates only some categories, so a missing label does not say that there is no such object.
+    Images of which nothing is annotated stay, without labels. Images that are listed but not there are unreadable.
+
+    Parameters
+    ----------
+    path
+        Folder with ``lvis_v1_{split}.json``, and with COCO's folders ``train2017/`` and ``val2017/``: either split has
+        images of both. Or its URI.
+    split
+        "train" or "val".
+    annotations, images
+        The annotation file, and the folder with COCO's folders, if they are elsewhere.
+    frequencies
+        Which categories are labels, by the number of training images that have them: "r" (rare, at most 10), "c"
+        (common, at most 100) or "f" (frequent).
+    sample, seed
+        Size and seed of a random sample, see `draw_sample`; None takes all.
+    allow_outside
+        Take images that are links out of the folder of images.
+
+    Raises
+    ------
+    InputError
+        From `entries`: a file is missing or is not of this format, ids are repeated, or annotations are of images
+        that it does not list.
+    """
+
+    source: Literal["lvis"] = "lvis"
+    split: Literal["train", "val"] = "val"
+    annotations: Location | None = None
+    images: Location | None = None
+    frequencies: Annotated[tuple[Frequency, ...], Field(min_length=1)] = ("r", "c", "f")
+    sample: Count | None = None
+    seed: Seed = 0
+
+    @property
+    def folder(self) -> str:
+        """The folder with COCO's folders of images."""
+        return join(self.images) if self.images else join(self.path)
+
+    def entries(self) -> list[ImageEntry]:
+        """Return the images of the split."""
+        where = (
+            absolute(self.annotations) if self.annotations else join(self.path, f"lvis_v1_{self.split}.json")
+        )
+        document = read_document(where, self._remedy())
+        if not document.images:
+            raise InputError(f"{where}: lists no images, so there is nothing to do; get the file again")
+        tally = tally_objects(document, name_categories(document), ignored=self._ignored(document))
+        folder = self.folder
+        return [
+            tally.describe(ImageEntry(name, place_below(folder, _file_name(document, name), where)))
+            for name in draw_sample(document.images, self.sample, self.seed)
+        ]
+
+    def _ignored(self, document: CocoDocument) -> list[object]:
+        """Return the ids of the categories of other frequencies."""
+        if set(self.frequencies) == {"r", "c", "f"}:
+            return []
+        unknown = [category["name"] for category in document.categories if "frequency" not in category]
+        if unknown:
+            raise InputError(
+                f"{document.where}: {len(unknown)} categories have no frequency ({shorten(unknown)}) and cannot be "
+                "chosen by it; get the file again, or remove data.frequencies"
+            )
+        return [
+            category["id"]
+            for category in document.categories
+            if category["frequency"] not in self.frequencies
+        ]
+
+    def _remedy(self) -> str:
+        return (
+            f"unpack lvis_v1_{self.split}.json.zip (lvisdataset.org) and COCO's train2017.zip and val2017.zip "
+            f"(cocodataset.org) into {absolute(self.path)}, or say where they are with --set data.path=FOLDER, or "
+            "data.annotations=FILE and data.images=FOLDER"
+        )
+
+
+def _file_name(document: CocoDocument, name: str) -> str:
+    """Return the path of an image below COCO's folder: the address where it was published ends in it."""
+    image = document.images[name]
+    address = image.get("coco_url")
+    if isinstance(address, str) and len(parts := PurePosixPath(urlsplit(address).path).parts) > 2:
+        return "/".join(parts[-2:])
+    if image.get("file_name"):
+        return str(image["file_name"])
+    raise InputError(
+        f"{document.where}: image {name} has neither coco_url nor file_name, so its file is unknown; get the file again"
+    )

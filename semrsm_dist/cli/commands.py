@@ -317,7 +317,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with stopping_in_order() as stop:
         if options.max_core_hours is not None:
-            from semrsm_dist.pipeline.planning import require_core_hours
+            from semrsm_dist.pipeline.forecast.plan import require_core_hours
 
             require_core_hours(config, options.max_core_hours)
         finished = run(config, reporter=options.reporter, stop=stop)
@@ -335,8 +335,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options)
-    from semrsm_dist.pipeline.plan_text import format_plan
-    from semrsm_dist.pipeline.planning import plan_run
+    from semrsm_dist.pipeline.forecast.plan import plan_run
+    from semrsm_dist.pipeline.forecast.text import format_plan
 
     with stopping_in_order():
         plan = plan_run(config)
@@ -347,7 +347,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
     from semrsm_dist.matching.matchers import make_matcher
-    from semrsm_dist.pipeline.planning import check_run
+    from semrsm_dist.pipeline.checking import check_run
 
     with stopping_in_order():
         check_run(config)

@@ -24,7 +24,7 @@ from PIL import Image
 import semrsm_dist as srs
 from semrsm_dist.cli import commands as cli
 from semrsm_dist.matching.matchers import make_matcher
-from semrsm_dist.pipeline.plan_text import format_plan
+from semrsm_dist.pipeline.forecast.text import format_plan
 from semrsm_dist.store.directory import RunDirectory
 
 COMMAND = (sys.executable, "-m", "semrsm_dist")

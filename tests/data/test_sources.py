@@ -26,7 +26,7 @@ from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.pipeline.planning import check_run
+from semrsm_dist.pipeline.checking import check_run
 
 MODEL = {"name": "test_resnet", "weights": "random", "layers": ["layer1"]}
 TOY = '''

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semrsm_dist.pipeline.simulation import LayerModel, simulate
+from semrsm_dist.pipeline.forecast.simulation import LayerModel, simulate
 from semrsm_dist.plan.blocks import LayerWork
 from semrsm_dist.plan.estimate import TileCost
 from semrsm_dist.plan.tiling import Layout

@@ -1,0 +1,1 @@
+"""What a run will cost: trials, what they measured, and the plan that is scaled up from them."""

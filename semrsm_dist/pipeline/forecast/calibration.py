@@ -1,0 +1,250 @@
+"""Calibration: a few small runs on images from all over a run's own, through the same stages, measured.
+
+Each *trial* is a run in a temporary directory beside the planned one, so that it writes to the same storage. Images go
+through the model once or twice; their features, or ready-made ones, then serve for repeated trials of two sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.config.schema import OutputConfig, RunConfig
+from semrsm_dist.data.entries import ImageEntry
+from semrsm_dist.data.source import ImageSource, list_entries
+from semrsm_dist.data.sources.features import FeaturesData
+from semrsm_dist.errors import StorageError
+from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.pipeline import session as session_module
+from semrsm_dist.pipeline.forecast.overhead import time_picture
+from semrsm_dist.pipeline.forecast.samples import (
+    POOL_BYTES,
+    POOL_SECONDS,
+    Pool,
+    Sample,
+    look_at_features,
+    read_features,
+    spread,
+    write_features,
+)
+from semrsm_dist.pipeline.forecast.trials import Trial, measure
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.paths import RunPath, temporary_folder
+from semrsm_dist.store.record import LayerSizes, Side
+
+ROUNDS, FEWEST_ROUNDS = 4, 3
+"""Repeated trials, each of two sizes; fewer if they take longer than `ROUNDS_SECONDS`."""
+
+ROUNDS_SECONDS = 15.0
+
+TRIAL_SECONDS = 1.0
+"""About how long the larger trials match."""
+
+FIRST_IMAGES = 64
+"""Images of the first trial through a model."""
+
+MOST_IMAGES = 1024
+"""Images of a trial on a side."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured.
+
+    Attributes
+    ----------
+    counts
+        Images that the planned run has by side.
+    sizes
+        The sizes of the layers.
+    through_model
+        Trials of images through the model; none for ready-made features.
+    trials
+        Trials of features: those of a round follow each other.
+    picture
+        Seconds in which the picture of a trial is drawn, with what that loads.
+    """
+
+    counts: Mapping[Side, int]
+    sizes: Mapping[str, LayerSizes]
+    through_model: Sequence[Trial]
+    trials: Sequence[Trial]
+    picture: float
+
+
+def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
+    """Measure trials of a run.
+
+    Parameters
+    ----------
+    config, matcher
+        The planned run; of one that keeps neighbours, trials compute the matrix.
+    workers
+        Number of workers of a trial, which contend for caches and memory as those of the run do.
+    folder
+        Where trials are written, and removed again.
+
+    Raises
+    ------
+    InputError, ConfigError, StorageError, WorkError
+        As `run`.
+    """
+    update: dict[str, Any] = {"engine": "local", "address": None, "workers": workers}
+    if config.output.neighbours is not None:  # more images than a trial has would decide more pairs by bounds
+        update["output"] = OutputConfig()
+    config = config.model_copy(update=update)
+    sides = {"images": config.data} | ({} if config.queries is None else {"queries": config.queries})
+    with (
+        temporary_folder(folder, ".semrsm-plan-") as (place, scratch),
+        _quiet(),
+    ):
+        if isinstance(config.data, FeaturesData):
+            counts, sizes = look_at_features(cast("dict[Side, FeaturesData]", sides))
+            most = _wanted(matcher, sizes, workers)
+            pool = read_features(cast("dict[Side, FeaturesData]", sides), counts, most)
+            through_model: list[Trial] = []
+        else:
+            sources = cast("dict[Side, ImageSource]", sides)
+            entries = {side: list_entries(source) for side, source in sources.items()}
+            counts = {side: len(found) for side, found in entries.items()}
+            images = _Images(config, sources, entries, place)
+            through_model, pool, sizes = images.measure(matcher)
+        most = _affordable(through_model, matcher, sizes, workers)
+        trials = list(_repeat(config, pool, most, place, scratch))
+        picture = time_picture(place / _name_trial(0, 1) / "run")
+        return Calibration(counts, sizes, through_model, trials, picture)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of trials to ourselves: the run gives its own."""
+    before, session_module.log.disabled = session_module.log.disabled, True
+    try:
+        yield
+    finally:
+        session_module.log.disabled = before
+
+
+def _wanted(matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int) -> int:
+    """Return the images of a side with which the matching of a trial takes about `TRIAL_SECONDS`."""
+    pair_seconds = sum(matcher.pair_seconds(size.n_tokens, size.n_channels) for size in sizes.values())
+    image_bytes = sum(4 * size.n_tokens * size.n_channels for size in sizes.values())
+    by_time = math.isqrt(int(2 * TRIAL_SECONDS * workers / pair_seconds))
+    return max(8, min(by_time, MOST_IMAGES, POOL_BYTES // image_bytes))
+
+
+def _affordable(
+    known: Sequence[Trial], matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int
+) -> int:
+    """Return the images of a trial's side as `_wanted`, by measured times where there are some."""
+    if not known:
+        return _wanted(matcher, sizes, workers)
+    pair_seconds = sum(tile.seconds for tile in known[-1].tiles) / known[-1].pairs * len(sizes)
+    return max(8, math.isqrt(int(2 * TRIAL_SECONDS * workers / pair_seconds)))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Trials of images through the model."""
+
+    config: RunConfig
+    sources: Mapping[Side, ImageSource]
+    entries: Mapping[Side, Sequence[ImageEntry]]
+    place: RunPath
+
+    def measure(self, matcher: Matcher) -> tuple[list[Trial], Pool, dict[str, LayerSizes]]:
+        """Return a trial of few images, if these are quick one of more, the features of the last, and layer sizes."""
+        trials = [self._try(FIRST_IMAGES)]
+        record = RunDirectory(self.place / "model-0").read_record()
+        if record is None or not trials[0].n_images:
+            raise StorageError(
+                f"{self.place}: a trial left no record or no readable image: see why with semrsm run"
+            )
+        sizes = {
+            name: LayerSizes(n_tokens=layer.n_tokens, n_channels=layer.n_channels)
+            for name, layer in record.layers.items()
+        }
+        image_seconds = (
+            trials[0].seconds["scan"] + trials[0].seconds["extraction"] - trials[0].seconds["load"]
+        ) / trials[0].n_images
+        wanted = min(_wanted(matcher, sizes, trials[0].workers), int(POOL_SECONDS / max(image_seconds, 1e-6)))
+        if wanted > 2 * FIRST_IMAGES and max(map(len, self.entries.values())) > FIRST_IMAGES:
+            trials.append(self._try(wanted, 1))
+        return trials, self._pool(self.place / f"model-{len(trials) - 1}", list(sizes)), sizes
+
+    def _try(self, wanted: int, number: int = 0) -> Trial:
+        samples = {
+            side: Sample.of(source, [self.entries[side][index] for index in self._choose(side, wanted)])
+            for side, source in self.sources.items()
+        }
+        update = {
+            "data": samples["images"],
+            "queries": samples.get("queries"),
+            "run": str(self.place / f"model-{number}"),
+        }
+        return measure(self.config.model_copy(update=update))
+
+    def _choose(self, side: Side, wanted: int) -> list[int]:
+        return spread(len(self.entries[side]), wanted)
+
+    def _pool(self, path: RunPath, layers: Sequence[str]) -> Pool:
+        directory = RunDirectory(path)
+        manifests = {side: directory.read_manifest(side) for side in self.sources}
+        features = {
+            layer: {
+                side: FeatureStore(directory.features, side, layer).read(slice(0, manifest.n_readable))
+                for side, manifest in manifests.items()
+            }
+            for layer in layers
+        }
+        entries = {
+            side: [row.entry for row in manifest.rows if row.status == "ok"]
+            for side, manifest in manifests.items()
+        }
+        return Pool(features, {}, entries)
+
+
+def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: Path) -> Iterator[Trial]:
+    """Yield trials of at most so many random images of the pool, in turns with half of them and with all."""
+    draw, started = np.random.default_rng(2), time.perf_counter()
+    for number in range(ROUNDS):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - started > ROUNDS_SECONDS:
+            return
+        for part in (2, 1):
+            chosen = {
+                side: np.sort(draw.permutation(len(entries))[: max(2, min(len(entries), most) // part)])
+                for side, entries in pool.entries.items()
+            }
+            name = _name_trial(number, part)
+            yield _try_features(config, pool, chosen, place / name / "run", scratch / name)
+
+
+def _name_trial(number: int, part: int) -> str:
+    """Return the name of a trial of features: of a round, with one of so many parts of the images."""
+    return f"features-{number}-{part}"
+
+
+def _try_features(
+    config: RunConfig, pool: Pool, chosen: Mapping[Side, NDArray[np.int64]], path: RunPath, folder: Path
+) -> Trial:
+    folder.mkdir()
+    data = {side: write_features(pool, side, chosen[side], folder) for side in chosen}
+    smallest = min(map(len, chosen.values()))
+    tile = min(config.matching.tile or 256, max(1, smallest // 3))
+    update = {
+        "data": data["images"],
+        "queries": data.get("queries"),
+        "model": None,
+        "run": str(path),
+        "matching": config.matching.model_copy(update={"tile": tile}),
+    }
+    return measure(config.model_copy(update=update))

@@ -1,0 +1,163 @@
+"""What parts of a run cost in time and space, by the trials of its calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from semrsm_dist.pipeline.forecast.calibration import Calibration
+from semrsm_dist.pipeline.forecast.trials import Trial
+from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, interval_factor
+from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store.record import RunRecord
+
+OUTSIDE = ("total", "load", "compile", "matching", "scan", "model", "extraction", "assembly", "evaluation")
+"""Times that do not grow with the features; `total` contains all."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What parts of a run cost, by the trials of a calibration."""
+
+    calibration: Calibration
+
+    @cached_property
+    def tiles(self) -> dict[str, TileCost]:
+        """What tiles of each layer take a worker."""
+        return {layer: self._tile_cost(layer) for layer in self.calibration.sizes}
+
+    def _tile_cost(self, layer: str) -> TileCost:
+        trials = self.calibration.trials
+        tiles = [tile for trial in trials for tile in trial.tiles if tile.layer == layer]
+        fixed, pair = fit_parts([(1, tile.pairs) for tile in tiles], [tile.seconds for tile in tiles])
+        loads = sum(tile.load_seconds for tile in tiles)
+        loaded = sum(trial.workers * trial.n_images for trial in trials)
+        return TileCost(float(fixed), float(pair), loads / loaded)
+
+    @cached_property
+    def storage(self) -> float:
+        """Share of the workers' time on tiles in which they read features and write results."""
+        tiles = [tile for trial in self.calibration.trials for tile in trial.tiles]
+        inside = sum(tile.load_seconds + tile.write_seconds for tile in tiles)
+        return inside / sum(tile.load_seconds + tile.seconds for tile in tiles)
+
+    @cached_property
+    def matching_start(self) -> float:
+        """Seconds of the matching in which workers start and end."""
+        trials = self.calibration.trials
+        return max(0.0, median(trial.seconds["matching"] - self._busy(trial) for trial in trials))
+
+    def _busy(self, trial: Trial) -> float:
+        return sum(tile.seconds + tile.load_seconds for tile in trial.tiles) / trial.workers
+
+    @cached_property
+    def features(self) -> Line:
+        """Seconds by images to identify, copy and check features, and all else that is not a stage of its own."""
+        trials = self.calibration.trials[1:] or self.calibration.trials
+        return fit_line([trial.n_images for trial in trials], [_other(trial) for trial in trials])
+
+    @cached_property
+    def finishing(self) -> Line:
+        """Seconds of assembly and evaluation by pairs."""
+        trials = self.calibration.trials
+        return fit_line([trial.pairs for trial in trials], [_finishing(trial) for trial in trials])
+
+    @cached_property
+    def start(self) -> float:
+        """Seconds to load the model, and libraries beyond those that every run loads at first."""
+        trials = [*self.calibration.through_model, *self.calibration.trials]
+        first = trials[0]
+        libraries = max(0.0, _other(first) - self.features(first.n_images))
+        model = max((trial.seconds.get("model", 0.0) for trial in trials), default=0.0)
+        return libraries + model + first.seconds["load"]
+
+    @cached_property
+    def image(self) -> float:
+        """Worker-seconds to scan and extract an image."""
+        if not self.calibration.through_model:
+            return 0.0
+        trial = self.calibration.through_model[-1]
+        seconds = trial.seconds["scan"] + max(0.0, trial.seconds["extraction"] - trial.seconds["load"])
+        return seconds * trial.workers / trial.n_images
+
+    @cached_property
+    def factor(self) -> float:
+        """How many times as long as predicted a run may take, or as short."""
+        rounds = [
+            self.calibration.trials[first : first + 2] for first in range(0, len(self.calibration.trials), 2)
+        ]
+        return interval_factor([sum(map(_warm, two)) / sum(map(self._predict, two)) for two in rounds])
+
+    def _predict(self, trial: Trial) -> float:
+        cost = sum(
+            self.tiles[tile.layer].seconds(1, tile.pairs, 0) + tile.load_seconds for tile in trial.tiles
+        )
+        matching = cost / trial.workers + self.matching_start
+        return matching + self.features(trial.n_images) + self.finishing(trial.pairs)
+
+
+def _warm(trial: Trial) -> float:
+    """Return the seconds of a trial without what happens once in a process."""
+    return trial.seconds["matching"] + _finishing(trial) + _other(trial)
+
+
+def _finishing(trial: Trial) -> float:
+    return trial.seconds.get("assembly", 0.0) + trial.seconds["evaluation"]
+
+
+def _other(trial: Trial) -> float:
+    inside = sum(
+        seconds
+        for stage, seconds in trial.seconds.items()
+        if stage in OUTSIDE and stage not in ("total", "load")
+    )
+    return max(0.0, trial.seconds["total"] - inside)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The files and bytes of a run, by those of the largest trial."""
+
+    calibration: Calibration
+    record: RunRecord
+
+    def measure(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return files and bytes by kind."""
+        trials = self.calibration.trials
+        trial = max(trials, key=lambda each: each.n_images)
+        counts = self.record.counts
+        chunks = sum(-(-count // self.record.chunk_size) for count in counts.values())
+        trial_chunks = sum(-(-count // trial.chunk_size) for count in trial.counts.values())
+        n_images, entries = sum(counts.values()), math.prod(self._shape(counts))
+        files, sizes = {"features": 0.0, "matrices": 0.0}, {"features": 0.0, "matrices": 0.0}
+        if "features" in trial.written:
+            files["features"] = trial.written["features"].files * chunks / trial_chunks
+            sizes["features"] = trial.written["features"].n_bytes * n_images / trial.n_images
+        if "matrices" in trial.written:
+            share = entries / math.prod(self._shape(trial.counts))
+            files["matrices"] = trial.written["matrices"].files * max(1.0, share)
+            sizes["matrices"] = trial.written["matrices"].n_bytes * share
+        files["tiles"] = sizes["tiles"] = 0.0
+        for layer in self.record.requested:
+            layout, small = self.record.layout(layer), trial.layouts[layer]
+            files["tiles"] += layout.n_tiles
+            sizes["tiles"] += trial.written[f"tiles/{layer}"].n_bytes * _entries(layout) / _entries(small)
+        images = [each.n_images for each in trials]
+        files["other"] = fit_line(images, [each.written["other"].files for each in trials])(n_images)
+        sizes["other"] = fit_line(images, [each.written["other"].n_bytes for each in trials])(n_images)
+        return files, sizes
+
+    def _shape(self, counts: Mapping[str, int]) -> tuple[int, int]:
+        return counts.get("queries", counts["images"]), counts["images"]
+
+
+def _entries(layout: Layout) -> int:
+    """Return the entries of all tiles; those on the diagonal are written whole."""
+    panels = map(layout.rows, range(layout.row_panels))
+    heights = [int(panel.stop - panel.start) for panel in panels]
+    if not layout.symmetric:
+        return layout.n_rows * layout.n_columns
+    return layout.total_pairs + sum(height * (height + 1) // 2 for height in heights)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.entries import RowReader, row_slices
+from semrsm_dist.evaluation.largest import NONE, Largest
 
 Labels = Sequence[tuple[str, ...]]
 Names = Sequence[str | None]
@@ -23,7 +24,7 @@ SEMANTIC, SPATIAL, POOLED, CHANCE = "semantic", "spatio-semantic", "average pool
 """Ways to find the most similar images; the last draws them at random."""
 
 ROWS_AT_ONCE = 512
-NO_HIT = -1
+NO_HIT = NONE
 
 
 def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
@@ -101,15 +102,17 @@ class RetrievalTask:
         """N, with the queries that cannot be judged."""
         return len(self._queries)
 
-    def rule_out(self, block: NDArray[np.float64], first: int) -> None:
-        """Set to NaN whatever is no hit, in (B, M) rows of queries `first` and following."""
-        block[:, self._unlabelled] = np.nan
+    def rule_out(self, block: NDArray[np.float64], first: int, first_column: int = 0) -> None:
+        """Set to NaN whatever is no hit, in (B, M) similarities of queries `first` and following to candidates."""
+        columns = slice(first_column, first_column + block.shape[1])
+        block[:, self._unlabelled[columns]] = np.nan
+        alike = [(row_codes, column_codes[columns]) for row_codes, column_codes in self._alike]
         for query, row in enumerate(block, first):
             if not self._queries[query]:
                 row[:] = np.nan
-            if self._same:
-                row[query] = np.nan
-            for row_codes, column_codes in self._alike:
+            if self._same and 0 <= query - first_column < len(row):
+                row[query - first_column] = np.nan
+            for row_codes, column_codes in alike:
                 if row_codes[query] >= 0:
                     row[column_codes == row_codes[query]] = np.nan
 
@@ -175,6 +178,50 @@ class RetrievalScore:
     n_left_out: int
 
 
+class HitSearch:
+    """The best hits of a few queries, whose similarities come in blocks of columns, from left to right.
+
+    Parameters
+    ----------
+    task
+        Which images may be hits of which query.
+    k
+        Hits per query.
+    queries
+        The queries, consecutive.
+
+    Raises
+    ------
+    ConfigError
+        If k is below 1.
+    """
+
+    def __init__(self, task: RetrievalTask, k: int, queries: slice) -> None:
+        _require_hits(k)
+        self._task, self._queries = task, queries
+        self._best = Largest(queries.stop - queries.start, k + 1)
+        self._n_candidates, self._n_undefined = np.zeros((2, queries.stop - queries.start), dtype=np.intp)
+        self._column = 0
+
+    def add(self, similarities: NDArray[np.float64]) -> None:
+        """Look for hits among the next (M) candidates, given the (B, M) similarities of the queries to them."""
+        undefined = np.isnan(similarities)
+        block = np.where(undefined, 0.0, similarities)
+        self._task.rule_out(block, self._queries.start, self._column)
+        allowed = ~np.isnan(block)
+        self._n_candidates += np.count_nonzero(allowed, axis=1)
+        self._n_undefined += np.count_nonzero(allowed & undefined, axis=1)
+        block[undefined] = np.nan
+        self._best.add(block)
+        self._column += block.shape[1]
+
+    def hits(self) -> Hits:
+        """Return the best hits among the candidates so far."""
+        values, indices = self._best.values, self._best.indices
+        tied = values[:, 1:] == values[:, :-1]
+        return Hits(indices[:, :-1], tied, self._n_candidates, self._n_undefined)
+
+
 def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE) -> Hits:
     """Return the k most similar candidates of each query.
 
@@ -195,35 +242,39 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
     ConfigError
         If k is below 1.
     """
+    _require_hits(k)
+    n = task.n_queries
+    found = Hits(
+        np.full((n, k), NO_HIT, dtype=np.intp),
+        np.zeros((n, k), dtype=bool),
+        np.zeros(n, dtype=np.intp),
+        np.zeros(n, dtype=np.intp),
+    )
+    for rows in row_slices(n, rows_at_once):
+        search = HitSearch(task, k, rows)
+        search.add(read_rows(rows))
+        hits = search.hits()
+        for name in ("indices", "tied", "n_candidates", "n_undefined"):
+            getattr(found, name)[rows] = getattr(hits, name)
+    return found
+
+
+def _require_hits(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k of F1@k is {k}, but at least one hit is needed; give 1 or more")
-    n = task.n_queries
-    hits = np.full((n, k), NO_HIT, dtype=np.intp)
-    tied = np.zeros((n, k), dtype=bool)
-    n_candidates, n_undefined = np.zeros((2, n), dtype=np.intp)
-    for rows in row_slices(n, rows_at_once):
-        block = np.negative(read_rows(rows))  # a copy, in which the most similar come first
-        undefined = np.isnan(block)
-        block[undefined] = 0.0
-        task.rule_out(block, rows.start)
-        allowed = ~np.isnan(block)
-        n_candidates[rows] = np.count_nonzero(allowed, axis=1)
-        n_undefined[rows] = np.count_nonzero(allowed & undefined, axis=1)
-        block[undefined] = np.nan
-        for query, row in enumerate(block, rows.start):
-            best = _smallest(row, k + 1)
-            hits[query, : min(k, best.size)] = best[:k]
-            tied[query, : max(best.size - 1, 0)] = row[best[1:]] == row[best[:-1]]
-    return Hits(hits, tied, n_candidates, n_undefined)
 
 
-def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -> NDArray[np.float64]:
+def score_hits(
+    hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int], *, first: int = 0
+) -> NDArray[np.float64]:
     """Return each query's mean label F1 over its best k hits, for several k.
 
     Parameters
     ----------
     hits
         (N, K) `Hits.indices`, with K at least the largest of `ks`.
+    first
+        The query that the first row belongs to.
 
     Returns
     -------
@@ -239,10 +290,10 @@ def score_hits(hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int]) -
         if not 1 <= k <= hits.shape[1]:
             raise ConfigError(f"F1@{k}: k must be 1 to {hits.shape[1]}, the number of hits per query")
     scores = np.full((len(hits), len(ks)), np.nan)
-    for query, row in enumerate(hits):
-        overlaps = task.judge(query, row[row != NO_HIT])
+    for place, row in enumerate(hits):
+        overlaps = task.judge(first + place, row[row != NO_HIT])
         if overlaps:
-            scores[query] = [sum(overlaps[:k]) / len(overlaps[:k]) for k in ks]
+            scores[place] = [sum(overlaps[:k]) / len(overlaps[:k]) for k in ks]
     return scores
 
 
@@ -258,31 +309,6 @@ def chance_scores(task: RetrievalTask, *, rows_at_once: int = ROWS_AT_ONCE) -> N
     return expected
 
 
-def retrieval_scores(
-    read_rows: RowReader, task: RetrievalTask, *, ks: Sequence[int], rows_at_once: int = ROWS_AT_ONCE
-) -> list[RetrievalScore]:
-    """Return the mean F1@k of retrieval by a similarity matrix for several k, reading the matrix once.
-
-    Parameters
-    ----------
-    read_rows, task, rows_at_once
-        As in `find_hits`.
-    ks
-        Hits per query, one score each.
-
-    Raises
-    ------
-    ConfigError
-        If a k is below 1.
-    """
-    if not ks:
-        return []
-    if min(ks) < 1:
-        raise ConfigError(f"k of F1@k is {min(ks)}, but at least one hit is needed; give 1 or more")
-    hits = find_hits(read_rows, task, max(ks), rows_at_once=rows_at_once)
-    return mean_scores(score_hits(hits.indices, task, ks), ks)
-
-
 def mean_scores(scores: NDArray[np.float64], ks: Sequence[int]) -> list[RetrievalScore]:
     """Return the means of the scores (N, len(ks)) that `score_hits` gives to queries."""
     judged = scores[~np.isnan(scores[:, 0])]
@@ -291,23 +317,6 @@ def mean_scores(scores: NDArray[np.float64], ks: Sequence[int]) -> list[Retrieva
         RetrievalScore(k=k, f1=float(mean), n_queries=len(judged), n_left_out=len(scores) - len(judged))
         for k, mean in zip(ks, means, strict=True)
     ]
-
-
-def _smallest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Return the indices of the k smallest numbers in their order, equal ones by index, NaN left out.
-
-    The result is the beginning of a stable sort, without sorting everything.
-    """
-    k = min(k, values.size)
-    if k == 0:
-        return np.empty(0, dtype=np.intp)
-    last = np.partition(values, k - 1)[k - 1]  # NaN sorts after all numbers
-    if np.isnan(last):
-        chosen = np.flatnonzero(~np.isnan(values))
-    else:
-        smaller = np.flatnonzero(values < last)
-        chosen = np.concatenate([smaller, np.flatnonzero(values == last)[: k - smaller.size]])
-    return chosen[np.argsort(values[chosen], kind="stable")]
 
 
 def _has_copies(rows: NDArray[np.int64], columns: NDArray[np.int64], *, same: bool) -> bool:

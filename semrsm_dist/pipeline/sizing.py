@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 
 from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.block import search_bytes
@@ -24,6 +25,9 @@ LARGEST_CHUNK = 32
 Fewer only where a worker's memory demands it, more only where so many images would make too many chunks: the last bits
 of a network's output depend on the batch, so the number of workers or the size of tiles must not affect it.
 """
+
+IMPORTED_CHUNK_BYTES = 2**20
+"""About the size of a chunk of ready-made features: fewer and larger files, which no model's batch limits."""
 
 PROCESS_BYTES = 8 * 1024**2
 """Memory of a worker in addition to panels and workspace, with results of tiles up to 256 x 256, in bytes."""
@@ -107,10 +111,7 @@ def choose_sizes(
     ConfigError
         If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
-    layers = {}
-    chunk_size = LARGEST_CHUNK
-    while max(inputs.counts().values()) > MOST_PANELS * chunk_size:
-        chunk_size *= 2
+    layers, fitting = {}, []
     for layer, sizes in inputs.layers.items():
         pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
         size = _tile_size(config, inputs.counts(), pair_seconds, workers)
@@ -129,9 +130,30 @@ def choose_sizes(
             pair_seconds=pair_seconds,
             facts=inputs.layer_facts.get(layer, {}),
         )
-        fitting = _require_memory(config, matcher, layer, layers[layer], inputs.counts())
-        chunk_size = min(chunk_size, 1 << (fitting.bit_length() - 1))
-    return layers, chunk_size
+        fitting.append(_require_memory(config, matcher, layer, layers[layer], inputs.counts()))
+    return layers, min(_chunk_size(config, inputs, layers), _power_of_two(min(fitting)))
+
+
+def _chunk_size(config: RunConfig, inputs: RunInputs, layers: Mapping[str, LayerRecord]) -> int:
+    """Return the images of a feature chunk, whatever the memory: a power of two.
+
+    Of ready-made features, which no batch of a model limits, it may be larger, but not so large that a panel of a tile
+    would read a part of it.
+    """
+    size = LARGEST_CHUNK
+    while max(inputs.counts().values()) > MOST_PANELS * size:
+        size *= 2
+    if not all(isinstance(data, FeaturesData) for data in (config.data, config.queries or config.data)):
+        return size
+    itemsize = storage_itemsize(config.features)
+    image_bytes = max(layer.n_tokens * layer.n_channels * itemsize for layer in layers.values())
+    tile = min(layer.tile_size for layer in layers.values())
+    return max(size, _power_of_two(min(tile, IMPORTED_CHUNK_BYTES // image_bytes)))
+
+
+def _power_of_two(most: int) -> int:
+    """Return the largest power of two that is not above a number, or 1."""
+    return 1 << (max(1, most).bit_length() - 1)
 
 
 def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:

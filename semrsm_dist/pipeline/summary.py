@@ -49,8 +49,7 @@ def summarise(
         JSON values only; numbers that are undefined are None.
     """
     warn_of_zeros(session, record, manifests)
-    with session.timed("evaluation"):
-        found = evaluate(session, record, manifests)
+    found = evaluate(session, record, manifests)
     layers = {
         layer: {
             "n_tokens": record.layers[layer].n_tokens,

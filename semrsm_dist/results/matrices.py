@@ -141,7 +141,10 @@ class LayerMatrices:
 
     def read_for_distances(self, quantity: str, key: tuple[Any, Any]) -> NDArray[np.float64]:
         """Return inner products (R, C) in which a distance that is zero up to the tiles' rounding is zero."""
-        inner: NDArray[np.float64] = self.read([quantity], key)[0]
+        return self.snap(self.read([quantity], key)[0], key)
+
+    def snap(self, inner: NDArray[np.float64], key: tuple[Any, Any]) -> NDArray[np.float64]:
+        """Return inner products (R, C), read from a part, in which a distance that is zero up to rounding is zero."""
         if self.store.dtype == np.float32:
             norms_i, norms_j = (norms[part] for norms, part in zip(self.squared_norms, key, strict=True))
             return snap_distances(inner, norms_i[:, None], norms_j)
@@ -189,15 +192,16 @@ class DerivedMatrix:
 
     def read(self, key: tuple[Any, Any]) -> NDArray[np.float64]:
         """Return a part: a slice or indices of rows, and of columns; raises what `LayerMatrices.read` raises."""
-        if self.kernel is None:
-            return self._read_plainly(self.quantity, key)
-        read = self.layer.read_for_distances if self.kernel == "rbf" else self._read_plainly
-        norms_i, norms_j = (norms[part] for norms, part in zip(self.layer.squared_norms, key, strict=True))
-        return derive(self.kernel, read(self.quantity, key), norms_i, norms_j, sigma=self.sigma)
+        return self.derive(self.layer.read([self.quantity], key)[0], key)
 
-    def _read_plainly(self, quantity: str, key: tuple[Any, Any]) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = self.layer.read([quantity], key)[0]
-        return values
+    def derive(self, values: NDArray[np.float64], key: tuple[Any, Any]) -> NDArray[np.float64]:
+        """Return a part of the matrix from what `quantity` is there."""
+        if self.kernel is None:
+            return values
+        if self.kernel == "rbf":
+            values = self.layer.snap(values, key)
+        norms_i, norms_j = (norms[part] for norms, part in zip(self.layer.squared_norms, key, strict=True))
+        return derive(self.kernel, values, norms_i, norms_j, sigma=self.sigma)
 
 
 Places = slice | NDArray[np.intp]

@@ -67,6 +67,11 @@ class FeatureStore:
         """Directory of the layer's group."""
         return self.root / self.side / self.layer
 
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return int(self._arrays[POOLED].shape[1])
+
     def create(
         self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str, run: str
     ) -> None:
@@ -223,18 +228,21 @@ class FeatureStore:
         StorageError
             If some are missing or damaged.
         """
-        return self._read_whole(SQUARED_NORM)
+        return self._read_part(SQUARED_NORM, slice(None))
 
-    def read_pooled(self) -> NDArray[np.float32]:
-        """Return (N, C) mean concept vectors.
+    def read_pooled(self, images: slice = slice(None)) -> NDArray[np.float32]:
+        """Return (n, C) mean concept vectors of some images, or of all.
 
         Raises
         ------
         StorageError
             If some are missing or damaged.
         """
-        return self._read_whole(POOLED)
+        return self._read_part(POOLED, images)
 
-    def _read_whole(self, name: str) -> NDArray[Any]:
+    def _read_part(self, name: str, images: slice) -> NDArray[Any]:
         array = self._arrays[name]
-        return chunks.read_region(array, tuple(slice(0, length) for length in array.shape))
+        lengths = array.shape[1:]
+        return chunks.read_region(
+            array, (slice(*images.indices(array.shape[0])[:2]), *(slice(0, length) for length in lengths))
+        )

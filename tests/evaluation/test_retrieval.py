@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.retrieval import (
     NO_HIT,
+    HitSearch,
     RetrievalImages,
     RetrievalTask,
-    _smallest,
     chance_scores,
     find_hits,
-    retrieval_scores,
+    mean_scores,
     score_hits,
 )
 
@@ -63,6 +63,11 @@ def lists(draw, items, length):
 
 def reader(matrix):
     return lambda rows: matrix[rows].copy()
+
+
+def retrieval_scores(read_rows, task, *, ks, **options):
+    hits = find_hits(read_rows, task, max(ks), **options).indices
+    return mean_scores(score_hits(hits, task, ks), ks)
 
 
 def retrieval_f1(read_rows, queries, database=None, *, k=1, **options):
@@ -156,11 +161,21 @@ def test_no_hits_cannot_be_scored(k):
         retrieval_f1(reader(np.ones((2, 2))), RetrievalImages([("a",), ("b",)]), k=k)
 
 
-@given(st.lists(similarities, max_size=40), st.integers(1, 45))
-def test_the_first_of_a_stable_sort_are_found_without_it(values, k):
-    row = np.array(values, dtype=float)
-    order = np.argsort(row, kind="stable")[: np.count_nonzero(~np.isnan(row))]
-    np.testing.assert_array_equal(_smallest(row, k), order[:k])
+@given(st.data(), st.integers(1, 5), st.integers(1, 4))
+def test_blocks_of_columns_give_the_hits_of_whole_rows(data, n, k):
+    matrix = data.draw(matrices(n, n))
+    images = RetrievalImages(*(lists(data.draw, each, n) for each in (label_sets, group_names, group_names)))
+    expected = find_hits(reader(matrix), RetrievalTask(images), k)
+    first, cut = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n))
+    search = HitSearch(RetrievalTask(images), k, slice(first, n))
+    search.add(matrix[first:, :cut])
+    search.add(matrix[first:, cut:])
+    for name in ("indices", "tied", "n_candidates", "n_undefined"):
+        np.testing.assert_array_equal(getattr(search.hits(), name), getattr(expected, name)[first:])
+    np.testing.assert_array_equal(
+        score_hits(search.hits().indices, RetrievalTask(images), [k], first=first),
+        score_hits(expected.indices, RetrievalTask(images), [k])[first:],
+    )
 
 
 @given(st.data(), st.integers(1, 6), st.lists(st.integers(1, 8), min_size=1, max_size=4))

@@ -105,7 +105,7 @@ def _warm(trial: Trial) -> float:
 
 
 def _finishing(trial: Trial) -> float:
-    return trial.seconds.get("assembly", 0.0) + trial.seconds["evaluation"]
+    return trial.seconds.get("assembly", 0.0) + trial.seconds.get("evaluation", 0.0)
 
 
 def _other(trial: Trial) -> float:

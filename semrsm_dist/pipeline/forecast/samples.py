@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,10 +44,14 @@ class Pool:
 
 
 def spread(total: int, wanted: int, seed: int = 0) -> list[int]:
-    """Return so many different indices below `total`, one at random from each of as many equal parts."""
+    """Return so many different indices below `total`, one at random from each of as many parts, about equally long."""
     wanted = min(total, wanted)
     draws = np.random.default_rng(seed).random(wanted)
-    return [int((k + draw) * total / wanted) for k, draw in enumerate(draws)]
+    bounds = [part * total // wanted for part in range(wanted + 1)]
+    return [
+        start + int(draw * (stop - start))
+        for draw, (start, stop) in zip(draws, itertools.pairwise(bounds), strict=True)
+    ]
 
 
 def look_at_features(

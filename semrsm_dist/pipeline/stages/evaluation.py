@@ -1,9 +1,8 @@
-"""What a session reports of finished matrices: certificates and retrieval scores, read chunk by chunk."""
+"""What a session reports of finished results: certificates and retrieval scores."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,27 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import InputError
-from semrsm_dist.evaluation.entries import RowReader, row_slices
-from semrsm_dist.evaluation.pooling import cosine_rows
+from semrsm_dist.engine.protocol import Task
+from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import (
     POOLED,
     SEMANTIC,
-    SPATIAL,
     RetrievalImages,
     RetrievalTask,
     mean_scores,
-    retrieval_scores,
     score_hits,
 )
+from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.evaluation_worker import (
+    METHODS,
+    Evaluated,
+    EvaluationWorker,
+    Gaps,
+    Rows,
+    Scoring,
+)
 from semrsm_dist.progress import Stage
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
 from semrsm_dist.store.results import result_store
-
-METHODS = (SPATIAL, POOLED, SEMANTIC)
+from semrsm_dist.store.tiles import KINDS
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
 NAMED = 5
@@ -45,6 +49,11 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
     -------
     dict
         `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores.
+
+    Raises
+    ------
+    WorkError
+        If some of the matrices could not be read.
     """
     evaluated = _dependence(session, record)
     known = session.directory.read_summary() or {}
@@ -53,21 +62,85 @@ def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manif
             layer: {name: facts[name] for name in CERTIFICATE} for layer, facts in known["layers"].items()
         }
         return {"evaluated": evaluated, "certificates": certificates, "retrieval": known["retrieval"]}
-    run = Run(session.directory.path)
-    is_labelled = all(any(manifests[side].labels()) for side in record.sides)
-    passes = 1 + len(METHODS) * (is_labelled and record.neighbours is None)
-    total = len(record.requested) * record.counts[record.row_side] * passes
-    certificates, scores = {}, []
-    with session.reporter.stage("evaluation", total, "rows") as shown:
-        watched = _Watched(session, shown)
-        for layer in record.requested:
-            if record.neighbours is not None:
-                certificates[layer] = _certificate_of_neighbours(run, layer, watched)
-                scores += _retrieval_of_neighbours(session, manifests, run, layer) if is_labelled else []
-            else:
-                certificates[layer] = _certificate(run, layer, watched)
-                scores += _retrieval(session, manifests, run, layer, watched) if is_labelled else []
+    of_layers = _evaluate_matrices if record.neighbours is None else _evaluate_neighbours
+    certificates, scores = of_layers(session, record, manifests)
     return {"evaluated": evaluated, "certificates": certificates, "retrieval": scores}
+
+
+def _evaluate_matrices(
+    session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return certificates and scores of matrices, whose rows workers read, a few at a time."""
+    run, kernel, ks = Run(session.directory.path), session.config.retrieval.kernel, session.config.retrieval.k
+    scoring = None
+    with session.timed("evaluation"):
+        if _are_labelled(record, manifests) and ks:
+            task = retrieval_task(manifests["images"], manifests.get("queries"))
+            widths = {
+                (layer, kind): run.kernel_matrix(layer, kernel, kind).sigma
+                for layer in record.requested
+                for kind in KINDS
+            }
+            scoring = Scoring(task, tuple(ks), kernel, widths)
+    units = [
+        Rows(layer, rows.start, rows.stop)
+        for layer in record.requested
+        for rows in row_slices(record.counts[record.row_side], run.chunk_size(layer))
+    ]
+    layouts = {layer: record.layout(layer) for layer in record.requested}
+    worker = EvaluationWorker(session.directory.path, record.row_side, layouts, scoring)
+    outcome = session.work(
+        "evaluation",
+        lambda: session.start_tasks(worker),
+        [Task((rows,)) for rows in units],
+        unit="rows",
+        total=sum(rows.stop - rows.start for rows in units),
+    )
+    if outcome.failures:
+        raise WorkError(
+            f"{len(outcome.failures)} of {len(units)} parts of the matrices could not be read to evaluate them; the "
+            f"solved tiles are kept, and the same command tries again:\n{list_failures(outcome.failures)}"
+        )
+    found: dict[Hashable, Evaluated] = dict(outcome.values)
+    certificates, scores = {}, []
+    for layer in record.requested:
+        parts = [found[rows] for rows in units if rows.layer == layer]
+        norms = run.matrices(layer).squared_norms
+        certificates[layer] = _certified([part.gaps for part in parts], _count_zeros(run, norms))
+        if scoring is not None:
+            scores += _mean_scores(layer, parts, scoring)
+    return certificates, scores
+
+
+def _mean_scores(layer: str, parts: Sequence[Evaluated], scoring: Scoring) -> list[dict[str, Any]]:
+    """Return the scores of a layer over all queries, by method and number of hits."""
+    scores = []
+    for method in METHODS:
+        of_queries = np.concatenate([part.scores[method] for part in parts])
+        used = "cosine" if method == POOLED else scoring.kernel
+        scores += [
+            {"layer": layer, "method": method, "kernel": used} | asdict(score)
+            for score in mean_scores(of_queries, scoring.ks)
+        ]
+    return scores
+
+
+def _evaluate_neighbours(
+    session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return certificates and scores of neighbours, which are few."""
+    run, is_labelled = Run(session.directory.path), _are_labelled(record, manifests)
+    total = len(record.requested) * record.counts[record.row_side]
+    certificates, scores = {}, []
+    with session.timed("evaluation"), session.reporter.stage("evaluation", total, "rows") as shown:
+        for layer in record.requested:
+            certificates[layer] = _certificate_of_neighbours(session, run, layer, shown)
+            scores += _retrieval_of_neighbours(session, manifests, run, layer) if is_labelled else []
+    return certificates, scores
+
+
+def _are_labelled(record: RunRecord, manifests: Mapping[Side, Manifest]) -> bool:
+    return all(any(manifests[side].labels()) for side in record.sides)
 
 
 def retrieval_task(
@@ -147,26 +220,6 @@ def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, 
                 )
 
 
-class _Watched:
-    """Lets the session follow, and stop, a reader of rows."""
-
-    def __init__(self, session: Session, shown: Stage) -> None:
-        self._session, self._shown = session, shown
-
-    def advance(self, n_rows: int) -> None:
-        if self._session.stop.is_set():
-            raise KeyboardInterrupt
-        self._shown.advance(n_rows)
-
-    def reader(self, read_rows: RowReader) -> RowReader:
-        def read(rows: slice) -> NDArray[np.float64]:
-            block = read_rows(rows)
-            self.advance(len(block))
-            return block
-
-        return read
-
-
 def _dependence(session: Session, record: RunRecord) -> dict[str, Any]:
     """Return what may change from one session to the next: the settings, and how the layers are assembled."""
     stores = {layer: result_store(session.directory, record, layer) for layer in record.requested}
@@ -176,36 +229,16 @@ def _dependence(session: Session, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _certificate(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
-    """Return the mean and largest certified gap on the cosine scale, over the pairs that were solved."""
-    matrices, layout = run.matrices(layer), run.layout(layer)
-    norms_i, norms_j = map(np.sqrt, matrices.squared_norms)
-    total, count, largest = 0.0, 0, -math.inf
-    for row, column in layout.tiles():  # each read once
-        rows, columns = layout.rows(row), layout.columns(column)
-        scale = norms_i[rows, None] * norms_j[None, columns]
-        defined = scale > 0
-        if layout.symmetric and row == column:
-            defined = np.triu(defined, k=1)
-        cosine_gap = matrices.read(["gap"], (rows, columns))[0][defined] / scale[defined]
-        if cosine_gap.size:
-            total, count = total + float(cosine_gap.sum()), count + cosine_gap.size
-            largest = max(largest, float(cosine_gap.max()))
-        watched.advance(rows.stop - rows.start if column == layout.column_panels - 1 else 0)
-    return _certified(total, count, largest, _count_zeros(run, matrices.squared_norms))
-
-
-def _certificate_of_neighbours(run: Run, layer: str, watched: _Watched) -> dict[str, Any]:
-    """Return `_certificate` over all images and their neighbours."""
+def _certificate_of_neighbours(session: Session, run: Run, layer: str, shown: Stage) -> dict[str, Any]:
+    """Return the certificate of a layer, over all images and their neighbours."""
     neighbours = run.layer_neighbours(layer)
-    total, count, largest = 0.0, 0, -math.inf
+    gaps = []
     for rows in row_slices(neighbours.n_rows, run.layout(layer).tile_size):
-        gap = neighbours.read(rows).gap
-        gap = gap[~np.isnan(gap)]
-        if gap.size:
-            total, count, largest = total + float(gap.sum()), count + gap.size, max(largest, float(gap.max()))
-        watched.advance(rows.stop - rows.start)
-    return _certified(total, count, largest, _count_zeros(run, neighbours.squared_norms))
+        if session.stop.is_set():
+            raise KeyboardInterrupt
+        gaps.append(Gaps.of(neighbours.read(rows).gap))
+        shown.advance(rows.stop - rows.start)
+    return _certified(gaps, _count_zeros(run, neighbours.squared_norms))
 
 
 def _count_zeros(run: Run, squared_norms: tuple[NDArray[np.float64], NDArray[np.float64]]) -> int:
@@ -213,10 +246,11 @@ def _count_zeros(run: Run, squared_norms: tuple[NDArray[np.float64], NDArray[np.
     return sum(int(np.count_nonzero(norms == 0)) for norms in sides)
 
 
-def _certified(total: float, count: int, largest: float, undefined: int) -> dict[str, Any]:
+def _certified(gaps: Sequence[Gaps], undefined: int) -> dict[str, Any]:
+    count = sum(part.count for part in gaps)
     return {
-        "mean_gap": total / count if count else None,
-        "max_gap": largest if count else None,
+        "mean_gap": sum(part.total for part in gaps) / count if count else None,
+        "max_gap": max(part.largest for part in gaps) if count else None,
         "undefined_images": undefined,
     }
 
@@ -242,25 +276,3 @@ def _retrieval_of_neighbours(
         {"layer": layer, "method": SEMANTIC, "kernel": "cosine"} | asdict(score)
         for score in mean_scores(score_hits(indices, task, ks), ks)
     ]
-
-
-def _retrieval(
-    session: Session, manifests: Mapping[Side, Manifest], run: Run, layer: str, watched: _Watched
-) -> list[dict[str, Any]]:
-    kernel, ks = session.config.retrieval.kernel, session.config.retrieval.k
-    task = retrieval_task(manifests["images"], manifests.get("queries"))
-    pooled = FeatureStore(session.directory.features, "images", layer).read_pooled()
-    queries = FeatureStore(session.directory.features, run.record.row_side, layer).read_pooled()
-    readers: dict[str, RowReader] = {
-        SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
-        POOLED: cosine_rows(queries, pooled),
-        SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
-    }
-    scores = []
-    for method in METHODS:
-        for score in retrieval_scores(
-            watched.reader(readers[method]), task, ks=ks, rows_at_once=run.chunk_size(layer)
-        ):
-            used = "cosine" if method == POOLED else kernel
-            scores.append({"layer": layer, "method": method, "kernel": used} | asdict(score))
-    return scores

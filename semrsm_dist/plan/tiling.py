@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_TILE = 256
+LARGEST_TILE = 512
 """Larger tiles make progress and resuming too coarse; only what `smallest_tile` requires is larger."""
 
 SMALLEST_TILE = 16

@@ -1,6 +1,5 @@
 """The largest numbers of rows that come in blocks: what a stable sort of the whole rows begins with."""
 
-
 import itertools
 
 import numpy as np

@@ -250,12 +250,11 @@ def test_a_run_in_which_everything_hangs_is_stopped(engine, start, monkeypatch, 
             time.sleep(0.05)
         yield from map(Receipt, units)
 
+    tasks = [Task((unit,), cost=0.05) for unit in range(60)]  # a tenth of the time in which one hangs
     with pytest.raises(
         WorkError, match=r"tasks in a row hang, the last being .* What is done is kept|threads hang"
     ):
-        run_tasks(
-            start(worker), batches(60, 1), attempts=1, stall_seconds=0.5, on_receipt=lambda receipt: None
-        )
+        run_tasks(start(worker), tasks, attempts=1, stall_seconds=0.5, on_receipt=lambda receipt: None)
 
 
 def test_local_threads_that_do_not_end_are_named_and_left(monkeypatch, caplog, wake):

@@ -62,7 +62,7 @@ def living(mark):
 
 
 # A worker of Ray loads libraries after it has begun its first task.
-@pytest.mark.parametrize(("engine", "stall_seconds", "attempts"), [("local", 2, 3), ("ray", 20, 2)])
+@pytest.mark.parametrize(("engine", "stall_seconds", "attempts"), [("local", 2, 3), ("ray", 12, 2)])
 def test_tiles_that_fail_or_hang_are_set_aside_and_listed(
     tmp_path, environment, engine, stall_seconds, attempts
 ):

@@ -72,6 +72,8 @@ class Calibration:
         Trials of features: those of a round follow each other.
     picture
         Seconds in which the picture of a trial is drawn, with what that loads.
+    neighbours
+        A trial of features that keeps neighbours, if the planned run does: it tells what space they take.
     """
 
     counts: Mapping[Side, int]
@@ -79,6 +81,7 @@ class Calibration:
     through_model: Sequence[Trial]
     trials: Sequence[Trial]
     picture: float
+    neighbours: Trial | None = None
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
@@ -98,8 +101,9 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
     InputError, ConfigError, StorageError, WorkError
         As `run`.
     """
+    output = config.output
     update: dict[str, Any] = {"engine": "local", "address": None, "workers": workers}
-    if config.output.neighbours is not None:  # more images than a trial has would decide more pairs by bounds
+    if output.neighbours is not None:  # more images than a trial has would decide more pairs by bounds
         update["output"] = OutputConfig()
     config = config.model_copy(update=update)
     sides = {"images": config.data} | ({} if config.queries is None else {"queries": config.queries})
@@ -121,7 +125,16 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
         most = _affordable(through_model, matcher, sizes, workers)
         trials = list(_repeat(config, pool, most, place, scratch))
         picture = time_picture(place / _name_trial(0, 1) / "run")
-        return Calibration(counts, sizes, through_model, trials, picture)
+        neighbours = None
+        if output.neighbours is not None:
+            keeping = config.model_copy(update={"output": output})
+            neighbours = _try_features(keeping, pool, _first(pool, most), place / "neighbours", scratch / "n")
+        return Calibration(counts, sizes, through_model, trials, picture, neighbours)
+
+
+def _first(pool: Pool, most: int) -> dict[Side, NDArray[np.int64]]:
+    """Return so many images of each side of a pool."""
+    return {side: np.arange(min(len(entries), most)) for side, entries in pool.entries.items()}
 
 
 @contextmanager

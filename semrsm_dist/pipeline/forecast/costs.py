@@ -10,6 +10,7 @@ from statistics import median
 
 from semrsm_dist.pipeline.forecast.calibration import Calibration
 from semrsm_dist.pipeline.forecast.trials import Trial
+from semrsm_dist.plan.cost import neighbour_bytes
 from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, interval_factor
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import RunRecord
@@ -119,10 +120,11 @@ def _other(trial: Trial) -> float:
 
 @dataclass(frozen=True)
 class Space:
-    """The files and bytes of a run, by those of the largest trial."""
+    """The files and bytes of a run, by those of the largest trial; `k` is how many neighbours it keeps, or 0."""
 
     calibration: Calibration
     record: RunRecord
+    k: int
 
     def measure(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return files and bytes by kind."""
@@ -140,15 +142,41 @@ class Space:
             share = entries / math.prod(self._shape(trial.counts))
             files["matrices"] = trial.written["matrices"].files * max(1.0, share)
             sizes["matrices"] = trial.written["matrices"].n_bytes * share
-        files["tiles"] = sizes["tiles"] = 0.0
-        for layer in self.record.requested:
-            layout, small = self.record.layout(layer), trial.layouts[layer]
-            files["tiles"] += layout.n_tiles
-            sizes["tiles"] += trial.written[f"tiles/{layer}"].n_bytes * _entries(layout) / _entries(small)
+        if self.calibration.neighbours is None:
+            files["tiles"], sizes["tiles"] = self._measure_tiles(trial)
+        else:
+            files["neighbours"], sizes["neighbours"] = self._measure_neighbours(self.calibration.neighbours)
         images = [each.n_images for each in trials]
         files["other"] = fit_line(images, [each.written["other"].files for each in trials])(n_images)
         sizes["other"] = fit_line(images, [each.written["other"].n_bytes for each in trials])(n_images)
         return files, sizes
+
+    def _measure_tiles(self, trial: Trial) -> tuple[float, float]:
+        """Return files and bytes of solved tiles."""
+        files = n_bytes = 0.0
+        for layer in self.record.requested:
+            layout, small = self.record.layout(layer), trial.layouts[layer]
+            files += layout.n_tiles
+            n_bytes += trial.written[f"tiles/{layer}"].n_bytes * _entries(layout) / _entries(small)
+        return files, n_bytes
+
+    def _measure_neighbours(self, trial: Trial) -> tuple[float, float]:
+        """Return files and bytes of neighbours and their candidates: a file a tile and some a panel."""
+        found = trial.written["neighbours"]
+        planned, tried = (
+            [self.record.layout(layer) for layer in self.record.requested],
+            trial.layouts.values(),
+        )
+        (bytes_planned, tiles, panels), (bytes_tried, tiles_tried, panels_tried) = (
+            (
+                sum(neighbour_bytes(layout.n_rows, layout.row_panels, self.k, 4) for layout in layouts),
+                sum(layout.n_tiles for layout in layouts),
+                sum(layout.row_panels for layout in layouts),
+            )
+            for layouts in (planned, tried)
+        )
+        files = tiles + (found.files - tiles_tried) * panels / panels_tried
+        return files, found.n_bytes * bytes_planned / bytes_tried
 
     def _shape(self, counts: Mapping[str, int]) -> tuple[int, int]:
         return counts.get("queries", counts["images"]), counts["images"]

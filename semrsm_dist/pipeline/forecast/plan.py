@@ -29,7 +29,6 @@ from semrsm_dist.pipeline.sizing import (
     is_one_machine,
     largest_disk_bytes,
     largest_worker,
-    layer_result_bytes,
     panel_budget,
     prepared_bytes,
 )
@@ -234,12 +233,8 @@ class _Plan:
 
     def _describe_space(self, folder: RunPath) -> dict[str, Any]:
         """Return files and bytes on disk, and what is free in the folder of the run."""
-        files, sizes = Space(self.calibration, self.record).measure()
-        if self.config.output.neighbours is not None:  # of which trials, of the matrix, say nothing
-            layouts = map(self.record.layout, self.record.requested)
-            sizes["tiles"] = float(
-                sum(layer_result_bytes(self.config, self.matcher, layout) for layout in layouts)
-            )
+        kept = self.config.output.neighbours
+        files, sizes = Space(self.calibration, self.record, 0 if kept is None else kept.k).measure()
         return {
             "files": {kind: round(count) for kind, count in files.items()},
             "written_bytes": sum(sizes.values()),

@@ -26,7 +26,7 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     if plan["neighbours"] is not None:
         lines.append(
             f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, and trials are too small to say "
-            "how many, so that core-hours, time, disk and files are rough"
+            "how many, so that core-hours and time are rough"
         )
     if plan["image_seconds"]:
         lines.append(

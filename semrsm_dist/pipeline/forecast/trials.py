@@ -61,7 +61,7 @@ class Trial:
     tiles
         What tiles took.
     written
-        Files by kind: `features`, `tiles/<layer>`, `matrices` and `other`.
+        Files by kind: `features`, `tiles/<layer>`, `matrices`, `neighbours` (with their candidates) and `other`.
     """
 
     counts: Mapping[Side, int]
@@ -166,6 +166,8 @@ def _kind(name: str, layers: Sequence[str]) -> str:
     if re.fullmatch(r"tiles\.zarr/.*/c/\d+/\d+/\d+", name):
         inside = name.removeprefix("tiles.zarr/")
         return f"tiles/{max((layer for layer in layers if inside.startswith(f'{layer}/')), key=len)}"
+    if re.fullmatch(r"(candidates|neighbours)\.zarr/.*/c/\d+(/\d+)+", name):
+        return "neighbours"
     if re.fullmatch(r"rsm\.zarr/.*/c/\d+/\d+", name):
         return "matrices"
     return "other"

@@ -74,14 +74,10 @@ def moments(shop, run):
     """Places in a run at which to kill it, in the order in which it comes to them."""
     path = shop.path / run
     return [
-        path.exists,
         (path / "images.parquet").exists,
-        (path / "run.json").exists,
         lambda: shop.chunks(path, "features.zarr"),
         lambda: len(shop.tiles(path)) >= 3,
-        lambda: len(shop.tiles(path)) >= 30,
-        lambda: len(shop.tiles(path)) >= 75,
-        (path / "rsm.zarr").exists,
+        lambda: len(shop.tiles(path)) >= 60,
         (path / "rsm.zarr" / "last" / "gap" / "c").exists,
     ]
 
@@ -110,7 +106,7 @@ def test_killed_at_many_moments_and_continued_it_gives_the_same_bytes(shop, unti
         "killed again",
         "killed once more",
     )  # where this process is kept waiting, kills come too late
-    run = next(run for run in runs if kill_at_many_moments(shop, until, run) >= 6)
+    run = next(run for run in runs if kill_at_many_moments(shop, until, run) >= 3)
     after = shop.chunks(shop.path / run)
     found = len(shop.tiles(shop.path / run))
     summary = shop.run(slow(shop, run))
@@ -202,7 +198,7 @@ def test_interrupted_it_says_so_and_goes_on(shop, until, number, slow_whole):
     assert trees(shop, "stopped") == slow_whole
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_stopped_in_any_stage_it_gives_the_same_bytes(shop, seed, quick_whole):
     chance = random.Random(seed)
     document = quick(shop, "stopped")

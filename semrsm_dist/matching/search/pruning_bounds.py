@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from semrsm_dist.matching.bounds import float64_rounding
 from semrsm_dist.matching.compiled.product import FLOAT32_UNIT, pack, padded, rounding_of_product
@@ -127,6 +126,8 @@ def principal_directions(panel: PackedPanel) -> NDArray[np.float64]:
     Any directions give valid bounds. These are the leading principal directions of tokens from all over the panel:
     as few as leave a small remainder, at most an eighth of the channels, and none if that leaves much.
     """
+    from scipy.linalg import eigh  # noqa: PLC0415 - slow to load, and only searches need it
+
     n_tokens, n_channels = panel.raw.shape[1:]
     most = n_channels // LEAST_SAVING
     if most == 0 or n_tokens < _LEAST_TOKENS:

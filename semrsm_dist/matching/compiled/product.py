@@ -33,13 +33,14 @@ def padded(n_tokens: int) -> int:
     return -(-n_tokens // LANES) * LANES
 
 
-def rounding_of_product(n_channels: int) -> float:
+def rounding_of_product(n_channels: int, block: int = CHANNEL_BLOCK) -> float:
     """Return g such that a float32 affinity differs from the exact one by at most g |a| |b|.
 
     The classical bound for inner products, n u / (1 - n u), with n the length of the longest
-    chain of additions (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    chain of additions (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1): that of a `block` of
+    channels, then of the blocks.
     """
-    chain = min(n_channels, CHANNEL_BLOCK) + -(-n_channels // CHANNEL_BLOCK) + 1
+    chain = min(n_channels, block) + -(-n_channels // block) + 1
     return chain * FLOAT32_UNIT / (1.0 - chain * FLOAT32_UNIT)
 
 

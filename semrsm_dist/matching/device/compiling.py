@@ -1,0 +1,92 @@
+"""Compiling kernels with NVRTC, once for a machine: what is compiled is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from semrsm_dist.matching.device.source import kernel_source
+
+logger = logging.getLogger(__name__)
+
+STANDARD: Final = "c++17"
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+
+
+def compile_kernels(capacity: int, arch: str) -> bytes:
+    """Return the kernels for images of up to `capacity` tokens as machine code of an architecture, such as `sm_90`.
+
+    That needs no GPU. IEEE arithmetic, on which the certificate rests, is NVRTC's default: no fast math, no flushing of
+    subnormal numbers.
+    """
+    from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - not installed everywhere
+
+    options = ProgramOptions(
+        name="semrsm", arch=arch, std=STANDARD, ftz=False, define_macro=[("CAPACITY", str(capacity))]
+    )
+    program: Any = Program(kernel_source(), "c++", options)
+    try:
+        return bytes(program.compile("cubin").code)
+    finally:
+        program.close()
+
+
+def cached_kernels(capacity: int, arch: str, folder: Path | None = None) -> bytes:
+    """Return what `compile_kernels` does, from the cache if it is there.
+
+    Machine code depends on the source, the options, the architecture and NVRTC's version, which make its key. It does
+    not depend on the driver, which loads it or refuses to.
+    """
+    from cuda.bindings import nvrtc  # noqa: PLC0415 - as above
+
+    _, *version = nvrtc.nvrtcVersion()
+    key = repr((kernel_source(), STANDARD, capacity, arch, version))
+    return fetch_or_make(key, lambda: compile_kernels(capacity, arch), folder or cache_folder())
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "semrsm-dist" / "kernels"
+
+
+def fetch_or_make(key: str, make: Callable[[], bytes], folder: Path) -> bytes:
+    """Return the bytes kept under a key, or make them and keep them.
+
+    A file holds the digest of its bytes before them: one that is damaged, or cut off, is made again. Files appear
+    whole, so processes that make the same one at the same time do no harm. Where nothing can be kept, it is made each
+    time.
+    """
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        kept = b""
+    digest, content = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+    if content and hashlib.sha256(content).digest() == digest:
+        return content
+    logger.info("compiling the kernels of matching for this GPU, once for this machine")
+    content = make()
+    try:
+        _write(path, hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        logger.warning("%s: compiled kernels cannot be kept (%s), and are compiled again", folder, error.strerror)
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,237 @@
+"""Matching many pairs of images on a device: what is sent there, launched and fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from semrsm_dist.matching.compiled.product import padded
+from semrsm_dist.matching.device import source
+from semrsm_dist.matching.device.certificate import conclude, frame_pairs
+from semrsm_dist.matching.panel import PackedPanel
+from semrsm_dist.matching.result import TileResult
+
+_MOST_BYTES = 2**31  # of affinities at once: enough pairs for every GPU of today
+
+
+class Device(Protocol):
+    """A GPU as its owner, one thread, sees it. Its memory is freed when the last reference to it is gone."""
+
+    @property
+    def auctions(self) -> int:
+        """Blocks of `match_pairs` to start at most; more than run at once do no harm."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return the memory that is free."""
+        ...
+
+    def send(self, array: NDArray[Any]) -> Any:
+        """Return memory with a copy of a contiguous array."""
+        ...
+
+    def reserve(self, n_bytes: int) -> Any:
+        """Return memory of zeros."""
+        ...
+
+    def fetch(self, memory: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return what memory holds, once all that was launched has ended."""
+        ...
+
+    def launch(self, kernel: str, capacity: int, launch: Launch, *arguments: Any) -> None:
+        """Start a kernel of the program for `capacity`, after all that was started before.
+
+        Arguments are memory or NumPy scalars of the types that the kernel declares.
+        """
+        ...
+
+
+class Launch(NamedTuple):
+    """How many blocks of how many threads, and the bytes that the threads of a block share."""
+
+    blocks: tuple[int, int]
+    threads: int
+    shared_bytes: int
+
+
+class Block(NamedTuple):
+    """Images of two panels that are matched at once."""
+
+    rows: slice
+    columns: slice
+
+
+class Sent(NamedTuple):
+    """The images of a panel on a device."""
+
+    packed: Any
+    raw: Any
+    n_images: int
+
+
+class Found(NamedTuple):
+    """What a device found for pairs of images: arrays (n,), and the partner of each token, (n, width)."""
+
+    duals: NDArray[np.float64]
+    identity: NDArray[np.float64]
+    matched: NDArray[np.float64]
+    permutations: NDArray[np.uint16]
+
+
+def solve(
+    device: Device,
+    rows: PackedPanel,
+    columns: PackedPanel,
+    tolerance: float,
+    wanted: NDArray[np.bool_] | None = None,
+) -> tuple[TileResult, NDArray[np.bool_]]:
+    """Match each image of `rows` (R) with each of `columns` (K) on a device.
+
+    Parameters
+    ----------
+    device
+        Where.
+    rows, columns
+        Panels with room for the same number of tokens, at most ``CAPACITIES[-1]``.
+    tolerance
+        Of the gap, on the cosine scale; see `semrsm_dist.matching.matchers.auction`.
+    wanted
+        (R, K), the pairs to match; by default, all. Results are only meaningful there.
+
+    Returns
+    -------
+    TileResult
+        Arrays (R, K).
+    ndarray of bool, (R, K)
+        The wanted pairs that are open: their results hold, but prove less than the tolerance requests.
+    """
+    shape = (rows.n_images, columns.n_images)
+    wanted = np.ones(shape, np.bool_) if wanted is None else wanted
+    result, is_open = TileResult(*(np.full(shape, np.nan) for _ in range(3))), np.zeros(shape, np.bool_)
+    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
+    held: tuple[slice, Sent] | None = None
+    for block in blocks_of(device.free_bytes(), rows, columns, double):
+        if not wanted[block].any():
+            continue
+        if held is None or held[0] != block.columns:
+            held = None  # frees the last columns before the next are sent
+            held = block.columns, send_panel(device, columns.part(block.columns), double)
+        found, left_open = _solve_block(
+            device, rows.part(block.rows), columns.part(block.columns), held[1], tolerance, wanted[block]
+        )
+        for name in ("matched", "upper_bound", "identity"):
+            getattr(result, name)[block] = getattr(found, name)
+        is_open[block] = left_open
+    return result, is_open & wanted
+
+
+def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel, double: bool) -> Iterator[Block]:
+    """Yield blocks, column by column, that fit into the memory of a device: half for affinities, half for images."""
+    width, channels = padded(rows.n_tokens), rows.n_channels
+    room = min(free_bytes // 4, _MOST_BYTES)  # as much again for scratch memory, and for others on the card
+    most_images = max(1, room // 2 // (channels * (4 * width + (8 if double else 4) * rows.n_tokens)))
+    most_pairs = max(1, room // (4 * width**2))
+    n_columns = min(columns.n_images, most_images, most_pairs)
+    n_rows = min(most_images, max(1, most_pairs // n_columns))
+    for c in range(0, columns.n_images, n_columns):
+        for r in range(0, rows.n_images, n_rows):
+            yield Block(slice(r, r + n_rows), slice(c, c + n_columns))
+
+
+def send_panel(device: Device, panel: PackedPanel, double: bool) -> Sent:
+    """Send the images of a panel to a device, as packed and as given."""
+    raw = panel.raw.astype(np.float64 if double else np.float32, copy=False)
+    return Sent(device.send(panel.packed), device.send(np.ascontiguousarray(raw)), panel.n_images)
+
+
+def _solve_block(
+    device: Device,
+    rows: PackedPanel,
+    columns: PackedPanel,
+    sent: Sent,
+    tolerance: float,
+    wanted: NDArray[np.bool_],
+) -> tuple[TileResult, NDArray[np.bool_]]:
+    """Match the wanted pairs of two panels, of which the columns are on the device."""
+    frames = frame_pairs(rows, columns, tolerance)
+    places = np.flatnonzero(wanted)
+    # The hardest first, so that all end at about the same time. Which are first changes no number.
+    targets = np.minimum(frames.targets, np.finfo(np.float64).max)
+    places = places[np.argsort((targets / np.maximum(frames.size, 1e-300)).flat[places], kind="stable")]
+    tasks = np.zeros(places.size, source.TASK)
+    tasks["row"], tasks["column"] = np.unravel_index(places, wanted.shape)
+    tasks["n_tokens"] = frames.n_tokens.flat[places]
+    tasks["size"] = frames.size.flat[places]
+    tasks["target"] = frames.targets.flat[places]
+    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
+    found = match_pairs(device, send_panel(device, rows, double), sent, rows, tasks, double)
+    whole = [np.full(wanted.shape, np.nan) for _ in range(3)]
+    for array, values in zip(whole, found[:3], strict=True):
+        array.flat[places] = values
+    return conclude(frames, *whole)
+
+
+def match_pairs(
+    device: Device, left: Sent, right: Sent, panel: PackedPanel, tasks: NDArray[Any], double: bool
+) -> Found:
+    """Run the product, the auctions and the values of tasks (`source.TASK`); `panel` is that of either side."""
+    n_tokens, n_channels = panel.n_tokens, panel.n_channels
+    width, capacity = padded(n_tokens), source.capacity_of(n_tokens)
+    n_left, n_right = left.n_images * width, right.n_images * width
+    affinity = device.reserve(4 * n_left * n_right)
+    device.launch(
+        "multiply_panels",
+        capacity,
+        Launch(
+            (-(-n_right // source.TILE_COLUMNS), -(-n_left // source.TILE_ROWS)),
+            source.PRODUCT_THREADS,
+            source.product_bytes(),
+        ),
+        left.packed,
+        right.packed,
+        *map(np.int32, (n_left, n_right, n_channels)),
+        affinity,
+    )
+    n_tasks = np.int32(tasks.size)
+    blocks = min(device.auctions, tasks.size)
+    scratch = device.reserve(16 if source.tile_is_shared(capacity) else 2 * blocks * width**2)
+    permutations, outcomes = (
+        device.reserve(2 * tasks.size * width),
+        device.reserve(tasks.size * source.OUTCOME.itemsize),
+    )
+    sent_tasks, values = device.send(tasks), device.reserve(16 * tasks.size)
+    device.launch(
+        "match_pairs",
+        capacity,
+        Launch((blocks, 1), source.LANES, source.auction_bytes(capacity)),
+        affinity,
+        np.int64(n_right),
+        np.int32(width),
+        sent_tasks,
+        n_tasks,
+        scratch,
+        device.reserve(4),
+        permutations,
+        outcomes,
+    )
+    device.launch(
+        "sum_values_of_float64" if double else "sum_values_of_float32",
+        capacity,
+        Launch((-(-tasks.size * source.LANES // source.VALUE_THREADS), 1), source.VALUE_THREADS, 0),
+        left.raw,
+        right.raw,
+        np.int32(n_tokens),
+        np.int32(n_channels),
+        sent_tasks,
+        n_tasks,
+        permutations,
+        np.int32(width),
+        values,
+    )
+    outcome = device.fetch(outcomes, (tasks.size,), source.OUTCOME)
+    identity, matched = device.fetch(values, (tasks.size, 2), np.float64).T
+    partners = device.fetch(permutations, (tasks.size, width), np.uint16)
+    return Found(outcome["dual"], identity, matched, partners)

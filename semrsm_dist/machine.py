@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from threadpoolctl import threadpool_limits
 DEVICES = Path("/dev")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+
+_place = threading.local()
 
 
 def available_cpus() -> int:
@@ -43,6 +46,16 @@ def available_gpus() -> int:
         return devices
     names = [name.strip() for name in visible.split(",")]
     return min(devices, sum(1 for name in names if name and name != "-1"))
+
+
+def set_own_gpu(index: int) -> None:
+    """Tell the workers of the calling thread which GPU is theirs: for engines whose workers see more than one."""
+    _place.gpu = index
+
+
+def own_gpu() -> int:
+    """Return the index of the GPU that the engine gave to the calling worker, among those that its process sees."""
+    return int(getattr(_place, "gpu", 0))
 
 
 def limit_threads(cpus: float) -> threadpool_limits:

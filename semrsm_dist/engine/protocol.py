@@ -8,7 +8,6 @@ small *receipt* per unit: only receipts travel back to the driver.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -105,7 +104,7 @@ Worker: TypeAlias = Callable[[tuple[Hashable, ...]], Iterator[Receipt]]
 """A picklable callable that yields a receipt per unit as it finishes.
 
 It may be called again for a unit after a fault, so its writes must be idempotent; the local engine calls one
-worker from several threads at once. A worker that was given a GPU finds it with `own_gpu`.
+worker from several threads at once. A worker that was given a GPU finds it with `semrsm_dist.machine.own_gpu`.
 """
 
 
@@ -288,19 +287,6 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 - many engines have nothing to give back
         """Release everything that the engine has started."""
-
-
-_place = threading.local()
-
-
-def set_own_gpu(index: int) -> None:
-    """Tell the workers of the calling thread which GPU is theirs: for engines whose workers see more than one."""
-    _place.gpu = index
-
-
-def own_gpu() -> int:
-    """Return the index of the GPU that the engine gave to the calling worker, among those that its process sees."""
-    return int(getattr(_place, "gpu", 0))
 
 
 def stack_of(thread: int | None, most: int = 6) -> str:

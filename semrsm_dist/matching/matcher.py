@@ -110,6 +110,10 @@ class Matcher(Section, ABC):
         """The parameters by name, as JSON values."""
         return self.model_dump(mode="json")
 
+    def resolved(self) -> Matcher:
+        """Return the matcher that does the work, where parameters choose one by what a machine has: see `auction`."""
+        return self
+
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
         """Return representations (T, S, C) in the form that solving needs.
 
@@ -454,7 +458,7 @@ def make_matcher(name: str, **parameters: Any) -> Matcher:
                 f"matcher {name!r} has no parameter {parameter!r}: it {takes}{did_you_mean(parameter, known)}"
             )
     try:
-        return kind.model_validate(parameters)
+        return kind.model_validate(parameters).resolved()
     except ValidationError as error:
         problems = [
             f"matcher {name!r}: {explain_problem(problem, '.'.join(map(str, problem['loc'])))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.fields import Count
-from semrsm_dist.machine import available_cpus, available_gpus
+from semrsm_dist.machine import available_cpus, available_gpus, set_own_gpu
 from semrsm_dist.matching.arguments import argument, one_of
 from semrsm_dist.matching.kernels import KERNELS, derive
 from semrsm_dist.matching.matcher import Matcher
@@ -224,8 +225,13 @@ def _match_all(
         if symmetric and not diagonal:
             matched[c, r] = tile.matched.T
 
+    numbers = itertools.count()
+
+    def take_gpu() -> None:
+        set_own_gpu(next(numbers) % max(1, available_gpus()))
+
     # The threads share the cores: BLAS threads would compete with them.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers, initializer=take_gpu) as pool:
         tiles = [pool.submit(solve, r, c) for r, c in _tiles(matched.shape, symmetric, workers)]
         try:
             for tile in tiles:

@@ -30,8 +30,8 @@ from semrsm_dist.engine import (
     scheduler,
 )
 from semrsm_dist.engine.engines import local
-from semrsm_dist.engine.protocol import own_gpu
 from semrsm_dist.errors import ConfigError, StorageError, WorkError
+from semrsm_dist.machine import own_gpu
 from semrsm_dist.plugins import Plugins
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file

@@ -20,11 +20,16 @@ from semrsm_dist.engine.protocol import (
     Task,
     Worker,
     run_worker,
-    set_own_gpu,
     stack_of,
 )
 from semrsm_dist.errors import WorkError
-from semrsm_dist.machine import available_cpus, available_gpus, available_memory, limit_threads
+from semrsm_dist.machine import (
+    available_cpus,
+    available_gpus,
+    available_memory,
+    limit_threads,
+    set_own_gpu,
+)
 
 log = logging.getLogger(__name__)
 

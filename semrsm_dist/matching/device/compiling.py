@@ -75,7 +75,9 @@ def fetch_or_make(key: str, make: Callable[[], bytes], folder: Path) -> bytes:
     try:
         _write(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
-        logger.warning("%s: compiled kernels cannot be kept (%s), and are compiled again", folder, error.strerror)
+        logger.warning(
+            "%s: compiled kernels cannot be kept (%s), and are compiled again", folder, error.strerror
+        )
     return content
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from semrsm_dist.matching.compiled.product import padded
 from semrsm_dist.matching.device import source
-from semrsm_dist.matching.device.certificate import conclude, frame_pairs
+from semrsm_dist.matching.device.certificate import Frames, conclude, frame_pairs
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 
@@ -34,7 +34,7 @@ class Device(Protocol):
         ...
 
     def reserve(self, n_bytes: int) -> Any:
-        """Return memory of zeros."""
+        """Return memory, with anything in it."""
         ...
 
     def fetch(self, memory: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -72,8 +72,17 @@ class Sent(NamedTuple):
     n_images: int
 
 
+class Pair(NamedTuple):
+    """Two panels on a device, and that of the left images here; whether what was given is in float64."""
+
+    left: Sent
+    right: Sent
+    panel: PackedPanel
+    double: bool
+
+
 class Found(NamedTuple):
-    """What a device found for pairs of images: arrays (n,), and the partner of each token, (n, width)."""
+    """What a device found for pairs of images: arrays (n,), and if requested the partners of tokens, (n, width)."""
 
     duals: NDArray[np.float64]
     identity: NDArray[np.float64]
@@ -147,6 +156,21 @@ def send_panel(device: Device, panel: PackedPanel, double: bool) -> Sent:
     return Sent(device.send(panel.packed), device.send(np.ascontiguousarray(raw)), panel.n_images)
 
 
+def solve_pair(
+    device: Device, row: PackedPanel, column: PackedPanel, tolerance: float
+) -> tuple[TileResult, bool, NDArray[np.intp]]:
+    """Match two images, panels of one each; return arrays (1, 1), whether the pair is open, and the partners (n,)."""
+    frames = frame_pairs(row, column, tolerance)
+    double = np.float64 in (row.raw.dtype, column.raw.dtype)
+    sent = Pair(send_panel(device, row, double), send_panel(device, column, double), row, double)
+    found = match_pairs(device, sent, _tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
+    result, is_open = conclude(frames, *(values[:, None] for values in found[:3]))
+    partners = found.permutations[0, : int(frames.n_tokens[0, 0])].astype(np.intp)
+    if frames.equal[0, 0] and found.identity[0] >= found.matched[0]:
+        partners = np.arange(partners.size)
+    return result, bool(is_open[0, 0]), partners
+
+
 def _solve_block(
     device: Device,
     rows: PackedPanel,
@@ -157,30 +181,35 @@ def _solve_block(
 ) -> tuple[TileResult, NDArray[np.bool_]]:
     """Match the wanted pairs of two panels, of which the columns are on the device."""
     frames = frame_pairs(rows, columns, tolerance)
-    places = np.flatnonzero(wanted)
-    # The hardest first, so that all end at about the same time. Which are first changes no number.
-    targets = np.minimum(frames.targets, np.finfo(np.float64).max)
-    places = places[np.argsort((targets / np.maximum(frames.size, 1e-300)).flat[places], kind="stable")]
-    tasks = np.zeros(places.size, source.TASK)
-    tasks["row"], tasks["column"] = np.unravel_index(places, wanted.shape)
-    tasks["n_tokens"] = frames.n_tokens.flat[places]
-    tasks["size"] = frames.size.flat[places]
-    tasks["target"] = frames.targets.flat[places]
     double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
-    found = match_pairs(device, send_panel(device, rows, double), sent, rows, tasks, double)
+    # The hardest first, so that all end at about the same time. The order changes no number.
+    ease = np.where(np.isinf(frames.targets), np.inf, frames.targets / np.maximum(frames.size, 1e-300))
+    places = np.flatnonzero(wanted)
+    places = places[np.argsort(ease.flat[places], kind="stable")]
+    found = match_pairs(
+        device, Pair(send_panel(device, rows, double), sent, rows, double), _tasks(frames, places)
+    )
     whole = [np.full(wanted.shape, np.nan) for _ in range(3)]
     for array, values in zip(whole, found[:3], strict=True):
         array.flat[places] = values
     return conclude(frames, *whole)
 
 
-def match_pairs(
-    device: Device, left: Sent, right: Sent, panel: PackedPanel, tasks: NDArray[Any], double: bool
-) -> Found:
-    """Run the product, the auctions and the values of tasks (`source.TASK`); `panel` is that of either side."""
-    n_tokens, n_channels = panel.n_tokens, panel.n_channels
+def _tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
+    """Return what the kernels need to know of pairs, given by their flat places."""
+    tasks = np.zeros(places.size, source.TASK)
+    tasks["row"], tasks["column"] = np.unravel_index(places, frames.size.shape)
+    tasks["n_tokens"] = frames.n_tokens.flat[places]
+    tasks["size"] = frames.size.flat[places]
+    tasks["target"] = frames.targets.flat[places]
+    return tasks
+
+
+def match_pairs(device: Device, pair: Pair, tasks: NDArray[Any], *, with_permutations: bool = False) -> Found:
+    """Run the product of two panels, and the auctions and values of tasks (`source.TASK`)."""
+    n_tokens, n_channels = pair.panel.n_tokens, np.int32(pair.panel.n_channels)
     width, capacity = padded(n_tokens), source.capacity_of(n_tokens)
-    n_left, n_right = left.n_images * width, right.n_images * width
+    n_left, n_right, n_tasks = pair.left.n_images * width, pair.right.n_images * width, np.int32(tasks.size)
     affinity = device.reserve(4 * n_left * n_right)
     device.launch(
         "multiply_panels",
@@ -190,48 +219,31 @@ def match_pairs(
             source.PRODUCT_THREADS,
             source.product_bytes(),
         ),
-        left.packed,
-        right.packed,
-        *map(np.int32, (n_left, n_right, n_channels)),
+        *(pair.left.packed, pair.right.packed),
+        *(np.int32(n_left), np.int32(n_right), n_channels),
         affinity,
     )
-    n_tasks = np.int32(tasks.size)
     blocks = min(device.auctions, tasks.size)
     scratch = device.reserve(16 if source.tile_is_shared(capacity) else 2 * blocks * width**2)
-    permutations, outcomes = (
-        device.reserve(2 * tasks.size * width),
-        device.reserve(tasks.size * source.OUTCOME.itemsize),
-    )
-    sent_tasks, values = device.send(tasks), device.reserve(16 * tasks.size)
+    sent_tasks, next_task = device.send(tasks), device.send(np.zeros(1, np.int32))
+    permutations = device.reserve(2 * tasks.size * width)
+    outcomes, values = device.reserve(source.OUTCOME.itemsize * tasks.size), device.reserve(16 * tasks.size)
     device.launch(
         "match_pairs",
         capacity,
         Launch((blocks, 1), source.LANES, source.auction_bytes(capacity)),
-        affinity,
-        np.int64(n_right),
-        np.int32(width),
-        sent_tasks,
-        n_tasks,
-        scratch,
-        device.reserve(4),
-        permutations,
-        outcomes,
+        *(affinity, np.int64(n_right), np.int32(width)),
+        *(sent_tasks, n_tasks, scratch, next_task),
+        *(permutations, outcomes),
     )
     device.launch(
-        "sum_values_of_float64" if double else "sum_values_of_float32",
+        "sum_values_of_float64" if pair.double else "sum_values_of_float32",
         capacity,
         Launch((-(-tasks.size * source.LANES // source.VALUE_THREADS), 1), source.VALUE_THREADS, 0),
-        left.raw,
-        right.raw,
-        np.int32(n_tokens),
-        np.int32(n_channels),
-        sent_tasks,
-        n_tasks,
-        permutations,
-        np.int32(width),
-        values,
+        *(pair.left.raw, pair.right.raw, np.int32(n_tokens), n_channels),
+        *(sent_tasks, n_tasks, permutations, np.int32(width), values),
     )
-    outcome = device.fetch(outcomes, (tasks.size,), source.OUTCOME)
+    duals = device.fetch(outcomes, (tasks.size,), source.OUTCOME)["dual"]
     identity, matched = device.fetch(values, (tasks.size, 2), np.float64).T
-    partners = device.fetch(permutations, (tasks.size, width), np.uint16)
-    return Found(outcome["dual"], identity, matched, partners)
+    shape = (tasks.size if with_permutations else 0, width)
+    return Found(duals, identity, matched, device.fetch(permutations, shape, np.uint16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,18 @@ class Auction(Matcher):
     """The gap between bound and value is at most ``tolerance * ||z_i|| * ||z_j||``, that is, `tolerance` on the cosine
     scale. 0 asks for the optimum in float32: the gap is then at most 1e-6 of the norms. Every positive tolerance is
     kept, but what lies far below 1e-6 takes a slow finish in float64."""
+
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where pairs are matched: on the `cpu`, or on an NVIDIA GPU (`cuda`), which leaves to the CPU what it cannot
+    certify. Results differ within the tolerance. `auto` is a GPU if the machine that starts the work has one."""
+
+    @override
+    def resolved(self) -> Matcher:
+        if self.device == "cpu":
+            return self
+        from semrsm_dist.matching.device.matcher import on_device  # noqa: PLC0415 - which derives from this class
+
+        return on_device(self)
 
     @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:

@@ -12,9 +12,10 @@ import numpy as np
 
 from semrsm_dist.data.manifest import ManifestRow
 from semrsm_dist.data.source import ImageSource, load_image
-from semrsm_dist.engine.protocol import Receipt, Worker, own_gpu
+from semrsm_dist.engine.protocol import Receipt, Worker
 from semrsm_dist.errors import InputError, ResumeError
 from semrsm_dist.features.spec import ModelSpec
+from semrsm_dist.machine import own_gpu
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.inputs import describe_model
 from semrsm_dist.store.directory import RunDirectory

@@ -11,7 +11,16 @@ import pytest
 from semrsm_dist.matching.device.source import kernel_source
 
 HERE = Path(__file__).parent
-COMPILER = ("g++", "-std=c++17", "-O2", "-frounding-math", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-shared", "-fPIC")
+COMPILER = (
+    "g++",
+    "-std=c++17",
+    "-O2",
+    "-frounding-math",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-shared",
+    "-fPIC",
+)
 
 
 class EmulatedDevice:
@@ -25,7 +34,11 @@ class EmulatedDevice:
 
     def _compile(self, capacity):
         source, program = self.folder / f"{capacity}.cpp", self.folder / f"{capacity}.so"
-        parts = ((HERE / "cuda_on_cpu.h").read_text(), kernel_source(), (HERE / "cuda_on_cpu.cpp").read_text())
+        parts = (
+            (HERE / "cuda_on_cpu.h").read_text(),
+            kernel_source(),
+            (HERE / "cuda_on_cpu.cpp").read_text(),
+        )
         source.write_text("\n".join(parts))
         subprocess.run([*COMPILER, f"-DCAPACITY={capacity}", "-o", program, source], check=True)
         return ctypes.CDLL(str(program))
@@ -45,8 +58,10 @@ class EmulatedDevice:
 
     def launch(self, kernel, capacity, launch, *arguments):
         assert launch.shared_bytes <= 48 * 1024
-        values = [argument.ctypes.data_as(ctypes.c_void_p) if isinstance(argument, np.ndarray) else argument
-                  for argument in arguments]
+        values = [
+            argument.ctypes.data_as(ctypes.c_void_p) if isinstance(argument, np.ndarray) else argument
+            for argument in arguments
+        ]
         held = [value if isinstance(value, ctypes.c_void_p) else np.array(value) for value in values]
         addresses = (ctypes.c_void_p * len(held))(
             *(ctypes.addressof(one) if isinstance(one, ctypes.c_void_p) else one.ctypes.data for one in held)

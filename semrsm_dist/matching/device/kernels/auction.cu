@@ -13,8 +13,9 @@
 
 constexpr int LANE_COLUMNS = CAPACITY / LANES < 8 ? CAPACITY / LANES : 8;  // neighbours, which a lane loads at once
 constexpr int CHUNKS = CAPACITY / (LANES * LANE_COLUMNS);
-constexpr int bits_of(int n) { return n > 1 ? 1 + bits_of(n / 2) : 0; }
-constexpr int BITS = bits_of(CAPACITY);
+template <int N> constexpr int BITS_OF = 1 + BITS_OF<N / 2>;
+template <> constexpr int BITS_OF<1> = 0;
+constexpr int BITS = BITS_OF<CAPACITY>;
 constexpr bool TILE_IS_SHARED = CAPACITY <= 64;  // the residuals of a pair, which are in global memory otherwise
 constexpr int AT_ONCE = 4;
 

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.bounds import float64_rounding
+from semrsm_dist.matching.bounds import float64_rounding, inner_products
 from semrsm_dist.matching.compiled.product import rounding_of_product
 from semrsm_dist.matching.device.source import SLICE
 from semrsm_dist.matching.panel import PackedPanel
@@ -77,7 +77,8 @@ class Frames:
     @property
     def flat(self) -> NDArray[np.bool_]:
         """Whether every permutation is within what is allowed, because the tokens vary too little."""
-        return (self.n_tokens == 1) | (2.0 * (self.spread + self.margin) <= self.allowed)
+        flat: NDArray[np.bool_] = (self.n_tokens == 1) | (2.0 * (self.spread + self.margin) <= self.allowed)
+        return flat
 
     @property
     def targets(self) -> NDArray[np.float64]:
@@ -105,12 +106,12 @@ def frame_pairs(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Fr
         n_tokens=n_tokens,
         equal=equal,
         allowed=(tolerance or _EXACT) * norms,
-        common=fewest * (rows.means @ columns.means.T),
+        common=fewest * inner_products(rows.means, columns.means),
         scale=scale,
         size=size_i * size_j,
         slack=rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
         margin=float64_rounding(rows.n_tokens, rows.n_channels) * norms,
-        spread=np.where(equal, rows.token_norms @ columns.token_norms.T, largest),
+        spread=np.where(equal, inner_products(rows.token_norms, columns.token_norms), largest),
     )
 
 

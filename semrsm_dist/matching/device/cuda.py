@@ -101,6 +101,7 @@ class CudaDevice:
                 f"kernels need {'.'.join(map(str, LEAST_CAPABILITY))}: use device: cpu, or a later GPU"
             )
         self.name = f"GPU {index} ({name})"
+        self.arch = f"sm_{self._device.arch}"
         self._kernel = functools.cache(self._load)
 
     @property
@@ -143,7 +144,7 @@ class CudaDevice:
     def _load(self, kernel: str, capacity: int) -> Any:
         from cuda.core import ObjectCode  # noqa: PLC0415 - as above
 
-        code = cached_kernels(capacity, f"sm_{self._device.arch}")
+        code = cached_kernels(capacity, self.arch)
         return ObjectCode.from_cubin(code).get_kernel(kernel)
 
     def _sync(self) -> None:

@@ -69,7 +69,9 @@ class DeviceAuction(Auction):
         found, is_open = solve(cuda.own_device(), part, others, self.tolerance, wanted)
         for name in ("matched", "upper_bound", "identity"):
             getattr(tile, name)[band] = getattr(found, name)
-        self._finish(part, others, is_open, TileResult(*(array[band] for array in tile[:3])))
+        self._finish(
+            part, others, is_open, TileResult(tile.matched[band], tile.upper_bound[band], tile.identity[band])
+        )
         return np.array([0.0, time.perf_counter() - started])
 
     def _finish(

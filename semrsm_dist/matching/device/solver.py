@@ -119,7 +119,7 @@ def solve(
     """
     shape = (rows.n_images, columns.n_images)
     wanted = np.ones(shape, np.bool_) if wanted is None else wanted
-    result, is_open = TileResult(*(np.full(shape, np.nan) for _ in range(3))), np.zeros(shape, np.bool_)
+    result, is_open = TileResult(*np.full((3, *shape), np.nan)), np.zeros(shape, np.bool_)
     double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
     held: tuple[slice, Sent] | None = None
     for block in blocks_of(device.free_bytes(), rows, columns, double):
@@ -245,5 +245,7 @@ def match_pairs(device: Device, pair: Pair, tasks: NDArray[Any], *, with_permuta
     )
     duals = device.fetch(outcomes, (tasks.size,), source.OUTCOME)["dual"]
     identity, matched = device.fetch(values, (tasks.size, 2), np.float64).T
-    shape = (tasks.size if with_permutations else 0, width)
-    return Found(duals, identity, matched, device.fetch(permutations, shape, np.uint16))
+    partners = np.empty((0, width), np.uint16)
+    if with_permutations:
+        partners = device.fetch(permutations, (tasks.size, width), np.uint16)
+    return Found(duals, identity, matched, partners)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import override
 
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.assignment.auction_pair import (
     Images,
@@ -64,6 +65,10 @@ class Auction(Matcher):
 
     @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
+        if self.device != "cpu" and not self.gpus:
+            raise ConfigError(
+                f"device: {self.device}: a matcher made without make_matcher runs on the CPU: use make_matcher"
+            )
         return prepare_packed_panel(z, token_counts)
 
     @override

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semrsm_dist.matching.device import cuda
 from semrsm_dist.matching.device.source import kernel_source
 
 HERE = Path(__file__).parent
@@ -80,6 +81,20 @@ class EmulatedDevice:
 
 
 @pytest.fixture(scope="session")
-def device(tmp_path_factory):
+def emulated(tmp_path_factory):
     """A device that needs no GPU."""
     return EmulatedDevice(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, emulated):
+    """Either device, where `DeviceAuction` finds it."""
+    if request.param == "cuda":
+        reason = cuda.why_no_gpu()
+        if reason:
+            pytest.skip(reason)
+        yield cuda.own_device()
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "own_device", lambda: emulated)
+        yield emulated

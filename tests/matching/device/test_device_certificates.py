@@ -1,0 +1,233 @@
+"""What the auction promises of any device: kernels run thread by thread on the CPU, and on a GPU where there is one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semrsm_dist.errors import LimitError
+from semrsm_dist.matching.compiled.product import padded, rounding_of_product
+from semrsm_dist.matching.device import source
+from semrsm_dist.matching.device.matcher import DeviceAuction
+from semrsm_dist.matching.device.solver import Launch, solve
+from semrsm_dist.matching.matchers.auction import Auction
+from semrsm_dist.matching.result import TileResult
+from tests.matching import test_unequal_tokens as unequal
+from tests.matching.test_certificates import KINDS, ROUNDING, assert_promises, make, norms_of, optimum
+
+TOLERANCES = (3e-2, 1e-3, 1e-4, 1e-5, 0.0)
+
+
+def on_device(tolerance=1e-3):
+    return DeviceAuction(tolerance=tolerance, device="cuda")
+
+
+def smooth(n_images, n_tokens, n_channels, seed=0):
+    """Return representations whose auctions are long."""
+    rng = np.random.default_rng(seed)
+    z = np.cumsum(rng.normal(size=(n_images, n_tokens, n_channels)), axis=1)
+    return (z + rng.normal(size=z.shape)).astype(np.float32)
+
+
+@settings(max_examples=80)
+@given(
+    kind=st.sampled_from(KINDS),
+    n_tokens=st.sampled_from((1, 2, 3, 9, 15, 16, 17, 31, 32, 33, 49, 65)),
+    n_channels=st.sampled_from((1, 3, 16, 33, 130)),
+    dtype=st.sampled_from((np.float16, np.float32, np.float64)),
+    tolerance=st.sampled_from(TOLERANCES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_promise_holds(device, kind, n_tokens, n_channels, dtype, tolerance, seed):
+    z = make(kind, n_tokens, n_channels, np.random.default_rng(seed))
+    if dtype is np.float16:
+        z = np.clip(z, -6e4, 6e4)
+    z_i, z_j = z.astype(dtype)
+    assert_promises(on_device(tolerance).match(z_i, z_j), z_i, z_j, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_tokens", "tolerance"),
+    [("plain", 196, 1e-3), ("integers", 196, 1e-4), ("offset", 300, 1e-3), ("smooth", 784, 1e-3)],
+)
+def test_every_promise_holds_for_many_tokens(device, kind, n_tokens, tolerance):
+    z = make(kind, n_tokens, 40, np.random.default_rng(7)).astype(np.float32)
+    panel = Auction().prepare(z)
+    found, is_open = solve(device, panel, panel, tolerance, np.array([[False, True], [False, False]]))
+    assert not is_open.any()
+    scale, best = norms_of(*z), optimum(*z)
+    value, bound = found.matched[0, 1], found.upper_bound[0, 1]
+    assert value <= best + ROUNDING * scale
+    assert best - ROUNDING * scale <= bound <= value + tolerance * scale
+
+
+@settings(max_examples=30)
+@given(
+    exponents=st.tuples(st.integers(-30, 30), st.integers(-30, 30)),
+    tolerance=st.sampled_from(TOLERANCES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_promise_holds_at_any_scale(device, exponents, tolerance, seed):
+    z = make("plain", 20, 5, np.random.default_rng(seed))
+    z_i, z_j = (z * 10.0 ** np.array(exponents)[:, None, None]).astype(np.float32)
+    assert_promises(on_device(tolerance).match(z_i, z_j), z_i, z_j, tolerance)
+
+
+def test_scaling_by_powers_of_two_changes_only_the_scale(device):
+    z_i, z_j = make("plain", 40, 8, np.random.default_rng(1)).astype(np.float32)
+    plain = on_device().match(z_i, z_j)
+    scaled = on_device().match(z_i * np.float32(2.0**90), z_j * np.float32(2.0**-60))
+    np.testing.assert_array_equal(scaled.permutation, plain.permutation)
+    assert scaled.value == plain.value * 2.0**30
+    assert scaled.upper_bound == plain.upper_bound * 2.0**30
+
+
+@settings(max_examples=60)
+@given(pair=unequal.pairs, tolerance=st.sampled_from((1e-2, 1e-4, 0.0)))
+def test_every_promise_holds_for_unequal_numbers_of_tokens(device, pair, tolerance):
+    z_i, z_j = unequal.make(*pair)
+    found = on_device(tolerance).match(z_i, z_j)
+    unequal.check_permutation(found, z_i, z_j)
+    scale, best = norms_of(z_i, z_j), optimum(z_i, z_j)
+    assert found.value <= best + ROUNDING * scale
+    assert best - ROUNDING * scale <= found.upper_bound
+    assert found.gap <= max(tolerance or 1e-6, ROUNDING) * scale
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tile_holds_what_its_pairs_give_however_it_is_cut(device, dtype, monkeypatch):
+    matcher, z = on_device(), smooth(7, 20, 6).astype(dtype)
+    counts = np.array([20, 20, 5, 13, 20, 20, 1])
+    rows, columns = matcher.prepare(z[:3], counts[:3]), matcher.prepare(z[3:], counts[3:])
+    whole = matcher.solve_tile(rows, columns)
+    matcher.check_tile(whole, rows, columns)
+    for r in range(3):
+        for c in range(4):
+            value, bound, _ = matcher.match_prepared(rows, r, columns, c)
+            assert (value, bound) == (whole.matched[r, c], whole.upper_bound[r, c])
+    monkeypatch.setattr(type(device), "free_bytes", lambda self: 4 * 6 * 4 * padded(20) ** 2)
+    for name, array in zip(TileResult._fields, matcher.solve_tile(rows, columns)[:3], strict=False):
+        np.testing.assert_array_equal(array, getattr(whole, name))
+
+
+def test_the_same_pairs_give_the_same_bytes_again(device):
+    z = smooth(6, 33, 16)
+    first, second = (on_device(1e-4).solve_tile(*[Auction().prepare(z)] * 2) for _ in range(2))
+    for name in ("matched", "upper_bound", "identity"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+
+
+def test_a_triangular_tile_is_mirrored_with_squared_norms_on_its_diagonal(device):
+    matcher, z = on_device(), smooth(5, 12, 4)
+    panel = matcher.prepare(z)
+    tile, whole = matcher.solve_tile(panel, panel, triangular=True), matcher.solve_tile(panel, panel)
+    np.testing.assert_array_equal(tile.matched, tile.matched.T)
+    np.testing.assert_array_equal(np.diag(tile.matched), panel.squared_norms)
+    upper = np.triu_indices(5, 1)
+    np.testing.assert_array_equal(tile.matched[upper], whole.matched[upper])
+
+
+def test_what_a_device_leaves_open_still_holds(device):
+    z = smooth(4, 30, 8)
+    panel = Auction().prepare(z)
+    found, is_open = solve(device, panel, panel, 1e-12)
+    assert is_open[~np.eye(4, dtype=bool)].all()
+    for i in range(4):
+        for j in range(4):
+            best, scale = optimum(z[i], z[j]), norms_of(z[i], z[j])
+            assert found.matched[i, j] <= best + ROUNDING * scale
+            assert found.upper_bound[i, j] >= best - ROUNDING * scale
+
+
+def test_what_a_device_leaves_open_is_finished_on_the_cpu(device):
+    z = smooth(4, 30, 8)
+    panel = Auction().prepare(z)
+    found = on_device(0.0).solve_tile(panel, panel)
+    expected = Auction(tolerance=0.0).solve_tile(panel, panel)
+    np.testing.assert_allclose(found.matched, expected.matched, rtol=1e-14)
+    assert (found.matched >= found.identity).all()
+    on_device(0.0).check_tile(found, panel, panel)
+
+
+def test_images_in_float32_meet_images_in_float64(device):
+    single, double = smooth(3, 21, 7), smooth(2, 21, 7, seed=1).astype(np.float64)
+    matcher = on_device()
+    mixed = matcher.solve_tile(matcher.prepare(single), matcher.prepare(double))
+    exact = np.einsum("isc,jsc->ij", single.astype(np.float64), double)
+    np.testing.assert_allclose(mixed.identity, exact, rtol=1e-12)
+
+
+def test_zero_representations_have_value_and_bound_zero(device):
+    z = smooth(3, 20, 4)
+    z[0] = 0
+    panel = on_device().prepare(z)
+    tile = on_device().solve_tile(panel, panel)
+    assert not tile.matched[0].any()
+    assert not tile.upper_bound[:, 0].any()
+
+
+def test_more_tokens_than_a_program_is_compiled_for_are_refused():
+    panel = Auction().prepare(np.ones((1, source.CAPACITIES[-1] + 1, 1), np.float32))
+    with pytest.raises(LimitError, match=r"up to 2048 tokens, found room for 2049"):
+        on_device().solve_tile(panel, panel)
+
+
+@settings(max_examples=20)
+@given(
+    n_channels=st.sampled_from((1, 2, 31, 32, 33, 100, 300)),
+    shapes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 3)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_product_is_as_exact_as_its_bound_says(device, n_channels, shapes, seed):
+    n_left, n_tokens, n_right = shapes
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n_left + n_right, n_tokens, n_channels)) * 10.0 ** rng.integers(-6, 6, n_channels)
+    panel, width = Auction().prepare(z), padded(n_tokens)
+    left, right = panel.part(slice(n_left)), panel.part(slice(n_left, None))
+    found = device.reserve(4 * n_left * n_right * width**2)
+    device.launch(
+        "multiply_panels",
+        64,
+        Launch((-(-n_right * width // 64), -(-n_left * width // 128)), 256, source.product_bytes()),
+        *map(device.send, (left.packed, right.packed)),
+        *map(np.int32, (n_left * width, n_right * width, n_channels)),
+        found,
+    )
+    a, b = (
+        part.packed.reshape(part.n_images * width // 16, n_channels, 16).swapaxes(1, 2).astype(np.float64)
+        for part in (left, right)
+    )
+    a, b = a.reshape(-1, n_channels), b.reshape(-1, n_channels)
+    error = np.abs(device.fetch(found, (len(a), len(b)), np.float32) - a @ b.T)
+    allowed = rounding_of_product(n_channels, source.SLICE) * np.outer(
+        *(np.linalg.norm(x, axis=1) for x in (a, b))
+    )
+    assert (error <= allowed).all()
+
+
+def test_the_slack_is_no_larger_than_the_roundings_it_covers():
+    """A bound that were far too large would be true, and leave everything to the CPU."""
+    from semrsm_dist.matching.device.certificate import frame_pairs
+
+    panel = Auction().prepare(smooth(2, 49, 512))
+    frames = frame_pairs(panel, panel, 1e-4)
+    assert (frames.slack <= 1e-5 * frames.size).all()
+    assert np.isfinite(frames.targets).all()
+    assert all(np.shape(getattr(frames, field.name)) == (2, 2) for field in dataclasses.fields(frames))
+
+
+@pytest.mark.gpu
+def test_ten_thousand_pairs_are_certified_and_agree_with_scipy(device, request):
+    if "emulated" in request.node.name:
+        pytest.skip("takes minutes")
+    z = smooth(100, 49, 64)
+    panel = Auction().prepare(z)
+    found, is_open = solve(device, panel, panel, 1e-3)
+    assert not is_open.any()
+    for i in range(100):
+        for j in range(100):
+            best, scale = optimum(z[i], z[j]), norms_of(z[i], z[j])
+            assert best - 1e-3 * scale <= found.matched[i, j] <= best + ROUNDING * scale
+            assert best - ROUNDING * scale <= found.upper_bound[i, j]

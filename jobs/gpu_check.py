@@ -2,7 +2,7 @@
 
     python jobs/gpu_check.py
 
-Needs a checkout with the extra `cuda`, and pytest with hypothesis for the tests marked `gpu`; neither Ray nor a network.
+Needs a checkout with the extra `cuda`, and pytest with hypothesis for the tests marked `gpu`, but no Ray, no network.
 Times are of whole tiles: features to the GPU, product, auctions, values and results back. The features are random walks
 over the tokens with noise, no images.
 """

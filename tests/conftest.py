@@ -40,6 +40,8 @@ SLOW = (
     "engine/test_engines.py",
     "cli/test_cli.py",
     "matching/test_compiling.py",
+    "matching/device/test_device_certificates.py",
+    "pipeline/test_runs_on_a_device.py",
     "features/test_paper_presets.py",
     "data/test_sources.py",
     "features/test_feature_layers.py",

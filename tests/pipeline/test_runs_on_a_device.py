@@ -1,0 +1,100 @@
+"""Whole runs with `matching.device: cuda`, on a GPU that the CPU emulates."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import semrsm_dist as srs
+from semrsm_dist.engine.engines import local
+from semrsm_dist.errors import ResumeError
+from semrsm_dist.matching.device import cuda
+from tests.matching.device.conftest import EmulatedDevice
+
+JOB = Path(__file__).parents[2] / "jobs" / "gpu_check.py"
+
+pytest.importorskip("cuda.core", reason="needs the extra cuda")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return EmulatedDevice(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def device(program, monkeypatch):
+    monkeypatch.setattr(cuda, "own_device", lambda: program)
+    monkeypatch.setattr(local, "available_gpus", lambda: 1)
+    return program
+
+
+def document_of(shop, run, **matching):
+    shop.features(shape=(14, 9, 5))
+    output = {"matrices": "stored"}
+    return shop.of_features(run, shop.path / "z.npy", matching={"tile": 4, **matching}, output=output)
+
+
+def test_a_run_on_a_device_agrees_with_one_on_the_cpu_within_the_certificate(shop, device):
+    shop.run(document_of(shop, "cpu"))
+    summary = shop.run(document_of(shop, "cuda", device="cuda"))
+    runs = [srs.open_run(shop.path / name) for name in ("cpu", "cuda")]
+    cpu, gpu = (run.similarity("last").values for run in runs)
+    np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-3 + 2.0**-23)
+    assert [run.record.fingerprint["matching.device"] for run in runs] == ["cpu", "cuda"]
+    assert not summary["warnings"]
+
+
+def test_an_interrupted_run_on_a_device_ends_with_the_same_bytes(shop, device):
+    document = document_of(shop, "run", device="cuda")
+    shop.run(document)
+    whole = shop.tree(shop.path / "run" / "tiles.zarr")
+    shutil.rmtree(shop.path / "run")
+    assert shop.interrupt(document, "matching", 40)
+    done = shop.tiles(shop.path / "run")
+    assert 0 < len(done) < 10
+    shop.run(document)
+    assert shop.tree(shop.path / "run" / "tiles.zarr") == whole
+
+
+def test_a_run_is_not_continued_on_another_device(shop, device):
+    shop.run(document_of(shop, "run", device="cuda"))
+    with pytest.raises(ResumeError, match=r"matching\.device"):
+        shop.run(document_of(shop, "run"))
+
+
+def test_the_job_that_checks_a_gpu_finds_nothing_off(device, monkeypatch, capsys):
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
+    job = load_job()
+    monkeypatch.setattr(job, "describe", lambda: job.Row("a GPU", True, "emulated"))
+    monkeypatch.setattr(job, "compile_all", lambda: job.Row("kernels", True, "for the CPU"))
+    assert job.main(["--sizes", "9x6", "--images", "4", "--skip-tests"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() for line in table[2:]] == [
+        f"S = 9, C = 6, tolerance {tolerance}" for tolerance in ("0.01", "0.001", "0.0001")
+    ]
+    assert all(" ok " in line for line in table)
+
+
+def test_the_job_that_checks_a_gpu_fails_where_results_are_wrong(device, monkeypatch, capsys):
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
+    job = load_job()
+    monkeypatch.setattr(job, "describe", lambda: job.Row("a GPU", True, "emulated"))
+    monkeypatch.setattr(job, "compile_all", lambda: job.Row("kernels", True, "for the CPU"))
+    monkeypatch.setattr(job, "agrees_with_scipy", lambda *_: False)
+    assert job.main(["--sizes", "9x6", "--images", "2", "--skip-tests"]) == 1
+    assert "results contradict scipy" in capsys.readouterr().out
+
+
+def test_the_job_that_checks_a_gpu_says_why_there_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert load_job().main([]) == 1
+    assert "nothing was checked: this machine has no NVIDIA GPU" in capsys.readouterr().out
+
+
+def load_job():
+    spec = importlib.util.spec_from_file_location("gpu_check", JOB)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

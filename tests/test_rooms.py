@@ -16,6 +16,7 @@ OWNERS = {
     "torch": "features",
     "timm": "features",
     "transformers": "features",
+    "cuda": "matching/device",
 }
 LATE = {"torch", "ray", "timm", "transformers", "zarr", "matplotlib", "numba"}
 LIGHT_MODULES = [

@@ -149,7 +149,9 @@ def _describe(record: RunRecord, images: Manifest) -> str:
     parameters = [
         f"{key.removeprefix('matching.')} {value}"
         for key, value in matcher.items()
-        if key.startswith("matching.") and key not in ("matching.matcher", "matching.version")
+        if key.startswith("matching.")
+        and key not in ("matching.matcher", "matching.version")
+        and (key, value) != ("matching.device", "cpu")  # where all other work is done, too
     ]
     source = "ready-made features"
     if model is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -21,6 +22,9 @@ from semrsm_dist.matching.panel import PackedPanel, Panel
 from semrsm_dist.matching.result import TileResult
 
 logger = logging.getLogger(__name__)
+_warn_once = functools.cache(logger.warning)
+
+_FEW = 0.1  # share of a tile's pairs that may be left to the CPU without a word
 
 
 class DeviceAuction(Auction):
@@ -78,8 +82,16 @@ class DeviceAuction(Auction):
         self, rows: PackedPanel, columns: PackedPanel, is_open: NDArray[np.bool_], tile: TileResult
     ) -> None:
         """Match the pairs that are open on the CPU."""
-        if is_open.any():
-            logger.info("%d of %d pairs were left to the CPU", np.count_nonzero(is_open), is_open.size)
+        count = np.count_nonzero(is_open)
+        if count > _FEW * is_open.size:
+            _warn_once(
+                "device: cuda: at tolerance %g, the GPU leaves many pairs of S = %d and C = %d to the CPU, one after "
+                "the other: use device: cpu, or a larger tolerance",
+                self.tolerance,
+                rows.n_tokens,
+                rows.n_channels,
+            )
+        logger.info("%d of %d pairs of a tile were left to the CPU", count, is_open.size)
         for r, c in np.argwhere(is_open):
             value, bound, _ = super().match_prepared(rows, r, columns, c)
             tile.matched[r, c] = np.fmax(
@@ -100,7 +112,8 @@ def on_device(matcher: Auction) -> Auction:
     if device == "auto":
         reason = cuda.why_no_gpu()
         device = "cpu" if reason else "cuda"
-        logger.info("device: auto: %s", f"the CPU matches, as {reason}" if reason else "a GPU matches")
+        if reason:
+            logger.warning("device: auto: the CPU matches, as %s", reason)
     if device == "cpu":
         return Auction(tolerance=matcher.tolerance)
     reason = cuda.why_no_package()

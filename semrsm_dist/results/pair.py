@@ -34,6 +34,9 @@ class TokenMatch:
     matched, identity : ndarray of float64, (S_i,)
         What each token adds to the inner product, with its partner and position by position: they sum to the value
         and to that of the identity. 0 for a token without a partner; `identity` is NaN where S_i and S_j differ.
+    accuracy : float
+        By how much the run's cosine similarity may differ: its tolerance if it matched on a GPU, which is not needed
+        here.
     """
 
     value: float
@@ -41,14 +44,15 @@ class TokenMatch:
     permutation: NDArray[np.intp]
     matched: NDArray[np.float64]
     identity: NDArray[np.float64]
+    accuracy: float = 0.0
 
     def agrees_with(self, cosine: float) -> bool:
-        """Return whether this is the match of a stored cosine similarity, up to the rounding of float32."""
-        return self.norms > 0 and abs(self.value / self.norms - cosine) <= _ALIKE
+        """Return whether this is the match of a stored cosine similarity, up to accuracy and rounding of float32."""
+        return self.norms > 0 and abs(self.value / self.norms - cosine) <= _ALIKE + self.accuracy
 
 
 class PairMatcher:
-    """Matches pairs of a layer's images as the run did: by its matcher, on its features.
+    """Matches pairs of a layer's images as the run did: by its matcher, on its features, but always on the CPU.
 
     Parameters
     ----------
@@ -69,6 +73,10 @@ class PairMatcher:
             for name, value in run.record.fingerprint.items()
             if name.startswith("matching.") and name not in ("matching.matcher", "matching.version")
         }
+        is_elsewhere = parameters.get("device", "cpu") != "cpu"
+        if is_elsewhere:
+            parameters["device"] = "cpu"
+        self._accuracy = float(parameters["tolerance"]) if is_elsewhere else 0.0
         self._matcher = make_matcher(run.record.fingerprint["matching.matcher"], **parameters)
         self._chunk_size = run.record.chunk_size
         self._read_chunk = lru_cache(maxsize=4)(_read_chunk)
@@ -99,7 +107,7 @@ class PairMatcher:
         if len(z_i) == len(z_j):
             identity = np.einsum("sc,sc->s", wide_i, wide_j)
         norms = float(np.linalg.norm(wide_i) * np.linalg.norm(wide_j))
-        return TokenMatch(found.value, norms, partners, matched, identity)
+        return TokenMatch(found.value, norms, partners, matched, identity, self._accuracy)
 
     def _read(self, store: FeatureStore, n_images: int, image: int) -> NDArray[np.float32]:
         start = image // self._chunk_size * self._chunk_size

@@ -11,6 +11,7 @@ import semrsm_dist as srs
 from semrsm_dist.engine.engines import local
 from semrsm_dist.errors import ResumeError
 from semrsm_dist.matching.device import cuda
+from semrsm_dist.results.pair import PairMatcher
 from tests.matching.device.conftest import EmulatedDevice
 
 JOB = Path(__file__).parents[2] / "jobs" / "gpu_check.py"
@@ -44,6 +45,14 @@ def test_a_run_on_a_device_agrees_with_one_on_the_cpu_within_the_certificate(sho
     np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-3 + 2.0**-23)
     assert [run.record.fingerprint["matching.device"] for run in runs] == ["cpu", "cuda"]
     assert not summary["warnings"]
+
+
+def test_pairs_of_a_run_on_a_device_are_matched_again_without_it(shop, device, monkeypatch):
+    shop.run(document_of(shop, "run", device="cuda"))
+    monkeypatch.setattr(cuda, "own_device", lambda: pytest.fail("there is no GPU where results are read"))
+    run = srs.open_run(shop.path / "run")
+    cosines, matcher = run.similarity("last").values, PairMatcher(run, "last")
+    assert all(matcher.match(0, column).agrees_with(cosines[0, column]) for column in range(14))
 
 
 def test_an_interrupted_run_on_a_device_ends_with_the_same_bytes(shop, device):

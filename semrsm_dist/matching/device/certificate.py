@@ -43,6 +43,7 @@ from semrsm_dist.matching.device.source import SLICE
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 
+_LEAST_TARGET = 2.0**-90  # far above the smallest float32, also as a unit of an eps of one of many rows
 _EXACT = 1e-6  # what tolerance 0 requests, on the cosine scale: as on the CPU
 
 
@@ -85,10 +86,10 @@ class Frames:
         """The gap that the auction must prove in the panel; infinite where there is nothing for it to do.
 
         Bound and value may both be off by slack and margin. Where that leaves less than twice the slack, an auction
-        would prove nothing.
+        would prove nothing; nor where the kernels' float32 would underflow.
         """
         target = (self.allowed - 2.0 * self.margin) / self.scale - 2.0 * self.slack
-        return np.where(self.flat | (target <= 2.0 * self.slack), np.inf, target)
+        return np.where(self.flat | (target <= np.maximum(2.0 * self.slack, _LEAST_TARGET)), np.inf, target)
 
 
 def frame_pairs(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Frames:

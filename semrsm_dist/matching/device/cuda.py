@@ -16,11 +16,11 @@ from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.machine import available_gpus, own_gpu
 from semrsm_dist.matching.device.compiling import cached_kernels
 from semrsm_dist.matching.device.solver import Launch
+from semrsm_dist.matching.device.source import LANES, auction_bytes
 
 LEAST_CAPABILITY = (8, 0)
 """Of a GPU: earlier ones cannot find a warp's maximum in one instruction."""
 
-_AUCTIONS_PER_MULTIPROCESSOR = 32  # warps that run at once, at most, where each is a block
 _held = threading.local()
 
 
@@ -104,10 +104,12 @@ class CudaDevice:
         self.arch = f"sm_{self._device.arch}"
         self._kernel = functools.cache(self._load)
 
-    @property
-    def auctions(self) -> int:
-        """Blocks of auctions that fill the GPU."""
-        return int(self._device.properties.multiprocessor_count) * _AUCTIONS_PER_MULTIPROCESSOR
+    def auctions(self, capacity: int) -> int:
+        """Return how many blocks of auctions run at once."""
+        with self._explained("loading match_pairs"):
+            occupancy = self._kernel("match_pairs", capacity).occupancy
+            at_once = occupancy.max_active_blocks_per_multiprocessor(LANES, auction_bytes(capacity))
+            return int(self._device.properties.multiprocessor_count) * int(at_once)
 
     def free_bytes(self) -> int:
         """Return the memory that is free now, which others on the GPU may take."""

@@ -20,9 +20,8 @@ _MOST_BYTES = 2**31  # of affinities at once: enough pairs for every GPU of toda
 class Device(Protocol):
     """A GPU as its owner, one thread, sees it. Its memory is freed when the last reference to it is gone."""
 
-    @property
-    def auctions(self) -> int:
-        """Blocks of `match_pairs` to start at most; more than run at once do no harm."""
+    def auctions(self, capacity: int) -> int:
+        """Return how many blocks of `match_pairs` run at once; more would wait, and take scratch memory."""
         ...
 
     def free_bytes(self) -> int:
@@ -72,12 +71,13 @@ class Sent(NamedTuple):
     n_images: int
 
 
-class Pair(NamedTuple):
-    """Two panels on a device, and that of the left images here; whether what was given is in float64."""
+class Panels(NamedTuple):
+    """Two panels on a device, with room for the same number of tokens; whether what was given is in float64."""
 
     left: Sent
     right: Sent
-    panel: PackedPanel
+    n_tokens: int
+    n_channels: int
     double: bool
 
 
@@ -162,8 +162,9 @@ def solve_pair(
     """Match two images, panels of one each; return arrays (1, 1), whether the pair is open, and the partners (n,)."""
     frames = frame_pairs(row, column, tolerance)
     double = np.float64 in (row.raw.dtype, column.raw.dtype)
-    sent = Pair(send_panel(device, row, double), send_panel(device, column, double), row, double)
-    found = match_pairs(device, sent, _tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
+    sent = send_panel(device, row, double), send_panel(device, column, double)
+    panels = Panels(*sent, row.n_tokens, row.n_channels, double)
+    found = match_pairs(device, panels, _tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
     result, is_open = conclude(frames, *(values[:, None] for values in found[:3]))
     partners = found.permutations[0, : int(frames.n_tokens[0, 0])].astype(np.intp)
     if frames.equal[0, 0] and found.identity[0] >= found.matched[0]:
@@ -186,9 +187,8 @@ def _solve_block(
     ease = np.where(np.isinf(frames.targets), np.inf, frames.targets / np.maximum(frames.size, 1e-300))
     places = np.flatnonzero(wanted)
     places = places[np.argsort(ease.flat[places], kind="stable")]
-    found = match_pairs(
-        device, Pair(send_panel(device, rows, double), sent, rows, double), _tasks(frames, places)
-    )
+    panels = Panels(send_panel(device, rows, double), sent, rows.n_tokens, rows.n_channels, double)
+    found = match_pairs(device, panels, _tasks(frames, places))
     whole = [np.full(wanted.shape, np.nan) for _ in range(3)]
     for array, values in zip(whole, found[:3], strict=True):
         array.flat[places] = values
@@ -205,11 +205,20 @@ def _tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
     return tasks
 
 
-def match_pairs(device: Device, pair: Pair, tasks: NDArray[Any], *, with_permutations: bool = False) -> Found:
+def match_pairs(
+    device: Device, panels: Panels, tasks: NDArray[Any], *, with_permutations: bool = False
+) -> Found:
     """Run the product of two panels, and the auctions and values of tasks (`source.TASK`)."""
-    n_tokens, n_channels = pair.panel.n_tokens, np.int32(pair.panel.n_channels)
-    width, capacity = padded(n_tokens), source.capacity_of(n_tokens)
-    n_left, n_right, n_tasks = pair.left.n_images * width, pair.right.n_images * width, np.int32(tasks.size)
+    n_channels, width, capacity = (
+        np.int32(panels.n_channels),
+        padded(panels.n_tokens),
+        source.capacity_of(panels.n_tokens),
+    )
+    n_left, n_right, n_tasks = (
+        panels.left.n_images * width,
+        panels.right.n_images * width,
+        np.int32(tasks.size),
+    )
     affinity = device.reserve(4 * n_left * n_right)
     device.launch(
         "multiply_panels",
@@ -219,12 +228,14 @@ def match_pairs(device: Device, pair: Pair, tasks: NDArray[Any], *, with_permuta
             source.PRODUCT_THREADS,
             source.product_bytes(),
         ),
-        *(pair.left.packed, pair.right.packed),
+        *(panels.left.packed, panels.right.packed),
         *(np.int32(n_left), np.int32(n_right), n_channels),
         affinity,
     )
-    blocks = min(device.auctions, tasks.size)
-    scratch = device.reserve(16 if source.tile_is_shared(capacity) else 2 * blocks * width**2)
+    tile_bytes = 0 if source.tile_is_shared(capacity) else 2 * width**2
+    fitting = device.free_bytes() // 2 // max(1, tile_bytes)
+    blocks = max(1, min(device.auctions(capacity), tasks.size, fitting))
+    scratch = device.reserve(max(16, blocks * tile_bytes))
     sent_tasks, next_task = device.send(tasks), device.send(np.zeros(1, np.int32))
     permutations = device.reserve(2 * tasks.size * width)
     outcomes, values = device.reserve(source.OUTCOME.itemsize * tasks.size), device.reserve(16 * tasks.size)
@@ -237,10 +248,10 @@ def match_pairs(device: Device, pair: Pair, tasks: NDArray[Any], *, with_permuta
         *(permutations, outcomes),
     )
     device.launch(
-        "sum_values_of_float64" if pair.double else "sum_values_of_float32",
+        "sum_values_of_float64" if panels.double else "sum_values_of_float32",
         capacity,
         Launch((-(-tasks.size * source.LANES // source.VALUE_THREADS), 1), source.VALUE_THREADS, 0),
-        *(pair.left.raw, pair.right.raw, np.int32(n_tokens), n_channels),
+        *(panels.left.raw, panels.right.raw, np.int32(panels.n_tokens), n_channels),
         *(sent_tasks, n_tasks, permutations, np.int32(width), values),
     )
     duals = device.fetch(outcomes, (tasks.size,), source.OUTCOME)["dual"]

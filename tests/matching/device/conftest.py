@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,71 +14,66 @@ from semrsm_dist.matching.device.source import kernel_source
 
 HERE = Path(__file__).parent
 COMPILER = (
-    "g++",
-    "-std=c++17",
-    "-O2",
-    "-frounding-math",
-    "-ffp-contract=off",
-    "-U_FORTIFY_SOURCE",
-    "-shared",
-    "-fPIC",
+    *("g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"),
+    *("-frounding-math", "-ffp-contract=off"),
 )
+ALIGNMENT = 256  # of a GPU's memory
+GARBAGE = 0xA5
+
+
+class Memory:
+    """Bytes of a device, with a fence behind them."""
+
+    def __init__(self, content):
+        whole = np.full(content.size + 2 * ALIGNMENT, GARBAGE, np.uint8)
+        start = -whole.ctypes.data % ALIGNMENT
+        self.content = whole[start : start + content.size]
+        self.fence = whole[start + content.size :]
+        self.content[:] = content
+
+    def is_fenced(self):
+        return (self.fence == GARBAGE).all()
 
 
 class EmulatedDevice:
-    """A `Device` whose memory is arrays and whose kernels are compiled as C++ for this CPU."""
+    """A `Device` whose kernels are compiled as C++ for this CPU; they may not write beyond their memory."""
 
     def __init__(self, folder):
+        if shutil.which("g++") is None:
+            pytest.skip("there is no g++ to compile kernels for the CPU")
         self.folder = folder
-        self.auctions = 3
-        self.free = 2**30
         self.program = functools.cache(self._compile)
 
     def _compile(self, capacity):
         source, program = self.folder / f"{capacity}.cpp", self.folder / f"{capacity}.so"
-        parts = (
-            (HERE / "cuda_on_cpu.h").read_text(),
-            kernel_source(),
-            (HERE / "cuda_on_cpu.cpp").read_text(),
-        )
-        source.write_text("\n".join(parts))
+        before, after = ((HERE / f"cuda_on_cpu.{kind}").read_text() for kind in ("h", "cpp"))
+        source.write_text(f"{before}\n{kernel_source()}\n{after}")
         subprocess.run([*COMPILER, f"-DCAPACITY={capacity}", "-o", program, source], check=True)
         return ctypes.CDLL(str(program))
 
+    def auctions(self, capacity):
+        return 3
+
     def free_bytes(self):
-        return self.free
+        return 2**30
 
     def send(self, array):
-        assert array.flags.c_contiguous
-        return self._aligned(array.view(np.uint8).ravel() if array.ndim else array)
+        return Memory(np.frombuffer(array.tobytes(), np.uint8))
 
     def reserve(self, n_bytes):
-        return self._aligned(np.zeros(n_bytes, np.uint8))
+        return Memory(np.full(n_bytes, GARBAGE, np.uint8))
 
     def fetch(self, memory, shape, dtype):
-        return memory.view(dtype).reshape(shape).copy()
+        return memory.content.view(dtype).reshape(shape).copy()
 
     def launch(self, kernel, capacity, launch, *arguments):
         assert launch.shared_bytes <= 48 * 1024
-        values = [
-            argument.ctypes.data_as(ctypes.c_void_p) if isinstance(argument, np.ndarray) else argument
-            for argument in arguments
-        ]
-        held = [value if isinstance(value, ctypes.c_void_p) else np.array(value) for value in values]
-        addresses = (ctypes.c_void_p * len(held))(
-            *(ctypes.addressof(one) if isinstance(one, ctypes.c_void_p) else one.ctypes.data for one in held)
-        )
+        memory = [one for one in arguments if isinstance(one, Memory)]
+        values = [np.array(one.content.ctypes.data if isinstance(one, Memory) else one) for one in arguments]
+        addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         failed = self.program(capacity).run_kernel(kernel.encode(), *launch.blocks, launch.threads, addresses)
-        if failed:
-            raise RuntimeError(f"{kernel}: threads wait at different places, or for one that has ended")
-
-    @staticmethod
-    def _aligned(content):
-        """Return a copy that starts where a GPU's memory would, at a multiple of 256."""
-        buffer = np.empty(content.size + 256, np.uint8)
-        start = -buffer.ctypes.data % 256
-        buffer[start : start + content.size] = content
-        return buffer[start : start + content.size]
+        assert not failed, f"{kernel}: threads wait at different places, or for one that has ended"
+        assert all(one.is_fenced() for one in memory), f"{kernel} wrote beyond the memory that it was given"
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +83,7 @@ def emulated(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, emulated):
+def device(request):
     """Either device, where `DeviceAuction` finds it."""
     if request.param == "cuda":
         reason = cuda.why_no_gpu()
@@ -95,6 +91,7 @@ def device(request, emulated):
             pytest.skip(reason)
         yield cuda.own_device()
         return
+    emulated = request.getfixturevalue("emulated")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "own_device", lambda: emulated)
         yield emulated

@@ -227,9 +227,10 @@ DEVICE bool run_phase(Auction& a, int eps) {
     while (a.n_waiting > 0) {
         if (a.n_bids > BIDS_PER_TOKEN * a.n) return false;
         const bool done = a.n_waiting >= AT_ONCE ? bid<AT_ONCE>(a, eps) : bid<1>(a, eps);
-        if (!done) {  // 16 bits do not reach further; at new residuals the next bid counts
+        if (!done) {  // 16 bits do not reach further; at new residuals, every row's best is 0
             take_rises(a);
             round_residuals(a);
+            a.n_bids++;  // so that this ends whatever happens
         }
     }
     return true;

@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 from semrsm_dist.machine import limit_threads  # noqa: E402
 from semrsm_dist.matching.device import cuda  # noqa: E402
 from semrsm_dist.matching.device.compiling import compile_kernels  # noqa: E402
-from semrsm_dist.matching.device.matcher import DeviceAuction  # noqa: E402
 from semrsm_dist.matching.device.solver import solve  # noqa: E402
 from semrsm_dist.matching.device.source import CAPACITIES  # noqa: E402
+from semrsm_dist.matching.matchers import make_matcher  # noqa: E402
 from semrsm_dist.matching.matchers.auction import Auction  # noqa: E402
 
 ROUNDING = 1e-12  # of float64 sums, relative to the norms
@@ -117,7 +117,7 @@ def measure(n_tokens: int, n_channels: int, n_images: int) -> list[Row]:
     tile = panel.part(slice(n_images)), panel.part(slice(n_images, None))
     rows = []
     for tolerance in TOLERANCES:
-        device = DeviceAuction(tolerance=tolerance, device="cuda")
+        device = make_matcher("auction", tolerance=tolerance, device="cuda")
         found, is_open = solve(cuda.own_device(), *tile, tolerance)  # type: ignore[arg-type]
         whole = device.solve_tile(*tile)
         seconds = median_seconds(lambda device=device: device.solve_tile(*tile))

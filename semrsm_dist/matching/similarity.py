@@ -41,7 +41,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     matcher : str
         One of ``semrsm_dist.matching.matchers.MATCHERS.names()``.
     **parameters
-        Parameters of the matcher, such as ``tolerance``: the fields of its class.
+        Parameters of the matcher, such as ``tolerance`` and ``device``: the fields of its class.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     Raises
     ------
     ConfigError
-        Unknown matcher or parameter, or one that needs more GPUs than this machine has.
+        Unknown matcher or parameter, more GPUs than this machine has, or one that cannot be used.
     InputError
         Shapes that are not (S, C) or differ in C, NaN or infinite values.
     WorkError
@@ -103,7 +103,7 @@ def similarity_matrix(
         Threads; by default as many as this machine has the CPUs and GPUs for that the matcher declares. No influence
         on the numbers.
     **parameters
-        Parameters of the matcher, such as ``tolerance``: the fields of its class.
+        Parameters of the matcher, such as ``tolerance`` and ``device``: the fields of its class.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def similarity_matrix(
     Raises
     ------
     ConfigError
-        Unknown kernel, kind, matcher or parameter, or a matcher that needs more GPUs than this machine has.
+        Unknown kernel, kind, matcher or parameter, more GPUs than this machine has, or one that cannot be used.
     InputError
         Shapes that are not (N, S, C) or differ in C, NaN or infinite values, numbers of tokens that differ
         for a matcher that needs equal ones.
@@ -157,7 +157,7 @@ def _most_threads(matcher: Matcher) -> int:
         if gpus < matcher.gpus:
             raise ConfigError(
                 f"matcher {matcher.name!r} needs {matcher.gpus:g} GPUs, but this machine has {gpus}: use another "
-                "matcher, or a machine with GPUs"
+                "matcher, or device: cpu where it has a device, or a machine with GPUs"
             )
         most = min(most, gpus / matcher.gpus)
     return max(1, int(most))

@@ -82,9 +82,19 @@ class Panels(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a device found for pairs of images: arrays (n,), and if requested the partners of tokens, (n, width)."""
+    """What a device found for pairs of images.
 
-    duals: NDArray[np.float64]
+    Attributes
+    ----------
+    outcomes : ndarray of OUTCOME, (n,)
+        Of the auctions.
+    identity, matched : ndarray of float64, (n,)
+        Values of the identity and of the permutation.
+    permutations : ndarray of uint16, (n, width)
+        The partner of each token, if requested.
+    """
+
+    outcomes: NDArray[Any]
     identity: NDArray[np.float64]
     matched: NDArray[np.float64]
     permutations: NDArray[np.uint16]
@@ -165,7 +175,8 @@ def solve_pair(
     sent = send_panel(device, row, double), send_panel(device, column, double)
     panels = Panels(*sent, row.n_tokens, row.n_channels, double)
     found = match_pairs(device, panels, _tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
-    result, is_open = conclude(frames, *(values[:, None] for values in found[:3]))
+    values = (found.outcomes["dual"], found.identity, found.matched)
+    result, is_open = conclude(frames, *(value[:, None] for value in values))
     partners = found.permutations[0, : int(frames.n_tokens[0, 0])].astype(np.intp)
     if frames.equal[0, 0] and found.identity[0] >= found.matched[0]:
         partners = np.arange(partners.size)
@@ -189,10 +200,11 @@ def _solve_block(
     places = places[np.argsort(ease.flat[places], kind="stable")]
     panels = Panels(send_panel(device, rows, double), sent, rows.n_tokens, rows.n_channels, double)
     found = match_pairs(device, panels, _tasks(frames, places))
-    whole = [np.full(wanted.shape, np.nan) for _ in range(3)]
-    for array, values in zip(whole, found[:3], strict=True):
-        array.flat[places] = values
-    return conclude(frames, *whole)
+    duals, identity, matched = np.full((3, *wanted.shape), np.nan)
+    duals.flat[places] = found.outcomes["dual"]
+    identity.flat[places] = found.identity
+    matched.flat[places] = found.matched
+    return conclude(frames, duals, identity, matched)
 
 
 def _tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
@@ -254,9 +266,9 @@ def match_pairs(
         *(panels.left.raw, panels.right.raw, np.int32(panels.n_tokens), n_channels),
         *(sent_tasks, n_tasks, permutations, np.int32(width), values),
     )
-    duals = device.fetch(outcomes, (tasks.size,), source.OUTCOME)["dual"]
+    outcome = device.fetch(outcomes, (tasks.size,), source.OUTCOME)
     identity, matched = device.fetch(values, (tasks.size, 2), np.float64).T
     partners = np.empty((0, width), np.uint16)
     if with_permutations:
         partners = device.fetch(permutations, (tasks.size, width), np.uint16)
-    return Found(duals, identity, matched, partners)
+    return Found(outcome, identity, matched, partners)

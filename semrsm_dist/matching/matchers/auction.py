@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import sys
 import time
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import override
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, LimitError
 from semrsm_dist.fields import Tolerance
 from semrsm_dist.matching.assignment.auction_pair import (
     Images,
@@ -24,9 +27,15 @@ from semrsm_dist.matching.assignment.auction_pair import (
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lanes import borrowed, read_cycles
 from semrsm_dist.matching.compiled.product import padded, rounding_of_product
+from semrsm_dist.matching.device import cuda
+from semrsm_dist.matching.device.solver import solve, solve_pair
+from semrsm_dist.matching.device.source import CAPACITIES
 from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
-from semrsm_dist.matching.panel import Panel, prepare_packed_panel
+from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel
 from semrsm_dist.matching.result import TileResult
+
+logger = logging.getLogger(__name__)
+_warn_once = functools.cache(logger.warning)
 
 # Tokens of the rows in one compiled call, which cannot be interrupted: with up to thousands of columns, seconds.
 _TOKENS_AT_ONCE = 4096
@@ -36,6 +45,9 @@ CACHE_BYTES = 2**19
 
 On Zen 3, a job of S = 49 and C = 128 took 5 % longer without.
 """
+
+
+_FEW = 0.1  # share of a tile's pairs that a GPU may leave to the CPU without a word
 
 
 class Auction(Matcher):
@@ -57,11 +69,18 @@ class Auction(Matcher):
 
     @override
     def resolved(self) -> Matcher:
-        if self.device == "cpu":
-            return self
-        from semrsm_dist.matching.device.matcher import on_device  # noqa: PLC0415 - which derives from this class
-
-        return on_device(self)
+        device = self.device
+        if device == "auto":
+            reason = cuda.why_no_gpu()
+            device = "cpu" if reason else "cuda"
+            if reason:
+                logger.warning("device: auto: the CPU matches, as %s", reason)
+        if device == "cpu":
+            return Auction(tolerance=self.tolerance)
+        reason = cuda.why_no_package()  # whether there is a GPU is for those to see who start workers
+        if reason:
+            raise ConfigError(f"device: cuda: {reason}: install it, or use device: cpu")
+        return _DeviceAuction(tolerance=self.tolerance, device=device)
 
     @override
     def prepare(self, z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
@@ -132,6 +151,76 @@ class Auction(Matcher):
             if place.first < columns.n_images:
                 finish_exactly(images, place.r, others, place.c, work, tile)
                 place = place._replace(c=place.c + 1)
+
+
+class _DeviceAuction(Auction):
+    """The auction on a GPU: what it leaves open, the CPU's auction finishes. See `semrsm_dist.matching.device`."""
+
+    version: ClassVar[int] = 1
+    gpus: ClassVar[float] = 1
+
+    @override
+    def check_pair(self, rows: Panel, columns: Panel) -> None:
+        super().check_pair(rows, columns)
+        if rows.n_tokens > CAPACITIES[-1]:
+            raise LimitError(
+                f"device: cuda matches images of up to {CAPACITIES[-1]} tokens, found room for {rows.n_tokens}: use "
+                "device: cpu"
+            )
+
+    @override
+    def pair_seconds(self, n_tokens: int, n_channels: int) -> float:
+        return 2.0 * n_tokens**2 * n_channels / 15e12 + 1.5e-11 * n_tokens**2 + 3e-8
+
+    @override
+    def rows_at_once(self, n_tokens: int) -> int:
+        return sys.maxsize  # all: a tile takes less than a second
+
+    @override
+    def match_prepared(self, rows: Panel, r: int, columns: Panel, c: int) -> PairMatch:
+        left = cast(PackedPanel, rows.part(slice(r, r + 1)))
+        right = cast(PackedPanel, columns.part(slice(c, c + 1)))
+        found, is_open, partners = solve_pair(cuda.own_device(), left, right, self.tolerance)
+        if is_open:
+            return super().match_prepared(rows, r, columns, c)
+        partners = np.where(partners < columns.token_counts[c], partners, UNMATCHED)  # not zero tokens
+        return float(found.matched[0, 0]), float(found.upper_bound[0, 0]), partners[: rows.token_counts[r]]
+
+    @override
+    def _solve_rows(
+        self, rows: Panel, span: range, columns: Panel, triangular: bool, tile: TileResult
+    ) -> NDArray[np.float64]:
+        started = time.perf_counter()
+        wanted = np.ones(tile.matched.shape, np.bool_)
+        found, is_open = solve(
+            cuda.own_device(),
+            cast(PackedPanel, rows),
+            cast(PackedPanel, columns),
+            self.tolerance,
+            np.triu(wanted, 1) if triangular else wanted,
+        )
+        for name in ("matched", "upper_bound", "identity"):
+            getattr(tile, name)[:] = getattr(found, name)
+        self._finish(rows, columns, is_open, tile)
+        return np.array([0.0, time.perf_counter() - started])
+
+    def _finish(self, rows: Panel, columns: Panel, is_open: NDArray[np.bool_], tile: TileResult) -> None:
+        """Match the pairs that are open on the CPU."""
+        count = np.count_nonzero(is_open)
+        if count > _FEW * is_open.size:
+            _warn_once(
+                "device: cuda: at tolerance %g, the GPU leaves many pairs of S = %d and C = %d to the CPU, one after "
+                "the other: use device: cpu, or a larger tolerance",
+                self.tolerance,
+                rows.n_tokens,
+                rows.n_channels,
+            )
+        logger.info("%d of %d pairs of a tile were left to the CPU", count, is_open.size)
+        for r, c in np.argwhere(is_open):
+            value, bound, _ = super().match_prepared(rows, r, columns, c)
+            # The device has summed the identity's value in another order.
+            tile.matched[r, c] = np.fmax(value, tile.identity[r, c])
+            tile.upper_bound[r, c] = max(bound, tile.matched[r, c])
 
 
 class _Sweep(NamedTuple):

@@ -84,7 +84,7 @@ def emulated(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    """Either device, where `DeviceAuction` finds it."""
+    """Either device, where the matcher finds it."""
     if request.param == "cuda":
         reason = cuda.why_no_gpu()
         if reason:
@@ -93,5 +93,6 @@ def device(request):
         return
     emulated = request.getfixturevalue("emulated")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "why_no_package", lambda: "")
         patch.setattr(cuda, "own_device", lambda: emulated)
         yield emulated

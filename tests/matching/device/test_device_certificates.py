@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import LimitError
 from semrsm_dist.matching.compiled.product import padded, rounding_of_product
 from semrsm_dist.matching.device import source
-from semrsm_dist.matching.device.matcher import DeviceAuction
-from semrsm_dist.matching.device.solver import Launch, solve
+from semrsm_dist.matching.device.solver import Launch, Panels, match_pairs, send_panel, solve
+from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.result import TileResult
 from tests.matching import test_unequal_tokens as unequal
@@ -21,7 +21,7 @@ TOLERANCES = (3e-2, 1e-3, 1e-4, 1e-5, 0.0)
 
 
 def on_device(tolerance=1e-3):
-    return DeviceAuction(tolerance=tolerance, device="cuda")
+    return make_matcher("auction", tolerance=tolerance, device="cuda")
 
 
 def smooth(n_images, n_tokens, n_channels, seed=0):
@@ -119,6 +119,21 @@ def test_the_same_pairs_give_the_same_bytes_again(device):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bids_are_bounded(device, kind):
+    """Even a gap that float32 cannot reach ends the auction after the bids allowed, with the identity and a bound."""
+    z = make(kind, 18, 6, np.random.default_rng(5)).astype(np.float32)
+    panel = Auction().prepare(z)
+    sent = (send_panel(device, panel.part(part), False) for part in (slice(1), slice(1, None)))
+    tasks = np.array([(0, 0, 18, 1.0, 1e-25)], source.TASK)
+    found = match_pairs(device, Panels(*sent, 18, 6, False), tasks, with_permutations=True)
+    (outcome,) = found.outcomes
+    assert outcome["n_bids"] <= 400 * 18 + 4
+    assert outcome["finished"] or found.permutations[0, :18].tolist() == list(range(18))
+    affinity = panel.packed.reshape(2, 2, 6, 16).swapaxes(2, 3).reshape(2, 32, 6)[:, :18].astype(np.float64)
+    assert outcome["dual"] >= optimum(*affinity) - rounding_of_product(6) * norms_of(*affinity)
+
+
 def test_a_triangular_tile_is_mirrored_with_squared_norms_on_its_diagonal(device):
     matcher, z = on_device(), smooth(5, 12, 4)
     panel = matcher.prepare(z)
@@ -168,7 +183,7 @@ def test_zero_representations_have_value_and_bound_zero(device):
     assert not tile.upper_bound[:, 0].any()
 
 
-def test_more_tokens_than_a_program_is_compiled_for_are_refused():
+def test_more_tokens_than_a_program_is_compiled_for_are_refused(device):
     panel = Auction().prepare(np.ones((1, source.CAPACITIES[-1] + 1, 1), np.float32))
     with pytest.raises(LimitError, match=r"up to 2048 tokens, found room for 2049"):
         on_device().solve_tile(panel, panel)

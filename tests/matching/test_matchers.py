@@ -334,7 +334,7 @@ def test_guesses_are_of_the_right_order():
     ("name", "parameters", "message"),
     (
         ("auctoin", {}, "did you mean 'auction'"),
-        ("auction", {"tolerence": 1e-3}, "takes tolerance; did you mean 'tolerance'"),
+        ("auction", {"tolerence": 1e-3}, "takes tolerance, device; did you mean 'tolerance'"),
         ("greedy", {"k": 3}, "takes no parameters"),
         ("auction", {"tolerance": -1e-3}, "'auction': tolerance: -0.001: must be greater than or equal to 0"),
         ("auction", {"tolerance": float("nan")}, "tolerance: nan: expected a finite number"),

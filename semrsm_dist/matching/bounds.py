@@ -195,16 +195,18 @@ def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) ->
 
 
 @compiled
-def inner_products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the inner products (R, K) of the rows of a (R, D) and b (K, D), each to the bit as `inner_product` has it.
+def inner_products(
+    a: NDArray[np.float64], b: NDArray[np.float64], lengths: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the inner products (R, K) of the rows of a (R, D) and b (K, D), of the first `lengths` (R, K) entries.
 
-    A BLAS sums in an order that depends on how many rows there are.
+    Each is to the bit what `inner_product` returns. A BLAS sums in an order that depends on how many rows there are.
     """
     flat_a, flat_b, size = a.ravel(), b.ravel(), a.shape[1]
     products = np.empty((a.shape[0], b.shape[0]))
     for r in range(a.shape[0]):
         for c in range(b.shape[0]):
-            products[r, c] = dot(flat_a, r * size, flat_b, c * size, size)
+            products[r, c] = dot(flat_a, r * size, flat_b, c * size, lengths[r, c])
     return products
 
 

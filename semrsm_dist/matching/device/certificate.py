@@ -102,17 +102,20 @@ def frame_pairs(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Fr
     scale = np.outer(rows.scales, columns.scales)
     norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
     largest = scale * (size_i + lost_i) * (size_j + lost_j)
-    rounding = rounding_of_product(rows.n_channels, SLICE)
+    n_channels = rows.n_channels
+    rounding = rounding_of_product(n_channels, SLICE)
+    roundings64 = np.array([float64_rounding(n, n_channels) for n in range(rows.n_tokens + 1)])
+    means = inner_products(rows.means, columns.means, np.full(n_tokens.shape, n_channels))
     return Frames(
         n_tokens=n_tokens,
         equal=equal,
         allowed=(tolerance or _EXACT) * norms,
-        common=fewest * inner_products(rows.means, columns.means),
+        common=fewest * means,
         scale=scale,
         size=size_i * size_j,
         slack=rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
-        margin=float64_rounding(rows.n_tokens, rows.n_channels) * norms,
-        spread=np.where(equal, inner_products(rows.token_norms, columns.token_norms), largest),
+        margin=roundings64[n_tokens] * norms,
+        spread=np.where(equal, inner_products(rows.token_norms, columns.token_norms, n_tokens), largest),
     )
 
 

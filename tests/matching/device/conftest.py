@@ -58,6 +58,7 @@ class EmulatedDevice:
         return 2**30
 
     def send(self, array):
+        assert array.flags.c_contiguous
         return Memory(np.frombuffer(array.tobytes(), np.uint8))
 
     def reserve(self, n_bytes):

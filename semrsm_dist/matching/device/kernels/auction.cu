@@ -48,6 +48,7 @@ struct Market {
     unsigned short owners[CAPACITY];   // of each column, or FREE
     unsigned short waiting[CAPACITY];  // rows without a column, of which the last bid next
 };
+static_assert(sizeof(Market) == 20 * CAPACITY, "as `source.py` has it");
 
 // A pair and its memory, as every lane sees it.
 struct Auction {

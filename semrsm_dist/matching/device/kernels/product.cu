@@ -16,6 +16,7 @@ struct Slices {
     float left[SLICE][TILE_ROWS + GROUP];
     float right[SLICE][TILE_COLUMNS + GROUP];
 };
+static_assert(sizeof(Slices) == 4 * SLICE * (TILE_ROWS + TILE_COLUMNS + 2 * GROUP), "as `source.py` has it");
 
 // Copies the slice from `channel` on of the tokens from `token` on; what the panel lacks is zero.
 template <int TOKENS>

@@ -39,3 +39,5 @@ struct Outcome {
     int finished;  // whether a gap within the target was proven
     int n_bids;
 };
+
+static_assert(sizeof(Task) == 20 && sizeof(Outcome) == 16, "as `source.py` has it");

@@ -96,7 +96,8 @@ def compile_all() -> Row:
 
 def run_tests() -> Row:
     """Run the tests marked `gpu` in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/matching/device"]
+    tests = ("tests/matching/device", "tests/pipeline/test_runs_on_a_device.py")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *tests]
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-4000:], done.stderr[-4000:], sep="\n")

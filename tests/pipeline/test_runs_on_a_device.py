@@ -1,4 +1,4 @@
-"""Whole runs with `matching.device: cuda`, on a GPU that the CPU emulates."""
+"""Whole runs with `matching.device: cuda`, on a GPU that the CPU emulates, or on one that is there."""
 
 import importlib.util
 import shutil
@@ -22,12 +22,17 @@ def program(tmp_path_factory):
     return EmulatedDevice(tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture
-def device(program, monkeypatch):
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        reason = cuda.why_no_gpu()
+        if reason:
+            pytest.skip(reason)
+        return
+    program = request.getfixturevalue("program")
     monkeypatch.setattr(cuda, "why_no_package", lambda: "")
     monkeypatch.setattr(cuda, "own_device", lambda: program)
     monkeypatch.setattr(local, "available_gpus", lambda: 1)
-    return program
 
 
 def document_of(shop, run, **matching):

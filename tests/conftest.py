@@ -72,6 +72,7 @@ SLOW = (
     "experiments/test_search.py",
     "experiments/test_near_duplicates.py",
     "experiments/test_objects.py",
+    "experiments/test_improvements.py",
     "pipeline/test_neighbours_run.py",
     "objects/test_object_runs.py",
     "objects/test_lease.py",

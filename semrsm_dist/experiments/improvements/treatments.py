@@ -1,0 +1,130 @@
+"""Tokens treated before they are matched: each treatment is a similarity with a certificate of its own.
+
+- *norm weights*: ``t |t|^(a - 1)``: with a = 0 every token counts the same, with a = 2 long ones count more.
+- *mean removed*: ``t - m``, m the mean token of the database; *saliency*: the same with weights, so that tokens
+  count by how far they are from the mean.
+- *whitened tokens*: principal components of tokens of unit length, scaled to variance 1.
+- *spatial prior*: images scaled to norm 1, each token followed by its two coordinates times ``sqrt(penalty)``, where
+  the coordinates of all tokens are of norm 1, too. The matching then maximises the cosine less `penalty` times half
+  the sum of the squared displacements. Without a penalty it is free; as the penalty grows, it becomes the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.evaluation.pooling import Whitening
+from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens, unit_vectors
+from semrsm_dist.experiments.improvements import ImprovementsParameters
+from semrsm_dist.experiments.layer_features import LayerFeatures
+from semrsm_dist.experiments.pair_scores import Both, Solve, Tokens, symmetric
+from semrsm_dist.matching.matcher import Matcher
+
+NORMS, CENTRED, SALIENCY, WHITENED, PRIOR = (
+    "norm weights",
+    "mean removed",
+    "saliency",
+    "whitened tokens",
+    "spatial prior",
+)
+COSINE, GAP = "cosine", "gap"
+
+SAMPLE = 10_000
+"""Tokens of the database that whitening is fitted to."""
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """One setting of a family, and what it makes of tokens (T, S, C): zeros beyond an image's own stay zeros."""
+
+    family: str
+    setting: str
+    apply: Callable[[Tokens], Array]
+
+
+def list_treatments(features: LayerFeatures, parameters: ImprovementsParameters) -> Iterator[Treatment]:
+    """Yield the treatments of a layer's tokens. What they need is fitted to the database, without labels."""
+    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    for power in parameters.norms:
+        yield Treatment(NORMS, f"{power:g}", partial(_weigh, power=power))
+    yield Treatment(CENTRED, "mean", partial(centre, mean=mean))
+    for power in parameters.saliency:
+        yield Treatment(SALIENCY, f"{power:g}", partial(_weigh, power=power, mean=mean))
+    if parameters.whitening:
+        sample = features.sample_tokens(SAMPLE, parameters.seed)
+        for variance in parameters.whitening:
+            whiten = Whitening(sample, variance=variance)
+            yield Treatment(WHITENED, f"{variance:g}", partial(_whiten, whiten=whiten))
+    if math.isqrt(features.n_tokens) ** 2 == features.n_tokens and not features.has_unequal_tokens():
+        for penalty in parameters.prior:
+            yield Treatment(PRIOR, f"{penalty:g}", partial(_add_places, penalty=penalty))
+
+
+def _weigh(tokens: Tokens, power: float, mean: NDArray[np.float64] | None = None) -> Array:
+    return weigh(tokens.z if mean is None else centre(tokens, mean), power)
+
+
+def _whiten(tokens: Tokens, whiten: Whitening) -> Array:
+    return whiten_tokens(tokens.z, whiten)
+
+
+def _add_places(tokens: Tokens, penalty: float) -> Array:
+    return add_places(tokens.z, penalty)
+
+
+def weigh(z: Array, power: float) -> Array:
+    """Return (T, S, C) tokens whose norms are raised to a power; zeros stay zeros."""
+    norms = np.linalg.norm(z.astype(np.float64), axis=2, keepdims=True)
+    weighed: Array = (unit_tokens(z) * norms**power).astype(np.float32)
+    return weighed
+
+
+def centre(tokens: Tokens, mean: NDArray[np.float64]) -> Array:
+    """Return tokens less a mean; what is beyond an image's own stays zero."""
+    is_token = np.arange(tokens.z.shape[1]) < tokens.counts[:, None]
+    return np.where(is_token[..., None], centred_tokens(tokens.z, mean), np.float32(0))
+
+
+def whiten_tokens(z: Array, whiten: Whitening) -> Array:
+    """Return whitened tokens; zeros, which have no direction, stay zeros."""
+    flat = np.nan_to_num(whiten(z.reshape(-1, z.shape[2])))
+    return flat.reshape(*z.shape[:2], -1).astype(np.float32)
+
+
+def add_places(z: Array, penalty: float) -> Array:
+    """Return images (T, S, C) of norm 1 on a square grid with coordinates as two more channels; see the module."""
+    n_images, n_tokens, _ = z.shape
+    width = math.isqrt(n_tokens)
+    places = np.stack(np.divmod(np.arange(n_tokens), width), axis=1) - (width - 1) / 2
+    length = np.linalg.norm(places)
+    places = math.sqrt(penalty) * places / length if length else places
+    images = unit_vectors(z.reshape(n_images, -1), zero=0.0).reshape(z.shape)
+    has_norm = np.linalg.norm(images, axis=(1, 2)) > 0
+    where = has_norm[:, None, None] * places
+    result: Array = np.concatenate([images, where], axis=2).astype(np.float32)
+    return result
+
+
+def match_treated(treatment: Treatment, matcher: Matcher) -> Solve:
+    """Return what matches treated tokens: their `COSINE`, and by how much it can be below the best, `GAP`."""
+
+    def solve(rows: Tokens, columns: Tokens) -> dict[str, Both]:
+        left, right = (matcher.prepare(treatment.apply(side), side.counts) for side in (rows, columns))
+        tile = matcher.solve_tile(left, right)
+        scale = np.sqrt(left.squared_norms)[:, None] * np.sqrt(right.squared_norms)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine, gap = (
+                np.where(scale > 0, values / scale, np.nan)
+                for values in (tile.matched, tile.upper_bound - tile.matched)
+            )
+        return {COSINE: symmetric(cosine), GAP: symmetric(gap)}
+
+    return solve

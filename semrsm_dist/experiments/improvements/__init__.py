@@ -18,22 +18,20 @@ class ImprovementsParameters(Parameters):
         (0.0, 2.0), description="powers of tokens' norms, 1 for tokens as they are, 0 for unit length"
     )
     saliency: Many[NotNegative] = Field(
-        (0.0, 2.0), description="the same, of tokens less the data set's mean token"
+        (2.0,), description="the same, of tokens less the data set's mean token"
     )
     whitening: Many[Share] = Field(
-        (0.5, 0.8), description="shares of the variance kept by whitened tokens, and by whitened pooling"
+        (0.8,), description="shares of the variance kept by whitened tokens, and by whitened pooling"
     )
     prior: Many[PositiveReal] = Field(
-        (0.1, 0.5, 2.0),
+        (0.1, 0.5),
         description="penalties for displacement, on the scale of cosines: 0 is free matching, infinity none",
     )
-    shares: Many[Share] = Field(
-        (0.25, 0.5, 0.75), description="shares of the matches that are kept, the best"
-    )
+    shares: Many[Share] = Field((0.5, 0.75), description="shares of the matches that are kept, the best")
     dustbin: Many[NotNegative] = Field(
         (0.0, 0.2, 0.4), description="cosines below which a match counts nothing"
     )
-    relaxation: Many[PositiveReal] = Field((0.1, 1.0), description="of the marginals of unbalanced transport")
+    relaxation: Many[PositiveReal] = Field((0.3,), description="of the marginals of unbalanced transport")
     entropy: float = Field(0.1, ge=0.03, le=10, description="of unbalanced transport")
     mixture: Many[Share] = Field(
         (0.25, 0.5, 0.75),

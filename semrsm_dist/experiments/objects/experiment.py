@@ -87,9 +87,11 @@ def _judge(
         found = slopes.interval(place).columns()
         yield {"quantity": SLOPE, "predictor": name, **found, "p": float(p_value), **counts}
     for name, values in predictors.items():
-        ranks = values[~np.isnan(judged)].rank(method="first").reindex(predictors.index).to_numpy()
-        third = np.floor((ranks - 1) * len(THIRDS) / max(n, 1))
+        ranks = values.where(~np.isnan(judged)).rank().to_numpy()  # equal values share a rank, so a third
+        third = np.floor((ranks - 0.5) * len(THIRDS) / max(n, 1))
         for level, label in enumerate(THIRDS):
+            if not (third == level).any():
+                continue
             inside = np.where(third == level, judged, np.nan)
             yield {
                 "quantity": LEVEL,

@@ -1,0 +1,203 @@
+"""Write the results book, docs/results, from the tables beside it, so that no number in it is typed by hand.
+
+    python jobs/make_results.py --take FOLDER   # tables and figures of the runs below FOLDER, as far as they are there
+    python jobs/make_results.py                 # the pages, from jobs/results/*.md
+
+A template is Markdown with `{{ ... }}` for what comes from the tables:
+
+- `{{ output("voc/retrieval") }}`: the command and what it printed;
+- `{{ value("voc/retrieval", "f1", layer="bn2", method="semantic") }}`: a number of the one row with these entries, where an
+  entry of None stands for an empty cell; `form=".2f"` changes its form;
+- `{{ interval(...) }}`: the same with the ends of its interval.
+
+Numbers that are nevertheless written out must be in the outputs of their page: `find_strangers` returns those that are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES, BOOK = ROOT / "jobs/results", ROOT / "docs/results"
+TABLES = BOOK / "tables"
+
+RUNS = {
+    "voc": "runs/real/voc",
+    "imagenet": "runs/real/imagenet",
+    "resolution": "runs/real/resolution",
+    "digits": "runs/digits",
+}
+"""Where the runs of each set of images are, below the folder that tables are taken from."""
+
+COMMANDS = {
+    "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
+    "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
+    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
+    "voc/kernels": "kernels jobs/real/voc.yaml",
+    "voc/translation": "translation jobs/real/voc.yaml",
+    "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
+    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --with variants=[] --with other=jobs/real/imagenet-random.yaml "
+    "--out runs/real/imagenet/evaluation/layers-random",
+    "imagenet/layers-lite2": "layers jobs/real/imagenet.yaml --with variants=[] --with other=jobs/real/imagenet-lite2.yaml "
+    "--out runs/real/imagenet/evaluation/layers-lite2",
+    "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=8",
+    "digits/retrieval": "retrieval",
+    "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",
+    "digits/translation": "translation",
+    "digits/conditions": "conditions",
+    "digits/output-similarity": "output-similarity",
+    "digits/layers": "layers",
+    "digits/kernels": "kernels",
+    "digits/approximation": "approximation",
+}
+"""What computes each table, after `semrsm evaluate`."""
+
+NUMBER = re.compile(r"(?<![\w.@-])[+-]?(?:\d+\.\d+|\.\d+|\d{2,})(?![\w-])")
+"""A number of two digits or more that stands alone: names, such as Lite0 and F1@1, and small counts are none."""
+
+CODE = re.compile(r"```.*?```|`[^`]*`|\{\{.*?\}\}|\{%.*?%\}|\]\([^)]*\)", re.DOTALL)
+
+
+class Tables:
+    """The tables of the book, and which of them a page has used."""
+
+    def __init__(self, folder: Path = TABLES) -> None:
+        self._folder = folder
+        self.used: dict[str, str] = {}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return the words, the constant columns and what else is known of a table."""
+        found: dict[str, Any] = json.loads((self._folder / f"{name}.json").read_text())
+        self.used[name] = found["text"]
+        return found
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Return a table, its constant columns included."""
+        table = pd.read_csv(self._folder / f"{name}.csv")
+        return table.assign(**self.facts(name)["constant"])
+
+    def row(self, name: str, entries: dict[str, Any]) -> pd.Series[Any]:
+        """Return the only row with these entries.
+
+        Raises
+        ------
+        LookupError
+            If there is none, or more than one.
+        """
+        table = self.read(name)
+        for column, wanted in entries.items():
+            table = table[table[column].isna() if wanted is None else table[column] == wanted]
+        if len(table) != 1:
+            raise LookupError(f"{name}: {len(table)} rows with {entries}, not one")
+        return table.iloc[0]
+
+    def output(self, name: str) -> str:
+        """Return the command of a table and what it printed."""
+        command = f"semrsm evaluate {COMMANDS[name]}"
+        return f"```\n{command}\n```\n\n```\n{self.facts(name)['text']}\n```"
+
+    def value(self, name: str, column: str, *, form: str = ".3f", **entries: Any) -> str:
+        """Return a number of a row."""
+        return f"{self.row(name, entries)[column]:{form}}"
+
+    def interval(self, name: str, column: str = "value", *, form: str = "+.3f", **entries: Any) -> str:
+        """Return a number of a row with its interval."""
+        row = self.row(name, entries)
+        return f"{row[column]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+
+
+def render(template: Path, tables: Tables) -> str:
+    """Return a page."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.globals.update(
+        output=tables.output, value=tables.value, interval=tables.interval, rows=tables.read
+    )
+    return environment.from_string(template.read_text()).render()
+
+
+def list_pages(templates: Path = TEMPLATES, book: Path = BOOK) -> Iterator[tuple[Path, Path]]:
+    """Yield each template and its page."""
+    for template in sorted(templates.glob("*.md")):
+        yield template, book / template.name
+
+
+def find_strangers(template: str, outputs: str) -> list[str]:
+    """Return the numbers written in a template that are in none of the outputs, whatever they are rounded to."""
+    known = [float(number) for number in re.findall(r"\d*\.\d+|\d+", outputs)]
+    strangers = []
+    for number in NUMBER.findall(CODE.sub("", template)):
+        digits = len(number.partition(".")[2])
+        value = abs(float(number))
+        if not any(round(one, digits) == value or abs(one - value) < 0.51 * 10.0**-digits for one in known):
+            strangers.append(number)
+    return strangers
+
+
+def take(folder: Path) -> list[str]:
+    """Copy tables and figures of runs below a folder into the book; return the names of those that are there."""
+    import pyarrow.parquet  # noqa: PLC0415 - for taking alone
+
+    taken = []
+    for name in COMMANDS:
+        images, _, experiment = name.partition("/")
+        place = folder / RUNS[images] / "evaluation"
+        if experiment.startswith("layers-"):
+            place, experiment = place / experiment, "layers"
+        source = place / f"{experiment}.parquet"
+        if not source.exists():
+            continue
+        settings = json.loads(pyarrow.parquet.read_schema(source).metadata[b"semrsm"])
+        write_table(name, pd.read_parquet(source), settings)
+        shutil.copyfile(source.with_suffix(".png"), BOOK / f"{name.replace('/', '-')}.png")
+        taken.append(name)
+    return taken
+
+
+def write_table(name: str, table: pd.DataFrame, settings: dict[str, Any], folder: Path = TABLES) -> None:
+    """Write a table as text, and beside it what all its rows share and what the experiment said."""
+    constant = {
+        column: table[column].iloc[0]
+        for column in table
+        if table[column].nunique(dropna=False) == 1 and table[column].notna().all()
+    }
+    path = folder / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.drop(columns=list(constant)).to_csv(path, index=False, float_format="%.6g")
+    facts = {
+        "about": settings["about"],
+        "constant": {
+            column: getattr(value, "item", lambda v=value: v)() for column, value in constant.items()
+        },
+        "text": settings["text"],
+        "version": settings["version"],
+    }
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def main() -> None:
+    """Take tables, or write pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--take", type=Path, metavar="FOLDER", help="take the tables of the runs below this folder"
+    )
+    options = parser.parse_args()
+    if options.take is not None:
+        print("\n".join(take(options.take)))  # noqa: T201
+        return
+    for template, page in list_pages():
+        page.write_text(render(template, Tables()))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,11 @@
 A template is Markdown with `{{ ... }}` for what comes from the tables:
 
 - `{{ output("voc/retrieval") }}`: the command and what it printed;
-- `{{ value("voc/retrieval", "f1", layer="bn2", method="semantic") }}`: a number of the one row with these entries, where an
-  entry of None stands for an empty cell; `form=".2f"` changes its form;
+- `{{ value("voc/retrieval", "f1", layer="bn2", method="semantic") }}`: a number of the one row with these entries,
+  where None stands for an empty cell; `form=".2f"` changes its form;
 - `{{ interval(...) }}`: the same with the ends of its interval.
 
-Numbers that are nevertheless written out must be in the outputs of their page: `find_strangers` returns those that are not.
+Numbers that are nevertheless written out must be in the outputs of their page: `find_strangers` returns the others.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ COMMANDS = {
     "voc/kernels": "kernels jobs/real/voc.yaml",
     "voc/translation": "translation jobs/real/voc.yaml",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
-    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --with variants=[] --with other=jobs/real/imagenet-random.yaml "
-    "--out runs/real/imagenet/evaluation/layers-random",
-    "imagenet/layers-lite2": "layers jobs/real/imagenet.yaml --with variants=[] --with other=jobs/real/imagenet-lite2.yaml "
-    "--out runs/real/imagenet/evaluation/layers-lite2",
+    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
+    "--with other=jobs/real/imagenet-random.yaml --out runs/real/imagenet/evaluation/layers-random",
     "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=8",
     "digits/retrieval": "retrieval",
     "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",
@@ -193,7 +191,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.take is not None:
-        print("\n".join(take(options.take)))  # noqa: T201
+        print("\n".join(take(options.take)))
         return
     for template, page in list_pages():
         page.write_text(render(template, Tables()))

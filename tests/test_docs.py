@@ -14,11 +14,11 @@ from semrsm_dist.data.sources import SOURCES
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    ROOT / "RESULTS.md",
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/results").glob("*.md")),
     ROOT / "jobs/paper/README.md",
     ROOT / "jobs/real/README.md",
 ]

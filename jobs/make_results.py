@@ -10,7 +10,8 @@ A template is Markdown with `{{ ... }}` for what comes from the tables:
   where None stands for an empty cell; `form=".2f"` changes its form;
 - `{{ interval(...) }}`: the same with the ends of its interval.
 
-Numbers that are nevertheless written out must be in the outputs of their page: `find_strangers` returns the others.
+Numbers with decimals that are nevertheless written out must be in the outputs of their page: `find_strangers` returns
+the others.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ COMMANDS = {
 }
 """What computes each table, after `semrsm evaluate`."""
 
-NUMBER = re.compile(r"(?<![\w.@-])[+-]?(?:\d+\.\d+|\.\d+|\d{2,})(?![\w-])")
-"""A number of two digits or more that stands alone: names, such as Lite0 and F1@1, and small counts are none."""
+NUMBER = re.compile(r"(?<![\w.@-])[+-]?\d*\.\d+(?![\w-])")
+"""A number with decimals that stands alone. Whole numbers describe data, such as counts and sizes in pixels."""
 
 CODE = re.compile(r"```.*?```|`[^`]*`|\{\{.*?\}\}|\{%.*?%\}|\]\([^)]*\)", re.DOTALL)
 
@@ -129,13 +130,12 @@ def list_pages(templates: Path = TEMPLATES, book: Path = BOOK) -> Iterator[tuple
 
 
 def find_strangers(template: str, outputs: str) -> list[str]:
-    """Return the numbers written in a template that are in none of the outputs, whatever they are rounded to."""
+    """Return the numbers written in a template that are in none of the outputs, rounded or as a percentage."""
     known = [float(number) for number in re.findall(r"\d*\.\d+|\d+", outputs)]
     strangers = []
     for number in NUMBER.findall(CODE.sub("", template)):
-        digits = len(number.partition(".")[2])
-        value = abs(float(number))
-        if not any(round(one, digits) == value or abs(one - value) < 0.51 * 10.0**-digits for one in known):
+        value, nearest = abs(float(number)), 0.51 * 10.0 ** -len(number.partition(".")[2])
+        if not any(abs(scale * one - value) < nearest for one in known for scale in (1, 100)):
             strangers.append(number)
     return strangers
 

@@ -42,7 +42,9 @@ def match_partially(parameters: ImprovementsParameters, matcher: Matcher, mean: 
             for family, settings in ((SHARE, parameters.shares), (DUSTBIN, parameters.dustbin))
             for setting in settings
         }
+        flat = centred[1].reshape(-1, centred[1].shape[2])
         for r in range(len(rows.z)):
+            affinities = (centred[0][r] @ flat.T).reshape(-1, *columns.z.shape[:2])
             for c in range(len(columns.z)):
                 scale = math.sqrt(np.sum(lengths[0][r] ** 2) * np.sum(lengths[1][c] ** 2))
                 if not scale > 0:
@@ -50,9 +52,7 @@ def match_partially(parameters: ImprovementsParameters, matcher: Matcher, mean: 
                 partners = matcher.match_prepared(panels[0], r, panels[1], c)[2]
                 matched = np.flatnonzero(partners != UNMATCHED)
                 others = partners[matched]
-                products = np.einsum(
-                    "sc,sc->s", centred[0][r, matched], centred[1][c, others], dtype=np.float64
-                )
+                products = affinities[matched, c, others].astype(np.float64)
                 norms = lengths[0][r, matched] * lengths[1][c, others]
                 for share in parameters.shares:
                     scores[name_of(SHARE, share)][r, c] = sum_best(products, share) / scale

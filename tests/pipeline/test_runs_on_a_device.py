@@ -9,7 +9,7 @@ import pytest
 
 import semrsm_dist as srs
 from semrsm_dist.engine.engines import local
-from semrsm_dist.errors import ResumeError
+from semrsm_dist.errors import ResumeError, WorkError
 from semrsm_dist.matching.device import cuda
 from semrsm_dist.results.pair import PairMatcher
 from tests.matching.device.conftest import EmulatedDevice
@@ -49,6 +49,23 @@ def test_a_run_on_a_device_agrees_with_one_on_the_cpu_within_the_certificate(sho
     np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-3 + 2.0**-23)
     assert [run.record.fingerprint["matching.device"] for run in runs] == ["cpu", "cuda"]
     assert not summary["warnings"]
+
+
+def test_tiles_that_a_gpu_fails_at_are_tried_again(shop, device, monkeypatch):
+    shop.run(document_of(shop, "whole", device="cuda"))
+    owner, failures = type(cuda.own_device()), [WorkError("GPU 0 failed while computing")] * 2
+    launch = owner.launch
+
+    def fail_twice(self, kernel, *arguments):
+        if kernel == "match_pairs" and failures:
+            raise failures.pop()
+        launch(self, kernel, *arguments)
+
+    monkeypatch.setattr(owner, "launch", fail_twice)
+    shop.run(document_of(shop, "run", device="cuda"))
+    assert not failures
+    tiles = [srs.open_run(shop.path / name).similarity("last").values for name in ("whole", "run")]
+    np.testing.assert_array_equal(*tiles)
 
 
 def test_pairs_of_a_run_on_a_device_are_matched_again_without_it(shop, device, monkeypatch):

@@ -55,8 +55,12 @@ class ImageEntry:
             raise TypeError(
                 f"{self!r}: image_id and uri must be str, labels a tuple of str, group str or None"
             )
-        for about in (self.label_counts, self.label_areas):
-            if about is not None and (not isinstance(about, tuple) or len(about) != len(self.labels)):
+        for numbers in (self.label_counts, self.label_areas):
+            if numbers is not None and (
+                not isinstance(numbers, tuple)
+                or len(numbers) != len(self.labels)
+                or not all(isinstance(number, int | float) for number in numbers)
+            ):
                 raise TypeError(
                     f"{self!r}: label_counts and label_areas must be tuples with one number for each label, or None"
                 )

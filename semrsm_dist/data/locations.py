@@ -203,8 +203,9 @@ def absolute(location: str | Path) -> str:
 
 def is_written_below(location: str, root: str) -> bool:
     """Return whether an absolute location is `root` or lies below it, as both are written; links are not followed."""
-    place, folder = (posixpath.normpath(split_options(each)[0]) for each in (location, root))
-    return place == folder or place.startswith(f"{folder.rstrip('/')}/")
+    (place, options), (folder, expected) = split_options(location), split_options(root)
+    place, folder = posixpath.normpath(place), posixpath.normpath(folder)
+    return options == expected and (place == folder or place.startswith(f"{folder.rstrip('/')}/"))
 
 
 def lies_in(location: str, folder: str) -> bool:

@@ -66,7 +66,7 @@ def read_entries(
         If the storage fails, or reading is not permitted.
     """
     location = absolute(path)
-    table = _read_table(location)
+    table = read_table(location)
     needed = ["image_id", "uri"] if needs_uri else ["image_id"]
     _check_columns(table.column_names, needed, location)
     if not table.num_rows:
@@ -150,7 +150,8 @@ def _check_uris(uris: Sequence[str], location: str) -> None:
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_table(location: str) -> pa.Table:
+def read_table(location: str) -> pa.Table:
+    """Return the table in a file, of text unless it is Parquet; errors as in `read_entries`."""
     suffix = posixpath.splitext(split_options(location)[0])[1].lower()
     if suffix not in _READERS:
         raise InputError(

@@ -65,7 +65,7 @@ def resolve_features(
             sources[f"{side}/{layer}"] = source
             layer_facts[layer] = layer_facts.get(layer, {}) | _facts(side, layer, source)
         _require_equal(side, counts)
-        listings[side] = settle(data.table)
+        listings[side] = settle(data.find_table(cached.listings.get(side)))
         manifests[side] = _identify_images(
             session, side, data, next(iter(counts.values())), cached.listings.get(side)
         )
@@ -127,22 +127,23 @@ def _identify_images(
 ) -> Manifest:
     """Return the manifest, from the run's copy if the table is gone: ids from the table or, without one, the index."""
     try:
-        return _list_images(side, data, n_images)
+        return _list_images(side, data, n_images, known)
     except MissingInputError as error:
         copy = read_copy(session, side)
-        if copy is None or known != settle(data.table):
+        if copy is None or known != settle(data.find_table(known)):
             raise
         continue_without(session, str(error), [])  # no features are made from it
         return copy
 
 
-def _list_images(side: str, data: FeaturesData, n_images: int) -> Manifest:
-    if data.table is None:
+def _list_images(side: str, data: FeaturesData, n_images: int, known: object = None) -> Manifest:
+    table = data.find_table(known)
+    if table is None:
         return Manifest.from_ids([str(index) for index in range(n_images)])
-    entries = read_entries(data.table, needs_uri=False)
+    entries = read_entries(table, needs_uri=False)
     if len(entries) != n_images:
         raise InputError(
-            f"{data.table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
+            f"{table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
             "each image, in the order of the features"
         )
     return Manifest.from_entries(entries)

@@ -588,7 +588,7 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
     # Of these the content is hashed, which says more than the name of a place.
     for source in (
         *("folder", "table", "egoobjects", "cityscapes", "tiny-imagenet", "imagenet"),
-        *("voc", "coco", "lvis", "open-images"),
+        *("voc", "coco", "lvis", "open-images", "webdataset", "parquet", "imagefolder"),
     ):
         data = parse_config({**DIGITS, "data": {"source": source, "path": "x"}}).data
         assert result_fields(data) == {}

@@ -71,6 +71,8 @@ def test_there_are_as_many_counts_and_areas_as_labels():
         ImageEntry("a", "/a", ("x",), label_counts=(1, 2))
     with pytest.raises(TypeError, match="one number for each label"):
         ImageEntry("a", "/a", ("x",), label_areas=())
+    with pytest.raises(TypeError, match="one number for each label"):
+        ImageEntry("a", "/a", ("x",), label_areas=("much",))
 
 
 def test_the_crops_of_an_image_do_not_take_over_what_its_labels_cover(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from semrsm_dist import open_run
 from semrsm_dist.errors import ConfigError, InputError, ResumeError
 
 FEATURES = "features.zarr/images"
@@ -146,6 +147,19 @@ def test_ready_made_features_and_what_belongs_to_them(shop, gone):
     for name in gone:
         (shop.path / "elsewhere" / name).rename(shop.path / name)
     assert shop.run(document)["work"]["import"]["computed"] == 1
+
+
+@pytest.mark.parametrize("gone", ["thingsvision", "thingsvision/file_names.txt"])
+def test_a_folder_of_thingsvision_and_its_list(shop, gone):
+    shop.features("thingsvision/features.npy", (3, 5, 4))
+    (shop.path / "thingsvision" / "file_names.txt").write_text("a.png\nb.png\nc.png\n")
+    document = shop.of_features("run", shop.path / "thingsvision")
+    shop.run(document)
+    assert open_run(shop.path / "run").manifest().image_ids() == ["a.png", "b.png", "c.png"]
+    (shop.path / gone).rename(shop.path / "elsewhere")
+    continues(shop, document, gone)
+    continues(shop, document, gone)
+    assert open_run(shop.path / "run").manifest().image_ids() == ["a.png", "b.png", "c.png"]
 
 
 def test_features_whose_copy_was_never_verified(shop):

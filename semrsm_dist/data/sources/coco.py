@@ -21,7 +21,7 @@ class CocoImages(ListedSource):
 
     The area of an object is that of its outline or, where the file does not say it, of its box. Images of which nothing
     is annotated stay, without labels. Images that are listed but not there are unreadable. Outlines and masks are
-    not kept: reading `instances_train2017.json` (450 MB) takes about 1.3 GB of memory.
+    not kept: reading `instances_train2017.json` (450 MB) takes about 1.2 GB of memory.
 
     Parameters
     ----------

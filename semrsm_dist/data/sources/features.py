@@ -12,6 +12,9 @@ from semrsm_dist.data.source import DataSource
 from semrsm_dist.errors import InputError
 from semrsm_dist.fields import LayerName, LocalPath, Location
 
+FILE_NAMES = "file_names.txt"
+"""The list of images that thingsvision writes."""
+
 
 class FeaturesData(DataSource):
     """Ready-made features: one array per layer, (N, S, C), (N, C, H, W) or (N, H, W, C).
@@ -22,6 +25,9 @@ class FeaturesData(DataSource):
 
     The table names the images: `image_id`, `labels`, and optionally `group` and `uri`, where the image is that a report
     shows. As in a table of images, it must lie in the table's folder unless `allow_outside` is set.
+
+    A layer may be a folder of thingsvision, with `features.npy` or `features.pt`. Without a table, the `file_names.txt`
+    in it names the images.
     """
 
     source: Literal["features"] = "features"
@@ -39,6 +45,34 @@ class FeaturesData(DataSource):
                 f"token_counts names unknown layers: {', '.join(unknown)}; correct or remove them"
             )
         return self
+
+    def find_table(self, known: object = None) -> Location | None:
+        """Return the table of images or, without one, the list that thingsvision writes beside features.
+
+        Parameters
+        ----------
+        known
+            What was found before: it is found again where nothing is left of any list.
+
+        Raises
+        ------
+        InputError
+            If the lists of two layers differ.
+        """
+        if self.table is not None:
+            return self.table
+        lists = [path.expanduser() / FILE_NAMES for path in self.layers.values()]
+        there = [path for path in lists if path.is_file()]
+        if not there:
+            return next((path for path in lists if str(path.absolute()) == known), None)
+        contents = {path: path.read_bytes().split() for path in there}
+        for path in there[1:]:
+            if contents[path] != contents[there[0]]:
+                raise InputError(
+                    f"{path} and {there[0]} name different images, or in another order, so layers would be compared of "
+                    "different images: extract them again from the same images, or give a table if they are the same"
+                )
+        return there[0]
 
     def check(self) -> None:
         """Look whether the files are there."""

@@ -93,7 +93,8 @@ def read_features(sides: Mapping[Side, FeaturesData], counts: Mapping[Side, int]
             if layer in data.token_counts:
                 every = load_token_counts(data.token_counts[layer], source.n_images, source.n_tokens)
                 token_counts.setdefault(layer, {})[side] = every[chosen]
-        listed = None if data.table is None else read_entries(data.table, needs_uri=False)
+        table = data.find_table()
+        listed = None if table is None else read_entries(table, needs_uri=False)
         entries[side] = [
             ImageEntry(str(index), "") if listed is None or index >= len(listed) else listed[index]
             for index in chosen

@@ -42,13 +42,14 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
+    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 --with prior=0.5 "
+    "--with shares=[] --with dustbin=[] --with relaxation=[]",
     "voc/kernels": "kernels jobs/real/voc.yaml",
-    "voc/translation": "translation jobs/real/voc.yaml",
+    "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
     "imagenet/layers-random": "layers jobs/real/imagenet.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
     "--with other=jobs/real/imagenet-random.yaml --out runs/real/imagenet/evaluation/layers-random",
-    "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=8",
+    "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=6",
     "digits/retrieval": "retrieval",
     "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",
     "digits/translation": "translation",

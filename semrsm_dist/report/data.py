@@ -18,8 +18,9 @@ from semrsm_dist.report.maps import Seen as SeenPairs
 from semrsm_dist.report.maps import make_maps, read_pairs
 from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, Similarities, count_pairs, match_pairs
 from semrsm_dist.report.model import Array, Data, Images, Layer, Queries, Seen
-from semrsm_dist.report.pictures import ImageReader
+from semrsm_dist.report.pictures import read_seen, read_thumbnails
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
+from semrsm_dist.results.images import ImageReader
 from semrsm_dist.results.run import Run
 
 MOST_LISTED = 8192
@@ -105,7 +106,7 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
         chosen = choice.rows if side == run.record.row_side else choice.columns
         shown_images[side] = _images(side, manifest, reader, parts, vocabulary, reporter)
         with reporter.stage(f"large pictures of {side}", len(chosen), "images") as stage:
-            gallery = reader.seen(sorted(chosen), LARGE, stage)
+            gallery = read_seen(reader, sorted(chosen), LARGE, stage)
         if gallery.pictures:
             indices = Array.indices(np.array(sorted(chosen)), len(manifest))
             large[side] = Seen(indices=indices, pictures=gallery.pictures)
@@ -230,7 +231,7 @@ def _images(
         parts.notes.append(f"Thumbnails are of {len(pictured):,} of {len(listed):,} {side}.")
     size = next(size for count, size in THUMBNAILS if len(pictured) <= count)
     with reporter.stage(f"thumbnails of {side}", len(pictured), "images") as stage:
-        gallery = reader.thumbnails(pictured, size, stage)
+        gallery = read_thumbnails(reader, pictured, size, stage)
     for problem in dict.fromkeys(gallery.problems.values()):
         count = sum(one == problem for one in gallery.problems.values())
         parts.notes.append(f"{count:,} of {len(pictured):,} {side}: {problem}.")

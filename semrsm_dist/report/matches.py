@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import StorageError, first_line
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.model import Array, Matches
-from semrsm_dist.results.pair import PairMatcher, TokenMatch
+from semrsm_dist.results.pair import PairMatcher, TokenMatch, find_grid
 from semrsm_dist.results.run import Run
 
 MATCH_BYTES = 5 * 2**19
@@ -122,7 +121,7 @@ def match_pairs(
     semantic, spatial, gap = np.array([stored for _, stored, _ in kept]).T
     return Matches(
         pairs=Array.indices(np.array([pair for pair, _, _ in kept]), max(record.counts.values())),
-        grid=find_grid(run, layer),
+        grid=find_grid(run, n_tokens),
         semantic=Array.floats(semantic),
         spatial=Array.floats(spatial),
         gap=Array.coarse(gap, upward=True),
@@ -141,14 +140,3 @@ def _pad(
     partners[here] = found.permutation
     matched[here], identity[here] = found.matched / found.norms, found.identity / found.norms
     return partners, matched, identity
-
-
-def find_grid(run: Run, layer: str) -> tuple[int, int]:
-    """Return rows and columns of a layer's tokens: those of the model's input's shape, or one row."""
-    n_tokens = run.record.layers[layer].n_tokens
-    model = run.record.cached.model
-    height, width = model.facts["preprocessing"]["input_size"][1:] if model else (1, 1)
-    rows = round(math.sqrt(n_tokens * height / width))
-    if rows and n_tokens % rows == 0 and rows * width == n_tokens // rows * height:
-        return rows, n_tokens // rows
-    return 1, n_tokens

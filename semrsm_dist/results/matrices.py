@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.kernels import derive
+from semrsm_dist.matching.kernels import derive, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.tiles import KINDS, QUANTITIES, TileStore
 
@@ -194,14 +194,24 @@ class DerivedMatrix:
         """Return a part: a slice or indices of rows, and of columns; raises what `LayerMatrices.read` raises."""
         return self.derive(self.layer.read([self.quantity], key)[0], key)
 
+    def read_gap(self, key: tuple[Any, Any]) -> NDArray[np.float64]:
+        """Return how far a part of a kernel after matching can be below that of the best permutations."""
+        matched, gap = self.layer.read(("matched", "gap"), key)
+        norms_i, norms_j = self._norms(key)
+        return kernel_gap(self.kernel or "linear", matched, matched + gap, norms_i, norms_j, self.sigma)
+
     def derive(self, values: NDArray[np.float64], key: tuple[Any, Any]) -> NDArray[np.float64]:
         """Return a part of the matrix from what `quantity` is there."""
         if self.kernel is None:
             return values
         if self.kernel == "rbf":
             values = self.layer.snap(values, key)
-        norms_i, norms_j = (norms[part] for norms, part in zip(self.layer.squared_norms, key, strict=True))
+        norms_i, norms_j = self._norms(key)
         return derive(self.kernel, values, norms_i, norms_j, sigma=self.sigma)
+
+    def _norms(self, key: tuple[Any, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        (norms_i, norms_j), (rows, columns) = self.layer.squared_norms, key
+        return norms_i[rows], norms_j[columns]
 
 
 Places = slice | NDArray[np.intp]

@@ -1,34 +1,23 @@
-"""Reading a run: its layers, similarities and certificates, as xarray objects."""
+"""A run, opened: what is stored of it, and what is made of it on request."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, IncompleteError, require_known
-from semrsm_dist.matching.kernels import KERNELS, kernel_gap
-from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
-from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
-from semrsm_dist.results.neighbours import LayerNeighbours
-from semrsm_dist.results.rbf_width import median_width
+from semrsm_dist.results.html import describe_run
+from semrsm_dist.results.nearest import find_nearest
+from semrsm_dist.results.reader import RunReader
 from semrsm_dist.results.verification.report import SAMPLE, Report
-from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.neighbours import NeighbourStore
 from semrsm_dist.store.paths import RunPath
-from semrsm_dist.store.record import RunRecord
-from semrsm_dist.store.tiles import KINDS, TileStore
 
 if TYPE_CHECKING:
-    import xarray as xr
+    import pandas as pd
+
+    from semrsm_dist.results.pair import Pair
 
 
-class Run:
+class Run(RunReader):
     """A run on disk or in an object store.
 
     Parameters
@@ -42,264 +31,89 @@ class Run:
         If there is no run at `path`.
     """
 
-    def __init__(self, path: str | RunPath) -> None:
-        if not isinstance(path, str | RunPath):
-            raise ConfigError(f"expected the path of a run directory, found {path!r}")
-        self.directory = RunDirectory(path)
-        record = self.directory.read_record()
-        if record is None:
-            raise ConfigError(f"{path}: there is no run here (no run.json); check the path, or start the run")
-        self.record: RunRecord = record
+    def _repr_html_(self) -> str:
+        return describe_run(self)
 
-    def __repr__(self) -> str:
-        return f"Run({str(self.directory.path)!r}, layers={self.layers})"
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of all layers that any session of the run requested, in the network's order."""
-        return list(self.record.layers)
-
-    @property
-    def requested_layers(self) -> list[str]:
-        """Names of the layers that the last session requested: with these the run is complete."""
-        return [layer for layer in self.layers if layer in self.record.requested]
-
-    @property
-    def kernels(self) -> list[str]:
-        """Names of the kernels of the last session's configuration; others are derived when they are read."""
-        return [kernel["name"] for kernel in self.record.config["kernels"]]
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether rows and columns are the same images."""
-        return self.record.row_side == "images"
-
-    def manifest(self, side: str = "images") -> Manifest:
-        """Return the manifest of `images` or, in a rectangular run, `queries`."""
-        require_known("side", side, self.record.counts)
-        return self.directory.read_manifest(side)
-
-    def layout(self, layer: str) -> Layout:
-        """Return how a layer's matrix is cut into tiles."""
-        return self.record.layout(self._known(layer))
-
-    def chunk_size(self, layer: str) -> int:
-        """Return how many rows of a layer's matrices are read well at once: a whole number of tiles.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `dataset`.
-        """
-        return self.matrices(layer).chunks.tile_size
-
-    def rounding(self, layer: str) -> float:
-        """Return by how much a cosine similarity can differ from the one that was computed; 0 in float64."""
-        return 2.0**-24 if self.matrices(layer).store.dtype == np.float32 else 0.0
-
-    def dataset(self, layer: str) -> xr.Dataset:
-        """Open all matrices of a layer lazily: what is read of them is derived from the tiles.
-
-        Raises
-        ------
-        ConfigError
-            If the layer is unknown.
-        IncompleteError
-            If it has not been finished yet.
-        """
-        from semrsm_dist.results.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
-
-        matrices = self.matrices(layer)
-        return open_dataset(matrices, matrices.all())
-
-    def matrices(self, layer: str) -> LayerMatrices:
-        """Open all matrices of a layer as numpy arrays.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `dataset`.
-        """
-        if self.record.neighbours is not None:
-            raise ConfigError(
-                f"{self.directory.path}: this run keeps {self.record.neighbours.k} neighbours of each image and no "
-                "matrices: read them with Run.neighbours, or start another run directory without output.neighbours"
-            )
-        return LayerMatrices.open(TileStore(self.directory.tiles, self._known(layer)), self.layout(layer))
-
-    def neighbours(self, layer: str, kernel: str = "cosine", *, sigma: float | None = None) -> xr.Dataset:
-        """Return the most similar images of each image, of a run with `output.neighbours`.
+    def nearest(
+        self,
+        image: int | str,
+        k: int = 10,
+        *,
+        layer: str | None = None,
+        kernel: str = "cosine",
+        kind: str = "semantic",
+        sigma: float | None = None,
+    ) -> pd.DataFrame:
+        """Return the images that are most similar to one, from the tiles of its row, or its neighbours.
 
         Parameters
         ----------
+        image
+            The image, or query, by its index or id.
+        k
+            How many; fewer are returned where there are fewer.
         layer
-            One of `layers`.
-        kernel
-            Of the similarities: `linear`, `cosine` or `rbf`. Who is a neighbour, and in which order, is always decided
-            by cosine.
-        sigma
-            Width of the RBF kernel; by default that of the run's configuration.
+            One of `layers`; it may be left out where there is only one.
+        kernel, kind, sigma
+            Of the similarity, as in `similarity`. A run that keeps neighbours has those by semantic cosine alone.
 
         Returns
         -------
-        xarray.Dataset
-            Dims (image, rank), the most similar first: `index`, int64, the neighbour's row among the images, -1 where
-            there is none; `neighbour`, its id; `similarity` after matching, `identity` position by position, and `gap`,
-            by how much the similarity of the best permutation can be larger, float64, NaN where there is none.
+        pandas.DataFrame
+            One row for each, by `rank` from 1: `image`, its id; `index`; `similarity`; for the semantic kind `gap`, by
+            how much the similarity of the best permutation can be larger; and `labels`, joined by |. Equally similar
+            images are in the order of the run. As among neighbours, the image itself and those of its group do not
+            count; nor do those whose similarity is undefined.
 
         Raises
         ------
         ConfigError
-            If the run keeps matrices; if layer or kernel is unknown, or sigma not positive or not known.
+            If there is no such image, layer, kernel or kind; if k is larger than the number of neighbours that the run
+            keeps.
         IncompleteError
             If the layer has not been finished yet.
         """
-        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
+        layer = self.chosen_layer(layer)
+        return find_nearest(self, image, k, layer, kernel=kernel, kind=kind, sigma=sigma)
 
-        found = self.layer_neighbours(layer, kernel, sigma=sigma)
-        indices, similarity, identity, gap = found.read(slice(None))
-        names = np.array([*found.store.coordinate("image_j").tolist(), ""], dtype=object)  # -1 is the last
-        dims = ("image", "rank")
-        return xr.Dataset(
-            {
-                "index": (dims, indices),
-                "neighbour": (dims, names[indices]),
-                "similarity": (dims, similarity),
-                "identity": (dims, identity),
-                "gap": (dims, gap),
-            },
-            {"image": found.store.coordinate("image_i"), "rank": np.arange(1, indices.shape[1] + 1)},
-            {"kernel": kernel} | ({} if found.sigma is None else {"sigma": found.sigma}),
-        )
-
-    def layer_neighbours(
-        self, layer: str, kernel: str = "cosine", *, sigma: float | None = None
-    ) -> LayerNeighbours:
-        """Return what `neighbours` returns as a reader of numpy arrays, in parts.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `neighbours`.
-        """
-        if self.record.neighbours is None:
-            raise ConfigError(
-                f"{self.directory.path}: this run keeps matrices: read them with Run.similarity, or start another run "
-                "directory with output.neighbours"
-            )
-        require_known("kernel", kernel, KERNELS)
-        _require_width(kernel, sigma)
-        if kernel == "rbf" and sigma is None:
-            widths = [one["sigma"] for one in self.record.config["kernels"] if one["name"] == "rbf"]
-            sigma = next(iter(widths), None)
-            if sigma is None:
-                raise ConfigError(
-                    "the width of rbf is by default the median distance of all pairs, which is not known in a run that "
-                    "keeps neighbours: give sigma=..."
-                )
-        store = NeighbourStore(self.directory.neighbours, self._known(layer))
-        return LayerNeighbours.open(store, kernel, sigma)
-
-    def similarity(
-        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
-    ) -> xr.DataArray:
-        """Return a similarity matrix.
+    def pair(
+        self,
+        i: int | str,
+        j: int | str,
+        *,
+        layer: str | None = None,
+        kernel: str = "cosine",
+        sigma: float | None = None,
+    ) -> Pair:
+        """Match two images again, as the run did, and return how their tokens are matched.
 
         Parameters
         ----------
+        i, j
+            Image, or query, and image, each by its index or id.
         layer
-            One of `layers`.
-        kernel
-            `linear`, `cosine` or `rbf`, whether or not the run's configuration names it.
-        kind
-            `semantic` (after matching) or `spatio-semantic` (position by position).
-        sigma
-            Width of the RBF kernel; by default that of the run's configuration, or else the square root of the median
-            non-zero squared distance: of all pairs, or of a sample of 4 million; then the matrix's attribute
-            `sigma_error` is two standard errors.
+            One of `layers`; it may be left out where there is only one.
+        kernel, sigma
+            Of the similarities, as in `similarity`.
 
         Returns
         -------
-        xarray.DataArray
-            Dims (image_i, image_j), float64, read when it is used; NaN where a representation of norm zero leaves
-            cosine undefined.
+        Pair
+            `similarity`, `upper_bound` and `identity` as the run has them, `permutation`, what each token contributes,
+            and both images if they can be read. Of a run that keeps neighbours, what it does not keep is computed.
 
         Raises
         ------
         ConfigError
-            If layer, kernel or kind is unknown, or sigma is not positive.
+            If there is no such image, layer or kernel, or the matcher is no longer installed.
         IncompleteError
             If the layer has not been finished yet.
+        StorageError
+            If the features are gone or damaged, or are no longer those that the run matched.
         """
-        from semrsm_dist.results.datasets import open_dataset  # noqa: PLC0415 - slow to load, needed by readers alone
+        from semrsm_dist.results.pair import find_pair  # noqa: PLC0415 - with matchers and data sources, slow to load
 
-        matrix = self.kernel_matrix(layer, kernel, kind, sigma=sigma)
-        return open_dataset(matrix.layer, [matrix])[matrix.name]
-
-    def similarity_rows(
-        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
-    ) -> Callable[..., NDArray[np.float64]]:
-        """Return a function that reads a part of `similarity`, for matrices larger than memory.
-
-        It takes a slice or indices of rows and, unless all are wanted, of columns.
-        """
-        matrix = self.kernel_matrix(layer, kernel, kind, sigma=sigma)
-        return lambda rows, columns=slice(None): matrix.read((rows, columns))
-
-    def kernel_matrix(
-        self, layer: str, kernel: str = "cosine", kind: str = "semantic", *, sigma: float | None = None
-    ) -> DerivedMatrix:
-        """Return the matrix of `similarity` as a reader of numpy arrays.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `similarity`.
-        """
-        require_known("kind", kind, KINDS)
-        require_known("kernel", kernel, KERNELS)
-        _require_width(kernel, sigma)
-        matrices, name, error = self.matrices(layer), f"{kind}_{kernel}", None
-        if sigma is None and name in matrices.kernels:
-            return matrices.matrix(name)
-        if sigma is None and kernel == "rbf":
-            sigma, error = median_width(matrices, kind)
-        return matrices.kernel_matrix(kind, kernel, sigma, error)
-
-    def gap(self, layer: str, kernel: str | None = None) -> xr.DataArray:
-        """Return how far a layer's matching can be below the best: a small error only of a certified matcher.
-
-        Parameters
-        ----------
-        layer
-            One of `layers`.
-        kernel
-            Kernel whose similarities the error is of; None means the inner products.
-
-        Returns
-        -------
-        xarray.DataArray
-            Dims (image_i, image_j), float64: bound minus value. The best possible permutation gives at most
-            `matched + gap`, or with a kernel, the similarity plus this gap. An RBF's width is taken as exact.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `similarity`.
-        """
-        import xarray as xr  # noqa: PLC0415 - slow to load, needed by readers alone
-
-        gap = self.dataset(layer)["gap"]
-        if kernel is None:
-            return gap
-        matrix = self.kernel_matrix(layer, kernel)
-        matched, inner_gap = matrix.layer.read(("matched", "gap"), (slice(None), slice(None)))
-        values = kernel_gap(
-            kernel, matched, matched + inner_gap, *matrix.layer.squared_norms, sigma=matrix.sigma
-        )
-        return xr.DataArray(
-            values, coords=gap.coords, dims=gap.dims, name=f"gap_{kernel}", attrs={"kernel": kernel}
-        )
+        return find_pair(self, i, j, self.chosen_layer(layer), kernel=kernel, sigma=sigma)
 
     def verify(
         self,
@@ -351,34 +165,6 @@ class Run:
                 reporter=reporter,
                 is_working=is_working,
             )
-
-    def summary(self) -> dict[str, Any]:
-        """Return the summary that the last session wrote.
-
-        Raises
-        ------
-        IncompleteError
-            If no session has finished yet.
-        """
-        summary = self.directory.read_summary()
-        if summary is None:
-            raise IncompleteError(
-                f"{self.directory.path}: no session of this run has finished; start its command again"
-            )
-        return summary
-
-    def _known(self, layer: str) -> str:
-        require_known("layer", layer, self.layers, f"{self.directory.path}: ")
-        return layer
-
-
-def _require_width(kernel: str, sigma: Any) -> None:
-    """Raise ConfigError unless sigma is None, or may be the width of the kernel."""
-    is_number = isinstance(sigma, float | int | np.number) and not isinstance(sigma, bool)
-    if sigma is not None and not (is_number and 0 < sigma < math.inf):
-        raise ConfigError(f"sigma: {sigma!r}: expected a positive number")
-    if sigma is not None and kernel != "rbf":
-        raise ConfigError(f"sigma belongs to the kernel rbf, not to {kernel}; leave it out")
 
 
 def open_run(path: str | RunPath) -> Run:

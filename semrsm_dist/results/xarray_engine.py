@@ -10,7 +10,6 @@ from typing import Any
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
-from semrsm_dist.errors import ConfigError
 from semrsm_dist.results.run import Run
 
 
@@ -37,14 +36,8 @@ class SemrsmBackend(BackendEntrypoint):
             If the layer has not been finished yet.
         """
         run = Run(filename_or_obj)
-        if layer is None:
-            if len(run.layers) != 1:
-                raise ConfigError(
-                    f"{filename_or_obj}: which layer? name one with layer=...; there are {run.layers}"
-                )
-            layer = run.layers[0]
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
-        dataset = run.dataset(layer)
+        dataset = run.dataset(run.chosen_layer(layer))
         return dataset.drop_vars(dropped & {str(name) for name in dataset.variables})
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:

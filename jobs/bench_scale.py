@@ -39,8 +39,8 @@ from semrsm_dist.config.schema import load_config
 from semrsm_dist.errors import SemrsmError
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.plot.overview import draw_overview
 from semrsm_dist.progress import SilentReporter, Stage
-from semrsm_dist.results.overview import draw_overview
 
 KERNEL_SECONDS, KERNEL_TILE = 5.0, 256
 """How long the matcher alone is measured, each time, and on tiles of which size."""

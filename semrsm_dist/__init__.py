@@ -22,7 +22,8 @@ On disk, resumable, on one machine or a Ray cluster; a configuration is a mappin
 `evaluate` runs an experiment on a run; `help(srs.NAME)` explains a name:
 
 functions  extract, match, similarity_matrix, top_k, run, open_run, load_config, evaluate
-results    Features, Match, TopK, Run, Evidence
+results    Features, Match, TopK, Run, Pair, Evidence
+figures    plot.rsm, plot.matches, plot.retrieval, plot.translation
 others     RunConfig, ConsoleReporter, SilentReporter, SemrsmError and the errors derived from it
 """
 
@@ -30,6 +31,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from semrsm_dist import plot as plot
     from semrsm_dist.config.schema import RunConfig as RunConfig
     from semrsm_dist.config.schema import load_config as load_config
     from semrsm_dist.errors import ConfigError as ConfigError
@@ -52,6 +54,7 @@ if _typing.TYPE_CHECKING:
     from semrsm_dist.pipeline.driver import run as run
     from semrsm_dist.progress import ConsoleReporter as ConsoleReporter
     from semrsm_dist.progress import SilentReporter as SilentReporter
+    from semrsm_dist.results.pair import Pair as Pair
     from semrsm_dist.results.run import Run as Run
     from semrsm_dist.results.run import open_run as open_run
 
@@ -77,6 +80,7 @@ _HOMES = {
     "matching.similarity": ("match", "similarity_matrix"),
     "pipeline.driver": ("run",),
     "progress": ("ConsoleReporter", "SilentReporter"),
+    "results.pair": ("Pair",),
     "results.run": ("Run", "open_run"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -86,6 +90,8 @@ def __getattr__(name: str) -> _typing.Any:
     """Load a public name at its first use, so that importing the package costs nothing."""
     if name == "__version__":
         return _importlib.import_module("importlib.metadata").version("semrsm-dist")
+    if name == "plot":
+        return _importlib.import_module(f"{__name__}.plot")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -95,4 +101,4 @@ def __getattr__(name: str) -> _typing.Any:
 
 def __dir__() -> list[str]:
     """Return the public names alone."""
-    return sorted([*_HOME, "__doc__", "__version__"])
+    return sorted([*_HOME, "plot", "__doc__", "__version__"])

@@ -54,7 +54,7 @@ SLOW = (
     "pipeline/test_bad_input.py",
     "pipeline/test_extraction_stage.py",
     "pipeline/test_full_disk.py",
-    "results/test_overview.py",
+    "plot/test_overview.py",
     "report/test_browser.py",
     "report/test_page.py",
     "report/test_contents.py",

@@ -313,7 +313,7 @@ def _run(options: argparse.Namespace) -> int:
     config = _load(options)
     from semrsm_dist.pipeline.driver import run
     from semrsm_dist.pipeline.summary import format_summary
-    from semrsm_dist.results.overview import draw_overview
+    from semrsm_dist.plot.overview import draw_overview
 
     with stopping_in_order() as stop:
         if options.max_core_hours is not None:

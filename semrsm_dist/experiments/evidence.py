@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from semrsm_dist.results.figures import new_figure
+from semrsm_dist.plot.figures import new_figure
 from semrsm_dist.store.chunks import writing
 
 if TYPE_CHECKING:

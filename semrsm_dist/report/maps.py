@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.matching.kernels import derive
 from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.plot.orders import Indices, order_by_label, order_by_similarity, profile_affinity
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.model import Array, Map, Maps, Order, Sequence
-from semrsm_dist.report.orders import Indices, order_by_label, order_by_similarity, profile_affinity
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import QUANTITIES

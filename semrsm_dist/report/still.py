@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semrsm_dist.plot.heatmap import colour_limits
 from semrsm_dist.report.model import Array, Layer, Map, Maps, Order
 from semrsm_dist.report.pictures import as_url
 
@@ -31,13 +32,13 @@ def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
     if not is_sorted:
         places = _places(layer.maps, order)
         matrices, difference = [matrix[np.ix_(*places)] for matrix in matrices], difference[np.ix_(*places)]
-    shared = _limits(*matrices)
+    shared = colour_limits(*matrices, symmetric=symmetric)
     figures = [
         _figure(matrix, limits, name, colours)
         for matrix, limits, name in (
             (matrices[0], shared, "spatio-semantic"),
             (matrices[1], shared, "semantic"),
-            (difference, _limits(difference), "difference"),
+            (difference, colour_limits(difference, symmetric=symmetric), "difference"),
         )
     ]
     return f"<h3>{escape(layer.name)}, sorted by {order}</h3><div class='stills'>{''.join(figures)}</div>"
@@ -60,16 +61,6 @@ def _unpack(cells: Map, values: Array, *, symmetric: bool) -> NDArray[np.float32
     upper = np.triu_indices(shape[0])
     matrix[upper] = matrix.T[upper] = values.read()
     return matrix
-
-
-def _limits(*matrices: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the range of the colours: all but the lowest and highest hundredth, and not the diagonal's ones."""
-    values = np.concatenate([matrix.ravel() for matrix in matrices])
-    values = values[np.isfinite(values) & (values < 1)]
-    if not values.size:
-        return 0.0, 1.0
-    low, high = np.quantile(values, [0.01, 0.99])
-    return float(low), float(max(high, low + 1e-6))
 
 
 def _figure(matrix: NDArray[np.float32], limits: tuple[float, float], name: str, colours: str) -> str:

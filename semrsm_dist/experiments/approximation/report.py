@@ -19,8 +19,8 @@ from semrsm_dist.experiments.approximation.table import (
     SHARE,
     by_method,
 )
-from semrsm_dist.experiments.plotting import count_rows, make_panels, share_legend, style_names
 from semrsm_dist.experiments.tables import write_number
+from semrsm_dist.plot.looks import count_rows, make_panels, share_legend, style_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

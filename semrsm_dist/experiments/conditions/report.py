@@ -9,8 +9,8 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.conditions.grid import FACTORS
-from semrsm_dist.experiments.plotting import count_rows, draw_beside, make_panels, share_legend
 from semrsm_dist.experiments.tables import count_verdicts, write_grid, write_interval
+from semrsm_dist.plot.looks import count_rows, draw_beside, make_panels, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
-from semrsm_dist.experiments.plotting import draw_beside, name_layers, share_legend
 from semrsm_dist.experiments.tables import write_grid, write_interval, write_number
+from semrsm_dist.plot.looks import draw_beside, name_layers, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,8 +30,8 @@ from semrsm_dist.experiments.layers.variants import (
     derive_config,
     require_network,
 )
-from semrsm_dist.experiments.plotting import DIFFERENCE
 from semrsm_dist.experiments.runs import complete_run, require_symmetric
+from semrsm_dist.plot.looks import DIFFERENCE
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import KINDS

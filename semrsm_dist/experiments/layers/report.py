@@ -12,7 +12,8 @@ import pandas as pd
 from semrsm_dist.evaluation.agreement import Estimate
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
 from semrsm_dist.experiments.evidence import note_sample
-from semrsm_dist.experiments.plotting import (
+from semrsm_dist.experiments.tables import write_interval
+from semrsm_dist.plot.looks import (
     DIFFERENCE,
     KINDS,
     count_rows,
@@ -20,7 +21,6 @@ from semrsm_dist.experiments.plotting import (
     make_panels,
     share_legend,
 )
-from semrsm_dist.experiments.tables import write_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,11 +31,11 @@ from semrsm_dist.evaluation.entries import ROWS_AT_ONCE, Entries, row_slices
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.output_similarity import OutputSimilarityParameters
 from semrsm_dist.experiments.output_similarity.report import draw_correlations, write_text
-from semrsm_dist.experiments.plotting import DIFFERENCE
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder, require_symmetric
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.pipeline import driver
 from semrsm_dist.pipeline.stages.outputs import require_outputs
+from semrsm_dist.plot.looks import DIFFERENCE
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from semrsm_dist.experiments.evidence import note_sample
-from semrsm_dist.experiments.plotting import DIFFERENCE, draw_kinds, make_panels, share_legend
 from semrsm_dist.experiments.tables import count_verdicts, write_grid
+from semrsm_dist.plot.looks import DIFFERENCE, draw_kinds, make_panels, share_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

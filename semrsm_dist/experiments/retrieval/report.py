@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SEMANTIC, SPATIAL
-from semrsm_dist.experiments.plotting import draw_beside, name_layers, share_legend, style_names
 from semrsm_dist.experiments.retrieval.search import EFFORT
 from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.plot.looks import share_legend, style_names
+from semrsm_dist.plot.scores import retrieval, select_scores
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from semrsm_dist.evaluation.retrieval import Hits
@@ -199,16 +199,14 @@ def write_effort(effort: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def draw_scores(figure: Figure, table: pd.DataFrame) -> None:
     """Draw F1 of the fewest hits over the layers, and F1@k in the layer where semantic similarity does best."""
     groups = table["groups"].iloc[0]
-    scores = table[
-        table["against"].isna() & table["kernel"].isin(["cosine", "-"]) & (table["groups"] == groups)
-    ]
+    scores = select_scores(table)
     first = scores[scores["k"] == scores["k"].min()]
     semantic = first[first["method"] == SEMANTIC]
     best = semantic.loc[semantic["f1"].fillna(-1).idxmax(), "layer"]
     layers = list(dict.fromkeys(scores["layer"]))
     figure.set_size_inches(min(max(10.0, 1.5 * len(layers) + 5), 18.0), 4.8)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
-    _draw_layers(left, first, layers)
+    retrieval(scores, legend=False, ax=left)
     for method, look in style_names(scores["method"]).items():
         curve = scores[(scores["method"] == method) & (scores["layer"] == best)]
         line = {"linestyle": "--", "color": "grey", "marker": ""} if method == CHANCE else look
@@ -221,15 +219,3 @@ def draw_scores(figure: Figure, table: pd.DataFrame) -> None:
     right.set(xlabel="k, hits per query", title=f"F1@k in {best}", xticks=sorted(set(scores["k"])))
     right.grid(axis="y", alpha=0.3)
     share_legend(figure, [left], ncols=6)
-
-
-def _draw_layers(axes: Axes, scores: pd.DataFrame, layers: Sequence[str]) -> None:
-    """Draw the methods side by side at each layer, and chance across all of them."""
-    looks = style_names(scores["method"])
-    looks.pop(CHANCE)
-    draw_beside(axes, scores, looks, by="method", ticks=layers, value="f1")
-    chance = scores[scores["method"] == CHANCE].set_index("layer")["f1"].reindex(layers)
-    middles = np.arange(len(layers))
-    axes.hlines(chance, middles - 0.4, middles + 0.4, color="grey", linestyle="--", label=CHANCE)
-    name_layers(axes, layers)
-    axes.grid(axis="y", alpha=0.3)

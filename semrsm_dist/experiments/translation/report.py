@@ -9,27 +9,20 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.contrast import Contrast
-from semrsm_dist.experiments.plotting import (
-    LOOKS,
-    count_rows,
-    draw_intervals,
-    make_panels,
-    name_layers,
-    share_legend,
-)
 from semrsm_dist.experiments.tables import write_grid
+from semrsm_dist.plot.looks import LOOKS, count_rows, draw_intervals, make_panels, name_layers, share_legend
+from semrsm_dist.plot.shifts import DIFFERENT, MEDIAN, SAME, STYLES, translation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEDIAN, AUC = "median similarity", "auc"
-SAME, DIFFERENT, SAME_ABOVE = "same", "different", "same above different"
+AUC = "auc"
+SAME_ABOVE = "same above different"
 
 SHOWN_KERNELS = ("rbf", "cosine")
 """Kernels on a scale that layers share; the paper shows the first."""
 
-STYLES = {SAME: "-", DIFFERENT: ":"}
 PANELS_ACROSS = 5
 
 
@@ -95,7 +88,7 @@ def draw_translation(figure: Figure, table: pd.DataFrame) -> None:
     panels = make_panels(above, len(layers), across=across, sharex=True, sharey=True)
     kernel = SHOWN_KERNELS[0]
     for axes, layer in zip(panels, layers, strict=True):
-        _draw_shifts(axes, table[(table["layer"] == layer) & (table["kernel"] == kernel)])
+        translation(table, layer=layer, kernel=kernel, legend=False, ax=axes)
         axes.set_title(f"{layer} (S = {table.loc[table['layer'] == layer, 'n_tokens'].iloc[0]})", fontsize=10)
     above.supylabel(f"similarity ({kernel}),\nmedian and quartiles", fontsize=9)
     for axes in panels[-across:]:
@@ -110,26 +103,6 @@ def draw_translation(figure: Figure, table: pd.DataFrame) -> None:
     _draw_profile(profiles[-1], far[(far["quantity"] == AUC) & (far["kernel"] == kernel)], layers)
     profiles[-1].axhline(0.5, color="grey", linewidth=0.8)
     profiles[-1].set_title(f"AUC, same above different ({kernel}), {pixels:.0f} px", fontsize=10)
-
-
-def _draw_shifts(axes: Axes, rows: pd.DataFrame) -> None:
-    for (kind, pair), part in rows[rows["quantity"] == MEDIAN].groupby(["kind", "pair"], sort=False):
-        axes.plot(
-            part["pixels"],
-            part["value"],
-            STYLES[pair],
-            label=f"{kind}, {pair} image{'s' if pair == DIFFERENT else ''}",
-            **LOOKS[kind],
-        )
-        if pair == SAME:
-            axes.fill_between(
-                part["pixels"],
-                part["lower_quartile"],
-                part["upper_quartile"],
-                alpha=0.15,
-                **LOOKS[kind],
-            )
-    axes.grid(alpha=0.3)
 
 
 def _draw_profile(axes: Axes, rows: pd.DataFrame, layers: list[str]) -> None:

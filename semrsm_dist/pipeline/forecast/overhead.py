@@ -13,13 +13,13 @@ from semrsm_dist.engine import Engine, Resources, Task, run_tasks
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.results.overview import draw_overview
+from semrsm_dist.plot.overview import draw_overview
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.paths import RunPath
 
 LOADED = """
 import json, sys
-import semrsm_dist.pipeline.driver, semrsm_dist.results.overview
+import semrsm_dist.pipeline.driver, semrsm_dist.plot.overview
 from semrsm_dist.matching.matchers import make_matcher
 make_matcher(sys.argv[1], **json.loads(sys.argv[2])).compile()
 """

@@ -1,4 +1,4 @@
-"""Figures that are drawn into files, whatever backend the environment names for windows and notebooks."""
+"""Where figures are drawn: into files, whatever backend the environment names, or into the user's axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -32,3 +33,12 @@ def new_figure(**options: Any) -> Figure:
     figure = Figure(**options)
     FigureCanvasAgg(figure)
     return figure
+
+
+def axes_or_current(ax: Axes | None) -> Axes:
+    """Return axes to draw into: those given, or the current ones of pyplot, which are made if there are none."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - slow to load, and decides on a backend
+
+    return plt.gca()

@@ -8,7 +8,7 @@ from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
-from semrsm_dist.results import overview
+from semrsm_dist.plot import heatmap, overview
 from semrsm_dist.store.tiles import TileStore
 
 
@@ -51,7 +51,7 @@ def test_the_picture_fits_a_page_whatever_the_run(tmp_path, shape, size):
 def test_of_a_large_run_only_a_few_tiles_are_read(tmp_path, monkeypatch):
     run = make_run(tmp_path, n_images=1100)
     monkeypatch.setattr(overview, "LARGEST", 6)
-    monkeypatch.setattr(overview, "PARTS", 2)
+    monkeypatch.setattr(heatmap, "PARTS", 2)
     touched, read = set(), TileStore.read
     monkeypatch.setattr(TileStore, "read", lambda store, tile: touched.add(tile) or read(store, tile))
     overview.draw_overview(run)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
 
 Indices = NDArray[np.intp]
 Affinity = Callable[[Indices, Indices], NDArray[np.float64]]
@@ -62,6 +60,14 @@ def order_by_similarity(affinity: Affinity, n_images: int) -> Indices:
 
 def _leaves(similarity: NDArray[np.float64]) -> tuple[Indices, NDArray[np.intp]]:
     """Return the leaves of an average-linkage tree in their optimal order, and the cluster of each image."""
+    from scipy.cluster.hierarchy import (  # noqa: PLC0415 - slow to load
+        fcluster,
+        leaves_list,
+        linkage,
+        optimal_leaf_ordering,
+    )
+    from scipy.spatial.distance import squareform  # noqa: PLC0415
+
     known = similarity[np.isfinite(similarity)]
     if not known.size:
         return np.arange(len(similarity)), np.zeros(len(similarity), np.intp)

@@ -8,7 +8,7 @@ import pytest
 
 DRAW = """
 import os
-from semrsm_dist.results.figures import new_figure
+from semrsm_dist.plot.figures import new_figure
 new_figure(layout="constrained").savefig(os.devnull, format="png")
 import matplotlib
 print(os.environ["MPLBACKEND"], matplotlib.rcParams["backend"] if "svg" in os.environ["MPLBACKEND"] else "")

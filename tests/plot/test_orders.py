@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semrsm_dist.report import orders
-from semrsm_dist.report.orders import order_by_label, order_by_similarity
+from semrsm_dist.plot import orders
+from semrsm_dist.plot.orders import order_by_label, order_by_similarity
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=2).map(tuple), max_size=20))

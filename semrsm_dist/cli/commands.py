@@ -23,11 +23,9 @@ from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
 from semrsm_dist.engine import logs
 from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, printable
 from semrsm_dist.progress import ConsoleReporter, NoteHandler
+from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS
 
 INCOMPLETE = 3
-
-GRAPHS = ("edges", "csr", "atlas")
-"""Formats of a run that keeps neighbours."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,9 +173,12 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN", help="the run directory")
     export.add_argument(
         "--to",
-        choices=("npy", "zarr", *GRAPHS),
+        choices=(*OF_MATRICES, *OF_NEIGHBOURS),
         default="npy",
-        help="npy or zarr of matrices; of neighbours, edges (Parquet), csr (for scipy) or atlas (for Embedding Atlas)",
+        help="; ".join(
+            f"of {kept}, {', '.join(f'{name} ({about})' for name, about in formats.items())}"
+            for kept, formats in (("matrices", OF_MATRICES), ("neighbours", OF_NEIGHBOURS))
+        ),
     )
     export.add_argument(
         "--layer", action="append", help="a layer; by default, those that the last session requested"
@@ -461,28 +462,9 @@ def _export(options: argparse.Namespace) -> int:
     from semrsm_dist.results.run import Run
 
     run = Run(options.run)
-    if options.out is None and not isinstance(run.directory.path, Path):
-        raise ConfigError(
-            f"{options.run}: files are not exported into an object store: choose a folder with --out"
-        )
-    folder = _folder(options, Path(options.run) / "export")
-    chosen = {"layers": options.layer, "kernels": options.kernel}
-    if options.to in GRAPHS and options.kind:
-        raise ConfigError(
-            f"--kind: {options.kind[0]}: neighbours are semantic; leave it out with --to {options.to}"
-        )
+    folder = None if options.out is None else _folder(options, options.out)
+    chosen = {"layers": options.layer, "kernels": options.kernel, "kinds": options.kind}
     with stopping_in_order():
-        if options.to in GRAPHS:
-            from semrsm_dist.results import graph
-
-            exports = dict(
-                zip(GRAPHS, (graph.export_edges, graph.export_csr, graph.export_atlas), strict=True)
-            )
-            written = exports[options.to](run, folder, **chosen)
-        else:
-            from semrsm_dist.results.export import export_npy, export_zarr
-
-            export = export_zarr if options.to == "zarr" else export_npy
-            written = export(run, folder, **chosen, kinds=options.kind)
+        written = run.export(options.to, folder, **chosen)
     _print("\n".join(map(str, written)))
     return 0

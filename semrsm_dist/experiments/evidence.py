@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import pandas as pd
 
 from semrsm_dist.plot.figures import new_figure
 from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.npy import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,9 +73,9 @@ class Evidence(Findings):
         """
         table, figure = (folder / f"{self.experiment}{suffix}" for suffix in (".parquet", ".png"))
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            _replace(table, self._write_table)
-            _replace(figure, self._write_figure)
+            for path, write in ((table, self._write_table), (figure, self._write_figure)):
+                with replacing(path) as partial:
+                    write(partial)
         return [table, figure]
 
     def _write_table(self, path: Path) -> None:
@@ -111,12 +111,3 @@ def note_sample(table: pd.DataFrame) -> list[str]:
         return []
     sample = f"a random sample of {n_ranked} of {n_pairs} pairs"
     return [f"rank correlations: of {sample}, standard error at most {math.sqrt(2 / n_ranked):.1g}"]
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

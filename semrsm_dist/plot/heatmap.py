@@ -163,9 +163,9 @@ def _is_symmetric(matrix: xr.DataArray | ArrayLike) -> bool:
 
 
 def _read(matrix: xr.DataArray | ArrayLike, rows: Indices, columns: Indices) -> NDArray[np.float64]:
-    if hasattr(matrix, "isel"):
-        dimensions = dict(zip(matrix.dims, (rows, columns), strict=True))
-        return np.asarray(matrix.isel(dimensions).values, np.float64)
+    if hasattr(matrix, "coords"):  # of xarray, whose indices of rows and columns are each on their own
+        part: Any = matrix
+        return np.asarray(part[rows, columns], np.float64)
     return np.asarray(matrix, np.float64)[np.ix_(rows, columns)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,11 @@ def matches(pair: Pair, *, least: float = 0.02, ax: Axes | None = None) -> Axes:
         width = min(max(width, 0.25), 4.0)
         if image is not None:
             axes.imshow(np.asarray(image), extent=(left, left + width, 1.0, 0.0), interpolation="nearest")
-        grid = {"color": "white" if image is not None else "grey", "alpha": 0.3, "linewidth": 0.6}
+        grid: dict[str, Any] = {
+            "color": "white" if image is not None else "grey",
+            "alpha": 0.3,
+            "linewidth": 0.6,
+        }
         axes.vlines(left + np.linspace(0, width, columns + 1), 0.0, 1.0, **grid)
         axes.hlines(np.linspace(0, 1.0, rows + 1), left, left + width, **grid)
         text = name if image is not None else f"{name}\n(no picture: {problem})"

@@ -275,8 +275,11 @@ def _values_of_neighbours(
             similarity, identity, gap = (float(column[0, rank]) for column in numbers)
             return _Values(similarity, gap, identity)
     inner = np.array([found.value, found.upper_bound, found.identity.sum()])
-    norms = (np.full(3, norms[place]) for norms, place in zip(neighbours.squared_norms, (i, j), strict=True))
-    value, bound, identity = derive_pairs(neighbours.kernel, inner, *norms, neighbours.sigma).tolist()
+    norms_i, norms_j = (
+        np.full(3, norms[place]) for norms, place in zip(neighbours.squared_norms, (i, j), strict=True)
+    )
+    values = derive_pairs(neighbours.kernel, inner, norms_i, norms_j, neighbours.sigma)
+    value, bound, identity = values.tolist()
     return _Values(value, bound - value, identity)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semrsm_dist.progress import Reporter
@@ -12,7 +14,10 @@ from semrsm_dist.results.verification.report import SAMPLE, Report
 from semrsm_dist.store.paths import RunPath
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
+    from rsatoolbox.rdm.rdms import RDMs
 
     from semrsm_dist.results.pair import Pair
 
@@ -114,6 +119,118 @@ class Run(RunReader):
         from semrsm_dist.results.pair import find_pair  # noqa: PLC0415 - with matchers and data sources, slow to load
 
         return find_pair(self, i, j, self.chosen_layer(layer), kernel=kernel, sigma=sigma)
+
+    def export(
+        self,
+        to: str = "npy",
+        folder: str | Path | None = None,
+        *,
+        layers: Sequence[str] | None = None,
+        kernels: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write matrices or neighbours for other programs; each file is there whole or not at all.
+
+        Parameters
+        ----------
+        to
+            Of matrices ``npy``, ``csv``, ``mat``, ``parquet``, ``zarr``, ``rsatoolbox`` or ``mne-rsa``; of neighbours
+            ``edges``, ``csr`` or ``atlas``. The page on results has what each of them holds.
+        folder
+            Output folder, created if missing; by default `export` in the run directory. Files of the same name are
+            replaced.
+        layers
+            None means all that the run's last session requested.
+        kernels
+            None means those of the run's configuration; of neighbours, cosine.
+        kinds
+            `semantic`, `spatio-semantic`; None means both. Neighbours are semantic.
+
+        Returns
+        -------
+        list of Path
+            What was written.
+
+        Raises
+        ------
+        ConfigError
+            If the run, or a kernel, cannot be exported in this format, or a name is unknown.
+        IncompleteError
+            If a layer has not been finished yet; nothing is written then.
+        LimitError
+            If the format or this machine's memory does not take so many images; nothing is written then.
+        StorageError
+            If a file cannot be written, or the run is damaged.
+        """
+        from semrsm_dist.results.export.exporting import export  # noqa: PLC0415 - needed by this method alone
+
+        return export(self, to, folder, layers=layers, kernels=kernels, kinds=kinds)
+
+    def to_rsatoolbox(
+        self,
+        *,
+        layers: Sequence[str] | None = None,
+        kernel: str = "cosine",
+        kinds: Sequence[str] | None = None,
+    ) -> RDMs:
+        """Return dissimilarities, 1 minus the similarity, as `rsatoolbox.rdm.RDMs`.
+
+        Parameters
+        ----------
+        layers, kinds
+            As in `export`.
+        kernel
+            `cosine` or `rbf`.
+
+        Returns
+        -------
+        rsatoolbox.rdm.RDMs
+            An RDM for each layer and kind, which are its descriptors, over all images, whose descriptors are `image`,
+            `labels` and `group`.
+
+        Raises
+        ------
+        ConfigError
+            If rsatoolbox is not installed, the run is rectangular or keeps neighbours, or the kernel has no
+            dissimilarity.
+        IncompleteError, LimitError
+            As `export`.
+        """
+        from semrsm_dist.results.export.dissimilarities import make_rdms  # noqa: PLC0415
+        from semrsm_dist.results.export.selection import Selection  # noqa: PLC0415
+
+        return make_rdms(Selection(self, layers, [kernel], kinds))
+
+    def to_mne_rsa(
+        self, *, layer: str | None = None, kernel: str = "cosine", kind: str = "semantic"
+    ) -> NDArray[np.float64]:
+        """Return dissimilarities, 1 minus the similarity, as MNE-RSA and scipy's `squareform` take them.
+
+        Parameters
+        ----------
+        layer
+            One of `layers`; it may be left out where there is only one.
+        kernel
+            `cosine` or `rbf`.
+        kind
+            `semantic` or `spatio-semantic`.
+
+        Returns
+        -------
+        ndarray of float64, (N (N - 1) / 2,)
+            The pairs of different images, row after row.
+
+        Raises
+        ------
+        ConfigError
+            If the run is rectangular or keeps neighbours, or the kernel has no dissimilarity.
+        IncompleteError
+            If the layer has not been finished yet.
+        """
+        from semrsm_dist.results.export.dissimilarities import condense  # noqa: PLC0415
+        from semrsm_dist.results.export.selection import Selection  # noqa: PLC0415
+
+        return condense(Selection(self, [self.chosen_layer(layer)], [kernel], [kind]))
 
     def verify(
         self,

@@ -14,7 +14,6 @@ import zarr
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, WorkError
-from semrsm_dist.results.export import export_npy
 from tests.pipeline.conftest import StopAfter
 
 
@@ -167,7 +166,7 @@ def test_odd_names_of_layers_that_it_can(shop, name):
     assert shop.interrupt(document, "matching", 1)
     shop.run(document)
     assert srs.open_run(shop.path / "run").similarity(name).shape == (20, 20)
-    written, *_ = export_npy(srs.open_run(shop.path / "run"), shop.path / "out", layers=[name])
+    written, *_ = srs.open_run(shop.path / "run").export("npy", shop.path / "out", layers=[name])
     assert np.load(written).shape == (20, 20)
 
 

@@ -11,7 +11,6 @@ import xarray as xr
 import semrsm_dist as srs
 from semrsm_dist.errors import StorageError
 from semrsm_dist.pipeline.summary import WORKER_PARTS, format_summary
-from semrsm_dist.results.export import export_npy, export_zarr
 from semrsm_dist.results.status import read_status
 from semrsm_dist.results.status_text import format_status
 from semrsm_dist.store.tiles import TileStore
@@ -27,7 +26,7 @@ def test_a_lost_tile_of_a_finished_run_is_named_and_computed_again(shop):
     (path / TILE).unlink()
     assert not read_status(path)["complete"]
     with pytest.raises(StorageError, match=rf"{TILE}: this chunk is missing; .*start the same command"):
-        export_npy(srs.open_run(path), shop.path / "out")
+        srs.open_run(path).export("npy", shop.path / "out")
     assert shop.run(document)["work"]["matching"]["computed"] == 1
     np.testing.assert_array_equal(srs.open_run(path).similarity("last").values, before)
     assert read_status(path)["complete"]
@@ -43,8 +42,8 @@ def test_a_damaged_tile_of_a_finished_run_heals_as_its_error_says(shop):
     for read in (
         lambda: srs.open_run(path).similarity("last").values,
         lambda: srs.open_run(path).similarity_rows("last")(slice(0, 3)),
-        lambda: export_npy(srs.open_run(path), shop.path / "out"),
-        lambda: export_zarr(srs.open_run(path), shop.path / "out"),
+        lambda: srs.open_run(path).export("npy", shop.path / "out"),
+        lambda: srs.open_run(path).export("zarr", shop.path / "out"),
     ):
         with pytest.raises(StorageError, match=rf"{TILE}: this chunk holds damaged .*start the same command"):
             read()
@@ -175,7 +174,7 @@ def test_a_layer_that_is_not_asked_for_any_more_does_not_keep_a_run_incomplete(s
     assert status["complete"]
     assert {name: facts["requested"] for name, facts in status["layers"].items()} == {"a": True, "b": False}
     assert "no longer requested" in format_status(status)
-    written = export_npy(srs.open_run(path), shop.path / "out")
+    written = srs.open_run(path).export("npy", shop.path / "out")
     names = [file.name for file in written if file.suffix == ".npy"]
     assert names == ["a.semantic.cosine.npy", "a.spatio-semantic.cosine.npy"]
     shop.run(both)

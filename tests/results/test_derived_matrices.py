@@ -17,7 +17,6 @@ from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.kernels import derive, squared_distances
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.results import rbf_width
-from semrsm_dist.results.export import export_zarr
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.results.xarray_engine import SemrsmBackend
@@ -106,7 +105,7 @@ def test_plain_xarray_opens_tiles_and_exports_with_their_coordinates(run, tmp_pa
     tiles = xr.open_zarr(run.directory.tiles / "a", chunks=None)
     assert tiles["tiles"].dims == ("quantity", "image_i", "image_j")
     assert tiles["quantity"].values.tolist() == ["matched", "identity", "gap"]
-    (group,) = export_zarr(run, tmp_path, kernels=["cosine", "rbf"])
+    (group,) = run.export("zarr", tmp_path, kernels=["cosine", "rbf"])
     plain = xr.open_zarr(group, chunks=None)
     data = run.dataset("a")
     assert set(plain) == set(data) - {"semantic_linear", "spatio-semantic_linear"}

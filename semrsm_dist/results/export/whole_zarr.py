@@ -1,0 +1,49 @@
+"""Matrices written out as plain Zarr, for any reader of Zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from semrsm_dist.results.export.selection import Selection
+from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
+from semrsm_dist.store.chunks import writing
+from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.tiles import QUANTITIES
+
+
+def write_zarr(selection: Selection, folder: Path) -> list[Path]:
+    """Write groups `rsm.zarr/<layer>` of `matched`, `identity`, `gap`, `<kind>_<kernel>`, in the type of the tiles."""
+    record = selection.run.record
+    together: dict[str, list[DerivedMatrix]] = {}
+    for chosen in selection.matrices():
+        together.setdefault(chosen.layer, []).append(chosen.matrix)
+    for layer, derived in together.items():
+        matrices, store = derived[0].layer, MatrixStore(folder / "rsm.zarr", layer)
+        every = [*map(matrices.matrix, QUANTITIES), *derived]
+        make_matrices(store, matrices, every, record.id_of(layer))
+        with writing(store.group):
+            for chunk in matrices.chunks.tiles():
+                for matrix in every:
+                    write_chunk(store, matrix, chunk)
+        store.finish(matrices.store.coordinates(), {"layer": layer}, record.id_of(layer))
+    return [folder / "rsm.zarr" / layer for layer in together]
+
+
+def make_matrices(
+    store: MatrixStore, layer: LayerMatrices, matrices: Sequence[DerivedMatrix], run: str
+) -> None:
+    """Make empty matrices, labelled with the id `run`, to be written by chunks in the type of the layer's tiles."""
+    attributes = {matrix.name: matrix.attributes for matrix in matrices}
+    shape = (layer.layout.n_rows, layer.layout.n_columns)
+    store.make(attributes, shape, layer.chunks.tile_size, str(layer.store.dtype), run)
+
+
+def write_chunk(store: MatrixStore, matrix: DerivedMatrix, chunk: tuple[int, int]) -> None:
+    """Write a chunk of a matrix, and its mirror image in a symmetric one."""
+    row, column = chunk
+    layout = matrix.layer.chunks
+    values = matrix.read((layout.rows(row), layout.columns(column)))
+    store.write(matrix.name, chunk, values)
+    if layout.symmetric and row != column:
+        store.write(matrix.name, (column, row), values.T)

@@ -55,6 +55,7 @@ SLOW = (
     "pipeline/test_extraction_stage.py",
     "pipeline/test_full_disk.py",
     "plot/test_overview.py",
+    "plot/test_axes.py",
     "report/test_browser.py",
     "report/test_page.py",
     "report/test_contents.py",

@@ -11,7 +11,7 @@ from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report import data as report_data
 from semrsm_dist.report import matches as report_matches
 from semrsm_dist.report.data import gather
-from semrsm_dist.report.pictures import CHANGED, see, seen_box
+from semrsm_dist.results.images import CHANGED, see, seen_box
 
 from .conftest import draw, make_run
 

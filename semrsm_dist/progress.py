@@ -1,4 +1,4 @@
-"""Progress of a run while it works: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress of a run while it works: a bar on a terminal or in a notebook, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Protocol, TextIO, runtime_checkable
 
 from tqdm import tqdm
@@ -17,6 +18,9 @@ from tqdm import tqdm
 from semrsm_dist.errors import ConfigError, printable
 
 LINE_SECONDS = 10.0
+WIDGET_COLUMNS = 200
+"""What fits into a line beside a widget's bar, about: a notebook is as wide as its window."""
+
 QUIET_SECONDS = 30.0
 """After so long without news, progress says how old the last news is: the time left is then a guess."""
 
@@ -60,19 +64,27 @@ class Reporter(Protocol):
 
 
 def require_reporter(reporter: object) -> Reporter:
-    """Return a reporter, or refuse what is none.
+    """Return a reporter, or refuse what is none; None means a bar in a notebook, and nothing elsewhere.
 
     Raises
     ------
     ConfigError
         If it lacks a method.
     """
+    if reporter is None:
+        return ConsoleReporter(sys.stdout) if in_notebook() else SilentReporter()
     if not isinstance(reporter, Reporter):
         raise ConfigError(
             f"reporter: {reporter!r}: expected a reporter, such as semrsm_dist.ConsoleReporter(); leave it out to "
             "report nothing"
         )
     return reporter
+
+
+def in_notebook() -> bool:
+    """Return whether this code runs in a Jupyter kernel, which shows what it prints in a notebook or console."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
 class SilentReporter:
@@ -104,7 +116,7 @@ class ConsoleReporter:
     ) -> Iterator[Stage]:
         """Show a stage until the block ends."""
         pace = _Pace(float(total - done) if effort is None else effort)
-        kind = _Bar if self._stream.isatty() else _Lines
+        kind = _Bar if self._stream.isatty() or self._stream.is_in_notebook() else _Lines
         shown = kind(name, total, unit, done, pace, self._stream)
         try:
             yield shown
@@ -153,6 +165,9 @@ class _Display:
 
     def isatty(self) -> bool:
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def is_in_notebook(self) -> bool:
+        return self._stream in (sys.stdout, sys.stderr) and in_notebook()
 
     def fileno(self) -> int:
         if self._stream is None:
@@ -211,8 +226,8 @@ class _Pace:
 class _Bar:
     def __init__(self, name: str, total: int, unit: str, done: int, pace: _Pace, stream: _Display) -> None:
         self._pace = pace
-        columns = _columns(stream)
-        self._bar = tqdm(
+        bar, columns = _choose_bar(stream)
+        self._bar = bar(
             desc=f"{name:<12}",
             total=total,
             initial=done,
@@ -239,6 +254,17 @@ class _Bar:
     def close(self) -> None:
         self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
+
+
+def _choose_bar(stream: _Display) -> tuple[type[tqdm], int]:
+    """Return the class of a bar, and how many columns it has, 0 if that is not known."""
+    if not stream.is_in_notebook():
+        return tqdm, _columns(stream)
+    if not find_spec("ipywidgets"):
+        return tqdm, 0
+    from tqdm.notebook import tqdm as widget  # noqa: PLC0415 - it needs ipywidgets
+
+    return widget, WIDGET_COLUMNS
 
 
 def _columns(stream: _Display) -> int:

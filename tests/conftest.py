@@ -56,6 +56,7 @@ SLOW = (
     "pipeline/test_full_disk.py",
     "plot/test_overview.py",
     "plot/test_axes.py",
+    "test_notebook.py",
     "report/test_browser.py",
     "report/test_page.py",
     "report/test_contents.py",

@@ -45,7 +45,7 @@ def evaluate(
         The run that it judges, as in `semrsm_dist.run`, computed as far as it is missing; by default one on data that
         ships.
     reporter
-        Where progress is reported; None reports nothing.
+        Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
     folder
         Where the table and the figure go; by default the folder `evaluation` of the run.
     **parameters
@@ -78,12 +78,12 @@ def compute(name: str, config: RunConfig, *, reporter: Reporter | None = None, *
 
     from semrsm_dist.experiments.evidence import Evidence, Findings  # noqa: PLC0415 - slow to load
     from semrsm_dist.experiments.runs import evaluation_folder  # noqa: PLC0415
-    from semrsm_dist.progress import SilentReporter, require_reporter  # noqa: PLC0415
+    from semrsm_dist.progress import require_reporter  # noqa: PLC0415
     from semrsm_dist.store.directory import RunDirectory  # noqa: PLC0415
 
     checked = check_parameters(name, parameters)
     evaluation_folder(config)
-    reporter = SilentReporter() if reporter is None else require_reporter(reporter)
+    reporter = require_reporter(reporter)
     experiment = EXPERIMENTS.load(name)
     findings = experiment.load()(config, checked, reporter)
     if not isinstance(findings, Findings) or not isinstance(findings.table, pd.DataFrame):

@@ -28,7 +28,7 @@ from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.pipeline.stages.scan import require_enough
 from semrsm_dist.pipeline.summary import summarise
 from semrsm_dist.plan.tiling import Tile
-from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
+from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import delete_chunk, limit_threads
 from semrsm_dist.store.directory import LostRecordError, RunDirectory
@@ -58,7 +58,7 @@ def run(
     engine
         Where the work runs; None makes the configured one and closes it at the end.
     reporter
-        Where progress is reported; None reports nothing.
+        Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
     stop
         Set from another thread, it ends the session early; everything finished is kept.
 
@@ -101,7 +101,7 @@ def compute_outputs(
     meaning
         What the outputs mean, if the weights do not say; see `semrsm_dist.features.outputs.find_meaning`.
     reporter
-        Where progress is reported; None reports nothing.
+        Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def open_session(
     config: RunConfig, engine: Engine | None, reporter: Reporter | None, stop: threading.Event | None
 ) -> Iterator[tuple[Session, RunRecord | None]]:
     """Hold the run directory and an engine, and yield the session with the record of the run."""
-    reporter = SilentReporter() if reporter is None else require_reporter(reporter)
+    reporter = require_reporter(reporter)
     if stop is not None and not isinstance(stop, threading.Event):
         raise ConfigError(
             f"stop: {stop!r:.200}: expected a threading.Event, which ends the run when it is set"

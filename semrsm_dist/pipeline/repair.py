@@ -16,7 +16,7 @@ from semrsm_dist.config.schema import RunConfig, parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.driver import open_session, run_session
-from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.verification.recorded import recorded_config
 from semrsm_dist.results.verification.report import DESCRIPTION, Fault, Kind, Report
@@ -71,7 +71,7 @@ def verify_and_repair(
     StorageError, WorkError, LimitError, ConfigError, KeyboardInterrupt
         As `semrsm_dist.pipeline.driver.run`; the same command continues.
     """
-    reporter = reporter or SilentReporter()
+    reporter = require_reporter(reporter)
     found: list[Fault] = []
     report = Run(path).verify(reporter=reporter, **options)
     for number in range(ROUNDS):

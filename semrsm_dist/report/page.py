@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from semrsm_dist.errors import ConfigError, StorageError
-from semrsm_dist.progress import Reporter, SilentReporter
+from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.report import facts
 from semrsm_dist.report.bundle import bundle, read_asset
 from semrsm_dist.report.data import Gathered, as_json, gather
@@ -29,7 +29,7 @@ def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | Non
     path
         The file; `report.html` in the run directory by default.
     reporter
-        Where progress is reported; None reports nothing.
+        Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | Non
     """
     target = _default_target(run) if path is None else path
     _require_place(target)
-    gathered = gather(run, SilentReporter() if reporter is None else reporter)
+    gathered = gather(run, require_reporter(reporter))
     _replace(target, render(run, gathered))
     return target
 

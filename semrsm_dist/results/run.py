@@ -257,7 +257,7 @@ class Run(RunReader):
         seed
             Of the sample; None draws another one each time. The report has it.
         reporter
-            Where progress is reported; None reports nothing.
+            Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
 
         Returns
         -------

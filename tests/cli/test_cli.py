@@ -486,10 +486,11 @@ def test_export_writes_the_matrices_of_the_run(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "export", "runs/mine", "--out", "out") == 0
     listed = capsys.readouterr().out.split()
     matrices = [
-        f"out/{layer}.{kind}.{kernel}.npy"
+        f"out/{layer}.{kind}.{kernel}.{suffix}"
         for layer in ("last", "other")
         for kind in ("semantic", "spatio-semantic")
         for kernel in ("cosine", "rbf")
+        for suffix in ("npy", "json")
     ]
     assert listed == matrices + [
         f"out/{name}_{suffix}.txt" for suffix in "ij" for name in ("image", "labels")
@@ -498,7 +499,7 @@ def test_export_writes_the_matrices_of_the_run(place, monkeypatch, capsys):
         "|".join(labels) for labels in run.manifest().labels()
     ]
     assert np.array_equal(np.load(place / listed[0]), run.similarity("last").values)
-    assert np.array_equal(np.load(place / listed[1]), run.similarity("last", "rbf").values)
+    assert np.array_equal(np.load(place / listed[2]), run.similarity("last", "rbf").values)
     assert (place / "out" / "image_j.txt").read_text().split() == [f"i{index}" for index in range(24)]
     choice = ["--kernel", "linear", "--kind", "spatio-semantic", "--layer", "other"]
     assert call(monkeypatch, place, "export", "runs/mine", *choice) == 0

@@ -9,7 +9,7 @@ from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.matching.matcher import Matcher, make_matcher
-from semrsm_dist.progress import Reporter, SilentReporter, require_reporter
+from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.coordinates import number_groups
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.verification.coordinates import inspect_attributes, inspect_coordinates
@@ -69,7 +69,7 @@ def verify(
     inspection = Inspection(
         directory,
         record,
-        SilentReporter() if reporter is None else require_reporter(reporter),
+        require_reporter(reporter),
         fast,
         sample,
         secrets.randbelow(2**32) if seed is None else seed,

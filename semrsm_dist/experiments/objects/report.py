@@ -9,8 +9,8 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.objects.boxes import PREDICTORS
-from semrsm_dist.experiments.plotting import draw_beside, make_panels, share_legend, style_names
 from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.plot.looks import draw_beside, make_panels, share_legend, style_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

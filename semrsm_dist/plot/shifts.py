@@ -78,6 +78,8 @@ def translation(
     axes.set_title(layer, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     if legend:
-        axes.set(xlabel="shift (pixels of the input)", ylabel=f"similarity ({kernel}), median and quartiles")
-        axes.legend(fontsize=8, frameon=False)
+        axes.set(xlabel="shift (pixels of the input)", ylabel=f"similarity ({kernel}),\nmedian and quartiles")
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7, frameon=False
+        )  # where it hides nothing
     return axes

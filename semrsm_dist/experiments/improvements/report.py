@@ -10,8 +10,8 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.improvements.candidates import POOLING
-from semrsm_dist.experiments.plotting import draw_beside, name_layers, share_legend, style_names
 from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.plot.looks import draw_beside, name_layers, share_legend, style_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

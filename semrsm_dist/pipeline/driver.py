@@ -21,7 +21,7 @@ from semrsm_dist.pipeline.rebuilding import adopt_sizes
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memory
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
-from semrsm_dist.pipeline.stages.features import provide_features
+from semrsm_dist.pipeline.stages.features import provide_features, warn_of_damaged
 from semrsm_dist.pipeline.stages.matching import match_layers
 from semrsm_dist.pipeline.stages.neighbours import choose_neighbours
 from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
@@ -33,7 +33,7 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import delete_chunk, limit_threads
 from semrsm_dist.store.directory import LostRecordError, RunDirectory
 from semrsm_dist.store.fingerprint import differences, require_same
-from semrsm_dist.store.inventory import find_damaged, write_inventory
+from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.paths import RunPath, as_run_path
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store
@@ -193,38 +193,42 @@ def run_session(
     if is_new:
         require_disk(session, matcher, record)
     else:
-        _remove_changed(session)
+        _remove_damaged_results(session)
     session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
     _keep(session, inputs, record)
     provide_features(session, record, inputs.manifests)
+    provided = Inventory.take(session.directory, session.directory.features)
     failures = match_layers(session, matcher, record)
     failed = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
     assemble = assemble_layers if record.neighbours is None else choose_neighbours
     assemble(session, record, [layer for layer in record.requested if layer not in failed], inputs.manifests)
     if failures:
         raise _tiles_failed(failures)
+    inventory = Inventory.take(session.directory, *_needed_groups(session.directory))
+    warn_of_damaged(session, provided, session.directory.features)
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
     session.directory.write_summary(summary)
-    write_inventory(session.directory)
+    inventory.write()
     session.directory.append_event("finished", seconds=summary["seconds"]["total"])
 
 
-def _remove_changed(session: Session) -> None:
-    """Remove chunks that were damaged after the last session had ended, as far as their sizes show it.
+def _needed_groups(directory: RunDirectory) -> tuple[RunPath, ...]:
+    """Return the groups that a finished run needs."""
+    return directory.features, directory.tiles, directory.neighbours, directory.matrices
 
-    Features are left: their inputs may be gone, and what is finished does not need them.
+
+def _remove_damaged_results(session: Session) -> None:
+    """Remove chunks of neighbours and matrices that were damaged since the last session, so that they are missing.
+
+    Tiles and features are checked by their own stages, which workers and threads share.
     """
-    for (group, name), places in find_damaged(session.directory).items():
-        array = str(group / name).removeprefix(f"{session.directory.path}/")
-        if array.startswith(f"{session.directory.features.name}/"):
+    for root in (session.directory.neighbours, session.directory.matrices):
+        for (group, name), places in session.inventory.find_damaged(root).items():
+            for place in places:
+                delete_chunk(group, name, place)
             session.warn(
-                f"{array}: chunks that are damaged: {len(places)}; what is finished does not need them; semrsm "
-                "verify --repair makes them again"
+                f"{group / name}: damaged chunks were removed ({len(places)}) and are computed again"
             )
-            continue
-        for place in places:
-            delete_chunk(group, name, place)
-        session.warn(f"{array}: damaged chunks were removed ({len(places)}) and are computed again")
 
 
 def _start_over(session: Session, inputs: RunInputs, known: RunRecord | None) -> None:

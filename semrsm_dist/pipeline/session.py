@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from semrsm_dist.config.schema import RunConfig
@@ -19,6 +20,7 @@ from semrsm_dist.errors import printable
 from semrsm_dist.pipeline.watching import Pulse
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.record import Side
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,11 @@ class Session:
 
     def __post_init__(self) -> None:
         self.pulse = Pulse(self.directory)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The chunks of the run when its last session ended: they need not be read again while they are as then."""
+        return Inventory.read(self.directory)
 
     def warn(self, message: str) -> None:
         """Record a non-fatal warning for the summary, and log it: so it is seen also where nothing is reported."""

@@ -13,7 +13,7 @@ Layout::
     events.jsonl     what happened when, for people
     progress.json    what the driver is at, written every few seconds
     summary.json     the last summary
-    inventory.parquet  the sizes of all chunks when the last session ended
+    inventory.parquet  size and time of all chunks when the last session ended
     figures/         pictures of the matrices
     lock             held by the driver at work
 """
@@ -33,8 +33,7 @@ from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, StorageError, hide_secrets, reason_of
-from semrsm_dist.store import paths
-from semrsm_dist.store.chunks import read_attributes
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.paths import RunPath
@@ -49,7 +48,7 @@ FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES,
 RECORD, RECORD_COPY, LOCK = "run.json", "run.copy.json", "lock"
 
 BEFORE_THE_RECORD = re.compile(
-    r"lock|(progress\.json|events\.jsonl)(\.tmp\d+)?|run(\.copy)?\.json\.tmp\d+|(images|queries)\.parquet(\.tmp\d+)?"
+    r"(lock|progress\.json|events\.jsonl|(images|queries)\.parquet)(\.(tmp|aside-)\d+)?|run(\.copy)?\.json\.(tmp|aside-)\d+"
 )
 """Names of files that a session can leave when it is killed before it has written the record."""
 
@@ -228,10 +227,6 @@ class RunDirectory:
             )
             return None
 
-    def summary_time(self) -> float | None:
-        """Return when the last summary was written, in seconds since the epoch; None if there is none."""
-        return paths.time_written(self.path / SUMMARY)
-
     def write_heartbeat(self, beat: Heartbeat) -> None:
         """Replace what the driver says of itself; nothing fails without it."""
         try:
@@ -268,7 +263,9 @@ class RunDirectory:
         """Yield the ledger's events, oldest first; a line truncated by a kill is skipped."""
         try:
             text = (self.path / EVENTS).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s: cannot be read (%s)", self.path / EVENTS, reason_of(error))
             return
         for line in text.decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
@@ -286,6 +283,8 @@ class RunDirectory:
         StorageError
             If the directory cannot be written to or its file system has no locks.
         """
+        with chunks.writing(self.path / LOCK):
+            paths.make_way(self.path / LOCK, in_place=True)
         return self._lock.hold()
 
     def shared(self) -> AbstractContextManager[bool]:
@@ -351,7 +350,7 @@ class RunDirectory:
     def holds_arrays(self) -> bool:
         """Return whether arrays of a run are described here: only ours name an origin."""
         return any(
-            ORIGIN in read_attributes(group / name.removesuffix("zarr.json"))
+            ORIGIN in chunks.read_attributes(group / name.removesuffix("zarr.json"))
             for group in self._groups
             for name in paths.list_files(group)
             if name.endswith("/zarr.json")

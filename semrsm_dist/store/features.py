@@ -8,9 +8,8 @@ present is complete. Where images have fewer tokens than there is room for, zero
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -145,19 +144,15 @@ class FeatureStore:
             *({index[0] for index in chunks.list_chunks(self.group, name)} for name in ARRAYS)
         )
 
-    def remove_damaged(self, threads: int = 4) -> list[int]:
+    def remove_damaged(self) -> list[int]:
         """Delete the chunks that are present but damaged, or others, and return their numbers."""
-        numbers = sorted(self.present())
-        damaged = set()
-        with ThreadPoolExecutor(threads) as pool:
-            for name in ARRAYS:
-                indices = [chunk_index(name, number) for number in numbers]
-                faults = pool.map(partial(chunks.find_fault, self._arrays[name]), indices)
-                for index, fault in zip(indices, faults, strict=True):
-                    if fault:
-                        chunks.delete_chunk(self.group, name, index)
-                        damaged.add(index[0])
-        return sorted(damaged)
+        numbers = self.present()
+        removed = set()
+        for name in ARRAYS:
+            for index in chunks.find_damaged(self._arrays[name], [chunk_index(name, n) for n in numbers]):
+                chunks.delete_chunk(self.group, name, index)
+                removed.add(index[0])
+        return sorted(removed)
 
     def remove(self, numbers: Collection[int] | None = None) -> None:
         """Delete chunks of these numbers, or all.

@@ -1,14 +1,17 @@
-"""The inventory of a finished run: how large the file of each chunk was when its last session ended.
+"""The inventory of a run: size and time of each chunk's file when its last session ended.
 
-Listing files with their sizes costs little, so a session that has nothing to compute still notices chunks that were cut
-short, emptied or replaced by others. Damage that leaves the size as it was is found only by reading all chunks, as
-`semrsm verify` does.
+Listing files costs little, so a session reads again only what has changed since: chunks that were cut short,
+overwritten or replaced, in whatever way. Damage that leaves size and time as they were, as a bad disk does, is found
+only by reading everything, as `semrsm verify` does.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -21,59 +24,97 @@ from semrsm_dist.store.paths import RunPath
 INVENTORY = "inventory.parquet"
 
 
-def write_inventory(directory: RunDirectory) -> None:
-    """Replace the inventory by what lies there now, unless it says just that.
+class Stamp(NamedTuple):
+    """What tells whether a file has changed: its bytes, and when it was written, in seconds since the epoch."""
 
-    Raises
-    ------
-    StorageError
-        If it cannot be written.
+    n_bytes: int
+    written: float
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The chunks of a run at some time.
+
+    Parameters
+    ----------
+    directory
+        The run directory.
+    files
+        Stamps by path in the run directory.
     """
-    found = dict(sorted(_list_chunks(directory)))
-    if found == _read(directory):
-        return
-    table = pa.table({"file": list(found), "n_bytes": pa.array(found.values(), pa.int64())})
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content, compression="zstd")
-    paths.write_atomically(directory.path / INVENTORY, content.getvalue())
 
+    directory: RunDirectory
+    files: Mapping[str, Stamp] = field(default_factory=dict)
 
-def find_damaged(directory: RunDirectory) -> dict[tuple[RunPath, str], list[tuple[int, ...]]]:
-    """Return the chunks whose files have not the size of the inventory and which cannot be used, by group and array.
+    @classmethod
+    def take(cls, directory: RunDirectory, *roots: RunPath) -> Inventory:
+        """Return the inventory of what lies below some groups now."""
+        return cls(directory, dict(sorted(file for root in roots for file in _list_chunks(directory, root))))
 
-    Chunks that are missing are not among them. Without an inventory nothing is found.
-    """
-    known = _read(directory)
-    damaged: dict[tuple[RunPath, str], list[tuple[int, ...]]] = {}
-    for file, n_bytes in _list_chunks(directory) if known else ():
-        if known.get(file, n_bytes) == n_bytes:
-            continue
-        node, _, key = file.rpartition("/c/")
-        folder, _, name = node.rpartition("/")
-        group, index = directory.path / folder, tuple(map(int, key.split("/")))
+    @classmethod
+    def read(cls, directory: RunDirectory) -> Inventory:
+        """Return the inventory that the last session left; an empty one if it cannot be read: all is read again."""
         try:
-            array = chunks.open_array(group, name)
-        except StorageError:  # its description is at fault, which the stages see to
-            continue
-        if chunks.find_fault(array, index) is not None:
-            damaged.setdefault((group, name), []).append(index)
-    return damaged
+            content = io.BytesIO((directory.path / INVENTORY).read_bytes())
+            columns = pyarrow.parquet.read_table(content).to_pydict()
+            stamps = map(Stamp, columns["n_bytes"], columns["written"], strict=True)
+            return cls(directory, dict(zip(columns["file"], stamps, strict=True)))
+        except (OSError, StorageError, ValueError, KeyError, pa.ArrowException):
+            return cls(directory)
+
+    def write(self) -> None:
+        """Replace the inventory in the run, unless it says just that.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written.
+        """
+        if self.files == Inventory.read(self.directory).files:
+            return
+        stamps = self.files.values()
+        table = pa.table(
+            {
+                "file": list(self.files),
+                "n_bytes": pa.array([stamp.n_bytes for stamp in stamps], pa.int64()),
+                "written": pa.array([stamp.written for stamp in stamps], pa.float64()),
+            }
+        )
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(table, content, compression="zstd")
+        paths.write_atomically(self.directory.path / INVENTORY, content.getvalue())
+
+    def find_changed(self, folder: RunPath) -> dict[tuple[RunPath, str], set[tuple[int, ...]]]:
+        """Return the chunks below a folder of the run that are new or not as they were, by group and array."""
+        changed = defaultdict(set)
+        for file, stamp in _list_chunks(self.directory, folder):
+            if self.files.get(file) != stamp:
+                node, _, key = file.rpartition("/c/")
+                group, _, name = node.rpartition("/")
+                changed[self.directory.path / group, name].add(tuple(map(int, key.split("/"))))
+        return changed
+
+    def find_damaged(self, folder: RunPath) -> dict[tuple[RunPath, str], set[tuple[int, ...]]]:
+        """Return those of the chunks that `find_changed` returns which cannot be used: they are read.
+
+        Arrays whose description is at fault are left out; stages see to these.
+        """
+        damaged = {}
+        for (group, name), indices in self.find_changed(folder).items():
+            try:
+                array = chunks.open_array(group, name)
+            except StorageError:
+                continue
+            if faulty := chunks.find_damaged(array, indices):
+                damaged[group, name] = faulty
+        return damaged
 
 
-def _list_chunks(directory: RunDirectory) -> Iterator[tuple[str, int]]:
-    """Yield the files of all chunks that a finished run needs, as paths in the run directory, and their sizes."""
-    for root in (directory.features, directory.tiles, directory.neighbours, directory.matrices):
-        for file in paths.look_up_files(root):
-            _, mark, key = file.name.rpartition("/c/")
-            if mark and key.replace("/", "").isdecimal():
-                yield f"{root.name}/{file.name}", file.n_bytes
-
-
-def _read(directory: RunDirectory) -> dict[str, int]:
-    """Return the inventory; nothing if there is none that can be read, as a session that ends writes it again."""
-    try:
-        table = pyarrow.parquet.read_table(io.BytesIO((directory.path / INVENTORY).read_bytes()))
-        names, sizes = (table.column(name).to_pylist() for name in ("file", "n_bytes"))
-    except (OSError, StorageError, pa.ArrowException, KeyError):
-        return {}
-    return dict(zip(names, sizes, strict=True))
+def _list_chunks(directory: RunDirectory, folder: RunPath) -> Iterator[tuple[str, Stamp]]:
+    """Yield the files of all chunks below a folder, as paths in the run directory."""
+    place = str(folder).removeprefix(f"{directory.path}/")
+    for file in paths.look_up_files(folder):
+        name = f"{place}/{file.name}"
+        _, mark, key = name.rpartition("/c/")
+        if mark and key.replace("/", "").isdecimal():
+            yield name, Stamp(file.n_bytes, file.written)

@@ -87,16 +87,12 @@ class ObjectPath:
 
     def exists(self) -> bool:
         """Return whether there is an object of this name."""
-        return self.time_written() is not None
-
-    def time_written(self) -> float | None:
-        """Return when the object was written, in seconds since the epoch; None if there is none."""
         try:
             with _errors(self):
-                written: datetime = _obstore().head(self._bucket, self.key)["last_modified"]
+                _obstore().head(self._bucket, self.key)
         except FileNotFoundError:
-            return None
-        return written.timestamp()
+            return False
+        return True
 
     is_file = exists
 

@@ -126,7 +126,7 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
         before = path.read_bytes() if path.exists() else b""
         path.write(_keep_end(before, most - len(line)) + line + b"\n")
         return
-    make_way(path)
+    make_way(path, in_place=True)
     with path.open("ab+") as file:
         if file.tell() and not _ends_a_line(file):
             line = b"\n" + line
@@ -137,27 +137,21 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
             write_atomically(path, file.read())
 
 
-def time_written(path: RunPath) -> float | None:
-    """Return when a file was written, in seconds since the epoch; None if it is not there."""
-    if isinstance(path, ObjectPath):
-        return path.time_written()
-    return path.stat().st_mtime if path.is_file() else None
+def make_way(path: RunPath, *, for_folder: bool = False, in_place: bool = False) -> None:
+    """Move what is in the place of a file, or `for_folder` of a folder, aside if it is not one.
 
-
-def make_way(path: RunPath, *, for_folder: bool = False) -> None:
-    """Move what is in the place of a file, or `for_folder` of a folder, aside if it is not one."""
-    if isinstance(path, ObjectPath):
+    A link to one is one, but not for a file that is written `in_place`: what the link leads to is not of the run.
+    """
+    if isinstance(path, ObjectPath) or not os.path.lexists(path):
         return  # an object and a prefix can have the same name
-    if path.is_file() if for_folder else path.is_dir():
-        names = (f"{path.name}.aside-{number}" for number in itertools.count(1))
-        aside = next(place for place in map(path.with_name, names) if not place.exists())
-        path.rename(aside)
-        log.warning(
-            "%s: there was a %s in its place, which is %s now",
-            path,
-            "file" if for_folder else "folder",
-            aside.name,
-        )
+    kinds = {"link": path.is_symlink(), "file": path.is_file(), "folder": path.is_dir()}
+    if kinds["folder" if for_folder else "file"] and not (in_place and kinds["link"]):
+        return
+    names = (f"{path.name}.aside-{number}" for number in itertools.count(1))
+    aside = next(place for place in map(path.with_name, names) if not os.path.lexists(place))
+    path.rename(aside)
+    kind = next((kind for kind, is_it in kinds.items() if is_it), "device or pipe")
+    log.warning("%s: there was a %s in its place, which is %s now", path, kind, aside.name)
 
 
 def remove_file(path: RunPath) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import InputError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks, paths
+from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup, Values
 from semrsm_dist.store.paths import RunPath
 
@@ -79,13 +80,14 @@ class TileFiles(LabelledGroup):
         """Return whether one tile exists."""
         return (self._folder / str(tile[0]) / str(tile[1])).is_file()
 
-    def arrival_times(self, layout: Layout) -> NDArray[np.float64]:
-        """Return when each tile was written, in seconds since the epoch; NaN where there is none."""
-        times = np.full((layout.row_panels, layout.column_panels), np.nan)
-        for file in paths.look_up_files(self._folder):
-            if tile := _tile_of(file.name, layout):
-                times[tile] = file.written
-        return times
+    def changed(self, layout: Layout, known: Inventory) -> NDArray[np.bool_]:
+        """Return which tiles exist and are new or not as they were at the time of an inventory."""
+        found = np.zeros((layout.row_panels, layout.column_panels), dtype=bool)
+        for indices in known.find_changed(self.group / self.array_name).values():
+            for index in indices:
+                if tile := _tile_of("/".join(map(str, index[1:])), layout):
+                    found[tile] = True
+        return found & layout.wanted()
 
     def remove_damaged(self, tiles: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Read tiles that exist, delete those that are damaged or others, and return them."""

@@ -1,7 +1,13 @@
-"""Any file of a run is lost or damaged between two sessions: the next one ends with the same bytes, or says why not."""
+"""Any file of a run is lost or damaged between two sessions: the next one ends with the same bytes, or says why not.
+
+Each of the `DAMAGES` meets each file, in a run that is unfinished or finished; and each file is damaged in some way in
+both. Several files, of different parts of a run, are damaged at once, each in another way: `SETS` of them, of which the
+n-th file gets the n-th damage, then the one after, and so on. So a third of a minute is enough.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,32 +21,43 @@ from semrsm_dist.errors import ResumeError, StorageError
 N, TILE = 14, 4
 GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
 N_TILES = 10
+TEXT = "of somebody"
 
-DESCRIPTIONS = [
-    "features.zarr",
-    "features.zarr/images",
-    "features.zarr/images/a",
-    "features.zarr/images/a/features",
-    "features.zarr/images/a/squared_norm",
-    "tiles.zarr",
-    "tiles.zarr/a",
-    "tiles.zarr/a/tiles",
+DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder", "link"]
+SETS = [
+    [
+        "run.json",
+        "features.zarr/zarr.json",
+        "features.zarr/images/a/squared_norm/zarr.json",
+        "tiles.zarr/a/tiles/c/0/0/1",
+    ],
+    [
+        "run.copy.json",
+        "images.parquet",
+        "features.zarr/images/a/features/zarr.json",
+        "features.zarr/images/a/squared_norm/c/0",
+        "tiles.zarr/zarr.json",
+    ],
+    [
+        "events.jsonl",
+        "lock",
+        "features.zarr/images/a/zarr.json",
+        "features.zarr/images/a/features/c/0/0/0",
+        "tiles.zarr/a/tiles/zarr.json",
+    ],
+    ["features.zarr/images/zarr.json", "tiles.zarr/a/zarr.json"],
 ]
-FINISHED_DESCRIPTIONS = [
-    "tiles.zarr/a/image_i",
-    "tiles.zarr/a/squared_norm_j",
-    "rsm.zarr",
-    "rsm.zarr/a/matched",
+FINISHED_SETS = [
+    [
+        "summary.json",
+        "tiles.zarr/a/image_i/zarr.json",
+        "tiles.zarr/a/squared_norm_i/c/0",
+        "rsm.zarr/zarr.json",
+        "rsm.zarr/a/matched/c/0/0",
+    ],
+    ["inventory.parquet", "tiles.zarr/a/squared_norm_j/zarr.json", "rsm.zarr/a/matched/zarr.json"],
 ]
-CHUNKS = [
-    "features.zarr/images/a/features/c/0/0/0",
-    "features.zarr/images/a/squared_norm/c/0",
-    "tiles.zarr/a/tiles/c/0/0/1",
-]
-FINISHED_CHUNKS = ["tiles.zarr/a/squared_norm_i/c/0", "rsm.zarr/a/matched/c/0/0"]
-SMALL = ["run.json", "run.copy.json", "images.parquet", "events.jsonl"]
-FINISHED_SMALL = ["summary.json"]
-DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder"]
+"""Of files that an unfinished run does not have."""
 
 
 def document(shop, run):
@@ -73,11 +90,13 @@ def runs(module_shop, engine):
 def damage(file: Path, how: str, at: float = 0.5) -> None:
     """Damage a file in one of the ways of `DAMAGES`; a bit is flipped `at` a part of its length."""
     content = bytearray(file.read_bytes())
-    if how in ("deleted", "folder"):
+    if how in ("deleted", "folder", "link"):
         file.unlink()
         if how == "folder":
             file.mkdir()
-            (file / "kept").write_text("of somebody")
+            (file / "kept").write_text(TEXT)
+        elif how == "link":
+            file.symlink_to(somebodys_file(file))
         return
     if how == "truncated":
         content = content[: len(content) // 2]
@@ -86,6 +105,15 @@ def damage(file: Path, how: str, at: float = 0.5) -> None:
     else:
         content[int(at * len(content))] ^= 4
     file.write_bytes(content)
+
+
+def somebodys_file(beside: Path) -> Path:
+    """Return a file that is not of any run."""
+    folder = next(parent.parent for parent in beside.parents if parent.name == "copy") / "somebody"
+    folder.mkdir(exist_ok=True)
+    file = folder / beside.name
+    file.write_text(TEXT)
+    return file
 
 
 def arrays(runs, run):
@@ -120,44 +148,33 @@ def require_whole(runs, state, spoil, engine):
     assert summary["work"]["matching"]["computed"] == N_TILES - len(intact)  # none that is good twice
     assert arrays(runs, "copy") == arrays(runs, "finished")
     assert srs.open_run(run).manifest().image_ids() == [f"i{k}" for k in range(N)]
-    kept = list(run.rglob("*.aside-1/kept"))
-    assert all(file.read_text() == "of somebody" for file in kept)
+    others = [*run.rglob("*.aside-1/kept"), *(runs.path / "somebody").glob("*")]
+    assert all(file.read_text() == TEXT for file in others)
     return summary
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", [*SMALL, *(f"{group}/zarr.json" for group in DESCRIPTIONS), *CHUNKS])
-def test_an_unfinished_run_goes_on_without_any_of_its_files(runs, engine, name, how):
-    require_whole(runs, "unfinished", lambda run: damage(run / name, how), engine)
+def damage_all(run, files, first):
+    """Damage files in different ways, beginning with the `first` of `DAMAGES`."""
+    for place, name in enumerate(files):
+        damage(run / name, DAMAGES[(first + place) % len(DAMAGES)])
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("first", range(len(DAMAGES)))
+@pytest.mark.parametrize("number", range(len(SETS)))
+def test_a_run_goes_on_without_any_of_its_files(runs, engine, number, first):
+    state = ("unfinished", "finished")[(number + first) % 2]
+    require_whole(runs, state, lambda run: damage_all(run, SETS[number], first), engine)
+
+
+@pytest.mark.parametrize("first", range(len(DAMAGES)))
+@pytest.mark.parametrize("number", range(len(FINISHED_SETS)))
+def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, number, first):
+    require_whole(runs, "finished", lambda run: damage_all(run, FINISHED_SETS[number], first), engine)
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        *SMALL,
-        *FINISHED_SMALL,
-        *(f"{group}/zarr.json" for group in (*DESCRIPTIONS, *FINISHED_DESCRIPTIONS)),
-    ],
+    ("state", "how"), [(("unfinished", "finished")[number % 2], how) for number, how in enumerate(DAMAGES)]
 )
-def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, name, how):
-    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", ["tiles.zarr/a/tiles/c/0/0/1", "tiles.zarr/a/squared_norm_i/c/0"])
-def test_a_damaged_tile_or_coordinate_of_a_finished_run_is_made_again(runs, engine, name, how):
-    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
-
-
-@pytest.mark.parametrize("how", ["deleted", "folder"])
-@pytest.mark.parametrize("name", [*CHUNKS, *FINISHED_CHUNKS])
-def test_a_chunk_that_a_finished_run_lacks_is_made_again(runs, engine, name, how):
-    require_whole(runs, "finished", lambda run: damage(run / name, how), engine)
-
-
-@pytest.mark.parametrize("state", ["unfinished", "finished"])
-@pytest.mark.parametrize("how", DAMAGES)
 def test_a_record_that_is_lost_with_its_copy_is_made_anew(runs, engine, state, how):
     def lose(run):
         for name in ("run.json", "run.copy.json"):
@@ -202,8 +219,42 @@ def test_swapped_tiles_of_an_unfinished_run_are_computed_again(runs, engine):
 
 
 @pytest.mark.parametrize("at", np.linspace(0.05, 0.95, 7))
-@pytest.mark.parametrize(
-    "name", ["run.json", "images.parquet", "tiles.zarr/a/zarr.json", "tiles.zarr/a/tiles/zarr.json"]
-)
-def test_a_bit_flipped_anywhere_changes_no_result(runs, engine, name, at):
-    require_whole(runs, "finished", lambda run: damage(run / name, "flipped", at), engine)
+def test_a_bit_flipped_anywhere_changes_no_result(runs, engine, at):
+    def flip(run):
+        for name in ("run.json", "images.parquet", "tiles.zarr/a/zarr.json", "tiles.zarr/a/tiles/zarr.json"):
+            damage(run / name, "flipped", at)
+
+    require_whole(runs, "finished", flip, engine)
+
+
+@pytest.mark.parametrize("damaged", ["tiles.zarr/a/tiles/c/0/0/1", "rsm.zarr/a/matched/c/0/0"])
+def test_a_flipped_bit_that_leaves_size_and_time_is_found_by_verification(runs, engine, damaged):
+    def rot(run):
+        stat = (run / damaged).stat()
+        damage(run / damaged, "flipped")
+        os.utime(run / damaged, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    run = spoiled(runs, "finished", rot)
+    assert runs.run(document(runs, "copy"), engine=engine)["work"]["matching"]["computed"] == 0
+    (fault,) = srs.open_run(run).verify(fast=True).faults
+    assert f"{fault.array}/c/{fault.place.replace('.', '/')}" == damaged
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "pipe", "file of a folder"])
+def test_what_is_no_file_in_the_place_of_one_is_moved_aside(runs, engine, kind):
+    def put(run):
+        for name in ("lock", "events.jsonl", "summary.json", "tiles.zarr"):
+            path = run / name
+            if path.is_dir() and kind != "file of a folder":
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if kind == "dangling":
+                path.symlink_to("nowhere")
+            elif kind == "loop":
+                path.symlink_to(path.name)
+            elif kind == "pipe":
+                os.mkfifo(path)
+            else:
+                path.write_text(TEXT)
+
+    require_whole(runs, "finished", put, engine)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from hypothesis import strategies as st
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import chunks
+from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.tiles import QUANTITIES, TileStore
 
 LAYOUT = Layout(7, 7, 3, symmetric=True)
@@ -138,15 +139,36 @@ def test_layers_do_not_meet(tmp_path):
     assert present(one) == set(LAYOUT.tiles())
 
 
-def test_arrival_times_are_those_of_the_files(tmp_path):
-    before = time.time() - 2
-    store, tiles = filled(tmp_path)
-    os.utime(file_of(tmp_path, store, (1, 2)), (0, 1e9))
-    file_of(tmp_path, store, (0, 2)).unlink()
-    times = store.arrival_times(LAYOUT)
-    assert times[1, 2] == 1e9
-    assert {tuple(tile) for tile in np.argwhere(~np.isnan(times))} == tiles.keys() - {(0, 2)}
-    assert all(before <= times[tile] <= time.time() + 2 for tile in tiles.keys() - {(0, 2), (1, 2)})
+def changed(store, inventory):
+    return {tuple(tile) for tile in np.argwhere(store.changed(LAYOUT, inventory))}
+
+
+def test_a_tile_has_changed_if_its_size_or_time_is_another_or_it_was_not_there(tmp_path):
+    run = RunDirectory(tmp_path)
+    store, _ = filled(run.tiles)
+    files = {tile: file_of(run.tiles, store, tile) for tile in LAYOUT.tiles()}
+    files[0, 1].unlink()
+    before = Inventory.take(run, run.tiles)
+    assert changed(store, before) == set()
+    assert changed(store, Inventory(run)) == set(LAYOUT.tiles()) - {(0, 1)}
+    before.write()
+    known = Inventory.read(run)
+    assert known.files == before.files
+    store.write((0, 1), *(np.zeros((3, 3)) for _ in range(3)))
+    os.utime(files[1, 2], (0, 1e9))
+    stat = files[0, 0].stat()
+    files[0, 0].write_bytes(b"x")
+    os.utime(files[0, 0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    files[0, 2].unlink()
+    (files[0, 1].parent / "99").write_bytes(b"no tile of the layout")
+    assert changed(store, known) == {(0, 0), (0, 1), (1, 2)}
+    assert known.find_damaged(run.tiles) == {(store.group, "tiles"): {(0, 0, 0)}}
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"{}"])
+def test_without_an_inventory_everything_is_new(tmp_path, content):
+    (tmp_path / "inventory.parquet").write_bytes(content)
+    assert Inventory.read(RunDirectory(tmp_path)).files == {}
 
 
 def test_files_that_are_no_tiles_of_the_layout_do_not_count(tmp_path):
@@ -163,7 +185,6 @@ def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     file = file_of(tmp_path, store, (1, 2))
     file.rename(file.with_name("2.5f0e.partial"))
     assert present(store) == set(LAYOUT.tiles()) - {(1, 2)}
-    assert np.isnan(store.arrival_times(LAYOUT)[1, 2])
 
 
 @pytest.mark.parametrize("place", ["the tile", "its row"])

@@ -10,7 +10,10 @@ from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction import extract_features
 from semrsm_dist.pipeline.stages.importing import import_features
+from semrsm_dist.store import chunks
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.inventory import Inventory
+from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.results import result_store
 
@@ -40,8 +43,7 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
                 config.features.dtype,
                 record.id_of(layer),
             )
-        for layer in unfinished:
-            _remove_damaged(session, side, layer)
+            _check(session, side, layer, is_needed=layer in unfinished)
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
             import_features(session, record, side, data, manifest)
@@ -52,11 +54,30 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
         extract_features(session, record, to_extract, sizes)
 
 
-def _remove_damaged(session: Session, side: Side, layer: str) -> None:
-    """Read the features of an unfinished layer once, so that those that cannot be decoded are made again."""
+def _check(session: Session, side: Side, layer: str, *, is_needed: bool) -> None:
+    """Read the features that have changed since the last session; of an unfinished layer, remove those damaged."""
+    group = FeatureStore(session.directory.features, side, layer).group
     with session.timed("check"):
-        damaged = FeatureStore(session.directory.features, side, layer).remove_damaged()
+        if not is_needed:
+            return warn_of_damaged(session, session.inventory, group)
+        damaged = session.inventory.find_damaged(group)
+        for (_, name), places in damaged.items():
+            for place in places:
+                chunks.delete_chunk(group, name, place)
     if damaged:
+        numbers = {place[0] for places in damaged.values() for place in places}
         session.warn(
-            f"layer {layer}: damaged features of {side} were removed (chunks: {len(damaged)}) and are made again"
+            f"layer {layer}: damaged features of {side} were removed (chunks: {len(numbers)}) and are made again"
+        )
+
+
+def warn_of_damaged(session: Session, known: Inventory, folder: RunPath) -> None:
+    """Read the features below a folder that have changed since an inventory, and warn of those that are damaged.
+
+    They are left: their inputs may be gone, and what is finished does not need them.
+    """
+    for (group, name), places in known.find_damaged(folder).items():
+        session.warn(
+            f"{group / name}: damaged chunks: {len(places)}; what is finished does not need them; semrsm verify "
+            "--repair makes them again"
         )

@@ -141,8 +141,7 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
         present = layout.wanted()  # nothing needs the candidates any more
     else:
         present = store.present(layout)
-        since = _last_check(session, record, layer)
-        suspect = present if since is None else present & (store.arrival_times(layout) >= since)
+        suspect = store.changed(layout, session.inventory)
         present = present & ~_remove_damaged(session, record, layer, suspect)
     session.counts["matching"]["found"] += int(present.sum())
     return LayerWork(
@@ -166,14 +165,6 @@ def _choose_dtype(
         for side in (record.row_side, "images")
     )
     return choose_dtype(matcher.is_exact, norms_i, norms_j)
-
-
-def _last_check(session: Session, record: RunRecord, layer: str) -> float | None:
-    """Return when all tiles had been read, in seconds since the epoch: evaluation does that before the summary."""
-    evaluated = (session.directory.read_summary() or {}).get("layers", {})
-    if layer in evaluated and result_store(session.directory, record, layer).is_done(record.layout(layer)):
-        return session.directory.summary_time()
-    return None
 
 
 def _remove_damaged(

@@ -90,8 +90,12 @@ def verify_and_repair(
 
 
 def _configure(run: Run, settings: dict[str, Any]) -> RunConfig:
+    """Return the recorded configuration with other settings; another engine does not join the recorded address."""
     config = recorded_config(run.directory, run.record)
-    return parse_config(config.model_dump(mode="json") | settings) if settings else config
+    if not settings:
+        return config
+    changes = {"address": None, **settings} if "engine" in settings else settings
+    return parse_config(config.model_dump(mode="json") | changes)
 
 
 def _run(

@@ -57,7 +57,7 @@ class Inventory:
         try:
             content = io.BytesIO((directory.path / INVENTORY).read_bytes())
             columns = pyarrow.parquet.read_table(content).to_pydict()
-            stamps = map(Stamp, columns["n_bytes"], columns["written"], strict=True)
+            stamps = map(Stamp, columns["n_bytes"], columns["written"])
             return cls(directory, dict(zip(columns["file"], stamps, strict=True)))
         except (OSError, StorageError, ValueError, KeyError, pa.ArrowException):
             return cls(directory)

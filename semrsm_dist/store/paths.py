@@ -155,10 +155,11 @@ def make_way(path: RunPath, *, for_folder: bool = False, in_place: bool = False)
 
 
 def remove_file(path: RunPath) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it is there; a folder in its place is moved aside."""
     if isinstance(path, ObjectPath):
         path.remove()
     else:
+        make_way(path)
         path.unlink(missing_ok=True)
 
 

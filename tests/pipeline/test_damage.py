@@ -35,18 +35,19 @@ SETS = [
         "run.copy.json",
         "images.parquet",
         "features.zarr/images/a/features/zarr.json",
-        "features.zarr/images/a/squared_norm/c/0",
         "tiles.zarr/zarr.json",
     ],
     [
         "events.jsonl",
         "lock",
         "features.zarr/images/a/zarr.json",
-        "features.zarr/images/a/features/c/0/0/0",
         "tiles.zarr/a/tiles/zarr.json",
     ],
     ["features.zarr/images/zarr.json", "tiles.zarr/a/zarr.json"],
 ]
+FEATURES = ["features.zarr/images/a/features/c/0/0/0", "features.zarr/images/a/squared_norm/c/0"]
+"""What a run that is finished does not need, and makes again only if it is missing."""
+
 FINISHED_SETS = [
     [
         "summary.json",
@@ -167,6 +168,21 @@ def test_a_run_goes_on_without_any_of_its_files(runs, engine, number, first):
 
 
 @pytest.mark.parametrize("first", range(len(DAMAGES)))
+def test_an_unfinished_run_makes_damaged_features_again(runs, engine, first):
+    require_whole(runs, "unfinished", lambda run: damage_all(run, FEATURES, first), engine)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_finished_run_makes_features_again_that_are_missing_and_names_others(runs, engine, how):
+    run = spoiled(runs, "finished", lambda run: damage(run / FEATURES[0], how))
+    summary = runs.run(document(runs, "copy"), engine=engine)
+    is_missing = how in ("deleted", "folder")
+    assert (arrays(runs, "copy") == arrays(runs, "finished")) == is_missing
+    assert any("damaged chunks: 1" in warning for warning in summary["warnings"]) != is_missing
+    assert (run / FEATURES[0]).is_file()
+
+
+@pytest.mark.parametrize("first", range(len(DAMAGES)))
 @pytest.mark.parametrize("number", range(len(FINISHED_SETS)))
 def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, number, first):
     require_whole(runs, "finished", lambda run: damage_all(run, FINISHED_SETS[number], first), engine)
@@ -245,7 +261,7 @@ def test_what_is_no_file_in_the_place_of_one_is_moved_aside(runs, engine, kind):
     def put(run):
         for name in ("lock", "events.jsonl", "summary.json", "tiles.zarr"):
             path = run / name
-            if path.is_dir() and kind != "file of a folder":
+            if path.is_dir() != (kind == "file of a folder") or (kind == "pipe" and name == "summary.json"):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             if kind == "dangling":

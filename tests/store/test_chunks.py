@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,17 +288,19 @@ def test_what_is_not_there_is_said_to_be_missing(group, array):
 # --- the file system -------------------------------------------------------------------------------------
 
 
-def test_a_file_in_the_way_is_named(group, array):
-    (group / "file").write_text("x")
-    for attempt in (
-        lambda: make(group, "file"),
-        lambda: make(group / "file"),
-        lambda: make(group / "file" / "below"),
-        lambda: chunks.create_group(group, "file/below"),
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_file_in_the_place_of_a_folder_is_moved_aside(group, array, kind, caplog):
+    place = group / "place"
+    for number, make_there in enumerate(
+        (lambda: make(group, "place"), lambda: chunks.create_group(group, "place/below"))
     ):
-        with pytest.raises(StorageError, match=r"/file.*: cannot be (opened|written)"):
-            attempt()
-    assert (group / "file").read_text() == "x"
+        shutil.rmtree(place, ignore_errors=True)
+        place.write_text("x") if kind == "file" else place.symlink_to("nowhere")
+        make_there()
+        aside = group / f"place.aside-{number + 1}"
+        assert aside.is_symlink() if kind != "file" else aside.read_text() == "x"
+        assert f"{place}: there was a " in caplog.text
+        caplog.clear()
 
 
 class Failing:

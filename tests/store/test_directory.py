@@ -189,7 +189,7 @@ def test_a_file_system_without_locks_is_refused(run, monkeypatch):
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused(run):
-    (run.path / "lock").mkdir()  # permissions would not bind root
+    run.path.rmdir()  # permissions would not bind root
     with pytest.raises(
         StorageError, match=r"lock: the run directory cannot be written to .* nothing was computed"
     ):

@@ -161,9 +161,9 @@ class Chaos:
         """Return faults before a session, and one during it; rare ones more likely."""
         chosen = []
         moments = ["during", "launch"]
-        if name == "digits" and len(scene.find(FEATURES)) < self.sizes[name][0]:
+        if name == "digits" and len(scene.find(FEATURES)) < self.sizes[name][0] and self.rng.random() < 0.7:
             moments = ["extraction"]
-        for wanted, count in ((["before"], self.rng.randint(1, 4)), (moments, 1)):
+        for wanted, count in ((["before"], self.rng.randint(2, 4)), (moments, 1)):
             known = [f for f in self.faults if f.moment in wanted and scene.engine in f.engines]
             weights = [1 / (1 + 4 * self.tally.done[fault.name]) for fault in known]
             if known and (scene.run.exists() or "before" not in wanted):

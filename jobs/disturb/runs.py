@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-SHARES = {"features": 5, "digits": 1}
+SHARES = {"features": 3, "digits": 1}
 """What runs are made of, and how often; images load PyTorch."""
 
 GROUPS = ("features.zarr", "tiles.zarr")

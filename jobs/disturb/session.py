@@ -19,7 +19,7 @@ import psutil
 
 from disturb.scene import Fault, Scene, stamps, title_of
 
-SESSION_SECONDS = 400.0
+SESSION_SECONDS = 600.0
 GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.03
 
@@ -98,10 +98,13 @@ class Session:
                 },
                 **({"stdout": output, "stderr": output} | options),
             )
-            self._watch(later, before, n_features if is_early else n_chunks)
-        for undo in reversed(scene.undo):
-            undo()
-        scene.undo.clear()
+            try:
+                self._watch(later, before, n_features if is_early else n_chunks)
+            finally:
+                scene.process.kill()  # where this job itself is interrupted
+                for undo in reversed(scene.undo):
+                    undo()
+                scene.undo.clear()
         status = scene.process.returncode
         scene.is_finished = status == 0
         self.problems += self._check(status)

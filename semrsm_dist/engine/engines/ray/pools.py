@@ -309,7 +309,8 @@ class ActorPool:
         self._assign()
 
     def collect(self, timeout: float) -> list[Event]:
-        """Return receipts and ended tasks; raise what the factory raised."""
+        """Return receipts and ended tasks; raise what the factory raised, and whatever `Fitting` does."""
+        self._watch.fit()
         by_call = {member.calls[0][0]: member for member in self._members if member.calls}
         by_start = {member.starting: member for member in self._members if member.starting is not None}
         events: list[Event] = []

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import IncompleteError
+from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
@@ -103,6 +103,11 @@ class LabelledGroup:
             JSON values.
         run
             The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written, or another array of the group has lost its description.
         """
         group = self.begin()
         with chunks.writing(self.group):
@@ -113,11 +118,22 @@ class LabelledGroup:
             with warnings.catch_warnings():
                 for message in ("Consolidated metadata", "Object at .* is not recognized"):  # moved aside
                     warnings.filterwarnings("ignore", message=message, category=UserWarning)
-                zarr.consolidate_metadata(paths.zarr_store(self.group))
+                with chunks.reading_metadata(self.group):
+                    zarr.consolidate_metadata(paths.zarr_store(self.group))
             # The last write, which keeps what was gathered: a kill leaves no complete group without it.
             description = chunks.read_description(self.group)
+            self._require_gathered(description["consolidated_metadata"]["metadata"])
             description["attributes"][COMPLETE] = _digest(description)
             paths.write_atomically(self.group / "zarr.json", json.dumps(description, indent=2).encode())
+
+    def _require_gathered(self, gathered: Mapping[str, Any]) -> None:
+        """Raise StorageError if an array's description was lost while this worked, so that readers would miss it."""
+        for name in paths.list_names(self.group):
+            if name not in gathered and (self.group / name / "c").is_dir() and ".aside-" not in name:
+                raise StorageError(
+                    f"{self.group / name / 'zarr.json'}: lost or damaged while this driver was at work, so the layer "
+                    "is not complete; what is finished is kept: start the same command, which writes it anew"
+                )
 
     def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:
         if (self.group / name).is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,48 @@ found = [
 ]
 engine.close()
 print(json.dumps(found))
+"""
+
+LOST = """
+import sys, time, psutil
+import ray
+from ray.cluster_utils import Cluster
+from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks
+from semrsm_dist.engine.engines import ray as ray_engine
+from semrsm_dist.errors import WorkError
+
+whose, kind, program = sys.argv[1:]
+ray_engine.HEAD_SECONDS = 1.0
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+cluster = None
+if whose == "joined":
+    head = {"num_cpus": 1, "no_monitor": True, "include_log_monitor": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+engine = make_engine("ray", workers=1, address=cluster and cluster.address)
+
+def worker(units):
+    for unit in units:
+        time.sleep(0.1)
+        yield Receipt(unit)
+
+victims = []
+
+def kill(receipt):
+    if not victims:
+        processes = psutil.Process().children(recursive=True)
+        victims.extend(each for each in processes if each.cmdline()[:1] and each.cmdline()[0].endswith(program))
+        for each in victims:
+            each.kill()
+
+if kind == "tasks":
+    pool = engine.start_tasks(worker, Resources())
+else:
+    pool = engine.start_actors(lambda: worker, 1, Resources())
+try:
+    run_tasks(pool, [Task((unit,)) for unit in range(3000)], on_receipt=kill)
+except WorkError as error:
+    print(error)
+engine.close()
 """
 
 WITHOUT_RAY = """
@@ -179,6 +222,25 @@ def test_nobody_gets_into_a_ray_of_our_own_without_its_token(tmp_path):
     token = tmp_path / "mine" / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o077 == 0
     assert list(token.parent.iterdir()) == [token]
+
+
+@pytest.mark.parametrize(
+    ("whose", "kind", "program", "says"),
+    [
+        (
+            "own",
+            "actors",
+            "gcs_server",
+            r"Ray's process gcs_server on this machine died, .* the same command",
+        ),
+        ("joined", "tasks", "raylet", r"Ray's process raylet on this machine died, .* the same command"),
+        ("joined", "actors", "gcs_server", r"head of the Ray cluster at .* does not answer .* same command"),
+    ],
+)
+def test_a_process_that_ray_cannot_replace_ends_the_work_with_reason_and_remedy(whose, kind, program, says):
+    done = python(LOST, whose, kind, program)
+    assert done.returncode == 0, done.stderr
+    assert re.search(says, done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_ray_works_for_a_command_without_standard_error(tmp_path):

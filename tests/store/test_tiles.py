@@ -187,6 +187,25 @@ def test_a_killed_writer_s_part_is_no_tile(tmp_path):
     assert present(store) == set(LAYOUT.tiles()) - {(1, 2)}
 
 
+@pytest.mark.parametrize("how", ["deleted", "truncated", "folder"])
+def test_a_layer_is_not_finished_without_the_description_of_its_tiles(tmp_path, how):
+    store, _ = filled(tmp_path)
+    coordinates = {"image_i": ("image_i", list("abcdefg"))}
+    description = store.group / "tiles" / "zarr.json"
+    content = description.read_bytes()
+    description.unlink()
+    if how == "folder":
+        description.mkdir()
+    elif how == "truncated":
+        description.write_bytes(content[:50])
+    with pytest.raises(StorageError, match="start the same command"):
+        store.finish(coordinates, {}, "id")
+    assert not store.is_finished()
+    store.create(LAYOUT, "float64", "id")
+    store.finish(coordinates, {}, "id")
+    assert store.is_done(LAYOUT)
+
+
 @pytest.mark.parametrize("place", ["the tile", "its row"])
 def test_what_is_in_the_place_of_a_tile_is_no_tile_and_is_moved_aside(tmp_path, place):
     store, tiles = filled(tmp_path)

@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from ray.exceptions import RayError
 
 from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, format_resources, ray_request
 from semrsm_dist.engine.protocol import Engine, Resources, Worker
-from semrsm_dist.errors import ConfigError, WorkError, first_line
+from semrsm_dist.errors import ConfigError, WorkError, first_line, reason_of
 from semrsm_dist.machine import available_cpus
 
 ray_log = logging.getLogger(f"{__name__}.messages")
@@ -32,6 +33,8 @@ ray_log = logging.getLogger(f"{__name__}.messages")
 # Workers write their results themselves and send back receipts, so the object store holds almost nothing.
 OBJECT_STORE_BYTES = 256 * 2**20
 KNOCK_SECONDS = 10.0
+HEAD_SECONDS = 30.0
+"""How long a head may be away; after twice as long Ray would abort the driver."""
 VITAL = ("gcs_server", "raylet")
 """Processes of a Ray on this machine that it cannot lose."""
 # Custom resources by which an autoscaling cluster states its maximum size (see cluster.yaml): Ray does not report it.
@@ -114,9 +117,9 @@ class RayEngine(Engine):
         Raises
         ------
         WorkError
-            If a process has died without which this engine's own Ray cannot go on.
+            If a process of Ray on this machine has died without which the driver cannot go on.
         """
-        _require_own_ray()
+        _require_ray()
         wanted = ray_request(resources)
         return sum(
             int(
@@ -160,15 +163,41 @@ class RayEngine(Engine):
         return max(sum(int(node.get(name, 0)) for node in nodes) for name in (kind, GROWTH[kind]))
 
 
-def _require_own_ray() -> None:
-    """Raise if a process of a Ray that was started here has died: Ray itself would abort the driver some time later."""
+def _require_ray() -> None:
+    """Raise if a process of Ray has died that the driver needs: Ray would abort the driver, and not say what to do.
+
+    Of a Ray that was started here these are known; of one that was joined, they are sought where they listen.
+    """
     node = getattr(ray_worker, "_global_node", None)
-    dead = {name for name, _ in node.dead_processes()} & set(VITAL) if node is not None else set()
+    if node is None:
+        return
+    dead = {name for name, _ in node.dead_processes()} & set(VITAL)
+    with socket.socket(socket.AF_UNIX) as raylet:
+        try:
+            raylet.connect(node.raylet_socket_name)
+        except (ConnectionRefusedError, FileNotFoundError):
+            dead.add("raylet")
     if dead:
         raise WorkError(
             f"Ray's process {' and '.join(sorted(dead))} on this machine died, perhaps for lack of memory; what was "
             "finished is kept: start the same command"
         )
+    _await_head(node.gcs_address)
+
+
+def _await_head(address: str) -> None:
+    """Raise if nothing has listened where a cluster's head should for `HEAD_SECONDS`; it may be started again."""
+    deadline = time.monotonic() + HEAD_SECONDS
+    while True:
+        try:
+            return _knock(address)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise WorkError(
+                    f"the head of the Ray cluster at {address} does not answer any more ({reason_of(error)}); what was "
+                    "finished is kept: start the same command once the cluster runs again"
+                ) from error
+        time.sleep(1)
 
 
 def _living_nodes() -> list[Mapping[str, float]]:

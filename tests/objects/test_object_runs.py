@@ -125,6 +125,45 @@ def test_what_is_lost_or_damaged_is_computed_again_and_nothing_else(bucket, tmp_
     assert objects(document["run"]) == on_disk(features)
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write(bytes(content))
+
+
+@pytest.mark.parametrize("make", [stored, neighbours])
+def test_a_verification_finds_what_is_broken_and_a_repair_mends_it(bucket, tmp_path, on_disk, make, capsys):
+    uri = f"{bucket}/runs/one"
+    srs.run({**make(tmp_path), "run": uri})
+    assert srs.open_run(uri).verify(images=True, seed=0).exit_code == 0
+    run, layer = ObjectPath(uri), "a b#%"
+    results = f"tiles.zarr/{layer}/tiles" if make is stored else f"neighbours.zarr/{layer}/indices"
+    one, two = [name for name in list_files(run) if name.startswith(f"{results}/c/")][:2]
+    features = f"features.zarr/images/{layer}"
+    flip(run / one)
+    (run / two).remove()
+    flip(run / f"{features}/features/c/0/0/0")
+    (run / f"{features}/pooled/zarr.json").write(b"{")
+    (run / "run.copy.json").remove()
+    expected = {
+        (results, "damaged"),
+        (results, "missing"),
+        (f"{features}/features", "damaged"),
+        (f"{features}/pooled", "description"),
+        ("run.copy.json", "missing"),
+    }
+    if make is stored:
+        flip(run / f"rsm.zarr/{layer}/matched/c/0/0")
+        expected.add((f"rsm.zarr/{layer}/matched", "damaged"))
+    found = {(fault.array, str(fault.kind)) for fault in srs.open_run(uri).verify(fast=True).faults}
+    assert found >= expected - {(f"{features}/features", "damaged")}  # a feature chunk is read with its norms
+    assert cli.main(["verify", uri, "--fast"]) == 1
+    assert cli.main(["verify", uri, "--repair", "--seed", "0"]) == 0
+    assert f"repaired: {results}" in capsys.readouterr().out
+    assert srs.open_run(uri).verify(seed=0).exit_code == 0
+    assert objects(uri) == on_disk(make)
+
+
 class Robber(SilentReporter):
     """Takes the lease when matching begins."""
 

@@ -433,6 +433,17 @@ def test_tiles_are_repaired_without_inputs(copy, originals, shop):
     assert results(shop, run) == results(shop, originals("matrices"))
 
 
+def test_a_run_of_a_cluster_that_is_gone_is_repaired_by_another_engine(copy, originals, shop):
+    run = copy("matrices")
+    directory, record = RunDirectory(run), srs.open_run(run).record
+    config = record.config | {"engine": "ray", "address": "192.0.2.1:6379"}
+    with directory.locked():
+        directory.write_record(record.model_copy(update={"config": config}))
+    flip(chunk(run, TILES, 0, 0, 1))
+    assert verify_and_repair(run, settings={"engine": "local"}).exit_code == 0
+    assert results(shop, run) == results(shop, originals("matrices"))
+
+
 def test_the_command_exits_by_what_it_finds_and_lists_faults_for_programs(copy, shop):
     run = copy("matrices")
     assert shop.command("verify", run, "--fast").returncode == 0

@@ -18,10 +18,9 @@ from semrsm_dist.results.verification.numbers import (
     Problem,
     best_inner_product,
     check_match,
-    check_pairs,
 )
 from semrsm_dist.results.verification.report import Kind
-from semrsm_dist.results.verification.tiles import certificate_of
+from semrsm_dist.results.verification.tiles import LayerInspection
 from semrsm_dist.store.candidates import CANDIDATES, FIELDS, KNOWN, CandidateStore, most_candidates
 from semrsm_dist.store.neighbours import DESCRIPTIONS, INDICES, NOBODY, NUMBERS, NeighbourStore
 from semrsm_dist.store.record import NeighbourSettings
@@ -29,19 +28,13 @@ from semrsm_dist.store.record import NeighbourSettings
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]] | None
 
 
-class NeighbourInspection:
+class NeighbourInspection(LayerInspection):
     """The verification of a layer's neighbours, and of the candidates that they were chosen from.
 
     Parameters
     ----------
-    inspection
-        The verification.
-    layer
-        The layer.
-    features
-        Of rows and of columns.
-    matcher
-        The run's matcher; None if it is not installed here.
+    inspection, layer, features, matcher
+        As of `LayerInspection`.
     groups
         Numbers of the groups of rows and columns, as `semrsm_dist.results.coordinates.number_groups` returns them.
     finished
@@ -58,9 +51,8 @@ class NeighbourInspection:
         *,
         finished: bool,
     ) -> None:
-        self._inspection, self._layer, self._features = inspection, layer, features
-        self._certificate, self._groups, self._finished = certificate_of(matcher), groups, finished
-        self._layout = layout = inspection.record.layout(layer)
+        super().__init__(inspection, layer, features, matcher, finished=finished)
+        self._groups, layout = groups, self._layout
         self._k, self._threshold = inspection.record.neighbours or NeighbourSettings(0, None)
         candidates = CandidateStore(inspection.directory.candidates, layer, self._k)
         self._store = NeighbourStore(inspection.directory.neighbours, layer)
@@ -181,22 +173,6 @@ class NeighbourInspection:
         if self._groups is not None:
             left, right = self._groups[0][rows, None], self._groups[1][indices]
             yield "a neighbour of the same group", there & (left == right) & (left >= 0)
-
-    def _check_numbers(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64], numbers: Numbers
-    ) -> Iterator[Problem]:
-        (norms_i, counts_i), (norms_j, counts_j) = (
-            (features.squared_norms[images], features.token_counts[images])
-            for features, images in zip(self._features, (rows, columns), strict=True)
-        )
-        norms = np.sqrt(norms_i) * np.sqrt(norms_j)
-        known = ~np.isnan(norms)
-        comparable = np.where(known, counts_i == counts_j, ~np.isnan(numbers.identity))
-
-        def name(place: int) -> str:
-            return f"{rows[place]}, {columns[place]}"
-
-        return check_pairs(numbers, np.where(known, norms, np.inf), comparable, self._certificate, name)
 
     def _similarity(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], matched: NDArray[np.float64]

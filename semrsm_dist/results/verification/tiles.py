@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,8 @@ def certificate_of(matcher: Matcher | None) -> Certificate:
     return Certificate(getattr(matcher, "tolerance", 0.0) if certified else None, certified)
 
 
-def pair_name(rows: slice, columns: slice, row: int, column: int) -> str:
-    """Return the name of a pair of images by its place in a tile."""
-    return f"{rows.start + row}, {columns.start + column}"
-
-
-class TileInspection:
-    """The verification of a layer's tiles.
+class LayerInspection:
+    """What the verifications of a layer's tiles and of its neighbours share.
 
     Parameters
     ----------
@@ -56,7 +51,7 @@ class TileInspection:
     matcher
         The run's matcher; None if it is not installed here.
     finished
-        Whether all tiles must be there.
+        Whether all results must be there.
     """
 
     def __init__(
@@ -70,7 +65,42 @@ class TileInspection:
     ) -> None:
         self._inspection, self._layer, self._features = inspection, layer, features
         self._certificate, self._finished = certificate_of(matcher), finished
-        self._layout = layout = inspection.record.layout(layer)
+        self._layout = inspection.record.layout(layer)
+
+    def _check_numbers(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], numbers: Numbers
+    ) -> Iterator[Problem]:
+        """Yield what is wrong with the numbers of pairs of images, whose indices broadcast to their shape."""
+        (norms_i, counts_i), (norms_j, counts_j) = (
+            (features.squared_norms[images], features.token_counts[images])
+            for features, images in zip(self._features, (rows, columns), strict=True)
+        )
+        norms = np.sqrt(norms_i) * np.sqrt(norms_j)
+        known = ~np.isnan(norms)
+        # Of images whose features are at fault, everything is possible.
+        comparable = np.where(known, counts_i == counts_j, ~np.isnan(numbers.identity))
+        pairs = np.broadcast_arrays(rows, columns)
+
+        def name(*place: int) -> str:
+            return ", ".join(str(images[place]) for images in pairs)
+
+        return check_pairs(numbers, np.where(known, norms, np.inf), comparable, self._certificate, name)
+
+
+class TileInspection(LayerInspection):
+    """The verification of a layer's tiles; parameters as of `LayerInspection`."""
+
+    def __init__(
+        self,
+        inspection: Inspection,
+        layer: str,
+        features: tuple[SoundFeatures, SoundFeatures],
+        matcher: Matcher | None,
+        *,
+        finished: bool,
+    ) -> None:
+        super().__init__(inspection, layer, features, matcher, finished=finished)
+        layout = self._layout
         self._store = TileStore(inspection.directory.tiles, layer)
         shape = (len(QUANTITIES), layout.n_rows, layout.n_columns)
         size = (len(QUANTITIES), layout.tile_size, layout.tile_size)
@@ -100,19 +130,11 @@ class TileInspection:
 
     def _find_problems(self, row: int, column: int, tile: NDArray[np.floating[Any]]) -> list[Problem]:
         rows, columns = self._layout.rows(row), self._layout.columns(column)
-        (norms_i, counts_i), (norms_j, counts_j) = (
-            (features.squared_norms[part], features.token_counts[part])
-            for features, part in zip(self._features, (rows, columns), strict=True)
-        )
         numbers = Numbers(*tile.astype(np.float64))
-        norms = np.sqrt(norms_i)[:, None] * np.sqrt(norms_j)
-        known = ~np.isnan(norms)
-        # Of images whose features are at fault, everything is possible.
-        comparable = np.where(known, counts_i[:, None] == counts_j, ~np.isnan(numbers.identity))
-        limits, name = np.where(known, norms, np.inf), partial(pair_name, rows, columns)
-        problems = list(check_pairs(numbers, limits, comparable, self._certificate, name))
+        places = np.arange(rows.start, rows.stop)[:, None], np.arange(columns.start, columns.stop)
+        problems = list(self._check_numbers(*places, numbers))
         if self._layout.symmetric and row == column and not problems:
-            problems = list(check_diagonal(numbers, norms_i))
+            problems = list(check_diagonal(numbers, self._features[0].squared_norms[rows]))
         return problems
 
     def _solve_sample(self) -> None:

@@ -22,7 +22,7 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memory
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.features import provide_features, warn_of_damaged
-from semrsm_dist.pipeline.stages.matching import match_layers
+from semrsm_dist.pipeline.stages.matching import match_layers, remove_damaged_tiles
 from semrsm_dist.pipeline.stages.neighbours import choose_neighbours
 from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.pipeline.stages.scan import require_enough
@@ -196,6 +196,7 @@ def run_session(
         _remove_damaged_results(session)
     session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
     _keep(session, inputs, record)
+    remove_damaged_tiles(session, record)
     provide_features(session, record, inputs.manifests)
     provided = Inventory.take(session.directory, session.directory.features)
     failures = match_layers(session, matcher, record)

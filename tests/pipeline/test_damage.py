@@ -182,6 +182,17 @@ def test_a_finished_run_makes_features_again_that_are_missing_and_names_others(r
     assert (run / FEATURES[0]).is_file()
 
 
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+@pytest.mark.parametrize("tile", ["tiles.zarr/a/tiles/c/0/0/1", "tiles.zarr/a/tiles/zarr.json"])
+def test_a_tile_that_is_made_again_has_its_damaged_features_made_again_before(runs, engine, tile, how):
+    def spoil(run):
+        damage(run / "tiles.zarr/a/tiles/c/0/0/1", "zeroed")
+        for name in {tile, *FEATURES}:
+            damage(run / name, how)
+
+    require_whole(runs, "finished", spoil, engine)
+
+
 @pytest.mark.parametrize("first", range(len(DAMAGES)))
 @pytest.mark.parametrize("number", range(len(FINISHED_SETS)))
 def test_a_finished_run_is_whole_again_without_any_of_its_files(runs, engine, number, first):

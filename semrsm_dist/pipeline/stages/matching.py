@@ -35,6 +35,14 @@ CHECKED_TILES = 256
 """Tiles that a task checks at most: a second or more of reading."""
 
 
+def remove_damaged_tiles(session: Session, record: RunRecord) -> None:
+    """Remove the damaged tiles of finished layers, so that these are unfinished before their features are checked."""
+    for layer in record.requested if record.neighbours is None else ():
+        store, layout = TileStore(session.directory.tiles, layer), record.layout(layer)
+        if store.is_done(layout):
+            _remove_damaged(session, record, layer, store.changed(layout, session.inventory))
+
+
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
     """Solve the missing tiles of the requested layers, and return those that were set aside.
 
@@ -136,9 +144,10 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
     """Create the array of a layer's tiles and return its missing tiles."""
     sizes, layout = record.layers[layer], record.layout(layer)
     store = tile_files(session.directory, record, layer)
+    is_done = result_store(session.directory, record, layer).is_done(layout)
     store.create(layout, _choose_dtype(session, matcher, record, store), record.id_of(layer))
-    if record.neighbours and result_store(session.directory, record, layer).is_done(layout):
-        present = layout.wanted()  # nothing needs the candidates any more
+    if is_done:  # and checked; or nothing needs the candidates any more
+        present = layout.wanted()
     else:
         present = store.present(layout)
         suspect = store.changed(layout, session.inventory)

@@ -23,6 +23,7 @@ OWN = {
     "run.json",
     "run.copy.json",
     "summary.json",
+    "inventory.parquet",
     "figures/overview.png",
 }
 """Names the place of the run, or times."""

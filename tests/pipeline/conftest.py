@@ -200,7 +200,7 @@ class Workshop:
 
     def tree(self, folder: Path) -> dict[str, str]:
         """Return the hash of every file below a folder, except of those about a session and what a kill cut short."""
-        of_sessions = ("lock", "events.jsonl", "progress.json")
+        of_sessions = ("lock", "events.jsonl", "progress.json", "inventory.parquet")
         return {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*"))

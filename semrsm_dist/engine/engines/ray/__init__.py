@@ -209,7 +209,7 @@ def _living_nodes() -> list[Mapping[str, float]]:
 def _start(cpus: int) -> None:
     try:
         _make_token()
-        with _without_uv(), _on_loopback():
+        with _without_uv(), _on_loopback(), _without_waiting():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -307,6 +307,20 @@ def _on_loopback() -> contextlib.AbstractContextManager[None]:
     Ray does so by itself on macOS and Windows; elsewhere it would listen on all interfaces.
     """
     return _unless_set("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ENABLE_RAY_CLUSTER")
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Start Ray without waiting for its first workers: if one of them is lost meanwhile, it would wait for ever."""
+    variable = "RAY_prestart_worker_first_driver"
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 def _unless_set(variable: str, constant: str) -> contextlib.AbstractContextManager[None]:

@@ -36,7 +36,6 @@ from semrsm_dist.store.fingerprint import differences, require_same
 from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.paths import RunPath, as_run_path
 from semrsm_dist.store.record import RunRecord
-from semrsm_dist.store.results import result_store
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +193,7 @@ def run_session(
         require_disk(session, matcher, record)
     else:
         _remove_damaged_results(session)
-    session.directory.remove_partial_files(in_groups=known is not None and not _is_done(session, record))
+    session.directory.remove_partial_files()
     _keep(session, inputs, record)
     remove_damaged_tiles(session, record)
     provide_features(session, record, inputs.manifests)
@@ -241,13 +240,6 @@ def _start_over(session: Session, inputs: RunInputs, known: RunRecord | None) ->
             f"it starts over with this one (changed: {', '.join(name for name, _, _ in changed)})"
         )
     session.directory.remove_groups()
-
-
-def _is_done(session: Session, record: RunRecord) -> bool:
-    return all(
-        result_store(session.directory, record, layer).is_done(record.layout(layer))
-        for layer in record.requested
-    )
 
 
 def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:

@@ -202,12 +202,12 @@ class RunDirectory:
         for name in (RECORD_COPY, RECORD):
             paths.write_atomically(self.path / name, content)
 
-    def remove_partial_files(self, *, in_groups: bool = True) -> None:
-        """Remove temporary files of writers that were killed: small ones and, if wanted, those in the Zarr groups."""
+    def remove_partial_files(self) -> None:
+        """Remove temporary files of writers that were killed."""
         for name in paths.list_names(self.path):
             if any(fnmatchcase(name, pattern) for pattern in LITTER):
                 paths.remove_file(self.path / name)
-        for group in self._groups if in_groups else ():
+        for group in self._groups:
             paths.remove_partial_files(group)
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
@@ -175,10 +176,10 @@ def remove_partial_files(folder: RunPath) -> None:
     """Remove what writers that were killed, Zarr's and our own, have left below a folder."""
     if isinstance(folder, ObjectPath):
         return  # an object is there as a whole or not at all
-    for pattern in ("*.partial", "zarr.json.tmp[0-9]*"):
-        for path in folder.rglob(pattern):
-            if not path.is_dir():  # as that of a layer of such a name is
-                path.unlink(missing_ok=True)
+    for name in list_files(folder):
+        file = name.rpartition("/")[2]
+        if file.endswith(".partial") or fnmatchcase(file, "zarr.json.tmp[0-9]*"):
+            (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -149,13 +149,15 @@ def require_whole(runs, state, spoil, engine):
     assert summary["work"]["matching"]["computed"] == N_TILES - len(intact)  # none that is good twice
     assert arrays(runs, "copy") == arrays(runs, "finished")
     assert srs.open_run(run).manifest().image_ids() == [f"i{k}" for k in range(N)]
+    assert not list(run.rglob("*.partial"))
     others = [*run.rglob("*.aside-1/kept"), *(runs.path / "somebody").glob("*")]
     assert all(file.read_text() == TEXT for file in others)
     return summary
 
 
 def damage_all(run, files, first):
-    """Damage files in different ways, beginning with the `first` of `DAMAGES`."""
+    """Damage files in different ways, beginning with the `first` of `DAMAGES`, and leave parts of a killed writer."""
+    (run / "tiles.zarr/a/tiles/c/0/0/1.0123abcd.partial").write_bytes(b"half")
     for place, name in enumerate(files):
         damage(run / name, DAMAGES[(first + place) % len(DAMAGES)])
 

@@ -59,6 +59,7 @@ SLOW = (
     "test_notebook.py",
     "report/test_browser.py",
     "report/test_page.py",
+    "report/test_view.py",
     "report/test_contents.py",
     "experiments/test_kernels.py",
     "experiments/test_retrieval.py",

@@ -145,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="the HTML file to write; RUN/report.html by default"
     )
+    _add_view_options(add("view", _view, "show the results of a run of any size in a browser"))
     verify = add("verify", _verify, "check all that is stored of a run, and repair what is broken")
     _add_verify_options(verify)
 
@@ -189,6 +190,24 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
     return parser
+
+
+def _add_view_options(view: argparse.ArgumentParser) -> None:
+    view.add_argument(
+        "run", metavar="RUN", help="the run directory; of an unfinished run, what there is is shown"
+    )
+    view.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="name or address to listen at; by default, only this machine can connect",
+    )
+    view.add_argument("--port", type=int, default=0, help="any that is free by default")
+    view.add_argument(
+        "--no-browser", action="store_true", help="only print the address, and open no browser at it"
+    )
+    view.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="serve nothing; write a static site for any web server"
+    )
 
 
 def _add_verify_options(verify: argparse.ArgumentParser) -> None:
@@ -404,6 +423,38 @@ def _report(options: argparse.Namespace) -> int:
         path = write_report(Run(options.run), options.out, reporter=options.reporter)
     _print(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB), which any browser opens")
     return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from semrsm_dist.results.run import Run
+
+    run = Run(options.run)
+    with stopping_in_order():
+        if options.bundle is not None:
+            from semrsm_dist.report.view.site import write_site
+
+            page = write_site(run, options.bundle, options.reporter)
+            _print(f"site: {page}; any web server shows it, such as python -m http.server -d {page.parent}")
+            return 0
+        from semrsm_dist.report.view.live import LiveRun
+        from semrsm_dist.report.view.server import serve
+
+        live = LiveRun(run)
+        try:
+            serve(live, options.host, options.port, lambda address: _announce(address, options))
+        finally:
+            live.close()
+    return 0
+
+
+def _announce(address: str, options: argparse.Namespace) -> None:
+    """Print the address of the page, and open it where there is a screen."""
+    import webbrowser
+
+    _print(f"{options.run}: {address} (until it is interrupted with Ctrl-C)")
+    has_screen = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if has_screen and not options.no_browser:
+        webbrowser.open(address)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from importlib import resources
 
-MODULES = ("dom", "source", "colours", "images", "heatmap", "maps", "pair", "queries", "main")
+MODULES = (
+    "dom",
+    "pyramid",
+    "source",
+    "site",
+    "colours",
+    "images",
+    "heatmap",
+    "maps",
+    "pair",
+    "queries",
+    "main",
+)
 """The modules of the script; each imports from those before it."""
 
 _IMPORT = re.compile(r"^import .*;\n", re.MULTILINE)

@@ -75,10 +75,7 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
     """
     manifests = {side: run.manifest(side) for side in run.record.sides}
     parts, images = _Parts(), RetrievalSet(run, manifests)
-    finished = [layer for layer in run.requested_layers if _is_finished(run, layer)]
-    for layer in run.requested_layers:
-        if layer not in finished:
-            parts.notes.append(f"{layer} is not complete yet: start the run's command again to finish it.")
+    finished, parts.notes = find_finished(run)
     candidates: dict[str, list[Pair]] = {}
     shown: dict[str, Layer] = {}
     for layer in finished:
@@ -94,13 +91,11 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
     choice = _match(run, shown, candidates, parts, reporter)
     parts.layers = [shown[layer] for layer in finished]
     _want_images(run, parts)
-    vocabulary = sorted(
-        {label for manifest in manifests.values() for labels in manifest.labels() for label in labels}
-    )
+    vocabulary = list_labels(manifests.values())
     shown_images: dict[str, Images] = {}
     large: dict[str, Seen] = {}
     for side, manifest in manifests.items():
-        reader = ImageReader(run, side)
+        reader = ImageReader(run, side, manifest)
         if reader.problem:
             parts.notes.append(reader.problem)
         chosen = choice.rows if side == run.record.row_side else choice.columns
@@ -117,10 +112,26 @@ def gather(run: Run, reporter: Reporter) -> Gathered:
         images=shown_images,
         seen=large,
         layers=parts.layers,
-        first=_first_layer(run, finished),
+        first=choose_first(run, finished),
         colours=colour_scale(),
     )
     return Gathered(data, parts.gaps, parts.notes)
+
+
+def find_finished(run: Run) -> tuple[list[str], list[str]]:
+    """Return the layers that are complete, and notes on the others."""
+    finished = [layer for layer in run.requested_layers if _is_finished(run, layer)]
+    notes = [
+        f"{layer} is not complete yet: start the run's command again to finish it."
+        for layer in run.requested_layers
+        if layer not in finished
+    ]
+    return finished, notes
+
+
+def list_labels(manifests: Iterable[Manifest]) -> list[str]:
+    """Return all labels, sorted."""
+    return sorted({label for manifest in manifests for labels in manifest.labels() for label in labels})
 
 
 def _is_finished(run: Run, layer: str) -> bool:
@@ -140,7 +151,7 @@ def is_certified(run: Run) -> bool:
     return name in MATCHERS.names() and MATCHERS.load(name).certified
 
 
-def _first_layer(run: Run, finished: list[str]) -> str:
+def choose_first(run: Run, finished: list[str]) -> str:
     """Return the finished layer with the best retrieval after matching, or the last; empty if there is none."""
     scores = (run.directory.read_summary() or {}).get("retrieval", [])
     f1 = {score["layer"]: score["f1"] for score in scores if score["method"] == SEMANTIC}
@@ -235,16 +246,21 @@ def _images(
     for problem in dict.fromkeys(gallery.problems.values()):
         count = sum(one == problem for one in gallery.problems.values())
         parts.notes.append(f"{count:,} of {len(pictured):,} {side}: {problem}.")
-    place = {label: at for at, label in enumerate(vocabulary)}
     return Images(
         count=len(ids),
         rows=None if is_whole else Array.indices(np.array(listed), len(ids)),
         ids=[ids[index] for index in listed],
-        labels=[[place[label] for label in labels[index]] for index in listed],
+        labels=number_labels([labels[index] for index in listed], vocabulary),
         pictured=None if len(pictured) == len(listed) else Array.indices(np.array(pictured), len(ids)),
         problems={pictured[at]: problem for at, problem in gallery.problems.items()},
         thumbnails=gallery.pictures,
     )
+
+
+def number_labels(labels: Iterable[tuple[str, ...]], vocabulary: list[str]) -> list[list[int]]:
+    """Return the labels of images as their places among all."""
+    place = {label: at for at, label in enumerate(vocabulary)}
+    return [[place[label] for label in of_image] for of_image in labels]
 
 
 def as_json(data: Data) -> str:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.entries import row_slices
-from semrsm_dist.matching.kernels import derive
+from semrsm_dist.matching.kernels import derive, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.plot.orders import Indices, order_by_label, order_by_similarity, profile_affinity
-from semrsm_dist.progress import Reporter
+from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.report.model import Array, Map, Maps, Order, Sequence
-from semrsm_dist.results.matrices import LayerMatrices
+from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import QUANTITIES
 
@@ -43,9 +43,16 @@ N_LARGEST = 200
 """Pairs with the largest difference between the two similarities that are looked for."""
 
 
+Labels = Mapping[str, list[tuple[str, ...]]]
+"""The labels of the images of each side."""
+
+Orders = dict[Order, tuple[Indices, Indices]]
+"""Rows and columns in each order."""
+
+
 @dataclass(frozen=True)
 class Values:
-    """Cosine similarities of some pairs, (R, C) each, with their certified gaps."""
+    """Similarities of some pairs, (R, C) each, with their certified gaps."""
 
     spatial: NDArray[np.float64]
     semantic: NDArray[np.float64]
@@ -89,14 +96,28 @@ class Seen:
         self._differences = together[order]
 
 
-def read_values(matrices: LayerMatrices, rows: Indices | slice, columns: Indices | slice) -> Values:
-    """Return the similarities of a part of the matrices, as `Run.similarity` and `Run.gap` do."""
+def read_values(
+    matrices: LayerMatrices, rows: Indices | slice, columns: Indices | slice, kernel: str = "cosine"
+) -> Values:
+    """Return the similarities of a part of the matrices, as `Run.similarity` and `Run.gap` do.
+
+    The kernel is cosine, or one of the run's configuration.
+    """
     matched, identity, gap = matrices.read(QUANTITIES, (rows, columns))
+    semantic, spatial = (find_matrix(matrices, kernel, kind) for kind in ("semantic", "spatio-semantic"))
     norms = matrices.squared_norms[0][rows], matrices.squared_norms[1][columns]
-    semantic = derive("cosine", matched, *norms)
     return Values(
-        derive("cosine", identity, *norms), semantic, derive("cosine", matched + gap, *norms) - semantic
+        spatial.derive(identity, (rows, columns)),
+        semantic.derive(matched, (rows, columns)),
+        kernel_gap(kernel, matched, matched + gap, *norms, sigma=semantic.sigma),
     )
+
+
+def find_matrix(matrices: LayerMatrices, kernel: str, kind: str) -> DerivedMatrix:
+    """Return a matrix of cosine similarities, or of a kernel of the run's configuration, of the width it has there."""
+    if kernel == "cosine":
+        return matrices.kernel_matrix(kind, kernel)
+    return matrices.matrix(f"{kind}_{kernel}")
 
 
 def read_pairs(matrices: LayerMatrices, rows: Indices, columns: Indices) -> Values:
@@ -117,9 +138,7 @@ def read_pairs(matrices: LayerMatrices, rows: Indices, columns: Indices) -> Valu
     return found
 
 
-def make_maps(
-    run: Run, layer: str, labels: Mapping[str, list[tuple[str, ...]]], n_layers: int, reporter: Reporter
-) -> tuple[Maps, Seen]:
+def make_maps(run: Run, layer: str, labels: Labels, n_layers: int, reporter: Reporter) -> tuple[Maps, Seen]:
     """Return the maps of a finished layer; `labels` are those of the images by side.
 
     Raises
@@ -139,10 +158,12 @@ def make_maps(
         )
         note = f"The maps show {shown} images: whole tiles from evenly spaced places."
     with reporter.stage(f"orders of {layer}", 1, "layers") as stage:
-        orders = _find_orders(matrices, rows, columns, labels, run.record.row_side)
+        orders = order_images(labels, rows, columns, run.record.row_side)
+        orders["cluster"] = cluster_images(matrices, rows, columns)
         stage.advance(1)
     n_pairs = rows.size * columns.size / (2 if layout.symmetric else 1)
-    budget = MAP_BYTES / n_layers
+    kernels = kernels_of(run)
+    budget = MAP_BYTES / n_layers / len(kernels)
     is_whole = n_pairs * PAIR_BYTES <= budget
     names: tuple[Order, ...] = ("given",) if is_whole else tuple(orders)
     sizes = rows.size, columns.size
@@ -152,14 +173,16 @@ def make_maps(
         sizes = min(rows.size, most), min(columns.size, most)
         each = f"{rows.size / sizes[0]:.3g} x {columns.size / sizes[1]:.3g}"
         note = f"{note} Each cell is the mean of about {each} pairs.".strip()
-    sums = {name: _Cells(orders[name], sizes) for name in names}
+    sums = {kernel: {name: _Cells(orders[name], sizes) for name in names} for kernel in kernels}
     seen = Seen()
     with reporter.stage(f"maps of {layer}", rows.size, "rows") as stage:
         for part in _blocks(rows.size, columns.size):
-            values = read_values(matrices, rows[part], columns)
-            seen.add(rows[part], columns, values, symmetric=layout.symmetric)
-            for cells_of_order in sums.values():
-                cells_of_order.add(part, values)
+            for kernel, by_order in sums.items():
+                values = read_values(matrices, rows[part], columns, kernel)
+                if kernel == "cosine":
+                    seen.add(rows[part], columns, values, symmetric=layout.symmetric)
+                for cells_of_order in by_order.values():
+                    cells_of_order.add(part, values)
             stage.advance(part.stop - part.start)
     sequences: dict[Order, Sequence] = {
         name: Sequence(
@@ -168,8 +191,16 @@ def make_maps(
         )
         for name, order in orders.items()
     }
-    maps = {name: cells.finish(symmetric=layout.symmetric) for name, cells in sums.items()}
+    maps = {
+        kernel: {name: cells.finish(symmetric=layout.symmetric) for name, cells in by_order.items()}
+        for kernel, by_order in sums.items()
+    }
     return Maps(orders=sequences, cells=maps, note=note), seen
+
+
+def kernels_of(run: Run) -> list[str]:
+    """Return the kernels of the maps: cosine, and others that the run has."""
+    return ["cosine", *(kernel for kernel in run.kernels if kernel != "cosine")]
 
 
 def choose_images(length: int, layout: Layout) -> Indices:
@@ -187,38 +218,39 @@ def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
     yield from row_slices(n_rows, max(1, BLOCK_BYTES // (48 * max(1, n_columns))))
 
 
-def _find_orders(
-    matrices: LayerMatrices,
-    rows: Indices,
-    columns: Indices,
-    labels: Mapping[str, list[tuple[str, ...]]],
-    row_side: str,
-) -> dict[Order, tuple[Indices, Indices]]:
-    """Return orders as places among `rows` and `columns`."""
-    orders: dict[Order, tuple[Indices, Indices]] = {"given": (np.arange(rows.size), np.arange(columns.size))}
+def order_images(labels: Labels, rows: Indices, columns: Indices, row_side: str) -> Orders:
+    """Return the orders that need no similarities, as places among `rows` and `columns`."""
+    orders: Orders = {"given": (np.arange(rows.size), np.arange(columns.size))}
     sides = (row_side, rows), ("images", columns)
     if any(any(labels[side][index] for index in images) for side, images in sides):
         by_label = [order_by_label([labels[side][index] for index in images]) for side, images in sides]
         orders["label"] = by_label[0], by_label[1]
+    return orders
+
+
+def cluster_images(
+    matrices: LayerMatrices, rows: Indices, columns: Indices, stage: Stage | None = None
+) -> tuple[Indices, Indices]:
+    """Return the order by similarity, as places among `rows` and `columns`; a stage counts the images compared."""
     norms = matrices.squared_norms
 
     def read(some: Indices, others: Indices) -> NDArray[np.float64]:
         matched = matrices.read(["matched"], (some, others))[0]
+        if stage is not None:
+            stage.advance(some.size)
         return derive("cosine", matched, norms[0][some], norms[1][others])
 
     if matrices.layout.symmetric:
         order = order_by_similarity(lambda a, b: read(rows[a], rows[b]), rows.size)
-        orders["cluster"] = order, order
-        return orders
+        return order, order
     few_rows, few_columns = (
         images[np.linspace(0, images.size - 1, min(PROFILE, images.size)).round().astype(np.intp)]
         for images in (rows, columns)
     )
-    orders["cluster"] = (
+    return (
         order_by_similarity(profile_affinity(read(rows, few_columns)), rows.size),
         order_by_similarity(profile_affinity(read(few_rows, columns).T), columns.size),
     )
-    return orders
 
 
 class _Cells:

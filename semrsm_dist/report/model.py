@@ -123,6 +123,8 @@ class Images(Part):
         What is wrong with the picture of an image, by its place in the matrix.
     thumbnails
         Their pictures, if there are any.
+    served
+        Whether a server has their pictures, and they are not here.
     """
 
     count: int
@@ -132,6 +134,7 @@ class Images(Part):
     pictured: Array | None
     problems: dict[int, str]
     thumbnails: Pictures | None
+    served: bool = False
 
 
 class Sequence(Part):
@@ -149,7 +152,7 @@ class Map(Part):
     row_edges, column_edges
         Where cells begin in the order of the images, and where the last ends.
     spatial, semantic, difference
-        Cosine similarities position by position, after matching, and how much larger these are: means over the cell
+        Similarities position by position, after matching, and how much larger these are: means over the cell
         where it has several pairs, and then of those that are defined. Without `difference`, each cell is one pair.
     gap
         The largest certified gap of the cell.
@@ -171,14 +174,34 @@ class Maps(Part):
     orders
         What they can be sorted by.
     cells
-        By order; of maps whose cells are pairs there is one, in the order `given`.
+        By kernel, cosine first, and order; of maps whose cells are pairs there is one order, `given`.
     note
         What is left out, for people.
     """
 
     orders: dict[Order, Sequence]
-    cells: dict[Order, Map]
+    cells: dict[str, dict[Order, Map]]
     note: str
+
+
+class Tiles(Part):
+    """Maps of a layer whose cells come as tiles, each a file of `semrsm_dist.report.view.pyramid.PLANES`.
+
+    Attributes
+    ----------
+    size
+        Cells along an edge of a tile.
+    finest, top
+        The levels: `top` is a single tile, and a cell of level 0 a pair.
+    kernels, orders
+        What they can be shown in.
+    """
+
+    size: int
+    finest: int
+    top: int
+    kernels: list[str]
+    orders: list[Order]
 
 
 class Ranking(Part):
@@ -246,11 +269,22 @@ class Matches(Part):
     identity: Array
 
 
+class PairFacts(Part):
+    """What is known of a pair: similarities as in `Matches`, null where undefined, its matched tokens, or why none."""
+
+    semantic: float
+    spatial: float
+    gap: float
+    matches: Matches | None
+    note: str
+
+
 class Layer(Part):
-    """What is shown of a layer."""
+    """What is shown of a layer: it has `maps` or `tiles`, or neither if there are no matrices."""
 
     name: str
     maps: Maps | None
+    tiles: Tiles | None = None
     queries: Queries | None
     matches: Matches | None
 
@@ -283,6 +317,8 @@ class Data(Part):
         The layer to show first: the one with the best retrieval, or the last; empty if there is none.
     colours
         The colour scale: 256 colours of six hexadecimal digits.
+    served
+        Whether a server has the queries, pairs and pictures, and they are not here.
     """
 
     version: Literal[1] = VERSION
@@ -294,3 +330,4 @@ class Data(Part):
     layers: list[Layer]
     first: str
     colours: str
+    served: bool = False

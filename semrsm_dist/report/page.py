@@ -13,10 +13,20 @@ from semrsm_dist.report import facts
 from semrsm_dist.report.bundle import bundle, read_asset
 from semrsm_dist.report.data import Gathered, as_json, gather
 from semrsm_dist.report.evaluations import read_evaluations
+from semrsm_dist.report.model import Data
 from semrsm_dist.report.still import still_maps
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.status import read_status
 from semrsm_dist.results.status_text import format_status
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""What the page may load: nothing."""
+
+SITE_POLICY = (
+    "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+"""The same of one that requests its parts from where it came from."""
 
 
 def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | None = None) -> Path:
@@ -57,8 +67,8 @@ def _default_target(run: Run) -> Path:
     return folder / "report.html"
 
 
-def render(run: Run, gathered: Gathered) -> str:
-    """Return the page."""
+def render(run: Run, gathered: Gathered, *, shown: Data | None = None) -> str:
+    """Return the page, or that of a site, with the data `shown`: it requests what else there is from where it lies."""
     summary = run.directory.read_summary() or {}
     notes, status = list(gathered.notes), read_status(run.directory.path)
     if not status["complete"] or status["working"]:
@@ -75,6 +85,9 @@ def render(run: Run, gathered: Gathered) -> str:
         "headline": facts.headline(run, summary),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
         "stills": stills,
+        "still_note": "These pictures stand for them."
+        if stills
+        else "semrsm report writes a page with pictures of them.",
         "scores": facts.scores_table(summary),
         "experiments": experiments
         or "<p class='muted'>None yet. <code>semrsm evaluate --help</code> lists what can be measured.</p>",
@@ -82,10 +95,12 @@ def render(run: Run, gathered: Gathered) -> str:
         "gaps": "".join(
             facts.gap_histogram(layer, gaps, tolerance if isinstance(tolerance, float) else None)
             for layer, gaps in gathered.gaps.items()
-        ),
+        )
+        or "<p class='muted'>They are not counted here.</p>",
+        "policy": POLICY if shown is None else SITE_POLICY,
         "facts": facts.run_facts(run, summary),
         "style": read_asset("page.css"),
-        "data": as_json(data),
+        "data": as_json(shown or data),
         "script": bundle(),
     }
     return Template(read_asset("page.html")).substitute(parts)

@@ -36,17 +36,25 @@ class Gallery:
 
 def read_thumbnails(reader: ImageReader, indices: Sequence[int], size: int, stage: Stage) -> Gallery:
     """Return whole images, at most `size` pixels wide and high."""
-
-    def shrink(image: Image.Image) -> Image.Image:
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        return image
-
-    return _read(reader, indices, size, shrink, stage)
+    return _read(reader, indices, size, lambda image: _shrink(image, size), stage)
 
 
 def read_seen(reader: ImageReader, indices: Sequence[int], size: int, stage: Stage) -> Gallery:
     """Return what the model sees of images, at most `size` pixels wide and high."""
     return _read(reader, indices, size, lambda image: reader.see(image, size), stage)
+
+
+def read_picture(reader: ImageReader, index: int, size: int, *, seen: bool) -> tuple[bytes | None, str]:
+    """Return one image, whole or as the model sees it, as a JPEG file, and what is wrong with it, if anything."""
+    image, problem = reader.load(index)
+    if image is None:
+        return None, problem
+    return encode(reader.see(image, size) if seen else _shrink(image, size)), problem
+
+
+def _shrink(image: Image.Image, size: int) -> Image.Image:
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return image
 
 
 def _read(
@@ -95,7 +103,12 @@ def _lay_out(images: Sequence[Image.Image | None], cell: int) -> Pictures:
 
 def as_url(image: Image.Image, kind: str = "jpeg") -> str:
     """Return an image as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(encode(image, kind)).decode()}"
+
+
+def encode(image: Image.Image, kind: str = "jpeg") -> bytes:
+    """Return an image as a file."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": QUALITY} if kind == "jpeg" else {"optimize": True}
     image.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()

@@ -21,8 +21,9 @@ def still_maps(layer: Layer, colours: str, *, symmetric: bool) -> str:
     if layer.maps is None:
         return ""
     order: Order = "label" if "label" in layer.maps.orders else "cluster"
-    cells = layer.maps.cells.get(order, layer.maps.cells["given"])
-    is_sorted = order in layer.maps.cells
+    by_order = layer.maps.cells["cosine"]
+    cells = by_order.get(order, by_order["given"])
+    is_sorted = order in by_order
     matrices = [_unpack(cells, values, symmetric=symmetric) for values in (cells.spatial, cells.semantic)]
     difference = (
         matrices[1] - matrices[0]

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from semrsm_dist.data.entries import UnreadableImageError
-from semrsm_dist.data.manifest import OK, ManifestRow
+from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
 from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.data.sources import SOURCES
 from semrsm_dist.data.sources.table import TableImages
@@ -28,15 +28,20 @@ class ImageReader:
         The run.
     side
         `images` or `queries`.
+    manifest
+        The manifest of the side, if it has been read.
 
     Attributes
     ----------
     problem : str
         Why there is no image at all; empty if there is one.
+    n_unknown : int
+        Images of which the run does not know the hash.
     """
 
-    def __init__(self, run: RunReader, side: str) -> None:
-        self._rows = [row for row in run.manifest(side).rows if row.status == OK]
+    def __init__(self, run: RunReader, side: str, manifest: Manifest | None = None) -> None:
+        self._rows = [row for row in (manifest or run.manifest(side)).rows if row.status == OK]
+        self.n_unknown = sum(row.sha256 is None and bool(row.uri) for row in self._rows)
         model = run.record.cached.model
         self._preprocessing = model.facts["preprocessing"] if model else {}
         self._source: ImageSource | None = None

@@ -1,13 +1,21 @@
 """The page in a real browser: pointer, keyboard, search and zoom, and the numbers that it shows against the store's."""
 
+import functools
+import http.server
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
+from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report.page import write_report
+from semrsm_dist.report.view.cache import Cache
+from semrsm_dist.report.view.live import LiveRun
+from semrsm_dist.report.view.site import write_site
 
-from .conftest import HOSTILE
+from .conftest import HOSTILE, make_run
+from .test_view import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright's Python client is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,9 +57,12 @@ def open_page(browser, address, **size):
     page.set_default_timeout(LIMIT)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
+    own = address if address.startswith("http") else "file:"
     page.on(
         "request",
-        lambda request: page.problems.append(request.url) if request.url.startswith("http") else None,
+        lambda request: (
+            None if request.url.startswith((own, "data:", "file:")) else page.problems.append(request.url)
+        ),
     )
     page.set_viewport_size({"width": 1400, "height": 900, **size})
     page.goto(address)
@@ -152,7 +163,7 @@ def test_a_click_pins_the_pair_and_shows_its_patches(page, run):
     assert page.locator("#patch").inner_text().startswith("Match 2 of 9")
     box = page.locator("#patches-matched").bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + 5)
-    page.wait_for_function("document.getElementById('patch').textContent.includes('patch (1, 1) with')")
+    page.wait_for_function("() => document.getElementById('patch').textContent.includes('patch (1, 1) with')")
 
 
 def test_the_keyboard_alone_finds_and_pins_a_pair(page, run):
@@ -262,6 +273,15 @@ def test_dark_mode_and_print_have_their_own_colours(browser, addresses):
     assert page.evaluate(background) != light
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate(background) == "rgb(255, 255, 255)"
+    panel = "getComputedStyle(document.querySelector('#pair .card'))"
+    assert page.evaluate(f"{panel}.backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(f"{panel}.color") == "rgb(0, 0, 0)"
+    assert not page.locator("#card").is_visible()  # nothing is chosen yet
+    clipped = (
+        "[...document.querySelectorAll('.ranking ol')].some(list => list.scrollWidth > list.clientWidth)"
+    )
+    page.set_viewport_size({"width": 740, "height": 1000})
+    assert not page.evaluate(clipped)
     assert not page.locator("#search").is_visible()
     page.close()
 
@@ -273,3 +293,71 @@ def test_without_scripts_the_page_shows_still_maps_and_facts(browser, addresses)
     assert page.locator(".stills img").first.is_visible()
     assert page.get_by_text("auction, version").is_visible()
     page.close()
+
+
+@pytest.fixture(scope="module")
+def served(run):
+    server = Server(LiveRun(run, Cache(None)))
+    yield server.address
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def site(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    write_site(run, folder, SilentReporter())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["served", "site"])
+def test_a_server_and_a_site_show_what_the_page_shows(browser, run, name, request):
+    page = open_page(browser, request.getfixturevalue(name))
+    page.select_option("#layer", "late")
+    page.select_option("#order", "given")
+    wait_for_order(page, "as given")
+    ids = run.manifest().image_ids()
+    place = point_at(page, 5, 17)
+    wait_for_text(page, "#card", ids[5], ids[17])
+    page.wait_for_function("() => !document.querySelector('#card').innerText.includes('\u2026')")
+    shown = numbers(page)
+    for title, value in expected(run, 5, 17).items():
+        assert abs(float(shown[title]) - value) < 6e-5, title
+    page.mouse.click(*place)
+    wait_for_text(page, "#pair", ids[5], ids[17], "late")
+    assert abs(float(numbers(page, "#pair")["semantic"]) - expected(run, 5, 17)["semantic"]) < 6e-5
+    if name == "served":
+        page.wait_for_selector("#patches-matched")
+        page.wait_for_function("() => document.querySelector('#pair .frame img')?.naturalWidth > 0")
+    page.wait_for_function(
+        "() => document.querySelector('#queries-count')?.innerText.startsWith('24 queries')"
+    )
+    page.select_option("#order", "cluster")
+    wait_for_order(page, "by similarity")
+    assert page.problems == []
+    page.close()
+
+
+def test_far_away_a_cell_is_a_mean_and_near_by_a_pair(browser, tmp_path):
+    run = make_run(tmp_path, 300, layers=("late",), pictures=False, matching={"matcher": "identity"})
+    server = Server(LiveRun(run, Cache(None)))
+    page = open_page(browser, server.address, width=400)
+    page.select_option("#order", "given")
+    wait_for_order(page, "as given")
+    page.locator("#map-semantic").focus()
+    for key in ("ArrowDown", "ArrowRight", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    wait_for_text(page, "#card", "mean of 4 pairs")
+    semantic = run.similarity("late").to_numpy()
+    assert abs(float(numbers(page)["semantic"]) - semantic[2:4, 22:24].mean()) < 6e-5
+    for key in ("+", "+", "ArrowLeft", "ArrowRight"):
+        page.keyboard.press(key)
+    wait_for_text(page, "#card", "data 2.png", "data 22.png")
+    page.wait_for_function("() => !document.querySelector('#card').innerText.includes('\u2026')")
+    assert abs(float(numbers(page)["semantic"]) - semantic[2, 22]) < 6e-5
+    assert page.problems == []
+    page.close()
+    server.close()

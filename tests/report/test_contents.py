@@ -1,5 +1,7 @@
 """What a report gathers: matched patches, hits and pictures, each checked against what it stands for."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,8 @@ from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report import data as report_data
 from semrsm_dist.report import matches as report_matches
 from semrsm_dist.report.data import gather
-from semrsm_dist.results.images import CHANGED, see, seen_box
+from semrsm_dist.report.pictures import read_picture
+from semrsm_dist.results.images import CHANGED, ImageReader, see, seen_box
 
 from .conftest import draw, make_run
 
@@ -172,6 +175,11 @@ def test_an_image_that_has_changed_is_not_shown(tmp_path):
     assert images.problems == {2: CHANGED}
     assert images.thumbnails.sizes.read()[:, 0].tolist() == [32, 32, 0, 32]
     assert any(f"1 of 4 images: {CHANGED}" in note for note in found.notes)
+    reader = ImageReader(run, "images")
+    assert read_picture(reader, 2, 64, seen=False) == (None, CHANGED)
+    content, problem = read_picture(reader, 1, 20, seen=False)
+    assert Image.open(io.BytesIO(content)).size == (20, 15)
+    assert problem == ""
 
 
 @pytest.mark.parametrize("image", [(120, 80), (50, 200), (97, 97)])

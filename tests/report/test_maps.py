@@ -36,7 +36,7 @@ def unpack(cells, name, symmetric):
 def test_every_pair_of_few_images_is_shown_as_it_is(shape, request):
     run = request.getfixturevalue(shape)
     found, _ = build(run)
-    cells, expected = found.cells["given"], matrices(run, "late")
+    cells, expected = found.cells["cosine"]["given"], matrices(run, "late")
     for name in ("spatial", "semantic"):
         np.testing.assert_array_equal(
             unpack(cells, name, run.is_symmetric), expected[name].astype(np.float32)
@@ -55,8 +55,8 @@ def test_cells_of_many_images_are_means_of_blocks_in_each_order(shape, request, 
     found, _ = build(run)
     expected = matrices(run, "late")
     expected["difference"] = expected["semantic"] - expected["spatial"]
-    assert set(found.cells) == set(found.orders) == {"given", "label", "cluster"}
-    for order, cells in found.cells.items():
+    assert set(found.cells["cosine"]) == set(found.orders) == {"given", "label", "cluster"}
+    for order, cells in found.cells["cosine"].items():
         places = np.ix_(found.orders[order].rows.read(), found.orders[order].columns.read())
         edges = [edge.read().astype(int) for edge in (cells.row_edges, cells.column_edges)]
         for name in expected:
@@ -80,7 +80,7 @@ def test_what_is_undefined_has_no_part_in_a_mean(run, monkeypatch):
 
     whole = matrices(run, "late")
     monkeypatch.setattr(maps, "read_values", with_holes)
-    cells = build(run)[0].cells["given"]
+    cells = build(run)[0].cells["cosine"]["given"]
     whole["spatial"][::2] = np.nan
     expected = [
         np.nanmean(whole["spatial"][:12, :12]),

@@ -23,7 +23,7 @@ export function patchColour(across, down, alpha) {
 /** Return the range of finite values without their lowest and highest hundredth, and without the ones of a diagonal. */
 export function limits(...matrices) {
   const values = [];
-  for (const matrix of matrices) for (const value of matrix) if (Number.isFinite(value) && value < 1) values.push(value);
+  for (const matrix of matrices) for (const value of matrix) if (Number.isFinite(value) && value !== 1) values.push(value);
   if (!values.length) return [0, 1];
   const sorted = Float32Array.from(values).sort();
   const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
@@ -33,7 +33,7 @@ export function limits(...matrices) {
 
 /** Return a function from a value to its share of the values that are smaller. */
 export function ranker(matrix) {
-  const sorted = matrix.filter((value) => Number.isFinite(value) && value < 1).sort();
+  const sorted = matrix.filter((value) => Number.isFinite(value) && value !== 1).sort();
   return (value) => {
     let [low, high] = [0, sorted.length];
     while (low < high) {

@@ -1,10 +1,10 @@
-// One heat map on a canvas: cells, label bars at its edges, a cross at the cell in question. It knows no data.
+// One heat map on a canvas: tiles of cells, label bars at its edges, a cross at the cell in question.
 
 import { labelColour } from "./colours.js";
 
 const GAP = 3;
 
-/** What part of the maps is shown: all maps share one, so that they move together. */
+/** What part of the maps is shown, in cells of level 0: all maps share one, so that they move together. */
 export class View {
   constructor(height, width) {
     this.size = [height, width];
@@ -13,7 +13,7 @@ export class View {
 
   reset() {
     this.zoom = 1;
-    this.origin = [0, 0]; // first row and column shown, as fractions of a cell
+    this.origin = [0, 0]; // first row and column shown, with fractions
   }
 
   /** Enlarge by a factor around a place, given in cells. */
@@ -28,46 +28,64 @@ export class View {
     this.origin = origin.map((place, side) => Math.min(Math.max(place, 0), this.size[side] * (1 - 1 / this.zoom)));
   }
 
-  /** Move so that a cell is inside. */
-  include(cell) {
-    const shown = this.size.map((size) => size / this.zoom);
-    this.moveTo(this.origin.map((first, side) => Math.min(Math.max(first, cell[side] + 1 - shown[side]), cell[side])));
+  /** How many rows and columns are shown. */
+  get shown() {
+    return this.size.map((size) => size / this.zoom);
+  }
+
+  /** Move so that a part is inside: where it begins, and its lengths. */
+  include(start, lengths) {
+    const { shown } = this;
+    this.moveTo(this.origin.map((first, side) => Math.min(Math.max(first, start[side] + lengths[side] - shown[side]), start[side])));
   }
 }
 
 export class Heatmap {
-  constructor(canvas) {
-    this.canvas = canvas;
+  /** `kind` is the plane of the tiles that is shown; `scale` are the colours, three bytes each. */
+  constructor(canvas, kind, scale) {
+    Object.assign(this, { canvas, kind, scale });
     this.bars = { rows: null, columns: null };
-    this.cross = null;
+    this.cross = null; // as where it begins and its lengths
     this.pinned = null;
   }
 
-  /** Set the colour of each cell: `colours` has four bytes for each. */
-  setCells(height, width, colours) {
-    this.size = [height, width];
-    this.cells = bitmap(height, width, colours);
+  setPyramid(pyramid) {
+    this.pyramid = pyramid;
   }
 
-  /** Set the bars: for rows and columns, canvases with a row for each label, or null. */
+  /** Set the colours: a function from a value to its place between the ends of the scale, 0 to 1. */
+  setColouring(colouring) {
+    this.colouring = colouring;
+  }
+
+  /** Set the bars of rows and columns, or null. */
   setBars(rows, columns) {
     this.bars = { rows, columns };
   }
 
-  /** Return the cell at a place on the canvas, in CSS pixels, or null. */
-  cellAt(x, y, view) {
-    const place = this.placeAt(x, y, view).map(Math.floor);
+  /** Return the level that is shown. */
+  levelFor(view) {
+    const density = window.devicePixelRatio || 1;
     const box = this.#box();
-    const inside = x >= box.x && y >= box.y && x < box.x + box.width && y < box.y + box.height;
-    return inside && place.every((at, side) => at >= 0 && at < this.size[side]) ? place : null;
+    return this.pyramid.levelFor([box.height, box.width].map((length, axis) => (density * length) / view.shown[axis]));
   }
 
-  /** Return the place in cells, with fractions, of a place on the canvas. */
+  /** Return the cell at a place on the canvas, in CSS pixels, as `{level, place}`, or null. */
+  cellAt(x, y, view) {
+    const box = this.#box();
+    const inside = x >= box.x && y >= box.y && x < box.x + box.width && y < box.y + box.height;
+    const at = this.placeAt(x, y, view);
+    if (!inside || !at.every((place, axis) => place >= 0 && place < this.pyramid.size[axis])) return null;
+    const level = this.levelFor(view);
+    return { level, place: this.pyramid.shifts(level).map((shift, axis) => Math.floor(at[axis] / 2 ** shift)) };
+  }
+
+  /** Return the row and column, with fractions, of a place on the canvas. */
   placeAt(x, y, view) {
     const box = this.#box();
     return [
-      view.origin[0] + ((y - box.y) / box.height) * (this.size[0] / view.zoom),
-      view.origin[1] + ((x - box.x) / box.width) * (this.size[1] / view.zoom),
+      view.origin[0] + ((y - box.y) / box.height) * view.shown[0],
+      view.origin[1] + ((x - box.x) / box.width) * view.shown[1],
     ];
   }
 
@@ -76,12 +94,12 @@ export class Heatmap {
     const bar = this.bars.rows ?? this.bars.columns;
     if (!bar) return 0;
     const { width } = this.canvas.getBoundingClientRect();
-    return bar.height === 1 ? 8 : Math.min(4, Math.max(1.5, (0.1 * width) / bar.height));
+    return bar.stripes === 1 ? 8 : Math.min(4, Math.max(1.5, (0.1 * width) / bar.stripes));
   }
 
   #box() {
     const { width, height } = this.canvas.getBoundingClientRect();
-    const thickness = (bar) => (bar ? bar.height * this.#stripe() + GAP : 0);
+    const thickness = (bar) => (bar ? bar.stripes * this.#stripe() + GAP : 0);
     const [x, y] = [thickness(this.bars.rows), thickness(this.bars.columns)];
     return { x, y, width: Math.max(1, width - x), height: Math.max(1, height - y) };
   }
@@ -89,7 +107,7 @@ export class Heatmap {
   /** Return the height of the canvas for a width, so that cells are square; long maps are compressed. */
   heightFor(width) {
     const box = this.#box();
-    const ratio = Math.min(2, Math.max(0.2, this.size[0] / this.size[1]));
+    const ratio = Math.min(2, Math.max(0.2, this.pyramid.size[0] / this.pyramid.size[1]));
     return (width - box.x) * ratio + box.y;
   }
 
@@ -99,40 +117,98 @@ export class Heatmap {
     this.canvas.width = Math.max(1, Math.round(width * density));
     this.canvas.height = Math.max(1, Math.round(height * density));
     const context = this.canvas.getContext("2d");
-    context.scale(density, density);
     const box = this.#box();
-    const shown = this.size.map((size) => size / view.zoom);
-    const [cellWidth, cellHeight] = [box.width / shown[1], box.height / shown[0]];
-    context.imageSmoothingEnabled = cellWidth * density < 1;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.cells, view.origin[1], view.origin[0], shown[1], shown[0], box.x, box.y, box.width, box.height);
-    context.imageSmoothingEnabled = false;
-    const { rows, columns } = this.bars;
-    if (columns) context.drawImage(columns, view.origin[1], 0, shown[1], columns.height, box.x, 0, box.width, columns.height * this.#stripe());
-    if (rows) {
-      context.save();
-      context.transform(0, 1, 1, 0, 0, 0); // the bar of the rows is drawn as one of columns, mirrored at the diagonal
-      context.drawImage(rows, view.origin[0], 0, shown[0], rows.height, box.y, 0, box.height, rows.height * this.#stripe());
-      context.restore();
-    }
+    const pixels = [box.height / view.shown[0], box.width / view.shown[1]];
     context.save();
+    context.beginPath();
+    context.rect(...[box.x, box.y, box.width, box.height].map((length) => length * density));
+    context.clip();
+    this.#drawTiles(context, view, [box.y, box.x], pixels, density);
+    context.restore();
+    context.scale(density, density);
+    this.#drawBars(context, view, box, pixels);
     context.beginPath();
     context.rect(box.x, box.y, box.width, box.height);
     context.clip();
-    for (const [cell, colour] of [[this.cross, "#fff"], [this.pinned, "#ff3d7f"]]) {
-      if (!cell) continue;
-      const x = box.x + (cell[1] - view.origin[1]) * cellWidth;
-      const y = box.y + (cell[0] - view.origin[0]) * cellHeight;
-      const side = [Math.max(cellWidth, 5), Math.max(cellHeight, 5)];
+    for (const [part, colour] of [[this.cross, "#fff"], [this.pinned, "#ff3d7f"]]) {
+      if (!part) continue;
+      const [y, x] = part.start.map((start, axis) => [box.y, box.x][axis] + (start - view.origin[axis]) * pixels[axis]);
+      const [tall, wide] = part.lengths.map((length, axis) => length * pixels[axis]);
+      const side = [Math.max(wide, 5), Math.max(tall, 5)];
       context.strokeStyle = "rgb(0 0 0 / .55)";
       context.lineWidth = 3;
       for (let pass = 0; pass < 2; pass++) {
-        context.strokeRect(x + (cellWidth - side[0]) / 2, y + (cellHeight - side[1]) / 2, ...side);
+        context.strokeRect(x + (wide - side[0]) / 2, y + (tall - side[1]) / 2, ...side);
         context.strokeStyle = colour;
         context.lineWidth = 1.5;
       }
     }
-    context.restore();
+  }
+
+  /** Draw the tiles of the level that can be seen, and below those that are not complete the ones of coarser levels. */
+  #drawTiles(context, view, corner, pixels, density) {
+    const { pyramid } = this;
+    const finest = this.levelFor(view);
+    const isThere = ([row, column]) => pyramid.peek(finest, row, column)?.share === 1;
+    const isComplete = pyramid.within(finest, view.origin, view.shown).every(isThere);
+    for (let level = isComplete ? finest : pyramid.top; level >= finest; level--) {
+      const spans = pyramid.shifts(level).map((shift) => 2 ** shift);
+      for (const place of pyramid.within(level, view.origin, view.shown)) {
+        const tile = pyramid.peek(level, ...place);
+        if (!tile) continue;
+        // Edges are whole pixels, so that neighbours leave no line between them; the last cell may hang over the edge.
+        const [y, x] = place.map((at, axis) => {
+          const edge = (cells) => Math.round(density * (corner[axis] + ((at * pyramid.tile + cells) * spans[axis] - view.origin[axis]) * pixels[axis]));
+          return [edge(0), edge([tile.height, tile.width][axis])];
+        });
+        const target = [x[0], y[0], x[1] - x[0], y[1] - y[0]];
+        if (tile.share === 1) context.clearRect(...target);
+        context.imageSmoothingEnabled = target[2] < tile.width || target[3] < tile.height;
+        context.imageSmoothingQuality = "high";
+        context.drawImage(this.#paint(tile), ...target);
+      }
+    }
+  }
+
+  /** Return a canvas with a pixel for each cell of a tile; undefined ones are transparent. */
+  #paint(tile) {
+    const { kind, colouring, scale } = this;
+    const painted = tile.painted[kind];
+    if (painted?.colouring === colouring) return painted.canvas;
+    const values = tile[kind];
+    const colours = new Uint8ClampedArray(4 * values.length);
+    values.forEach((value, at) => {
+      if (!Number.isFinite(value)) return;
+      const place = 3 * Math.round(255 * Math.min(Math.max(colouring(value), 0), 1));
+      colours[4 * at] = scale[place];
+      colours[4 * at + 1] = scale[place + 1];
+      colours[4 * at + 2] = scale[place + 2];
+      colours[4 * at + 3] = 255;
+    });
+    tile.painted[kind] = { colouring, canvas: bitmap(tile.height, tile.width, colours) };
+    return tile.painted[kind].canvas;
+  }
+
+  #drawBars(context, view, box, pixels) {
+    const level = this.levelFor(view);
+    const shifts = this.pyramid.shifts(level);
+    context.imageSmoothingEnabled = false;
+    [this.bars.rows, this.bars.columns].forEach((bar, axis) => {
+      if (!bar) return;
+      const [start, length] = axis ? [box.x, box.width] : [box.y, box.height];
+      context.save();
+      if (!axis) context.transform(0, 1, 1, 0, 0, 0); // the bar of the rows is drawn as one of columns, mirrored at the diagonal
+      context.beginPath();
+      context.rect(start, 0, length, bar.stripes * this.#stripe());
+      context.clip();
+      const cell = pixels[axis] * 2 ** shifts[axis];
+      for (const at of bar.within(level, view.origin[axis], view.shown[axis])) {
+        const part = bar.part(level, at);
+        const from = start + at * this.pyramid.tile * cell - view.origin[axis] * pixels[axis];
+        context.drawImage(part, from, 0, part.width * cell, bar.stripes * this.#stripe());
+      }
+      context.restore();
+    });
   }
 }
 
@@ -144,22 +220,47 @@ function bitmap(height, width, colours) {
 }
 
 /**
- * Return a bar of labels: a pixel across for each cell and, if images have several of few labels, one down for each of
- * these; otherwise one in the colour of the most frequent label. `groups` has the labels of the images of each cell.
+ * The labels at an edge of the maps: a pixel for each cell and, if images have several of few labels, one across it for
+ * each of these; otherwise one in the colour of the most frequent label. It is made in parts as long as a tile.
  */
-export function labelBar(groups, nLabels, isMultilabel) {
-  const stripes = isMultilabel && nLabels <= 12 ? nLabels : 1;
-  const canvas = Object.assign(document.createElement("canvas"), { width: groups.length, height: stripes });
-  const context = canvas.getContext("2d");
-  groups.forEach((images, cell) => {
-    const counts = new Map();
-    for (const labels of images) for (const label of labels) counts.set(label, (counts.get(label) ?? 0) + 1);
-    const shown = stripes > 1 ? [...counts] : [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 1);
-    for (const [label, number] of shown) {
-      context.globalAlpha = stripes > 1 ? number / images.length : 1;
-      context.fillStyle = labelColour(label, nLabels);
-      context.fillRect(cell, stripes > 1 ? label : 0, 1, 1);
+export class LabelBar {
+  /** `labelsOf(image)` returns the labels of an image of the axis, rows (0) or columns (1). */
+  constructor(pyramid, axis, labelsOf, nLabels, isMultilabel) {
+    Object.assign(this, { pyramid, axis, labelsOf, nLabels });
+    this.stripes = isMultilabel && nLabels <= 12 ? nLabels : 1;
+    this.parts = new Map();
+  }
+
+  /** Return the parts of a level from a place on, over a length, both in cells of level 0. */
+  within(level, origin, shown) {
+    const span = this.pyramid.tile * 2 ** this.pyramid.shifts(level)[this.axis];
+    const last = Math.min((origin + shown) / span, this.pyramid.cells(level)[this.axis] / this.pyramid.tile);
+    const first = Math.floor(origin / span);
+    return Array.from({ length: Math.max(0, Math.ceil(last) - first) }, (_, at) => first + at);
+  }
+
+  part(level, at) {
+    const name = `${level}/${at}`;
+    if (!this.parts.has(name)) this.parts.set(name, this.#draw(level, at * this.pyramid.tile));
+    return this.parts.get(name);
+  }
+
+  #draw(level, start) {
+    const { pyramid, axis, nLabels, stripes } = this;
+    const width = Math.min(pyramid.tile, pyramid.cells(level)[axis] - start);
+    const canvas = Object.assign(document.createElement("canvas"), { width, height: stripes });
+    const context = canvas.getContext("2d");
+    for (let cell = 0; cell < width; cell++) {
+      const images = pyramid.members(axis, level, start + cell);
+      const counts = new Map();
+      for (const image of images) for (const label of this.labelsOf(image)) counts.set(label, (counts.get(label) ?? 0) + 1);
+      const shown = stripes > 1 ? [...counts] : [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 1);
+      for (const [label, number] of shown) {
+        context.globalAlpha = stripes > 1 ? number / images.length : 1;
+        context.fillStyle = labelColour(label, nLabels);
+        context.fillRect(cell, stripes > 1 ? label : 0, 1, 1);
+      }
     }
-  });
-  return canvas;
+    return canvas;
+  }
 }

@@ -7,7 +7,8 @@ export class Gallery {
   constructor(data) {
     this.vocabulary = data.labels;
     this.sides = Object.fromEntries(Object.entries(data.images).map(([name, side]) => [name, new Side(name, side)]));
-    this.seen = Object.fromEntries(Object.entries(data.seen).map(([name, seen]) => [name, new Seen(seen)]));
+    const seen = Object.fromEntries(Object.entries(data.seen).map(([name, of]) => [name, new Seen(of)]));
+    this.seen = data.served ? this.sides : seen;
     this.isMultilabel = Object.values(data.images).some((side) => side.labels.some((labels) => labels.length > 1));
   }
 
@@ -38,7 +39,7 @@ export class Gallery {
 
   /** Return a promise of what the model sees of an image, as `[image, x, y, width, height]`, or of null. */
   async large(side, image) {
-    return (await this.seen[side]?.picture(image)) ?? null;
+    return (await this.seen[side]?.large(image)) ?? null;
   }
 }
 
@@ -50,6 +51,7 @@ class Side {
     this.allLabels = side.labels;
     this.problems = side.problems;
     this.thumbnails = side.thumbnails;
+    this.served = side.served;
     const index = (array) => (array ? new Map(Array.from(decode(array), (image, at) => [image, at])) : null);
     this.listed = index(side.rows);
     this.pictured = index(side.pictured) ?? this.listed;
@@ -81,6 +83,10 @@ class Side {
     const [width, height] = this.thumbnails && at !== undefined ? [this.sizes[2 * at], this.sizes[2 * at + 1]] : [0, 0];
     const frame = el("span", { className: "frame" });
     frame.style.width = frame.style.height = `${cell * scale}px`;
+    if (this.served) {
+      this.#request(image, frame);
+      return frame;
+    }
     if (!width) {
       frame.classList.add("empty");
       frame.append(el("span", { textContent: this.problem(image) ? "changed or gone" : this.id(image) }));
@@ -96,6 +102,40 @@ class Side {
     frame.append(thumb);
     return frame;
   }
+
+  /** Fill a frame with a picture from the server, or with what is wrong with it. */
+  #request(image, frame) {
+    const picture = el("img", { src: `pictures/${this.name}/small/${image}.jpg`, alt: "", decoding: "async" });
+    picture.addEventListener("error", async () => {
+      this.problems[image] ??= await reasonOf(picture.src);
+      frame.classList.add("empty");
+      frame.title = `${this.id(image)}\n${this.problems[image]}`;
+      frame.setAttribute("aria-label", `${this.id(image)}: ${this.problems[image]}`);
+      frame.replaceChildren(el("span", { textContent: "changed or gone" }));
+    });
+    frame.append(picture);
+  }
+
+  /** Return a promise of a larger picture from the server, as `[image, x, y, width, height]`, or of null. */
+  async large(image) {
+    if (!this.served) return null;
+    const picture = Object.assign(new Image(), { src: `pictures/${this.name}/large/${image}.jpg` });
+    try {
+      await picture.decode();
+    } catch {
+      return null; // the thumbnail says why
+    }
+    return [picture, 0, 0, picture.naturalWidth, picture.naturalHeight];
+  }
+}
+
+/** Return what the server says of a picture that it does not have. */
+async function reasonOf(address) {
+  try {
+    return (await (await fetch(address)).text()).trim();
+  } catch {
+    return "the server does not answer";
+  }
 }
 
 class Seen {
@@ -106,7 +146,7 @@ class Seen {
     this.loaded = new Map();
   }
 
-  async picture(image) {
+  async large(image) {
     const at = this.places.get(image);
     if (at === undefined || !this.sizes[2 * at]) return null;
     const { across, down, cell } = this.pictures;

@@ -6,13 +6,15 @@ import { Gallery } from "./images.js";
 import { Maps } from "./maps.js";
 import { Pair } from "./pair.js";
 import { Queries } from "./queries.js";
+import { ServerSource, SiteSource } from "./site.js";
 import { EmbeddedSource } from "./source.js";
 
 const byId = (id) => document.getElementById(id);
 
 async function start() {
   const data = JSON.parse(byId("data").textContent);
-  const source = new EmbeddedSource(data);
+  const isSite = data.layers.some((layer) => layer.tiles);
+  const source = new (data.served ? ServerSource : isSite ? SiteSource : EmbeddedSource)(data);
   const scale = readScale(data.colours);
   const stops = [0, 64, 128, 192, 255].map((at) => `rgb(${[...scale.subarray(3 * at, 3 * at + 3)].join(" ")})`);
   document.documentElement.style.setProperty("--gradient", `linear-gradient(to right, ${stops.join(", ")})`);
@@ -36,7 +38,9 @@ async function start() {
   select.closest("label").hidden = false;
   select.value = data.first;
   const show = async () => {
-    await Promise.all([maps.show(select.value), queries.show(select.value)]);
+    const ranked = queries.show(select.value);
+    await maps.show(select.value);
+    if (!data.served) await ranked; // a server may take minutes for it
     pinned ??= await source.largest(select.value);
     if (!pinned) return;
     maps.mark(...pinned);
@@ -46,5 +50,10 @@ async function start() {
   await show();
   document.documentElement.dataset.ready = "true";
 }
+
+// What a server or a site could not answer, where nothing else says so.
+window.addEventListener("unhandledrejection", (event) => {
+  document.querySelector(".notes").append(el("li", { role: "alert", textContent: event.reason?.message ?? String(event.reason) }));
+});
 
 start();

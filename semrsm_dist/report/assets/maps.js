@@ -2,7 +2,7 @@
 
 import { limits, ranker } from "./colours.js";
 import { bound, choices, count, el, similarity } from "./dom.js";
-import { Heatmap, View, labelBar } from "./heatmap.js";
+import { Heatmap, LabelBar, View } from "./heatmap.js";
 
 const KINDS = [["spatial", "spatio-semantic"], ["semantic", "semantic"], ["difference", "difference"]];
 const ORDER_NAMES = { given: "as given", label: "by label", cluster: "by similarity" };
@@ -13,6 +13,7 @@ export class Maps {
   constructor(source, gallery, scale, root, pin) {
     Object.assign(this, { source, gallery, scale, root, pin });
     this.order = null;
+    this.kernel = "cosine";
     this.isRanked = false;
     this.cell = null;
     this.pair = null;
@@ -20,13 +21,14 @@ export class Maps {
 
   async show(layer) {
     this.layer = layer;
+    this.found = null;
     const orders = this.source.orders(layer);
     this.root.replaceChildren();
     if (!orders) {
       this.root.append(el("p", { className: "muted", textContent: "This run keeps neighbours of each image and no matrices, so there are no maps." }));
       return;
     }
-    if (!orders.includes(this.order)) this.order = orders.includes("label") ? "label" : "cluster";
+    if (!orders.includes(this.order)) this.order = this.source.firstOrder(layer);
     this.#build(orders);
     await this.#load();
   }
@@ -35,30 +37,32 @@ export class Maps {
     const named = orders.map((order) => [order, ORDER_NAMES[order]]);
     const button = (text, label, onclick) => el("button", { type: "button", textContent: text, title: label, "aria-label": label, onclick });
     const rank = el("label", { className: "choice" }, el("input", { type: "checkbox", id: "rank", checked: this.isRanked, onchange: (event) => this.#rank(event.target.checked) }), " colour by rank");
-    const centre = () => this.cell ?? this.view.size.map((size, side) => this.view.origin[side] + size / this.view.zoom / 2);
+    const kernels = this.source.kernels(this.layer);
+    const kernel = kernels.length > 1 ? choices("Kernel", "kernel", kernels.map((name) => [name, name]), this.kernel, (name) => this.#change({ kernel: name })) : null;
     this.root.append(
       el(
         "div",
         { className: "controls" },
-        choices("Order", "order", named, this.order, (order) => this.#sort(order)),
-        rank,
+        choices("Order", "order", named, this.order, (order) => this.#change({ order })),
+        kernel, rank,
         el("span", { className: "buttons" },
-          button("+", "Zoom in", () => this.#zoom(2, centre())),
-          button("\u2212", "Zoom out", () => this.#zoom(0.5, centre())),
+          button("+", "Zoom in", () => this.#zoom(2)),
+          button("\u2212", "Zoom out", () => this.#zoom(0.5)),
           button("Reset", "Show the whole maps", () => this.#reset())),
       ),
     );
-    this.maps = Object.fromEntries(KINDS.map(([kind]) => [kind, new Heatmap(el("canvas", { id: `map-${kind}`, tabIndex: 0, role: "application" }))]));
+    this.maps = Object.fromEntries(KINDS.map(([kind]) => [kind, new Heatmap(el("canvas", { id: `map-${kind}`, tabIndex: 0, role: "application" }), kind, this.scale)]));
     this.bars = Object.fromEntries(KINDS.map(([kind]) => [kind, el("div", { className: "scale" })]));
     const figures = KINDS.map(([kind, name]) =>
       el("figure", {}, el("figcaption", {}, name, this.source.symmetric ? null : el("span", { className: "axes", textContent: " queries down, images across" })), this.maps[kind].canvas, this.bars[kind]));
-    this.root.append(el("div", { className: "maps" }, ...figures));
+    this.news = el("p", { id: "maps-news", className: "note", role: "status", hidden: true });
+    this.root.append(this.news, el("div", { className: "maps" }, ...figures));
     this.card = el("div", { id: "card", className: "card" });
     this.status = el("p", { id: "card-text", className: "visually-hidden", "aria-live": "polite" });
-    this.legend = el("div", { className: "legend" });
     this.root.append(
-      el("p", { className: "muted", textContent: `${this.source.mapsNote(this.layer)} Move over a map to compare a pair, click or press Enter to pin it. Drag to move; double click, pinch, or + and \u2212 to zoom; arrow keys move the cross.`.trim() }),
-      this.card, this.status, this.legend);
+      el("p", { className: "muted", textContent: this.source.mapsNote(this.layer) }),
+      el("p", { className: "muted hint", textContent: "Move over a map to compare a pair, click or press Enter to pin it. Drag to move; double click, pinch, or + and \u2212 to zoom; arrow keys move the cross." }),
+      this.card, this.status);
     for (const map of Object.values(this.maps)) this.#listen(map);
     this.resizing?.disconnect();
     this.resizing = new ResizeObserver(() => this.#draw());
@@ -66,80 +70,132 @@ export class Maps {
   }
 
   async #load() {
-    const found = await this.source.maps(this.layer, this.order);
+    const wanted = (this.wanted = {}); // this time, and no longer what was wanted before
+    const report = (share) => this.wanted === wanted && this.#tell(`The images are being sorted: ${percentage(share)} done.`);
+    const found = await this.source.maps(this.layer, this.kernel, this.order, report);
+    if (this.wanted !== wanted) return; // something else has been chosen meanwhile
+    this.#tell("");
     this.found = found;
-    this.view = new View(found.height, found.width);
+    const { pyramid } = found;
+    pyramid.listener = () => this.found === found && this.#arrive();
+    this.view = new View(...pyramid.size);
     this.cell = null;
-    const { rowSide } = this.source;
-    const groups = (side, images, edges) => Array.from({ length: edges.length - 1 }, (_, cell) =>
-      Array.from(images.subarray(edges[cell], edges[cell + 1]), (image) => this.gallery.labels(side, image)));
+    this.coloured = null;
     const nLabels = this.gallery.vocabulary.length;
-    const bar = (side, images, edges) => (nLabels ? labelBar(groups(side, images, edges), nLabels, this.gallery.isMultilabel) : null);
-    const rowBar = bar(rowSide, found.rows, found.rowEdges);
-    const columnBar = this.source.symmetric ? rowBar : bar("images", found.columns, found.columnEdges);
-    for (const map of Object.values(this.maps)) map.setBars(rowBar, columnBar);
+    const bar = (axis, side) => (nLabels ? new LabelBar(pyramid, axis, (image) => this.gallery.labels(side, image), nLabels, this.gallery.isMultilabel) : null);
+    const rows = bar(0, this.source.rowSide);
+    const columns = this.source.symmetric ? rows : bar(1, "images");
+    for (const map of Object.values(this.maps)) {
+      map.setPyramid(pyramid);
+      map.setBars(rows, columns);
+    }
     this.#markPair();
-    this.#colour();
     this.#describe();
+    this.#draw();
+    await new Promise((resolve) => (this.drawn = resolve));
   }
 
-  #colour() {
-    const { found } = this;
-    const shared = limits(found.spatial, found.semantic);
+  /** Show what has been loaded, once in a frame. */
+  #arrive() {
+    if (this.isDue) return;
+    this.isDue = true;
+    requestAnimationFrame(() => {
+      this.isDue = false;
+      if (!this.found) return;
+      this.#draw();
+      if (this.cell && JSON.stringify(this.#numbers(this.cell)) !== this.described) this.#describe();
+      this.drawn();
+    });
+  }
+
+  #tell(text) {
+    this.news.hidden = !text;
+    this.news.textContent = text;
+  }
+
+  /** Scale the colours by the level that is shown, unless they fit well enough. */
+  #colour(level) {
+    const { pyramid } = this.found;
+    const known = level === this.coloured?.level ? this.coloured : null;
+    if (known?.version === pyramid.version) return;
+    const values = Object.fromEntries(KINDS.map(([kind]) => [kind, pyramid.sample(level, kind)]));
+    if (!values.semantic.length) return;
+    const shared = limits(values.spatial, values.semantic);
+    const ends = { spatial: shared, semantic: shared, difference: limits(values.difference) };
+    if (known && !this.isRanked && KINDS.every(([kind]) => isAlike(known.ends[kind], ends[kind]))) return;
+    this.coloured = { level, ends, version: pyramid.version };
     for (const [kind, name] of KINDS) {
-      const values = found[kind];
-      const [low, high] = kind === "difference" ? limits(values) : shared;
-      const level = this.isRanked ? ranker(values) : (value) => (value - low) / (high - low);
-      const colours = new Uint8ClampedArray(4 * values.length);
-      values.forEach((value, at) => {
-        if (!Number.isFinite(value)) return; // transparent
-        const place = 3 * Math.round(255 * Math.min(Math.max(level(value), 0), 1));
-        colours.set(this.scale.subarray(place, place + 3), 4 * at);
-        colours[4 * at + 3] = 255;
-      });
-      this.maps[kind].setCells(found.height, found.width, colours);
-      const ends = this.isRanked ? ["lowest", "highest"] : [low.toFixed(3), high.toFixed(3)];
-      this.bars[kind].replaceChildren(el("span", { textContent: ends[0] }), el("span", { className: "gradient" }), el("span", { textContent: ends[1] }));
-      const size = `${found.height} by ${found.width} cells`;
+      const [low, high] = ends[kind];
+      this.maps[kind].setColouring(this.isRanked ? ranker(values[kind]) : (value) => (value - low) / (high - low));
+      const texts = this.isRanked ? ["lowest", "highest"] : [low.toFixed(3), high.toFixed(3)];
+      this.bars[kind].replaceChildren(el("span", { textContent: texts[0] }), el("span", { className: "gradient" }), el("span", { textContent: texts[1] }));
+      const size = `${pyramid.cells(level).join(" by ")} cells`;
       this.maps[kind].canvas.setAttribute("aria-label", `Heat map, ${name}, ${size}, ${ORDER_NAMES[this.order]}. Arrow keys move the cross, Enter pins the pair.`);
     }
-    this.#draw();
   }
 
   #draw() {
     if (!this.found) return;
-    for (const map of Object.values(this.maps)) {
-      map.canvas.style.height = `${map.heightFor(map.canvas.getBoundingClientRect().width)}px`;
-      map.cross = this.cell;
-      map.pinned = this.pinnedCell;
+    const { pyramid } = this.found;
+    const maps = Object.values(this.maps);
+    for (const map of maps) map.canvas.style.height = `${map.heightFor(map.canvas.getBoundingClientRect().width)}px`;
+    const level = this.maps.semantic.levelFor(this.view);
+    const visible = pyramid.within(level, this.view.origin, this.view.shown);
+    if (!pyramid.peek(pyramid.top, 0, 0)) pyramid.want(pyramid.top, 0, 0); // soon there, and shown below all others
+    for (const place of visible) pyramid.want(level, ...place);
+    this.#colour(visible.some((place) => pyramid.peek(level, ...place)) ? level : pyramid.top);
+    const shares = visible.map((place) => pyramid.peek(level, ...place)?.share ?? 0);
+    const share = shares.reduce((total, one) => total + one, 0) / shares.length;
+    this.#tell(pyramid.problem || (share < 1 && this.coloured ? `The maps are being read: what is shown is of ${percentage(share)} of the pairs so far.` : ""));
+    if (!this.coloured) return;
+    for (const map of maps) {
+      map.cross = this.cell && this.#extent(this.cell);
+      map.pinned = this.pinnedPlace && { start: this.pinnedPlace, lengths: [1, 1] };
       map.draw(this.view);
     }
   }
 
-  async #sort(order) {
-    this.order = order;
+  /** Return where a cell begins and its lengths, in cells of level 0. */
+  #extent({ level, place }) {
+    const spans = this.found.pyramid.shifts(level).map((shift) => 2 ** shift);
+    return { start: place.map((at, axis) => at * spans[axis]), lengths: spans };
+  }
+
+  async #change(settings) {
+    Object.assign(this, settings);
     await this.#load();
   }
 
   #rank(isRanked) {
     this.isRanked = isRanked;
-    this.#colour();
+    this.coloured = null;
+    this.#draw();
   }
 
   #reset() {
+    if (!this.found) return;
     this.view.reset();
     this.#draw();
   }
 
-  #zoom(factor, place) {
-    this.view.scale(factor, place);
+  /** Zoom around a place, by default the middle of what is shown. */
+  #zoom(factor, place = null) {
+    if (!this.found) return;
+    this.view.scale(factor, place ?? this.#centre());
     this.#draw();
+  }
+
+  /** Return the middle of the cell in question, or of what is shown. */
+  #centre() {
+    const { start, lengths } = this.cell ? this.#extent(this.cell) : { start: this.view.origin, lengths: this.view.shown };
+    return start.map((first, axis) => first + lengths[axis] / 2);
   }
 
   #listen(map) {
     const { canvas } = map;
     const pointers = new Map();
     let moved = 0;
+    const cellAt = (place) => this.found && map.cellAt(...place, this.view);
     const at = (event) => {
       const box = canvas.getBoundingClientRect();
       return [event.clientX - box.left, event.clientY - box.top];
@@ -152,7 +208,7 @@ export class Maps {
     canvas.addEventListener("pointermove", (event) => {
       const now = at(event);
       const before = pointers.get(event.pointerId);
-      if (!before) return this.#point(map.cellAt(...now, this.view));
+      if (!before) return this.#point(cellAt(now));
       const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
       pointers.set(event.pointerId, now);
       moved += Math.hypot(now[0] - before[0], now[1] - before[1]);
@@ -168,7 +224,7 @@ export class Maps {
     const end = (event) => {
       pointers.delete(event.pointerId);
       if (event.type === "pointerup" && moved <= 4) {
-        this.#point(map.cellAt(...at(event), this.view));
+        this.#point(cellAt(at(event)));
         this.#pinCell();
       }
     };
@@ -185,37 +241,39 @@ export class Maps {
 
   #key(event) {
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const { size } = this.view;
+    if (!this.found) return;
     if (event.key in steps) {
+      const { pyramid } = this.found;
+      const level = this.maps.semantic.levelFor(this.view);
+      const start = this.cell ? this.#extent(this.cell).start : this.view.origin;
       const stride = event.shiftKey ? 10 : 1;
-      const from = this.cell ?? this.view.origin.map(Math.floor);
-      const cell = from.map((place, side) => Math.min(Math.max(place + stride * steps[event.key][side], 0), size[side] - 1));
-      this.view.include(cell);
-      this.#point(cell);
+      const place = pyramid.shifts(level).map((shift, axis) =>
+        Math.min(Math.max(Math.floor(start[axis] / 2 ** shift) + stride * steps[event.key][axis], 0), pyramid.cells(level)[axis] - 1));
+      const extent = this.#extent({ level, place });
+      this.view.include(extent.start, extent.lengths);
+      this.#point({ level, place });
     } else if (event.key === "Enter" || event.key === " ") this.#pinCell();
-    else if (event.key === "+" || event.key === "=") this.#zoom(2, this.cell ?? this.view.origin);
-    else if (event.key === "-") this.#zoom(0.5, this.cell ?? this.view.origin);
+    else if (event.key === "+" || event.key === "=") this.#zoom(2);
+    else if (event.key === "-") this.#zoom(0.5);
     else if (event.key === "0") this.#reset();
     else return;
     event.preventDefault();
   }
 
   #point(cell) {
-    if (!cell || (this.cell && cell.every((place, side) => place === this.cell[side]))) return;
+    if (!cell || (this.cell?.level === cell.level && cell.place.every((at, axis) => at === this.cell.place[axis]))) return;
     this.cell = cell;
     this.#draw();
     this.#describe();
   }
 
   /** Return the images of the rows and of the columns of a cell. */
-  #members([row, column]) {
-    const { rows, columns, rowEdges, columnEdges } = this.found;
-    return [rows.subarray(rowEdges[row], rowEdges[row + 1]), columns.subarray(columnEdges[column], columnEdges[column + 1])];
+  #members({ level, place }) {
+    return place.map((at, axis) => this.found.pyramid.members(axis, level, at));
   }
 
-  #numbers([row, column]) {
-    const at = row * this.found.width + column;
-    return Object.fromEntries(["spatial", "semantic", "difference", "gap"].map((name) => [name, this.found[name][at]]));
+  #numbers({ level, place }) {
+    return this.found.pyramid.at(level, ...place);
   }
 
   #describe() {
@@ -224,31 +282,34 @@ export class Maps {
       return;
     }
     const [rows, columns] = this.#members(this.cell);
-    const numbers = this.#numbers(this.cell);
+    const numbers = this.#numbers(this.cell) ?? {};
+    this.described = JSON.stringify(numbers);
     const isPair = rows.length === 1 && columns.length === 1;
     const { rowSide } = this.source;
     const group = (side, images) => el("div", { className: "members" },
       ...Array.from(images.subarray(0, MEMBERS), (image) => this.gallery.thumbnail(side, image)),
       el("p", {}, el("strong", { textContent: images.length === 1 ? this.gallery.id(side, images[0]) : count(images.length, "image") }),
         el("span", { className: "muted", textContent: images.length === 1 ? this.gallery.labelText(side, images[0]) : images.length > MEMBERS ? `${MEMBERS} shown` : "" })));
+    const text = (format, value) => (value === undefined ? "\u2026" : format(value)); // it is being loaded
     const facts = [
-      ["spatio-semantic", similarity(numbers.spatial)],
-      ["semantic", similarity(numbers.semantic)],
-      ["difference", similarity(numbers.difference)],
-      [isPair ? this.source.gapName : `largest ${this.source.gapName}`, bound(numbers.gap)],
+      ["spatio-semantic", text(similarity, numbers.spatial)],
+      ["semantic", text(similarity, numbers.semantic)],
+      ["difference", text(similarity, numbers.difference)],
+      [isPair ? this.source.gapName : `largest ${this.source.gapName}`, text(bound, numbers.gap)],
     ];
     const list = el("dl", { id: "numbers" }, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
-    const heading = isPair ? null : el("p", { className: "muted", textContent: `mean of ${count(rows.length * columns.length, "pair")}` });
+    const nPairs = count(rows.length * columns.length, "pair");
+    const heading = isPair ? null : el("p", { className: "muted", textContent: numbers.share < 1 ? `mean of those of ${nPairs} that have been read` : `mean of ${nPairs}` });
     this.card.replaceChildren(group(rowSide, rows), group("images", columns), el("div", {}, heading, list));
     const names = isPair ? `${this.gallery.id(rowSide, rows[0])} and ${this.gallery.id("images", columns[0])}` : `${rows.length} and ${columns.length} images`;
     this.status.textContent = `${names}: ${facts.map((fact) => fact.join(" ")).join(", ")}`;
   }
 
   #pinCell() {
-    if (!this.cell) return;
+    if (!this.cell || !this.found) return;
     const [rows, columns] = this.#members(this.cell);
     if (rows.length === 1 && columns.length === 1) {
-      this.pin(rows[0], columns[0], this.#numbers(this.cell));
+      this.pin(rows[0], columns[0], this.kernel === "cosine" ? this.#numbers(this.cell) : null);
       this.card.querySelector(".inside")?.remove();
       this.card.append(el("p", { className: "inside" }, el("a", { href: "#pair", textContent: "Pinned: see it patch by patch" })));
       return;
@@ -257,7 +318,7 @@ export class Maps {
       (rows.includes(row) && columns.includes(column)) || (this.source.symmetric && rows.includes(column) && columns.includes(row)));
     const buttons = inside.slice(0, 12).map(([row, column]) => el("button", { type: "button", onclick: () => this.pin(row, column, null), textContent: `${this.gallery.id(this.source.rowSide, row)} and ${this.gallery.id("images", column)}` }));
     this.card.querySelector(".inside")?.remove();
-    this.card.append(el("div", { className: "inside" }, el("p", { className: "muted", textContent: inside.length ? "Pairs of this cell with matched patches:" : "No pair of this cell has its matched patches in this page." }), ...buttons));
+    this.card.append(el("div", { className: "inside" }, el("p", { className: "muted", textContent: inside.length ? "Pairs of this cell with matched patches:" : this.source.insideNote }), ...buttons));
   }
 
   /** Mark a pair on the maps. */
@@ -269,14 +330,16 @@ export class Maps {
   }
 
   #markPair() {
-    this.pinnedCell = null;
-    if (!this.pair) return;
-    const find = (images, edges, image) => {
-      const place = images.indexOf(image);
-      return place < 0 ? -1 : edges.findLastIndex((edge) => edge <= place);
-    };
-    const { rows, columns, rowEdges, columnEdges } = this.found;
-    const cell = [find(rows, rowEdges, this.pair[0]), find(columns, columnEdges, this.pair[1])];
-    if (!cell.includes(-1)) this.pinnedCell = cell;
+    const place = this.pair?.map((image, axis) => this.found.placeOf(axis, image));
+    this.pinnedPlace = place && !place.includes(-1) ? place : null;
   }
+}
+
+function percentage(share) {
+  return `${Math.floor(100 * share)} %`;
+}
+
+/** Return whether two ranges are nearly the same. */
+function isAlike([low, high], others) {
+  return Math.max(Math.abs(low - others[0]), Math.abs(high - others[1])) < 0.05 * (high - low);
 }

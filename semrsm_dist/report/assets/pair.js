@@ -14,20 +14,20 @@ export class Pair {
 
   /** Show a pair; `numbers` are its similarities where they are known already. */
   async show(layer, row, column, numbers) {
-    const match = await this.source.matches(layer, row, column);
+    const { match, numbers: stored, note } = await this.source.pair(layer, row, column);
     const sides = [[this.source.rowSide, row], ["images", column]];
     const pictures = await Promise.all(sides.map(([side, image]) => this.gallery.large(side, image)));
     this.resizing?.disconnect(); // of the pair before, which may have had patches
     Object.assign(this, { layer, match, sides, pictures, chosen: 0 });
     this.section.hidden = false;
-    const known = match ?? numbers ?? (await this.source.numbers(layer, row, column));
+    const known = stored ?? numbers;
     const names = sides.map(([side, image]) => el("div", { className: "members" }, this.gallery.thumbnail(side, image),
       el("p", {}, el("strong", { textContent: this.gallery.id(side, image) }), el("span", { className: "muted", textContent: this.gallery.labelText(side, image) }))));
     const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], [this.source.gapName, bound(known.gap)]] : [];
     const list = el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
     this.root.replaceChildren(el("div", { className: "card" }, ...names, el("div", {}, el("p", { className: "muted", textContent: layer }), list)));
     if (match) this.#build();
-    else this.root.append(el("p", { className: "note", textContent: "The matched patches of this pair are not in this page: it holds those of the best hits of the queries that gain and lose most, and of the pairs with the largest difference." }));
+    else this.root.append(el("p", { className: "note", textContent: note }));
   }
 
   #build() {

@@ -15,7 +15,12 @@ export class Queries {
   }
 
   async show(layer) {
-    this.found = await this.source.queries(layer);
+    const news = el("p", { className: "muted", role: "status" });
+    this.root.replaceChildren(news);
+    this.layer = layer;
+    const found = await this.source.queries(layer, (share) => (news.textContent = `The queries are being ranked: ${Math.floor(100 * share)} % done.`));
+    if (this.layer !== layer) return; // another has been chosen meanwhile
+    this.found = found;
     this.root.replaceChildren();
     if (!this.found) return;
     const { ks, rankings } = this.found;

@@ -1,5 +1,7 @@
-// Where the page's numbers and pictures come from. A static page holds them; a server can offer the same methods, which
-// is why those that may take time return promises.
+// Where the page's numbers and pictures come from: here from the page itself. Sites and servers offer the same methods,
+// which is why those that may take time return promises.
+
+import { Pyramid } from "./pyramid.js";
 
 const TYPES = { float32: Float32Array, uint32: Uint32Array, uint16: Uint16Array, uint8: Uint8Array, bfloat16: Uint16Array };
 
@@ -27,6 +29,8 @@ export function missing(array) {
   return { uint32: 2 ** 32 - 1, uint16: 2 ** 16 - 1, uint8: 2 ** 8 - 1 }[array.dtype];
 }
 
+const NOT_HERE = "The matched patches of this pair are not in this page: it holds those of the best hits of the queries that gain and lose most, and of the pairs with the largest difference.";
+
 export class EmbeddedSource {
   constructor(data) {
     this.data = data;
@@ -36,87 +40,90 @@ export class EmbeddedSource {
     this.layers = data.layers.map((layer) => layer.name);
   }
 
-  #layer(name) {
+  layer(name) {
     return this.data.layers.find((layer) => layer.name === name);
   }
 
-  /** Return the orders of a layer's maps, or null if it has no maps. */
+  /** Return what the maps of a layer can be sorted by, or null if it has none. */
   orders(layer) {
-    const maps = this.#layer(layer).maps;
+    const { maps } = this.layer(layer);
     return maps && Object.keys(maps.orders);
+  }
+
+  /** Return what the maps of a layer are sorted by at first. */
+  firstOrder(layer) {
+    return this.orders(layer).includes("label") ? "label" : "cluster";
+  }
+
+  /** Return the kernels of the maps of a layer. */
+  kernels(layer) {
+    return Object.keys(this.layer(layer).maps.cells);
   }
 
   /** Return what the maps of a layer leave out. */
   mapsNote(layer) {
-    return this.#layer(layer).maps.note;
+    return this.layer(layer).maps.note;
+  }
+
+  /** Return what is said of a cell of several pairs, none of which can be chosen. */
+  get insideNote() {
+    return "No pair of this cell has its matched patches in this page.";
   }
 
   /**
-   * Return the maps of a layer in an order: `rows` and `columns`, the images in that order; `rowEdges` and
-   * `columnEdges`, where cells begin among them; and for each cell `spatial`, `semantic`, `difference` and `gap`.
+   * Return the maps of a layer in a kernel and an order: their `pyramid`, and `placeOf(axis, image)`, the row (0) or
+   * column (1) of level 0 that an image is in, or -1.
    */
-  async maps(layer, order) {
-    const maps = this.#layer(layer).maps;
-    const [rows, columns] = [decode(maps.orders[order].rows), decode(maps.orders[order].columns)];
-    const isSorted = order in maps.cells;
-    const cells = maps.cells[isSorted ? order : "given"];
-    const [rowEdges, columnEdges] = [decode(cells.row_edges), decode(cells.column_edges)];
-    const [height, width] = [rowEdges.length - 1, columnEdges.length - 1];
-    let places = [rowEdges.subarray(0, height), columnEdges.subarray(0, width)];
-    if (isSorted) places = [Uint32Array.from({ length: height }, (_, i) => i), Uint32Array.from({ length: width }, (_, i) => i)];
-    else {
+  async maps(layer, kernel, order) {
+    const { maps } = this.layer(layer);
+    const images = [decode(maps.orders[order].rows), decode(maps.orders[order].columns)];
+    const isSorted = order in maps.cells[kernel];
+    const cells = maps.cells[kernel][isSorted ? order : "given"];
+    const edges = [decode(cells.row_edges), decode(cells.column_edges)];
+    const size = edges.map((of) => of.length - 1);
+    let places = size.map((length) => Uint32Array.from({ length }, (_, at) => at));
+    if (!isSorted) {
       const given = [decode(maps.orders.given.rows), decode(maps.orders.given.columns)];
-      places = [rows, columns].map((wanted, side) => {
+      places = images.map((wanted, side) => {
         const at = new Map(Array.from(given[side], (image, place) => [image, place]));
         return Uint32Array.from(wanted, (image) => at.get(image));
       });
     }
-    const spread = (array) => arrange(decode(array), places[0], places[1], width, this.symmetric);
+    const spread = (array) => arrange(decode(array), places[0], places[1], size[1], this.symmetric);
     const [spatial, semantic, gap] = [spread(cells.spatial), spread(cells.semantic), spread(cells.gap)];
     const difference = cells.difference ? spread(cells.difference) : semantic.map((value, at) => value - spatial[at]);
-    return { rows, columns, rowEdges, columnEdges, height, width, spatial, semantic, difference, gap };
+    const whole = { height: size[0], width: size[1], spatial, semantic, difference, gap, share: 1 };
+    const pyramid = new Pyramid({
+      size, tile: Math.max(...size), finest: 0, top: 0,
+      load: async () => whole,
+      members: (axis, _, cell) => images[axis].subarray(edges[axis][cell], edges[axis][cell + 1]),
+    });
+    const placeOf = (axis, image) => {
+      const place = images[axis].indexOf(image);
+      return place < 0 ? -1 : edges[axis].findLastIndex((edge) => edge <= place);
+    };
+    return { pyramid, placeOf };
   }
 
   /** Return the queries of a layer, or null. */
   async queries(layer) {
-    const queries = this.#layer(layer).queries;
-    if (!queries) return null;
-    const rankings = queries.rankings.map((ranking) => ({
-      method: ranking.method,
-      shown: ranking.indices.shape[1],
-      none: missing(ranking.indices),
-      ...Object.fromEntries(["indices", "score", "semantic", "spatial", "gap"].map((name) => [name, decode(ranking[name])])),
-    }));
-    return { rows: decode(queries.rows), rankings, judged: queries.judged, ks: queries.ks, note: queries.note };
+    const { queries } = this.layer(layer);
+    return queries && readQueries(queries);
   }
 
-  /** Return the matched tokens of a pair, or null if they are not at hand. */
-  async matches(layer, row, column) {
-    const matches = this.#layer(layer).matches;
-    if (!matches) return null;
+  /** Return what is at hand of a pair: its `match`, its `numbers`, either may be null, and a `note` without the former. */
+  async pair(layer, row, column) {
+    const { matches } = this.layer(layer);
     const swapped = this.symmetric && row > column;
     const [first, second] = swapped ? [column, row] : [row, column];
-    const pairs = decode(matches.pairs);
-    const nPairs = matches.pairs.shape[0];
-    const at = Array.from({ length: nPairs }, (_, p) => p).find((p) => pairs[2 * p] === first && pairs[2 * p + 1] === second);
-    if (at === undefined) return null;
-    const size = matches.partners.shape[1];
-    const part = (array) => decode(array).subarray(at * size, (at + 1) * size);
-    const found = {
-      grid: matches.grid,
-      semantic: decode(matches.semantic)[at],
-      spatial: decode(matches.spatial)[at],
-      gap: decode(matches.gap)[at],
-      partners: Array.from(part(matches.partners), (partner) => (partner === missing(matches.partners) ? -1 : partner)),
-      matched: Array.from(part(matches.matched)),
-      identity: Array.from(part(matches.identity)),
-    };
-    return swapped ? swap(found) : found;
+    const at = this.matchedPairs(layer).findIndex((pair) => pair[0] === first && pair[1] === second);
+    const match = at < 0 ? null : readMatch(matches, at, swapped);
+    return { match, numbers: match ?? this.#numbers(layer, row, column), note: NOT_HERE };
   }
 
   /** Return the pairs of a layer whose matched tokens are at hand, as `[row, column]`. */
   matchedPairs(layer) {
-    const matches = this.#layer(layer).matches;
+    const { matches } = this.layer(layer);
     if (!matches) return [];
     const pairs = decode(matches.pairs);
     return Array.from({ length: matches.pairs.shape[0] }, (_, p) => [pairs[2 * p], pairs[2 * p + 1]]);
@@ -124,7 +131,7 @@ export class EmbeddedSource {
 
   /** Return the pair with matched tokens that matching brings closest together, or null. */
   async largest(layer) {
-    const matches = this.#layer(layer).matches;
+    const { matches } = this.layer(layer);
     if (!matches) return null;
     const [semantic, spatial] = [decode(matches.semantic), decode(matches.spatial)];
     const gain = (p) => (Number.isFinite(spatial[p]) ? semantic[p] - spatial[p] : -1);
@@ -133,15 +140,42 @@ export class EmbeddedSource {
   }
 
   /** Return the similarities of a pair where they are at hand, or null. */
-  async numbers(layer, row, column) {
-    const maps = this.#layer(layer).maps;
+  #numbers(layer, row, column) {
+    const { maps } = this.layer(layer);
     if (!maps) return null;
-    const cells = maps.cells.given;
-    if (cells.difference) return null;
+    const cells = maps.cells.cosine.given;
+    if (!cells || cells.difference) return null;
     const places = [decode(maps.orders.given.rows).indexOf(row), decode(maps.orders.given.columns).indexOf(column)];
     const at = cellIndex(...places, cells.column_edges.shape[0] - 1, this.symmetric);
     return { spatial: decode(cells.spatial)[at], semantic: decode(cells.semantic)[at], gap: decode(cells.gap)[at] };
   }
+}
+
+/** Return the queries of the data model with their numbers. */
+export function readQueries(queries) {
+  const rankings = queries.rankings.map((ranking) => ({
+    method: ranking.method,
+    shown: ranking.indices.shape[1],
+    none: missing(ranking.indices),
+    ...Object.fromEntries(["indices", "score", "semantic", "spatial", "gap"].map((name) => [name, decode(ranking[name])])),
+  }));
+  return { rows: decode(queries.rows), rankings, judged: queries.judged, ks: queries.ks, note: queries.note };
+}
+
+/** Return one of the matches of the data model, with its images exchanged if it is `swapped`. */
+export function readMatch(matches, at, swapped) {
+  const size = matches.partners.shape[1];
+  const part = (array) => decode(array).subarray(at * size, (at + 1) * size);
+  const match = {
+    grid: matches.grid,
+    semantic: decode(matches.semantic)[at],
+    spatial: decode(matches.spatial)[at],
+    gap: decode(matches.gap)[at],
+    partners: Array.from(part(matches.partners), (partner) => (partner === missing(matches.partners) ? -1 : partner)),
+    matched: Array.from(part(matches.matched)),
+    identity: Array.from(part(matches.identity)),
+  };
+  return swapped ? swap(match) : match;
 }
 
 /** Return a matrix, row by row, from one that is stored in another order, of a symmetric one its upper triangle. */

@@ -1,0 +1,219 @@
+"""Serves the page of a run and its parts. Addresses are numbers and known names: none of them becomes a path."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, first_line
+from semrsm_dist.report.view.live import ORDERS, Answer, LiveRun
+from semrsm_dist.report.view.pyramid import Tile
+
+LOOPBACK = "127.0.0.1"
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+"""With every response: other sites can neither embed it nor learn the address."""
+
+SHARE = "Share"
+"""Header: how much of the pairs, or of the work, a response is of; without it, of all."""
+
+KEEP = "private, max-age=3600"
+
+Result = TypeVar("Result")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_token() -> str:
+    """Return a secret part of the address, which nobody can guess."""
+    return secrets.token_urlsafe(24)
+
+
+def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application:
+    """Return the server of a run.
+
+    Parameters
+    ----------
+    live
+        The run.
+    token
+        What addresses begin with: others are not found.
+    host
+        The name or address that it listens at. Requests with another name in their header `Host` are refused: a page of
+        another site could have made its own name point here.
+    """
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if not _is_addressed(request, host):
+                raise web.HTTPForbidden(
+                    text="this name is not that of the server; use the address that was printed\n"
+                )
+            if request.method not in ("GET", "HEAD"):
+                raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
+            given = request.match_info.get("token", "")
+            if not hmac.compare_digest(given.encode("utf-8", "backslashreplace"), token.encode()):
+                raise web.HTTPNotFound
+            response = await handler(request)
+        except web.HTTPException as error:
+            error.headers.update(HEADERS)
+            raise
+        except (IndexError, ConfigError) as error:
+            raise web.HTTPNotFound(headers=HEADERS) from error
+        except (SemrsmError, OSError) as error:
+            response = web.Response(status=500, text=first_line(error))
+        response.headers.update(HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    app = web.Application(middlewares=[guard])
+    app.add_routes(_Pages(live).routes())
+    return app
+
+
+def _is_addressed(request: web.Request, host: str) -> bool:
+    """Return whether a request was made to an address of this server, or to its name."""
+    try:
+        name = request.url.host or ""
+    except ValueError:  # no name at all
+        return False
+    known = {"localhost", host.lower()}
+    if host != LOOPBACK:
+        known |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower() in known
+    return True  # a name is what an attacker could point here
+
+
+class _Pages:
+    """What the server answers."""
+
+    def __init__(self, live: LiveRun) -> None:
+        self._live = live
+        self._at_once = asyncio.Semaphore(8)
+
+    def routes(self) -> list[web.RouteDef]:
+        tile = r"/{token}/tiles/{layer:\d+}/{kernel:\w+}/{order:\w+}/{level:\d+}/{row:\d+}-{column:\d+}.bin"
+        return [
+            web.get("/{token}/", self._page),
+            web.get(tile, self._tile),
+            web.get(r"/{token}/orders/{layer:\d+}/{order:\w+}.bin", self._order),
+            web.get(r"/{token}/queries/{layer:\d+}.json", self._queries),
+            web.get(r"/{token}/pairs/{layer:\d+}/{row:\d+}-{column:\d+}.json", self._pair),
+            web.get(r"/{token}/pictures/{side:\w+}/{size:small|large}/{image:\d+}.jpg", self._picture),
+        ]
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=await self._ask(self._live.page), content_type="text/html")
+
+    async def _tile(self, request: web.Request) -> web.Response:
+        tile = Tile(*(_number(request, name) for name in ("level", "row", "column")))
+        layer, kernel, order = self._layer(request), request.match_info["kernel"], _order(request)
+        return _respond(await self._ask(self._live.tile, layer, kernel, order, tile))
+
+    async def _order(self, request: web.Request) -> web.Response:
+        return _respond(await self._ask(self._live.order, self._layer(request), _order(request)))
+
+    async def _queries(self, request: web.Request) -> web.Response:
+        return _respond(await self._ask(self._live.queries, self._layer(request)), "application/json")
+
+    async def _pair(self, request: web.Request) -> web.Response:
+        row, column = (_number(request, name) for name in ("row", "column"))
+        facts = await self._ask(self._live.pair, self._layer(request), row, column)
+        if facts is None:
+            raise web.HTTPNotFound
+        return web.Response(text=facts.model_dump_json(), content_type="application/json")
+
+    async def _picture(self, request: web.Request) -> web.Response:
+        side, image = request.match_info["side"], _number(request, "image")
+        large = request.match_info["size"] == "large"
+        content, problem = await self._ask(lambda: self._live.picture(side, image, large=large))
+        if content is None:
+            return web.Response(status=410, text=problem)
+        return web.Response(body=content, content_type="image/jpeg", headers={"Cache-Control": KEEP})
+
+    def _layer(self, request: web.Request) -> str:
+        return self._live.finished[_number(request, "layer")]
+
+    async def _ask(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call what reads files, in a thread."""
+        async with self._at_once:
+            return await asyncio.to_thread(function, *arguments)
+
+
+def _number(request: web.Request, name: str) -> int:
+    text = request.match_info[name]
+    if len(text) > 9 or not text.isascii():
+        raise IndexError(text)
+    return int(text)
+
+
+def _order(request: web.Request) -> Any:
+    if request.match_info["order"] not in ORDERS:
+        raise IndexError(request.match_info["order"])
+    return request.match_info["order"]
+
+
+def _respond(answer: Answer, content_type: str = "application/octet-stream") -> web.Response:
+    """Return what there is; what is not complete is asked for again."""
+    content, share = answer
+    if content is None:
+        return web.Response(status=202, headers={SHARE: f"{share:.4f}"})
+    headers = {"Cache-Control": KEEP} if share == 1.0 else {SHARE: f"{share:.4f}"}
+    return web.Response(body=content, content_type=content_type, headers=headers)
+
+
+def serve(live: LiveRun, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve a run until it is interrupted; `announce` is called with the address once it answers.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such port.
+    StorageError
+        If the port is taken, or the host has no such address.
+    """
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port: {port}: expected a number from 0 to {2**16 - 1}")
+    token = make_token()
+    try:
+        listener = socket.create_server((host, port), family=_family(host))
+    except OSError as error:
+        raise StorageError(
+            f"{host}:{port}: cannot be listened at ({error.strerror or error}); choose another --port, or leave it out "
+            "for any that is free"
+        ) from error
+
+    async def started(app: web.Application) -> None:
+        announce(f"http://{_shown(host)}:{listener.getsockname()[1]}/{token}/")
+
+    app = make_app(live, token, host)
+    app.on_startup.append(started)
+    with listener:
+        web.run_app(app, sock=listener, print=None, access_log=None, handle_signals=False)
+
+
+def _shown(host: str) -> str:
+    """Return a host as it stands in an address; this machine's name for one that stands for all its addresses."""
+    if host in ("", "0.0.0.0", "::"):
+        return socket.getfqdn()
+    return f"[{host}]" if ":" in host else host
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

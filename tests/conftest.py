@@ -80,6 +80,15 @@ SLOW = (
     "objects/test_object_runs.py",
     "objects/test_lease.py",
     "deploy/test_manifests.py",
+    "test_security.py",
+    "pipeline/test_gone_inputs.py",
+    "pipeline/test_tiles.py",
+    "results/test_status.py",
+    "results/test_exports.py",
+    "results/test_html.py",
+    "engine/test_logs.py",
+    "engine/test_engine_plugin.py",
+    "plot/test_figures.py",
 )
 """Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes two to three minutes."""
 

@@ -128,6 +128,7 @@ print(len(names), [key for key in before if before[key] != after[key]])
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_changes_nothing_global():
     root = str(Path(srs.__file__).parents[1])
     done = subprocess.run(

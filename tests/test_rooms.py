@@ -1,6 +1,7 @@
 """Rooms import only from rooms below; heavy libraries only their owners, and not before they are needed."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -40,6 +41,7 @@ ROOMS = (
 """The entries of the package from the lowest on: each imports from those in lines above its own."""
 
 
+@functools.cache
 def imported_libraries(path):
     """Return the top-level names of all libraries that a file imports, anywhere in it."""
     names = set()

@@ -8,6 +8,7 @@ from itertools import count
 
 import numpy as np
 import psutil
+import pytest
 
 from semrsm_dist.engine import Receipt, Task
 from semrsm_dist.engine.schedule import MOST_RETRIES, OVERDUE_SECONDS, Schedule
@@ -140,6 +141,7 @@ class Cluster:
         self.planner.observe("a", pairs, seconds)
 
 
+@pytest.mark.slow
 def test_a_million_images_on_a_thousand_workers_with_all_that_can_go_wrong():
     size = smallest_tile(10**6, 10**6, symmetric=True)
     layout = Layout(10**6, 10**6, 1 << (size - 1).bit_length(), symmetric=True)

@@ -152,6 +152,7 @@ def save_tensors(tensors, path):
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
+@pytest.mark.slow
 def test_a_file_of_tensors_is_read_without_loading_it(tmp_path, kind):
     save_tensors({"x": torch.ones(2**12, 64, 256)}, path := tmp_path / f"z.{kind}")  # 256 MiB
     code = (

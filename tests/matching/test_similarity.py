@@ -121,6 +121,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_arrays_lists_and_tensors_are_taken_as_they_are(form):
     z = images(5)
     given = FORMS[form](z)

@@ -68,6 +68,7 @@ def merge(tiles, wanted, n_rows, symmetric):
     known=st.sampled_from((0.0, 0.3, 1.0)),
     seed=st.integers(0, 2**32 - 1),
 )
+@pytest.mark.slow
 def test_tiles_keep_the_neighbours_of_the_full_matrix(
     n_images, size, k, threshold, single, unequal, symmetric, grouped, known, seed
 ):

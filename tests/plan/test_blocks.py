@@ -109,7 +109,7 @@ def test_a_worker_never_holds_more_panels_than_the_memory(works, workers, task_s
         assert worker.most * PANEL <= budget
 
 
-@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.booleans(), st.integers(0, 6))
+@given(st.integers(1, 24), st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 6))
 def test_the_parts_of_a_tile_are_its_pairs(n_images, tile_size, most, symmetric, room):
     layout = Layout(n_images, n_images, tile_size, symmetric)
     worker = Loader("images" if symmetric else "queries", {"a": layout}, room * PANEL, most)

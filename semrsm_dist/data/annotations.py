@@ -58,7 +58,7 @@ def annotation_errors(location: str, remedy: str) -> Iterator[None]:
 def read_lines(location: str, remedy: str) -> list[str]:
     """Return the non-empty lines of a text file; errors as in `read_annotation`."""
     try:
-        text = read_annotation(location, remedy).decode()
+        text = read_annotation(location, remedy).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{location}: is not text ({error}); get the file again") from error
     return [line for line in text.splitlines() if line.strip()]

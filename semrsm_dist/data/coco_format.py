@@ -121,8 +121,9 @@ def name_categories(document: CocoDocument) -> dict[object, str]:
 
 
 def names_by_id(categories: Iterable[Mapping[str, Any]]) -> dict[object, str]:
-    """Return the names of categories by id, the last of those that are repeated."""
-    return {_hashable(category["id"]): str(category["name"]) for category in categories}
+    """Return the names of categories by id, the last of those that are repeated; a blank one is none."""
+    names = {_hashable(category["id"]): str(category["name"]).strip() for category in categories}
+    return {category: name for category, name in names.items() if name}
 
 
 def tally_objects(
@@ -203,7 +204,8 @@ def _keep(pairs: list[tuple[str, Any]]) -> object:
     if "image_id" not in found:
         return None if "counts" in found and "size" in found else found  # a mask, run by run
     category = _hashable(found.get("category_id"))
-    return Annotation(found.get("id"), found["image_id"], category, _area(found), bool(found.get("iscrowd")))
+    is_crowd = found.get("iscrowd") not in (None, 0, "0")
+    return Annotation(found.get("id"), found["image_id"], category, _area(found), is_crowd)
 
 
 def _hashable(value: object) -> object:

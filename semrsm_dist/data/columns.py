@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semrsm_dist.data.entries import clean_labels, parse_labels
+from semrsm_dist.data.entries import clean_labels, is_nan, parse_labels
 
 LABELS = ("label", "labels")
 """Columns that hold labels, unless others are named."""
@@ -67,9 +67,11 @@ def _flatten(value: Any) -> list[Any]:
 
 
 def _name(value: Any, names: Sequence[str]) -> Any:
-    if not names or value is None:
+    if not names or value is None or is_nan(value):
         return value
     number = int(value)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{value!r} is no number of a class")
     if number >= len(names):
         raise ValueError(f"there is no class {number}, only {len(names)}")
     return names[number] if number >= 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -174,7 +175,7 @@ def _evaluate(text: str) -> object:
 
 
 def clean_labels(values: Iterable[object]) -> tuple[str, ...]:
-    """Return labels without the blanks around them; missing and blank ones are left out.
+    """Return labels without the blanks around them; missing (None or NaN) and blank ones are left out.
 
     Raises
     ------
@@ -185,5 +186,10 @@ def clean_labels(values: Iterable[object]) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"{value!r} is neither text nor a number")  # noqa: TRY004 - the table is at fault
-        labels.append("" if value is None else str(value).strip())
+        labels.append("" if value is None or is_nan(value) else str(value).strip())
     return tuple(label for label in labels if label)
+
+
+def is_nan(value: object) -> bool:
+    """Return whether a value is the number that stands for a missing one."""
+    return isinstance(value, float) and math.isnan(value)

@@ -437,6 +437,15 @@ def test_coco_objects_of_categories_without_a_name_are_reported(tmp_path, caplog
     assert "2 annotations are of 2 categories without a name" in caplog.text
 
 
+def test_blanks_around_names_of_coco_categories_make_no_other_labels(tmp_path, caplog):
+    document = coco_document()
+    document["categories"] = [{"id": 1, "name": " person "}, {"id": 62, "name": " "}]
+    document["annotations"][2]["iscrowd"] = "0"
+    source = CocoImages(path=write_coco(tmp_path, document), crowds=False)
+    assert about(source)["139"][:2] == (("person",), (2,))
+    assert "2 annotations are of 1 categories without a name (62)" in caplog.text
+
+
 def test_a_coco_file_that_is_missing_or_cut_is_refused_with_what_to_get(tmp_path):
     with pytest.raises(InputError, match=r"no file .*instances_val2017\.json.*annotations_trainval2017\.zip"):
         CocoImages(path=tmp_path).entries()
@@ -503,11 +512,19 @@ def test_lvis_files_without_frequencies_or_names_of_files_are_refused(tmp_path):
     del document["categories"][0]["frequency"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
     assert about(LvisImages(path=tmp_path))["139"][0] == ("chair", "person")
-    with pytest.raises(InputError, match=r"1 categories have no frequency \(person\)"):
+    with pytest.raises(InputError, match=r"1 categories have no frequency r, c or f \(person\)"):
         LvisImages(path=tmp_path, frequencies=("r",)).entries()
+    document["categories"][0]["frequency"] = "F"
+    (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"1 categories have no frequency r, c or f \(person\)"):
+        LvisImages(path=tmp_path, frequencies=("f",)).entries()
     del document["images"][0]["coco_url"]
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match="image 139 has neither coco_url nor file_name"):
+        LvisImages(path=tmp_path).entries()
+    document["images"][0]["coco_url"] = "http://[x/val2017/0.jpg"
+    (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"image 139: coco_url is .* no address"):
         LvisImages(path=tmp_path).entries()
     document["images"][0]["coco_url"] = "http://x/../.."
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
@@ -578,6 +595,8 @@ def test_open_images_that_are_there_have_the_classes_of_their_boxes(tmp_path, ca
         ("class-descriptions-boxable.csv", None, "no file .*class-descriptions-boxable.csv"),
         ("class-descriptions-boxable.csv", "", "must hold the id and the name of a class"),
         ("class-descriptions-boxable.csv", "/m/0k4j\n", "must hold the id and the name of a class"),
+        ("class-descriptions-boxable.csv", "/m/0k4j, \n", "must hold the id and the name of a class"),
+        ("class-descriptions-boxable.csv", "/m/1,Car\n/m/1,Cat\n", r"1 classes another name .*\(/m/1\)"),
     ],
 )
 def test_open_images_with_files_that_are_none_are_refused(tmp_path, file, content, words):

@@ -63,6 +63,8 @@ def about(source) -> dict[str, tuple]:
         (None, "name", (), ((), ())),
         ("", "name", (), ((), ())),
         ([None, {"name": "cat"}], "name", (), (("cat",), (1,))),
+        (float("nan"), "", (), ((), None)),
+        ([1.0, float("nan")], "", ("cat", "dog"), (("dog",), None)),
     ],
 )
 def test_labels_are_found_at_their_place(cell, path, names, expected):
@@ -75,6 +77,7 @@ def test_labels_are_found_at_their_place(cell, path, names, expected):
         ({"label": 1}, "name", (), "has no 'name', only 'label'"),
         (["cat"], "name", (), "has no keys"),
         (2, "", ("cat", "dog"), "there is no class 2, only 2"),
+        (0.9, "", ("cat", "dog"), "0.9 is no number of a class"),
         ({"name": 1}, "", (), "neither text nor a number"),
         ("{", "name", (), "Expecting property name"),
     ],
@@ -388,6 +391,14 @@ def test_labels_in_parquet_may_be_those_of_objects(tmp_path, is_list_of_structs)
     write_parquet(tmp_path / "a.parquet", 2, objects=objects, features=features)
     source = ParquetImages(path=tmp_path, labels="objects.category")
     assert about(source) == {"a/0": (("dog", "cat"), (2, 1)), "a/1": ((), ())}
+
+
+def test_a_column_of_parquet_that_is_there_twice_is_refused(tmp_path):
+    images = pa.array([picture(0)])
+    for names, labels in ((["image", "image", "label"], None), (["image", "label", "label"], "label")):
+        pq.write_table(pa.Table.from_arrays([images] * 3, names=names), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match="more than one column"):
+            ParquetImages(path=tmp_path, labels=labels).entries()
 
 
 def test_ids_and_plain_bytes_may_be_columns_of_parquet(tmp_path):

@@ -6,7 +6,7 @@ Gupta et al., LVIS: A Dataset for Large Vocabulary Instance Segmentation, CVPR 2
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -84,11 +84,15 @@ class LvisImages(ListedSource):
         """Return the ids of the categories of other frequencies."""
         if set(self.frequencies) == {"r", "c", "f"}:
             return []
-        unknown = [category["name"] for category in document.categories if "frequency" not in category]
+        unknown = [
+            category["name"]
+            for category in document.categories
+            if category.get("frequency") not in get_args(Frequency)
+        ]
         if unknown:
             raise InputError(
-                f"{document.where}: {len(unknown)} categories have no frequency ({shorten(unknown)}) and cannot be "
-                "chosen by it; get the file again, or remove data.frequencies"
+                f"{document.where}: {len(unknown)} categories have no frequency r, c or f ({shorten(unknown)}) and "
+                "cannot be chosen by it; get the file again, or remove data.frequencies"
             )
         return [
             category["id"]
@@ -108,7 +112,14 @@ def _file_name(document: CocoDocument, name: str) -> str:
     """Return the path of an image below COCO's folder: the address where it was published ends in it."""
     image = document.images[name]
     address = image.get("coco_url")
-    if isinstance(address, str) and len(parts := PurePosixPath(urlsplit(address).path).parts) > 2:
+    try:
+        parts = PurePosixPath(urlsplit(address).path).parts if isinstance(address, str) else ()
+    except ValueError as error:
+        raise InputError(
+            f"{document.where}: image {name}: coco_url is {address!r}, which is no address ({error}); get the file "
+            "again"
+        ) from error
+    if len(parts) > 2:
         return "/".join(parts[-2:])
     if image.get("file_name"):
         return str(image["file_name"])

@@ -122,16 +122,24 @@ def _read_classes(where: str, remedy: str) -> dict[str, str]:
     """Return the id of a class -> its name; later editions have a header."""
     try:
         text = read_annotation(where, remedy).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [[cell.strip() for cell in row] for row in lines if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where}: is not a table of classes ({error}); get the file again") from error
     if rows and rows[0] == ["LabelName", "DisplayName"]:
         rows = rows[1:]
-    if not rows or any(len(row) != 2 for row in rows):
+    if not rows or any(len(row) != 2 or not all(row) for row in rows):
         raise InputError(
             f"{where}: must hold the id and the name of a class in each line, such as /m/0k4j,Car; get the file again"
         )
-    return {label: name for label, name in rows}  # noqa: C416 - rows are lists
+    names = {label: name for label, name in rows}  # noqa: C416 - rows are lists
+    ambiguous = [label for label, name in rows if names[label] != name]
+    if ambiguous:
+        raise InputError(
+            f"{where}: gives {len(ambiguous)} classes another name further down ({shorten(ambiguous)}), and which one "
+            "is meant is not known; get the file again"
+        )
+    return names
 
 
 def _tally_boxes(where: str, images: Collection[str], names: Mapping[str, str], remedy: str) -> ObjectTally:

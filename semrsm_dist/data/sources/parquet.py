@@ -114,6 +114,11 @@ class ParquetImages(PackedSource):
                     f"{location}: there is no column {name!r}, only {shorten(schema.names, 8)}"
                     f"{did_you_mean(name, schema.names)}; name the columns with data.image, data.labels and data.id"
                 )
+            if name and schema.names.count(name) > 1:
+                raise InputError(
+                    f"{location}: there is more than one column {name!r}, and it is unclear which is meant; rename the "
+                    "others"
+                )
         kind = schema.field(self.image).type
         if pa.types.is_struct(kind) and kind.get_field_index(BYTES) >= 0:
             kind = kind.field(BYTES).type

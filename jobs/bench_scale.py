@@ -215,11 +215,7 @@ def measure_later(folder: Path, config: Path, name: str) -> dict[str, float]:
         subprocess.run([sys.executable, "-m", "semrsm_dist", *arguments], check=True, capture_output=True)
         found[f"semrsm {title} of the finished run, s"] = time.perf_counter() - started
     started = time.perf_counter()
-    run = srs.open_run(folder / name)
-    if run.record.neighbours is None:
-        np.argsort(run.similarity_rows("z")(slice(7, 8)))
-    else:
-        run.layer_neighbours("z").read(slice(7, 8))
+    srs.open_run(folder / name).nearest(7, 10, layer="z")
     return found | {"the images most similar to one, s": time.perf_counter() - started}
 
 

@@ -19,9 +19,11 @@ settings.register_profile("any machine", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable" if os.environ.get("CI") else "any machine")
 
-# A script's background jobs ignore interrupts, and their children inherit that: no test of interrupts would see one.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A script's background jobs ignore interrupts, what nohup starts ignores hang-ups, and children inherit that: no test
+# of interrupts would see one.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 FIRST = "experiments/test_approximation.py"
 """Needs all compiled code: one process compiles it while another runs what needs none."""

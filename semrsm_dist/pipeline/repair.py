@@ -284,6 +284,9 @@ class Broken:
         StorageError
             If something cannot be removed.
         """
+        if directory.view.is_dir():  # what is kept there may be made of what is wrong
+            with chunks.writing(directory.view):
+                paths.remove_folder(directory.view)
         for path in (*self.files, *(node / DESCRIPTION for node in self.descriptions)):
             with chunks.writing(path):
                 paths.remove_file(path)

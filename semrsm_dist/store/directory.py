@@ -107,6 +107,11 @@ class RunDirectory:
         return self.path / "rsm.zarr"
 
     @property
+    def view(self) -> RunPath:
+        """The folder of what the page of `semrsm view` has taken time to make."""
+        return self.path / "view"
+
+    @property
     def figures(self) -> RunPath:
         """The folder of pictures."""
         return self.path / "figures"

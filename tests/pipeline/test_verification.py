@@ -14,6 +14,8 @@ import pytest
 import semrsm_dist as srs
 from semrsm_dist.errors import InputError, ResumeError
 from semrsm_dist.pipeline.repair import verify_and_repair
+from semrsm_dist.report.view.live import LiveRun
+from semrsm_dist.report.view.pyramid import Tile
 from semrsm_dist.results.verification.recorded import recorded_config
 from semrsm_dist.store import chunks, locks
 from semrsm_dist.store.directory import RunDirectory
@@ -431,6 +433,23 @@ def test_tiles_are_repaired_without_inputs(copy, originals, shop):
     finally:
         source.with_suffix(".gone").rename(source)
     assert results(shop, run) == results(shop, originals("matrices"))
+
+
+def test_a_repair_discards_what_the_page_has_made_of_wrong_tiles(copy):
+    def look():
+        live = LiveRun(srs.open_run(run))
+        content, share = live.tile("last", "cosine", "given", Tile(0, 0, 0))
+        live.close()
+        assert share == 1
+        return content
+
+    run = copy("queries")
+    expected = look()
+    shutil.rmtree(run / "view")
+    alter(run, TILES, (0, 0, 1), add((0, 2, 3), 1.0))
+    assert look() != expected
+    assert verify_and_repair(run, **EVERYTHING).exit_code == 0
+    assert look() == expected
 
 
 def test_a_run_of_a_cluster_that_is_gone_is_repaired_by_another_engine(copy, originals, shop):

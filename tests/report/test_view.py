@@ -6,11 +6,14 @@ import http.client
 import os
 import threading
 import time
+from base64 import b64decode
 
 import numpy as np
+import pandas as pd
 import pytest
 from aiohttp import web
 
+import semrsm_dist as srs
 from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.report.model import Data, PairFacts, Queries
@@ -206,6 +209,24 @@ def test_queries_are_those_of_the_page(server):
         "average pooling",
     ]
     assert queries.rankings[0].indices.shape == (24, 8)
+
+
+def test_queries_follow_groups_that_have_changed(tmp_path):
+    run, cache = make_run(tmp_path, 9, layers=("late",), pictures=False), Cache(None)
+    hits = []
+    for group in (None, "frames of a video"):
+        table = pd.read_parquet(tmp_path / "data.parquet")
+        table.assign(group=[group if index < 4 else None for index in range(9)]).to_parquet(
+            tmp_path / "data.parquet"
+        )
+        run = srs.run(run.record.config)
+        with serving(run, cache) as server:
+            queries = Queries.model_validate_json(server.wait_for("queries/0.json")[1])
+        of_first = [
+            b64decode(ranking.indices.data)[: ranking.indices.shape[1]] for ranking in queries.rankings
+        ]
+        hits.append([{hit for hit in found if hit < 9} for found in of_first])
+    assert hits == [[set(range(1, 9))] * 3, [set(range(4, 9))] * 3]
 
 
 def test_pictures_come_from_the_images_and_only_if_they_are_the_same(copy):

@@ -48,9 +48,6 @@ from semrsm_dist.report.view.tiles import VERSION, CachedTiles, MapTiles, descri
 from semrsm_dist.results.images import NO_HASH, ImageReader
 from semrsm_dist.results.run import Run
 
-FOLDER = "view"
-"""In the run directory."""
-
 Answer = tuple[bytes | None, float]
 """What was asked for, None while it is not there, and the share of the work that is done."""
 
@@ -70,7 +67,7 @@ class LiveRun:
     def __init__(self, run: Run, cache: Cache | None = None) -> None:
         self.run = run
         self.finished, self._notes = find_finished(run)
-        folder = run.directory.path / FOLDER
+        folder = run.directory.view
         self.cache = cache or Cache(folder if isinstance(folder, Path) else None)
         self._manifests = {side: run.manifest(side) for side in run.record.sides}
         self._labels = {side: manifest.labels() for side, manifest in self._manifests.items()}
@@ -176,7 +173,8 @@ class LiveRun:
     def queries(self, layer: str) -> Answer:
         """Return the queries of a layer as JSON, see `semrsm_dist.report.model.Queries`."""
         self._require(layer)
-        settings = self.run.record.config["retrieval"]["k"], self._labels
+        groups = [manifest.groups() for manifest in self._manifests.values()]
+        settings = self.run.record.config["retrieval"]["k"], self._labels, groups
         name = self._name("queries", layer, repr(settings))
         return self._later.get(name, self.cache, lambda reporter: self._find_queries(layer, reporter))
 

@@ -99,6 +99,15 @@ def printable_name(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, in the plural but for one.
+
+    >>> counted(1, "image"), counted(0, "image")
+    ('1 image', '0 images')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def hide_secrets(text: str) -> str:
     """Return a text with asterisks for passwords, keys and tokens that are written into URIs.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, printable_name, reason_of
+from semrsm_dist.errors import InputError, MissingInputError, StorageError, counted, printable_name, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def warn_unlabelled(source: str, names: Sequence[str]) -> None:
     """Warn of images that have no annotations; they are kept, without labels."""
     if names:
         _logger.warning(
-            "%s: %d images have no annotations and are kept without labels: %s",
+            "%s: no annotations of %s, kept without labels: %s",
             source,
-            len(names),
+            counted(len(names), "image"),
             shorten(names),
         )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from semrsm_dist.data.annotations import parse_json, read_annotation, shorten
 from semrsm_dist.data.entries import check_unique_ids
 from semrsm_dist.data.objects import ObjectTally
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, counted
 
 _logger = logging.getLogger(__name__)
 
@@ -163,10 +163,9 @@ def tally_objects(
         tally.add(image, names[category], share)
     if nameless:
         _logger.warning(
-            "%s: %d annotations are of %d categories without a name (%s) and add no label",
+            "%s: no label from %s of categories without a name (%s)",
             document.where,
-            len(nameless),
-            len(set(nameless)),
+            counted(len(nameless), "annotation"),
             shorten(dict.fromkeys(nameless)),
         )
     return tally

@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from semrsm_dist.data.decode import formats
 from semrsm_dist.data.locations import below, is_uri, locate, storage_errors
-from semrsm_dist.errors import InputError, MissingInputError, printable_name
+from semrsm_dist.errors import InputError, MissingInputError, counted, printable_name
 
 _logger = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def list_images(root: str) -> list[str]:
     others = Counter(endings.values()) - Counter(endings[name] for name in images)
     if images and others:
         _logger.warning(
-            "%s: %d files were passed over, as Pillow opens no such images: %s",
+            "%s: passed over %s, as Pillow opens no such images: %s",
             printable_name(root),
-            others.total(),
+            counted(others.total(), "file"),
             ", ".join(
                 f"{printable_name(ending) or 'no ending'} ({count})"
                 for ending, count in others.most_common(10)

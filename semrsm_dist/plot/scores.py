@@ -62,7 +62,10 @@ def retrieval(
     known = sorted(set(table["k"]))
     k = known[0] if k is None else k
     if k not in known:
-        raise ConfigError(f"k: {k!r}: scored are {', '.join(map(str, known))}")
+        raise ConfigError(
+            f"k: {k!r}: there are scores for {', '.join(map(str, known))} only; srs.evaluate('retrieval', ...) scores "
+            "others, with its parameter k"
+        )
     part = table[table["k"] == k]
     layers = list(dict.fromkeys(part["layer"]))
     axes = axes_or_current(ax)

@@ -198,7 +198,7 @@ def test_voc_images_without_annotations_stay_without_labels_and_missing_images_a
     manifest = Manifest(tuple(scan(source, source.entries())))
     assert manifest.labels() == [("cat", "dog"), ()]
     assert [(row.image_id, row.error) for row in manifest.unreadable] == [("000007", "there is no such file")]
-    assert "1 images have no annotations and are kept without labels: 000009" in caplog.text
+    assert "no annotations of 1 image, kept without labels: 000009" in caplog.text
 
 
 def test_voc_takes_every_annotated_image_where_there_is_no_list(tmp_path):
@@ -308,7 +308,7 @@ def test_voc_boxes_that_are_none_make_areas_unknown_and_are_reported(tmp_path, o
         "a": (("cat", "dog"), (1, 1), None),
         "b": (("cat",), (1,), (0.25,)),
     }
-    assert "the areas of labels are unknown in 1 images (a)" in caplog.text
+    assert "the areas of labels are unknown in 1 image (a)" in caplog.text
 
 
 def test_a_voc_folder_that_is_none_is_refused_with_what_to_get(tmp_path):
@@ -434,7 +434,7 @@ def test_coco_objects_of_categories_without_a_name_are_reported(tmp_path, caplog
     document["annotations"][0]["category_id"] = 99
     document["annotations"][1]["category_id"] = {"id": [62]}
     assert about(CocoImages(path=write_coco(tmp_path, document)))["139"][0] == ("person",)
-    assert "2 annotations are of 2 categories without a name" in caplog.text
+    assert "no label from 2 annotations of categories without a name" in caplog.text
 
 
 def test_blanks_around_names_of_coco_categories_make_no_other_labels(tmp_path, caplog):
@@ -443,7 +443,7 @@ def test_blanks_around_names_of_coco_categories_make_no_other_labels(tmp_path, c
     document["annotations"][2]["iscrowd"] = "0"
     source = CocoImages(path=write_coco(tmp_path, document), crowds=False)
     assert about(source)["139"][:2] == (("person",), (2,))
-    assert "2 annotations are of 1 categories without a name (62)" in caplog.text
+    assert "no label from 2 annotations of categories without a name (62)" in caplog.text
 
 
 def test_a_coco_file_that_is_missing_or_cut_is_refused_with_what_to_get(tmp_path):
@@ -570,8 +570,8 @@ def test_open_images_that_are_there_have_the_classes_of_their_boxes(tmp_path, ca
         "000595fe6fee6369": (("Car, of any kind",), (1,), None),
         "00075905539074f2": ((), (), ()),
     }
-    assert "1 boxes are of 1 classes without a name (/m/unknown)" in caplog.text
-    assert "1 images have no annotations and are kept without labels: 00075905539074f2" in caplog.text
+    assert "no label from 1 object of classes without a name (/m/unknown)" in caplog.text
+    assert "no annotations of 1 image, kept without labels: 00075905539074f2" in caplog.text
     assert source.read(source.entries()[0]).size == (20, 10)
 
 

@@ -79,7 +79,7 @@ def test_each_table_is_about_its_own_folder(tmp_path, caplog):
         "train/1.png": (("a",), None),
         "train/x/2.png": (("b",), None),
     }
-    assert "1 images have no annotations and are kept without labels: test/3.png" in caplog.text
+    assert "no annotations of 1 image, kept without labels: test/3.png" in caplog.text
 
 
 @pytest.mark.parametrize(

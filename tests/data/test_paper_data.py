@@ -115,7 +115,7 @@ def test_objects_of_a_category_without_a_name_are_told_and_add_no_label(tmp_path
     with caplog.at_level(logging.WARNING):
         found = labels(EgoObjectsImages(path=write_egoobjects(tmp_path / "ego", document)))
     assert found["4"] == ()
-    assert "1 annotations are of 1 categories without a name (1234)" in caplog.text
+    assert "no label from 1 annotation of categories without a name (1234)" in caplog.text
 
 
 def change(document: dict, key: str, index: int, name: str, value: object) -> None:
@@ -216,7 +216,7 @@ def test_a_cityscapes_image_without_polygons_stays_and_polygons_without_image_ar
     with caplog.at_level(logging.WARNING):
         records = images.entries()
     assert len(records) == 4
-    assert "1 images have no annotations and are kept without labels: ulm/ulm_000000_000019" in caplog.text
+    assert "no annotations of 1 image, kept without labels: ulm/ulm_000000_000019" in caplog.text
     assert [row.status == UNREADABLE for row in scan(images, records)] == [True, False, False, False]
     with pytest.raises(UnreadableImageError, match="no such file"):
         images.read(records[0])
@@ -277,7 +277,7 @@ def test_tiny_imagenet_images_and_table_may_not_tell_the_same(tmp_path, caplog):
     images = TinyImageNetImages(path=root)
     with caplog.at_level(logging.WARNING):
         assert labels(images)["val_9.JPEG"] == ()
-    assert "1 images have no annotations and are kept without labels: val_9.JPEG" in caplog.text
+    assert "no annotations of 1 image, kept without labels: val_9.JPEG" in caplog.text
     assert [row.image_id for row in scan(images, images.entries()) if row.status == UNREADABLE] == [
         "val_2.JPEG"
     ]

@@ -130,7 +130,7 @@ def test_scores_of_a_run_are_bars_with_their_numbers(run, axes):
     assert sorted(heights) == sorted(scores.values())
     assert {text.get_text() for text in axes.texts} == {f"{value:.2f}" for value in scores.values()}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["layer3", "layer4"]
-    with pytest.raises(srs.ConfigError, match="k: 99: scored are 1"):
+    with pytest.raises(srs.ConfigError, match="k: 99: there are scores for 1 only"):
         srs.plot.retrieval(run, k=99, ax=axes)
 
 

@@ -32,7 +32,7 @@ from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import absolute, below, exists, join, locate, storage_errors
 from semrsm_dist.data.objects import ObjectTally
-from semrsm_dist.errors import InputError, MissingInputError, first_line
+from semrsm_dist.errors import InputError, MissingInputError, counted, first_line
 from semrsm_dist.fields import Count, Location, Seed
 
 _logger = logging.getLogger(__name__)
@@ -160,10 +160,9 @@ def _tally_boxes(where: str, images: Collection[str], names: Mapping[str, str], 
                 nameless[str(row["LabelName"])] += row["area_count"]
     if nameless:
         _logger.warning(
-            "%s: %d boxes are of %d classes without a name (%s) and add no label",
+            "%s: no label from %s of classes without a name (%s)",
             where,
-            nameless.total(),
-            len(nameless),
+            counted(nameless.total(), "object"),
             shorten(nameless),
         )
     return tally

@@ -26,7 +26,7 @@ from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, exists, is_folder, join
 from semrsm_dist.data.objects import ObjectTally, box_area
-from semrsm_dist.errors import InputError, MissingInputError
+from semrsm_dist.errors import InputError, MissingInputError, counted
 from semrsm_dist.fields import Count, Seed
 
 _logger = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ class VocImages(ListedSource):
         unknown = [entry.image_id for entry in entries if entry.labels and entry.label_areas is None]
         if unknown:
             _logger.warning(
-                "%s: the areas of labels are unknown in %d images (%s), whose annotations have no size or no box, or a "
+                "%s: the areas of labels are unknown in %s (%s), whose annotations have no size or no box, or a "
                 "box that ends before it begins",
                 join(self.path, ANNOTATIONS),
-                len(unknown),
+                counted(len(unknown), "image"),
                 shorten(unknown),
             )
         return entries

@@ -17,7 +17,7 @@ from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.listing import extensions
 from semrsm_dist.data.locations import locate, read_range, storage_errors
 from semrsm_dist.data.packed import PackedSource, parse_numbers, part_uri
-from semrsm_dist.errors import InputError, first_line, printable_name
+from semrsm_dist.errors import InputError, counted, first_line, printable_name
 
 _logger = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ class WebDatasetImages(PackedSource):
                 entries.append(ImageEntry(f"{name}/{sample.key}", uri, labels, label_counts=counts))
         if without:
             _logger.warning(
-                "%s: %d samples have no image and are passed over: %s",
+                "%s: passed over %s without an image: %s",
                 location,
-                len(without),
+                counted(len(without), "sample"),
                 shorten(without),
             )
         return entries

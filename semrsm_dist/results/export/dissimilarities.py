@@ -53,7 +53,7 @@ def require_dissimilarities(run: RunReader, kernels: Sequence[str]) -> None:
     if "linear" in kernels:
         raise ConfigError(
             "kernel linear: inner products have no dissimilarity, because how similar an image is to itself depends on "
-            "its norm: choose cosine or rbf with --kernel"
+            "its norm: choose the kernel cosine or rbf"
         )
 
 

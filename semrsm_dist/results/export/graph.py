@@ -79,9 +79,7 @@ def write_atlas(selection: Selection, folder: Path) -> list[Path]:
     """
     run = selection.run
     if "linear" in (selection.kernels or ()):
-        raise ConfigError(
-            "kernel linear: inner products are no distances: choose cosine or rbf with --kernel"
-        )
+        raise ConfigError("kernel linear: inner products are no distances: choose the kernel cosine or rbf")
     written = []
     for name, found in selection.neighbours().items():
         places = _project(run, found.store.layer)

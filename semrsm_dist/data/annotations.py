@@ -105,8 +105,12 @@ def place_below(folder: str, name: str, where: str) -> str:
     Raises
     ------
     InputError
-        It would lie outside the folder; `where` is the annotation file.
+        It would lie outside the folder, or no file can have such a name; `where` is the annotation file.
     """
+    if "\0" in name:
+        raise InputError(
+            f"{where}: {printable_name(name)!r} is no name that a file can have; correct the file, or get it again"
+        )
     if ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise InputError(
             f"{where}: {name!r} leads out of the folder of images {folder!r}; nothing was read: correct the file, or "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,9 +220,8 @@ def _area(annotation: Mapping[str, Any]) -> float | None:
 
 
 def _is_size(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max  # type: ignore[operator]  # it is a number
 
 
 def _count_pixels(image: Mapping[str, Any]) -> float | None:

@@ -69,9 +69,9 @@ def _flatten(value: Any) -> list[Any]:
 def _name(value: Any, names: Sequence[str]) -> Any:
     if not names or value is None or is_nan(value):
         return value
-    number = int(value)
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{value!r} is no number of a class")
+    number = int(value)
     if number >= len(names):
         raise ValueError(f"there is no class {number}, only {len(names)}")
     return names[number] if number >= 0 else None

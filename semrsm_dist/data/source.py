@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, check_unique_ids
-from semrsm_dist.errors import ConfigError, SemrsmError, StorageError
+from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError, printable_name
 from semrsm_dist.fields import Section
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def list_entries(source: ImageSource) -> list[ImageEntry]:
     Raises
     ------
     InputError
-        As in `ImageSource.entries`, and if ids are repeated.
+        As in `ImageSource.entries`, if ids are repeated, or text is not valid Unicode.
     ConfigError, StorageError
         As in `calling`.
     """
@@ -109,7 +109,20 @@ def list_entries(source: ImageSource) -> list[ImageEntry]:
         if strange:
             raise TypeError(f"it returned {strange[0]!r}, which is not an ImageEntry")
     check_unique_ids((entry.image_id for entry in entries), f"data source {source.source!r}")
+    for entry in entries:
+        _require_unicode(entry)
     return entries
+
+
+def _require_unicode(entry: ImageEntry) -> None:
+    """Raise InputError for text with half a character, as JSON can have it: no table can hold it."""
+    try:
+        "".join((entry.image_id, entry.uri, *entry.labels, entry.group or "")).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"image {printable_name(entry.image_id)!r}: its id, location, labels or group are not valid Unicode "
+            f"({error.reason}), so no table can hold them; correct what names them"
+        ) from error
 
 
 def load_image(source: ImageSource, entry: ImageEntry) -> LoadedImage:

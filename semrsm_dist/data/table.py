@@ -322,7 +322,7 @@ def _numbers(
         try:
             values = parse_labels(cell) if isinstance(cell, str) else clean_labels(cell or ())
             numbers = tuple(map(int if is_count else float, values))
-            is_wrong = any(not (number >= 1 if is_count else 0 <= number <= 1) for number in numbers)
+            is_wrong = any(not (1 <= number < 2**63 if is_count else 0 <= number <= 1) for number in numbers)
         except ValueError:
             is_wrong, numbers = True, ()
         if is_wrong or (numbers and len(numbers) != len(labels[row])):

@@ -15,6 +15,7 @@ from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest, find_known, scan
 from semrsm_dist.data.objects import ObjectTally, box_area
+from semrsm_dist.data.source import list_entries
 from semrsm_dist.data.sources.coco import CocoImages
 from semrsm_dist.data.sources.crops import ShiftedCrops
 from semrsm_dist.data.sources.egoobjects import EgoObjectsImages
@@ -108,6 +109,7 @@ def test_tables_may_say_the_counts_and_areas_of_labels(tmp_path):
         ("label_counts", "1"),
         ("label_counts", "1|0"),
         ("label_counts", "1|1.5"),
+        ("label_counts", f"1|{2**63}"),
         ("label_areas", "0.5"),
         ("label_areas", "0.5|1.5"),
         ("label_areas", "0.5|nan"),
@@ -402,6 +404,7 @@ def test_coco_files_can_lie_elsewhere(tmp_path):
         (lambda d: d["images"].insert(0, None), r"images\[0\] lacks id, file_name"),
         (lambda d: d["images"][1].update(file_name="../x.jpg"), "leads out of the folder of images"),
         (lambda d: d["images"][1].update(file_name="/etc/x.jpg"), "leads out of the folder of images"),
+        (lambda d: d["images"][1].update(file_name="x\0.jpg"), "no name that a file can have"),
         (lambda d: d["annotations"][0].update(image_id=4), r"1 annotations are of 1 images .* \(4\)"),
         (lambda d: d["annotations"][0].pop("image_id"), r"annotations\[0\] lacks image_id"),
         (lambda d: d["annotations"].insert(1, 3), r"annotations\[1\] lacks image_id"),
@@ -444,6 +447,21 @@ def test_blanks_around_names_of_coco_categories_make_no_other_labels(tmp_path, c
     source = CocoImages(path=write_coco(tmp_path, document), crowds=False)
     assert about(source)["139"][:2] == (("person",), (2,))
     assert "no label from 2 annotations of categories without a name (62)" in caplog.text
+
+
+def test_coco_areas_beyond_all_numbers_are_unknown(tmp_path):
+    document = coco_document()
+    document["annotations"][0] |= {"area": 10**400, "bbox": [0, 0, 10**400, 1]}
+    assert about(CocoImages(path=write_coco(tmp_path, document)))["139"][1:] == ((1, 2), None)
+
+
+@pytest.mark.parametrize("key", ["name", "id", "file_name"])
+def test_half_a_character_in_coco_is_refused(tmp_path, key):
+    document = coco_document()
+    place = document["categories"][0] if key == "name" else document["images"][2]
+    place[key] = "\ud800"
+    with pytest.raises(InputError, match="not valid Unicode"):
+        list_entries(CocoImages(path=write_coco(tmp_path, document)))
 
 
 def test_a_coco_file_that_is_missing_or_cut_is_refused_with_what_to_get(tmp_path):

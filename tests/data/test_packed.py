@@ -78,6 +78,7 @@ def test_labels_are_found_at_their_place(cell, path, names, expected):
         (["cat"], "name", (), "has no keys"),
         (2, "", ("cat", "dog"), "there is no class 2, only 2"),
         (0.9, "", ("cat", "dog"), "0.9 is no number of a class"),
+        (float("inf"), "", ("cat", "dog"), "inf is no number of a class"),
         ({"name": 1}, "", (), "neither text nor a number"),
         ("{", "name", (), "Expecting property name"),
     ],

@@ -493,6 +493,16 @@ def test_an_unfinished_run_is_sound_as_far_as_it_has_come(shop):
     assert verify_and_repair(document["run"]).exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["matrices", "neighbours"])
+def test_a_run_that_was_interrupted_before_its_results_has_no_fault(name, copy):
+    run = copy(name)
+    (run / "summary.json").unlink()
+    for folder in ("tiles.zarr", "neighbours.zarr", "candidates.zarr", "rsm.zarr"):
+        shutil.rmtree(run / folder, ignore_errors=True)
+    report = srs.open_run(run).verify()
+    assert (report.faults, report.exit_code) == ((), 3)
+
+
 def test_while_a_driver_works_nothing_is_missing_and_nothing_repaired(copy):
     run = copy("matrices")
     chunk(run, TILES, 0, 0, 1).unlink()

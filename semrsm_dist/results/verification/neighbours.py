@@ -64,7 +64,7 @@ class NeighbourInspection(LayerInspection):
             layer,
             (len(FIELDS), layout.row_panels, layout.column_panels * most),
             (len(FIELDS), 1, most),
-            optional=finished,
+            optional=True,
         )
         size = layout.tile_size
         self._known = ArrayChunks(
@@ -74,7 +74,7 @@ class NeighbourInspection(LayerInspection):
             layer,
             (2, layout.n_rows, self._k),
             (2, size, self._k),
-            optional=finished,
+            optional=True,
         )
         self._arrays = {
             name: ArrayChunks(

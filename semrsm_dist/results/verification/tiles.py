@@ -104,7 +104,9 @@ class TileInspection(LayerInspection):
         self._store = TileStore(inspection.directory.tiles, layer)
         shape = (len(QUANTITIES), layout.n_rows, layout.n_columns)
         size = (len(QUANTITIES), layout.tile_size, layout.tile_size)
-        self._array = ArrayChunks(inspection, self._store.group, ARRAY, layer, shape, size)
+        self._array = ArrayChunks(
+            inspection, self._store.group, ARRAY, layer, shape, size, optional=not finished
+        )
         self._sound = np.zeros((layout.row_panels, layout.column_panels), np.bool_)
 
     @property

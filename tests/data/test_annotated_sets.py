@@ -593,6 +593,13 @@ def test_open_images_that_are_there_have_the_classes_of_their_boxes(tmp_path, ca
     assert source.read(source.entries()[0]).size == (20, 10)
 
 
+def test_boxes_of_open_images_in_pixels_have_no_known_area(tmp_path):
+    root = write_open_images(tmp_path)
+    box = "0001eeaf4aed83f9,xclick,/m/0cmf2,1,10,300,20,400,0,0,0,0,0\n"
+    (root / "validation-annotations-bbox.csv").write_text(HEADER + box)
+    assert about(OpenImages(path=root))["0001eeaf4aed83f9"] == (("Airplane",), (1,), None)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [

@@ -195,7 +195,12 @@ def _read_batches(where: str, remedy: str) -> Iterable[pa.Table]:
 
 
 def _areas(table: pa.Table) -> NDArray[np.float64]:
-    """Return the areas of boxes as shares of their images; NaN if a box ends before it begins."""
-    left, right, top, bottom = (np.clip(table[name].to_numpy(), 0.0, 1.0) for name in _BORDERS)
+    """Return the areas of boxes as shares of their images.
+
+    NaN, unknown, if a box ends before it begins or lies outside of its image, as boxes in pixels do.
+    """
+    borders = [table[name].to_numpy() for name in _BORDERS]
+    left, right, top, bottom = (np.clip(border, 0.0, 1.0) for border in borders)
     areas = (right - left) * (bottom - top)
-    return np.where((right >= left) & (bottom >= top), areas, np.nan)
+    inside = (borders[0] < 1) & (borders[2] < 1) & (borders[1] > 0) & (borders[3] > 0)
+    return np.where((right >= left) & (bottom >= top) & inside, areas, np.nan)

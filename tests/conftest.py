@@ -92,7 +92,7 @@ SLOW = (
     "engine/test_engine_plugin.py",
     "plot/test_figures.py",
 )
-"""Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes two to three minutes."""
+"""Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes a minute or two."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

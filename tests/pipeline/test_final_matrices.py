@@ -10,7 +10,10 @@ import xarray as xr
 
 import semrsm_dist as srs
 from semrsm_dist.errors import StorageError
+from semrsm_dist.evaluation.retrieval import find_hits, score_hits
+from semrsm_dist.pipeline.stages import evaluation
 from semrsm_dist.pipeline.summary import WORKER_PARTS, format_summary
+from semrsm_dist.results import matrices
 from semrsm_dist.results.status import read_status
 from semrsm_dist.results.status_text import format_status
 from semrsm_dist.store.tiles import TileStore
@@ -133,6 +136,31 @@ def test_evaluation_is_shown_once_and_then_remembered(shop):
     scores = shop.run(labelled(shop, retrieval={"k": [2]}), reporter=other)["retrieval"]
     assert {score["k"] for score in scores} == {2}
     assert "evaluation" in other.stages
+
+
+@pytest.mark.parametrize("share", [4, 2**40], ids=["pooled vectors held", "read with each block"])
+def test_evaluation_block_by_block_is_that_of_whole_matrices(shop, monkeypatch, share):
+    monkeypatch.setattr(evaluation, "POOLED_SHARE", share)
+    monkeypatch.setattr(matrices, "CHUNK", 7)  # three rows of blocks; labels repeat every three images
+    sections = {"matching": {"tile": 7}, "retrieval": {"k": [1, 3]}, "kernels": ["cosine"]}
+    summary = shop.run(labelled(shop, **sections))
+    run = srs.open_run(shop.path / "run")
+    task = evaluation.retrieval_task(run.manifest())
+    pooled = np.load(shop.path / "z.npy").astype(np.float64).mean(axis=1)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    similarities = {
+        "average pooling": pooled @ pooled.T,
+        **{kind: run.similarity("last", "cosine", kind).values for kind in ("semantic", "spatio-semantic")},
+    }
+    for score in summary["retrieval"]:
+        hits = find_hits(lambda rows: similarities[score["method"]][rows], task, score["k"])  # noqa: B023
+        expected = np.nanmean(score_hits(hits.indices, task, [score["k"]]))
+        assert score["f1"] == pytest.approx(expected), score
+    assert len(summary["retrieval"]) == 6
+    norms = np.sqrt(run.dataset("last")["squared_norm_i"].values)
+    gaps = run.gap("last").values[np.triu_indices(20, 1)] / np.outer(norms, norms)[np.triu_indices(20, 1)]
+    assert summary["layers"]["last"]["mean_gap"] == pytest.approx(gaps.mean())
+    assert summary["layers"]["last"]["max_gap"] == pytest.approx(gaps.max())
 
 
 def test_evaluation_can_be_interrupted(shop):

@@ -38,6 +38,9 @@ from semrsm_dist.store.results import result_store
 from semrsm_dist.store.tiles import KINDS
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
+POOLED_SHARE = 4
+"""Pooled vectors that a worker holds take at most one part in so many of its memory."""
+
 NAMED = 5
 """Maximum images that a warning names."""
 
@@ -88,7 +91,8 @@ def _evaluate_matrices(
         for rows in row_slices(record.counts[record.row_side], run.chunk_size(layer))
     ]
     layouts = {layer: record.layout(layer) for layer in record.requested}
-    worker = EvaluationWorker(session.directory.path, record.row_side, layouts, scoring)
+    room = int(session.config.matching.worker_memory) // POOLED_SHARE
+    worker = EvaluationWorker(session.directory.path, record.row_side, layouts, scoring, room)
     outcome = session.work(
         "evaluation",
         lambda: session.start_tasks(worker),

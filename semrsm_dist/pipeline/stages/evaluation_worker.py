@@ -32,9 +32,6 @@ from semrsm_dist.store.tiles import KINDS, QUANTITIES, TileStore
 
 METHODS = (SPATIAL, POOLED, SEMANTIC)
 
-HELD_BYTES = 2**28
-"""Memory of the pooled vectors that a worker holds; of more, it reads those of each block."""
-
 
 class Rows(NamedTuple):
     """Rows of the matrices of a layer."""
@@ -119,12 +116,15 @@ class EvaluationWorker:
         The layout of each layer.
     scoring
         How retrieval is scored; None if it is not.
+    room
+        Memory for pooled vectors in bytes: of a layer that has more, those of each block are read when it is.
     """
 
     run: RunPath
     row_side: Side
     layouts: Mapping[str, Layout]
     scoring: Scoring | None
+    room: int
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
@@ -148,7 +148,7 @@ class EvaluationWorker:
     def pooled(self, layer: str) -> Callable[[slice], NDArray[np.float32]]:
         """Return a reader of the pooled vectors of columns."""
         store = FeatureStore(RunDirectory(self.run).features, "images", layer)
-        if self.layouts[layer].n_columns * store.n_channels * 4 > HELD_BYTES:
+        if self.layouts[layer].n_columns * store.n_channels * 4 > self.room:
             return store.read_pooled
         if layer not in self._held.pooled:
             self._held.pooled.clear()

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from semrsm_dist.data.annotations import parse_json, read_annotation, shorten
 from semrsm_dist.data.entries import check_unique_ids
-from semrsm_dist.data.objects import ObjectTally
+from semrsm_dist.data.objects import ObjectBox, ObjectTally
 from semrsm_dist.errors import InputError, counted
 
 _logger = logging.getLogger(__name__)
 
 
 class Annotation(NamedTuple):
-    """One annotated object; area in square pixels, None if unknown."""
+    """One annotated object; area in square pixels, box as left, top, width and height in pixels, None if unknown."""
 
     id: object
     image_id: object
     category_id: object
     area: float | None
     is_crowd: bool
+    box: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ class CocoDocument:
 
 
 def read_document(
-    where: str, remedy: str, *, image_keys: Sequence[str] = (), needs_category: bool = True
+    where: str,
+    remedy: str,
+    *,
+    image_keys: Sequence[str] = (),
+    needs_category: bool = True,
+    with_boxes: bool = False,
 ) -> CocoDocument:
     """Read an annotation file.
 
@@ -69,6 +77,8 @@ def read_document(
         What every image must have, beside its id.
     needs_category
         Whether every annotation must have a category.
+    with_boxes
+        Whether boxes are kept, which takes another 0.15 kB for each object.
 
     Raises
     ------
@@ -78,7 +88,8 @@ def read_document(
     StorageError
         The storage fails, or reading is not permitted.
     """
-    document = parse_json(read_annotation(where, remedy), where, pairs_hook=_keep)
+    keep = partial(_keep, with_boxes=with_boxes)
+    document = parse_json(read_annotation(where, remedy), where, pairs_hook=keep)
     listed = take_list(document, "images", ("id", *image_keys), where)
     check_unique_ids((str(image["id"]) for image in listed), where)
     images = {str(image["id"]): image for image in listed}
@@ -94,7 +105,9 @@ def read_document(
                 "a file of annotated objects, such as instances_val2017.json"
             )
     _require_listed(found, images, where)
-    _require_different(found, where)
+    _require_different(
+        (one.id for one in found if one.id is not None), "annotation", "objects would be counted twice", where
+    )
     categories = (
         take_list(document, "categories", ("id", "name"), where) if document.get("categories") else []
     )
@@ -114,8 +127,11 @@ def name_categories(document: CocoDocument) -> dict[object, str]:
             f"{document.where}: names no categories, so no image would have a label; give a file of annotated objects, "
             "such as instances_val2017.json"
         )
-    check_unique_ids(
-        (str(category["id"]) for category in document.categories), f"{document.where}: categories"
+    _require_different(
+        (category["id"] for category in document.categories),
+        "category",
+        "which label an object has is not known",
+        document.where,
     )
     return names_by_id(document.categories)
 
@@ -126,49 +142,57 @@ def names_by_id(categories: Iterable[Mapping[str, Any]]) -> dict[object, str]:
     return {category: name for category, name in names.items() if name}
 
 
-def tally_objects(
-    document: CocoDocument,
-    names: Mapping[object, str],
-    *,
-    crowds: bool = True,
-    ignored: Collection[object] = (),
-) -> ObjectTally:
-    """Count the annotated objects of images by label.
+def named_objects(
+    document: CocoDocument, objects: Iterable[Annotation], names: Mapping[object, str]
+) -> Iterator[tuple[Annotation, str]]:
+    """Yield annotated objects with their labels.
 
-    Annotations without a category add no label, nor do those of a category without a name, which a warning names.
+    Those without a category are left out, and those of a category without a name, which a warning counts at the end.
 
     Parameters
     ----------
     document
         The annotation file.
+    objects
+        Those of its annotations that count.
     names
         Category id -> label.
-    crowds
-        Whether annotations of crowds, which stand for an unknown number of objects, count, as one each.
-    ignored
-        Categories that add no label on purpose.
     """
-    pixels = {name: _count_pixels(image) for name, image in document.images.items()}
-    tally, nameless = ObjectTally(), []
-    for annotation in document.annotations:
+    nameless = Counter[object]()
+    for annotation in objects:
         category = annotation.category_id
-        if category is None or (annotation.is_crowd and not crowds) or category in ignored:
-            continue
-        if category not in names:
-            nameless.append(category)
-            continue
-        image = str(annotation.image_id)
-        whole = pixels[image]
-        share = annotation.area / whole if annotation.area is not None and whole else None
-        tally.add(image, names[category], share)
+        if category in names:
+            yield annotation, names[category]
+        elif category is not None:
+            nameless[category] += 1
     if nameless:
         _logger.warning(
             "%s: no label from %s of categories without a name (%s)",
             document.where,
-            counted(len(nameless), "annotation"),
-            shorten(dict.fromkeys(nameless)),
+            counted(nameless.total(), "annotation"),
+            shorten(nameless),
         )
+
+
+def tally_objects(document: CocoDocument, objects: Iterable[tuple[Annotation, str]]) -> ObjectTally:
+    """Count the objects of images by label."""
+    pixels = {name: _count_pixels(image) for name, image in document.images.items()}
+    tally = ObjectTally()
+    for annotation, label in objects:
+        image = str(annotation.image_id)
+        whole = pixels[image]
+        share = annotation.area / whole if annotation.area is not None and whole else None
+        tally.add(image, label, share)
     return tally
+
+
+def box_of(document: CocoDocument, annotation: Annotation) -> ObjectBox:
+    """Return the box around an object, from a document that was read with boxes."""
+    name = str(annotation.image_id)
+    image = document.images[name]
+    sizes = [float(image[side]) if _is_size(image.get(side)) else math.nan for side in ("width", "height")]
+    left, top, width, height = annotation.box or (math.nan,) * 4
+    return ObjectBox.within(name, (left, top, left + width, top + height), *sizes)
 
 
 def take_list(
@@ -197,14 +221,23 @@ def _not_coco(where: str, key: str) -> InputError:
     )
 
 
-def _keep(pairs: list[tuple[str, Any]]) -> object:
+def _keep(pairs: list[tuple[str, Any]], *, with_boxes: bool) -> object:
     """Return an object of JSON, an annotation without its outline."""
     found = dict(pairs)
     if "image_id" not in found:
         return None if "counts" in found and "size" in found else found  # a mask, run by run
     category = _hashable(found.get("category_id"))
     is_crowd = found.get("iscrowd") not in (None, 0, "0")
-    return Annotation(found.get("id"), found["image_id"], category, _area(found), is_crowd)
+    box = _box(found.get("bbox")) if with_boxes else None
+    return Annotation(found.get("id"), found["image_id"], category, _area(found), is_crowd, box)
+
+
+def _box(value: object) -> tuple[float, ...] | None:
+    """Return left, top, width and height; None if they are no such numbers."""
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_size, value[2:])):
+        return None
+    is_finite = all(isinstance(number, int | float) and abs(number) <= sys.float_info.max for number in value)
+    return tuple(map(float, value)) if is_finite else None
 
 
 def _hashable(value: object) -> object:
@@ -238,11 +271,10 @@ def _require_listed(found: Iterable[Annotation], images: Collection[str], where:
         )
 
 
-def _require_different(found: Iterable[Annotation], where: str) -> None:
-    counts = Counter(str(one.id) for one in found if one.id is not None)
-    repeated = [name for name, count in counts.items() if count > 1]
+def _require_different(ids: Iterable[object], kind: str, consequence: str, where: str) -> None:
+    repeated = [name for name, count in Counter(map(str, ids)).items() if count > 1]
     if repeated:
         raise InputError(
-            f"{where}: {len(repeated)} ids of annotations occur more than once ({shorten(repeated)}), so objects would "
-            "be counted twice; get the file again, or give every annotation an id of its own"
+            f"{where}: {len(repeated)} {kind} id{' occurs' if len(repeated) == 1 else 's occur'} more than once "
+            f"({shorten(repeated)}), so {consequence}; get the file again, or give every {kind} an id of its own"
         )

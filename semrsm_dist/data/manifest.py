@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -167,13 +168,30 @@ class Manifest:
             are unknown counts.
         """
         return [
-            row.labels
-            if min_area <= 0 or row.label_areas is None
-            else tuple(
-                label for label, area in zip(row.labels, row.label_areas, strict=True) if area >= min_area
+            tuple(
+                label
+                for label, keep in zip(row.labels, self._large_enough(row, min_area), strict=True)
+                if keep
             )
             for row in self._readable_rows
         ]
+
+    @staticmethod
+    def _large_enough(row: ManifestRow, min_area: float) -> list[bool]:
+        """Return whether the objects of each label of an image cover `min_area` of it, or as much as is unknown."""
+        if min_area <= 0 or row.label_areas is None:
+            return [True] * len(row.labels)
+        return [area >= min_area for area in row.label_areas]
+
+    def label_weights(self, by: Literal["count", "area"], min_area: float = 0.0) -> list[tuple[float, ...]]:
+        """Return the number or the area of the objects of each label that `labels` returns; 0 where it is unknown."""
+        found = []
+        for row in self._readable_rows:
+            known = row.label_counts if by == "count" else row.label_areas
+            weights = known or (0.0,) * len(row.labels)
+            kept = self._large_enough(row, min_area)
+            found.append(tuple(float(weight) for weight, keep in zip(weights, kept, strict=True) if keep))
+        return found
 
     def count_without_areas(self) -> int:
         """Return how many readable images have labels whose areas are unknown."""

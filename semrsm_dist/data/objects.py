@@ -5,8 +5,35 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import replace
+from typing import NamedTuple, Self
 
 from semrsm_dist.data.entries import ImageEntry
+
+Corners = tuple[float, float, float, float]
+"""Left, upper, right and lower border."""
+
+
+class ObjectBox(NamedTuple):
+    """The box around an object, as shares of the image's width and height; all NaN if it is unknown."""
+
+    image_id: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @classmethod
+    def within(cls, image_id: str, box: Corners, width: float, height: float) -> Self:
+        """Return the part of a box that lies in an image, all in one unit; unknown as in `box_area`."""
+        left, top, right, bottom = box
+        if box_area(box, width, height) is None:
+            return cls(image_id, *(math.nan,) * 4)
+        across, down = (
+            (min(max(one / size, 0.0), 1.0) for one in sides)
+            for sides, size in (((left, right), width), ((top, bottom), height))
+        )
+        (x0, x1), (y0, y1) = across, down
+        return cls(image_id, x0, y0, x1, y1)
 
 
 class ObjectTally:
@@ -49,7 +76,7 @@ class ObjectTally:
         )
 
 
-def box_area(box: tuple[float, float, float, float], width: float, height: float) -> float | None:
+def box_area(box: Corners, width: float, height: float) -> float | None:
     """Return the area of the part of a box that lies in an image, as a share of the image's area.
 
     Parameters

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, check_unique_ids
+from semrsm_dist.data.objects import ObjectBox
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError, printable_name
 from semrsm_dist.fields import Section
 
@@ -76,6 +77,16 @@ class ImageSource(DataSource):
             If the storage fails, which says nothing about the image.
         """
 
+    def boxes(self) -> Iterable[ObjectBox] | None:
+        """Return the boxes around the objects of the images of `entries`, or None if the source knows none.
+
+        Raises
+        ------
+        InputError
+            As `entries`.
+        """
+        return None
+
     def check(self) -> None:
         """List the images; errors as in `list_entries`."""
         list_entries(self)
@@ -112,6 +123,13 @@ def list_entries(source: ImageSource) -> list[ImageEntry]:
     for entry in entries:
         _require_unicode(entry)
     return entries
+
+
+def list_boxes(source: ImageSource) -> list[ObjectBox] | None:
+    """Return the boxes around the objects of a source's images, None if it knows none; errors as in `list_entries`."""
+    with calling(source, "boxes"):
+        found = source.boxes()
+        return None if found is None else [ObjectBox(*box) for box in found]
 
 
 def _require_unicode(entry: ImageEntry) -> None:

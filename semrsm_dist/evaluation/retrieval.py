@@ -7,7 +7,7 @@ It has three steps, so that scores can be examined query by query: which images 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,49 +27,82 @@ ROWS_AT_ONCE = 512
 NO_HIT = NONE
 
 
-def label_f1(query: frozenset[str], hit: frozenset[str]) -> float:
-    """Return the overlap of two label sets, 2 |Q n R| / (|Q| + |R|).
+Weights = Mapping[str, float]
+"""The labels of an image with their weights, which are positive: 1, their number of objects, or their area."""
 
-    This is our reading of the retrieval score in Wald et al. (2024), section 4.2.
+
+def label_f1(query: Weights, hit: Weights) -> float:
+    """Return the overlap of two sets of labels, 2 sum_l min(q_l, r_l) / (sum_l q_l + sum_l r_l), l being any label.
+
+    With weights 1, this is 2 |Q n R| / (|Q| + |R|): our reading of the retrieval score in Wald et al. (2024), section
+    4.2. With other weights, it is the quantitative form of the same (Dice's) coefficient, the complement of the
+    dissimilarity of J. R. Bray and J. T. Curtis, An ordination of the upland forest communities of southern Wisconsin,
+    Ecological Monographs 27 (1957).
     """
-    return 2.0 * len(query & hit) / (len(query) + len(hit))
+    shared = sum(min(weight, hit[label]) for label, weight in query.items() if label in hit)
+    return 2.0 * shared / (sum(query.values()) + sum(hit.values()))
 
 
-def overlap_rows(queries: Sequence[Collection[str]], database: Sequence[Collection[str]]) -> RowReader:
-    """Return a row reader of the label F1 of all pairs of (N) queries and (M) database images; NaN without labels."""
+def overlap_rows(queries: Sequence[Weights], database: Sequence[Weights]) -> RowReader:
+    """Return a row reader of the `label_f1` of all pairs of (N) queries and (M) database images; NaN without labels."""
     places = {
         label: place
         for place, label in enumerate(sorted({x for item in (*queries, *database) for x in item}))
     }
 
-    def indicate(labels: Sequence[Collection[str]]) -> NDArray[np.float32]:
-        indicators = np.zeros((len(labels), len(places)), dtype=np.float32)
-        for row, item in zip(indicators, labels, strict=True):
-            row[[places[label] for label in item]] = 1.0
-        return indicators
+    def tabulate(images: Sequence[Weights]) -> NDArray[np.float64]:
+        weights = np.zeros((len(images), len(places)))
+        for row, item in zip(weights, images, strict=True):
+            row[[places[label] for label in item]] = list(item.values())
+        return weights
 
-    left, right = indicate(queries), indicate(database)
+    left, right = tabulate(queries), tabulate(database)
+    is_plain = all(np.isin(side, (0.0, 1.0)).all() for side in (left, right))
 
     def read(rows: slice) -> NDArray[np.float64]:
         sizes = left[rows].sum(axis=1)[:, None] + right.sum(axis=1)
         labelled = np.logical_and.outer(left[rows].any(axis=1), right.any(axis=1))
+        # min(q, r) = (q + r - |q - r|) / 2
+        doubled = 2.0 * (left[rows] @ right.T) if is_plain else sizes - _distances(left[rows], right)
         overlaps = np.full(sizes.shape, np.nan)
-        np.divide(2.0 * (left[rows] @ right.T), sizes, out=overlaps, where=labelled)
+        np.divide(doubled, sizes, out=overlaps, where=labelled)
         return overlaps
 
     return read
+
+
+def _distances(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums of absolute differences between rows (N, L) and (M, L), (N, M)."""
+    from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to load, for weights alone
+
+    distances: NDArray[np.float64] = cdist(left, right, "cityblock")
+    return distances
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalImages:
     """What is known of the images of one side, in their order: labels, groups of near-duplicates, hashes of contents.
 
-    An image has no label, is in no group (None), or has unknown content (None) where that is not known.
+    An image has no label, is in no group (None), or has unknown content (None) where that is not known. `weights` are
+    those of its labels, all 1 if they are None; a label of weight 0 does not count.
     """
 
     labels: Labels
     groups: Names | None = None
     contents: Names | None = None
+    weights: Sequence[tuple[float, ...]] | None = None
+
+    def weighted_labels(self) -> list[Weights]:
+        """Return the labels that count, with their weights."""
+        if self.weights is None:
+            return [dict.fromkeys(labels, 1.0) for labels in self.labels]
+        found: list[Weights] = []
+        for labels, weights in zip(self.labels, self.weights, strict=True):
+            sums = Counter[str]()
+            for label, weight in zip(labels, weights, strict=True):
+                sums[label] += weight  # type: ignore[assignment]  # numbers of objects or areas
+            found.append({label: float(weight) for label, weight in sums.items() if weight > 0})
+        return found
 
 
 class RetrievalTask:
@@ -89,8 +122,8 @@ class RetrievalTask:
     def __init__(self, queries: RetrievalImages, database: RetrievalImages | None = None) -> None:
         other = queries if database is None else database
         self._same = database is None
-        self._queries = [frozenset(labels) for labels in queries.labels]
-        self._candidates = [frozenset(labels) for labels in other.labels]
+        self._queries = queries.weighted_labels()
+        self._candidates = other.weighted_labels()
         self._unlabelled = np.array([not labels for labels in self._candidates])
         groups = _shared_codes(queries.groups, other.groups)
         contents = _shared_codes(queries.contents, other.contents)
@@ -140,7 +173,9 @@ class RetrievalTask:
 
     def has_one_label_set(self) -> bool:
         """Return whether all labelled images have the same labels, so that every hit is right."""
-        return len({labels for labels in (*self._queries, *self._candidates) if labels}) == 1
+        return (
+            len({frozenset(labels.items()) for labels in (*self._queries, *self._candidates) if labels}) == 1
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,13 @@ def find_groups(run: Run, threshold: float | None) -> Groups:
     )
 
 
-def make_task(run: Run, groups: Groups | None, min_area: float = 0.0) -> RetrievalTask:
+LabelWeights = Literal["none", "count", "area"]
+"""What the labels of an image are weighed by: not at all, by the number or by the area of their objects."""
+
+
+def make_task(
+    run: Run, groups: Groups | None, min_area: float = 0.0, weights: LabelWeights = "none"
+) -> RetrievalTask:
     """Return the retrieval task of a run, in which no image of a query's group is a hit; None for no groups.
 
     Labels whose objects cover less of an image than `min_area` do not count; see `Manifest.labels`.
@@ -83,7 +90,10 @@ def make_task(run: Run, groups: Groups | None, min_area: float = 0.0) -> Retriev
     require_labels(manifests["images"], manifests.get("queries"))
     sides = {
         side: RetrievalImages(
-            manifest.labels(min_area), None if groups is None else groups.names[side], manifest.contents()
+            manifest.labels(min_area),
+            None if groups is None else groups.names[side],
+            manifest.contents(),
+            None if weights == "none" else manifest.label_weights(weights, min_area),
         )
         for side, manifest in manifests.items()
     }

@@ -41,7 +41,7 @@ def symmetric(values: Scores) -> Both:
 
 
 Solve = Callable[[Tokens, Tokens], Mapping[str, Both]]
-"""Computes the scores of all pairs of two sets of images, by name."""
+"""Computes the scores of all pairs of two sets of images, by name. Of a set with itself, both are the same object."""
 
 
 class PairScores:
@@ -101,8 +101,10 @@ class PairScores:
         return [tile, (column, row)] if self._layout.symmetric and row != column else [tile]
 
     def _fill_tile(self, tile: tuple[int, int]) -> None:
-        rows, columns = self._layout.rows(tile[0]), self._layout.columns(tile[1])
-        found = self._solve(self._read(self._features.query_side, rows), self._read("images", columns))
+        rows = self._read(self._features.query_side, self._layout.rows(tile[0]))
+        is_diagonal = self._layout.symmetric and tile[0] == tile[1]
+        columns = rows if is_diagonal else self._read("images", self._layout.columns(tile[1]))
+        found = self._solve(rows, columns)
         with chunks.writing(self._group):
             for name, array in self._arrays.items():
                 for index, values in zip(self._mirrored(tile), found[name], strict=False):

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from PIL import Image
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.manifest import Manifest, find_known, scan
-from semrsm_dist.data.objects import ObjectTally, box_area
-from semrsm_dist.data.source import list_entries
+from semrsm_dist.data.objects import ObjectBox, ObjectTally, box_area
+from semrsm_dist.data.source import list_boxes, list_entries
 from semrsm_dist.data.sources.coco import CocoImages
 from semrsm_dist.data.sources.crops import ShiftedCrops
 from semrsm_dist.data.sources.egoobjects import EgoObjectsImages
@@ -49,6 +50,19 @@ def test_the_area_of_a_box_is_the_share_of_the_pixels_in_it(box, width, height):
     covered = sum(left <= x < right and top <= y < bottom for x in range(width) for y in range(height))
     expected = None if right < left or bottom < top else pytest.approx(covered / (width * height))
     assert box_area(box, width, height) == expected
+
+
+@given(st.tuples(*[st.integers(-5, 17)] * 4), sizes, sizes)
+def test_the_part_of_a_box_in_an_image_has_the_area_of_the_box(box, width, height):
+    name, *corners = ObjectBox.within("a", box, width, height)
+    area = box_area(box, width, height)
+    assert name == "a"
+    if area is None:
+        assert np.isnan(corners).all()
+    else:
+        x0, y0, x1, y1 = corners
+        assert 0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1
+        assert (x1 - x0) * (y1 - y0) == pytest.approx(area)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, -1), (float("nan"), 10), (10, float("inf"))])
@@ -374,6 +388,15 @@ def test_coco_labels_are_categories_with_their_number_and_the_area_of_outlines_o
     assert [source.read(entry).size for entry in source.entries()] == [(20, 10)] * 3
 
 
+def test_coco_images_are_in_the_order_of_their_ids(tmp_path):
+    document = coco_document()
+    given = ["b10", 10, "2", "007", 9, "a", 100, "\u0663"]  # the last a digit, but not of ours
+    document["images"] = [{"id": name, "file_name": f"{name}.jpg"} for name in given]
+    document["annotations"] = []
+    found = list(about(CocoImages(path=write_coco(tmp_path, document))))
+    assert found == ["2", "007", "9", "10", "100", "a", "b10", "\u0663"]
+
+
 def test_coco_crowds_can_be_left_out(tmp_path):
     source = CocoImages(path=write_coco(tmp_path), crowds=False)
     assert about(source)["139"] == (("chair", "person"), (1, 1), (0.1, 0.25))
@@ -408,9 +431,15 @@ def test_coco_files_can_lie_elsewhere(tmp_path):
         (lambda d: d["annotations"][0].update(image_id=4), r"1 annotations are of 1 images .* \(4\)"),
         (lambda d: d["annotations"][0].pop("image_id"), r"annotations\[0\] lacks image_id"),
         (lambda d: d["annotations"].insert(1, 3), r"annotations\[1\] lacks image_id"),
-        (lambda d: d["annotations"][1].update(id=1), r"1 ids of annotations occur more than once \(1\)"),
+        (
+            lambda d: d["annotations"][1].update(id=1),
+            r"1 annotation id occurs more than once \(1\), so objects",
+        ),
         (lambda d: d["annotations"][1].pop("category_id"), r"annotations\[1\] lacks category_id"),
-        (lambda d: d["categories"][1].update(id=1), r"categories: 1 image id occurs more than once"),
+        (
+            lambda d: d["categories"][1].update(id=1),
+            r"1 category id occurs more than once \(1\), so which label",
+        ),
         (lambda d: d["categories"][1].pop("name"), r"categories\[1\] lacks name"),
     ],
 )
@@ -674,3 +703,73 @@ def test_labels_of_small_objects_can_be_left_out():
     known = Manifest.from_entries(rows[:1])
     with pytest.raises(InputError, match=r"queries: no label covers 0\.6 of its image.*lower min_area"):
         require_areas(manifest, known, 0.6)
+
+
+FULL = (0.0, 0.0, 1.0, 1.0)
+COCO_BOXES = [
+    ("139", 0.0, 0.0, 0.5, 0.6),
+    ("139", 0.0, 0.0, 0.25, 0.5),
+    ("139", *FULL),
+    ("285", 0.0, 0.0, 0.5, 1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("write", "source", "options", "expected"),
+    [
+        (
+            write_voc,
+            VocImages,
+            {"path": "VOCdevkit/VOC2007"},
+            [
+                ("000005", 0.0, 0.0, 0.5, 0.5),
+                ("000005", 0.5, 0.0, 1.0, 1.0),
+                ("000005", 0.0, 0.5, 0.5, 1.0),
+                ("000007", *FULL),
+            ],
+        ),
+        (write_voc, VocImages, {"path": "VOCdevkit/VOC2007", "difficult": False, "truncated": False}, 2),
+        (write_coco, CocoImages, {}, COCO_BOXES),
+        (write_coco, CocoImages, {"crowds": False}, [*COCO_BOXES[:2], COCO_BOXES[3]]),
+        (write_lvis, LvisImages, {"frequencies": ("r", "c")}, [COCO_BOXES[1], COCO_BOXES[3]]),
+        (
+            write_open_images,
+            OpenImages,
+            {},
+            [
+                ("0001eeaf4aed83f9", 0.0, 0.0, 0.5, 0.5),
+                ("0001eeaf4aed83f9", 0.5, 0.5, 1.0, 1.0),
+                ("0001eeaf4aed83f9", 0.0, 0.0, 0.5, 1.0),
+                ("000595fe6fee6369", *(np.nan,) * 4),
+            ],
+        ),
+    ],
+)
+def test_boxes_are_those_of_the_objects_that_give_labels(tmp_path, write, source, options, expected):
+    write(tmp_path)
+    found = list_boxes(source(**options | {"path": tmp_path / options.get("path", "")}))
+    if isinstance(expected, int):
+        assert len(found) == expected
+    else:
+        assert [box[0] for box in found] == [box[0] for box in expected]
+        np.testing.assert_allclose([box[1:] for box in found], [box[1:] for box in expected])
+
+
+def test_boxes_are_those_of_the_sample(tmp_path):
+    document = coco_document()
+    document["annotations"][0]["bbox"] = [0, 0, "wide", 1]
+    del document["images"][1]["width"]
+    source = CocoImages(path=write_coco(tmp_path, document))
+    found = list_boxes(source)
+    assert [np.isnan(box.x0) for box in found] == [True, False, False, True]
+    for seed in range(4):
+        sampled = CocoImages(path=tmp_path, sample=2, seed=seed)
+        drawn = [entry.image_id for entry in sampled.entries()]
+        assert [box.image_id for box in list_boxes(sampled)] == [
+            b.image_id for b in found if b.image_id in drawn
+        ]
+
+
+def test_a_source_without_annotations_knows_no_boxes(tmp_path):
+    (tmp_path / "t.csv").write_text("image_id,uri\na,a.png\n")
+    assert list_boxes(TableImages(path=tmp_path / "t.csv")) is None

@@ -161,6 +161,27 @@ def test_no_hits_cannot_be_scored(k):
         retrieval_f1(reader(np.ones((2, 2))), RetrievalImages([("a",), ("b",)]), k=k)
 
 
+def test_hits_are_weighed_by_what_their_labels_weigh():
+    labels = [("a", "b"), ("a",), ("b", "b"), ("a", "b")]
+    matrix = np.array([[0, 3, 2, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=float)
+    images = RetrievalImages(labels, weights=[(3, 1), (2,), (0.5, 0.5), (0, 0)])
+    task = RetrievalTask(images)
+    assert task.judge(0, [1, 2]) == pytest.approx([2 * 2 / 6, 2 * 1 / 5])
+    found = find_hits(reader(matrix), task, 3)
+    assert found.indices[0].tolist() == [
+        1,
+        2,
+        -1,
+    ]  # labels of weight 0 do not count, nor does an image without others
+    assert np.isnan(score_hits(found.indices, task, [1])[3, 0])
+    expected = np.mean([2 * 2 / 6, 2 * 1 / 5])
+    assert chance_scores(task)[0] == pytest.approx(expected)
+    whole = RetrievalTask(
+        RetrievalImages(labels, weights=[(1,) * len(item) for item in labels[:2]] + [(1, 0), (1, 1)])
+    )
+    np.testing.assert_array_equal(chance_scores(whole), chance_scores(RetrievalTask(RetrievalImages(labels))))
+
+
 @given(st.data(), st.integers(1, 5), st.integers(1, 4))
 def test_blocks_of_columns_give_the_hits_of_whole_rows(data, n, k):
     matrix = data.draw(matrices(n, n))

@@ -1,15 +1,18 @@
 """The gain against the objects of the images, from boxes of which the answer is known."""
 
+import json
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.regression import fit_slopes, holm
 from semrsm_dist.experiments.evaluating import compute
-from semrsm_dist.experiments.objects.boxes import PREDICTORS, describe_objects, read_boxes
+from semrsm_dist.experiments.objects.boxes import PREDICTORS, describe_objects, find_boxes, read_boxes
 
 evaluate = partial(compute, "objects", resamples=200)
 
@@ -145,6 +148,44 @@ def test_without_boxes_nothing_is_computed(small, tmp_path):
     with pytest.raises(ConfigError, match="needs the boxes"):
         evaluate(config)
     assert not config.run.exists()
+
+
+@pytest.mark.slow
+def test_boxes_come_from_the_source_where_it_knows_them(tmp_path):
+    document = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        pixels = rng.integers(0, 255, (40, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        document["images"].append({"id": index, "file_name": f"{index}.png", "width": 80, "height": 40})
+        for _ in range(1 + index % 3):
+            x, y, width, height = (int(n) for n in rng.integers(1, 20, 4))
+            one = {"image_id": index, "category_id": 1 + int(rng.integers(2)), "bbox": [x, y, width, height]}
+            document["annotations"].append(one)
+    document["annotations"][0]["bbox"] = None  # unknown: its image is left out
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    config = parse_config(
+        {
+            "run": str(tmp_path / "run"),
+            "data": {"source": "coco", "path": str(tmp_path), "annotations": str(tmp_path / "boxes.json")}
+            | {"images": str(tmp_path)},
+            "model": {"name": "test_resnet", "weights": "random", "layers": ["layer4"]},
+        }
+    )
+    found = find_boxes(config, "images", None)
+    first = document["annotations"][1]["bbox"]
+    assert found.iloc[1].tolist() == pytest.approx(
+        ["1", first[0] / 80, first[1] / 40, (first[0] + first[2]) / 80, (first[1] + first[3]) / 40]
+    )
+    predictors = describe_objects(found)
+    assert set(predictors.index) == {str(index) for index in range(1, 12)}
+    assert 2.0 ** predictors.loc["5", "number"] == pytest.approx(3)
+    evidence = evaluate(config)
+    assert set(evidence.table.loc[evidence.table["quantity"] == "slope", "n_left_out"]) == {1}
 
 
 def test_boxes_of_other_images_are_refused(small, tmp_path):

@@ -11,6 +11,7 @@ from semrsm_dist.config.schema import MatchingConfig, parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.pooling import fit_centroids, pool_tokens
+from semrsm_dist.evaluation.retrieval import label_f1
 from semrsm_dist.evaluation.transport import Transport, token_masses
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.layer_features import LayerFeatures
@@ -186,6 +187,41 @@ def test_labels_of_small_objects_do_not_count_if_that_is_requested(small, tmp_pa
     expected = evaluate_small(small.make_config(tmp_path / "large", n=6, labels=large, wanted=["late"]))
     pd.testing.assert_frame_equal(evidence.table, expected.table)
     assert "5 of 6 labelled images keep one; of 1, areas are unknown" in evidence.text
+
+
+@pytest.mark.parametrize(
+    ("weights", "column", "values", "unit"),
+    [
+        ("count", "label_counts", [[1, 3], [2], [1, 1], None, [5], [1]], "number of objects"),
+        ("area", "label_areas", [[0.5, 0.1], [0.3], [0.2, 0.6], None, [0.9], [0.0]], "area"),
+    ],
+)
+def test_hits_are_weighed_by_number_or_area_if_that_is_requested(
+    small, tmp_path, weights, column, values, unit
+):
+    labels = [["a", "b"], ["a"], ["b", "c"], ["c"], ["a"], ["b"]]
+    config = small.make_config(tmp_path, n=6, labels=labels, wanted=["late"])
+    with pytest.raises(InputError, match=f"the {unit} of labels is not known, so weights: {weights}"):
+        evaluate_small(config, weights=weights)
+    pd.read_parquet(config.data.table).assign(**{column: values}).to_parquet(config.data.table)
+    evidence = evaluate_small(config, weights=weights)
+    z = small.load(config, "late")[0]
+    similarities = small.similarities(z, z, "semantic", "cosine")
+    known = [
+        dict(zip(labels[i], values[i], strict=True)) if values[i] and any(values[i]) else {} for i in range(6)
+    ]
+    scores = []
+    for query, weighed in enumerate(known):
+        others = [hit for hit in range(6) if hit != query and known[hit]]
+        if weighed:
+            hit = max(others, key=lambda one: similarities[query, one])
+            scores.append(label_f1(weighed, known[hit]))
+    row = evidence.table[(evidence.table["method"] == "semantic") & (evidence.table["kernel"] == "cosine")]
+    row = row[(row["k"] == row["k"].min()) & row["against"].isna()].iloc[0]
+    assert row["f1"] == pytest.approx(np.mean(scores))
+    assert row["n_queries"] == len(scores)
+    assert f"labels weighed by {weights}" in evidence.text
+    assert f"labels are weighed by the {unit} of each; " in evidence.text
 
 
 def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):

@@ -5,15 +5,16 @@ Zhu et al., EgoObjects, ICCV 2023. Frames of one `group_id` show the same scene:
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from semrsm_dist.data.annotations import draw_sample, place_below, read_json
-from semrsm_dist.data.coco_format import CocoDocument, names_by_id, read_document, take_list, tally_objects
+from semrsm_dist.data.annotated import CocoFormatSource
+from semrsm_dist.data.annotations import place_below, read_json
+from semrsm_dist.data.coco_format import CocoDocument, names_by_id, read_document, take_list
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, join
 from semrsm_dist.errors import InputError
-from semrsm_dist.fields import Count, Location, Seed
+from semrsm_dist.fields import Location
 
 # Split -> file of annotations, and the value of `subset` that its images must have.
 SPLITS: dict[str, tuple[str, str | None]] = {
@@ -24,7 +25,7 @@ SPLITS: dict[str, tuple[str, str | None]] = {
 }
 
 
-class EgoObjectsImages(ListedSource):
+class EgoObjectsImages(CocoFormatSource):
     """The images that an annotation file of EgoObjects lists, sorted by id; the label set is the categories present.
 
     Images of which nothing is annotated stay, without labels. Objects without a category, of which there are
@@ -37,12 +38,10 @@ class EgoObjectsImages(ListedSource):
         Folder with ``EgoObjectsV1_unified_{train,eval,metadata}.json`` and the images in ``images/``; or its URI.
     split
         "train", "eval", or the parts "val" and "test" of "eval".
-    annotations, metadata, images
-        The annotation file, the file with the categories' names, and the folder of images, if they are elsewhere.
-    sample, seed
-        Size and seed of a random sample, see `draw_sample`; None takes all.
-    allow_outside
-        Take images that are links out of the folder of images.
+    metadata
+        The file with the categories' names, if it is elsewhere.
+    annotations, images, sample, seed, allow_outside
+        See `AnnotatedSource`.
 
     Raises
     ------
@@ -52,22 +51,19 @@ class EgoObjectsImages(ListedSource):
 
     source: Literal["egoobjects"] = "egoobjects"
     split: Literal["train", "eval", "val", "test"] = "eval"
-    annotations: Location | None = None
     metadata: Location | None = None
-    images: Location | None = None
-    sample: Count | None = None
-    seed: Seed = 0
 
-    @property
-    def folder(self) -> str:
-        """The folder of images."""
-        return join(self.images) if self.images else join(self.path, "images")
+    def _image_folder(self) -> str:
+        return join(self.path, "images")
 
-    def entries(self) -> list[ImageEntry]:
-        """Return the images of the split."""
-        file, subset = SPLITS[self.split]
-        where = self._file(self.annotations, file)
-        document = read_document(where, self._remedy(), image_keys=("url",), needs_category=False)
+    def _document(self, *, with_boxes: bool = False) -> CocoDocument:
+        where = self._find(self.annotations, _file(SPLITS[self.split][0]))
+        return read_document(
+            where, self._remedy(), image_keys=("url",), needs_category=False, with_boxes=with_boxes
+        )
+
+    def _images(self, document: CocoDocument) -> Mapping[str, Mapping[str, Any]]:
+        subset = SPLITS[self.split][1]
         images = {
             name: image
             for name, image in document.images.items()
@@ -75,27 +71,21 @@ class EgoObjectsImages(ListedSource):
         }
         if not images:
             raise InputError(
-                f"{where}: no images of the split {self.split!r}; choose one of {', '.join(SPLITS)}"
+                f"{document.where}: no images of the split {self.split!r}; choose one of {', '.join(SPLITS)}"
             )
-        tally = tally_objects(document, self._names(document))
-        folder = self.folder
-        return [
-            tally.describe(
-                ImageEntry(
-                    name,
-                    place_below(folder, str(images[name]["url"]), where),
-                    group=None if images[name].get("group_id") is None else str(images[name]["group_id"]),
-                )
-            )
-            for name in draw_sample(images, self.sample, self.seed)
-        ]
+        return images
+
+    def _entry(self, document: CocoDocument, name: str) -> ImageEntry:
+        image = document.images[name]
+        group = None if image.get("group_id") is None else str(image["group_id"])
+        return ImageEntry(name, place_below(self.folder, str(image["url"]), document.where), group=group)
 
     def _names(self, document: CocoDocument) -> dict[object, str]:
         """Return category id -> name: from the annotation file, or from the metadata where that has none."""
         found = list(document.categories)
-        where = self._file(self.annotations, SPLITS[self.split][0])
+        where = document.where
         if not found:
-            where = self._file(self.metadata, "metadata")
+            where = self._find(self.metadata, _file("metadata"))
             metadata = read_json(where, f"the annotations hold no names of categories; {self._remedy()}")
             for key in ("cat_det_cats", "categories"):
                 if metadata.get(key):
@@ -104,12 +94,13 @@ class EgoObjectsImages(ListedSource):
             raise InputError(f"{where}: names no categories, so no image has a label; {self._remedy()}")
         return names_by_id(found)
 
-    def _file(self, given: Location | None, name: str) -> str:
-        return absolute(given) if given else join(self.path, f"EgoObjectsV1_unified_{name}.json")
-
     def _remedy(self) -> str:
         return (
             "put EgoObjectsV1_unified_train.json, _eval.json, _metadata.json and the folder images/ of EgoObjects "
             f"(github.com/facebookresearch/EgoObjects) into {absolute(self.path)}, or say where they are with "
             "--set data.path=FOLDER"
         )
+
+
+def _file(name: str) -> str:
+    return f"EgoObjectsV1_unified_{name}.json"

@@ -5,24 +5,24 @@ Gupta et al., LVIS: A Dataset for Large Vocabulary Instance Segmentation, CVPR 2
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from semrsm_dist.data.annotations import draw_sample, place_below, shorten
-from semrsm_dist.data.coco_format import CocoDocument, name_categories, read_document, tally_objects
+from semrsm_dist.data.annotated import CocoFormatSource
+from semrsm_dist.data.annotations import place_below, shorten
+from semrsm_dist.data.coco_format import Annotation, CocoDocument, read_document
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, join
 from semrsm_dist.errors import InputError
-from semrsm_dist.fields import Count, Location, Seed
 
 Frequency = Literal["r", "c", "f"]
 
 
-class LvisImages(ListedSource):
+class LvisImages(CocoFormatSource):
     """The images that an annotation file of LVIS lists, sorted by id; the labels are the categories of their objects.
 
     Of each image, LVIS annotates only some categories, so a missing label does not say that there is no such object.
@@ -35,15 +35,11 @@ class LvisImages(ListedSource):
         images of both. Or its URI.
     split
         "train" or "val".
-    annotations, images
-        The annotation file, and the folder with COCO's folders, if they are elsewhere.
     frequencies
         Which categories are labels, by the number of training images that have them: "r" (rare, at most 10), "c"
         (common, at most 100) or "f" (frequent).
-    sample, seed
-        Size and seed of a random sample, see `draw_sample`; None takes all.
-    allow_outside
-        Take images that are links out of the folder of images.
+    annotations, images, sample, seed, allow_outside
+        See `AnnotatedSource`; `images` is the folder with COCO's folders.
 
     Raises
     ------
@@ -54,31 +50,21 @@ class LvisImages(ListedSource):
 
     source: Literal["lvis"] = "lvis"
     split: Literal["train", "val"] = "val"
-    annotations: Location | None = None
-    images: Location | None = None
     frequencies: Annotated[tuple[Frequency, ...], Field(min_length=1)] = ("r", "c", "f")
-    sample: Count | None = None
-    seed: Seed = 0
 
-    @property
-    def folder(self) -> str:
-        """The folder with COCO's folders of images."""
-        return join(self.images) if self.images else join(self.path)
+    def _image_folder(self) -> str:
+        return join(self.path)
 
-    def entries(self) -> list[ImageEntry]:
-        """Return the images of the split."""
-        where = (
-            absolute(self.annotations) if self.annotations else join(self.path, f"lvis_v1_{self.split}.json")
-        )
-        document = read_document(where, self._remedy())
-        if not document.images:
-            raise InputError(f"{where}: lists no images, so there is nothing to do; get the file again")
-        tally = tally_objects(document, name_categories(document), ignored=self._ignored(document))
-        folder = self.folder
-        return [
-            tally.describe(ImageEntry(name, place_below(folder, _file_name(document, name), where)))
-            for name in draw_sample(document.images, self.sample, self.seed)
-        ]
+    def _document(self, *, with_boxes: bool = False) -> CocoDocument:
+        where = self._find(self.annotations, f"lvis_v1_{self.split}.json")
+        return read_document(where, self._remedy(), with_boxes=with_boxes)
+
+    def _entry(self, document: CocoDocument, name: str) -> ImageEntry:
+        return ImageEntry(name, place_below(self.folder, _file_name(document, name), document.where))
+
+    def _objects(self, document: CocoDocument) -> Iterable[Annotation]:
+        ignored = set(self._ignored(document))
+        return (one for one in document.annotations if one.category_id not in ignored)
 
     def _ignored(self, document: CocoDocument) -> list[object]:
         """Return the ids of the categories of other frequencies."""

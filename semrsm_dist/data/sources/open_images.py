@@ -9,7 +9,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from semrsm_dist.data.annotated import AnnotatedSource
 from semrsm_dist.data.annotations import (
     annotation_errors,
     draw_sample,
@@ -28,12 +29,11 @@ from semrsm_dist.data.annotations import (
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
-from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.listing import is_image
-from semrsm_dist.data.locations import absolute, below, exists, join, locate, storage_errors
-from semrsm_dist.data.objects import ObjectTally
+from semrsm_dist.data.locations import absolute, below, join, locate, storage_errors
+from semrsm_dist.data.objects import ObjectBox, ObjectTally
 from semrsm_dist.errors import InputError, MissingInputError, counted, first_line
-from semrsm_dist.fields import Count, Location, Seed
+from semrsm_dist.fields import Location
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ CLASSES = ("oidv7-class-descriptions-boxable.csv", "class-descriptions-boxable.c
 _BORDERS = ("XMin", "XMax", "YMin", "YMax")
 
 
-class OpenImages(ListedSource):
+class OpenImages(AnnotatedSource):
     """The images of a split of Open Images that are there, sorted by id; the labels are the classes of their boxes.
 
     Few have all images of Open Images, so the folder of images says which there are. Those without boxes stay, without
@@ -55,12 +55,10 @@ class OpenImages(ListedSource):
         ``oidv7-...``), and the images in ``{split}/``; or its URI.
     split
         "train", "validation" or "test".
-    annotations, classes, images
-        The boxes, the names of the classes, and the folder of images, if they are elsewhere.
-    sample, seed
-        Size and seed of a random sample, see `draw_sample`; None takes all.
-    allow_outside
-        Take images that are links out of the folder of images.
+    classes
+        The names of the classes, if they are elsewhere.
+    annotations, images, sample, seed, allow_outside
+        See `AnnotatedSource`.
 
     Raises
     ------
@@ -70,44 +68,49 @@ class OpenImages(ListedSource):
 
     source: Literal["open-images"] = "open-images"
     split: Literal["train", "validation", "test"] = "validation"
-    annotations: Location | None = None
     classes: Location | None = None
-    images: Location | None = None
-    sample: Count | None = None
-    seed: Seed = 0
 
-    @property
-    def folder(self) -> str:
-        """The folder of images."""
-        return join(self.images) if self.images else join(self.path, self.split)
+    def _image_folder(self) -> str:
+        return join(self.path, self.split)
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split that are there."""
-        folder, where = self.folder, self._find(self.annotations, BOXES)
+        files, where = self._draw(), self._boxes_file()
+        tally = _tally_boxes(where, files, self._names(), self._remedy())
+        entries = [tally.describe(ImageEntry(name, below(self.folder, file))) for name, file in files.items()]
+        unlabelled = [entry.image_id for entry in entries if not entry.labels]
+        if len(unlabelled) == len(entries):
+            raise InputError(
+                f"{where}: has no box in any of the {len(entries)} images in {self.folder!r}, so none would have a "
+                f"label; if {self.split!r} is not their split, choose another with --set data.split=NAME"
+            )
+        warn_unlabelled(f"Open Images {self.split}", unlabelled)
+        return entries
+
+    def boxes(self) -> Iterator[ObjectBox]:
+        """Yield the boxes of the images of the split that are there."""
+        names = self._names()
+        for table in _select_boxes(self._boxes_file(), self._draw(), self._remedy()):
+            labels, images = table["LabelName"].to_pylist(), table["ImageID"].to_pylist()
+            for image, label, *corners in zip(images, labels, *_corners(table), strict=True):
+                if label in names:
+                    yield ObjectBox(image, *map(float, corners))
+
+    def _draw(self) -> dict[str, str]:
+        """Return the files of the images that are taken, by id."""
+        folder = self.folder
         paths = [file for file in list_below(folder, self._remedy()) if is_image(file)]
         if not paths:
             raise MissingInputError(f"no images in {folder!r}: {self._remedy()}")
         check_unique_ids((PurePosixPath(path).stem for path in paths), folder)
         files = {PurePosixPath(path).stem: path for path in paths}
-        drawn = draw_sample(files, self.sample, self.seed)
-        names = _read_classes(self._find(self.classes, CLASSES), self._remedy())
-        tally = _tally_boxes(where, drawn, names, self._remedy())
-        entries = [tally.describe(ImageEntry(name, below(folder, files[name]))) for name in drawn]
-        unlabelled = [entry.image_id for entry in entries if not entry.labels]
-        if len(unlabelled) == len(entries):
-            raise InputError(
-                f"{where}: has no box in any of the {len(entries)} images in {folder!r}, so none would have a label; "
-                f"if {self.split!r} is not their split, choose another with --set data.split=NAME"
-            )
-        warn_unlabelled(f"Open Images {self.split}", unlabelled)
-        return entries
+        return {name: files[name] for name in draw_sample(files, self.sample, self.seed)}
 
-    def _find(self, given: Location | None, names: Iterable[str]) -> str:
-        """Return the location of a file that has had different names, the first one if none is there."""
-        if given:
-            return absolute(given)
-        places = [join(self.path, name.format(split=self.split)) for name in names]
-        return next((place for place in places if exists(place)), places[0])
+    def _boxes_file(self) -> str:
+        return self._find(self.annotations, *(name.format(split=self.split) for name in BOXES))
+
+    def _names(self) -> dict[str, str]:
+        return _read_classes(self._find(self.classes, *CLASSES), self._remedy())
 
     def _remedy(self) -> str:
         boxes, classes = BOXES[0].format(split=self.split), CLASSES[0]
@@ -145,10 +148,9 @@ def _read_classes(where: str, remedy: str) -> dict[str, str]:
 def _tally_boxes(where: str, images: Collection[str], names: Mapping[str, str], remedy: str) -> ObjectTally:
     """Count the boxes of some images, reading the file piece by piece."""
     tally, nameless = ObjectTally(), Counter[str]()
-    wanted = pa.array(images, pa.string())
-    for batch in _read_batches(where, remedy):
-        table = batch.filter(pc.is_in(batch["ImageID"], value_set=wanted))
-        table = table.append_column("area", pa.array(_areas(table)))
+    for boxes in _select_boxes(where, images, remedy):
+        left, top, right, bottom = _corners(boxes)
+        table = boxes.append_column("area", pa.array((right - left) * (bottom - top)))
         for row in (
             table.group_by(["ImageID", "LabelName"])
             .aggregate([("area", "sum"), ("area", "count")])
@@ -166,6 +168,13 @@ def _tally_boxes(where: str, images: Collection[str], names: Mapping[str, str], 
             shorten(nameless),
         )
     return tally
+
+
+def _select_boxes(where: str, images: Collection[str], remedy: str) -> Iterator[pa.Table]:
+    """Yield the boxes of some images, piece by piece."""
+    wanted = pa.array(list(images), pa.string())
+    for batch in _read_batches(where, remedy):
+        yield batch.filter(pc.is_in(batch["ImageID"], value_set=wanted))
 
 
 def _read_batches(where: str, remedy: str) -> Iterable[pa.Table]:
@@ -194,13 +203,11 @@ def _read_batches(where: str, remedy: str) -> Iterable[pa.Table]:
         ) from error
 
 
-def _areas(table: pa.Table) -> NDArray[np.float64]:
-    """Return the areas of boxes as shares of their images.
+def _corners(table: pa.Table) -> list[NDArray[np.float64]]:
+    """Return left, upper, right and lower borders of the parts of boxes that lie in their images, as shares of these.
 
     NaN, unknown, if a box ends before it begins or lies outside of its image, as boxes in pixels do.
     """
-    borders = [table[name].to_numpy() for name in _BORDERS]
-    left, right, top, bottom = (np.clip(border, 0.0, 1.0) for border in borders)
-    areas = (right - left) * (bottom - top)
-    inside = (borders[0] < 1) & (borders[2] < 1) & (borders[1] > 0) & (borders[3] > 0)
-    return np.where((right >= left) & (bottom >= top) & inside, areas, np.nan)
+    left, right, top, bottom = (table[name].to_numpy() for name in _BORDERS)
+    known = (right >= left) & (bottom >= top) & (left < 1) & (top < 1) & (right > 0) & (bottom > 0)
+    return [np.where(known, np.clip(border, 0.0, 1.0), np.nan) for border in (left, top, right, bottom)]

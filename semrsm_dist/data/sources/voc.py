@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Literal
 from xml.etree import ElementTree
@@ -25,7 +26,7 @@ from semrsm_dist.data.annotations import (
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, exists, is_folder, join
-from semrsm_dist.data.objects import ObjectTally, box_area
+from semrsm_dist.data.objects import Corners, ObjectBox, ObjectTally, box_area
 from semrsm_dist.errors import InputError, MissingInputError, counted
 from semrsm_dist.fields import Count, Seed
 
@@ -80,14 +81,12 @@ class VocImages(ListedSource):
 
     def entries(self) -> list[ImageEntry]:
         """Return the images of the split."""
-        annotated = {file.removesuffix(".xml") for file in self._list(ANNOTATIONS) if file.endswith(".xml")}
-        names = self._names(annotated)
-        drawn = draw_sample(names, self.sample, self.seed)
+        drawn = self._draw()
         warn_unlabelled(
-            f"Pascal VOC {self.split or ''}".rstrip(), [name for name in drawn if name not in annotated]
+            f"Pascal VOC {self.split or ''}".rstrip(), [name for name, has in drawn.items() if not has]
         )
         with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
-            entries = list(threads.map(lambda name: self._entry(name, name in annotated), drawn))
+            entries = list(threads.map(self._entry, drawn, drawn.values()))
         unknown = [entry.image_id for entry in entries if entry.labels and entry.label_areas is None]
         if unknown:
             _logger.warning(
@@ -98,6 +97,18 @@ class VocImages(ListedSource):
                 shorten(unknown),
             )
         return entries
+
+    def boxes(self) -> list[ObjectBox]:
+        """Return the boxes of the objects that count, of the images of the split."""
+        annotated = [name for name, has in self._draw().items() if has]
+        with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+            return list(chain.from_iterable(threads.map(self._read_boxes, annotated)))
+
+    def _draw(self) -> dict[str, bool]:
+        """Return the names of the images that are taken, and whether each is annotated."""
+        annotated = {file.removesuffix(".xml") for file in self._list(ANNOTATIONS) if file.endswith(".xml")}
+        drawn = draw_sample(self._names(annotated), self.sample, self.seed)
+        return {name: name in annotated for name in drawn}
 
     def _names(self, annotated: Collection[str]) -> Collection[str]:
         """Return the names of the images of the split, without an ending."""
@@ -132,11 +143,26 @@ class VocImages(ListedSource):
         return list_below(where, self._remedy()) if is_folder(where) else []
 
     def _entry(self, name: str, is_annotated: bool) -> ImageEntry:
-        where = place_below(join(self.path, ANNOTATIONS), f"{name}.xml", join(self.path, SPLITS))
+        where = self._annotation(name)
         if not is_annotated:
             return ImageEntry(name, place_below(self.folder, f"{name}.jpg", where))
         root = _parse(read_annotation(where, self._remedy(), MAX_BYTES), where)
         tally = ObjectTally()
+        for label, thing in self._objects(root, where):
+            tally.add(name, label, box_area(*_box(thing, root)))
+        uri = place_below(self.folder, _file_name(root, name), where)
+        return tally.describe(ImageEntry(name, uri))
+
+    def _read_boxes(self, name: str) -> list[ObjectBox]:
+        where = self._annotation(name)
+        root = _parse(read_annotation(where, self._remedy(), MAX_BYTES), where)
+        return [ObjectBox.within(name, *_box(thing, root)) for _, thing in self._objects(root, where)]
+
+    def _annotation(self, name: str) -> str:
+        return place_below(join(self.path, ANNOTATIONS), f"{name}.xml", join(self.path, SPLITS))
+
+    def _objects(self, root: ElementTree.Element, where: str) -> Iterator[tuple[str, ElementTree.Element]]:
+        """Yield the objects that count, with their labels."""
         for number, thing in enumerate(root.iterfind("object"), start=1):
             label = (thing.findtext("name") or "").strip()
             if not label:
@@ -144,9 +170,7 @@ class VocImages(ListedSource):
             if (self.difficult or not _flag(thing, "difficult")) and (
                 self.truncated or not _flag(thing, "truncated")
             ):
-                tally.add(name, label, _area(thing, root))
-        uri = place_below(self.folder, _file_name(root, name), where)
-        return tally.describe(ImageEntry(name, uri))
+                yield label, thing
 
     def _remedy(self) -> str:
         return (
@@ -191,11 +215,11 @@ def _flag(thing: ElementTree.Element, name: str) -> bool:
     return (thing.findtext(name) or "").strip() in ("1", "true", "True", "yes")
 
 
-def _area(thing: ElementTree.Element, root: ElementTree.Element) -> float | None:
-    """Return the share of the image that a box covers, whose first and last pixels, counted from 1, belong to it."""
+def _box(thing: ElementTree.Element, root: ElementTree.Element) -> tuple[Corners, float, float]:
+    """Return a box, whose first and last pixels, counted from 1, belong to it, and the size of the image."""
     left, top, right, bottom = (_number(thing, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     width, height = (_number(root, f"size/{name}") for name in ("width", "height"))
-    return box_area((left - 1, top - 1, right, bottom), width, height)
+    return (left - 1, top - 1, right, bottom), width, height
 
 
 def _number(element: ElementTree.Element, path: str) -> float:

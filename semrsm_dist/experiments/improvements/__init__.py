@@ -29,7 +29,10 @@ class ImprovementsParameters(Parameters):
     )
     shares: Many[Share] = Field((0.5, 0.75), description="shares of the matches that are kept, the best")
     dustbin: Many[NotNegative] = Field(
-        (0.0, 0.2, 0.4), description="cosines below which a match counts nothing"
+        (0.0, 0.2, 0.4), description="cosines below which two tokens stay unmatched"
+    )
+    tolerance: Annotated[float, Field(ge=1e-5, le=0.1)] = Field(
+        1e-3, description="to which partial matching is certified, on the scale of cosines"
     )
     relaxation: Many[PositiveReal] = Field((0.3,), description="of the marginals of unbalanced transport")
     entropy: float = Field(0.1, ge=0.03, le=10, description="of unbalanced transport")

@@ -16,7 +16,7 @@ from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.transport import Transport, token_masses
 from semrsm_dist.experiments.improvements import ImprovementsParameters
-from semrsm_dist.experiments.improvements.partial import DUSTBIN, SHARE, match_partially, name_of
+from semrsm_dist.experiments.improvements.partial import gap_of, list_partial, name_of, score_partially
 from semrsm_dist.experiments.improvements.treatments import (
     COSINE,
     GAP,
@@ -135,22 +135,18 @@ def _list_treated(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
 
 
 def _list_partial(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
-    parameters = bench.parameters
-    wanted = [
-        (family, setting)
-        for family, settings in ((SHARE, parameters.shares), (DUSTBIN, parameters.dustbin))
-        for setting in settings
-    ]
+    wanted = list_partial(bench.parameters)
     if not wanted:
         return
-    matcher = make_matcher(bench.config.matching.matcher, **bench.config.matching.parameters)
     mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
     names = [name_of(*one) for one in wanted]
-    solve = match_partially(parameters, matcher, mean)
-    scores = PairScores(features, bench.folder / "partial.zarr", names, solve)
+    root = bench.folder / f"partial matching {bench.parameters.tolerance:g}.zarr"
+    every = (*names, *map(gap_of, names))
+    scores = PairScores(features, root, every, score_partially(bench.parameters, mean))
     scores.fill(bench.reporter, bench.workers, "partial matching")
     for (family, setting), name in zip(wanted, names, strict=True):
-        yield Candidate(features.layer, family, f"{setting:g}", scores.reader(name))
+        gap = _largest(features, scores.reader(gap_of(name)))
+        yield Candidate(features.layer, family, f"{setting:g}", scores.reader(name), gap)
 
 
 def _list_transport(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:

@@ -117,8 +117,10 @@ def match_treated(treatment: Treatment, matcher: Matcher) -> Solve:
     """Return what matches treated tokens: their `COSINE`, and by how much it can be below the best, `GAP`."""
 
     def solve(rows: Tokens, columns: Tokens) -> dict[str, Both]:
-        left, right = (matcher.prepare(treatment.apply(side), side.counts) for side in (rows, columns))
-        tile = matcher.solve_tile(left, right)
+        left = matcher.prepare(treatment.apply(rows), rows.counts)
+        same = columns is rows
+        right = left if same else matcher.prepare(treatment.apply(columns), columns.counts)
+        tile = matcher.solve_tile(left, right, triangular=same)
         scale = np.sqrt(left.squared_norms)[:, None] * np.sqrt(right.squared_norms)
         with np.errstate(divide="ignore", invalid="ignore"):
             cosine, gap = (

@@ -11,8 +11,8 @@ class ObjectsParameters(Parameters):
 
     boxes: LocalPath | None = Field(
         None,
-        description="a table (.csv or .parquet) of the boxes around the objects; needed. Columns image_id, and x0, y0, "
-        "x1, y1 as shares of the image's width and height",
+        description="a table (.csv or .parquet) of the boxes around the objects, needed where the run's own source of "
+        "images knows none. Columns image_id, and x0, y0, x1, y1 as shares of the image's width and height",
     )
     kernel: Kernel = Field(
         "cosine", description="linear, cosine or rbf; average pooling is compared by cosine"

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from semrsm_dist.errors import InputError, reason_of
+from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.data.objects import ObjectBox
+from semrsm_dist.data.source import ImageSource, list_boxes
+from semrsm_dist.errors import ConfigError, InputError, reason_of
+from semrsm_dist.store.record import Side
 
 CORNERS = ["x0", "y0", "x1", "y1"]
 
@@ -54,8 +58,33 @@ def read_boxes(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"image_id": table["image_id"].astype(str), **corners})
 
 
+def find_boxes(config: RunConfig, side: Side, path: Path | None) -> pd.DataFrame:
+    """Return the boxes of a table or, without one, those that the source of the run's images knows.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    InputError
+        As `read_boxes`, or as the source.
+    """
+    if path is not None:
+        return read_boxes(path)
+    source = config.queries if side == "queries" else config.data
+    found = list_boxes(source) if isinstance(source, ImageSource) else None
+    if found is None:
+        raise ConfigError(
+            "the experiment objects needs the boxes around the objects of the run's images, which its source does not "
+            "know: --with boxes=TABLE.csv, with the columns image_id, x0, y0, x1 and y1, or a source of annotated "
+            "images (docs/own-data.md)"
+        )
+    return pd.DataFrame(found, columns=list(ObjectBox._fields))
+
+
 def describe_objects(boxes: pd.DataFrame) -> pd.DataFrame:
-    """Return the `PREDICTORS` of each image that has boxes, by image id."""
+    """Return the `PREDICTORS` of each image all of whose boxes are known, by image id."""
+    unknown = boxes.loc[boxes[CORNERS].isna().any(axis=1), "image_id"]
+    boxes = boxes[~boxes["image_id"].isin(unknown)]
     width, height = boxes["x1"] - boxes["x0"], boxes["y1"] - boxes["y0"]
     middle_x, middle_y = (boxes["x0"] + boxes["x1"]) / 2, (boxes["y0"] + boxes["y1"]) / 2
     facts = pd.DataFrame(

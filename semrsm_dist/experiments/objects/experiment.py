@@ -16,37 +16,33 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.regression import fit_slopes, holm
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL, Names
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.near_duplicates import find_groups, make_task
 from semrsm_dist.experiments.objects import ObjectsParameters
-from semrsm_dist.experiments.objects.boxes import PREDICTORS, describe_objects, read_boxes
+from semrsm_dist.experiments.objects.boxes import PREDICTORS, describe_objects, find_boxes
 from semrsm_dist.experiments.objects.report import GAIN, LEVEL, SLOPE, draw_slopes, write_text
 from semrsm_dist.experiments.query_scores import score_methods
 from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.progress import Reporter
+from semrsm_dist.store.record import Side
 
 THIRDS = ("lowest third", "middle third", "highest third")
 
 
 def evaluate(config: RunConfig, parameters: ObjectsParameters, reporter: Reporter) -> Findings:
     """Regress each query's gain of matching on what is known of its objects."""
-    if parameters.boxes is None:
-        raise ConfigError(
-            "the experiment objects needs the boxes around the objects of the run's images: --with boxes=TABLE.csv, "
-            "with the columns image_id, x0, y0, x1 and y1"
-        )
-    objects = describe_objects(read_boxes(parameters.boxes))
+    side: Side = "images" if config.queries is None else "queries"
+    objects = describe_objects(find_boxes(config, side, parameters.boxes))
     run = complete_run(config, reporter)
-    side = run.record.row_side
     predictors = objects.reindex(run.manifest(side).image_ids())
     if predictors.notna().all(axis=1).sum() < len(PREDICTORS) + 2:
+        known = predictors["size"].notna().sum()
         raise InputError(
-            f"{parameters.boxes}: boxes of {predictors['size'].notna().sum()} of {len(predictors)} {side} of the run, "
-            "too few for a regression; give a table whose image_id are those of the run"
+            f"{parameters.boxes or config.run}: boxes of {known} of {len(predictors)} {side} of the run, too few for a regression; give a table whose image_id are those of the run, or more images"
         )
     groups = find_groups(run, parameters.near_duplicates)
     task, clusters = make_task(run, groups), _cluster(groups.names[side])

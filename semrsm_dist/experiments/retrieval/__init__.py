@@ -41,6 +41,11 @@ class RetrievalParameters(Parameters):
         le=1,
         description="labels whose objects cover less than this share of an image do not count, where areas are known",
     )
+    weights: Literal["none", "count", "area"] = Field(
+        "none",
+        description="of labels in F1, where the source knows them: the number or the area of their objects, so that a "
+        "hit need not share what is small; F1 is then the complement of the Bray-Curtis dissimilarity",
+    )
     search: Literal["matrix", "progressive"] = Field(
         "matrix",
         description="how hits by semantic cosine are found; progressive solves few pairs, and both find the same",

@@ -47,7 +47,7 @@ from semrsm_dist.experiments.retrieval.report import (
 from semrsm_dist.experiments.retrieval.search import progressive_hits
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.machine import available_cpus
-from semrsm_dist.pipeline.stages.evaluation import require_areas
+from semrsm_dist.pipeline.stages.evaluation import require_areas, require_weights
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 
@@ -58,15 +58,17 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
     _require_search(parameters, config)
     run = complete_run(config, reporter)
     groups = find_groups(run, parameters.near_duplicates)
-    tasks = _list_tasks(run, groups, parameters.min_area)
+    tasks = _list_tasks(run, groups, parameters)
     folder = evaluation_folder(config) / "retrieval"
     class_tokens = _read_class_tokens(config, run, folder, reporter)
     workers = config.workers or available_cpus()
     scores: Scores = {}
     hits: dict[Key, Hits] = {}
-    notes = [groups.note] * bool(groups.note) + require_areas(
-        run.manifest("images"), None if run.is_symmetric else run.manifest("queries"), parameters.min_area
-    )
+    notes = [groups.note] * bool(groups.note)
+    manifests = run.manifest("images"), None if run.is_symmetric else run.manifest("queries")
+    notes += require_areas(*manifests, parameters.min_area)
+    if parameters.weights != "none":
+        notes += require_weights(*manifests, parameters.weights, parameters.min_area)
     effort: list[dict[str, Any]] = []
     for layer in run.requested_layers:
         methods = list_methods(LayerFeatures(run, layer), parameters, folder, reporter, workers)
@@ -88,6 +90,7 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
                 )
                 effort.append(took)
     table = tabulate(scores, ks, resamples=parameters.resamples, seed=parameters.seed)
+    table["weights"] = parameters.weights
     add_doubts(table, hits)
     notes += write_doubts(hits, ks)
     if effort:
@@ -144,12 +147,13 @@ def _require_search(parameters: RetrievalParameters, config: RunConfig) -> None:
         )
 
 
-def _list_tasks(run: Run, groups: Groups, min_area: float) -> dict[str, RetrievalTask]:
+def _list_tasks(run: Run, groups: Groups, parameters: RetrievalParameters) -> dict[str, RetrievalTask]:
     """Return the retrieval tasks by what they do with near-duplicates; only one where there are no groups."""
-    included = make_task(run, None, min_area)
+    settings = parameters.min_area, parameters.weights
+    included = make_task(run, None, *settings)
     if not groups.rule_out_hits():
         return {"none": included}
-    return {"excluded": make_task(run, groups, min_area), "included": included}
+    return {"excluded": make_task(run, groups, *settings), "included": included}
 
 
 def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> list[str]:

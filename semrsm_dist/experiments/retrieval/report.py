@@ -81,6 +81,8 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
     parts = []
     for groups, part in table[table["k"] == k].groupby("groups", sort=False):
         handling = "" if groups == "none" else f", near-duplicates {groups}"
+        weights = table["weights"].iloc[0]
+        handling += "" if weights == "none" else f", labels weighed by {weights}"
         scores = part[part["against"].isna()]
         count, left_out = (_range(scores[name]) for name in ("n_queries", "n_left_out"))
         differs = " depending on the method" if "to" in left_out else ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Task
-from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.errors import InputError, WorkError, counted
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import (
     POOLED,
@@ -205,6 +205,36 @@ def require_areas(images: Manifest, queries: Manifest | None, min_area: float) -
             f"images keep one{f'; of {unknown}, areas are unknown, and all labels count' if unknown else ''}"
         )
     return warnings
+
+
+def require_weights(
+    images: Manifest, queries: Manifest | None, by: Literal["count", "area"], min_area: float
+) -> list[str]:
+    """Return a note of the weights of labels, and of images whose weights are unknown, which do not take part.
+
+    Raises
+    ------
+    InputError
+        If they are unknown, or 0, for all images of a side.
+    """
+    unit, column = ("number of objects", "label_counts") if by == "count" else ("area", "label_areas")
+    notes: list[str] = []
+    for side, manifest in (("images", images), ("queries", queries)):
+        if manifest is None:
+            continue
+        labelled = sum(map(bool, manifest.labels(min_area)))
+        weighed = sum(map(any, manifest.label_weights(by, min_area)))
+        if not weighed:
+            raise InputError(
+                f"{side}: the {unit} of labels is not known, so weights: {by} cannot be applied: use a source that "
+                f"knows it (docs/own-data.md), give a table with {column}, or leave weights at none"
+            )
+        left_out = labelled - weighed
+        notes.append(
+            f"{side}: labels are weighed by the {unit} of each"
+            + (f"; {counted(left_out, 'image')} without it left out" if left_out else "")
+        )
+    return notes
 
 
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:

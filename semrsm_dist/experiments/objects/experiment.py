@@ -42,7 +42,8 @@ def evaluate(config: RunConfig, parameters: ObjectsParameters, reporter: Reporte
     if predictors.notna().all(axis=1).sum() < len(PREDICTORS) + 2:
         known = predictors["size"].notna().sum()
         raise InputError(
-            f"{parameters.boxes or config.run}: boxes of {known} of {len(predictors)} {side} of the run, too few for a regression; give a table whose image_id are those of the run, or more images"
+            f"{parameters.boxes or config.run}: boxes of {known} of {len(predictors)} {side} of the run, too few for "
+            "a regression; give a table whose image_id are those of the run, or more images"
         )
     groups = find_groups(run, parameters.near_duplicates)
     task, clusters = make_task(run, groups), _cluster(groups.names[side])

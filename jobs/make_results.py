@@ -35,6 +35,9 @@ RUNS = {
     "voc": "runs/real/voc",
     "imagenet": "runs/real/imagenet",
     "resolution": "runs/real/resolution",
+    "voc-lite2": "runs/real/voc-lite2",
+    "held-out": "runs/real/held-out",
+    "held-out-tuned": "runs/real/held-out-tuned",
     "digits": "runs/digits",
 }
 """Where the runs of each set of images are, below the folder that tables are taken from."""
@@ -42,13 +45,19 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 --with prior=0.5 "
-    "--with shares=[] --with dustbin=[] --with relaxation=[]",
+    "voc/improvements": "improvements jobs/real/voc.yaml --with near_duplicates=0.68",
     "voc/kernels": "kernels jobs/real/voc.yaml",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
-    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
+    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --with variants=[] "
     "--with other=jobs/real/imagenet-random.yaml --out runs/real/imagenet/evaluation/layers-random",
+    "imagenet/layers-lite2": "layers jobs/real/imagenet.yaml --with variants=[] "
+    "--with other=jobs/real/imagenet-lite2.yaml --out runs/real/imagenet/evaluation/layers-lite2",
+    "voc-lite2/retrieval": "retrieval jobs/real/voc-lite2.yaml --with near_duplicates=0.68",
+    "held-out/retrieval": "retrieval jobs/real/held-out.yaml",
+    "held-out-tuned/retrieval": "retrieval jobs/real/held-out-tuned.yaml",
+    "held-out/layers": "layers jobs/real/held-out.yaml --with variants=[pruned-0.5,pruned-0.9] "
+    "--with other=jobs/real/held-out-tuned.yaml",
     "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=6",
     "digits/retrieval": "retrieval",
     "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",

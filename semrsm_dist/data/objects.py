@@ -28,11 +28,8 @@ class ObjectBox(NamedTuple):
         left, top, right, bottom = box
         if box_area(box, width, height) is None:
             return cls(image_id, *(math.nan,) * 4)
-        across, down = (
-            (min(max(one / size, 0.0), 1.0) for one in sides)
-            for sides, size in (((left, right), width), ((top, bottom), height))
-        )
-        (x0, x1), (y0, y1) = across, down
+        x0, x1 = (min(max(side / width, 0.0), 1.0) for side in (left, right))
+        y0, y1 = (min(max(side / height, 0.0), 1.0) for side in (top, bottom))
         return cls(image_id, x0, y0, x1, y1)
 
 

@@ -113,14 +113,23 @@ def match_partially(
     shape = (len(shares) + len(thresholds), rows.n_images, columns.n_images)
     found = PartialMatches(np.full(shape, np.nan), np.full(shape, np.nan))
     work = _make_workspace(padded(rows.lengths.shape[1]))
+    slack = rounding_of_product(rows.n_channels) + _ROUNDED
+    settings = _Settings(shares, thresholds, tolerance, slack)
     for r in range(rows.n_images):  # short enough a call for an interrupt to wait for
         first = r if rows is columns else 0
-        _match_row(rows, r, columns, first, shares, thresholds, tolerance, work, found)
+        _match_row(rows, r, columns, first, settings, work, found)
     if rows is columns:
         lower = np.tril_indices(rows.n_images, -1)
         for values in found:
             values[:, lower[0], lower[1]] = values[:, lower[1], lower[0]]
     return found
+
+
+class _Settings(NamedTuple):
+    shares: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    tolerance: float
+    slack: float  # what rounding to float32 can change in the sum of the affinities of a permutation
 
 
 class _Workspace(NamedTuple):
@@ -149,15 +158,13 @@ def _match_row(
     r: int,
     columns: UnitImages,
     first: int,
-    shares: NDArray[np.float64],
-    thresholds: NDArray[np.float64],
-    tolerance: float,
+    settings: _Settings,
     work: _Workspace,
     found: PartialMatches,
 ) -> None:
     """Match image r with the columns from `first` on."""
+    shares, thresholds, tolerance, slack = settings
     n_channels, n_i = rows.n_channels, rows.counts[r]
-    slack = rounding_of_product(n_channels) + _ROUNDED
     for c in range(first, columns.counts.size):
         n_j = columns.counts[c]
         if n_i == 0 or n_j == 0:

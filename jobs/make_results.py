@@ -45,7 +45,8 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --with near_duplicates=0.68",
+    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 --with prior=0.5 "
+    "--with shares=[] --with dustbin=[] --with relaxation=[]",
     "voc/kernels": "kernels jobs/real/voc.yaml",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",

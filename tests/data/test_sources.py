@@ -73,28 +73,41 @@ def install(folder, module, text, point):
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
 
 
-def semrsm(folder, environment, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "semrsm_dist", *arguments],
+IN_TURN = """\
+import contextlib, io, json, sys
+from semrsm_dist.cli.commands import main
+
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        status = main(arguments)
+    print(json.dumps([status, errors.getvalue()]))
+"""
+
+
+def semrsm(folder, environment, *commands):
+    """Return the status and errors of commands of one process, which loads libraries once."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_source_of_another_distribution_is_read_cropped_and_run(tmp_path):
     environment = install(tmp_path / "site", "toy", TOY, "greys = toy:Greys")
     (tmp_path / "job.yaml").write_text(JOB)
-    done = semrsm(tmp_path, environment, "run", "job.yaml")
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "wrong.yaml").write_text(JOB.replace("n_images", "n_imags"))
+    ran, checked = semrsm(tmp_path, environment, ["run", "job.yaml"], ["validate", "wrong.yaml"])
+    assert ran[0] == 0, ran[1]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert '"images.of.n_images": 4' in json.dumps(record)
-    (tmp_path / "job.yaml").write_text(JOB.replace("n_images", "n_imags"))
-    done = semrsm(tmp_path, environment, "validate", "job.yaml")
-    assert done.returncode == 2
-    assert "job.yaml:4: unknown key 'data.of.n_imags'; did you mean 'n_images'?" in done.stderr
+    assert checked[0] == 2
+    assert "wrong.yaml:4: unknown key 'data.of.n_imags'; did you mean 'n_images'?" in checked[1]
 
 
 def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
@@ -103,101 +116,101 @@ def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
     )
     job = "run: run\ndata: {source: digits}\nmodel: {name: test_resnet, weights: random, layers: [layer1]}\n"
     (tmp_path / "job.yaml").write_text(job)
-    assert semrsm(tmp_path, environment, "validate", "job.yaml").returncode == 0
-    done = semrsm(tmp_path, environment, "validate", "job.yaml", "--set", "data.n_image=3")
-    assert "did you mean 'n_images'" in done.stderr
-    done = semrsm(tmp_path, environment, "validate", "job.yaml", "--set", "data.source=broken")
-    assert done.returncode == 2
+    check = ["validate", "job.yaml"]
+    as_it_is, misspelt, chosen = semrsm(
+        tmp_path,
+        environment,
+        check,
+        [*check, "--set", "data.n_image=3"],
+        [*check, "--set", "data.source=broken"],
+    )
+    assert as_it_is == [0, ""]
+    assert "did you mean 'n_images'" in misspelt[1]
+    assert chosen[0] == 2
     assert (
         "data: data source 'broken' (broken:Broken of the distribution broken 1.0) cannot be loaded"
-        in done.stderr
+        in chosen[1]
     )
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (
-            "return [ImageEntry(",
-            "return 3 / 0 or [ImageEntry(",
-            "entries raised ZeroDivisionError: division by zero",
-        ),
-        (
-            "return [ImageEntry(",
-            "return 3 or [ImageEntry(",
-            "entries raised TypeError: 'int' object is not iterable",
-        ),
-        ("[ImageEntry(", "[(", "entries raised TypeError: it returned"),
-        (
-            '("dark" if k < 2 else "bright",)',
-            '["dark"]',
-            "entries raised TypeError: ImageEntry.*labels a tuple of str",
-        ),
-        (
-            '("dark" if k < 2 else "bright",)',
-            '"dark"',
-            "entries raised TypeError: ImageEntry.*labels a tuple of str",
-        ),
-        ('f"grey-{k}", f"greys', 'k, f"greys', "entries raised TypeError: ImageEntry.image_id=0"),
-    ],
-)
-def test_a_source_that_lists_its_images_wrongly_is_named(tmp_path, old, new, words):
-    assert old in TOY
-    environment = install(tmp_path / "site", "toy", TOY.replace(old, new), "greys = toy:Greys")
-    (tmp_path / "job.yaml").write_text(JOB)
-    done = semrsm(tmp_path, environment, "validate", "job.yaml")
-    assert done.returncode == 2
-    assert re.search(
-        rf"data source 'greys' \(toy:Greys of the distribution toy 1\.0\): {words}.*correct or update",
-        done.stderr,
-    )
+LISTED = "return [ImageEntry("
+LOADED = "return LoadedImage("
+TOYS = {
+    "an error of its own": (LISTED, "return 3 / 0 or [ImageEntry(", "validate", 2),
+    "no list": (LISTED, "return 3 or [ImageEntry(", "validate", 2),
+    "no entries": ("[ImageEntry(", "[(", "validate", 2),
+    "labels in a list": ('("dark" if k < 2 else "bright",)', '["dark"]', "validate", 2),
+    "a number for an id": ('f"grey-{k}", f"greys', 'k, f"greys', "validate", 2),
+    "a generator": (LISTED, "yield from [ImageEntry(", "validate", 0),
+    "an error in loading": (LOADED, "raise KeyError('x'); LoadedImage(", "run", 2),
+    "a bare image": (LOADED, "return image; LoadedImage(", "run", 2),
+    "an error of the disk": (LOADED, "raise OSError(5, 'Input/output error'); LoadedImage(", "run", 1),
+    "no load": ("    def load(self", "    def lead(self", "validate", 2),
+    "another name": (': Literal["greys"] = "greys"', ': Literal["grey"] = "grey"', "validate", 2),
+    "no images": ("class Greys(ImageSource)", "class Greys(DataSource)", "validate", 2),
+}
+"""What is put in place of what in the toy, the command that uses it, and the command's exit status."""
 
 
-def test_a_source_may_yield_its_images(tmp_path):
-    text = TOY.replace("return [ImageEntry(", "yield from [ImageEntry(")
-    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
-    (tmp_path / "job.yaml").write_text(JOB)
-    assert semrsm(tmp_path, environment, "validate", "job.yaml").returncode == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("new", "code", "words"),
-    [
-        ("raise KeyError('x')", 2, "load of image 'grey-0' raised KeyError: 'x'. Nothing of it can be used"),
-        ("return image", 2, "load of image 'grey-0' raised TypeError: it returned <PIL"),
-        (
-            "raise OSError(5, 'Input/output error')",
-            1,
-            "load of image .* raised OSError: .Errno 5. Input/output error",
-        ),
-    ],
-)
-def test_a_source_that_loads_its_images_wrongly_is_named(tmp_path, new, code, words):
-    text = TOY.replace("return LoadedImage(", f"{new}; LoadedImage(")
-    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
-    (tmp_path / "job.yaml").write_text(JOB)
-    done = semrsm(tmp_path, environment, "run", "job.yaml")
-    assert done.returncode == code, done.stderr
-    assert re.search(rf"data source 'greys' \(toy:Greys of the distribution toy 1\.0\): {words}", done.stderr)
-    assert "Traceback" not in done.stderr
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What the command says of each toy: all are installed, and their commands run, in one process."""
+    home = tmp_path_factory.mktemp("toys")
+    text = TOY.replace("import ImageSource", "import DataSource, ImageSource")
+    commands = []
+    for number, (old, new, command, _) in enumerate(TOYS.values()):
+        assert old in TOY
+        name = f"toy{number}"
+        toy = text.replace(old, new).replace('["greys"] = "greys"', f'["{name}"] = "{name}"')
+        environment = install(home / "site", name, toy, f"{name} = {name}:Greys")
+        job = JOB.replace("run: run", f"run: {name}").replace("greys", name)
+        (home / f"{name}.yaml").write_text(job)
+        commands.append([command, f"{name}.yaml"])
+    return dict(zip(TOYS, semrsm(home, environment, *commands), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("toy", "words"),
     [
-        ("    def load(self", "    def lead(self", "it does not define load"),
-        ('Literal["greys"] = "greys"', 'Literal["grey"] = "grey"', "it calls itself 'grey'"),
-        ("class Greys(ImageSource)", "class Greys(DataSource)", "it does not derive from ImageSource"),
+        ("an error of its own", "entries raised ZeroDivisionError: division by zero"),
+        ("no list", "entries raised TypeError: 'int' object is not iterable"),
+        ("no entries", "entries raised TypeError: it returned"),
+        ("labels in a list", "entries raised TypeError: ImageEntry.*labels a tuple of str"),
+        ("a number for an id", "entries raised TypeError: ImageEntry.image_id=0"),
+        (
+            "an error in loading",
+            "load of image 'grey-0' raised KeyError: 'x'. Nothing of it can be used",
+        ),
+        ("a bare image", "load of image 'grey-0' raised TypeError: it returned <PIL"),
+        ("an error of the disk", "load of image .* raised OSError: .Errno 5. Input/output error"),
     ],
 )
-def test_an_incomplete_source_is_refused_when_it_is_chosen(tmp_path, old, new, words):
-    text = TOY.replace("import ImageSource", "import DataSource, ImageSource").replace(old, new)
-    environment = install(tmp_path / "site", "toy", text, "greys = toy:Greys")
-    (tmp_path / "job.yaml").write_text("run: run\ndata: {source: greys}\n")
-    done = semrsm(tmp_path, environment, "validate", "job.yaml")
-    assert done.returncode == 2
-    assert re.search(rf"toy:Greys of the distribution toy 1\.0.*{words}", done.stderr)
+def test_a_source_that_lists_or_loads_its_images_wrongly_is_named(answers, toy, words):
+    status, errors = answers[toy]
+    name = f"toy{list(TOYS).index(toy)}"
+    assert status == TOYS[toy][3], errors
+    named = rf"data source '{name}' \({name}:Greys of the distribution {name} 1\.0\): {words}"
+    assert re.search(named + (".*correct or update" if TOYS[toy][2] == "validate" else ""), errors)
+    assert "Traceback" not in errors
+
+
+def test_a_source_may_yield_its_images(answers):
+    assert answers["a generator"] == [0, ""]
+
+
+@pytest.mark.parametrize(
+    ("toy", "words"),
+    [
+        ("no load", "it does not define load"),
+        ("another name", "it calls itself 'grey'"),
+        ("no images", "it does not derive from ImageSource"),
+    ],
+)
+def test_an_incomplete_source_is_refused_when_it_is_chosen(answers, toy, words):
+    status, errors = answers[toy]
+    name = f"toy{list(TOYS).index(toy)}"
+    assert status == 2
+    assert re.search(rf"{name}:Greys of the distribution {name} 1\.0.*{words}", errors)
 
 
 @pytest.mark.parametrize("name", SOURCES.names())
@@ -320,9 +333,10 @@ def test_places_that_do_not_exist_are_found_before_a_run(tmp_path):
 def test_validate_finds_a_missing_folder(tmp_path):
     job = "run: run\ndata: {source: folder, path: images}\nmodel: {name: test_resnet, layers: [layer1]}\n"
     (tmp_path / "job.yaml").write_text(job)
-    done = semrsm(tmp_path, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "validate", "job.yaml")
-    assert done.returncode == 2
-    assert f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path" in done.stderr
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    [(status, errors)] = semrsm(tmp_path, environment, ["validate", "job.yaml"])
+    assert status == 2
+    assert f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path" in errors
 
 
 def test_validate_finds_features_that_do_not_fit(tmp_path, monkeypatch):

@@ -30,12 +30,18 @@ def _read_source(value: object, *, images: bool = False) -> object:
     """Return the data source, or source of images, that a mapping describes; pydantic handles anything else."""
     if not isinstance(value, Mapping):
         return value
-    known = SOURCES.names()
-    if images:
-        known = tuple(name for name, source in SOURCES.usable() if issubclass(source, ImageSource))
-    if value.get("source") not in known:
-        raise _unknown_source(value, known)
-    return SOURCES.load(value["source"]).model_validate(value)
+    if value.get("source") not in SOURCES.names():
+        raise _unknown_source(value, _known_sources(images))
+    source = SOURCES.load(value["source"])  # a broken one says here what is wrong with it
+    if images and not issubclass(source, ImageSource):
+        raise _unknown_source(value, _known_sources(images))
+    return source.model_validate(value)
+
+
+def _known_sources(images: bool) -> Sequence[str]:
+    if not images:
+        return SOURCES.names()
+    return [name for name, source in SOURCES.usable() if issubclass(source, ImageSource)]
 
 
 def _unknown_source(section: Mapping[str, Any], known: Sequence[str]) -> ValidationError:

@@ -91,6 +91,10 @@ SLOW = (
     "engine/test_logs.py",
     "engine/test_engine_plugin.py",
     "plot/test_figures.py",
+    "results/test_derived_matrices.py",
+    "results/test_nearest.py",
+    "results/test_pair.py",
+    "evaluation/test_agreement.py",
 )
 """Files that take long, the longest first: `-m "not slow"` leaves them out, and the rest takes a minute or two."""
 
@@ -101,14 +105,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare the fast tests the import of the slow files, and of what those import."""
+    is_slow = _name(collection_path) in {FIRST, *SLOW}
+    return True if is_slow and config.option.markexpr == "not slow" else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast files first, then the slow ones from the longest on, so that all processes end together."""
-    names = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    names = {item: _name(item.path) for item in items}
     for item, name in names.items():
         if name == FIRST or name in SLOW:
             item.add_marker("slow")
     items.sort(key=lambda item: _place(names[item]))
+
+
+def _name(path: Path) -> str:
+    return os.path.relpath(path, Path(__file__).parent)
 
 
 def _place(name: str) -> int:

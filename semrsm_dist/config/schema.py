@@ -10,10 +10,11 @@ the line, the key, the value and the remedy. Fields fall into two groups:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -44,6 +45,9 @@ from semrsm_dist.fields import (
     Section,
     Seed,
 )
+
+if TYPE_CHECKING:
+    from semrsm_dist.matching.matcher import Matcher
 
 
 class ModelConfig(Section):
@@ -140,12 +144,17 @@ def _section_of_matcher(name: object) -> type[Section] | None:
 
     if name not in MATCHERS.names():
         return None
-    kind = MATCHERS.load(str(name))
+    return _section_of(MATCHERS.load(str(name)))
+
+
+@functools.cache
+def _section_of(kind: type[Matcher]) -> type[Section]:
+    """Return the section `matching` with the parameters of a matcher; making it takes longer than all else."""
     taken = kind.model_fields.keys() & _Matching.model_fields.keys()
     if taken:
         raise ConfigError(
-            f"matcher {name!r} has parameters named like keys of the section matching ({', '.join(sorted(taken))}): "
-            "rename them in the matcher"
+            f"matcher {kind.name!r} has parameters named like keys of the section matching "
+            f"({', '.join(sorted(taken))}): rename them in the matcher"
         )
     return create_model("Matching", __base__=(_Matching, kind))
 

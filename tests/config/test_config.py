@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semrsm_dist.config.reading import read_document
@@ -346,6 +346,7 @@ def test_no_name_is_hidden_or_breaks_the_message(refused, name):
     assert line == f"job.yaml:5: data.layers.{bare}: 3: expected a path; write it in quotes"
 
 
+@settings(max_examples=30)
 @given(st.text(min_size=1, max_size=12))
 def test_any_unknown_key_gets_one_line_that_names_it(name):
     if name in RunConfig.model_fields:

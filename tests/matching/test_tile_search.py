@@ -55,7 +55,7 @@ def merge(tiles, wanted, n_rows, symmetric):
     return rank_pairs(pairs.rows, pairs.columns, pairs.similarity, (n_rows, wanted.k)), pairs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     n_images=st.integers(2, 40),
     size=st.integers(1, 17),

@@ -47,14 +47,17 @@ COMMANDS = {
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
     "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 --with prior=0.5 "
     "--with shares=[] --with dustbin=[] --with relaxation=[]",
-    "voc/kernels": "kernels jobs/real/voc.yaml",
+    "voc/kernels": "kernels jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
-    "imagenet/layers-random": "layers jobs/real/imagenet.yaml --with variants=[] "
-    "--with other=jobs/real/imagenet-random.yaml --out runs/real/imagenet/evaluation/layers-random",
-    "imagenet/layers-lite2": "layers jobs/real/imagenet.yaml --with variants=[] "
-    "--with other=jobs/real/imagenet-lite2.yaml --out runs/real/imagenet/evaluation/layers-lite2",
-    "voc-lite2/retrieval": "retrieval jobs/real/voc-lite2.yaml --with near_duplicates=0.68",
+    "voc/layers-lite2": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
+    "--with other=jobs/real/voc-lite2.yaml --out runs/real/voc/evaluation/layers-lite2",
+    "voc/layers-random": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
+    "--with other=jobs/real/voc-random.yaml --out runs/real/voc/evaluation/layers-random",
+    "voc/retrieval-areas": "retrieval jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' "
+    "--set data.path=runs/real/voc-areas.csv --set data.allow_outside=true --with weights=area "
+    "--out runs/real/voc/evaluation/retrieval-areas",
+    "voc-lite2/retrieval": "retrieval jobs/real/voc-lite2.yaml",
     "held-out/retrieval": "retrieval jobs/real/held-out.yaml",
     "held-out-tuned/retrieval": "retrieval jobs/real/held-out-tuned.yaml",
     "held-out/layers": "layers jobs/real/held-out.yaml --with variants=[pruned-0.5,pruned-0.9] "
@@ -159,8 +162,8 @@ def take(folder: Path) -> list[str]:
     for name in COMMANDS:
         images, _, experiment = name.partition("/")
         place = folder / RUNS[images] / "evaluation"
-        if experiment.startswith("layers-"):
-            place, experiment = place / experiment, "layers"
+        if experiment.startswith(("layers-", "retrieval-")):
+            place, experiment = place / experiment, experiment.partition("-")[0]
         source = place / f"{experiment}.parquet"
         if not source.exists():
             continue

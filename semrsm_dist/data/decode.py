@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +28,8 @@ NOT_DECODED = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "M
 
 _MAX_SAMPLE_VALUE = 281  # a tag of TIFF
 
+_EXIF_ERRORS = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
+
 _DEPTHS = (10, 12, 14)
 """Bits of the cameras and scanners whose data are often stored in 16 bits as they are."""
 
@@ -46,11 +49,11 @@ def decode(data: bytes, name: str) -> Image.Image:
 def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> LoadedImage:
     """Return the image as 8-bit RGB, with the mode it was stored in and the hash of the file.
 
-    The orientation tag of EXIF is not applied and transparency is dropped without blending, as the
-    evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale of more
-    than 8 bits is scaled, never clipped: see `scale_to_8_bits`. White is 65535 in 16 bits, or what a TIFF states in its
-    tags BitsPerSample and MaxSampleValue. (The chunk sBIT of a PNG does not move its white.) Values that use few of the
-    16 bits, as 12-bit data do that were stored as they are, are kept dark and get a remark.
+    The orientation tag of EXIF is not applied, which a remark says, and transparency is dropped without blending,
+    as the evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale
+    of more than 8 bits is scaled, never clipped: see `scale_to_8_bits`. White is 65535 in 16 bits, or what a TIFF
+    states in its tags BitsPerSample and MaxSampleValue. (The chunk sBIT of a PNG does not move its white.) Values
+    that use few of the 16 bits, as 12-bit data do that were stored as they are, are kept dark and get a remark.
 
     Parameters
     ----------
@@ -77,7 +80,8 @@ def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> L
             _refuse_large(image, name, max_bytes)  # an icon may be larger than it says
             if image.format == "PNG":  # whose damaged pixels Pillow decodes silently
                 Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-            remark = _remark_on_depth(image, data)
+            remarks = filter(None, (_remark_on_depth(image, data), _remark_on_orientation(image)))
+            remark = "; ".join(remarks) or None
             return LoadedImage(to_rgb(image, name), image.mode, sha256, n_bytes, remark)
     except (UnreadableImageError, MemoryError):
         raise
@@ -198,4 +202,19 @@ def _remark_on_depth(image: Image.Image, data: bytes) -> str | None:
         f"its 16-bit values all lie below {2**bits}, as those of {bits}-bit data do, but white is 65535, so it may be "
         f"much darker than meant; if so, multiply the values by {2 ** (16 - bits)}, or store them as a TIFF with the "
         f"tag MaxSampleValue {2**bits - 1}"
+    )
+
+
+def _remark_on_orientation(image: Image.Image) -> str | None:
+    """Return a remark on an image that its EXIF data say is to be turned or mirrored."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _EXIF_ERRORS:  # damaged EXIF data say nothing, and the pixels are good
+        return None
+    if image.format == "TIFF" or orientation not in range(2, 9):  # Pillow turns a TIFF itself
+        return None
+    return (
+        f"its EXIF orientation {orientation} is not applied, as usual for networks' evaluation, so it is seen as its "
+        "pixels lie: if it is on its side, turn the pixels (jpegtran, mogrify -auto-orient, or "
+        "PIL.ImageOps.exif_transpose)"
     )

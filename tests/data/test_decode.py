@@ -137,11 +137,32 @@ def test_transparency_is_dropped_as_torchvision_does():
     ).all()
 
 
-def test_exif_orientation_is_not_applied():
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_not_applied_and_remarked(file_format):
+    exif = Image.Exif()
+    for orientation in (1, 3, 6, 8, 0, 99):
+        exif[0x0112] = orientation
+        loaded = decode_with_mode(encoded(Image.new("RGB", (20, 10)), file_format, exif=exif), "it")
+        assert loaded.image.size == (20, 10)
+        if orientation in (3, 6, 8):
+            assert f"its EXIF orientation {orientation} is not applied" in loaded.remark
+        else:
+            assert loaded.remark is None
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0XXXXXXXXXX", b"Exif\0\0II*\0\x08\0\0\0\xff"]
+)
+def test_an_image_with_damaged_exif_is_read_without_a_remark(exif):
+    loaded = decode_with_mode(encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif), "it")
+    assert loaded.image.size == (20, 10) and loaded.remark is None
+
+
+def test_the_orientation_of_a_tiff_is_as_pillow_has_it():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif)
-    assert decode(data, "it").size == (20, 10)
+    loaded = decode_with_mode(encoded(Image.new("RGB", (20, 10)), "TIFF", exif=exif), "it")
+    assert loaded.image.size == (10, 20) and loaded.remark is None
 
 
 def test_first_frame_of_several_is_taken():

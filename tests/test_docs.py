@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from semrsm_dist.cli.commands import make_parser
+from semrsm_dist.cli.options import make_parser
 from semrsm_dist.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memor
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.features import provide_features, warn_of_damaged
 from semrsm_dist.pipeline.stages.matching import match_layers, remove_damaged_tiles
-from semrsm_dist.pipeline.stages.neighbours import choose_neighbours
+from semrsm_dist.pipeline.stages.neighbours import choose_neighbours, warn_of_few_candidates
 from semrsm_dist.pipeline.stages.outputs import ModelOutputs, extract_outputs
 from semrsm_dist.pipeline.stages.scan import require_enough
 from semrsm_dist.pipeline.summary import summarise
@@ -187,6 +187,7 @@ def run_session(
     require_enough("queries" in inputs.manifests, inputs.counts())
     record = adopt_sizes(session, make_record(session, matcher, inputs, known), known)
     require_memory(session, matcher, record)
+    warn_of_few_candidates(session, record)
     if discard is not None:
         discard()
     if is_new:

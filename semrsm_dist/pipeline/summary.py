@@ -14,6 +14,7 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.evaluation import evaluate, warn_of_zeros
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.tiles import GAP_BITS
 
 STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
 WORKER_PARTS = {
@@ -109,7 +110,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     computed = sum(stage["computed"] for stage in work.values())
     if computed == 0:
         lines.append("everything was complete already; nothing was computed")
-    lines += ["", _layer_table(summary), ""]
+    lines += ["", _layer_table(summary), *_gap_note(summary), ""]
     seconds = summary["seconds"]
     stages = ", ".join(
         f"{stage} {format_seconds(value)}" for stage, value in seconds.items() if stage != "total"
@@ -181,6 +182,18 @@ def _layer_table(summary: Mapping[str, Any]) -> str:
         gaps = (_number(facts[key], "{:.1e}") for key in ("mean_gap", "max_gap"))
         rows.append((layer, *sizes, *gaps, str(facts["undefined_images"])))
     return _table(rows)
+
+
+def _gap_note(summary: Mapping[str, Any]) -> list[str]:
+    """Return why a gap that is within the tolerance is shown above it, where one is."""
+    tolerance = summary["matcher"].get("matching.tolerance")
+    gaps = [facts["max_gap"] for facts in summary["layers"].values() if facts["max_gap"] is not None]
+    if not tolerance or max(gaps, default=0.0) <= tolerance:
+        return []
+    return [
+        f"gaps are stored rounded up, by up to {100 * 2.0**-GAP_BITS:.0f} %, so one within the tolerance of "
+        f"{tolerance:g} can be shown above it"
+    ]
 
 
 def _gap_name(matcher: Mapping[str, Any]) -> str:

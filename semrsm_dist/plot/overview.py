@@ -29,7 +29,7 @@ MOST_LAYERS = 24
 PER_ROW = 6
 """Layers side by side."""
 
-VERSION = 4
+VERSION = 5
 """Of the drawing: raised whenever it changes, so that pictures are drawn again."""
 
 CONTENT = "semrsm-content"
@@ -83,7 +83,7 @@ def draw_overview(run: Run) -> RunPath:
             line, column = (0, position) if single else (index // columns * 2 + position, index % columns)
             axes = figure.add_subplot(grid[line, column])
             pair.append(axes)
-            image = draw_block(axes, block, limits, cmap="magma")
+            image = draw_block(axes, block, limits)
             axes.set_box_aspect(shape)
             if not run.is_symmetric:
                 axes.set_xlabel("images", fontsize=9)

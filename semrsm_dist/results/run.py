@@ -142,7 +142,8 @@ class Run(RunReader):
         layers
             None means all that the run's last session requested.
         kernels
-            None means those of the run's configuration; of neighbours, cosine.
+            None means those of the run's configuration; of neighbours, cosine. As dissimilarities, inner products are
+            left out with a warning, and refused if they are named here.
         kinds
             `semantic`, `spatio-semantic`; None means both. Neighbours are semantic.
 

@@ -165,6 +165,28 @@ def test_the_longest_ending_that_fits_holds_the_labels(tmp_path):
         WebDatasetImages(path=path, labels="txt.a").entries()
 
 
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (np.int64(7).tobytes(), ("7",)),
+        (np.int64(123456).tobytes(), ("123456",)),
+        (np.int64(-1).tobytes(), ("-1",)),
+        (b"tabby ca", ("tabby ca",)),
+        ("größe".encode() + b" ", ("größe",)),
+    ],
+)
+def test_class_numbers_may_be_text_or_the_bytes_of_an_int64(tmp_path, content, labels):
+    path = write_tar(tmp_path / "a.tar", [("1.jpg", picture(1)), ("1.cls", content)])
+    assert about(WebDatasetImages(path=path)) == {"a/1": (labels, None)}
+
+
+@pytest.mark.parametrize("content", [np.int32(7).tobytes(), b"\0" * 9, b"\xff\xfe"])
+def test_labels_that_are_neither_text_nor_an_int64_are_refused(tmp_path, content):
+    path = write_tar(tmp_path / "a.tar", [("1.jpg", picture(1)), ("1.cls", content)])
+    with pytest.raises(InputError, match=r"labels of sample '1': .*data\.labels"):
+        WebDatasetImages(path=path).entries()
+
+
 def test_which_of_several_images_of_a_sample_is_meant_must_be_said(tmp_path, caplog):
     path = write_tar(
         tmp_path / "a.tar", [("1.jpg", picture(1)), ("1.seg.png", picture(2)), ("2.txt", b"words")]
@@ -408,6 +430,14 @@ def test_ids_and_plain_bytes_may_be_columns_of_parquet(tmp_path):
         pq.write_table(table.rename_columns(["img/#1", "key"]), tmp_path / "a.parquet")
         source = ParquetImages(path=tmp_path, image="img/#1", id="key")
         assert [row.image_id for row in scan(source, source.entries())] == ["7", "9"]
+
+
+def test_names_of_columns_of_parquet_may_have_dots(tmp_path):
+    columns = {"object": [{"name": "x"}, {"name": "y"}], "object.name": ["cat", "dog"]}
+    write_parquet(tmp_path / "a.parquet", 2, **columns, **{"a.b": [{"c": ["one"]}, {"c": []}]})
+    labels = {name: about(ParquetImages(path=tmp_path, labels=name)) for name in ("object.name", "a.b.c")}
+    assert labels["object.name"] == {"a/0": (("cat",), None), "a/1": (("dog",), None)}
+    assert labels["a.b.c"] == {"a/0": (("one",), (1,)), "a/1": ((), ())}
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,15 @@ def test_work_is_what_the_workers_said(shop):
     assert "solving" not in format_summary(again)
 
 
+def test_a_gap_that_is_shown_above_the_tolerance_is_explained(shop):
+    summary = shop.run(shop.of_features("run", shop.features()))
+    (facts,), tolerance = summary["layers"].values(), summary["matcher"]["matching.tolerance"]
+    facts["max_gap"] = tolerance
+    assert "rounded up" not in format_summary(summary)
+    facts["max_gap"] = tolerance * 17 / 16
+    assert "gaps are stored rounded up, by up to 6 %" in format_summary(summary)
+
+
 def test_a_layer_that_is_not_asked_for_any_more_does_not_keep_a_run_incomplete(shop):
     files = {name: shop.features(f"{name}.npy", seed=seed) for seed, name in enumerate("ab")}
     both, one = shop.of_features("run", files), shop.of_features("run", {"a": files["a"]})

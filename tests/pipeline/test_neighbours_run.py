@@ -228,6 +228,13 @@ def test_a_run_keeps_what_it_began_to_keep(shop, output):
         shop.run({**document, "output": output})
 
 
+def test_a_run_that_leaves_no_neighbour_out_says_so(shop):
+    document = {**shop.of_features("run", shop.features()), "output": {"neighbours": 100}}
+    run = shop.run(document)
+    others = run["images"]["images"] - 1
+    assert any(f"k: 100, but there are only {others} images" in warning for warning in run["warnings"])
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

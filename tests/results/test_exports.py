@@ -168,6 +168,23 @@ def test_what_has_no_dissimilarities_is_refused_before_anything_is_written(symme
     assert not out.exists()
 
 
+@pytest.mark.parametrize("to", ["rsatoolbox", "mne-rsa"])
+def test_kernels_without_dissimilarities_are_left_out_of_those_of_the_run(symmetric, to, tmp_path, caplog):
+    run = srs.open_run(symmetric.directory.path)
+    run.record.config["kernels"].append({"name": "linear"})
+    written = run.export(to, tmp_path / "out", layers=["late"], kinds=["semantic"])
+    assert not [path for path in written if "linear" in path.name]
+    assert {kernel for path in written for kernel in ("cosine", "rbf") if kernel in path.name} == {
+        "cosine",
+        "rbf",
+    }
+    assert "kernel linear is left out: inner products have no dissimilarity" in caplog.text
+    run.record.config["kernels"][:] = [{"name": "linear"}]
+    with pytest.raises(srs.ConfigError, match="kernel linear: inner products have no dissimilarity"):
+        run.export(to, tmp_path / "linear")
+    assert not (tmp_path / "linear").exists()
+
+
 def test_formats_of_neighbours_and_of_matrices_exclude_each_other(symmetric, neighbours, tmp_path):
     for run, formats in ((symmetric, OF_NEIGHBOURS), (neighbours, OF_MATRICES)):
         for to in formats:

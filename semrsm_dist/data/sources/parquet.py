@@ -88,7 +88,7 @@ class ParquetImages(PackedSource):
             with open_parquet(location) as file:
                 schema = file.schema_arrow
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            column, _, path = self._check_columns(schema, location).partition(".")
+            column, path = self._check_columns(schema, location)
             names = _class_names(schema, column, path)
             first = 0
             for group, size in enumerate(sizes):
@@ -106,9 +106,10 @@ class ParquetImages(PackedSource):
                     yield ImageEntry(image_id, uri, labels, label_counts=counts)
                 first += size
 
-    def _check_columns(self, schema: pa.Schema, location: str) -> str:
-        """Return the path of the labels, empty if there are none, if all columns are there."""
-        for name in (self.image, self.id, (self.labels or "").partition(".")[0]):
+    def _check_columns(self, schema: pa.Schema, location: str) -> tuple[str, str]:
+        """Return the column of the labels and their path in it, empty if there are none, if all columns are there."""
+        column, path = self._find_labels(schema)
+        for name in (self.image, self.id, column):
             if name and name not in schema.names:
                 raise InputError(
                     f"{location}: there is no column {name!r}, only {shorten(schema.names, 8)}"
@@ -127,7 +128,15 @@ class ParquetImages(PackedSource):
                 f"{location}: column {self.image!r} holds {kind}, not the content of image files or structs with "
                 f"{BYTES!r}; name another one with data.image"
             )
-        return self.labels or next((name for name in LABELS if name in schema.names), "")
+        return column, path
+
+    def _find_labels(self, schema: pa.Schema) -> tuple[str, str]:
+        """Return where labels are; names of columns may have dots, and the longest that fits is meant."""
+        if self.labels is None:
+            return next((name for name in LABELS if name in schema.names), ""), ""
+        fitting = [name for name in schema.names if f"{self.labels}.".startswith(f"{name}.")]
+        column = max(fitting, key=len, default=self.labels.partition(".")[0])
+        return column, self.labels[len(column) + 1 :]
 
 
 def _rows(location: str, columns: Sequence[str], group: int, size: int) -> Iterator[Mapping[str, Any]]:

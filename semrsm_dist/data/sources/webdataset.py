@@ -26,6 +26,7 @@ MOST_LABEL_BYTES = 2**20
 """Of a member with labels."""
 
 _LISTED_AT_ONCE = 8  # tar files, perhaps far away
+_INT64 = 8  # bytes
 
 
 @dataclass
@@ -53,8 +54,8 @@ class WebDatasetImages(PackedSource):
         Ending of the members that hold the images, such as "jpg"; if not given, the one that is an image's.
     labels
         Where labels are: in members of an ending ("cls": text, such as the number of a class, or several with ``|``
-        between them), or at a key of JSON in them ("json.label", "json.objects.name": text, a number, or a list). If
-        not given, in "cls", if there is one.
+        between them; or a number as the eight bytes of an int64), or at a key of JSON in them ("json.label",
+        "json.objects.name": text, a number, or a list). If not given, in "cls", if there is one.
 
     Raises
     ------
@@ -141,12 +142,24 @@ class WebDatasetImages(PackedSource):
         if n_bytes > MOST_LABEL_BYTES:
             raise InputError(f"{where}: {n_bytes} bytes are no labels; name others with data.labels")
         try:
-            text = read_range(location, offset, n_bytes).decode()
+            text = _as_text(read_range(location, offset, n_bytes))
             return labels_in(json.loads(text) if ending.endswith("json") and not path else text, path)
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where}: {first_line(error)}; correct the file, or name other labels with data.labels"
             ) from error
+
+
+def _as_text(content: bytes) -> str:
+    """Return text as it is, and an int64 of NumPy or PyTorch, of which some writers keep the bytes, in decimals."""
+    if len(content) == _INT64 and content[-1] in (
+        0,
+        0xFF,
+    ):  # no text ends so, and no class has so large a number
+        return str(int.from_bytes(content, "little", signed=True))
+    if b"\0" in content:
+        raise ValueError("neither text nor an int64")
+    return content.decode()
 
 
 def _read_samples(location: str) -> Iterator[_Sample]:

@@ -22,6 +22,16 @@ def read_groups(directory: RunDirectory, record: RunRecord) -> Groups | None:
     return number_groups({side: directory.read_manifest(side) for side in record.sides})
 
 
+def warn_of_few_candidates(session: Session, record: RunRecord) -> None:
+    """Warn if a run keeps as many neighbours of an image as there are others: it leaves none out."""
+    others = record.counts["images"] - (record.row_side == "images")
+    if record.neighbours is not None and record.neighbours.k >= others:
+        session.warn(
+            f"output.neighbours.k: {record.neighbours.k}, but there are only {others} images to choose from, so none "
+            "is left out; lower k, or remove output.neighbours to keep the matrix"
+        )
+
+
 def choose_neighbours(
     session: Session, record: RunRecord, layers: Sequence[str], manifests: Mapping[Side, Manifest]
 ) -> None:

@@ -8,7 +8,9 @@ has no such dissimilarity: how similar an image is to itself depends on its norm
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,28 +35,14 @@ from semrsm_dist.store.npy import replacing, save_npy
 if TYPE_CHECKING:
     from rsatoolbox.rdm.rdms import RDMs
 
+log = logging.getLogger(__name__)
+
+NOT_LINEAR = (
+    "inner products have no dissimilarity, because how similar an image is to itself depends on its norm"
+)
+
 OWN = ("quantity", "measure", "layer", "kind", "sigma", "sigma_error")
 """Descriptors of a single matrix; all others are of a run and kernel."""
-
-
-def require_dissimilarities(run: RunReader, kernels: Sequence[str]) -> None:
-    """Refuse what has no dissimilarities.
-
-    Raises
-    ------
-    ConfigError
-        For a rectangular run, or for inner products.
-    """
-    if not run.is_symmetric:
-        raise ConfigError(
-            f"{run.directory.path}: rows are queries and columns are images, but dissimilarity matrices compare images "
-            "with each other: export npy, csv, mat, parquet or zarr"
-        )
-    if "linear" in kernels:
-        raise ConfigError(
-            "kernel linear: inner products have no dissimilarity, because how similar an image is to itself depends on "
-            "its norm: choose the kernel cosine or rbf"
-        )
 
 
 def write_mne_rsa(selection: Selection, folder: Path) -> list[Path]:
@@ -120,9 +108,26 @@ def condense(selection: Selection) -> NDArray[np.float64]:
 
 
 def _open(selection: Selection) -> list[ChosenMatrix]:
-    kernels = selection.run.kernels if selection.kernels is None else selection.kernels
-    require_dissimilarities(selection.run, kernels)
-    return selection.matrices()
+    """Return the matrices that have dissimilarities.
+
+    Raises
+    ------
+    ConfigError
+        For a rectangular run, or if inner products were chosen, or are all that there is.
+    """
+    run, kernels = selection.run, selection.kernels
+    if not run.is_symmetric:
+        raise ConfigError(
+            f"{run.directory.path}: rows are queries and columns are images, but dissimilarity matrices compare images "
+            "with each other: export npy, csv, mat, parquet or zarr"
+        )
+    if kernels is None:
+        kernels = [kernel for kernel in run.kernels if kernel != "linear"] or run.kernels
+        if len(kernels) < len(run.kernels):
+            log.warning("%s: kernel linear is left out: %s", run.directory.path, NOT_LINEAR)
+    if "linear" in kernels:
+        raise ConfigError(f"kernel linear: {NOT_LINEAR}: choose the kernel cosine or rbf")
+    return replace(selection, kernels=kernels).matrices()
 
 
 def _dissimilarities(chosen: ChosenMatrix) -> Iterator[NDArray[np.float64]]:

@@ -1,0 +1,262 @@
+"""The subcommands of `semrsm` and their options: one function for each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from semrsm_dist.cli.output import show
+from semrsm_dist.engine import logs
+from semrsm_dist.errors import printable
+from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS
+
+Parser = argparse.ArgumentParser
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line; the name of the subcommand becomes the option `command`."""
+    parser = _Parser(
+        prog="semrsm",
+        description="Semantic representational similarity matrices of vision models, at any scale.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, (text, add_options) in _COMMANDS.items():
+        # The experiments are loaded for the help of `evaluate` alone, so it brings its own.
+        sub = commands.add_parser(name, help=text, description=text, add_help=name != "evaluate")
+        add_options(sub)
+    return parser
+
+
+def _add_run(parser: Parser) -> None:
+    _add_config(parser)
+    _add_engine(parser)
+    parser.add_argument(
+        "--max-core-hours",
+        type=float,
+        metavar="HOURS",
+        help="calibrate first, and compute nothing if the run is estimated to take more",
+    )
+
+
+def _add_plan(parser: Parser) -> None:
+    _add_config(parser)
+    _add_engine(parser)
+    _add_json(parser)
+
+
+def _add_validate(parser: Parser) -> None:
+    _add_config(parser)
+    _add_json(parser)
+
+
+def _add_evaluate(parser: Parser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "-h", "--help", action=_ExperimentsHelp, nargs=0, help="show this help message and exit"
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="one of the experiments below")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="the run it uses; digit scenes by default"
+    )
+    _add_set(parser)
+    parser.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="parameters",
+        help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for table and figure; RUN/evaluation by default"
+    )
+    _add_engine(parser)
+
+
+def _add_status(parser: Parser) -> None:
+    _add_directory(parser)
+    _add_json(parser, "for programs; with --watch, an object a line")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="again and again, in place on a terminal, until no driver is at work",
+    )
+
+
+def _add_report(parser: Parser) -> None:
+    _add_directory(parser, "the run directory; of an unfinished run, what there is is shown")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="the HTML file to write; RUN/report.html by default"
+    )
+
+
+def _add_view(parser: Parser) -> None:
+    _add_directory(parser, "the run directory; of an unfinished run, what there is is shown")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="name or address to listen at; by default, only this machine can connect",
+    )
+    parser.add_argument("--port", type=int, default=0, help="any that is free by default")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="only print the address, and open no browser at it"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="serve nothing; write a static site for any web server"
+    )
+
+
+def _add_verify(parser: Parser) -> None:
+    _add_directory(parser)
+    parser.add_argument("--fast", action="store_true", help="only list and decode all chunks")
+    parser.add_argument(
+        "--images", action="store_true", help="read the images, or ready-made features, and compare them too"
+    )
+    parser.add_argument(
+        "--sample", type=int, default=1000, metavar="N", help="pairs of each layer that are solved again"
+    )
+    parser.add_argument("--seed", type=int, help="of the sample; another one each time by default")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="remove what is broken, and compute it again as the last session would have",
+    )
+    _add_json(parser)
+    _add_engine(parser)
+
+
+def _add_models(parser: Parser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
+    parser.add_argument(
+        "--weights",
+        choices=("digits", "package", "pretrained", "random"),
+        help="only models with these weights",
+    )
+
+
+def _add_layers(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "--modules", action="store_true", help="every module that can be read, not only the stages"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("random", "digits"),
+        default="random",
+        help="digits: the network as shipped, whose patches may differ from timm's",
+    )
+    parser.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image, in pixels")
+
+
+def _add_export(parser: Parser) -> None:
+    _add_directory(parser)
+    parser.add_argument(
+        "--to",
+        choices=(*OF_MATRICES, *OF_NEIGHBOURS),
+        default="npy",
+        help="; ".join(
+            f"of {kept}, {', '.join(f'{name} ({about})' for name, about in formats.items())}"
+            for kept, formats in (("matrices", OF_MATRICES), ("neighbours", OF_NEIGHBOURS))
+        ),
+    )
+    parser.add_argument(
+        "--layer", action="append", help="a layer; by default, those that the last session requested"
+    )
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        help="linear, cosine or rbf; by default, those of the configuration that the format can hold",
+    )
+    parser.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
+
+
+_COMMANDS = {
+    "run": ("compute a run, or what is missing of it", _add_run),
+    "plan": ("estimate the cost of a run, from a calibration on its own images", _add_plan),
+    "validate": ("print the resolved configuration, or its mistakes", _add_validate),
+    "evaluate": ("run an experiment: what are the matrices worth?", _add_evaluate),
+    "status": ("show progress, rate, time left and failed tiles of a run", _add_status),
+    "report": ("write a page that shows the results of a run in any browser", _add_report),
+    "view": ("show the results of a run of any size in a browser", _add_view),
+    "verify": ("check all that is stored of a run, and repair what is broken", _add_verify),
+    "models": ("list models by name, with their available weights", _add_models),
+    "layers": ("list the layers of a model, with their tokens (S) and channels (C)", _add_layers),
+    "export": ("write similarity matrices, or neighbours, in another format", _add_export),
+}
+"""What each subcommand is for, and what adds its options; in the order in which help lists them."""
+
+
+# --- options that several subcommands have ---------------------------------------------------------------
+
+
+def _add_config(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    _add_set(parser)
+
+
+def _add_directory(parser: Parser, text: str = "the run directory") -> None:
+    parser.add_argument("run", metavar="RUN", help=text)
+
+
+def _add_json(parser: Parser, text: str = "for programs") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_set(parser: Parser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the configuration, by dotted key",
+    )
+
+
+def _add_engine(parser: Parser) -> None:
+    parser.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default=os.environ.get(logs.VARIABLE, "text"),
+        help=f"of progress, warnings and errors; json is an object a line, of workers, too ({logs.VARIABLE})",
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="where the work runs: local, ray or one that is installed"
+    )
+    parser.add_argument(
+        "--address", help="cluster that the engine joins; without it Ray starts one on this machine"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="maximum CPU slots; all by default")
+
+
+# --- what argparse lacks -----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows what was given with control characters as escapes: arguments may be names of files."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
+class _Version(argparse.Action):
+    """Shows the version, which is looked up for it alone."""
+
+    def __call__(self, parser: Parser, *_: Any) -> None:
+        show(f"semrsm {metadata.version('semrsm-dist')}")
+        parser.exit()
+
+
+class _ExperimentsHelp(argparse.Action):
+    """Shows help with all experiments, which are loaded for it alone."""
+
+    def __call__(self, parser: Parser, *_: Any) -> None:
+        from semrsm_dist.experiments.evaluating import describe_experiments
+
+        parser.epilog = describe_experiments()
+        parser.print_help()
+        parser.exit()

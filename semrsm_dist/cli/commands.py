@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semrsm_dist.cli.interrupts import INTERRUPTED, stopping_in_order
 from semrsm_dist.cli.options import make_parser
@@ -24,6 +24,9 @@ from semrsm_dist.cli.output import complain, show
 from semrsm_dist.engine import logs
 from semrsm_dist.errors import ConfigError, SemrsmError
 from semrsm_dist.progress import ConsoleReporter, NoteHandler
+
+if TYPE_CHECKING:
+    from semrsm_dist.results.run import Run
 
 INCOMPLETE = 3
 
@@ -201,16 +204,24 @@ def _view(options: argparse.Namespace) -> int:
 
             page = write_site(run, options.bundle, options.reporter)
             show(f"site: {page}; any web server shows it, such as python -m http.server -d {page.parent}")
-            return 0
+        else:
+            _serve(run, options)
+    return 0
+
+
+def _serve(run: Run, options: argparse.Namespace) -> None:
+    from semrsm_dist.report.view.listening import listen
+
+    with listen(options.host, options.port) as listener:
+        _announce(listener.address, options)  # a browser starts while the rest is loaded
         from semrsm_dist.report.view.live import LiveRun
         from semrsm_dist.report.view.server import serve
 
         live = LiveRun(run)
         try:
-            serve(live, options.host, options.port, lambda address: _announce(address, options))
+            serve(live, listener)
         finally:
             live.close()
-    return 0
 
 
 def _announce(address: str, options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Literal
 
 import pyarrow as pa
@@ -262,11 +263,16 @@ class Manifest:
                 f"{', '.join(missing)}. Remove it to have "
                 f"the images scanned again"
             )
-        known = [name for name in SCHEMA.names[1:] if name in table.column_names]
-        rows = table.sort_by("index").select(known).to_pylist()
-        for row in rows:
-            row |= {name: tuple(row[name]) for name in ("labels", *ADDED) if row.get(name) is not None}
-        return cls(tuple(ManifestRow(**row) for row in rows))
+        known = {name: table.column(name).to_pylist() for name in SCHEMA.names if name in table.column_names}
+        order = known.pop("index")
+        for name in known.keys() & {"labels", *ADDED}:
+            known[name] = [None if values is None else tuple(values) for values in known[name]]
+        rows = (
+            ManifestRow(**dict(zip(known, values, strict=True)))
+            for values in zip(*known.values(), strict=True)
+        )
+        # Not by Arrow, whose functions take longer to load than all of this.
+        return cls(tuple(row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))))
 
 
 # --- scanning --------------------------------------------------------------------------------------------

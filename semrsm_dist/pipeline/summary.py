@@ -74,6 +74,7 @@ def summarise(
             "matcher": {
                 key: value for key, value in record.fingerprint.items() if key.startswith("matching.")
             },
+            "certified": MATCHERS.load(record.fingerprint["matching.matcher"]).certified,
             "work": {
                 stage: {key: int(counts[key]) for key in ("found", "computed")}
                 for stage, counts in session.counts.items()
@@ -93,7 +94,16 @@ def summarise(
             "warnings": session.warnings,
         }
     )
+    summary["computed_by"] = _computing_session(summary, session.directory.read_summary() or {})
     return summary
+
+
+def _computing_session(summary: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return times, work and machine of the last session that computed anything: of this one, or as known before."""
+    is_idle = not any(stage["computed"] for stage in summary["work"].values())
+    if is_idle and known.get("computed_by"):
+        return dict(known["computed_by"])
+    return {name: summary[name] for name in ("seconds", "work", "pairs_computed", "engine")}
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
@@ -175,7 +185,7 @@ def _describe(record: RunRecord, images: Manifest) -> str:
 
 def _layer_table(summary: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [
-        ("layer", "S", "C", "pairs", f"{_gap_name(summary['matcher'])}: mean", "max", "undefined")
+        ("layer", "S", "C", "pairs", f"{_gap_name(summary)}: mean", "max", "undefined")
     ]
     for layer, facts in summary["layers"].items():
         sizes = (str(facts[key]) for key in ("n_tokens", "n_channels", "pairs"))
@@ -196,11 +206,9 @@ def _gap_note(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _gap_name(matcher: Mapping[str, Any]) -> str:
+def _gap_name(summary: Mapping[str, Any]) -> str:
     """Return what the gap of a matcher is: small by a guarantee, or what a bound leaves open."""
-    if MATCHERS.load(matcher["matching.matcher"]).certified:
-        return "certified cosine gap"
-    return "cosine gap to the bound (not certified)"
+    return "certified cosine gap" if summary["certified"] else "cosine gap to the bound (not certified)"
 
 
 def _retrieval_table(scores: list[Mapping[str, Any]]) -> str:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import IncompleteError
 from semrsm_dist.evaluation.retrieval import SEMANTIC
-from semrsm_dist.matching.matchers import MATCHERS
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.bundle import colour_scale
 from semrsm_dist.report.maps import Seen as SeenPairs
@@ -24,10 +23,10 @@ from semrsm_dist.results.images import ImageReader
 from semrsm_dist.results.run import Run
 
 MOST_LISTED = 8192
-"""Images of a side that are all listed; of more, those that the page refers to."""
+"""Images of a side that are all listed; of more, those that the page refers to, of which as many have thumbnails."""
 
-THUMBNAILS = ((1500, 64), (3000, 48), (8192, 40))
-"""Pixels along an edge of a thumbnail, for up to so many images; there are no more thumbnails than the last says."""
+THUMBNAIL_BYTES = 3 * 2**20
+"""Of the thumbnails of a side, before base64: the more there are, the smaller they are."""
 
 LARGE = 192
 """Pixels along an edge of an image whose matched tokens are shown."""
@@ -147,6 +146,11 @@ def _is_finished(run: Run, layer: str) -> bool:
 
 def is_certified(run: Run) -> bool:
     """Return whether the gaps of a run are small by a guarantee of its matcher."""
+    known = (run.directory.read_summary() or {}).get("certified")
+    if known is not None:
+        return bool(known)
+    from semrsm_dist.matching.matchers import MATCHERS  # noqa: PLC0415 - slow to load
+
     name = run.record.fingerprint["matching.matcher"]
     return name in MATCHERS.names() and MATCHERS.load(name).certified
 
@@ -234,15 +238,13 @@ def _images(
 ) -> Images:
     ids, labels = manifest.image_ids(), manifest.labels()
     wanted = list(parts.wanted.get(side, {}))
-    most, _ = THUMBNAILS[-1]
     is_whole = len(ids) <= MOST_LISTED
     listed = list(range(len(ids))) if is_whole else sorted(wanted)
-    pictured = listed if len(listed) <= most else sorted(wanted[:most])
+    pictured = listed if len(listed) <= MOST_LISTED else sorted(wanted[:MOST_LISTED])
     if len(pictured) < len(listed):
         parts.notes.append(f"Thumbnails are of {len(pictured):,} of {len(listed):,} {side}.")
-    size = next(size for count, size in THUMBNAILS if len(pictured) <= count)
     with reporter.stage(f"thumbnails of {side}", len(pictured), "images") as stage:
-        gallery = read_thumbnails(reader, pictured, size, stage)
+        gallery = read_thumbnails(reader, pictured, THUMBNAIL_BYTES, stage)
     for problem in dict.fromkeys(gallery.problems.values()):
         count = sum(one == problem for one in gallery.problems.values())
         parts.notes.append(f"{count:,} of {len(pictured):,} {side}: {problem}.")

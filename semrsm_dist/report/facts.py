@@ -19,7 +19,10 @@ from semrsm_dist.results.run import Run
 
 Summary = Mapping[str, Any]
 
-STAGE_WORK = {"extraction": "images", "matching": "pairs"}
+TICK = 24
+"""Width of a number below a histogram, so that none is written over the 0 of the first bar."""
+
+STAGE_WORK = {"scan": "images", "extraction": "images", "matching": "pairs", "evaluation": "pairs"}
 """Stages whose throughput is known, and what they process."""
 
 
@@ -37,15 +40,21 @@ def headline(run: Run, summary: Summary) -> str:
     if gaps:
         certified = is_certified(run)
         facts.append(
-            (f"{max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound")
+            (f"\u2264 {max(gaps):.1e}", "largest certified gap" if certified else "largest gap to the bound")
         )
     best = _best_gain(summary)
     if best:
-        facts.append((f"{best[1]:+.3f}", f"F1@{best[2]} by matching, {best[0]}"))
+        facts.append((_signed(best[1]), f"F1@{best[2]} by matching, {best[0]}"))
     cells = "".join(
         f"<li><strong>{escape(value)}</strong> <span>{escape(name)}</span></li>" for value, name in facts
     )
     return f'<ul class="headline">{cells}</ul>'
+
+
+def _signed(value: float) -> str:
+    """Return a difference to three digits, with a true minus, and without a sign if it is nothing."""
+    text = f"{value:+.3f}"
+    return text.replace("-", "\u2212") if float(text) else "0.000"
 
 
 def _best_gain(summary: Summary) -> tuple[str, float, int] | None:
@@ -146,28 +155,47 @@ def _images(run: Run, summary: Summary) -> dict[str, Any]:
 
 
 def _machine(summary: Summary) -> dict[str, Any]:
-    engine = dict(summary.get("engine", {}))
+    engine = dict(_session(summary).get("engine", {}))
     if "memory" in engine:
         engine["memory"] = f"{engine['memory'] / 2**30:.1f} GiB" if engine["memory"] else None
     return engine
 
 
 def _times(run: Run, summary: Summary) -> str:
-    seconds = summary.get("seconds")
+    session = _session(summary)
+    seconds, work = session.get("seconds"), session.get("work", {})
     if not seconds:
         return ""
-    work, counts = summary.get("work", {}), sum(run.record.counts.values())
-    rows = []
+    rows, processed = [], _processed(run, summary)
     for stage, value in seconds.items():
-        done = {
-            "matching": summary.get("pairs_computed"),
-            "extraction": counts if work.get("extraction", {}).get("computed") else None,
-        }.get(stage)
-        rate = f"{done / value:,.0f} {STAGE_WORK[stage]}/s" if done and value else ""
+        done = processed.get(stage)
+        rate = Number(f"{done / value:,.0f} {STAGE_WORK[stage]}/s") if done and value else ""
         tally = work.get(stage, {})
-        rows.append([stage, format_seconds(value), rate, tally.get("computed", ""), tally.get("found", "")])
+        rows.append(
+            [stage, Number(format_seconds(value)), rate, tally.get("computed", ""), tally.get("found", "")]
+        )
     head = ["stage", "time", "throughput", "units computed", "found done"]
-    return table(head, rows, caption="Times of the last session")
+    return table(head, rows, caption="Times of the last session that computed anything")
+
+
+def _session(summary: Summary) -> Summary:
+    """Return the times, work and machine of the last session that computed anything."""
+    found: Summary = summary.get("computed_by", summary)
+    return found
+
+
+def _processed(run: Run, summary: Summary) -> dict[str, int | None]:
+    """Return how much of `STAGE_WORK` that session did in each stage."""
+    session, n_images = _session(summary), sum(run.record.counts.values())
+    chunks = session.get("work", {}).get("extraction", {}).get("computed", 0)
+    pairs = session.get("pairs_computed")
+    all_pairs = sum(layer["pairs"] for layer in summary.get("layers", {}).values())
+    return {
+        "scan": n_images,
+        "extraction": min(n_images, chunks * run.record.chunk_size),
+        "matching": pairs,
+        "evaluation": all_pairs if pairs else None,  # else it was not done again
+    }
 
 
 def _layers(run: Run, summary: Summary) -> str:
@@ -179,16 +207,18 @@ def _layers(run: Run, summary: Summary) -> str:
                 layer,
                 sizes.n_tokens,
                 sizes.n_channels,
-                f"{run.layout(layer).total_pairs:,}",
+                Number(f"{run.layout(layer).total_pairs:,}"),
                 *(
-                    f"{facts[key]:.1e}" if facts.get(key) is not None else None
+                    Number(f"{facts[key]:.1e}") if facts.get(key) is not None else None
                     for key in ("mean_gap", "max_gap")
                 ),
                 facts.get("undefined_images"),
             ]
         )
     head = ["layer", "tokens S", "channels C", "pairs", "mean gap", "largest gap", "undefined images"]
-    return table(head, rows, caption="Layers; gaps are on the cosine scale")
+    return table(
+        head, rows, caption="Layers; gaps are on the cosine scale, and stored rounded up, by up to 6 %"
+    )
 
 
 def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) -> str:
@@ -205,10 +235,12 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
         f'height="{height * n / bars.max():.1f}"><title>{_gap_range(at, first)}: {n:,} pairs</title></rect>'
         for at, n in enumerate(bars)
     )
+    decades = (place for place in range(first, last + 2) if place % PER_DECADE == 0)
+    at = {DECADES[0] + place // PER_DECADE: (1 + place - first) * step for place in decades}
     ticks = "".join(
-        f'<text x="{(1 + place - first) * step:.1f}" y="{height + 14}">1e{DECADES[0] + place // PER_DECADE}</text>'
-        for place in range(first, last + 2)
-        if place % PER_DECADE == 0 and 0 < (1 + place - first) * step < width
+        f'<text x="{x:.1f}" y="{height + 14}">1e{decade}</text>'
+        for decade, x in at.items()
+        if step / 2 + TICK < x < width
     )
     mark = ""
     if tolerance:
@@ -218,7 +250,9 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
     half = int(np.searchsorted(np.cumsum(gaps), gaps.sum() / 2))
     most = 10 ** (DECADES[0] + half / PER_DECADE)
     exact = f"{gaps[0]:,} without a gap, " if gaps[0] else ""
-    exact += f"half at most {most:.1e}" if half else "half without one"
+    exact += (
+        f"half at most {most:.1e}".replace("-", "\u2011") if half else "half without one"
+    )  # not to be broken
     return (
         f"<figure class='gaps'><svg viewBox='0 -4 {width} {height + 24}' role='img' "
         f"aria-label='Distribution of the gaps of {escape(layer, quote=True)}: {exact}'>{drawn}{mark}"
@@ -269,9 +303,17 @@ def _definitions(title: str, facts: Mapping[str, Any]) -> str:
     return f"<section><h3>{escape(title)}</h3><dl>{rows}</dl></section>"
 
 
+class Number(str):
+    """A number as it is shown."""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str) -> str:
-    """Return a table; numbers are to the right, with at most four digits where they are not whole."""
-    titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    """Return a table; numbers are to the right, with four digits where they are not whole."""
+    rows = list(rows)
+    titles = "".join(
+        f'<th scope="col"{_alignment(*(row[at] for row in rows))}>{escape(name)}</th>'
+        for at, name in enumerate(head)
+    )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>'
@@ -279,10 +321,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str) -
     )
 
 
+def _alignment(*values: Any) -> str:
+    """Return the class of a cell of numbers, or of the head of a column of them."""
+    known = [value for value in values if value not in (None, "")]
+    is_number = all(
+        isinstance(value, int | float | Number) and not isinstance(value, bool) for value in known
+    )
+    return ' class="number"' if known and is_number else ""
+
+
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
-        return "<td>-</td>"
-    if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>'
-    number = ' class="number"' if isinstance(value, int) and not isinstance(value, bool) else ""
-    return f"<td{number}>{escape(str(value))}</td>"
+        return '<td class="number">-</td>'
+    text = f"{value:#.4g}" if isinstance(value, float) else escape(str(value))
+    return f"<td{_alignment(value)}>{text}</td>"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.entries import row_slices
-from semrsm_dist.matching.kernels import derive, kernel_gap
+from semrsm_dist.matching.kernels import derive, derive_pairs, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.plot.orders import Indices, order_by_label, order_by_similarity, profile_affinity
 from semrsm_dist.progress import Reporter, Stage
-from semrsm_dist.report.model import Array, Map, Maps, Order, Sequence
+from semrsm_dist.report.model import Array, Derived, Map, Maps, Order, Sequence, Widths
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import QUANTITIES
@@ -57,6 +58,11 @@ class Values:
     spatial: NDArray[np.float64]
     semantic: NDArray[np.float64]
     gap: NDArray[np.float64]
+
+    @property
+    def mirrored(self) -> Values:
+        """The same of the columns with the rows."""
+        return Values(self.spatial.T, self.semantic.T, self.gap.T)
 
 
 @dataclass
@@ -103,13 +109,30 @@ def read_values(
 
     The kernel is cosine, or one of the run's configuration.
     """
-    matched, identity, gap = matrices.read(QUANTITIES, (rows, columns))
-    semantic, spatial = (find_matrix(matrices, kernel, kind) for kind in ("semantic", "spatio-semantic"))
+    return derive_values(matrices, matrices.read(QUANTITIES, (rows, columns)), rows, columns, kernel)
+
+
+def derive_values(
+    matrices: LayerMatrices,
+    stored: NDArray[np.floating[Any]],
+    rows: Indices | slice,
+    columns: Indices | slice,
+    kernel: str,
+) -> Values:
+    """Return what `read_values` does, from the `QUANTITIES` of these rows and columns, (3, R, C)."""
+    matched, identity, gap = stored.astype(np.float64, copy=False)
     norms = matrices.squared_norms[0][rows], matrices.squared_norms[1][columns]
+    if kernel == "cosine":  # all three at once: the norms take as long as the rest
+        together = np.stack([identity, matched, matched + gap])
+        spatial, semantic, bound = derive_pairs(kernel, together, norms[0][:, None], norms[1])
+        return Values(spatial, semantic, bound - semantic)
+    semantic_matrix, spatial_matrix = (
+        find_matrix(matrices, kernel, kind) for kind in ("semantic", "spatio-semantic")
+    )
     return Values(
-        spatial.derive(identity, (rows, columns)),
-        semantic.derive(matched, (rows, columns)),
-        kernel_gap(kernel, matched, matched + gap, *norms, sigma=semantic.sigma),
+        spatial_matrix.derive(identity, (rows, columns)),
+        semantic_matrix.derive(matched, (rows, columns)),
+        kernel_gap(kernel, matched, matched + gap, *norms, sigma=semantic_matrix.sigma),
     )
 
 
@@ -163,17 +186,19 @@ def make_maps(run: Run, layer: str, labels: Labels, n_layers: int, reporter: Rep
         stage.advance(1)
     n_pairs = rows.size * columns.size / (2 if layout.symmetric else 1)
     kernels = kernels_of(run)
-    budget = MAP_BYTES / n_layers / len(kernels)
+    budget = MAP_BYTES / n_layers
     is_whole = n_pairs * PAIR_BYTES <= budget
     names: tuple[Order, ...] = ("given",) if is_whole else tuple(orders)
     sizes = rows.size, columns.size
     if not is_whole:
+        budget /= len(kernels)
         cells = np.sqrt(budget * (2 if layout.symmetric else 1) / (CELL_BYTES * len(orders)))
         most = int(np.clip(cells, FEWEST_CELLS, MOST_CELLS))
         sizes = min(rows.size, most), min(columns.size, most)
         each = f"{rows.size / sizes[0]:.3g} x {columns.size / sizes[1]:.3g}"
         note = f"{note} Each cell is the mean of about {each} pairs.".strip()
-    sums = {kernel: {name: _Cells(orders[name], sizes) for name in names} for kernel in kernels}
+    read = ["cosine"] if is_whole else kernels
+    sums = {kernel: {name: _Cells(orders[name], sizes) for name in names} for kernel in read}
     seen = Seen()
     with reporter.stage(f"maps of {layer}", rows.size, "rows") as stage:
         for part in _blocks(rows.size, columns.size):
@@ -195,7 +220,25 @@ def make_maps(run: Run, layer: str, labels: Labels, n_layers: int, reporter: Rep
         kernel: {name: cells.finish(symmetric=layout.symmetric) for name, cells in by_order.items()}
         for kernel, by_order in sums.items()
     }
-    return Maps(orders=sequences, cells=maps, note=note), seen
+    derived = _describe_derived(matrices, kernels[1:], rows, columns) if is_whole else None
+    return Maps(orders=sequences, cells=maps, derived=derived, note=note), seen
+
+
+def _describe_derived(
+    matrices: LayerMatrices, kernels: Iterable[str], rows: Indices, columns: Indices
+) -> Derived:
+    norms = matrices.squared_norms
+    return Derived(
+        row_norms=Array.floats(norms[0][rows]),
+        column_norms=Array.floats(norms[1][columns]),
+        widths={
+            kernel: Widths(
+                spatial=find_matrix(matrices, kernel, "spatio-semantic").sigma,
+                semantic=find_matrix(matrices, kernel, "semantic").sigma,
+            )
+            for kernel in kernels
+        },
+    )
 
 
 def kernels_of(run: Run) -> list[str]:

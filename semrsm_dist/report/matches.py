@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import StorageError, first_line
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.model import Array, Matches
-from semrsm_dist.results.pair import PairMatcher, TokenMatch, find_grid
 from semrsm_dist.results.run import Run
+
+if TYPE_CHECKING:
+    from semrsm_dist.results.pair import TokenMatch
 
 MATCH_BYTES = 5 * 2**19
 """Of the matches of all layers, before base64."""
@@ -95,6 +97,8 @@ def match_pairs(
     note
         What is left out and why, for people.
     """
+    from semrsm_dist.results.pair import PairMatcher, find_grid  # noqa: PLC0415 - with matchers, slow to load
+
     matcher, record = PairMatcher(run, layer), run.record
     kept: list[tuple[Pair, Similarities, TokenMatch]] = []
     with reporter.stage(f"matches of {layer}", len(pairs), "pairs") as stage:

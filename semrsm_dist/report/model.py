@@ -103,6 +103,11 @@ class Pictures(Part):
     down: int
     sizes: Array
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the sheets before base64."""
+        return sum(3 * len(sheet) // 4 for sheet in self.sheets)
+
 
 class Images(Part):
     """The images of a side that the page shows.
@@ -166,6 +171,29 @@ class Map(Part):
     gap: Array
 
 
+class Widths(Part):
+    """The widths of a kernel for both similarities; None of one that has none."""
+
+    spatial: float | None
+    semantic: float | None
+
+
+class Derived(Part):
+    """What other kernels are computed by from cosines, where each cell is a pair.
+
+    Attributes
+    ----------
+    row_norms, column_norms
+        Squared norms of the images in the order `given`.
+    widths
+        The kernels, with their widths.
+    """
+
+    row_norms: Array
+    column_norms: Array
+    widths: dict[str, Widths]
+
+
 class Maps(Part):
     """The heat maps of a layer.
 
@@ -174,13 +202,16 @@ class Maps(Part):
     orders
         What they can be sorted by.
     cells
-        By kernel, cosine first, and order; of maps whose cells are pairs there is one order, `given`.
+        By kernel, cosine first, and order; of maps whose cells are pairs there is one order, `given`, and cosine alone.
+    derived
+        Of maps whose cells are pairs.
     note
         What is left out, for people.
     """
 
     orders: dict[Order, Sequence]
     cells: dict[str, dict[Order, Map]]
+    derived: Derived | None
     note: str
 
 

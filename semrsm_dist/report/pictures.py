@@ -19,6 +19,9 @@ from semrsm_dist.results.images import ImageReader
 SHEET = 2048
 """Pixels along an edge of a sheet, at most: what every browser decodes quickly."""
 
+SIZES = (64, 48, 40, 32, 24)
+"""Pixels along an edge of a thumbnail, at most."""
+
 QUALITY = 82
 """Of the JPEG files."""
 
@@ -34,14 +37,20 @@ class Gallery:
     problems: dict[int, str]
 
 
-def read_thumbnails(reader: ImageReader, indices: Sequence[int], size: int, stage: Stage) -> Gallery:
-    """Return whole images, at most `size` pixels wide and high."""
-    return _read(reader, indices, size, lambda image: _shrink(image, size), stage)
+def read_thumbnails(reader: ImageReader, indices: Sequence[int], most_bytes: int, stage: Stage) -> Gallery:
+    """Return whole images, of the largest of `SIZES` in which the files of all have at most so many bytes."""
+    found, problems = _read(reader, indices, lambda image: _shrink(image, SIZES[0]), stage)
+    for size in SIZES:
+        pictures = _lay_out([image and _shrink(image.copy(), size) for image in found], size)
+        if pictures is None or pictures.n_bytes <= most_bytes:
+            break
+    return Gallery(pictures, problems)
 
 
 def read_seen(reader: ImageReader, indices: Sequence[int], size: int, stage: Stage) -> Gallery:
     """Return what the model sees of images, at most `size` pixels wide and high."""
-    return _read(reader, indices, size, lambda image: reader.see(image, size), stage)
+    found, problems = _read(reader, indices, lambda image: reader.see(image, size), stage)
+    return Gallery(_lay_out(found, size), problems)
 
 
 def read_picture(reader: ImageReader, index: int, size: int, *, seen: bool) -> tuple[bytes | None, str]:
@@ -58,14 +67,11 @@ def _shrink(image: Image.Image, size: int) -> Image.Image:
 
 
 def _read(
-    reader: ImageReader,
-    indices: Sequence[int],
-    size: int,
-    change: Callable[[Image.Image], Image.Image],
-    stage: Stage,
-) -> Gallery:
-    if reader.problem or not indices:
-        return Gallery(None, {})
+    reader: ImageReader, indices: Sequence[int], change: Callable[[Image.Image], Image.Image], stage: Stage
+) -> tuple[list[Image.Image | None], dict[int, str]]:
+    """Return changed images, None for those that are not shown, and what is wrong with some, by their place."""
+    if reader.problem:
+        return [], {}
 
     def load(index: int) -> tuple[Image.Image | None, str]:
         image, problem = reader.load(index)
@@ -81,11 +87,13 @@ def _read(
                     problems[len(found)] = problem
                 found.append(image)
             stage.advance(len(part))
-    return Gallery(_lay_out(found, size) if any(found) else None, problems)
+    return found, problems
 
 
-def _lay_out(images: Sequence[Image.Image | None], cell: int) -> Pictures:
-    """Return pictures on sheets, each in the upper left corner of its cell."""
+def _lay_out(images: Sequence[Image.Image | None], cell: int) -> Pictures | None:
+    """Return pictures on sheets, each in the upper left corner of its cell; None if there are none."""
+    if not any(images):
+        return None
     per_edge = max(1, SHEET // cell)
     across = min(per_edge, max(1, int(np.ceil(np.sqrt(len(images))))))
     down = min(per_edge, -(-len(images) // across))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from semrsm_dist.matching.kernels import derive, kernel_gap
 from semrsm_dist.plan.tiling import Layout
@@ -97,8 +97,10 @@ class LayerMatrices:
         }
         return DerivedMatrix(self, f"{kind}_{kernel}", KINDS[kind], attributes, kernel, sigma)
 
-    def read(self, quantities: Sequence[str], key: tuple[Any, Any]) -> NDArray[np.float64]:
-        """Return a part of the matrices of some quantities, (Q, R, C) float64.
+    def read(
+        self, quantities: Sequence[str], key: tuple[Any, Any], dtype: DTypeLike = np.float64
+    ) -> NDArray[Any]:
+        """Return a part of the matrices of some quantities, (Q, R, C).
 
         Parameters
         ----------
@@ -106,6 +108,8 @@ class LayerMatrices:
             Of `QUANTITIES`.
         key
             A slice or indices of rows, and of columns.
+        dtype
+            Of the result: float32 loses the last digits of the diagonal, and of what is stored in float64.
 
         Raises
         ------
@@ -117,7 +121,7 @@ class LayerMatrices:
             np.arange(length)[part]
             for part, length in zip(key, (layout.n_rows, layout.n_columns), strict=True)
         )
-        values = np.empty((len(quantities), rows.size, columns.size))
+        values = np.empty((len(quantities), rows.size, columns.size), dtype)
         column_parts = list(_by_panel(columns, layout.tile_size))
         for row, at_rows, in_row in _by_panel(rows, layout.tile_size):
             for column, at_columns, in_column in column_parts:

@@ -189,6 +189,8 @@ def test_work_is_what_the_workers_said(shop):
     again = shop.run(document)
     assert again["work"]["matching"] == {"found": 3, "computed": 0}
     assert "solving" not in format_summary(again)
+    assert again["computed_by"] == summary["computed_by"]
+    assert summary["computed_by"]["seconds"] == summary["seconds"]
 
 
 def test_a_gap_that_is_shown_above_the_tolerance_is_explained(shop):

@@ -65,7 +65,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rectangular(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("rectangular"), n_queries=7)
+    kernels = ["cosine", "linear", "rbf"]
+    return make_run(tmp_path_factory.mktemp("rectangular"), n_queries=7, kernels=kernels)
 
 
 @pytest.fixture(scope="session")

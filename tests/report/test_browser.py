@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+import semrsm_dist as srs
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report.page import write_report
 from semrsm_dist.report.view.cache import Cache
@@ -250,6 +251,77 @@ def test_a_hit_is_pinned_with_the_numbers_of_the_store(page, run):
     button.click()
     wait_for_text(page, "#pair", "data 5.png")
     assert abs(float(numbers(page, "#pair")["semantic"]) - float(run.similarity("late")[5, hit])) < 1e-4
+
+
+def test_other_kernels_have_the_numbers_of_the_store(browser, addresses, rectangular):
+    page = open_page(browser, addresses["rectangular"])
+    page.select_option("#layer", "late")
+    wait_for_text(page, "#pair", "late")
+    page.select_option("#order", "given")
+    wait_for_order(page, "as given")
+    for kernel in ("linear", "rbf", "cosine"):
+        page.select_option("#kernel", kernel)
+        wait_for_text(page, "#card", "No pair chosen")
+        page.locator("#map-semantic").focus()
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+            page.keyboard.press(key)
+        wait_for_text(page, "#card", "queries 2.png", "data 1.png")
+        shown = numbers(page)
+        for kind in ("semantic", "spatio-semantic"):
+            stored = float(rectangular.similarity("late", kernel, kind)[2, 1])
+            assert float(shown[kind]) == pytest.approx(stored, abs=6e-5, rel=1e-6)
+        gap = float(rectangular.gap("late", kernel)[2, 1])
+        assert gap <= float(shown["certified gap"]) <= 1.2 * gap + 1e-6
+    assert page.problems == []
+    page.close()
+
+
+def test_cells_that_are_undefined_have_a_colour_of_their_own(browser, tmp_path):
+    z = np.random.default_rng(0).normal(size=(8, 4, 5)).astype(np.float32)
+    z[7] = 0
+    np.save(tmp_path / "z.npy", z)
+    data = {"source": "features", "layers": {"a": str(tmp_path / "z.npy")}}
+    run = srs.run({"run": str(tmp_path / "run"), "data": data})
+    page = open_page(browser, write_report(run, tmp_path / "page.html").as_uri())
+    page.select_option("#order", "given")
+    wait_for_order(page, "as given")
+    corner = page.evaluate(
+        "() => { const map = document.querySelector('#map-semantic');"
+        " return [...map.getContext('2d').getImageData(map.width - 5, 5, 1, 1).data]; }"
+    )
+    assert corner == [0x8A, 0x8F, 0x94, 255]
+    assert page.locator(".scale", has_text="undefined").count() == 3
+    page.close()
+
+
+def test_two_fingers_zoom_where_they_are(browser, addresses, run):
+    context = browser.new_context(has_touch=True, viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.goto(addresses["run"])
+    page.wait_for_selector("html[data-ready]", state="attached")
+    page.select_option("#order", "given")
+    wait_for_order(page, "as given")
+    canvas = page.locator("#map-semantic")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"]
+    fingers = context.new_cdp_session(page)
+
+    def touch(kind, *places):
+        points = [{"x": x + dx, "y": y + dy, "id": at} for at, (dx, dy) in enumerate(places)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    assert canvas.evaluate("map => map.style.touchAction") == "pan-y"
+    touch("touchStart", (-20, 0), (20, 0))
+    for spread in range(25, 85, 5):
+        touch("touchMove", (-spread, 0), (spread, 0))
+    touch("touchEnd")
+    page.wait_for_function("() => document.querySelector('#map-semantic').style.touchAction === 'none'")
+    ids = run.manifest().image_ids()
+    page.mouse.move(box["x"] + BAR + 3, box["y"] + BAR + 3)
+    page.wait_for_function("() => document.querySelector('#card strong')")
+    assert page.locator("#card strong").first.inner_text() not in ids[:6]  # a quarter of the map fills it
+    context.close()
 
 
 @pytest.mark.parametrize("name", ["run", "rectangular", "neighbours"])

@@ -148,13 +148,25 @@ def test_pairs_stay_within_their_budgets(run, monkeypatch):
 
 def test_a_page_of_very_many_images_lists_those_that_it_refers_to(run, monkeypatch):
     monkeypatch.setattr(report_data, "MOST_LISTED", 10)
-    monkeypatch.setattr(report_data, "THUMBNAILS", ((4, 32), (8, 16)))
     images = gather(run, SilentReporter()).data.images["images"]
     assert images.count == 24
     rows = images.rows.read()
     assert [run.manifest().image_ids()[row] for row in rows] == images.ids
-    assert len(images.pictured.read()) == 8
-    assert len(images.thumbnails.sizes.read()) == 8
+    assert len(images.pictured.read()) == 10
+    assert len(images.thumbnails.sizes.read()) == 10
+
+
+def test_the_more_thumbnails_take_the_smaller_they_are(run, gathered, monkeypatch):
+    large = gathered.data.images["images"].thumbnails
+    sizes = []
+    for most in (large.n_bytes, large.n_bytes - 1, 1):
+        monkeypatch.setattr(report_data, "THUMBNAIL_BYTES", most)
+        thumbnails = gather(run, SilentReporter()).data.images["images"].thumbnails
+        assert thumbnails.sizes.read().max() <= thumbnails.cell
+        sizes.append(thumbnails.cell)
+    assert sizes[0] == large.cell == 64
+    assert sizes[1] < 64
+    assert sizes[2] == 24
 
 
 def test_an_image_that_has_changed_is_not_shown(tmp_path):

@@ -32,10 +32,19 @@ def cases(draw):
     )
 
 
+def add(sums, values, rows, columns, weight=1.0):
+    def derive(some, others):
+        chosen = np.ix_(rows[some], columns[others])
+        return Values(*(matrix[chosen] for matrix in vars(values).values()))
+
+    totals = sums.total(rows, columns, derive, weight)
+    if totals is not None:
+        sums.add(totals)
+
+
 def fill(sums, values, parts):
     for rows, columns in parts:
-        chosen = np.ix_(rows, columns)
-        sums.add(rows, columns, Values(*(matrix[chosen] for matrix in vars(values).values())))
+        add(sums, values, rows, columns)
     return sums
 
 
@@ -96,8 +105,7 @@ def test_a_pair_that_is_added_one_way_counts_both_ways(n_images, n_parts, seed):
     folded = Sums(window, places, folded=True)
     for at, rows in enumerate(panels):
         for columns in panels[at:]:
-            part = Values(*(matrix[np.ix_(rows, columns)] for matrix in vars(values).values()))
-            folded.add(rows, columns, part, 0.5 if columns is rows else 1.0)
+            add(folded, values, rows, columns, 0.5 if columns is rows else 1.0)
     for _ in range(3):
         np.testing.assert_allclose(folded.planes(), plain.planes(), rtol=1e-5, atol=1e-6)
         plain, folded = plain.coarser(), folded.coarser()
@@ -124,7 +132,9 @@ def test_what_has_not_arrived_shows_what_is_known_around_it():
     empty = sums.planes(filled=True)
     assert np.isnan(empty).all()
     few, values = np.arange(0, 300, 7), np.random.default_rng(0).normal(size=(3, 43, 43))
-    sums.add(few, few, Values(*values))
+    whole = np.zeros((3, 300, 300))
+    whole[np.ix_(range(3), few, few)] = values
+    add(sums, Values(*whole), few, few)
     filled = sums.planes(filled=True)
     assert not np.isnan(filled).any()
     np.testing.assert_allclose(filled[:2][:, few][:, :, few], values[:2], rtol=1e-6)

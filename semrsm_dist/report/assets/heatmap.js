@@ -1,8 +1,9 @@
 // One heat map on a canvas: tiles of cells, label bars at its edges, a cross at the cell in question.
 
-import { labelColour } from "./colours.js";
+import { labelColour, pixelsOf } from "./colours.js";
 
 const GAP = 3;
+export const UNDEFINED = "#8a8f94"; // a colour that is not on the scale
 
 /** What part of the maps is shown, in cells of level 0: all maps share one, so that they move together. */
 export class View {
@@ -43,7 +44,7 @@ export class View {
 export class Heatmap {
   /** `kind` is the plane of the tiles that is shown; `scale` are the colours, three bytes each. */
   constructor(canvas, kind, scale) {
-    Object.assign(this, { canvas, kind, scale });
+    Object.assign(this, { canvas, kind, palette: pixelsOf(scale), image: null, width: 0, height: 0 });
     this.bars = { rows: null, columns: null };
     this.cross = null; // as where it begins and its lengths
     this.pinned = null;
@@ -53,7 +54,7 @@ export class Heatmap {
     this.pyramid = pyramid;
   }
 
-  /** Set the colours: a function from a value to its place between the ends of the scale, 0 to 1. */
+  /** Set the colours, a `ByValue` or `ByRank`. */
   setColouring(colouring) {
     this.colouring = colouring;
   }
@@ -93,38 +94,44 @@ export class Heatmap {
   #stripe() {
     const bar = this.bars.rows ?? this.bars.columns;
     if (!bar) return 0;
-    const { width } = this.canvas.getBoundingClientRect();
-    return bar.stripes === 1 ? 8 : Math.min(4, Math.max(1.5, (0.1 * width) / bar.stripes));
+    return bar.stripes === 1 ? 8 : Math.min(4, Math.max(1.5, (0.1 * this.width) / bar.stripes));
   }
 
+  /** Return where the cells are, in CSS pixels. */
   #box() {
-    const { width, height } = this.canvas.getBoundingClientRect();
+    const { width, height } = this;
     const thickness = (bar) => (bar ? bar.stripes * this.#stripe() + GAP : 0);
     const [x, y] = [thickness(this.bars.rows), thickness(this.bars.columns)];
     return { x, y, width: Math.max(1, width - x), height: Math.max(1, height - y) };
   }
 
-  /** Return the height of the canvas for a width, so that cells are square; long maps are compressed. */
-  heightFor(width) {
-    const box = this.#box();
+  /** Take the width that the page gives, and the height at which cells are square; long maps are compressed. */
+  resize() {
+    this.width = this.canvas.getBoundingClientRect().width;
+    const { x, y } = this.#box();
     const ratio = Math.min(2, Math.max(0.2, this.pyramid.size[0] / this.pyramid.size[1]));
-    return (width - box.x) * ratio + box.y;
+    this.height = (this.width - x) * ratio + y;
+    this.canvas.style.height = `${this.height}px`;
   }
 
   draw(view) {
-    const { width, height } = this.canvas.getBoundingClientRect();
+    const { width, height } = this;
     const density = window.devicePixelRatio || 1;
-    this.canvas.width = Math.max(1, Math.round(width * density));
-    this.canvas.height = Math.max(1, Math.round(height * density));
+    const size = [width, height].map((length) => Math.max(1, Math.round(length * density)));
+    if (this.canvas.width !== size[0] || this.canvas.height !== size[1]) [this.canvas.width, this.canvas.height] = size;
     const context = this.canvas.getContext("2d");
+    context.clearRect(0, 0, ...size);
     const box = this.#box();
     const pixels = [box.height / view.shown[0], box.width / view.shown[1]];
     context.save();
     context.beginPath();
     context.rect(...[box.x, box.y, box.width, box.height].map((length) => length * density));
     context.clip();
+    context.fillStyle = UNDEFINED;
+    context.fillRect(0, 0, ...size);
     this.#drawTiles(context, view, [box.y, box.x], pixels, density);
     context.restore();
+    context.save();
     context.scale(density, density);
     this.#drawBars(context, view, box, pixels);
     context.beginPath();
@@ -143,6 +150,7 @@ export class Heatmap {
         context.lineWidth = 1.5;
       }
     }
+    context.restore();
   }
 
   /** Draw the tiles of the level that can be seen, and below those that are not complete the ones of coarser levels. */
@@ -162,7 +170,7 @@ export class Heatmap {
           return [edge(0), edge([tile.height, tile.width][axis])];
         });
         const target = [x[0], y[0], x[1] - x[0], y[1] - y[0]];
-        if (tile.share === 1) context.clearRect(...target);
+        if (tile.share === 1) context.fillRect(...target); // cells that are undefined, and not those of coarser levels
         context.imageSmoothingEnabled = target[2] < tile.width || target[3] < tile.height;
         context.imageSmoothingQuality = "high";
         context.drawImage(this.#paint(tile), ...target);
@@ -172,21 +180,14 @@ export class Heatmap {
 
   /** Return a canvas with a pixel for each cell of a tile; undefined ones are transparent. */
   #paint(tile) {
-    const { kind, colouring, scale } = this;
-    const painted = tile.painted[kind];
-    if (painted?.colouring === colouring) return painted.canvas;
-    const values = tile[kind];
-    const colours = new Uint8ClampedArray(4 * values.length);
-    values.forEach((value, at) => {
-      if (!Number.isFinite(value)) return;
-      const place = 3 * Math.round(255 * Math.min(Math.max(colouring(value), 0), 1));
-      colours[4 * at] = scale[place];
-      colours[4 * at + 1] = scale[place + 1];
-      colours[4 * at + 2] = scale[place + 2];
-      colours[4 * at + 3] = 255;
-    });
-    tile.painted[kind] = { colouring, canvas: bitmap(tile.height, tile.width, colours) };
-    return tile.painted[kind].canvas;
+    const { kind, colouring } = this;
+    const painted = (tile.painted[kind] ??= { colouring: null, canvas: makeCanvas(tile.height, tile.width) });
+    if (painted.colouring === colouring) return painted.canvas;
+    if (this.image?.width !== tile.width || this.image.height !== tile.height) this.image = new ImageData(tile.width, tile.height);
+    colouring.paint(tile[kind], this.palette, new Uint32Array(this.image.data.buffer));
+    painted.canvas.getContext("2d").putImageData(this.image, 0, 0);
+    painted.colouring = colouring;
+    return painted.canvas;
   }
 
   #drawBars(context, view, box, pixels) {
@@ -213,10 +214,8 @@ export class Heatmap {
 }
 
 /** Return a canvas with a pixel for each cell. */
-function bitmap(height, width, colours) {
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  canvas.getContext("2d").putImageData(new ImageData(colours, width, height), 0, 0);
-  return canvas;
+function makeCanvas(height, width) {
+  return Object.assign(document.createElement("canvas"), { width, height });
 }
 
 /**
@@ -248,7 +247,7 @@ export class LabelBar {
   #draw(level, start) {
     const { pyramid, axis, nLabels, stripes } = this;
     const width = Math.min(pyramid.tile, pyramid.cells(level)[axis] - start);
-    const canvas = Object.assign(document.createElement("canvas"), { width, height: stripes });
+    const canvas = makeCanvas(stripes, width);
     const context = canvas.getContext("2d");
     for (let cell = 0; cell < width; cell++) {
       const images = pyramid.members(axis, level, start + cell);

@@ -11,6 +11,18 @@ import { EmbeddedSource } from "./source.js";
 
 const byId = (id) => document.getElementById(id);
 
+/** Return a promise that an element is on the screen, or nearly. */
+function whenSeen(element) {
+  return new Promise((resolve) => {
+    const observer = new IntersectionObserver(([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      observer.disconnect();
+      resolve();
+    }, { rootMargin: "50%" });
+    observer.observe(element);
+  });
+}
+
 async function start() {
   const data = JSON.parse(byId("data").textContent);
   const isSite = data.layers.some((layer) => layer.tiles);
@@ -37,10 +49,16 @@ async function start() {
   select.append(...source.layers.map((name) => el("option", { value: name, textContent: name })));
   select.closest("label").hidden = false;
   select.value = data.first;
+  const seen = data.served ? whenSeen(byId("retrieval")) : null;
+  const showQueries = async (layer) => {
+    if (data.served) await Promise.race([maps.complete, seen]); // ranking takes all that a server has, maybe for minutes
+    if (select.value === layer) await queries.show(layer);
+  };
   const show = async () => {
-    const ranked = queries.show(select.value);
-    await maps.show(select.value);
-    if (!data.served) await ranked; // a server may take minutes for it
+    const shown = maps.show(select.value);
+    const ranked = showQueries(select.value);
+    await shown;
+    if (!data.served) await ranked;
     pinned ??= await source.largest(select.value);
     if (!pinned) return;
     maps.mark(...pinned);

@@ -1,12 +1,13 @@
 // The three heat maps of a layer in one order, and what is known of the cell below the pointer or the cross.
 
-import { limits, ranker } from "./colours.js";
+import { ByRank, ByValue, labelColour, limits, sortedFinite } from "./colours.js";
 import { bound, choices, count, el, similarity } from "./dom.js";
-import { Heatmap, LabelBar, View } from "./heatmap.js";
+import { Heatmap, LabelBar, UNDEFINED, View } from "./heatmap.js";
 
 const KINDS = [["spatial", "spatio-semantic"], ["semantic", "semantic"], ["difference", "difference"]];
 const ORDER_NAMES = { given: "as given", label: "by label", cluster: "by similarity" };
 const MEMBERS = 6;
+const NAMED = 24; // labels whose colours are named
 
 export class Maps {
   /** `pin(row, column, numbers)` is called with a pair of images that was chosen. */
@@ -19,13 +20,16 @@ export class Maps {
     this.pair = null;
   }
 
+  /** Show the maps of a layer; `complete` is a promise that all that is shown first is of all pairs. */
   async show(layer) {
     this.layer = layer;
     this.found = null;
+    this.complete = new Promise((resolve) => (this.completed = resolve));
     const orders = this.source.orders(layer);
     this.root.replaceChildren();
     if (!orders) {
       this.root.append(el("p", { className: "muted", textContent: "This run keeps neighbours of each image and no matrices, so there are no maps." }));
+      this.completed();
       return;
     }
     if (!orders.includes(this.order)) this.order = this.source.firstOrder(layer);
@@ -57,6 +61,7 @@ export class Maps {
       el("figure", {}, el("figcaption", {}, name, this.source.symmetric ? null : el("span", { className: "axes", textContent: " queries down, images across" })), this.maps[kind].canvas, this.bars[kind]));
     this.news = el("p", { id: "maps-news", className: "note", role: "status", hidden: true });
     this.root.append(this.news, el("div", { className: "maps" }, ...figures));
+    this.root.append(this.#legend());
     this.card = el("div", { id: "card", className: "card" });
     this.status = el("p", { id: "card-text", className: "visually-hidden", "aria-live": "polite" });
     this.root.append(
@@ -65,8 +70,15 @@ export class Maps {
       this.card, this.status);
     for (const map of Object.values(this.maps)) this.#listen(map);
     this.resizing?.disconnect();
-    this.resizing = new ResizeObserver(() => this.#draw());
+    this.resizing = new ResizeObserver(() => this.#resize());
     this.resizing.observe(this.root);
+  }
+
+  /** Return what the colours of the label bars mean, if there are few. */
+  #legend() {
+    const names = this.gallery.vocabulary;
+    if (!names.length || names.length > NAMED) return "";
+    return el("p", { className: "key labels" }, "Labels ", ...names.map((name, at) => el("span", {}, swatch(labelColour(at, names.length)), name)));
   }
 
   async #load() {
@@ -91,20 +103,34 @@ export class Maps {
     }
     this.#markPair();
     this.#describe();
-    this.#draw();
+    this.#resize();
     await new Promise((resolve) => (this.drawn = resolve));
   }
 
-  /** Show what has been loaded, once in a frame. */
+  #resize() {
+    if (!this.found) return;
+    for (const map of Object.values(this.maps)) map.resize();
+    this.#draw();
+  }
+
+  /** Show what has been loaded. */
   #arrive() {
-    if (this.isDue) return;
-    this.isDue = true;
-    requestAnimationFrame(() => {
-      this.isDue = false;
-      if (!this.found) return;
-      this.#draw();
+    this.#drawSoon(() => {
       if (this.cell && JSON.stringify(this.#numbers(this.cell)) !== this.described) this.#describe();
       this.drawn();
+    });
+  }
+
+  /** Draw once in the next frame, however often that is wanted until then. */
+  #drawSoon(after = () => {}) {
+    this.due = [...(this.due ?? []), after];
+    if (this.due.length > 1) return;
+    requestAnimationFrame(() => {
+      const due = this.due;
+      this.due = null;
+      if (!this.found) return;
+      this.#draw();
+      for (const each of due) each();
     });
   }
 
@@ -120,15 +146,16 @@ export class Maps {
     if (known?.version === pyramid.version) return;
     const values = Object.fromEntries(KINDS.map(([kind]) => [kind, pyramid.sample(level, kind)]));
     if (!values.semantic.length) return;
-    const shared = limits(values.spatial, values.semantic);
-    const ends = { spatial: shared, semantic: shared, difference: limits(values.difference) };
+    const shared = limits(sortedFinite(values.spatial, values.semantic));
+    const ends = { spatial: shared, semantic: shared, difference: limits(sortedFinite(values.difference)) };
     if (known && !this.isRanked && KINDS.every(([kind]) => isAlike(known.ends[kind], ends[kind]))) return;
     this.coloured = { level, ends, version: pyramid.version };
     for (const [kind, name] of KINDS) {
       const [low, high] = ends[kind];
-      this.maps[kind].setColouring(this.isRanked ? ranker(values[kind]) : (value) => (value - low) / (high - low));
+      this.maps[kind].setColouring(this.isRanked ? new ByRank(sortedFinite(values[kind])) : new ByValue(low, high));
       const texts = this.isRanked ? ["lowest", "highest"] : [low.toFixed(3), high.toFixed(3)];
       this.bars[kind].replaceChildren(el("span", { textContent: texts[0] }), el("span", { className: "gradient" }), el("span", { textContent: texts[1] }));
+      if (values[kind].some(Number.isNaN)) this.bars[kind].append(swatch(UNDEFINED), "undefined");
       const size = `${pyramid.cells(level).join(" by ")} cells`;
       this.maps[kind].canvas.setAttribute("aria-label", `Heat map, ${name}, ${size}, ${ORDER_NAMES[this.order]}. Arrow keys move the cross, Enter pins the pair.`);
     }
@@ -138,7 +165,6 @@ export class Maps {
     if (!this.found) return;
     const { pyramid } = this.found;
     const maps = Object.values(this.maps);
-    for (const map of maps) map.canvas.style.height = `${map.heightFor(map.canvas.getBoundingClientRect().width)}px`;
     const level = this.maps.semantic.levelFor(this.view);
     const visible = pyramid.within(level, this.view.origin, this.view.shown);
     if (!pyramid.peek(pyramid.top, 0, 0)) pyramid.want(pyramid.top, 0, 0); // soon there, and shown below all others
@@ -147,11 +173,13 @@ export class Maps {
     const shares = visible.map((place) => pyramid.peek(level, ...place)?.share ?? 0);
     const share = shares.reduce((total, one) => total + one, 0) / shares.length;
     this.#tell(pyramid.problem || (share < 1 && this.coloured ? `The maps are being read: what is shown is of ${percentage(share)} of the pairs so far.` : ""));
+    if (share === 1) this.completed();
     if (!this.coloured) return;
     for (const map of maps) {
       map.cross = this.cell && this.#extent(this.cell);
       map.pinned = this.pinnedPlace && { start: this.pinnedPlace, lengths: [1, 1] };
       map.draw(this.view);
+      map.canvas.style.touchAction = this.view.zoom > 1 ? "none" : "pan-y"; // else one finger scrolls the page
     }
   }
 
@@ -212,13 +240,16 @@ export class Maps {
       const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
       pointers.set(event.pointerId, now);
       moved += Math.hypot(now[0] - before[0], now[1] - before[1]);
+      if (!this.found || (moved <= 4 && !other)) return;
+      const grip = (place) => (other ? place.map((length, axis) => (length + other[axis]) / 2) : place);
       if (other) {
         const distance = (place) => Math.hypot(place[0] - other[0], place[1] - other[1]);
-        this.#zoom(distance(now) / Math.max(distance(before), 1), map.placeAt(...now, this.view));
-      } else if (moved > 4 && this.view.zoom > 1) {
-        const [from, to] = [map.placeAt(...before, this.view), map.placeAt(...now, this.view)];
+        this.view.scale(distance(now) / Math.max(distance(before), 1), map.placeAt(...grip(before), this.view));
+      }
+      if (other || this.view.zoom > 1) { // what was gripped follows
+        const [from, to] = [before, now].map((place) => map.placeAt(...grip(place), this.view));
         this.view.moveTo(this.view.origin.map((first, side) => first + from[side] - to[side]));
-        this.#draw();
+        this.#drawSoon();
       }
     });
     const end = (event) => {
@@ -234,7 +265,10 @@ export class Maps {
     canvas.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey && document.activeElement !== canvas) return; // the page scrolls
       event.preventDefault();
-      this.#zoom(2 ** (-event.deltaY / 300), map.placeAt(...at(event), this.view));
+      if (!this.found) return;
+      const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 * event.deltaY : event.deltaY;
+      this.view.scale(2 ** (-pixels / 300), map.placeAt(...at(event), this.view));
+      this.#drawSoon();
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -263,7 +297,7 @@ export class Maps {
   #point(cell) {
     if (!cell || (this.cell?.level === cell.level && cell.place.every((at, axis) => at === this.cell.place[axis]))) return;
     this.cell = cell;
-    this.#draw();
+    this.#drawSoon();
     this.#describe();
   }
 
@@ -333,6 +367,13 @@ export class Maps {
     const place = this.pair?.map((image, axis) => this.found.placeOf(axis, image));
     this.pinnedPlace = place && !place.includes(-1) ? place : null;
   }
+}
+
+/** Return a small area of a colour. */
+function swatch(colour) {
+  const area = el("i", { className: "swatch" });
+  area.style.background = colour;
+  return area;
 }
 
 function percentage(share) {

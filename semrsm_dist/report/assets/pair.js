@@ -23,7 +23,7 @@ export class Pair {
     const known = stored ?? numbers;
     const names = sides.map(([side, image]) => el("div", { className: "members" }, this.gallery.thumbnail(side, image),
       el("p", {}, el("strong", { textContent: this.gallery.id(side, image) }), el("span", { className: "muted", textContent: this.gallery.labelText(side, image) }))));
-    const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], [this.source.gapName, bound(known.gap)]] : [];
+    const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], ["difference", similarity(known.semantic - known.spatial)], [this.source.gapName, bound(known.gap)]] : [];
     const list = el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
     this.root.replaceChildren(el("div", { className: "card" }, ...names, el("div", {}, el("p", { className: "muted", textContent: layer }), list)));
     if (match) this.#build();

@@ -1,9 +1,10 @@
 // Maps of any size: tiles of cells, of several levels. Those that are looked at are loaded, and kept a while.
 
 const KEPT = 96; // tiles, a MiB each
-const PATIENCE = 600; // milliseconds, after which a tile that is not complete is loaded again
+const PATIENCE = 250; // milliseconds, after which a tile that is not complete is loaded again
 const FAILED = 10000; // the same of one that could not be loaded
-const SAMPLE = 16384; // values of a tile that colours are scaled by
+const SAMPLE = 16384; // values that colours are scaled by
+const PER_TILE = 2048; // of these, from each tile if there are several
 const SMALLEST = 0.75; // device pixels of a cell
 
 /** Return the exponent of the smallest power of two that is not below a length. */
@@ -77,7 +78,7 @@ export class Pyramid {
   async #load(name, level, row, column) {
     try {
       const tile = await this.load(level, row, column);
-      Object.assign(tile, { level, since: performance.now(), painted: {} });
+      Object.assign(tile, { level, since: performance.now(), painted: {}, thinned: {} });
       this.tiles.set(name, tile);
       this.version++;
       this.problem = "";
@@ -102,15 +103,20 @@ export class Pyramid {
 
   /** Return values of a plane from all tiles of a level that are there. */
   sample(level, plane) {
-    const parts = [...this.tiles.values()].filter((tile) => tile.level === level).map((tile) => thin(tile[plane]));
+    const tiles = [...this.tiles.values()].filter((tile) => tile.level === level);
+    const most = tiles.length > 1 ? PER_TILE : SAMPLE;
+    const parts = tiles.map((tile) => (tile.thinned[plane] ??= thin(tile[plane], most)));
     const all = new Float32Array(parts.reduce((total, part) => total + part.length, 0));
     parts.reduce((start, part) => (all.set(part, start), start + part.length), 0);
-    return all;
+    return thin(all, SAMPLE);
   }
 }
 
-/** Return values, if they are many only some from everywhere. */
-function thin(values) {
-  const stride = Math.ceil(values.length / SAMPLE);
-  return stride <= 1 ? values : values.filter((_, place) => place % stride === (Math.floor(place / 1013) % stride));
+/** Return values, if they are many only some from everywhere: one of each `stride`, not always the same one. */
+function thin(values, most) {
+  const stride = Math.ceil(values.length / most);
+  if (stride <= 1) return values;
+  const some = new Float32Array(Math.floor(values.length / stride));
+  for (let at = 0; at < some.length; at++) some[at] = values[at * stride + ((at * 7) % stride)];
+  return some;
 }

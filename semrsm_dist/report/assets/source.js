@@ -57,7 +57,8 @@ export class EmbeddedSource {
 
   /** Return the kernels of the maps of a layer. */
   kernels(layer) {
-    return Object.keys(this.layer(layer).maps.cells);
+    const { cells, derived } = this.layer(layer).maps;
+    return [...Object.keys(cells), ...Object.keys(derived?.widths ?? {})];
   }
 
   /** Return what the maps of a layer leave out. */
@@ -77,8 +78,9 @@ export class EmbeddedSource {
   async maps(layer, kernel, order) {
     const { maps } = this.layer(layer);
     const images = [decode(maps.orders[order].rows), decode(maps.orders[order].columns)];
-    const isSorted = order in maps.cells[kernel];
-    const cells = maps.cells[kernel][isSorted ? order : "given"];
+    const ofKernel = maps.cells[kernel] ?? maps.cells.cosine;
+    const isSorted = order in ofKernel;
+    const cells = ofKernel[isSorted ? order : "given"];
     const edges = [decode(cells.row_edges), decode(cells.column_edges)];
     const size = edges.map((of) => of.length - 1);
     let places = size.map((length) => Uint32Array.from({ length }, (_, at) => at));
@@ -90,7 +92,8 @@ export class EmbeddedSource {
       });
     }
     const spread = (array) => arrange(decode(array), places[0], places[1], size[1], this.symmetric);
-    const [spatial, semantic, gap] = [spread(cells.spatial), spread(cells.semantic), spread(cells.gap)];
+    const cosines = { spatial: spread(cells.spatial), semantic: spread(cells.semantic), gap: spread(cells.gap) };
+    const { spatial, semantic, gap } = kernel in maps.cells ? cosines : derive(cosines, kernel, maps.derived, places);
     const difference = cells.difference ? spread(cells.difference) : semantic.map((value, at) => value - spatial[at]);
     const whole = { height: size[0], width: size[1], spatial, semantic, difference, gap, share: 1 };
     const pyramid = new Pyramid({
@@ -149,6 +152,23 @@ export class EmbeddedSource {
     const at = cellIndex(...places, cells.column_edges.shape[0] - 1, this.symmetric);
     return { spatial: decode(cells.spatial)[at], semantic: decode(cells.semantic)[at], gap: decode(cells.gap)[at] };
   }
+}
+
+/** Return the values of another kernel, of which cosines and norms are known; rows and columns are at some places. */
+function derive({ spatial, semantic, gap }, kernel, { row_norms, column_norms, widths }, places) {
+  const norms = [row_norms, column_norms].map((array, axis) => Float64Array.from(places[axis], (place) => decode(array)[place]));
+  const width = norms[1].length;
+  const of = (cosine, at, sigma) => {
+    const [first, second] = [norms[0][Math.floor(at / width)], norms[1][at % width]];
+    const inner = cosine * Math.sqrt(first * second);
+    return sigma === null ? inner : Math.exp(-Math.max(first + second - 2 * inner, 0) / (2 * sigma * sigma));
+  };
+  const { spatial: spatialWidth, semantic: semanticWidth } = widths[kernel];
+  return {
+    spatial: spatial.map((cosine, at) => of(cosine, at, spatialWidth)),
+    semantic: semantic.map((cosine, at) => of(cosine, at, semanticWidth)),
+    gap: gap.map((value, at) => of(Math.min(semantic[at] + value, 1), at, semanticWidth) - of(semantic[at], at, semanticWidth)),
+  };
 }
 
 /** Return the queries of the data model with their numbers. */

@@ -10,19 +10,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.machine import available_cpus
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.report.maps import Values, read_values
-from semrsm_dist.report.view.pyramid import Sums, Tile, Window, cut
+from semrsm_dist.plot.orders import Indices
+from semrsm_dist.report.maps import Values, derive_values
+from semrsm_dist.report.view.pyramid import Places, Sums, Tile, Totals
 from semrsm_dist.results.matrices import LayerMatrices
+from semrsm_dist.store.tiles import QUANTITIES
 
 Part = tuple[int, int]
 """A chunk of the matrices, as rows and columns of `LayerMatrices.chunks`."""
+
+MOMENT, SOMETHING = 0.08, 1.0
+"""Seconds that a request waits for all of its pairs, and for any."""
 
 FORGOTTEN_SECONDS = 20.0
 """Sums that nobody has wanted for so long are given up."""
@@ -30,8 +37,11 @@ FORGOTTEN_SECONDS = 20.0
 MOST_CELLS = 2**24
 """Of all sums together, which take 28 bytes a cell or more: those that were wanted least recently are given up."""
 
-READERS = 4
-"""Chunks that are read at once."""
+ABOVE = np.float32(1.0 + 2.0**-21)
+"""More than the rounding of single precision can take from a number."""
+
+READERS = 1 + min(available_cpus(), 7)
+"""Chunks that are read at once: one more than there are processors, as a thread waits for its file now and then."""
 
 
 class Source:
@@ -48,17 +58,49 @@ class Source:
         """How the matrices are cut into parts."""
         return self.matrices.chunks
 
-    def read(self, part: Part) -> Values:
-        """Return the similarities of a part."""
-        return read_values(self.matrices, *self._images(part), self.kernel)
+    def read(self, part: Part) -> NDArray[np.floating[Any]]:
+        """Return what is stored of a part: its `QUANTITIES`, (3, R, C)."""
+        row, column = part
+        dtype = (
+            np.float64 if row == column else self.matrices.store.dtype
+        )  # diagonals are exact, whatever is stored
+        key = self.layout.rows(row), self.layout.columns(column)
+        return self.matrices.read(QUANTITIES, key, dtype)
 
-    def add(self, sums: Sums, part: Part, values: Values) -> None:
-        """Add a part to sums: in a symmetric matrix, it stands for its mirror image, too."""
+    def totals(self, sums: Sums, part: Part, stored: NDArray[np.floating[Any]]) -> list[Totals]:
+        """Return what a part adds to sums: in a symmetric matrix, it stands for its mirror image, too."""
         rows, columns = self._images(part)
+        of = self._estimate if sums.window.level > 0 and self._can_estimate else self._derive
+
+        def derive(some: Places, others: Places) -> Values:
+            return of(_take(_take(stored, some, 1), others, 2), rows[some], columns[others])
+
         is_diagonal = self.layout.symmetric and part[0] == part[1]
-        sums.add(rows, columns, values, 0.5 if sums.folded and is_diagonal else 1.0)
+        found = [sums.total(rows, columns, derive, 0.5 if sums.folded and is_diagonal else 1.0)]
         if self.layout.symmetric and not sums.folded and not is_diagonal:
-            sums.add(columns, rows, Values(values.spatial.T, values.semantic.T, values.gap.T))
+            found.append(sums.total(columns, rows, lambda some, others: derive(others, some).mirrored))
+        return [totals for totals in found if totals is not None]
+
+    def _derive(self, stored: NDArray[np.floating[Any]], rows: Indices, columns: Indices) -> Values:
+        return derive_values(self.matrices, stored, rows, columns, self.kernel)
+
+    def _estimate(self, stored: NDArray[np.floating[Any]], rows: Indices, columns: Indices) -> Values:
+        """Return cosines in single precision, in a tenth of the time: what means need. Gaps are never smaller."""
+        norms = np.outer(self._inverse_norms[0][rows], self._inverse_norms[1][columns])
+        with np.errstate(invalid="ignore"):  # of images of norm zero
+            matched, identity, gap = stored.astype(np.float32, copy=False) * norms
+        semantic, spatial = (np.clip(values, -1.0, 1.0) for values in (matched, identity))
+        return Values(spatial, semantic, np.minimum(gap * ABOVE, ABOVE - semantic))
+
+    @cached_property
+    def _can_estimate(self) -> bool:
+        """Whether these are cosines of inner products that float32 holds."""
+        return self.kernel == "cosine" and self.matrices.store.dtype == np.float32
+
+    @cached_property
+    def _inverse_norms(self) -> list[NDArray[np.float32]]:
+        with np.errstate(divide="ignore"):
+            return [(1.0 / np.sqrt(squared)).astype(np.float32) for squared in self.matrices.squared_norms]
 
     def needed(self, sums: Sums) -> list[Part]:
         """Return the parts that have pairs of the sums, in the order in which they are read."""
@@ -74,6 +116,13 @@ class Source:
         return np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
 
 
+def _take(values: NDArray[Any], places: Places, axis: int) -> NDArray[Any]:
+    """Return some places along an axis; `take` leaves rows contiguous, where indexing does not."""
+    if isinstance(places, slice):
+        return values[(slice(None),) * axis + (places,)]
+    return values.take(places, axis)
+
+
 class Filling:
     """Sums that are being filled."""
 
@@ -84,7 +133,6 @@ class Filling:
         self.wanted = time.monotonic()
         self.error: Exception | None = None
         self._sums, self._finish, self._lock = sums, finish, threading.Lock()
-        self._seen: dict[int, _Seen] = {}
 
     @property
     def n_cells(self) -> int:
@@ -97,12 +145,14 @@ class Filling:
         """How much of the pairs has been added; 1 for all."""
         return 1.0 - len(self.left) / max(self.total, 1)
 
-    def add(self, part: Part, values: Values) -> None:
-        """Add a part, if it has not been added; with the last, the sums are finished."""
+    def add(self, part: Part, stored: NDArray[np.floating[Any]]) -> None:
+        """Add a part, if it has not been added; with the last, the sums are finished. Threads may do so together."""
+        found = self.source.totals(self._sums, part, stored)
         with self._lock:
             if part not in self.left:
                 return
-            self.source.add(self._sums, part, values)
+            for totals in found:
+                self._sums.add(totals)
             if len(self.left) == 1:
                 self._finish(self._sums)
             del self.left[part]
@@ -114,24 +164,13 @@ class Filling:
 
     def look(self, tile: Tile) -> tuple[NDArray[np.float32], float]:
         """Return the planes of a tile as far as they are known, and the share of the pairs that they are of."""
+        base = self._sums.window
+        window = base.pyramid.window(tile).finer(base.level)
         with self._lock:
-            done = self.total - len(self.left)
-            seen = self._seen.get(tile.level)
-            if seen is None or done == self.total or done - seen.done > self.total // 50:
-                sums = self._sums
-                for _ in range(tile.level - sums.window.level):
-                    sums = sums.coarser()
-                seen = _Seen(done, sums.window, sums.planes(filled=done < self.total))
-                self._seen[tile.level] = seen
-            return cut(seen.planes, seen.window, tile), seen.done / max(self.total, 1)
-
-
-class _Seen(NamedTuple):
-    """The planes of a level when so many parts had been added."""
-
-    done: int
-    window: Window
-    planes: NDArray[np.float32]
+            share, sums = self.share, self._sums.part(window)
+        for _ in range(tile.level - base.level):
+            sums = sums.coarser()
+        return sums.planes(filled=share < 1.0), share
 
 
 class Filler:
@@ -141,7 +180,7 @@ class Filler:
         self._fillings: dict[str, Filling] = {}
         self._changed = threading.Condition()
         self._is_closed = False
-        self._readers = ThreadPoolExecutor(READERS)
+        self._readers = ThreadPoolExecutor(READERS, "tiles")
         self._thread = threading.Thread(target=self._work, daemon=True, name="tiles")
         self._thread.start()
 
@@ -156,12 +195,17 @@ class Filler:
         return filling
 
     def start(self, name: str, filling: Filling) -> Filling:
-        """Begin to fill, and return after a moment, when there is something to see; or what another has begun."""
+        """Begin to fill, and return it, or what another has begun."""
         with self._changed:
             filling = self._fillings.setdefault(name, filling)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: filling.share > 0 or filling.error is not None, 1.0)
         return filling
+
+    def wait_for(self, filling: Filling) -> None:
+        """Wait until a filling is complete, but no longer than a moment after there is something to see."""
+        with self._changed:
+            self._changed.wait_for(lambda: not filling.left or filling.error is not None, MOMENT)
+            self._changed.wait_for(lambda: filling.share > 0 or filling.error is not None, SOMETHING)
 
     def close(self) -> None:
         """Stop, and forget what is not complete."""
@@ -172,20 +216,26 @@ class Filler:
         self._readers.shutdown()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._clean_up())
-                if self._is_closed:
-                    return
-                open_ones = [one for one in self._fillings.values() if one.error is None]
-                first = max(open_ones, key=lambda filling: filling.wanted)
-                together = [one for one in open_ones if one.source is first.source]
-            try:
-                self._add_some(first, together)
-            except Exception as error:  # noqa: BLE001 - raised again for who wants the tile
-                first.error = error
+        ahead: dict[Future[None], tuple[Source, Part]] = {}  # what is being read
+        while (first := self._next()) is not None:
+            begun = {part for source, part in ahead.values() if source is first.source}
+            missing = [part for part in list(first.left) if part not in begun]
+            for part in missing[: READERS - len(ahead)]:
+                ahead[self._readers.submit(self._add, first.source, part)] = first.source, part
+            done, _ = wait(ahead, return_when=FIRST_COMPLETED)
+            for future in done:
+                del ahead[future]
             with self._changed:
                 self._changed.notify_all()
+
+    def _next(self) -> Filling | None:
+        """Return what was wanted last of all that is open, once there is anything; None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._clean_up())
+            return None if self._is_closed else max(self._open(), key=lambda filling: filling.wanted)
+
+    def _open(self) -> list[Filling]:
+        return [filling for filling in self._fillings.values() if filling.left and filling.error is None]
 
     def _clean_up(self) -> bool:
         """Drop what is complete or given up; return whether there is anything to do."""
@@ -197,10 +247,18 @@ class Filler:
             is_wanted = now - filling.wanted < FORGOTTEN_SECONDS
             if filling.left and is_wanted and (cells <= MOST_CELLS or not self._fillings):
                 self._fillings[name] = filling
-        return any(filling.error is None for filling in self._fillings.values())
+        return bool(self._open())
 
-    def _add_some(self, first: Filling, together: list[Filling]) -> None:
-        parts = [part for part, _ in zip(first.left, range(READERS), strict=False)]
-        for part, values in zip(parts, self._readers.map(first.source.read, parts), strict=True):
-            for filling in together:
-                filling.add(part, values)
+    def _add(self, source: Source, part: Part) -> None:
+        """Read a part, and add it to all that lacks it."""
+        try:
+            stored = source.read(part)
+            for filling in self._lacking(source, part):
+                filling.add(part, stored)
+        except Exception as error:  # noqa: BLE001 - raised again for those who want the tiles
+            for filling in self._lacking(source, part):
+                filling.error = error
+
+    def _lacking(self, source: Source, part: Part) -> list[Filling]:
+        with self._changed:
+            return [one for one in self._open() if one.source is source and part in one.left]

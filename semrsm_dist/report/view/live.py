@@ -20,7 +20,6 @@ from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.report.bundle import colour_scale
 from semrsm_dist.report.data import (
     LARGE,
-    THUMBNAILS,
     Gathered,
     choose_first,
     find_finished,
@@ -39,7 +38,7 @@ from semrsm_dist.report.maps import (
 from semrsm_dist.report.matches import Similarities, match_pairs
 from semrsm_dist.report.model import Data, Images, Layer, Order, PairFacts, Tiles
 from semrsm_dist.report.page import render
-from semrsm_dist.report.pictures import read_picture
+from semrsm_dist.report.pictures import SIZES, read_picture
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
 from semrsm_dist.report.view.cache import Cache
 from semrsm_dist.report.view.filling import Filler, Source
@@ -130,7 +129,10 @@ class LiveRun:
     def _tiles_of(self, layer: str) -> Tiles | None:
         if self.run.record.neighbours is not None:
             return None
-        return describe_tiles(self.run, layer, [*self._quick_orders, "cluster"])
+        has_labels = any(map(any, self._labels.values()))
+        return describe_tiles(
+            self.run, layer, ["given", "label", "cluster"] if has_labels else ["given", "cluster"]
+        )
 
     def tile(self, layer: str, kernel: str, order: Order, tile: Tile) -> Answer:
         """Return a tile as `CachedTiles.read` does; nothing while the order is not known.
@@ -210,7 +212,7 @@ class LiveRun:
         require_known("side", side, self._readers)
         if image >= self.run.record.counts[side]:
             raise IndexError(image)
-        return read_picture(self._readers[side], image, LARGE if large else THUMBNAILS[0][1], seen=large)
+        return read_picture(self._readers[side], image, LARGE if large else SIZES[0], seen=large)
 
     def _require(self, layer: str) -> None:
         require_known("layer", layer, self.finished)

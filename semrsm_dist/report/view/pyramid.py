@@ -6,7 +6,7 @@ made by reading each chunk of the store once, and what is missing meanwhile is k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ TILE = 256
 
 PLANES = ("spatial", "semantic", "difference", "gap")
 """What a tile has of each cell: means of the similarities and of their difference, and the largest gap."""
+
+
+Places = Indices | slice
 
 
 class Tile(NamedTuple):
@@ -119,6 +122,17 @@ class Window:
         )
         return Window(self.pyramid, self.level + 1, rows, columns)
 
+    def finer(self, level: int) -> Window:
+        """Return the cells of a finer level that these hold."""
+        halvings = zip(self.pyramid.shifts(self.level), self.pyramid.shifts(level), strict=True)
+        rows, columns = (
+            range(part.start << here - there, min(part.stop << here - there, length))
+            for part, (here, there), length in zip(
+                (self.rows, self.columns), halvings, self.pyramid.cells(level), strict=True
+            )
+        )
+        return Window(self.pyramid, level, rows, columns)
+
     def tiles(self) -> Iterator[Tile]:
         """Yield the tiles that lie in this window."""
         for row in range(self.rows.start // TILE, -(-self.rows.stop // TILE)):
@@ -144,6 +158,7 @@ class Sums:
         self.window, self.folded = window, folded
         self._places = places
         self._shifts = window.pyramid.shifts(window.level)
+        self._groups: dict[tuple[int, bytes], _Group] = {}
         # Of pairs of which both similarities are defined: their sums, and the number of pairs.
         self._both = np.zeros((3, *window.shape))
         # The sum and number of those of which only one is, for each of the two; there are none in most runs.
@@ -154,40 +169,85 @@ class Sums:
         """Return the images whose cells are in the window, of rows (0) or columns (1)."""
         return np.flatnonzero(_contains(self._cells(axis, slice(None)), self._part(axis)))
 
-    def add(self, rows: Indices, columns: Indices, values: Values, weight: float = 1.0) -> None:
-        """Add the pairs of some images, (R, C); those outside the window are left out."""
+    def total(
+        self, rows: Indices, columns: Indices, derive: Callable[[Places, Places], Values], weight: float = 1.0
+    ) -> Totals | None:
+        """Return what the pairs of some images add; None if none is in the window. It changes nothing.
+
+        Parameters
+        ----------
+        rows, columns
+            The images, (R,) and (C,).
+        derive
+            Returns the values of some of the pairs, by the places of their images among `rows` and `columns`.
+        weight
+            Of each pair.
+        """
         groups = [self._group(axis, images) for axis, images in enumerate((rows, columns))]
-        if not all(group.order.size for group in groups):
-            return
-        chosen, target = (
-            np.ix_(*(group.order for group in groups)),
-            np.ix_(*(group.cells for group in groups)),
-        )
+        if not all(group.cells.size for group in groups):
+            return None
+        values = derive(*(group.order for group in groups))
+        largest = np.where(np.isfinite(values.gap), values.gap, -np.inf)
 
         def total(matrix: NDArray[Any], join: np.ufunc = np.add) -> NDArray[Any]:
-            across = join.reduceat(matrix, groups[1].starts, axis=1)
-            return join.reduceat(across, groups[0].starts, axis=0)
+            for axis, group in ((1, groups[1]), (0, groups[0])):
+                if group.cells.size < matrix.shape[axis]:
+                    matrix = join.reduceat(matrix, group.starts, axis=axis)
+            return matrix
 
-        similarities = values.spatial[chosen], values.semantic[chosen]
+        similarities = values.spatial, values.semantic
         known = [np.isfinite(matrix) for matrix in similarities]
         is_both = known[0] & known[1]
+        alone = None
         if is_both.all():
-            parts = [*map(total, similarities), np.outer(groups[0].sizes, groups[1].sizes)]
+            both = [*map(total, similarities), np.outer(groups[0].sizes, groups[1].sizes)]
         else:
-            parts = [total(np.where(is_both, matrix, 0.0)) for matrix in similarities]
-            parts.append(total(is_both.astype(np.float64)))
-        for sums, part in zip(self._both, parts, strict=True):
-            sums[target] += weight * part
-        for place, (matrix, is_known) in enumerate(zip(similarities, known, strict=True)):
-            is_alone = is_known & ~is_both
-            if is_alone.any():
-                if self._alone is None:
-                    self._alone = np.zeros((2, 2, *self.window.shape))
-                self._alone[place, 0][target] += weight * total(np.where(is_alone, matrix, 0.0))
-                self._alone[place, 1][target] += weight * total(is_alone.astype(np.float64))
-        gap = values.gap[chosen]
-        largest = round_up(total(np.where(np.isfinite(gap), gap, -np.inf), np.maximum))
-        self._gaps[target] = np.maximum(self._gaps[target], largest)
+            both = [total(np.where(is_both, matrix, 0.0)) for matrix in similarities]
+            both.append(total(is_both.astype(np.float64)))
+            only = [is_known & ~is_both for is_known in known]
+            if any(is_alone.any() for is_alone in only):
+                alone = weight * np.array(
+                    [
+                        [total(np.where(is_alone, matrix, 0.0)), total(is_alone.astype(np.float64))]
+                        for matrix, is_alone in zip(similarities, only, strict=True)
+                    ]
+                )
+        cells = _cross(*(group.cells for group in groups))
+        return Totals(cells, [weight * part for part in both], alone, round_up(total(largest, np.maximum)))
+
+    def add(self, totals: Totals) -> None:
+        """Add what `total` returned."""
+        cells = totals.cells
+        for sums, part in zip(self._both, totals.both, strict=True):
+            sums[cells] += part
+        if totals.alone is not None:
+            if self._alone is None:
+                self._alone = np.zeros((2, 2, *self.window.shape))
+            for place, number in np.ndindex(2, 2):
+                self._alone[place, number][cells] += totals.alone[place, number]
+        self._gaps[cells] = np.maximum(self._gaps[cells], totals.gap)
+
+    def part(self, window: Window) -> Sums:
+        """Return the sums of some of the cells as they are now."""
+        rows, columns = (
+            slice(part.start - whole.start, part.stop - whole.start)
+            for part, whole in zip(
+                (window.rows, window.columns), (self.window.rows, self.window.columns), strict=True
+            )
+        )
+
+        def cut(sums: NDArray[Any], join: np.ufunc) -> NDArray[Any]:
+            here = sums[..., rows, columns]
+            both: NDArray[Any] = (
+                join(here, np.swapaxes(sums[..., columns, rows], -1, -2)) if self.folded else here
+            )
+            return both.copy()
+
+        found = Sums(window, self._places)
+        found._both = cut(self._both, np.add)
+        found._alone = None if self._alone is None else cut(self._alone, np.add)
+        found._gaps = cut(self._gaps, np.maximum)
+        return found
 
     def coarser(self) -> Sums:
         """Return the sums of the next level."""
@@ -240,24 +300,34 @@ class Sums:
         return self._places[axis][images] >> self._shifts[axis]
 
     def _group(self, axis: int, images: Indices) -> _Group:
-        part, cells = self._part(axis), self._cells(axis, images)
-        inside = np.flatnonzero(_contains(cells, part))
-        order = inside[np.argsort(cells[inside], kind="stable")]
-        found, starts = np.unique(cells[order], return_index=True)
-        return _Group(order, starts, found - part.start)
+        """Return the cells of some images, which are sorted once: they come again with each of the others."""
+        key = axis, images.tobytes()
+        if key not in self._groups:
+            part, cells = self._part(axis), self._cells(axis, images)
+            inside = np.flatnonzero(_contains(cells, part))
+            order = inside[np.argsort(cells[inside], kind="stable")]
+            found, starts = np.unique(cells[order], return_index=True)
+            sizes = np.diff(starts, append=order.size)
+            self._groups[key] = _Group(_compact(order), starts, found - part.start, sizes)
+        return self._groups[key]
 
 
 class _Group(NamedTuple):
-    """Which of some images to take, in the order of their cells, where each cell begins among them, and the cells."""
+    """Which of some images to take, in the order of their cells; where each cell begins, which it is, and its size."""
 
-    order: Indices
+    order: Places
     starts: Indices
     cells: Indices
+    sizes: Indices
 
-    @property
-    def sizes(self) -> Indices:
-        """Images of each cell."""
-        return np.diff(self.starts, append=self.order.size)
+
+class Totals(NamedTuple):
+    """What some pairs add to `Sums`: the cells, sums and numbers as there, and the largest gaps."""
+
+    cells: tuple[Any, Any]
+    both: list[NDArray[Any]]
+    alone: NDArray[np.float64] | None
+    gap: NDArray[np.float32]
 
 
 def cut(planes: NDArray[np.float32], window: Window, tile: Tile) -> NDArray[np.float32]:
@@ -277,6 +347,21 @@ def places_of(order: Indices) -> Indices:
     places = np.empty_like(order)
     places[order] = np.arange(order.size)
     return places
+
+
+def _compact(places: Indices) -> Places:
+    """Return consecutive places as a slice, which numpy takes much faster."""
+    if places.size and np.all(np.diff(places) == 1):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
+
+
+def _cross(rows: Indices, columns: Indices) -> tuple[Any, Any]:
+    """Return what indexes all cells of some rows and columns."""
+    down, across = _compact(rows), _compact(columns)
+    if isinstance(down, slice) or isinstance(across, slice):
+        return down, across
+    return rows[:, None], columns
 
 
 def _contains(cells: Indices, part: range) -> NDArray[np.bool_]:

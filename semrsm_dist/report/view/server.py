@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from semrsm_dist.errors import ConfigError, SemrsmError, StorageError, first_line
+from semrsm_dist.errors import ConfigError, SemrsmError, first_line
+from semrsm_dist.report.view.listening import LOOPBACK, Listener
 from semrsm_dist.report.view.live import ORDERS, Answer, LiveRun
 from semrsm_dist.report.view.pyramid import Tile
-
-LOOPBACK = "127.0.0.1"
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -34,11 +32,6 @@ KEEP = "private, max-age=3600"
 
 Result = TypeVar("Result")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def make_token() -> str:
-    """Return a secret part of the address, which nobody can guess."""
-    return secrets.token_urlsafe(24)
 
 
 def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application:
@@ -178,42 +171,7 @@ def _respond(answer: Answer, content_type: str = "application/octet-stream") -> 
     return web.Response(body=content, content_type=content_type, headers=headers)
 
 
-def serve(live: LiveRun, host: str, port: int, announce: Callable[[str], None]) -> None:
-    """Serve a run until it is interrupted; `announce` is called with the address once it answers.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such port.
-    StorageError
-        If the port is taken, or the host has no such address.
-    """
-    if not 0 <= port < 2**16:
-        raise ConfigError(f"--port: {port}: expected a number from 0 to {2**16 - 1}")
-    token = make_token()
-    try:
-        listener = socket.create_server((host, port), family=_family(host))
-    except OSError as error:
-        raise StorageError(
-            f"{host}:{port}: cannot be listened at ({error.strerror or error}); choose another --port, or leave it out "
-            "for any that is free"
-        ) from error
-
-    async def started(app: web.Application) -> None:
-        announce(f"http://{_shown(host)}:{listener.getsockname()[1]}/{token}/")
-
-    app = make_app(live, token, host)
-    app.on_startup.append(started)
-    with listener:
-        web.run_app(app, sock=listener, print=None, access_log=None, handle_signals=False)
-
-
-def _shown(host: str) -> str:
-    """Return a host as it stands in an address; this machine's name for one that stands for all its addresses."""
-    if host in ("", "0.0.0.0", "::"):
-        return socket.getfqdn()
-    return f"[{host}]" if ":" in host else host
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+def serve(live: LiveRun, listener: Listener) -> None:
+    """Serve a run until it is interrupted."""
+    app = make_app(live, listener.token, listener.host)
+    web.run_app(app, sock=listener.socket, print=None, access_log=None, handle_signals=False)

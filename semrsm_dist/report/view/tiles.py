@@ -19,9 +19,6 @@ VERSION = 1
 OVERVIEW = 2048
 """Cells along an edge, at most, of the levels that are made together: they take one pass over the store."""
 
-AT_ONCE = 16
-"""Chunks that a request waits for: about a third of a second."""
-
 
 def shape_of(run: Run, layer: str) -> Shape:
     """Return the sizes of the pyramid of a layer."""
@@ -134,6 +131,7 @@ class CachedTiles:
         filling = self._fill(window, tile)
         if filling is None:
             return self.read(tile)
+        self._filler.wait_for(filling)
         if filling.error is not None:
             raise filling.error
         planes, share = filling.look(tile)
@@ -145,11 +143,10 @@ class CachedTiles:
         filling = self._filler.want(name)
         if filling is not None or self._cache.read(self._name(tile)) is not None:
             return filling
-        filling = self._maps.fill(window, lambda tile, content: self._cache.write(self._name(tile), content))
-        if filling.total > AT_ONCE:
-            return self._filler.start(name, filling)
-        filling.fill()
-        return filling
+        return self._filler.start(
+            name,
+            self._maps.fill(window, lambda tile, content: self._cache.write(self._name(tile), content)),
+        )
 
     def _name(self, tile: Tile) -> str:
         return f"{self._folder}/{tile.level}-{tile.row}-{tile.column}"

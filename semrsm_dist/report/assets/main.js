@@ -9,6 +9,8 @@ import { Queries } from "./queries.js";
 import { ServerSource, SiteSource } from "./site.js";
 import { EmbeddedSource } from "./source.js";
 
+const LARGE = 2000; // images of which a server ranks queries when somebody looks at them, and not before
+
 const byId = (id) => document.getElementById(id);
 
 /** Return a promise that an element is on the screen, or nearly. */
@@ -49,9 +51,10 @@ async function start() {
   select.append(...source.layers.map((name) => el("option", { value: name, textContent: name })));
   select.closest("label").hidden = false;
   select.value = data.first;
-  const seen = data.served ? whenSeen(byId("retrieval")) : null;
+  const isLarge = data.served && Object.values(data.images).some((side) => side.count > LARGE);
+  const seen = isLarge ? whenSeen(byId("retrieval")) : null;
   const showQueries = async (layer) => {
-    if (data.served) await Promise.race([maps.complete, seen]); // ranking takes all that a server has, maybe for minutes
+    await seen; // ranking takes all that a server has, maybe for minutes
     if (select.value === layer) await queries.show(layer);
   };
   const show = async () => {

@@ -20,16 +20,13 @@ export class Maps {
     this.pair = null;
   }
 
-  /** Show the maps of a layer; `complete` is a promise that all that is shown first is of all pairs. */
   async show(layer) {
     this.layer = layer;
     this.found = null;
-    this.complete = new Promise((resolve) => (this.completed = resolve));
     const orders = this.source.orders(layer);
     this.root.replaceChildren();
     if (!orders) {
       this.root.append(el("p", { className: "muted", textContent: "This run keeps neighbours of each image and no matrices, so there are no maps." }));
-      this.completed();
       return;
     }
     if (!orders.includes(this.order)) this.order = this.source.firstOrder(layer);
@@ -173,7 +170,6 @@ export class Maps {
     const shares = visible.map((place) => pyramid.peek(level, ...place)?.share ?? 0);
     const share = shares.reduce((total, one) => total + one, 0) / shares.length;
     this.#tell(pyramid.problem || (share < 1 && this.coloured ? `The maps are being read: what is shown is of ${percentage(share)} of the pairs so far.` : ""));
-    if (share === 1) this.completed();
     if (!this.coloured) return;
     for (const map of maps) {
       map.cross = this.cell && this.#extent(this.cell);

@@ -29,7 +29,7 @@ export function missing(array) {
   return { uint32: 2 ** 32 - 1, uint16: 2 ** 16 - 1, uint8: 2 ** 8 - 1 }[array.dtype];
 }
 
-const NOT_HERE = "The matched patches of this pair are not in this page: it holds those of the best hits of the queries that gain and lose most, and of the pairs with the largest difference.";
+const NOT_HERE = "The matched patches of this pair are not in this page: it holds those of the best hits of the queries that gain and lose most, and of the pairs with the largest difference. The command semrsm view shows those of any pair.";
 
 export class EmbeddedSource {
   constructor(data) {

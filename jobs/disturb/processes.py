@@ -12,7 +12,7 @@ import psutil
 
 from disturb.scene import Fault, Scene, title_of
 
-ACTOR = "ray::_Holder"
+ACTOR = "ray::Holder"
 """How the titles of Ray's processes that extract features begin."""
 
 

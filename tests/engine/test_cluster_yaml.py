@@ -19,7 +19,8 @@ from semrsm_dist.config.schema import MatchingConfig
 from semrsm_dist.engine import Resources
 from semrsm_dist.engine.engines.ray import GROWTH, RayEngine
 from semrsm_dist.engine.engines.ray import pools as ray_pools
-from semrsm_dist.engine.engines.ray.pools import TaskPool, ray_request
+from semrsm_dist.engine.engines.ray.pools import TaskPool
+from semrsm_dist.engine.engines.ray.requests import ray_request
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
@@ -79,7 +80,7 @@ def head_alone(config, monkeypatch):
     head = config["available_node_types"][config["head_node_type"]]["resources"]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(head)}])
-    monkeypatch.setattr(ray_pools, "_pack", lambda thing, resources: None)
+    monkeypatch.setattr(ray_pools, "pack", lambda thing, resources: None)
     return RayEngine()
 
 

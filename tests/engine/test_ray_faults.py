@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from semrsm_dist.cli.interrupts import stopping_in_order
 from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks, schedule
 from semrsm_dist.engine.engines import ray as ray_engine
-from semrsm_dist.engine.engines.ray import pools as ray_pools
+from semrsm_dist.engine.engines.ray import watch
 from semrsm_dist.errors import ConfigError, StorageError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -228,7 +228,7 @@ def test_a_lost_node_loses_no_unit(cluster, engine, start, tmp_path):
 
 
 def test_capacity_follows_the_cluster(cluster, engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_pools, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "FIT_SECONDS", 0.0)
     pool = engine.start_tasks(Fatal(tmp_path, set()), Resources())
     assert (engine.slots, pool.capacity()) == (2, 4)
     node = cluster.add_node(num_cpus=3, **LEAN)
@@ -287,7 +287,7 @@ def test_a_worker_with_a_gpu_runs_on_a_node_without_cpu_slots(cluster, engine):
 def test_a_request_that_fits_nowhere_yet_is_named(cluster, start, tmp_path, monkeypatch, caplog):
     node = cluster.add_node(num_cpus=0, resources={"semrsm_max_cpus": 64}, **LEAN)
     cluster.wait_for_nodes()
-    monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.6)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.6)
     stop = threading.Event()
     caplog.set_level(logging.WARNING)
 
@@ -304,7 +304,7 @@ def test_a_request_that_fits_nowhere_yet_is_named(cluster, start, tmp_path, monk
 
 @pytest.mark.parametrize(("begins", "said"), [(False, "no worker has started"), (True, "no result for")])
 def test_silence_is_said_where_there_is_room(engine, tmp_path, monkeypatch, caplog, begins, said):
-    monkeypatch.setattr(ray_pools, "STALL_SECONDS", 0.3 if begins else 0.0)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.3 if begins else 0.0)
     caplog.set_level(logging.WARNING)
     stop = threading.Event()
     holder = engine.start_actors(lambda: Receipt, 2, Resources())  # which leaves no room for others

@@ -23,7 +23,8 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool, format_resources, ray_request
+from semrsm_dist.engine.engines.ray.pools import ActorPool, TaskPool
+from semrsm_dist.engine.engines.ray.requests import format_resources, ray_request
 from semrsm_dist.engine.protocol import Engine, Resources, Worker
 from semrsm_dist.errors import ConfigError, WorkError, first_line, reason_of
 from semrsm_dist.machine import available_cpus

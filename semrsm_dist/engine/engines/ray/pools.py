@@ -8,184 +8,29 @@ are small, travel inline and survive the loss of the node that made them.
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
-from semrsm_dist.engine.engines.ray.metrics import metered
-from semrsm_dist.engine.engines.ray.reporting import (
-    Item,
-    SignOfLife,
-    in_work_thread,
-    place,
-    report,
-    sign_of_life,
+from semrsm_dist.engine.engines.ray.calls import (
+    one_line,
+    raise_cause_of_many,
+    read_news,
+    report_seconds,
+    wait_for_news,
 )
-from semrsm_dist.engine.logs import log_as_chosen
-from semrsm_dist.engine.protocol import (
-    Begun,
-    Crash,
-    Event,
-    Finished,
-    Progress,
-    Receipt,
-    Resources,
-    Task,
-    Worker,
-    run_worker,
-)
-from semrsm_dist.errors import SemrsmError, WorkError, first_line
-from semrsm_dist.machine import limit_threads
+from semrsm_dist.engine.engines.ray.hosting import new_actor, pack, run_task
+from semrsm_dist.engine.engines.ray.requests import ray_options
+from semrsm_dist.engine.engines.ray.watch import Fitting, Watch
+from semrsm_dist.engine.protocol import Event, Finished, Progress, Resources, Task, Worker
+from semrsm_dist.errors import WorkError
 
-log = logging.getLogger(__name__)
-
-STALL_SECONDS = 60.0  # of silence before the first warning; each further one waits twice as long
-MESSAGE_SECONDS = 0.005  # of the driver's time, for each message of a worker
-FIT_SECONDS = 2.0  # maximum age of the driver's view of the cluster's size
-START_ATTEMPTS = 3  # per actor, before the pool gives up
-CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")  # variables of the driver that workers on other nodes get as well
-
-Fitting = Callable[[Resources], int]
-
-
-@dataclass(frozen=True)
-class _Payload:
-    """What a worker process needs: shipped once per pool, unpacked once per process."""
-
-    token: str
-    work: str
-    pickled: bytes
-    cpus: float
-    environment: dict[str, str]
-
-
-def _pack(thing: object, resources: Resources) -> ray.ObjectRef[_Payload]:
-    # Pickled apart from the payload, so that the variables are set before any module is imported for it.
-    environment = {name: text for name, text in os.environ.items() if name.startswith(CARRIED_VARIABLES)}
-    pickled: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
-    return ray.put(
-        _Payload(uuid.uuid4().hex, type(thing).__name__.strip("_"), pickled, resources.cpus, environment)
-    )
-
-
-def _unpack(payload: _Payload) -> Any:
-    os.environ.update(payload.environment)
-    log_as_chosen()
-    thing = cloudpickle.loads(payload.pickled)
-    limit_threads(payload.cpus)  # after the imports: libraries not yet loaded cannot be limited
-    return thing
-
-
-_unpacked: dict[str, Worker] = {}  # in a worker process: the worker of the pool it served last
-
-
-def _serve(payload: _Payload, units: tuple[Hashable, ...]) -> Iterator[Receipt | Crash]:
-    if payload.token not in _unpacked:
-        _unpacked.clear()
-        _unpacked[payload.token] = _unpack(payload)
-    yield from metered(run_worker(_unpacked[payload.token], units, place()), payload.work)
-
-
-@ray.remote(num_returns="streaming", max_retries=0)
-def _run_task(payload: _Payload, units: tuple[Hashable, ...], every: float) -> Iterator[Item]:
-    if payload.token not in _unpacked:
-        yield sign_of_life(0.0)  # unpacking imports libraries, which can take long
-    yield from report(lambda: _serve(payload, units), every)
-
-
-class _Holder:
-    """The actor: holds one worker."""
-
-    def start(self, payload: _Payload) -> None:
-        """Call the factory: here and not in ``__init__``, so that Ray knows what it raised from a lost actor."""
-
-        def make() -> Worker:
-            worker: Worker = _unpack(payload)()
-            self._work = payload.work
-            limit_threads(payload.cpus)  # again: the factory may have loaded libraries
-            return worker
-
-        self._worker = in_work_thread(make).result()
-
-    def run(self, units: tuple[Hashable, ...], every: float) -> Iterator[Item]:
-        yield from report(lambda: metered(run_worker(self._worker, units, place()), self._work), every)
-
-
-_new_actor: Any = ray.remote(_Holder)
-
-
-class _Watch:
-    """Warns when nothing comes back: no node has room, no worker starts, or those that work take long."""
-
-    def __init__(self, resources: Resources, fitting: Fitting) -> None:
-        self._resources = resources
-        self._fitting = fitting
-        self._has_begun = False
-        self._quiet_since = time.monotonic()
-        self._warnings = 0
-        self._fit = 0
-        self._fit_until = 0.0
-
-    def fit(self) -> int:
-        """Return how many workers the cluster could hold, as of a moment ago."""
-        if time.monotonic() > self._fit_until:
-            self._fit = self._fitting(self._resources)
-            self._fit_until = time.monotonic() + FIT_SECONDS
-        return self._fit
-
-    def rest(self) -> None:
-        """Note that nothing is to be expected, or that something has come back."""
-        self._quiet_since = time.monotonic()
-        self._warnings = 0
-
-    def begin(self) -> None:
-        """Note that a worker works."""
-        self._has_begun = True
-        self.rest()
-
-    def check(self, *, starved: bool = False) -> None:
-        """Warn if it has been quiet for long; `starved` if no worker is ready."""
-        quiet = time.monotonic() - self._quiet_since
-        if quiet < STALL_SECONDS * 2**self._warnings:
-            return
-        self._warnings += 1
-        fit = self.fit()
-        if fit > 0 and self._has_begun and not starved:
-            log.warning(
-                "no result for %.0f s, although workers have started: a unit of work takes that long, or a worker "
-                "hangs; if it does, interrupt the run and start it again: what is finished is kept",
-                quiet,
-            )
-            return
-        have = format_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        free = format_resources(ray.available_resources())  # type: ignore[no-untyped-call]
-        if fit > 0:
-            log.warning(
-                "no worker has started for %.0f s, although the cluster has %s, of which %s are free, and a worker "
-                "needs %s. Other work may hold the rest, or Ray cannot start processes: see the logs in its session "
-                "folder (/tmp/ray/session_latest/logs)",
-                quiet,
-                have,
-                free,
-                self._resources,
-            )
-            return
-        log.warning(
-            "still waiting for room for a worker of %s: the cluster has %s, of which %s are free. Add nodes, ask for "
-            "less, or wait if the cluster is growing",
-            self._resources,
-            have,
-            free,
-        )
+START_ATTEMPTS = 3
+"""Starts of an actor, before the pool gives up."""
 
 
 class TaskPool:
@@ -201,10 +46,10 @@ class TaskPool:
     ) -> None:
         self._workers = workers
         self._growing = growing  # workers that the cluster may hold when it has grown; 0 if it cannot grow
-        self._payload = _pack(worker, resources)
-        self._function = _run_task.options(**_options(resources))
+        self._payload = pack(worker, resources)
+        self._function = run_task.options(**ray_options(resources))
         self._calls: dict[ray.ObjectRefGenerator, Task] = {}
-        self._watch = _Watch(resources, fitting)
+        self._watch = Watch(resources, fitting)
         self._failed_loads = 0  # in a row
 
     def capacity(self) -> int:
@@ -220,7 +65,7 @@ class TaskPool:
 
     def submit(self, task: Task) -> None:
         """Hand the task to Ray."""
-        self._calls[self._function.remote(self._payload, task.units, _report_seconds(self._watch.fit()))] = (
+        self._calls[self._function.remote(self._payload, task.units, report_seconds(self._watch.fit()))] = (
             task
         )
 
@@ -228,11 +73,11 @@ class TaskPool:
         """Return the receipts that have arrived and the tasks that ended."""
         events: list[Event] = []
         has_news = False
-        for call in _ready(list(self._calls), timeout):
+        for call in wait_for_news(list(self._calls), timeout):
             has_news = True
             self._watch.begin()
             try:
-                news = _read(call, self._calls[call])
+                news = read_news(call, self._calls[call])
             except RayTaskError as error:
                 self._load_elsewhere(call, error)
                 continue
@@ -250,7 +95,7 @@ class TaskPool:
     def _load_elsewhere(self, call: ray.ObjectRefGenerator, error: RayTaskError) -> None:
         """Hand out a task again whose process could not load the worker: that counts no attempt. Or raise the cause."""
         self._failed_loads += 1
-        _raise_cause_of_many(error, self._failed_loads, START_ATTEMPTS * max(1, self._watch.fit()))
+        raise_cause_of_many(error, self._failed_loads, START_ATTEMPTS * max(1, self._watch.fit()))
         self.submit(self._calls.pop(call))
 
     def give_up(self, task: Task) -> str:
@@ -290,9 +135,9 @@ class ActorPool:
     def __init__(
         self, factory: Callable[[], Worker], count: int, resources: Resources, fitting: Fitting
     ) -> None:
-        self._payload = _pack(factory, resources)
-        self._options = {**_options(resources), "max_restarts": 0, "max_task_retries": 0}
-        self._watch = _Watch(resources, fitting)
+        self._payload = pack(factory, resources)
+        self._options = {**ray_options(resources), "max_restarts": 0, "max_task_retries": 0}
+        self._watch = Watch(resources, fitting)
         self._waiting: deque[Task] = deque()
         self._failed_starts = 0  # in a row
         self._members = [_Member() for _ in range(count)]
@@ -314,7 +159,7 @@ class ActorPool:
         by_call = {member.calls[0][0]: member for member in self._members if member.calls}
         by_start = {member.starting: member for member in self._members if member.starting is not None}
         events: list[Event] = []
-        for ready in _ready([*by_call, *by_start], timeout):
+        for ready in wait_for_news([*by_call, *by_start], timeout):
             if ready in by_start:
                 self._finish_start(by_start[ready], ready)
             else:
@@ -344,7 +189,7 @@ class ActorPool:
     def _start(self, member: _Member) -> None:
         if member.actor is not None:
             ray.kill(member.actor)  # it may only have been out of reach, and would keep its GPU
-        member.actor = _new_actor.options(**self._options).remote()
+        member.actor = new_actor.options(**self._options).remote()
         member.starting = member.actor.start.remote(self._payload)
 
     def _finish_start(self, member: _Member, ref: ray.ObjectRef[None]) -> None:
@@ -352,13 +197,13 @@ class ActorPool:
             ray.get(ref)
         except RayTaskError as error:
             self._failed_starts += 1
-            _raise_cause_of_many(error, self._failed_starts, len(self._members))
+            raise_cause_of_many(error, self._failed_starts, len(self._members))
             self._start(member)
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts > START_ATTEMPTS * len(self._members):
                 raise WorkError(
-                    f"the workers die before they are ready: {_one_line(error)}. Nothing can be computed; look "
+                    f"the workers die before they are ready: {one_line(error)}. Nothing can be computed; look "
                     "at the memory of the nodes and at Ray's logs"
                 ) from error
             self._start(member)
@@ -370,7 +215,7 @@ class ActorPool:
     def _advance(self, member: _Member) -> list[Event]:
         call, task = member.calls[0]
         self._watch.begin()
-        events = _read(call, task)
+        events = read_news(call, task)
         last = events[-1] if events else None
         if isinstance(last, Finished):
             member.calls.popleft()
@@ -392,100 +237,6 @@ class ActorPool:
             member = min(ready, key=lambda m: len(m.calls))
             task = self._waiting.popleft()
             call = member.actor.run.options(num_returns="streaming").remote(
-                task.units, _report_seconds(len(self._members))
+                task.units, report_seconds(len(self._members))
             )
             member.calls.append((call, task))
-
-
-def ray_request(resources: Resources) -> dict[str, float]:
-    """Return the resources to request from Ray, by Ray's names.
-
-    A worker with a GPU requests no CPU slot: it has the node's CPUs with the GPU, and a cluster can then have GPU
-    nodes without CPU slots, which no other work keeps alive.
-    """
-    return {
-        "CPU": 0 if resources.gpus else resources.cpus,
-        "GPU": resources.gpus,
-        "memory": resources.memory or 0,
-    }
-
-
-def format_resources(amounts: Mapping[str, float]) -> str:
-    """Return Ray's resources in words."""
-    return str(Resources(amounts.get("CPU", 0), amounts.get("GPU", 0), int(amounts.get("memory", 0))))
-
-
-def _options(resources: Resources) -> dict[str, Any]:
-    wanted = ray_request(resources)
-    options: dict[str, Any] = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"]}
-    if wanted["memory"]:
-        options["memory"] = wanted["memory"]
-    return options
-
-
-def _ready(waitables: list[Any], timeout: float) -> list[Any]:
-    """Return all that have news, waiting up to `timeout` seconds for the first of them."""
-    if not waitables:
-        time.sleep(timeout)
-        return []
-    if not ray.wait(waitables, timeout=timeout, fetch_local=False)[0]:
-        return []
-    ready, _ = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)
-    return list(ready)
-
-
-def _read(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
-    """Return what a call with news has to say; its end is always the last event.
-
-    Raises
-    ------
-    RayTaskError
-        If the worker could not be loaded.
-    """
-    events: list[Event] = []
-    while True:
-        try:
-            item = ray.get(next(call))
-        except StopIteration:
-            return [*events, Finished(task)]
-        except RayTaskError:  # not the worker, which run_worker guards: it could not even be loaded
-            raise
-        except RayError as error:
-            return [*events, Finished(task, error=_one_line(error), system=True)]
-        if isinstance(item, Crash):
-            return [*events, Finished(task, error=item.error)]
-        if isinstance(item, SignOfLife):
-            events.append(Begun(task, item.place, item.seconds, item.stack))
-        else:
-            events.append(Progress(task, item))
-        if not call.next_ready():
-            return events
-
-
-def _report_seconds(workers: int) -> float:
-    """Return how often each of so many workers may report, so that one driver can follow."""
-    return MESSAGE_SECONDS * workers
-
-
-def _raise_cause_of_many(error: RayTaskError, failed: int, most: int) -> None:
-    """Raise what a worker met before it could work, if that is meant for users or happened too often in a row.
-
-    One node may lack what others have.
-    """
-    if isinstance(error.cause, SemrsmError) or failed > most:
-        _raise_cause(error)
-    log.warning("a worker could not be loaded, and is tried elsewhere: %s", first_line(error.cause or error))
-
-
-def _raise_cause(error: RayTaskError) -> NoReturn:
-    """Raise in the driver what a worker met before it could work, in its own type."""
-    cause = error.cause
-    if isinstance(cause, SemrsmError):
-        raise cause from None
-    if isinstance(cause, Exception):
-        raise cause from error
-    raise error
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

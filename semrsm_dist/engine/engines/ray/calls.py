@@ -1,0 +1,88 @@
+"""What comes back from a call of a worker: news in the engine's terms, or the cause of a worker that cannot begin."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from semrsm_dist.engine.engines.ray.reporting import SignOfLife
+from semrsm_dist.engine.protocol import Begun, Crash, Event, Finished, Progress, Task
+from semrsm_dist.errors import SemrsmError, first_line
+
+MESSAGE_SECONDS = 0.005
+"""The driver's time for each message of a worker."""
+
+log = logging.getLogger(__name__)
+
+
+def wait_for_news(waitables: list[Any], timeout: float) -> list[Any]:
+    """Return all that have news, waiting up to `timeout` seconds for the first of them."""
+    if not waitables:
+        time.sleep(timeout)
+        return []
+    if not ray.wait(waitables, timeout=timeout, fetch_local=False)[0]:
+        return []
+    ready, _ = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)
+    return list(ready)
+
+
+def read_news(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
+    """Return what a call with news has to say; its end is always the last event.
+
+    Raises
+    ------
+    RayTaskError
+        If the worker could not be loaded.
+    """
+    events: list[Event] = []
+    while True:
+        try:
+            item = ray.get(next(call))
+        except StopIteration:
+            return [*events, Finished(task)]
+        except RayTaskError:  # not the worker, which run_worker guards: it could not even be loaded
+            raise
+        except RayError as error:
+            return [*events, Finished(task, error=one_line(error), system=True)]
+        if isinstance(item, Crash):
+            return [*events, Finished(task, error=item.error)]
+        if isinstance(item, SignOfLife):
+            events.append(Begun(task, item.place, item.seconds, item.stack))
+        else:
+            events.append(Progress(task, item))
+        if not call.next_ready():
+            return events
+
+
+def report_seconds(workers: int) -> float:
+    """Return how often each of so many workers may report, so that one driver can follow."""
+    return MESSAGE_SECONDS * workers
+
+
+def raise_cause_of_many(error: RayTaskError, failed: int, most: int) -> None:
+    """Raise what a worker met before it could work, if that is meant for users or happened too often in a row.
+
+    One node may lack what others have.
+    """
+    if isinstance(error.cause, SemrsmError) or failed > most:
+        _raise_cause(error)
+    log.warning("a worker could not be loaded, and is tried elsewhere: %s", first_line(error.cause or error))
+
+
+def _raise_cause(error: RayTaskError) -> NoReturn:
+    """Raise in the driver what a worker met before it could work, in its own type."""
+    cause = error.cause
+    if isinstance(cause, SemrsmError):
+        raise cause from None
+    if isinstance(cause, Exception):
+        raise cause from error
+    raise error
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's type and text in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -316,11 +316,11 @@ def _translate(error: Exception, path: ObjectPath) -> OSError:
     """Return an error of a file system, without what obstore quotes of requests: that can hold keys and signatures."""
     text = str(error)
     status = re.search(r"status code: (\d{3})([A-Za-z ]*)", text)
-    if "<Code>NoSuchBucket</Code>" in text:
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
         return OSError(errno.EIO, f"there is no bucket {path.root!r}")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "no such object", str(path))
-    code = re.search(r"<Code>(\w+)</Code>", text)
     reason = f"{status[1]}{status[2].rstrip()}{f', {code[1]}' if code else ''}" if status else ""
     if isinstance(error, PermissionError) or (status and status[1] in ("401", "403")):
         return PermissionError(

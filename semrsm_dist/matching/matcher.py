@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError
 
 from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
 from semrsm_dist.fields import Section, explain_problem
+from semrsm_dist.matching import consistency
 from semrsm_dist.matching.bounds import inner_product
 from semrsm_dist.matching.panel import (
     Panel,
@@ -37,9 +38,6 @@ FLOAT32_TOLERANCE = 1e-6
 
 UNMATCHED = -1
 """The partner of a token that has none, because the other image has fewer tokens."""
-
-_ROUNDING = 1e-6  # of the norms: what results may contradict each other by, so that float32 arithmetic may
-_SAMPLE = 4  # pairs of a tile whose identity is computed again
 
 
 @dataclass(frozen=True)
@@ -231,11 +229,11 @@ class Matcher(Section, ABC):
             raise self._wrong(
                 f"the permutation {partners!r}, which does not give each of {fewest} tokens a partner of its own"
             )
-        value = _inner(z_i[matched], z_j[partners[matched]])
+        value = consistency.inner_product(z_i[matched], z_j[partners[matched]])
         norms = math.sqrt(rows.squared_norms[0]) * math.sqrt(columns.squared_norms[0])
-        if not abs(match.value - value) <= _ROUNDING * norms:
+        if not abs(match.value - value) <= consistency.ROUNDING * norms:
             raise self._wrong(f"the value {match.value!r} with a permutation of value {value!r}")
-        identity = _inner(z_i, z_j) if len(z_i) == len(z_j) else math.nan
+        identity = consistency.inner_product(z_i, z_j) if len(z_i) == len(z_j) else math.nan
         found, bound, own = (np.full((1, 1), n) for n in (match.value, match.upper_bound, identity))
         self.check_tile(TileResult(found, bound, own), rows, columns)
 
@@ -261,36 +259,14 @@ class Matcher(Section, ABC):
             seconds = getattr(tile, name, None)
             if not _is_number(seconds, 0):
                 raise self._wrong(f"{seconds!r} as {name!r} of a tile, not a number of seconds")
-        norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
-        bound, most = tile.upper_bound + _ROUNDING * norms, (1.0 + _ROUNDING) * norms
-        missing = rows.token_counts[:, None] != columns.token_counts
-        identity = np.where(missing, tile.matched, tile.identity) if missing.any() else tile.identity
         tolerance = getattr(self, "tolerance", None) if self.certified else None
-        loose, limit = (
-            ("norms", most) if tolerance is None else ("tolerance", (tolerance + _ROUNDING) * norms)
-        )
-        if tolerance is not None:
-            limit += tile.matched
-        for what, wrong in (
-            ("an upper bound that is not finite", ~np.isfinite(tile.upper_bound)),
-            ("a value that is not finite, or above the norms", ~(np.abs(tile.matched) <= most)),
-            ("a value above its upper bound", tile.matched > bound),
-            ("a value of the identity although numbers of tokens differ", missing & ~np.isnan(tile.identity)),
-            ("a value of the identity that is not finite, or above the norms", ~(np.abs(identity) <= most)),
-            ("a wrong value of the identity", _wrong_identity(tile.identity, missing, rows, columns)),
-            ("an upper bound below the value of the identity", identity > bound),
-            (f"an upper bound above its {loose}", tile.upper_bound > limit),
-        ):
-            if wrong.any():
-                r, c = np.argwhere(wrong)[0]
-                value, above, own = (float(a[r, c]) for a in (tile.matched, tile.upper_bound, tile.identity))
-                raise self._wrong(
-                    f"{what}, for {np.count_nonzero(wrong)} of {wrong.size} pairs, the first with value {value!r}, "
-                    f"upper bound {above!r}, identity {own!r} and product of the norms {float(norms[r, c])!r}"
-                )
+        fault = consistency.find_fault(tile, rows, columns, tolerance)
+        if fault is not None:
+            raise self._wrong(fault)
 
     def compile(self) -> None:
         """Compile everything that is compiled at first use, so that this can be a stage of its own."""
+        consistency.compile_check()
         for n_tokens in (4, 16):  # affinities that fill whole lanes have another memory layout
             z = np.random.default_rng(0).normal(size=(2, n_tokens, 3)).astype(np.float32)
             for dtype in (np.float32, np.float64):
@@ -390,23 +366,6 @@ def _check(name: str, kind: type[Matcher]) -> Iterator[str]:
     for method, cost in zip(("pair_seconds", "workspace_bytes", "panel_bytes"), costs, strict=True):
         if not _is_number(cost, 0) or (method == "pair_seconds" and cost == 0):
             yield f"its {method}, of 196 tokens and 256 channels, is {cost!r}, not a positive number"
-
-
-def _inner(z_i: NDArray[Any], z_j: NDArray[Any]) -> float:
-    """Return the inner product of two representations (S, C) in float64, by other code than the matchers use."""
-    return float(np.einsum("sc,sc->", z_i.astype(np.float64), z_j.astype(np.float64)))
-
-
-def _wrong_identity(
-    identity: NDArray[np.float64], missing: NDArray[np.bool_], rows: Panel, columns: Panel
-) -> NDArray[np.bool_]:
-    """Return where the identity's value is wrong, of a few pairs: computing all would cost as much as a product."""
-    wrong, equal = np.zeros(identity.shape, np.bool_), np.flatnonzero(~missing)
-    for place in equal[np.linspace(0, equal.size - 1, min(_SAMPLE, equal.size)).astype(np.intp)]:
-        r, c = divmod(int(place), columns.n_images)
-        norms = math.sqrt(rows.squared_norms[r]) * math.sqrt(columns.squared_norms[c])
-        wrong[r, c] = not abs(identity[r, c] - _inner(rows.raw[r], columns.raw[c])) <= _ROUNDING * norms
-    return wrong
 
 
 def _is_number(value: Any, least: int) -> bool:

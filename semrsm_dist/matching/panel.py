@@ -18,6 +18,7 @@ from semrsm_dist.matching.compiled.lanes import LANES
 from semrsm_dist.matching.compiled.product import inverse_factors, pack, padded
 
 _ALIGNMENT = 64
+_AT_ONCE_BYTES = 2**18  # of images in float64 that are prepared together: they stay in the cache
 _LEAST_SQUARED_NORM = 1e-270  # far enough above underflow for the squares of an image's tokens, too
 
 
@@ -156,13 +157,17 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     squared_norms = np.empty(n_images)
     means = np.empty((n_images, n_channels))
     token_norms = np.zeros((n_images, n_tokens))
-    for t, count in enumerate(counts):
-        image = raw[t, :count].astype(np.float64)
-        squared_norms[t] = checked_squared_norm(image, f"image {t}")
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            means[t] = image.mean(axis=0)
-            image -= means[t]
-            token_norms[t, :count] = np.sort(np.sqrt(np.einsum("sc,sc->s", image, image)))[::-1]
+    at_once = max(1, _AT_ONCE_BYTES // (8 * n_tokens * n_channels))
+    for count in np.unique(counts):
+        alike = np.flatnonzero(counts == count)
+        for some in np.split(alike, range(at_once, alike.size, at_once)):
+            images = raw[some, :count].astype(np.float64)
+            squared_norms[some] = _checked_squared_norms(images, some)
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                means[some] = images.mean(axis=1)
+                images -= means[some, None]
+                norms = np.sqrt(np.einsum("tsc,tsc->ts", images, images))
+            token_norms[some, :count] = np.sort(norms, axis=1)[:, ::-1]
     return Panel(*map(read_only, (raw, counts, squared_norms, means, token_norms)))
 
 
@@ -179,10 +184,24 @@ def prepare_packed_panel(z: ArrayLike, token_counts: ArrayLike | None = None) ->
     scales = np.empty(panel.n_images)
     norms = np.empty((4, panel.n_images))
     lengths = np.empty((panel.n_images, panel.n_tokens))
-    for t, count in enumerate(panel.token_counts):
-        raw, mean = read_only(panel.raw[t]), panel.means[t]
-        scales[t], *norms[:, t] = _pack_image(raw, mean, count, packed[t], lengths[t])
+    _pack_images(panel.raw, panel.means, panel.token_counts, packed, scales, norms, lengths)
     return panel.extended(PackedPanel, *map(read_only, (packed, scales, *norms, lengths)))
+
+
+@compiled
+def _pack_images(
+    z: NDArray[np.floating[Any]],
+    means: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    packed: NDArray[np.float32],
+    scales: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+) -> None:
+    """Write the packed tokens of images (T, S, C), their scales, norms (4, T) and lengths (T, S)."""
+    for t in range(len(z)):
+        found = _pack_image(z[t], means[t], counts[t], packed[t], lengths[t])
+        scales[t], norms[0, t], norms[1, t], norms[2, t], norms[3, t] = found
 
 
 @compiled
@@ -374,6 +393,15 @@ def naming(name: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _checked_squared_norms(images: NDArray[np.float64], names: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the squared norms of images (T, S, C), or raise InputError about the first that float64 cannot hold."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squared_norms = np.einsum("tsc,tsc->t", images, images)
+    for t in np.flatnonzero(~((squared_norms >= _LEAST_SQUARED_NORM) & (squared_norms < np.inf))):
+        squared_norms[t] = checked_squared_norm(images[t], f"image {names[t]}")
+    return np.asarray(squared_norms)
 
 
 def checked_squared_norm(image: NDArray[np.float64], name: str) -> float:

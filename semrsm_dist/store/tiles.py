@@ -36,6 +36,9 @@ KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 GAP_BITS = 4
 """Bits of a gap's mantissa in float32: it is overstated by at most one part in 16."""
 
+ROWS_AT_ONCE = 32
+"""Rows of a tile that are encoded together: their intermediate results stay in the cache."""
+
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-100, 2.0**120
 """Products of two images' norms between which float32 holds inner products to 2**-24 of them."""
 
@@ -228,10 +231,15 @@ def encode(
     if dtype == np.float64:
         return np.stack([matched, identity, upper_bound - matched])
     stored = np.empty((len(QUANTITIES), *matched.shape), np.float32)
-    with np.errstate(over="ignore"):
-        stored[0], stored[1] = matched, identity
-        stored[2] = _round_up(upper_bound - stored[0])
-    if np.isinf(stored).any():
+    is_finite = True
+    for start in range(0, len(matched), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = stored[:, rows]
+        with np.errstate(over="ignore"):
+            part[0], part[1] = matched[rows], identity[rows]
+            part[2] = _round_up(upper_bound[rows] - part[0])
+        is_finite = is_finite and not np.isinf(part).any()
+    if not is_finite:
         raise InputError(
             f"inner products up to {np.nanmax(np.abs([matched, identity, upper_bound])):.1e} are too large for "
             "float32: scale the features down"
@@ -247,5 +255,12 @@ def _round_up(gap: NDArray[np.float64]) -> NDArray[np.float64]:
     unit = np.int64(1 << (52 - GAP_BITS))
     # Positive numbers are in the order of their bits, read as whole numbers. Those for which float32 has fewer bits are
     # taken for the least of the others; those above all numbers become infinity.
-    bits = np.clip(gap, np.finfo(np.float32).tiny, np.finfo(np.float64).max).view(np.int64)
-    return np.where(gap > 0, ((bits + unit) & -unit).view(np.float64), np.maximum(gap, 0.0))
+    rounded = np.maximum(gap, np.finfo(np.float32).tiny)
+    np.minimum(rounded, np.finfo(np.float64).max, out=rounded)
+    bits = rounded.view(np.int64)
+    bits += unit
+    bits &= -unit
+    others = ~(gap > 0)
+    if others.any():
+        rounded[others] = np.maximum(gap[others], 0.0)
+    return rounded

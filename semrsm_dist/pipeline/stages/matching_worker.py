@@ -116,8 +116,7 @@ class MatchingWorker:
         """Solve the first of the remaining tiles."""
         tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
-        shape = [part.stop - part.start for part in (layout.rows(tile.row), layout.columns(tile.column))]
-        whole = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
+        whole = TileResult(*np.empty((3, 0, 0)))
         seconds = dict.fromkeys(self.SECONDS, 0.0)
         for number, part in enumerate(self._parts(tile)):
             before = time.perf_counter()
@@ -126,7 +125,7 @@ class MatchingWorker:
             result = self.matcher.solve_tile(*panels, triangular=part.rows == part.columns)
             self.matcher.check_tile(result, *panels)
             del panels  # or they would stay while those of the next part are loaded
-            self._place(tile, part, result, whole)
+            whole = self._placed(tile, part, result, whole)
             seconds["load_seconds"] += loaded - before
             seconds["product_seconds"] += result.products
             seconds["match_seconds"] += result.solving
@@ -137,17 +136,23 @@ class MatchingWorker:
         seconds["write_seconds"] = time.perf_counter() - solved
         return Receipt(tile, counts={"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds})
 
-    def _place(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> None:
-        """Copy the result of a part into the tile's, and its mirror image if the tile is on the diagonal."""
+    def _placed(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> TileResult:
+        """Return the tile's result with that of a part, and its mirror image if the tile is on the diagonal."""
         layout = self.layouts[tile.layer]
-        first_row, first_column = layout.rows(tile.row).start, layout.columns(tile.column).start
-        rows = slice(part.rows.start - first_row, part.rows.stop - first_row)
-        columns = slice(part.columns.start - first_column, part.columns.stop - first_column)
+        tile_rows, tile_columns = layout.rows(tile.row), layout.columns(tile.column)
+        shape = (tile_rows.stop - tile_rows.start, tile_columns.stop - tile_columns.start)
+        if result.matched.shape == shape:  # most tiles are solved at once
+            return result
+        if whole.matched.shape != shape:
+            whole = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
+        rows = slice(part.rows.start - tile_rows.start, part.rows.stop - tile_rows.start)
+        columns = slice(part.columns.start - tile_columns.start, part.columns.stop - tile_columns.start)
         for name in ("matched", "upper_bound", "identity"):
             values, block = getattr(whole, name), getattr(result, name)
             values[rows, columns] = block
             if layout.symmetric and tile.row == tile.column and part.rows != part.columns:
                 values[columns, rows] = block.T
+        return whole
 
     def _parts(self, tile: Tile) -> Iterator[Part]:
         """Yield the parts of a tile: bands of as many row panels as fit, each column by column."""

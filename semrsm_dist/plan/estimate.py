@@ -49,10 +49,24 @@ def fit_parts(amounts: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
         (R,) what they cost together.
     """
     table = np.asarray(amounts, dtype=np.float64)
-    scale = np.maximum(np.abs(table).max(axis=0), 1e-300)
+    scale = np.abs(table).max(axis=0)
+    found, known = np.zeros(scale.size), scale > 0  # of what there is none, nothing is known
     # Not nnls: that of scipy before 1.15 can end without a solution, even for three measurements of two amounts.
-    fitted = lsq_linear(table / scale, np.asarray(costs, dtype=np.float64), bounds=(0, np.inf), method="bvls")
-    return np.asarray(fitted.x / scale)
+    fitted = lsq_linear(
+        table[:, known] / scale[known], np.asarray(costs, np.float64), bounds=(0, np.inf), method="bvls"
+    )
+    found[known] = fitted.x / scale[known]
+    return found
+
+
+def fit_power(pairs: tuple[float, float], counts: tuple[float, float]) -> float:
+    """Return the power of the number of pairs with which a count of them grows, by two measurements.
+
+    Between 1/2, for a count in proportion to the images, and 1, for one in proportion to the pairs.
+    """
+    if min(*pairs, *counts) <= 0 or pairs[0] == pairs[1]:
+        return 1.0
+    return min(1.0, max(0.5, math.log(counts[1] / counts[0]) / math.log(pairs[1] / pairs[0])))
 
 
 @dataclass(frozen=True)

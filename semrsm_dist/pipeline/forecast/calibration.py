@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import OutputConfig, RunConfig
+from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.data.sources.features import FeaturesData
@@ -52,8 +52,8 @@ TRIAL_SECONDS = 1.0
 FIRST_IMAGES = 64
 """Images of the first trial through a model."""
 
-MOST_IMAGES = 1024
-"""Images of a trial on a side."""
+MOST_IMAGES, MOST_SEARCHED = 1024, 2048
+"""Images of a trial on a side; of one that keeps neighbours, the share of pairs that bounds decide must show."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ class Calibration:
     trials
         Trials of features: those of a round follow each other.
     picture
-        Seconds in which the picture of a trial is drawn, with what that loads.
-    neighbours
-        A trial of features that keeps neighbours, if the planned run does: it tells what space they take.
+        Seconds in which the picture of a trial is drawn, with what that loads; 0 for a run without one.
     """
 
     counts: Mapping[Side, int]
@@ -81,7 +79,6 @@ class Calibration:
     through_model: Sequence[Trial]
     trials: Sequence[Trial]
     picture: float
-    neighbours: Trial | None = None
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
@@ -90,7 +87,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
     Parameters
     ----------
     config, matcher
-        The planned run; of one that keeps neighbours, trials compute the matrix.
+        The planned run.
     workers
         Number of workers of a trial, which contend for caches and memory as those of the run do.
     folder
@@ -101,11 +98,9 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
     InputError, ConfigError, StorageError, WorkError
         As `run`.
     """
-    output = config.output
-    update: dict[str, Any] = {"engine": "local", "address": None, "workers": workers}
-    if output.neighbours is not None:  # more images than a trial has would decide more pairs by bounds
-        update["output"] = OutputConfig()
-    config = config.model_copy(update=update)
+    config = config.model_copy(update={"engine": "local", "address": None, "workers": workers})
+    searched = config.output.neighbours is not None
+    limit = MOST_SEARCHED if searched else MOST_IMAGES
     sides = {"images": config.data} | ({} if config.queries is None else {"queries": config.queries})
     with (
         temporary_folder(folder, ".semrsm-plan-") as (place, scratch),
@@ -113,7 +108,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
     ):
         if isinstance(config.data, FeaturesData):
             counts, sizes = look_at_features(cast("dict[Side, FeaturesData]", sides))
-            most = _wanted(matcher, sizes, workers)
+            most = _wanted(matcher, sizes, workers, limit)
             pool = read_features(cast("dict[Side, FeaturesData]", sides), counts, most)
             through_model: list[Trial] = []
         else:
@@ -122,19 +117,10 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
             counts = {side: len(found) for side, found in entries.items()}
             images = _Images(config, sources, entries, place)
             through_model, pool, sizes = images.measure(matcher)
-        most = _affordable(through_model, matcher, sizes, workers)
+        most = _affordable(through_model, matcher, sizes, workers, limit)
         trials = list(_repeat(config, pool, most, place, scratch))
-        picture = time_picture(place / _name_trial(0, 1) / "run")
-        neighbours = None
-        if output.neighbours is not None:
-            keeping = config.model_copy(update={"output": output})
-            neighbours = _try_features(keeping, pool, _first(pool, most), place / "neighbours", scratch / "n")
-        return Calibration(counts, sizes, through_model, trials, picture, neighbours)
-
-
-def _first(pool: Pool, most: int) -> dict[Side, NDArray[np.int64]]:
-    """Return so many images of each side of a pool."""
-    return {side: np.arange(min(len(entries), most)) for side, entries in pool.entries.items()}
+        picture = 0.0 if searched else time_picture(place / _name_trial(0, 1) / "run")
+        return Calibration(counts, sizes, through_model, trials, picture)
 
 
 @contextmanager
@@ -147,20 +133,20 @@ def _quiet() -> Iterator[None]:
         session_module.log.disabled = before
 
 
-def _wanted(matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int) -> int:
+def _wanted(matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int, most: int = MOST_IMAGES) -> int:
     """Return the images of a side with which the matching of a trial takes about `TRIAL_SECONDS`."""
     pair_seconds = sum(matcher.pair_seconds(size.n_tokens, size.n_channels) for size in sizes.values())
     image_bytes = sum(4 * size.n_tokens * size.n_channels for size in sizes.values())
     by_time = math.isqrt(int(2 * TRIAL_SECONDS * workers / pair_seconds))
-    return max(8, min(by_time, MOST_IMAGES, POOL_BYTES // image_bytes))
+    return max(8, min(by_time, most, POOL_BYTES // image_bytes))
 
 
 def _affordable(
-    known: Sequence[Trial], matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int
+    known: Sequence[Trial], matcher: Matcher, sizes: Mapping[str, LayerSizes], workers: int, most: int
 ) -> int:
     """Return the images of a trial's side as `_wanted`, by measured times where there are some."""
     if not known:
-        return _wanted(matcher, sizes, workers)
+        return _wanted(matcher, sizes, workers, most)
     pair_seconds = sum(tile.seconds for tile in known[-1].tiles) / known[-1].pairs * len(sizes)
     return max(8, math.isqrt(int(2 * TRIAL_SECONDS * workers / pair_seconds)))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 from semrsm_dist.pipeline.forecast.calibration import Calibration
-from semrsm_dist.pipeline.forecast.trials import Trial
+from semrsm_dist.pipeline.forecast.trials import TileTime, Trial
 from semrsm_dist.plan.cost import neighbour_bytes
-from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, interval_factor
+from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, fit_power, interval_factor
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import RunRecord
 
@@ -25,18 +28,55 @@ class Costs:
 
     calibration: Calibration
 
+    @property
+    def rounds(self) -> list[Sequence[Trial]]:
+        """The trials of features that follow each other: of some images, and of twice as many."""
+        trials = self.calibration.trials
+        return [trials[first : first + 2] for first in range(0, len(trials), 2)]
+
     @cached_property
     def tiles(self) -> dict[str, TileCost]:
         """What tiles of each layer take a worker."""
         return {layer: self._tile_cost(layer) for layer in self.calibration.sizes}
 
     def _tile_cost(self, layer: str) -> TileCost:
+        """Return what tiles of a layer take in the planned run, in which bounds decide more pairs than in trials."""
         trials = self.calibration.trials
-        tiles = [tile for trial in trials for tile in trial.tiles if tile.layer == layer]
-        fixed, pair = fit_parts([(1, tile.pairs) for tile in tiles], [tile.seconds for tile in tiles])
-        loads = sum(tile.load_seconds for tile in tiles)
+        fixed, pair, *undecided = self._parts[layer]
+        shares = self._undecided_shares(layer)
+        pair += sum(seconds * share for seconds, share in zip(undecided, shares, strict=True))
+        loads = sum(tile.load_seconds for trial in trials for tile in trial.tiles if tile.layer == layer)
         loaded = sum(trial.workers * trial.n_images for trial in trials)
         return TileCost(float(fixed), float(pair), loads / loaded)
+
+    @cached_property
+    def _parts(self) -> dict[str, NDArray[np.float64]]:
+        """The seconds of a tile, a pair, and a pair of each kind that bounds do not decide, by layer."""
+        tiles = [tile for trial in self.calibration.trials for tile in trial.tiles]
+        by_layer = {
+            layer: [tile for tile in tiles if tile.layer == layer] for layer in self.calibration.sizes
+        }
+        return {
+            layer: fit_parts([_amounts(tile) for tile in own], [tile.seconds for tile in own])
+            for layer, own in by_layer.items()
+        }
+
+    def _undecided_shares(self, layer: str) -> list[float]:
+        """Return the shares of the planned run's pairs that bounds do not decide: powers of the number of pairs."""
+        counts = self.calibration.counts
+        planned = Layout.of_sides(counts, 1).total_pairs
+        small, large = (
+            np.sum(
+                [_amounts(tile)[1:] for trial in some for tile in trial.tiles if tile.layer == layer], axis=0
+            )
+            / len(some)
+            for some in zip(*self.rounds, strict=True)
+        )
+        powers = [fit_power((small[0], large[0]), found) for found in zip(small[1:], large[1:], strict=True)]
+        return [
+            float(count * (planned / large[0]) ** power / planned)
+            for count, power in zip(large[1:], powers, strict=True)
+        ]
 
     @cached_property
     def storage(self) -> float:
@@ -62,9 +102,17 @@ class Costs:
 
     @cached_property
     def finishing(self) -> Line:
-        """Seconds of assembly and evaluation by pairs."""
+        """Seconds of assembly and evaluation by pairs or, of a run that keeps neighbours, by images."""
         trials = self.calibration.trials
-        return fit_line([trial.pairs for trial in trials], [_finishing(trial) for trial in trials])
+        return fit_line([self._finished(trial) for trial in trials], [_finishing(trial) for trial in trials])
+
+    def _finished(self, trial: Trial) -> int:
+        return trial.n_images if self.keeps_neighbours else trial.pairs
+
+    @property
+    def keeps_neighbours(self) -> bool:
+        """Whether the run keeps neighbours, and so its trials."""
+        return any(tile.undecided for trial in self.calibration.trials for tile in trial.tiles)
 
     @cached_property
     def start(self) -> float:
@@ -87,17 +135,19 @@ class Costs:
     @cached_property
     def factor(self) -> float:
         """How many times as long as predicted a run may take, or as short."""
-        rounds = [
-            self.calibration.trials[first : first + 2] for first in range(0, len(self.calibration.trials), 2)
-        ]
-        return interval_factor([sum(map(_warm, two)) / sum(map(self._predict, two)) for two in rounds])
+        return interval_factor([sum(map(_warm, two)) / sum(map(self._predict, two)) for two in self.rounds])
 
     def _predict(self, trial: Trial) -> float:
         cost = sum(
-            self.tiles[tile.layer].seconds(1, tile.pairs, 0) + tile.load_seconds for tile in trial.tiles
+            float(self._parts[tile.layer] @ _amounts(tile)) + tile.load_seconds for tile in trial.tiles
         )
         matching = cost / trial.workers + self.matching_start
-        return matching + self.features(trial.n_images) + self.finishing(trial.pairs)
+        return matching + self.features(trial.n_images) + self.finishing(self._finished(trial))
+
+
+def _amounts(tile: TileTime) -> tuple[int, ...]:
+    """Return what the time of a tile is made of: the tile, its pairs, and those that bounds did not decide."""
+    return (1, tile.pairs, *tile.undecided)
 
 
 def _warm(trial: Trial) -> float:
@@ -142,10 +192,10 @@ class Space:
             share = entries / math.prod(self._shape(trial.counts))
             files["matrices"] = trial.written["matrices"].files * max(1.0, share)
             sizes["matrices"] = trial.written["matrices"].n_bytes * share
-        if self.calibration.neighbours is None:
-            files["tiles"], sizes["tiles"] = self._measure_tiles(trial)
+        if self.k:
+            files["neighbours"], sizes["neighbours"] = self._measure_neighbours(trial)
         else:
-            files["neighbours"], sizes["neighbours"] = self._measure_neighbours(self.calibration.neighbours)
+            files["tiles"], sizes["tiles"] = self._measure_tiles(trial)
         images = [each.n_images for each in trials]
         files["other"] = fit_line(images, [each.written["other"].files for each in trials])(n_images)
         sizes["other"] = fit_line(images, [each.written["other"].n_bytes for each in trials])(n_images)

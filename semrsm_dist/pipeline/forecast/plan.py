@@ -213,15 +213,14 @@ class _Plan:
 
     def _describe_time(self, outside: float) -> dict[str, Any]:
         """Return seconds by stage, their sum, and between what it lies."""
-        finishing = self.costs.finishing(self.total("pairs"))
-        if self.config.output.neighbours is None:
-            finishing += self.calibration.picture
+        n_images = sum(self.record.counts.values())
+        finished = n_images if self.costs.keeps_neighbours else self.total("pairs")
         stages = {
             "start": self.costs.start + outside,
             "images": self.extraction / (min(self.workers, self.gpus) if self.gpus else self.workers),
-            "features": self.costs.features(sum(self.record.counts.values())),
+            "features": self.costs.features(n_images),
             "matching": self.here.seconds + self.costs.matching_start,
-            "finishing": finishing,
+            "finishing": self.costs.finishing(finished) + self.calibration.picture,
         }
         seconds = sum(stages.values())
         return {

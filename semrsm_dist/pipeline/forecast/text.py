@@ -25,8 +25,8 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     lines = [head, *_layer_lines(plan["layers"])]
     if plan["neighbours"] is not None:
         lines.append(
-            f"{plan['neighbours']} neighbours of each image: bounds decide most pairs, and trials are too small to say "
-            "how many, so that core-hours and time are rough"
+            f"{plan['neighbours']} neighbours of each image: how many pairs bounds decide is extrapolated from trials, "
+            "so that core-hours and time are rough for many more images"
         )
     if plan["image_seconds"]:
         lines.append(

@@ -22,13 +22,18 @@ from semrsm_dist.store.record import Side
 
 @dataclass(frozen=True)
 class TileTime:
-    """What a worker took for a tile: to load its panels, for all else, and, of that, to write it."""
+    """What a worker took for a tile: to load its panels, for all else, and, of that, to write it.
+
+    Of a run that keeps neighbours, `undecided` are the pairs that bounds did not decide: those that were multiplied,
+    and those that were matched.
+    """
 
     layer: str
     pairs: int
     load_seconds: float
     seconds: float
     write_seconds: float
+    undecided: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,10 @@ def _tile_time(receipt: Receipt) -> TileTime:
     total = sum(counts[name] for name in MatchingWorker.SECONDS)
     load = counts["load_seconds"]
     layer, pairs = cast("Tile", receipt.unit).layer, int(counts["pairs"])
-    return TileTime(layer, pairs, load, total - load, counts["write_seconds"])
+    undecided: tuple[int, ...] = ()
+    if "solved" in counts:
+        undecided = int(counts["by_sketches"] + counts["by_products"]), int(counts["solved"])
+    return TileTime(layer, pairs, load, total - load, counts["write_seconds"], undecided)
 
 
 def _list_files(path: RunPath, layers: Sequence[str]) -> dict[str, Written]:

@@ -81,7 +81,15 @@ def objects(uri):
     return {name: (folder / name).read_bytes() for name in list_files(folder) if not is_own(name)}
 
 
-@pytest.mark.parametrize("make", [features, images, stored, neighbours])
+ONE_STORE = pytest.mark.parametrize("server", ["s3"], indirect=True)
+"""For what is the same in all stores."""
+
+
+@pytest.mark.parametrize(
+    ("server", "make"),
+    [*(("s3", make) for make in (features, images, stored, neighbours)), ("gs", features), ("az", images)],
+    indirect=["server"],
+)
 def test_a_run_has_the_bytes_of_one_on_disk(bucket, tmp_path, on_disk, make):
     srs.run({**make(tmp_path), "run": f"{bucket}/runs/one"})
     assert objects(f"{bucket}/runs/one") == on_disk(make)
@@ -91,6 +99,7 @@ def test_a_run_has_the_bytes_of_one_on_disk(bucket, tmp_path, on_disk, make):
     assert found == on_disk(make).keys() | own
 
 
+@ONE_STORE
 def test_a_run_on_ray_has_them_too(bucket, tmp_path, on_disk):
     srs.run({**features(tmp_path), "run": f"{bucket}/runs/one", "engine": "ray"})
     assert objects(f"{bucket}/runs/one") == on_disk(features)
@@ -112,6 +121,7 @@ def test_a_run_goes_on_through_faults(proxy, bucket, tmp_path, on_disk):
     assert objects(f"{bucket}/runs/one") == on_disk(features)
 
 
+@pytest.mark.parametrize("server", ["s3", "gs"], indirect=True)
 def test_what_is_lost_or_damaged_is_computed_again_and_nothing_else(bucket, tmp_path, on_disk):
     document = {**features(tmp_path), "run": f"{bucket}/runs/one"}
     srs.run(document)
@@ -132,7 +142,9 @@ def flip(path):
     path.write(bytes(content))
 
 
-@pytest.mark.parametrize("make", [stored, neighbours])
+@pytest.mark.parametrize(
+    ("server", "make"), [("s3", stored), ("s3", neighbours), ("az", stored)], indirect=["server"]
+)
 def test_a_verification_finds_what_is_broken_and_a_repair_mends_it(bucket, tmp_path, on_disk, make, capsys):
     uri = f"{bucket}/runs/one"
     srs.run({**make(tmp_path), "run": uri})
@@ -186,6 +198,7 @@ def test_a_run_whose_lease_was_taken_stops(bucket, tmp_path, monkeypatch):
     assert "summary.json" not in list_files(ObjectPath(uri))
 
 
+@ONE_STORE
 def test_commands_take_uris(bucket, tmp_path, capsys, caplog):
     uri = f"{bucket}/runs/one"
     config = tmp_path / "config.json"

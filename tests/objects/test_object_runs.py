@@ -121,7 +121,7 @@ def test_a_run_goes_on_through_faults(proxy, bucket, tmp_path, on_disk):
     assert objects(f"{bucket}/runs/one") == on_disk(features)
 
 
-@pytest.mark.parametrize("server", ["s3", "gs"], indirect=True)
+@ONE_STORE
 def test_what_is_lost_or_damaged_is_computed_again_and_nothing_else(bucket, tmp_path, on_disk):
     document = {**features(tmp_path), "run": f"{bucket}/runs/one"}
     srs.run(document)

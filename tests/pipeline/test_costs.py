@@ -35,7 +35,7 @@ def costs(searched, planned):
     rng = np.random.default_rng(0)
     trials = [trial(n, rng, searched=searched) for _ in range(3) for n in (400, 800)]
     sizes = {"z": LayerSizes(n_tokens=9, n_channels=32)}
-    return Costs(Calibration({"images": planned}, sizes, [], trials, 0.0))
+    return Costs(Calibration({"images": planned}, sizes, [], trials, None))
 
 
 def test_tiles_of_a_matrix_take_what_those_of_trials_take():

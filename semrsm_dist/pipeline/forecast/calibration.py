@@ -24,7 +24,7 @@ from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline import session as session_module
-from semrsm_dist.pipeline.forecast.overhead import time_picture
+from semrsm_dist.pipeline.forecast.overhead import Picture, draw_picture
 from semrsm_dist.pipeline.forecast.samples import (
     POOL_BYTES,
     POOL_SECONDS,
@@ -71,14 +71,14 @@ class Calibration:
     trials
         Trials of features: those of a round follow each other.
     picture
-        Seconds in which the picture of a trial is drawn, with what that loads; 0 for a run without one.
+        What the picture of a trial takes; None for a run without one.
     """
 
     counts: Mapping[Side, int]
     sizes: Mapping[str, LayerSizes]
     through_model: Sequence[Trial]
     trials: Sequence[Trial]
-    picture: float
+    picture: Picture | None
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
@@ -119,7 +119,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
             through_model, pool, sizes = images.measure(matcher)
         most = _affordable(through_model, matcher, sizes, workers, limit)
         trials = list(_repeat(config, pool, most, place, scratch))
-        picture = 0.0 if searched else time_picture(place / _name_trial(0, 1) / "run")
+        picture = None if searched else draw_picture(place / _name_trial(0, 1) / "run")
         return Calibration(counts, sizes, through_model, trials, picture)
 
 
@@ -238,7 +238,9 @@ def _try_features(
     folder.mkdir()
     data = {side: write_features(pool, side, chosen[side], folder) for side in chosen}
     smallest = min(map(len, chosen.values()))
-    tile = min(config.matching.tile or 256, max(1, smallest // 3))
+    tile = min(
+        config.matching.tile or 256, -(-smallest // 3)
+    )  # a panel of few images would take the space of many
     update = {
         "data": data["images"],
         "queries": data.get("queries"),

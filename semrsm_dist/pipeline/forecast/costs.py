@@ -178,8 +178,8 @@ class Space:
 
     def measure(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return files and bytes by kind."""
-        trials = self.calibration.trials
-        trial = max(trials, key=lambda each: each.n_images)
+        trials, picture = self.calibration.trials, self.calibration.picture
+        trial = max([*self.calibration.through_model, *trials], key=lambda each: each.n_images)
         counts = self.record.counts
         chunks = sum(-(-count // self.record.chunk_size) for count in counts.values())
         trial_chunks = sum(-(-count // trial.chunk_size) for count in trial.counts.values())
@@ -199,6 +199,9 @@ class Space:
         images = [each.n_images for each in trials]
         files["other"] = fit_line(images, [each.written["other"].files for each in trials])(n_images)
         sizes["other"] = fit_line(images, [each.written["other"].n_bytes for each in trials])(n_images)
+        if picture is not None:
+            files["other"] += 1
+            sizes["other"] += picture.n_bytes
         return files, sizes
 
     def _measure_tiles(self, trial: Trial) -> tuple[float, float]:

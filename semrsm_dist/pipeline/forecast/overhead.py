@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from semrsm_dist.engine import Engine, Resources, Task, run_tasks
 from semrsm_dist.engine.protocol import Receipt
@@ -68,8 +69,15 @@ def time_workers(engine: Engine, matcher: Matcher, count: int) -> float:
     return time.perf_counter() - started
 
 
-def time_picture(run: RunPath) -> float:
-    """Return the seconds in which the picture of a run is drawn, with what that loads."""
+class Picture(NamedTuple):
+    """The seconds in which a run's picture is drawn, with what that loads, and its bytes."""
+
+    seconds: float
+    n_bytes: int
+
+
+def draw_picture(run: RunPath) -> Picture:
+    """Draw the picture of a run, and return what that takes."""
     started = time.perf_counter()
-    draw_overview(Run(run))
-    return time.perf_counter() - started
+    path = draw_overview(Run(run))
+    return Picture(time.perf_counter() - started, len(path.read_bytes()))

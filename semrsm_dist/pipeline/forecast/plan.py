@@ -213,14 +213,14 @@ class _Plan:
 
     def _describe_time(self, outside: float) -> dict[str, Any]:
         """Return seconds by stage, their sum, and between what it lies."""
-        n_images = sum(self.record.counts.values())
+        n_images, picture = sum(self.record.counts.values()), self.calibration.picture
         finished = n_images if self.costs.keeps_neighbours else self.total("pairs")
         stages = {
             "start": self.costs.start + outside,
             "images": self.extraction / (min(self.workers, self.gpus) if self.gpus else self.workers),
             "features": self.costs.features(n_images),
             "matching": self.here.seconds + self.costs.matching_start,
-            "finishing": self.costs.finishing(finished) + self.calibration.picture,
+            "finishing": self.costs.finishing(finished) + (picture.seconds if picture else 0.0),
         }
         seconds = sum(stages.values())
         return {

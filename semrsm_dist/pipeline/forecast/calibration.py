@@ -36,6 +36,7 @@ from semrsm_dist.pipeline.forecast.samples import (
     write_features,
 )
 from semrsm_dist.pipeline.forecast.trials import Trial, measure
+from semrsm_dist.plan.tiling import FEWEST_PANELS
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.paths import RunPath, temporary_folder
@@ -238,9 +239,10 @@ def _try_features(
     folder.mkdir()
     data = {side: write_features(pool, side, chosen[side], folder) for side in chosen}
     smallest = min(map(len, chosen.values()))
+    panels = 3 if config.output.neighbours is None else FEWEST_PANELS  # what a tile finds spares others work
     tile = min(
-        config.matching.tile or 256, -(-smallest // 3)
-    )  # a panel of few images would take the space of many
+        config.matching.tile or 256, -(-smallest // panels)
+    )  # a panel of few images takes the space of many
     update = {
         "data": data["images"],
         "queries": data.get("queries"),

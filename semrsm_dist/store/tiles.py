@@ -10,6 +10,7 @@ the upper bound that the matcher proved. Zarr's own readers, and xarray's, need 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -36,8 +37,8 @@ KINDS = {"semantic": "matched", "spatio-semantic": "identity"}
 GAP_BITS = 4
 """Bits of a gap's mantissa in float32: it is overstated by at most one part in 16."""
 
-ROWS_AT_ONCE = 32
-"""Rows of a tile that are encoded together: their intermediate results stay in the cache."""
+PAIRS_AT_ONCE = 2**14
+"""Pairs that are encoded together: their intermediate results stay in the cache."""
 
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-100, 2.0**120
 """Products of two images' norms between which float32 holds inner products to 2**-24 of them."""
@@ -221,7 +222,7 @@ def encode(
     upper_bound: NDArray[np.float64],
     dtype: np.dtype[Any],
 ) -> NDArray[np.floating[Any]]:
-    """Return (3, R, K) as stored: `matched + gap`, summed in float64, is at least `upper_bound`.
+    """Return (3, R, K), or (3, n) of a list of pairs, as stored: `matched + gap` in float64 is at least `upper_bound`.
 
     Raises
     ------
@@ -232,8 +233,9 @@ def encode(
         return np.stack([matched, identity, upper_bound - matched])
     stored = np.empty((len(QUANTITIES), *matched.shape), np.float32)
     is_finite = True
-    for start in range(0, len(matched), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    step = max(1, PAIRS_AT_ONCE // max(1, math.prod(matched.shape[1:])))
+    for start in range(0, len(matched), step):
+        rows = slice(start, start + step)
         part = stored[:, rows]
         with np.errstate(over="ignore"):
             part[0], part[1] = matched[rows], identity[rows]

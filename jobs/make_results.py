@@ -45,8 +45,11 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 --with prior=0.5 "
-    "--with shares=[] --with dustbin=[] --with relaxation=[]",
+    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[blocks.6]' --with norms=2.0 "
+    "--with prior=0.5 --with saliency=[] --with whitening=[]",
+    "voc/improvements-last": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 "
+    "--with prior=0.5 --with shares=[] --with dustbin=[] --with relaxation=[] "
+    "--out runs/real/voc/evaluation/improvements-last",
     "voc/kernels": "kernels jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
@@ -62,7 +65,10 @@ COMMANDS = {
     "held-out-tuned/retrieval": "retrieval jobs/real/held-out-tuned.yaml",
     "held-out/layers": "layers jobs/real/held-out.yaml --with variants=[pruned-0.5,pruned-0.9] "
     "--with other=jobs/real/held-out-tuned.yaml",
-    "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=6",
+    "resolution/approximation": "approximation jobs/real/resolution.yaml --set 'model.layers=[blocks.2, blocks.4, "
+    "blocks.6]' --with n_rows=2 --with n_columns=6",
+    "resolution/approximation-large": "approximation jobs/real/resolution.yaml --set 'model.layers=[blocks.1]' "
+    "--with n_rows=1 --with n_columns=2 --with rounds=1 --out runs/real/resolution/evaluation/approximation-large",
     "digits/retrieval": "retrieval",
     "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",
     "digits/translation": "translation",
@@ -159,11 +165,11 @@ def take(folder: Path) -> list[str]:
     import pyarrow.parquet  # noqa: PLC0415 - for taking alone
 
     taken = []
-    for name in COMMANDS:
+    for name, command in COMMANDS.items():
         images, _, experiment = name.partition("/")
         place = folder / RUNS[images] / "evaluation"
-        if experiment.startswith(("layers-", "retrieval-")):
-            place, experiment = place / experiment, experiment.partition("-")[0]
+        if "--out" in command:
+            place, experiment = place / experiment, command.partition(" ")[0]
         source = place / f"{experiment}.parquet"
         if not source.exists():
             continue

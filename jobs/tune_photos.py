@@ -37,9 +37,9 @@ Network = Any  # an EfficientNet of timm, which does not declare its attributes
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the stages that stay make of photographs and of their mirror images, and their labels as 0 and 1."""
+    """What the stages that stay make of photographs, perhaps also of their mirror images; labels as 0 and 1."""
 
-    inputs: Tensor  # (2, N, C, H, W)
+    inputs: Tensor  # (1 or 2, N, C, H, W)
     labels: Tensor  # (N, L)
 
 
@@ -50,19 +50,24 @@ def share_of(entry: ImageEntry, salt: str) -> float:
 
 
 def prepare(
-    model: LoadedModel, source: ImageSource, entries: Sequence[ImageEntry], names: Sequence[str]
+    model: LoadedModel,
+    source: ImageSource,
+    entries: Sequence[ImageEntry],
+    names: Sequence[str],
+    *,
+    mirrored: bool,
 ) -> Photographs:
     """Run the stages that stay."""
     network: Network = model.module
-    found: list[list[Tensor]] = [[], []]
+    found: list[list[Tensor]] = [[] for _ in range(1 + mirrored)]
     with torch.inference_mode():
         for start in range(0, len(entries), BATCH):
             images = [source.read(entry) for entry in entries[start : start + BATCH]]
             batch = torch.stack([model.transform(image) for image in images])
-            for side, pixels in zip(found, (batch, batch.flip(3)), strict=True):
+            for side, pixels in zip(found, (batch, batch.flip(3)), strict=False):
                 side.append(network.blocks[:-1](network.bn1(network.conv_stem(pixels))))
     labels = torch.tensor([[float(name in entry.labels) for name in names] for entry in entries])
-    return Photographs(torch.stack([torch.cat(side) for side in found]).clone(), labels)
+    return Photographs(torch.stack([torch.cat(side) for side in found]), labels)
 
 
 def predict(network: Network, inputs: Tensor) -> Tensor:
@@ -154,8 +159,8 @@ def main() -> None:
     is_check = np.array([share_of(entry, "check") < 0.25 for entry in learning])
 
     model = load_model(spec)
-    seen = prepare(model, source, learning, names)
-    unseen = prepare(model, source, held_out, names)
+    seen = prepare(model, source, learning, names, mirrored=True)
+    unseen = prepare(model, source, held_out, names, mirrored=False)
     parts = [Photographs(seen.inputs[:, keep], seen.labels[keep]) for keep in (~is_check, is_check)]
     new_head(model.module, len(names))
     precisions = train(model.module, *parts[:1], options.epochs, parts[1])

@@ -63,7 +63,7 @@ export class Maps {
     this.status = el("p", { id: "card-text", className: "visually-hidden", "aria-live": "polite" });
     this.root.append(
       el("p", { className: "muted", textContent: this.source.mapsNote(this.layer) }),
-      el("p", { className: "muted hint", textContent: "Move over a map to compare a pair, click or press Enter to pin it. Drag to move; double click, pinch, or + and \u2212 to zoom; arrow keys move the cross." }),
+      el("p", { className: "muted hint", textContent: "Move over a map to compare a pair, click or press Enter to pin it. Drag to move; double click, pinch, Ctrl and wheel, or + and \u2212 to zoom; arrow keys move the cross." }),
       this.card, this.status);
     for (const map of Object.values(this.maps)) this.#listen(map);
     this.resizing?.disconnect();

@@ -43,7 +43,9 @@ export class SiteSource extends EmbeddedSource {
   }
 
   mapsNote(layer) {
-    const width = 2 ** this.layer(layer).tiles.finest;
+    const { finest, top } = this.layer(layer).tiles;
+    if (top === 0) return ""; // cells are single pairs
+    const width = 2 ** finest;
     return width > 1 ? `The smallest cells are means of ${width} x ${width} pairs.` : "Zoom in until cells are single pairs.";
   }
 

@@ -51,6 +51,10 @@ class StorageError(SemrsmError, OSError):
     exit_code = 1
 
 
+class UnreadableFileError(StorageError):
+    """The file system does not let a file be read, for lack of permission or as the disk fails: it may be intact."""
+
+
 class LimitError(SemrsmError):
     """The work would need more than there is, or than was allowed; nothing was begun."""
 

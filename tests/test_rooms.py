@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -133,3 +134,19 @@ def test_the_package_opens_with_about_a_dozen_rooms():
     entries = [path for path in PACKAGE.iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")]
     assert sum(path.is_dir() for path in entries) >= len(entries) / 2
     assert len(entries) <= 19
+
+
+OPENS = re.compile(r"\.read_(bytes|text)\(|open_input_(file|stream)\(|\.open\((\"r|\))")
+LOOK_BEFORE = re.compile(r"require_file|require_input|locate_file|read_file\(")
+OF_THE_PACKAGE = {"machine.py", "report/bundle.py", "matching/compiled/cache.py"}
+OF_THE_PACKAGE |= {f"matching/device/{name}.py" for name in ("compiling", "source")}
+"""What opens files of the package, of the system, or its own caches."""
+
+
+def test_no_file_of_users_or_runs_is_opened_without_looking_whether_it_is_one():
+    careless = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if OPENS.search(text := path.read_text()) and not LOOK_BEFORE.search(text)
+    ]
+    assert set(careless) - OF_THE_PACKAGE == set()

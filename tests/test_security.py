@@ -235,7 +235,7 @@ def test_what_never_ends_is_no_image(tmp_path, kind):
         place = "a.png"
     (tmp_path / "t.csv").write_text(f"image_id,uri,labels\na,{place},\n")
     images = TableImages(path=tmp_path / "t.csv", allow_outside=True)
-    with pytest.raises(UnreadableImageError, match="a device, a pipe or a socket"):
+    with pytest.raises(UnreadableImageError, match=f"it is a {kind}, not a file"):
         images.load(images.entries()[0])
 
 

@@ -58,12 +58,18 @@ def _put_folder(path: Path, rng: random.Random) -> None:
     path.mkdir()
 
 
+def _put_pipe(path: Path, rng: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "truncated": _truncate,
     "bit flipped": _flip,
     "zeroed": _zero,
     "deleted": _delete,
     "replaced by a folder": _put_folder,
+    "replaced by a pipe": _put_pipe,
 }
 
 

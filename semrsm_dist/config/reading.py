@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from semrsm_dist.data.opening import require_file
 from semrsm_dist.errors import ConfigError, reason_of
 
 KeyPath = tuple[str, ...]
@@ -67,12 +69,13 @@ def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any],
 
 
 def _read_text(path: Path) -> str:
-    if (path / "run.json").exists():
+    if os.path.exists(path / "run.json"):  # noqa: PTH110 - where it cannot be looked up, opening says why
         raise ConfigError(
             f"{path}: this is a run directory, not a configuration: open the run with semrsm_dist.open_run, see its "
             f"progress with semrsm status, or continue it with the configuration that it was started with"
         )
     try:
+        require_file(path)
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         text = content.decode()

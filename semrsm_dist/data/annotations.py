@@ -12,6 +12,7 @@ from typing import Any
 
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
+from semrsm_dist.data.opening import NotAFileError
 from semrsm_dist.errors import InputError, MissingInputError, StorageError, counted, printable_name, reason_of
 
 _logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ def annotation_errors(location: str, remedy: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise StorageError(f"{location}: cannot be read ({reason_of(error)}); grant access") from error
+    except NotAFileError as error:
+        raise InputError(f"{location}: {reason_of(error)}, so it was not opened: {remedy}") from error
     except ABOUT_THE_FILE as error:
         raise MissingInputError(f"there is no file {location!r}: {remedy}") from error
 

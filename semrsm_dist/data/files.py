@@ -13,6 +13,7 @@ from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
 from semrsm_dist.data.locations import ABOUT_THE_FILE, absolute, is_uri, leads_out, look_up, read_bytes
 from semrsm_dist.data.source import ImageSource
+from semrsm_dist.errors import reason_of
 from semrsm_dist.fields import Location
 
 MAX_IMAGE_BYTES = ByteSize(256 * 2**20)
@@ -21,12 +22,17 @@ MAX_IMAGE_BYTES = ByteSize(256 * 2**20)
 FILE_FACTOR = 4
 """Bytes of a file that may hold an image of one byte: 16-bit colours with transparency take 8/3, texts come on top."""
 
-CAUSES: dict[type[OSError], str] = {
+_CAUSES: dict[type[OSError], str] = {
     FileNotFoundError: "there is no such file",
     PermissionError: "reading it is not permitted",
     NotADirectoryError: "a part of its path is not a folder",
     IsADirectoryError: "it is a folder",
 }
+
+
+def describe_cause(error: OSError) -> str:
+    """Return in words why a file cannot be read, of an error of `ABOUT_THE_FILE`."""
+    return _CAUSES.get(type(error)) or reason_of(error)
 
 
 class FileSource(ImageSource):
@@ -49,11 +55,9 @@ class FileSource(ImageSource):
         name = entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
         most = FILE_FACTOR * self.max_image_bytes
         try:
-            if not is_uri(entry.uri) and look_up(entry.uri).type == fs.FileType.Unknown:
-                raise UnreadableImageError(name, "it is a device, a pipe or a socket, not a file")
             data = read_bytes(entry.uri, most)
         except ABOUT_THE_FILE as error:
-            raise UnreadableImageError(name, CAUSES[type(error)]) from error
+            raise UnreadableImageError(name, describe_cause(error)) from error
         except pa.ArrowInvalid as error:  # a key that the file system cannot have
             raise UnreadableImageError(name, f"there can be no such file: {error}") from error
         if len(data) > most:

@@ -17,7 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
 from semrsm_dist.data.decode import formats
-from semrsm_dist.data.locations import below, is_uri, locate, storage_errors
+from semrsm_dist.data.locations import below, is_uri, locate, open_file, storage_errors
+from semrsm_dist.data.opening import NotAFileError
 from semrsm_dist.errors import InputError, MissingInputError, counted, printable_name
 
 _logger = logging.getLogger(__name__)
@@ -79,13 +80,12 @@ def _is_hidden(name: str) -> bool:
 
 
 def _holds_image(location: str) -> bool:
-    system, path = locate(location)
     try:
-        with storage_errors(location), system.open_input_file(path) as file:
+        with open_file(location) as file:
             return _opens(file)
     except PermissionError:
         return True  # which the scan reports
-    except FileNotFoundError:
+    except (FileNotFoundError, NotAFileError):
         return False
 
 
@@ -131,12 +131,11 @@ def _list_local(root: Path) -> Iterator[str]:
                 f"access or move it away"
             ) from error
         for entry in entries:
-            # A dangling link is an image that cannot be read; pipes and sockets are not images.
-            if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
+            # A link that leads nowhere or a pipe with the name of an image is an image that cannot be read.
+            is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+            if not is_folder:
                 yield Path(entry.path).relative_to(root).as_posix()
-            elif (
-                entry.is_dir() and (target := Path(entry.path).resolve()) not in ancestors
-            ):  # circles end here
+            elif (target := Path(entry.path).resolve()) not in ancestors:  # circles end here
                 yield from walk(Path(entry.path), ancestors | {target})
 
     yield from walk(root, ancestors)

@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 from pyarrow import NativeFile, fs
 
+from semrsm_dist.data.opening import NO_SUCH_NAME, NotAFileError, require_file
 from semrsm_dist.errors import InputError, StorageError
 
 REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes of the remote file systems that pyarrow knows."""
 
-ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+ABOUT_THE_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotAFileError)
 """Errors of one missing or protected file; any other OSError is a failing storage, and worth a retry."""
 
 _CREDENTIALS = {
@@ -59,6 +60,14 @@ def locate(location: str) -> tuple[fs.FileSystem, str]:
     path, options = split_options(path, is_remote=True)
     system, root = _remote(f"{scheme}://{host}/{options}")
     return system, f"{root.rstrip('/')}/{path}"
+
+
+def locate_file(location: str) -> tuple[fs.FileSystem, str]:
+    """As `locate`, for a file that is opened next: a local one must be a file, as `require_file` has it."""
+    system, path = locate(location)
+    if system is _local():
+        require_file(path)
+    return system, path
 
 
 def split_options(location: str, *, is_remote: bool | None = None) -> tuple[str, str]:
@@ -112,13 +121,13 @@ def read_bytes(location: str, most: int | None = None) -> bytes:
     ------
     InputError
         If it is a URI of an unknown file system.
-    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotAFileError
         If there is no file to read.
     StorageError
         If the storage fails.
     """
-    system, path = locate(location)
     with storage_errors(location):
+        system, path = locate_file(location)
         try:
             with system.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read()) if most is None else _read_up_to(stream, most)
@@ -132,10 +141,18 @@ def read_bytes(location: str, most: int | None = None) -> bytes:
 
 def read_range(location: str, offset: int, n_bytes: int) -> bytes:
     """Return a part of a file, shorter where the file ends before; errors as in `read_bytes`."""
-    system, path = locate(location)
-    with storage_errors(location), system.open_input_file(path) as file:
+    with open_file(location) as file:
         file.seek(offset)
         return bytes(file.read(n_bytes))
+
+
+@contextmanager
+def open_file(location: str) -> Iterator[NativeFile]:
+    """Open a file for reading parts of it; errors, also of the block, as in `read_bytes`."""
+    with storage_errors(location):
+        system, path = locate_file(location)
+        with system.open_input_file(path) as file:
+            yield file
 
 
 def _read_up_to(stream: NativeFile, most: int) -> bytes:
@@ -161,6 +178,8 @@ def storage_errors(location: str) -> Iterator[None]:
     except (StorageError, *ABOUT_THE_FILE):
         raise
     except OSError as error:
+        if error.errno in NO_SUCH_NAME:
+            raise NotAFileError(error.errno, os.strerror(error.errno), location) from error
         raise StorageError(
             f"{location}: the storage failed: {error}. This says nothing about the file; {_remedy(location)} and repeat"
         ) from error

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from pyarrow import fs
 
-from semrsm_dist.data.annotations import list_below, shorten
+from semrsm_dist.data.annotations import annotation_errors, list_below, shorten
 from semrsm_dist.data.decode import decode_with_mode
 from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
-from semrsm_dist.data.files import CAUSES, FILE_FACTOR, FileSource
+from semrsm_dist.data.files import FILE_FACTOR, FileSource, describe_cause
 from semrsm_dist.data.locations import (
     ABOUT_THE_FILE,
     absolute,
@@ -21,6 +21,7 @@ from semrsm_dist.data.locations import (
     is_folder,
     is_written_below,
     lies_in,
+    locate_file,
     look_up,
 )
 from semrsm_dist.errors import InputError, MissingInputError
@@ -76,7 +77,7 @@ class PackedSource(FileSource):
         try:
             data = self.read_part(location, part, most)
         except ABOUT_THE_FILE as error:
-            raise UnreadableImageError(entry.image_id, f"{location}: {CAUSES[type(error)]}") from error
+            raise UnreadableImageError(entry.image_id, f"{location}: {describe_cause(error)}") from error
         except ValueError as error:  # of Arrow, too
             raise UnreadableImageError(entry.image_id, str(error)) from error
         if len(data) > most:
@@ -104,8 +105,10 @@ class PackedSource(FileSource):
         """
         root, kinds = absolute(self.path), " or ".join(self.endings)
         if not is_folder(root):
-            if look_up(root).type != fs.FileType.File:
+            if look_up(root).type == fs.FileType.NotFound:
                 raise MissingInputError(f"there is no folder or file {root!r}: check the path")
+            with annotation_errors(root, "name a folder or a file"):
+                locate_file(root)
             return {PurePosixPath(root).stem: root}
         there = list_below(root, "check the path")
         found = [name for name in there if fnmatchcase(name, self.files)]

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from semrsm_dist.data.locations import is_uri, locate, look_up, storage_errors
+from semrsm_dist.data.locations import is_uri, look_up, open_file
 from semrsm_dist.errors import StorageError, first_line
 
-ROWS_AT_ONCE = 8
-"""Rows of images that are decoded together."""
+UNPACKED_BYTES, UNPACKED_FACTOR = 256 * 2**20, 100
+"""A file of which a row group is larger than both, in bytes and times the file, is not read: images hardly grow."""
 
 WINDOW_BYTES = 32 * 2**20
 """Bytes that a cursor keeps of what it has passed, for threads that are a little behind."""
@@ -41,21 +41,33 @@ def open_parquet(location: str) -> Iterator[pq.ParquetFile]:
     Raises
     ------
     ValueError
-        If it is damaged, or no Parquet file.
+        If it is damaged, or no Parquet file, or would grow out of all proportion when it is unpacked.
     OSError, StorageError
         As `semrsm_dist.data.locations.read_bytes`.
     """
-    system, path = locate(location)
-    with damage_errors(location), system.open_input_file(path) as file:
-        yield pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+    with damage_errors(location), open_file(location) as stream:
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+        _require_bounded(file.metadata, stream.size(), location)
+        yield file
+
+
+def _require_bounded(metadata: pq.FileMetaData, n_bytes: int, location: str) -> None:
+    """Raise ValueError if a few bytes would become very many; a page is unpacked as a whole, for one value, too.
+
+    Of row groups alone: asking pyarrow for a column of a damaged file can end the process.
+    """
+    unpacked = max((metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)), default=0)
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_FACTOR * n_bytes):
+        raise ValueError(
+            f"{location} would grow from {n_bytes} to {unpacked} bytes, as no images do, and was not unpacked"
+        )
 
 
 @contextmanager
 def damage_errors(location: str) -> Iterator[None]:
-    """Raise ValueError for what Arrow says of a damaged file; errors of the storage as in `storage_errors`."""
+    """Raise ValueError for what Arrow says of a damaged file; in the block, errors are as in `storage_errors`."""
     try:
-        with storage_errors(location):
-            yield
+        yield
     except StorageError as error:
         cause = error.__cause__
         if is_uri(location) or getattr(cause, "errno", None) is not None:
@@ -64,13 +76,21 @@ def damage_errors(location: str) -> Iterator[None]:
 
 
 def iterate(
-    location: str, columns: Sequence[str], groups: Sequence[int] | None = None, *, rows: int = 4096
+    location: str, columns: Sequence[str], group: int, *, rows: int = 4096
 ) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of a file, a few rows at a time; errors as in `open_parquet`."""
+    """Yield some columns of a row group, a few rows at a time.
+
+    Raises
+    ------
+    ValueError
+        If there is no such row group.
+    OSError, StorageError, ValueError
+        As `open_parquet`.
+    """
     with open_parquet(location) as file:
-        if groups is not None and not all(0 <= group < file.num_row_groups for group in groups):
+        if not 0 <= group < file.num_row_groups:
             raise ValueError(f"{location} has {file.num_row_groups} row groups, not one more")
-        yield from file.iter_batches(rows, groups, list(columns), use_threads=False)
+        yield from file.iter_batches(rows, [group], list(columns), use_threads=False)
 
 
 def read_value(place: Place, row: int) -> bytes | None:
@@ -110,8 +130,9 @@ class _Cursor:
 
     def _start(self) -> None:
         location, column, group = self.place
-        self._batches = iterate(location, [column], [group], rows=ROWS_AT_ONCE)
-        self._kept: deque[pa.Array] = deque()
+        self._batches = iterate(location, [column], group, rows=1)
+        self._kept: deque[bytes | None] = deque()
+        self._kept_bytes = 0
         self.first = self.stop = 0  # rows that are kept
 
     def read(self, row: int) -> bytes | None:
@@ -119,13 +140,7 @@ class _Cursor:
             self._start()
         while row >= self.stop:
             self._advance(row)
-        place = row - self.first
-        for values in self._kept:
-            if place < len(values):
-                value: bytes | None = values[place].as_py()
-                return value
-            place -= len(values)
-        raise AssertionError("a row between first and stop is kept")
+        return self._kept[row - self.first]
 
     def _advance(self, row: int) -> None:
         batch = next(self._batches, None)
@@ -135,10 +150,12 @@ class _Cursor:
         values = batch.column(0)
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, BYTES)
-        self._kept.append(values)
-        self.stop += len(values)
-        while len(self._kept) > 1 and sum(each.nbytes for each in self._kept) > WINDOW_BYTES:
-            self.first += len(self._kept.popleft())
+        self._kept.append(values[0].as_py())
+        self._kept_bytes += len(self._kept[-1] or b"")
+        self.stop += 1
+        while len(self._kept) > 1 and self._kept_bytes > WINDOW_BYTES:
+            self._kept_bytes -= len(self._kept.popleft() or b"")
+            self.first += 1
 
 
 _cursors: list[_Cursor] = []  # of the whole process, the last used one last

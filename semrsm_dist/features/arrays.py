@@ -22,7 +22,8 @@ import safetensors
 from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
-from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean, reason_of
+from semrsm_dist.data.opening import require_file, require_input
+from semrsm_dist.errors import ConfigError, InputError, did_you_mean, reason_of
 from semrsm_dist.matching.panel import check_token_counts
 
 _AXES = {
@@ -242,6 +243,7 @@ class NpyFeatures(FeatureArray):
         super().__init__(path, mapped.shape, mapped.dtype, layout)
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:
+        require_file(self.path)  # it may be another by now
         if self._fortran:  # an image is spread over the whole file
             whole = np.memmap(
                 self.path, self._disk_dtype, "r", self._offset, shape=self._disk_shape, order="F"
@@ -254,8 +256,7 @@ class NpyFeatures(FeatureArray):
 
 def map_npy(path: Path) -> np.memmap[Any, Any]:
     """Return the array of a `.npy` file without reading it, or raise InputError if it is not one."""
-    if not path.is_file():
-        raise MissingInputError(f"{path}: there is no such file; check the path")
+    require_input(path)
     if path.suffix in _CONVERT:
         raise InputError(
             f"{path}: features are read from .npy, .safetensors and .pt files and Zarr arrays, not from {path.suffix} "

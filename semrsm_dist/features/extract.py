@@ -17,6 +17,7 @@ from torch import nn
 
 from semrsm_dist.data.decode import decode, to_rgb
 from semrsm_dist.data.entries import UnreadableImageError
+from semrsm_dist.data.opening import read_file
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, Prepared, reproducible
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
@@ -274,7 +275,7 @@ def _read(picture: Picture, index: int) -> Image.Image:
             return to_rgb(picture, f"images[{index}]")
         if isinstance(picture, (str, Path)):
             path = Path(picture).expanduser()
-            return decode(path.read_bytes(), str(path))
+            return decode(read_file(path), str(path))
     except (OSError, UnreadableImageError) as error:
         name = error.name if isinstance(error, UnreadableImageError) else str(picture)
         cause = error.cause if isinstance(error, UnreadableImageError) else error.strerror or str(error)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from semrsm_dist.data.opening import require_input
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError, did_you_mean
 from semrsm_dist.features.packaged import find_packaged
 
@@ -63,13 +64,15 @@ class ModelSpec:
         if self.weights == "package":
             return find_packaged(self.name)
         path = weights_path(self.weights)
-        if path.is_dir():
-            raise InputError(f"weights: {path} is a folder; give the path of the file with the weights in it")
-        if not path.is_file():
+        try:
+            require_input(path)
+        except MissingInputError as error:
             raise MissingInputError(
                 f"weights: there is no file {path}; check the path, or use one of the words {', '.join(WEIGHTS[:-1])} "
                 f"and {WEIGHTS[-1]}{did_you_mean(self.weights, WEIGHTS)}"
-            )
+            ) from error
+        except InputError as error:
+            raise InputError(f"weights: {error}") from error
         return path
 
 

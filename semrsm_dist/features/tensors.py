@@ -12,7 +12,8 @@ import safetensors
 from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
-from semrsm_dist.errors import InputError, MissingInputError, did_you_mean, first_line
+from semrsm_dist.data.opening import require_input
+from semrsm_dist.errors import InputError, did_you_mean, first_line
 from semrsm_dist.features.arrays import READ_ERRORS, FeatureArray
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ class TensorFeatures(FeatureArray):
 
     def __init__(self, path: Path, layout: str = "auto", layer: str | None = None) -> None:
         self._file = file_of(path)
-        if not self._file.is_file():
-            raise MissingInputError(f"{path}: there is no such file; check the path")
+        require_input(self._file)
         key = path.relative_to(self._file).as_posix() if path != self._file else None
         try:
             self._name = _choose(path, self._names(), key, layer)

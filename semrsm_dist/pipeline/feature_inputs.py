@@ -22,6 +22,7 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint
+from semrsm_dist.store.paths import is_folder
 from semrsm_dist.store.record import Answers, LayerSizes, Side, SourceAnswer
 
 Features = tuple[dict[Side, Manifest], dict[str, LayerSizes], dict[str, Fingerprint], Answers]
@@ -191,7 +192,7 @@ def _identify_source(
         if answer == known.model_copy(update={"token_counts_path": found.token_counts_path}):
             return answer
         store = FeatureStore(session.directory.features, side, layer)
-        if store.group.is_dir() and not store.is_verified():
+        if is_folder(store.group) and not store.is_verified():
             store.remove()  # who knows what was copied
     return found.model_copy(update={"sha256": source.digest(counts)})
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from semrsm_dist.config.schema import ModelConfig, StorageConfig, fingerprint_fields
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.data.opening import require_input
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
@@ -253,7 +254,8 @@ def find_version(package: str) -> str | None:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits; errors as `require_input`."""
+    require_input(path)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

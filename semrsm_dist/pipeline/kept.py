@@ -17,8 +17,9 @@ from pydantic import BaseModel
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.sources.features import FeaturesData
-from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.errors import InputError, StorageError, UnreadableFileError
 from semrsm_dist.pipeline.session import Session
+from semrsm_dist.store import paths
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.record import Side
 
@@ -56,11 +57,19 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
 
 
 def read_copy(session: Session, side: Side) -> Manifest | None:
-    """Return the run's own manifest of a side, or None if that is gone, too, or damaged."""
-    if side in session.distrusted or not session.directory.manifest(side).exists():
+    """Return the run's own manifest of a side, or None if that is gone, too, or damaged.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file system cannot read it.
+    """
+    if side in session.distrusted or not paths.exists(session.directory.manifest(side)):
         return None
     try:
         return session.directory.read_manifest(side)
+    except UnreadableFileError:
+        raise
     except StorageError as error:
         session.warn(f"{error}; it is made anew from its source")
         return None

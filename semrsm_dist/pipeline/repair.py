@@ -14,6 +14,7 @@ from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, parse_config
 from semrsm_dist.engine import Engine
+from semrsm_dist.errors import counted
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.driver import open_session, run_session
 from semrsm_dist.progress import Reporter, require_reporter
@@ -259,14 +260,17 @@ class Broken:
         roots = (
             (directory.tiles, directory.matrices) if record.neighbours is None else (directory.neighbours,)
         )
-        self.groups |= {(root, layer) for root in roots if (root / layer).is_dir()}
+        self.groups |= {(root, layer) for root in roots if paths.is_folder(root / layer)}
 
     def describe(self) -> str:
         """Return what is removed, and computed again, for people."""
         parts = [
-            *(f"{len(n)} feature chunks of {side}/{layer}" for (side, layer), n in self.features.items()),
             *(
-                f"{len(places)} chunks of {group.name}/{name}"
+                f"{counted(len(numbers), 'feature chunk')} of {side}/{layer}"
+                for (side, layer), numbers in self.features.items()
+            ),
+            *(
+                f"{counted(len(places), 'chunk')} of {group.name}/{name}"
                 for (group, name), places in self.chunks.items()
             ),
             *(f"what is derived in {root.name}/{layer}" for root, layer in sorted(self.groups)),
@@ -284,7 +288,7 @@ class Broken:
         StorageError
             If something cannot be removed.
         """
-        if directory.view.is_dir():  # what is kept there may be made of what is wrong
+        if paths.is_folder(directory.view):  # what is kept there may be made of what is wrong
             with chunks.writing(directory.view):
                 paths.remove_folder(directory.view)
         for path in (*self.files, *(node / DESCRIPTION for node in self.descriptions)):

@@ -18,7 +18,7 @@ from semrsm_dist.plot.orders import order_by_label
 from semrsm_dist.plot.scores import as_table, retrieval
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.chunks import writing
-from semrsm_dist.store.paths import RunPath, make_folder, write_atomically
+from semrsm_dist.store.paths import RunPath, make_folder, read_file, write_atomically
 
 LARGEST = 400
 """Maximum images drawn per side; larger runs are subsampled."""
@@ -120,7 +120,7 @@ def _digest(run: Run, summary: dict[str, Any]) -> str:
 def _content_of(path: RunPath) -> str | None:
     """Return the hash in a picture, or None if there is none that can be read."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as picture:
+        with Image.open(io.BytesIO(read_file(path)), formats=["PNG"]) as picture:
             picture.verify()
             return picture.info.get(CONTENT)
     except (OSError, SyntaxError):  # missing, or damaged: it is drawn again

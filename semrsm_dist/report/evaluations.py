@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from semrsm_dist.data.opening import require_file
 from semrsm_dist.errors import first_line
 
 METADATA = b"semrsm"
@@ -39,6 +40,7 @@ def read_evaluations(folder: Path) -> Iterator[Evaluation]:
         picture = path.with_suffix(".png")
         figure = picture.read_bytes() if picture.is_file() else None
         try:
+            require_file(path)
             table = pyarrow.parquet.read_table(path)
             facts = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
         except (OSError, ValueError, pa.ArrowException) as error:

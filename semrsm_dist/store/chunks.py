@@ -24,7 +24,8 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore, StorePath
 
-from semrsm_dist.errors import StorageError
+from semrsm_dist.data.opening import NOT_THERE
+from semrsm_dist.errors import StorageError, UnreadableFileError
 from semrsm_dist.store import paths
 from semrsm_dist.store.labels import ORIGIN, LabellingStore, read_label
 from semrsm_dist.store.paths import RunPath
@@ -140,7 +141,7 @@ def _make_group(folder: RunPath) -> zarr.Group:
     paths.make_way(folder, for_folder=True)
     paths.make_way(file)
     try:
-        if not file.is_file() or _is_group(read_description(folder)):
+        if not paths.is_file(file) or _is_group(read_description(folder)):
             with reading_metadata(folder):
                 return zarr.open_group(paths.zarr_store(folder), mode="a", use_consolidated=False)
     except (DamagedDescriptionError, zarr.errors.ContainsArrayError) as error:
@@ -167,17 +168,18 @@ def read_description(node: RunPath) -> dict[str, Any]:
 
     Raises
     ------
-    StorageError
+    UnreadableFileError
         If the file system cannot read it.
     """
     file = node / "zarr.json"
     try:
-        description = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        description = json.loads(paths.read_file(file))
+    except (*NOT_THERE, ValueError, RecursionError):
         return {}
     except OSError as error:
-        raise StorageError(
-            f"{file}: cannot be read ({error.strerror or error}); check the disk and its permissions"
+        raise UnreadableFileError(
+            f"{file}: cannot be read ({error.strerror or error}); nothing was changed: check the disk and the "
+            "permissions, then start the same command"
         ) from error
     is_object = isinstance(description, dict) and isinstance(description.get("attributes"), dict)
     return description if is_object else {}
@@ -297,6 +299,8 @@ def open_array(group: RunPath, name: str) -> zarr.Array[Any]:
 
     Raises
     ------
+    UnreadableFileError
+        If the file system cannot read its description.
     StorageError
         If it is not there, or its description is damaged.
     """
@@ -363,7 +367,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     ------
     DamagedChunkError
         If a chunk in it is missing, cannot be decoded, or is another one.
-    StorageError
+    UnreadableFileError
         If the file system cannot read it.
     """
     spans = (
@@ -372,11 +376,11 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     )
     touched = list(itertools.product(*spans))
     folder = paths.path_of(array)
-    for index in touched:
-        file = _chunk_path(folder, index)
-        if not file.is_file():  # it would read as fill values, like a result
-            raise DamagedChunkError(file, MISSING)
     try:
+        for index in touched:
+            file = _chunk_path(folder, index)
+            if not paths.is_file(file):  # it would read as fill values, like a result
+                raise DamagedChunkError(file, MISSING)
         return np.asarray(array[region])
     except DECODING_ERRORS as error:
         for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
@@ -386,9 +390,9 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(
-            f"{folder}: cannot be read ({error.strerror or error}); results that need it cannot be "
-            "computed: check the disk and its permissions, then start the same command"
+        raise UnreadableFileError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}); results that need it cannot be "
+            "computed: check the disk and the permissions, then start the same command"
         ) from error
 
 
@@ -424,7 +428,7 @@ def find_fault(array: zarr.Array[Any], index: Sequence[int]) -> str | None:
 
     Raises
     ------
-    StorageError
+    UnreadableFileError
         If the file system cannot read it, which says nothing about the chunk.
     """
     try:
@@ -462,7 +466,7 @@ def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
 
 def _open_if_there(path: RunPath) -> zarr.Array[Any] | None:
     try:
-        if not (path / "zarr.json").is_file():  # Zarr would look for older formats, too
+        if not paths.is_file(path / "zarr.json"):  # Zarr would look for older formats, too
             return None
         with reading_metadata(path):
             try:
@@ -474,8 +478,9 @@ def _open_if_there(path: RunPath) -> zarr.Array[Any] | None:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be opened ({error.strerror or error}); check what is there, the disk and its permissions"
+        raise UnreadableFileError(
+            f"{error.filename or path}: cannot be opened ({error.strerror or error}); nothing was changed: check the "
+            "disk and the permissions, then start the same command"
         ) from error
     return array
 

@@ -32,7 +32,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, StorageError, hide_secrets, reason_of
+from semrsm_dist.data.opening import NOT_THERE
+from semrsm_dist.errors import ConfigError, StorageError, UnreadableFileError, hide_secrets, reason_of
 from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.labels import ORIGIN
@@ -130,16 +131,23 @@ class RunDirectory:
 
         Raises
         ------
+        UnreadableFileError
+            If the file system cannot read it.
         StorageError
             If it is missing, damaged, or no manifest.
         """
         path = self.manifest(side)
         try:
-            content = path.read_bytes()
-        except OSError as error:
+            content = paths.read_file(path)
+        except NOT_THERE as error:
             raise StorageError(
                 f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images scanned "
                 "again"
+            ) from error
+        except OSError as error:
+            raise UnreadableFileError(
+                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); nothing was changed: check the disk "
+                "and the permissions, then start the same command"
             ) from error
         return Manifest.from_parquet(content, path)
 
@@ -173,8 +181,10 @@ class RunDirectory:
 
         Raises
         ------
+        UnreadableFileError
+            If the file system can read neither the record nor its copy.
         LostRecordError
-            If neither the record nor its copy can be read.
+            If both are damaged.
         OtherFormatError
             If it is one of another format.
         """
@@ -188,11 +198,17 @@ class RunDirectory:
                 continue
             else:
                 if name == RECORD_COPY:
-                    log.warning("%s: missing or damaged; its copy %s is used", self.path / RECORD, name)
+                    is_closed = any(isinstance(problem, UnreadableFileError) for problem in problems)
+                    what = "cannot be read" if is_closed else "missing or damaged"
+                    log.warning("%s: %s; its copy %s is used", self.path / RECORD, what, name)
                 return record
         for problem in problems:
             if isinstance(problem, OtherFormatError):
                 raise problem
+            if isinstance(problem, UnreadableFileError):
+                raise UnreadableFileError(
+                    f"{problem}; nothing was changed: check the disk and the permissions, then start the same command"
+                ) from problem
         if problems:
             raise LostRecordError(
                 f"{'; '.join(map(str, problems))}; nothing was changed: start the command that began the run, which "
@@ -223,7 +239,7 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any] | None:
         """Return the last summary; None if there is none, or it is damaged: a session that ends writes it anew."""
         try:
-            return unseal((self.path / SUMMARY).read_bytes())
+            return unseal(paths.read_file(self.path / SUMMARY))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -242,7 +258,7 @@ class RunDirectory:
     def read_heartbeat(self) -> Heartbeat | None:
         """Return what the last driver said of itself; None if it said nothing that can be read."""
         try:
-            return Heartbeat.model_validate_json((self.path / PROGRESS).read_bytes())
+            return Heartbeat.model_validate_json(paths.read_file(self.path / PROGRESS))
         except (OSError, ValueError):
             return None
 
@@ -267,7 +283,7 @@ class RunDirectory:
     def read_events(self) -> Iterator[dict[str, Any]]:
         """Yield the ledger's events, oldest first; a line truncated by a kill is skipped."""
         try:
-            text = (self.path / EVENTS).read_bytes()
+            text = paths.read_file(self.path / EVENTS)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 log.warning("%s: cannot be read (%s)", self.path / EVENTS, reason_of(error))
@@ -307,7 +323,7 @@ class RunDirectory:
         loss = self._lock.loss()
         if loss is None:
             return
-        if (self.path / RECORD).exists():
+        if paths.exists(self.path / RECORD):
             raise StorageError(
                 f"{self.path / LOCK}: {loss}, so another one may have begun; stopped, what is finished is kept: leave "
                 "this file alone, and start the same command once no other driver is at work (semrsm status)"
@@ -328,7 +344,7 @@ class RunDirectory:
     def remove_groups(self) -> None:
         """Remove the arrays of a run of which nothing is finished."""
         for group in self._groups:
-            if group.is_dir():
+            if paths.is_folder(group):
                 paths.remove_folder(group)
 
     def remove_remains(self) -> None:
@@ -340,7 +356,7 @@ class RunDirectory:
     def is_visible(self) -> bool:
         """Return whether this machine sees the directory of a run at work: every driver's lock is a file in it."""
         try:
-            return (self.path / LOCK).exists()
+            return paths.exists(self.path / LOCK)
         except (OSError, ConfigError):  # of storage that fails: what met that first says more
             return True
 
@@ -379,6 +395,6 @@ class RunDirectory:
 
 def _is_remains(group: RunPath) -> bool:
     """Return whether a folder holds chunks without any `zarr.json`: no Zarr group of anybody is like that."""
-    return group.is_dir() and not any(
+    return paths.is_folder(group) and not any(
         name.rpartition("/")[2] == "zarr.json" for name in paths.list_files(group)
     )

@@ -24,6 +24,7 @@ from semrsm_dist.data.locations import file_of
 from semrsm_dist.errors import InputError, MissingInputError, did_you_mean
 from semrsm_dist.features.arrays import FeatureArray, NpyFeatures
 from semrsm_dist.features.tensors import SafetensorsFeatures, TensorFeatures, TorchFeatures
+from semrsm_dist.store.paths import FolderStore
 
 _logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def _open_zarr(path: Path) -> zarr.Array[Any]:
         raise MissingInputError(f"{path}: nothing is there{_nearby(path)}")
     is_zip = path.suffix == ".zip" and path.is_file()
     try:
-        node = zarr.open(store=ZipStore(path) if is_zip else path, mode="r")
+        node = zarr.open(store=ZipStore(path) if is_zip else FolderStore(path), mode="r")
     except _OPEN_ERRORS as error:
         raise InputError(
             f"{path}: neither a .npy file, a file of tensors nor a Zarr array ({error}); give the path of an array of "

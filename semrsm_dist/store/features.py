@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
 
@@ -179,7 +179,7 @@ class FeatureStore:
 
     def is_complete(self) -> bool:
         """Return whether the arrays and all their chunks are there."""
-        if not self.group.joinpath(FEATURES, "zarr.json").is_file():
+        if not paths.is_file(self.group.joinpath(FEATURES, "zarr.json")):
             return False
         array = self._arrays[FEATURES]
         return len(self.present()) == -(-array.shape[0] // array.chunks[0])
@@ -187,7 +187,7 @@ class FeatureStore:
     def has_chunk(self, index: int) -> bool:
         """Return whether one chunk is complete."""
         places = (self.group.joinpath(name, "c", *map(str, chunk_index(name, index))) for name in ARRAYS)
-        return all(place.is_file() for place in places)
+        return all(map(paths.is_file, places))
 
     def dtype(self) -> np.dtype[Any]:
         """Return the type that features are stored in."""

@@ -55,7 +55,7 @@ class Inventory:
     def read(cls, directory: RunDirectory) -> Inventory:
         """Return the inventory that the last session left; an empty one if it cannot be read: all is read again."""
         try:
-            content = io.BytesIO((directory.path / INVENTORY).read_bytes())
+            content = io.BytesIO(paths.read_file(directory.path / INVENTORY))
             columns = pyarrow.parquet.read_table(content).to_pydict()
             stamps = map(Stamp, columns["n_bytes"], columns["written"])
             return cls(directory, dict(zip(columns["file"], stamps, strict=True)))
@@ -108,6 +108,12 @@ class Inventory:
             if faulty := chunks.find_damaged(array, indices):
                 damaged[group, name] = faulty
         return damaged
+
+
+def read_generation(directory: RunDirectory) -> str:
+    """Return what is another one after each session that has written chunks, such as a repair."""
+    found = paths.look_up_file(directory.path / INVENTORY)
+    return "" if found is None else f"{found.n_bytes}-{found.written}"
 
 
 def _list_chunks(directory: RunDirectory, folder: RunPath) -> Iterator[tuple[str, Stamp]]:

@@ -129,14 +129,14 @@ class LabelledGroup:
     def _require_gathered(self, gathered: Mapping[str, Any]) -> None:
         """Raise StorageError if an array's description was lost while this worked, so that readers would miss it."""
         for name in paths.list_names(self.group):
-            if name not in gathered and (self.group / name / "c").is_dir() and ".aside-" not in name:
+            if name not in gathered and paths.is_folder(self.group / name / "c") and ".aside-" not in name:
                 raise StorageError(
                     f"{self.group / name / 'zarr.json'}: lost or damaged while this driver was at work, so the layer "
                     "is not complete; what is finished is kept: start the same command, which writes it anew"
                 )
 
     def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:
-        if (self.group / name).is_dir():
+        if paths.is_folder(self.group / name):
             paths.remove_folder(self.group / name)
         array = chunks.create_array(
             self.group,

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from semrsm_dist.data.opening import require_file
 from semrsm_dist.errors import ResumeError, StorageError
 
 LOCK_SECONDS = 30.0
@@ -112,6 +113,7 @@ class FileLock:
         with contextlib.ExitStack() as stack:
             is_held = False
             try:
+                require_file(self._path)
                 handle = stack.enter_context(self._path.open("rb"))
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -123,7 +125,8 @@ class FileLock:
     def is_held(self) -> bool:
         """As `DriverLock.is_held`."""
         try:
-            with self._path.open("r", encoding="utf-8") as handle:
+            require_file(self._path)
+            with self._path.open("rb") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

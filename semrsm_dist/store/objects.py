@@ -87,18 +87,22 @@ class ObjectPath:
 
     def exists(self) -> bool:
         """Return whether there is an object of this name."""
-        try:
-            with _errors(self):
-                _obstore().head(self._bucket, self.key)
-        except FileNotFoundError:
-            return False
-        return True
+        return self.look_up() is not None
 
     is_file = exists
 
     def is_dir(self) -> bool:
         """Return whether there are objects below."""
         return next(self.list_objects(), None) is not None
+
+    def look_up(self) -> tuple[int, datetime] | None:
+        """Return the bytes of the object and when it was written; None if there is none."""
+        try:
+            with _errors(self):
+                meta = _obstore().head(self._bucket, self.key)
+        except FileNotFoundError:
+            return None
+        return meta["size"], meta["last_modified"]
 
     def read_bytes(self) -> bytes:
         """Return the content of the object; raises FileNotFoundError if there is none."""

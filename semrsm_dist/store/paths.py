@@ -1,7 +1,7 @@
 """Where the bytes of a run lie, and what is done with them there.
 
-The rest of this room joins paths with `/`, looks with `exists` and `is_file`, and reads with `read_bytes`. It does all
-else by the functions below, so that nothing depends on the kind of storage. They raise OSError unless they say more.
+The rest of this room joins paths with `/`, and does all else by the functions below, so that nothing depends on the
+kind of storage. They raise OSError unless they say more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import zarr
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, StoreLike
 
-from semrsm_dist.errors import StorageError
+from semrsm_dist.data import opening
+from semrsm_dist.errors import StorageError, UnreadableFileError
 from semrsm_dist.fields import check_run_uri
 from semrsm_dist.store.labels import LabellingStore
 from semrsm_dist.store.lease import Lease
@@ -63,11 +67,37 @@ def make_folder(folder: RunPath) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def is_file(path: RunPath) -> bool:
+    """Return whether there is a file, or a link to one.
+
+    Raises
+    ------
+    UnreadableFileError
+        If the file system does not tell: what cannot be looked up is not missing.
+    """
+    return path.is_file() if isinstance(path, ObjectPath) else stat.S_ISREG(_mode_of(path))
+
+
+def is_folder(path: RunPath) -> bool:
+    """Return whether there is a folder, or a link to one; errors as in `is_file`."""
+    return path.is_dir() if isinstance(path, ObjectPath) else stat.S_ISDIR(_mode_of(path))
+
+
+def exists(path: RunPath) -> bool:
+    """Return whether there is anything, links followed; errors as in `is_file`."""
+    return path.exists() if isinstance(path, ObjectPath) else bool(_mode_of(path))
+
+
+def read_file(path: RunPath) -> bytes:
+    """Return the content of a file; of what is in its place otherwise, such as a pipe, nothing is opened."""
+    return path.read_bytes() if isinstance(path, ObjectPath) else opening.read_file(path)
+
+
 def list_names(folder: RunPath) -> list[str]:
     """Return the names of the files and folders in a folder, sorted; none if it is not there."""
     if isinstance(folder, ObjectPath):
         return folder.list_names()
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return sorted(entry.name for entry in folder.iterdir()) if is_folder(folder) else []
 
 
 def list_files(folder: RunPath) -> Iterator[str]:
@@ -86,8 +116,20 @@ def look_up_files(folder: RunPath) -> Iterator[StoredFile]:
         return
     for prefix, entry in _walk(folder):
         with contextlib.suppress(FileNotFoundError):  # it may be removed meanwhile
-            stat = entry.stat()
-            yield StoredFile(prefix + entry.name, stat.st_size, stat.st_mtime)
+            facts = entry.stat()
+            yield StoredFile(prefix + entry.name, facts.st_size, facts.st_mtime)
+
+
+def look_up_file(path: RunPath) -> StoredFile | None:
+    """Return the name, size and time of one file; None if it is not there."""
+    if isinstance(path, ObjectPath):
+        found = path.look_up()
+        return None if found is None else StoredFile(path.name, found[0], found[1].timestamp())
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return StoredFile(path.name, facts.st_size, facts.st_mtime)
 
 
 def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> None:
@@ -124,7 +166,7 @@ def append_line(path: RunPath, line: bytes, most: int) -> None:
     A last line that a kill cut short is ended before.
     """
     if isinstance(path, ObjectPath):
-        before = path.read_bytes() if path.exists() else b""
+        before = read_file(path) if exists(path) else b""
         path.write(_keep_end(before, most - len(line)) + line + b"\n")
         return
     make_way(path, in_place=True)
@@ -219,7 +261,22 @@ def driver_lock(path: RunPath) -> DriverLock:
 
 def zarr_store(path: RunPath) -> StoreLike:
     """Return what Zarr opens as the group or array of this path."""
-    return path.zarr_store() if isinstance(path, ObjectPath) else path
+    return path.zarr_store() if isinstance(path, ObjectPath) else FolderStore(path)
+
+
+class FolderStore(LocalStore):
+    """Zarr's store of a folder, in which nothing but files is opened."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """As in Zarr."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):  # None in Zarr
+            opening.require_file(self.root / key)
+        return await super().get(key, prototype, byte_range)
 
 
 def path_of(array: zarr.Array[Any]) -> RunPath:
@@ -232,12 +289,27 @@ def path_of(array: zarr.Array[Any]) -> RunPath:
     return cast("LocalStore", store).root / name
 
 
+def _mode_of(path: Path) -> int:
+    """Return the type and mode of what is in a place, links followed; 0 if there is nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        if error.errno in opening.NO_SUCH_NAME:
+            return 0
+        raise UnreadableFileError(
+            f"{path}: cannot be looked up ({error.strerror}); nothing was changed: check the disk and the permissions, "
+            "then start the same command"
+        ) from error
+
+
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder, each with the path of its own folder from there.
 
     Raises
     ------
-    StorageError
+    UnreadableFileError
         If the file system cannot list them.
     """
     try:
@@ -252,7 +324,7 @@ def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEnt
     except StorageError:  # of a folder in it
         raise
     except OSError as error:
-        raise StorageError(
+        raise UnreadableFileError(
             f"{error.filename or folder}: cannot be listed ({error.strerror or error}), so what is finished is not "
             "known; nothing was changed: check the disk and its permissions, then start the same command"
         ) from error

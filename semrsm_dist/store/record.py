@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from semrsm_dist.errors import StorageError, reason_of
+from semrsm_dist.data.opening import NOT_THERE
+from semrsm_dist.errors import StorageError, UnreadableFileError, reason_of
 from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.store import paths
 from semrsm_dist.store.fingerprint import Fingerprint
 from semrsm_dist.store.labels import run_id
 from semrsm_dist.store.paths import RunPath
@@ -224,18 +226,22 @@ def read_record(path: RunPath) -> RunRecord:
     ------
     OtherFormatError
         If it is the record of another version.
+    UnreadableFileError
+        If the file system cannot read it.
     StorageError
-        If it cannot be read, is damaged or not a record.
+        If it is damaged or not a record.
     FileNotFoundError, NotADirectoryError
         If there is none.
     """
     try:
-        text = path.read_bytes()
+        text = paths.read_file(path)
         content = from_json(text)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: the record of the run cannot be read ({reason_of(error)})") from error
+        is_there = isinstance(error, OSError) and not isinstance(error, NOT_THERE)
+        kind = UnreadableFileError if is_there else StorageError
+        raise kind(f"{path}: the record of the run cannot be read ({reason_of(error)})") from error
     found = (
         content.get("format", 1 if "fingerprint" in content else None) if isinstance(content, dict) else None
     )

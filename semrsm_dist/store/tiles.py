@@ -65,7 +65,7 @@ class TileFiles(LabelledGroup):
 
     def exists(self) -> bool:
         """Return whether the array has been created."""
-        return (self.group / self.array_name / "zarr.json").is_file()
+        return paths.is_file(self.group / self.array_name / "zarr.json")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -82,7 +82,7 @@ class TileFiles(LabelledGroup):
 
     def has(self, tile: tuple[int, int]) -> bool:
         """Return whether one tile exists."""
-        return (self._folder / str(tile[0]) / str(tile[1])).is_file()
+        return paths.is_file(self._folder / str(tile[0]) / str(tile[1]))
 
     def changed(self, layout: Layout, known: Inventory) -> NDArray[np.bool_]:
         """Return which tiles exist and are new or not as they were at the time of an inventory."""

@@ -492,6 +492,37 @@ def test_damaged_parquet_is_refused_or_its_images_are_unreadable(tmp_path):
     assert any("is damaged" in cause for cause in causes - {None})
 
 
+@pytest.mark.parametrize("use_dictionary", [False, True])
+def test_a_row_group_of_parquet_that_grows_out_of_all_proportion_is_not_unpacked(
+    tmp_path, monkeypatch, use_dictionary
+):
+    monkeypatch.setattr(parquet_rows, "UNPACKED_BYTES", 2**20)
+    bomb = pa.table({"image": [bytes(2**20 + each) for each in range(3)]})
+    pq.write_table(bomb, tmp_path / "a.parquet", compression="zstd", use_dictionary=use_dictionary)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**14
+    with pytest.raises(InputError, match=r"would grow from .* as no images do, and was not unpacked"):
+        ParquetImages(path=tmp_path).entries()
+
+
+POOL = pa.proxy_memory_pool(pa.default_memory_pool())
+"""Lives as long as what was allocated in it."""
+
+
+def test_images_that_share_a_dictionary_are_unpacked_one_by_one(tmp_path, monkeypatch):
+    same = picture(0, "BMP", size=600)
+    pq.write_table(pa.table({"image": [same] * 64}), tmp_path / "a.parquet", use_dictionary=True)
+    source = ParquetImages(path=tmp_path)
+    entries, before = source.entries(), pa.default_memory_pool()
+    monkeypatch.setattr(parquet_rows, "_cursors", [])
+    pa.set_memory_pool(POOL)
+    try:
+        rows = scan(source, entries)
+    finally:
+        pa.set_memory_pool(before)
+    assert {row.sha256 for row in rows} == {hashlib.sha256(same).hexdigest()}
+    assert len(same) < POOL.max_memory() < 6 * len(same)
+
+
 def test_a_row_that_is_not_there_is_unreadable(tmp_path):
     write_parquet(tmp_path / "a.parquet", rows=10)
     source = ParquetImages(path=tmp_path)
@@ -514,9 +545,9 @@ def test_values_are_read_forward_in_one_pass_and_back_in_another(tmp_path, monke
     path, passes = str(tmp_path / "a.parquet"), []
     iterate = parquet_rows.iterate
 
-    def counted(location, columns, groups, **options):
-        passes.append(groups)
-        return iterate(location, columns, groups, **options)
+    def counted(location, columns, group, **options):
+        passes.append(group)
+        return iterate(location, columns, group, **options)
 
     monkeypatch.setattr(parquet_rows, "iterate", counted)
     monkeypatch.setattr(parquet_rows, "_cursors", [])
@@ -524,7 +555,7 @@ def test_values_are_read_forward_in_one_pass_and_back_in_another(tmp_path, monke
         assert parquet_rows.read_value((path, "image", 0), row) == contents[row]
     assert parquet_rows.read_value((path, "image", 1), 39) == contents[99]
     assert parquet_rows.read_value((path, "image", 0), 3) == contents[3]  # still kept
-    assert passes == [[0], [1]]
+    assert passes == [0, 1]
     monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 1)
     monkeypatch.setattr(parquet_rows, "_cursors", [])
     for row in (50, 3, 59):

@@ -23,7 +23,7 @@ GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
 N_TILES = 10
 TEXT = "of somebody"
 
-DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder", "link"]
+DAMAGES = ["deleted", "truncated", "zeroed", "flipped", "folder", "link", "pipe"]
 SETS = [
     [
         "run.json",
@@ -91,13 +91,15 @@ def runs(module_shop, engine):
 def damage(file: Path, how: str, at: float = 0.5) -> None:
     """Damage a file in one of the ways of `DAMAGES`; a bit is flipped `at` a part of its length."""
     content = bytearray(file.read_bytes())
-    if how in ("deleted", "folder", "link"):
+    if how in ("deleted", "folder", "link", "pipe"):
         file.unlink()
         if how == "folder":
             file.mkdir()
             (file / "kept").write_text(TEXT)
         elif how == "link":
             file.symlink_to(somebodys_file(file))
+        elif how == "pipe":  # which nobody writes to
+            os.mkfifo(file)
         return
     if how == "truncated":
         content = content[: len(content) // 2]
@@ -178,7 +180,7 @@ def test_an_unfinished_run_makes_damaged_features_again(runs, engine, first):
 def test_a_finished_run_makes_features_again_that_are_missing_and_names_others(runs, engine, how):
     run = spoiled(runs, "finished", lambda run: damage(run / FEATURES[0], how))
     summary = runs.run(document(runs, "copy"), engine=engine)
-    is_missing = how in ("deleted", "folder")
+    is_missing = how in ("deleted", "folder", "pipe")
     assert (arrays(runs, "copy") == arrays(runs, "finished")) == is_missing
     assert any("damaged chunks: 1" in warning for warning in summary["warnings"]) != is_missing
     assert (run / FEATURES[0]).is_file()

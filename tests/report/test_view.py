@@ -314,6 +314,20 @@ def test_damage_is_reported_with_the_request(copy, monkeypatch):
         assert server.get("tiles/0/cosine/given/0/0-0.bin")[0] == 200
 
 
+def test_browsers_keep_a_tile_until_a_session_has_written_chunks(copy, monkeypatch):
+    monkeypatch.setattr("semrsm_dist.report.view.live.LOOK_SECONDS", 0.0)
+    tile = "tiles/0/cosine/given/0/0-0.bin"
+    inventory = copy.directory.path / "inventory.parquet"
+    with serving(copy) as server:
+        status, headers, content = server.get(tile)
+        assert status == 200
+        assert server.get(tile, **{"If-None-Match": headers["ETag"]})[::2] == (304, b"")
+        os.utime(inventory, ns=(0, inventory.stat().st_mtime_ns + 10**9))
+        status, later, again = server.get(tile, **{"If-None-Match": headers["ETag"]})
+        assert (status, again) == (200, content)
+        assert later["ETag"] != headers["ETag"]
+
+
 def test_an_unfinished_run_shows_what_there_is(copy):
     store = TileStore(copy.directory.tiles, "late")
     store.begin()

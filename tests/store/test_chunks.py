@@ -351,7 +351,7 @@ def test_a_full_disk_while_an_array_is_made_is_told(group, array, monkeypatch):
 def test_a_disk_that_cannot_be_read_does_not_make_a_chunk_damaged(group, array, monkeypatch, number):
     """Otherwise one bad moment of a network disk would delete finished work."""
     Failing(monkeypatch, number, "r")
-    with pytest.raises(StorageError, match=r"/a: cannot be read") as caught:
+    with pytest.raises(StorageError, match=r"/a/c/1/1: cannot be read") as caught:
         chunks.find_fault(array, (1, 1))
     assert not isinstance(caught.value, chunks.DamagedChunkError)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from semrsm_dist.data.annotations import read_annotation
 from semrsm_dist.data.locations import exists, file_of
 from semrsm_dist.data.source import DataSource
 from semrsm_dist.errors import InputError
@@ -65,7 +66,7 @@ class FeaturesData(DataSource):
         there = [path for path in lists if path.is_file()]
         if not there:
             return next((path for path in lists if str(path.absolute()) == known), None)
-        contents = {path: path.read_bytes().split() for path in there}
+        contents = {path: read_annotation(str(path), "extract the features again").split() for path in there}
         for path in there[1:]:
             if contents[path] != contents[there[0]]:
                 raise InputError(

@@ -30,7 +30,7 @@ from semrsm_dist.data.annotations import (
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.listing import is_image
-from semrsm_dist.data.locations import absolute, below, join, locate, storage_errors
+from semrsm_dist.data.locations import absolute, below, join, locate_file, storage_errors
 from semrsm_dist.data.objects import ObjectBox, ObjectTally
 from semrsm_dist.errors import InputError, MissingInputError, counted, first_line
 from semrsm_dist.fields import Location
@@ -178,7 +178,6 @@ def _select_boxes(where: str, images: Collection[str], remedy: str) -> Iterator[
 
 
 def _read_batches(where: str, remedy: str) -> Iterable[pa.Table]:
-    system, path = locate(where)
     options = pyarrow.csv.ConvertOptions(
         include_columns=["ImageID", "LabelName", *_BORDERS],
         column_types={
@@ -188,14 +187,14 @@ def _read_batches(where: str, remedy: str) -> Iterable[pa.Table]:
         },
     )
     try:
-        with (
-            annotation_errors(where, remedy),
-            storage_errors(where),
-            system.open_input_stream(path) as stream,
-            pyarrow.csv.open_csv(stream, convert_options=options) as batches,
-        ):
-            for batch in batches:
-                yield pa.Table.from_batches([batch])
+        with annotation_errors(where, remedy), storage_errors(where):
+            system, path = locate_file(where)
+            with (
+                system.open_input_stream(path) as stream,
+                pyarrow.csv.open_csv(stream, convert_options=options) as batches,
+            ):
+                for batch in batches:
+                    yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, KeyError) as error:
         raise InputError(
             f"{where}: is not a table of boxes with the columns ImageID, LabelName, {', '.join(_BORDERS)} "

@@ -144,7 +144,7 @@ def _rows(location: str, columns: Sequence[str], group: int, size: int) -> Itera
     if not columns:
         yield from ({} for _ in range(size))
         return
-    for batch in iterate(location, columns, [group]):
+    for batch in iterate(location, columns, group):
         yield from batch.to_pylist()
 
 

@@ -15,7 +15,7 @@ from semrsm_dist.data.annotations import annotation_errors, shorten
 from semrsm_dist.data.columns import labels_in
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.listing import extensions
-from semrsm_dist.data.locations import locate, read_range, storage_errors
+from semrsm_dist.data.locations import open_file, read_range
 from semrsm_dist.data.packed import PackedSource, parse_numbers, part_uri
 from semrsm_dist.errors import InputError, counted, first_line, printable_name
 
@@ -188,11 +188,9 @@ def _read_samples(location: str) -> Iterator[_Sample]:
 
 def _read_members(location: str) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar file that has its end."""
-    system, path = locate(location)
     try:
         with (
-            storage_errors(location),
-            system.open_input_file(path) as file,
+            open_file(location) as file,
             io.BufferedReader(file) as buffered,
             tarfile.open(fileobj=buffered, mode="r:") as tar,
         ):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.objects import ObjectBox
+from semrsm_dist.data.opening import require_input
 from semrsm_dist.data.source import ImageSource, list_boxes
 from semrsm_dist.errors import ConfigError, InputError, reason_of
 from semrsm_dist.store.record import Side
@@ -32,6 +33,7 @@ def read_boxes(path: Path) -> pd.DataFrame:
     InputError
         If it cannot be read, lacks a column, or a box is empty or outside its image.
     """
+    require_input(path)
     try:
         read = pd.read_parquet if path.suffix in (".parquet", ".pq") else pd.read_csv
         table = read(path)

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
+from semrsm_dist.data.opening import require_input
 from semrsm_dist.errors import InputError, reason_of
 from semrsm_dist.evaluation.agreement import Estimate, agreement
 from semrsm_dist.evaluation.divergence import (
@@ -82,6 +83,7 @@ def _find_outputs(config: RunConfig, outputs: str | None, reporter: Reporter) ->
 
 
 def _load(path: Path) -> NDArray[Any]:
+    require_input(path)
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -24,7 +24,7 @@ from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.labelled import Values
+from semrsm_dist.store.labelled import LabelledGroup
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side
@@ -79,20 +79,32 @@ def assemble_layers(
         known = store.read_attributes()
         if not (known.get("recipe") == recipe and store.is_done(layout) and store.has_sound_coordinates()):
             with session.timed("assembly"):
-                kernels, coordinates = _derive(session, record, layer, manifests)
-                fingerprint = record.fingerprint | record.layers[layer].facts
-                attributes = {"layer": layer, "recipe": recipe, "fingerprint": fingerprint}
-                session.directory.require_held()  # finding the widths can take minutes
-                store.finish(coordinates, {**attributes, "kernels": kernels}, record.id_of(layer))
+                kernels = _find_kernels(session, record, layer)
+                finish_layer(session, record, store, manifests, {"recipe": recipe, "kernels": kernels})
     if session.config.output.matrices == "stored":
         _store_matrices(session, record, layers)
 
 
-def _derive(
-    session: Session, record: RunRecord, layer: str, manifests: Mapping[Side, Manifest]
-) -> tuple[dict[str, Any], dict[str, tuple[str, Values]]]:
-    """Return the kernels of a layer by name, with the widths of RBF kernels, and its coordinates."""
-    coordinates = collect_coordinates(session.directory, record, layer, manifests)
+def finish_layer(
+    session: Session,
+    record: RunRecord,
+    store: LabelledGroup,
+    manifests: Mapping[Side, Manifest],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Give the results of a layer their coordinates and attributes, which makes them readable."""
+    session.directory.require_held()  # finding the widths can have taken minutes
+    layer = store.layer
+    fingerprint = record.fingerprint | record.layers[layer].facts
+    store.finish(
+        collect_coordinates(session.directory, record, layer, manifests),
+        {"layer": layer, "fingerprint": fingerprint, **attributes},
+        record.id_of(layer),
+    )
+
+
+def _find_kernels(session: Session, record: RunRecord, layer: str) -> dict[str, Any]:
+    """Return the kernels of a layer by name, with the widths of RBF kernels."""
     store = TileStore(session.directory.tiles, layer)
     norms_i, norms_j = (
         FeatureStore(session.directory.features, side, layer).read_squared_norms()
@@ -107,7 +119,7 @@ def _derive(
                 width = median_width(matrices, kind, reporter=session.reporter)
                 facts["sigma"], facts["sigma_error"] = width
             kernels[f"{kind}_{kernel.name}"] = facts
-    return kernels, coordinates
+    return kernels
 
 
 def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) -> None:

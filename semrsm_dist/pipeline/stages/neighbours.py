@@ -8,8 +8,9 @@ from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.stages.assembly import finish_layer
 from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, RowPanel
-from semrsm_dist.results.coordinates import Groups, collect_coordinates, digest_labels, number_groups
+from semrsm_dist.results.coordinates import Groups, digest_labels, number_groups
 from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.neighbours import NeighbourStore
@@ -65,12 +66,7 @@ def choose_neighbours(
         is_described = layer not in missing and store.read_attributes().get("recipe") == recipe
         if not (is_described and store.has_sound_coordinates()):
             with session.timed("assembly"):
-                fingerprint = record.fingerprint | record.layers[layer].facts
-                store.finish(
-                    collect_coordinates(session.directory, record, layer, manifests),
-                    {"layer": layer, "recipe": recipe, "fingerprint": fingerprint},
-                    record.id_of(layer),
-                )
+                finish_layer(session, record, store, manifests, {"recipe": recipe})
 
 
 def _choose(session: Session, record: RunRecord, layers: Sequence[str]) -> None:

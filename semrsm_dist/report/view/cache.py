@@ -10,6 +10,8 @@ import zlib
 from collections import OrderedDict
 from pathlib import Path
 
+from semrsm_dist.data.opening import read_file
+
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 2**28
@@ -46,7 +48,7 @@ class Cache:
         if self.folder is None:
             return None
         try:
-            sealed = (self.folder / name).read_bytes()
+            sealed = read_file(self.folder / name)
         except FileNotFoundError:
             return None
         except OSError as error:

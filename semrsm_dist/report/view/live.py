@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import cached_property
@@ -46,6 +47,10 @@ from semrsm_dist.report.view.pyramid import Tile
 from semrsm_dist.report.view.tiles import VERSION, CachedTiles, MapTiles, describe_tiles
 from semrsm_dist.results.images import NO_HASH, ImageReader
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.inventory import read_generation
+
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a session, such as a repair, has changed the run."""
 
 Answer = tuple[bytes | None, float]
 """What was asked for, None while it is not there, and the share of the work that is done."""
@@ -65,6 +70,7 @@ class LiveRun:
 
     def __init__(self, run: Run, cache: Cache | None = None) -> None:
         self.run = run
+        self.generation, self._checked = read_generation(run.directory), time.monotonic()
         self.finished, self._notes = find_finished(run)
         folder = run.directory.view
         self.cache = cache or Cache(folder if isinstance(folder, Path) else None)
@@ -79,6 +85,16 @@ class LiveRun:
     def close(self) -> None:
         """Stop what is at work."""
         self._filler.close()
+
+    def current(self) -> LiveRun:
+        """Return this object or, where a session has written chunks since, another one for the run as it is now."""
+        if time.monotonic() - self._checked < LOOK_SECONDS:
+            return self
+        self._checked = time.monotonic()
+        if read_generation(self.run.directory) == self.generation:
+            return self
+        self.close()
+        return LiveRun(Run(self.run.directory.path), self.cache)
 
     def page(self) -> str:
         """Return the page."""
@@ -159,7 +175,7 @@ class LiveRun:
                 source = self._sources[layer, kernel]
                 kinds = "semantic", "spatio-semantic"
                 widths = [find_matrix(source.matrices, kernel, kind).sigma for kind in kinds]
-                identity = f"{self.run.record.id_of(layer)} {layer} {kernel} {widths}"
+                identity = f"{self.run.record.id_of(layer)} {self.generation} {layer} {kernel} {widths}"
                 self._maps[name] = CachedTiles(
                     MapTiles(source, places), places, identity, self.cache, self._filler
                 )
@@ -268,7 +284,7 @@ class LiveRun:
 
     def _name(self, kind: str, layer: str, more: str = "") -> str:
         """Return the name in the cache of something that depends on a layer's numbers, and on more."""
-        facts = f"{VERSION} {self.run.record.id_of(layer)} {layer} {more}"
+        facts = f"{VERSION} {self.run.record.id_of(layer)} {self.generation} {layer} {more}"
         return f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 

@@ -30,6 +30,9 @@ SHARE = "Share"
 
 KEEP = "private, max-age=3600"
 
+LOOK_AGAIN = "private, no-cache"
+"""Of what a repair can change: browsers keep it, and ask each time whether it is still the same."""
+
 Result = TypeVar("Result")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -60,6 +63,7 @@ def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application
             given = request.match_info.get("token", "")
             if not hmac.compare_digest(given.encode("utf-8", "backslashreplace"), token.encode()):
                 raise web.HTTPNotFound
+            await pages.renew()
             response = await handler(request)
         except web.HTTPException as error:
             error.headers.update(HEADERS)
@@ -72,8 +76,10 @@ def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
+    pages = _Pages(live)
     app = web.Application(middlewares=[guard])
-    app.add_routes(_Pages(live).routes())
+    app.add_routes(pages.routes())
+    app.on_cleanup.append(pages.close)
     return app
 
 
@@ -100,6 +106,14 @@ class _Pages:
         self._live = live
         self._at_once = asyncio.Semaphore(8)
 
+    async def renew(self) -> None:
+        """Go on with the run as it is now."""
+        self._live = await self._ask(self._live.current)
+
+    async def close(self, app: web.Application) -> None:
+        """Stop what is at work."""
+        await self._ask(self._live.close)
+
     def routes(self) -> list[web.RouteDef]:
         tile = r"/{token}/tiles/{layer:\d+}/{kernel:\w+}/{order:\w+}/{level:\d+}/{row:\d+}-{column:\d+}.bin"
         return [
@@ -117,13 +131,15 @@ class _Pages:
     async def _tile(self, request: web.Request) -> web.Response:
         tile = Tile(*(_number(request, name) for name in ("level", "row", "column")))
         layer, kernel, order = self._layer(request), request.match_info["kernel"], _order(request)
-        return _respond(await self._ask(self._live.tile, layer, kernel, order, tile))
+        return await self._respond(request, self._live.tile, layer, kernel, order, tile)
 
     async def _order(self, request: web.Request) -> web.Response:
-        return _respond(await self._ask(self._live.order, self._layer(request), _order(request)))
+        return await self._respond(request, self._live.order, self._layer(request), _order(request))
 
     async def _queries(self, request: web.Request) -> web.Response:
-        return _respond(await self._ask(self._live.queries, self._layer(request)), "application/json")
+        return await self._respond(
+            request, self._live.queries, self._layer(request), content_type="application/json"
+        )
 
     async def _pair(self, request: web.Request) -> web.Response:
         row, column = (_number(request, name) for name in ("row", "column"))
@@ -143,6 +159,24 @@ class _Pages:
     def _layer(self, request: web.Request) -> str:
         return self._live.finished[_number(request, "layer")]
 
+    async def _respond(
+        self,
+        request: web.Request,
+        function: Callable[..., Answer],
+        *arguments: Any,
+        content_type: str = "application/octet-stream",
+    ) -> web.Response:
+        """Return what there is; what is not complete is asked for again, and what the browser has is not sent again."""
+        tag = f'"{self._live.generation}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"Cache-Control": LOOK_AGAIN, "ETag": tag})
+        content, share = await self._ask(function, *arguments)
+        if content is None:
+            return web.Response(status=202, headers={SHARE: f"{share:.4f}"})
+        is_complete = share == 1.0
+        headers = {"Cache-Control": LOOK_AGAIN, "ETag": tag} if is_complete else {SHARE: f"{share:.4f}"}
+        return web.Response(body=content, content_type=content_type, headers=headers)
+
     async def _ask(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call what reads files, in a thread."""
         async with self._at_once:
@@ -160,15 +194,6 @@ def _order(request: web.Request) -> Any:
     if request.match_info["order"] not in ORDERS:
         raise IndexError(request.match_info["order"])
     return request.match_info["order"]
-
-
-def _respond(answer: Answer, content_type: str = "application/octet-stream") -> web.Response:
-    """Return what there is; what is not complete is asked for again."""
-    content, share = answer
-    if content is None:
-        return web.Response(status=202, headers={SHARE: f"{share:.4f}"})
-    headers = {"Cache-Control": KEEP} if share == 1.0 else {SHARE: f"{share:.4f}"}
-    return web.Response(body=content, content_type=content_type, headers=headers)
 
 
 def serve(live: LiveRun, listener: Listener) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import StorageError, UnreadableFileError
 from semrsm_dist.results.coordinates import describe_images, digest_labels
 from semrsm_dist.results.verification.features import SoundFeatures
 from semrsm_dist.results.verification.inspection import Inspection, kind_of
@@ -17,6 +17,7 @@ from semrsm_dist.results.verification.numbers import Problem
 from semrsm_dist.results.verification.report import DESCRIPTION, Kind
 from semrsm_dist.store.chunks import DamagedChunkError
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
+from semrsm_dist.store.paths import is_file
 from semrsm_dist.store.record import Side
 from semrsm_dist.store.tiles import QUANTITIES, TileStore
 
@@ -69,13 +70,16 @@ def inspect_attributes(inspection: Inspection, group: LabelledGroup, attributes:
 
 
 def _read(inspection: Inspection, group: LabelledGroup, name: str) -> NDArray[Any] | None:
-    """Return a coordinate; None if it is at fault, which is then added."""
+    """Return a coordinate; None if it is at fault or cannot be read, which is then added."""
     try:
         return group.coordinate(name)
     except DamagedChunkError as error:
         problem = Problem(kind_of(error), f"its chunk {error.fault}")
+    except UnreadableFileError as error:
+        inspection.unchecked.append(str(error))
+        return None
     except StorageError as error:
-        is_there = (group.group / name / DESCRIPTION).is_file()
+        is_there = is_file(group.group / name / DESCRIPTION)
         problem = Problem(Kind.DESCRIPTION if is_there else Kind.MISSING, str(error))
     inspection.add(group.group / name, group.layer, "", problem)
     return None

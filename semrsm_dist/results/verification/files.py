@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import InputError, StorageError
+from semrsm_dist.data.opening import NOT_THERE
+from semrsm_dist.errors import InputError, StorageError, UnreadableFileError, reason_of
 from semrsm_dist.results.verification.inspection import Inspection
 from semrsm_dist.results.verification.numbers import Problem
 from semrsm_dist.results.verification.report import DESCRIPTION, Kind
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.directory import RECORD, RECORD_COPY, SUMMARY
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import Side, read_record
+from semrsm_dist.store.sealed import unseal
 
 
 def inspect_record(inspection: Inspection) -> None:
@@ -26,6 +28,9 @@ def inspect_record(inspection: Inspection) -> None:
                 continue
         except FileNotFoundError:
             problem = Problem(Kind.MISSING, "one of the two copies of the record is not there")
+        except UnreadableFileError as error:
+            inspection.unchecked.append(str(error))
+            continue
         except StorageError as error:
             problem = Problem(Kind.DAMAGED, str(error))
         if not inspection.is_working:  # a driver may be writing it
@@ -42,18 +47,18 @@ def inspect_groups(inspection: Inspection) -> None:
         directory.neighbours,
         directory.matrices,
     ):
-        if not root.is_dir():
-            continue
-        for group in (root, *(root / side for side in inspection.record.sides if root == directory.features)):
-            if problem := find_description_fault(group):
-                inspection.add(group, None, DESCRIPTION, problem)
+        groups = (root, *(root / side for side in inspection.record.sides if root == directory.features))
+        for group in groups:
+            with inspection.reading(group, None):
+                if paths.is_folder(root) and (problem := find_description_fault(group)):
+                    inspection.add(group, None, DESCRIPTION, problem)
 
 
 def find_description_fault(group: RunPath) -> Problem | None:
     """Return what is wrong with the description of a group: it is missing or damaged; None if it can be read."""
     if chunks.read_description(group):
         return None
-    if (group / DESCRIPTION).exists():
+    if paths.exists(group / DESCRIPTION):
         return Problem(Kind.DESCRIPTION, "the description of this group is damaged")
     return Problem(Kind.MISSING, "the description of this group is not there")
 
@@ -61,8 +66,18 @@ def find_description_fault(group: RunPath) -> Problem | None:
 def inspect_summary(inspection: Inspection) -> None:
     """Check that the summary can be read, if there is one."""
     path = inspection.directory.path / SUMMARY
-    if path.exists() and inspection.directory.read_summary() is None:
-        inspection.add(path, None, "", Problem(Kind.DAMAGED, "the summary cannot be read"))
+    try:
+        unseal(paths.read_file(path))
+    except FileNotFoundError:
+        return
+    except (*NOT_THERE, ValueError, RecursionError) as error:
+        inspection.add(
+            path, None, "", Problem(Kind.DAMAGED, f"the summary cannot be read ({reason_of(error)})")
+        )
+    except OSError as error:
+        inspection.unchecked.append(
+            f"{path}: cannot be read ({reason_of(error)}); check the disk and the permissions"
+        )
 
 
 def read_manifests(inspection: Inspection) -> Mapping[Side, Manifest]:
@@ -72,8 +87,11 @@ def read_manifests(inspection: Inspection) -> Mapping[Side, Manifest]:
         path = inspection.directory.manifest(side)
         try:
             manifest = inspection.directory.read_manifest(side)
+        except UnreadableFileError as error:
+            inspection.unchecked.append(str(error))
+            continue
         except (StorageError, InputError, TypeError) as error:
-            kind = Kind.DAMAGED if path.exists() else Kind.MISSING
+            kind = Kind.DAMAGED if paths.exists(path) else Kind.MISSING
             inspection.add(path, None, "", Problem(kind, str(error)))
             continue
         expected = tuple(inspection.record.fingerprint[f"{side}.{name}"] for name in ("count", "sha256"))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import StorageError, UnreadableFileError
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.verification.numbers import Problem
@@ -146,10 +146,14 @@ class ArrayChunks:
         self._inspection, self._layer = inspection, layer
         self.path = group / name
         self._array: Any = None
-        self._present = chunks.list_chunks(group, name)
+        self._present: set[tuple[int, ...]] = set()
         self.grid = tuple(-(-length // size) for length, size in zip(shape, chunk_shape, strict=True))
         try:
+            self._present = chunks.list_chunks(group, name)
             array = chunks.open_array(group, name)
+        except UnreadableFileError as error:
+            inspection.unchecked.append(str(error))
+            return
         except StorageError as error:
             if self._present or not optional:
                 self._describe(str(error))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
+
+from semrsm_dist.errors import counted
 
 SAMPLE = 1000
 """Pairs of a layer that are solved again by default."""
@@ -140,7 +143,7 @@ class Report:
 
 def format_report(report: Report) -> str:
     """Format a report for people."""
-    counts = ", ".join(f"{count} {name}" for name, count in report.checked.items() if count)
+    counts = ", ".join(_counted(count, name) for name, count in report.checked.items() if count)
     lines = [f"{report.run}: checked {counts or 'nothing'} (seed {report.seed})"]
     shown: dict[tuple[Kind, bool], int] = {}
     for fault in report.faults:
@@ -157,8 +160,12 @@ def format_report(report: Report) -> str:
     lines += [f"  incomplete: {what}" for what in report.incomplete]
     left = sum(not fault.repaired for fault in report.faults)
     if left:
-        count = f"{left} fault{'' if left == 1 else 's'}"
-        lines.append(f"  {count}: semrsm verify --repair computes again what is broken")
+        lines.append(f"  {counted(left, 'fault')}: semrsm verify --repair computes again what is broken")
     else:
         lines.append("  sound" if report.exit_code == 0 else "  no fault in what was checked")
     return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    """Return a count with what was counted; of one, its first noun is in the singular."""
+    return f"{count} {re.sub(r's(?= |$)', '', what, count=1) if count == 1 else what}"

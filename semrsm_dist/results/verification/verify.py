@@ -83,7 +83,8 @@ def verify(
     manifests = read_manifests(inspection)
     features: dict[tuple[Side, str], SoundFeatures] = {}
     for layer in record.layers:
-        _inspect_layer(inspection, layer, manifests, matcher, features)
+        with inspection.reading(result_store(directory, record, layer).group, layer):
+            _inspect_layer(inspection, layer, manifests, matcher, features)
     if images and config is not None:
         inspect_images(inspection, config, manifests, features)
     return Report(

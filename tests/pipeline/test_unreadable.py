@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import semrsm_dist as srs
+from semrsm_dist.data.entries import UnreadableImageError
+from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.engine.engines.local import LocalEngine
-from semrsm_dist.errors import InputError, SemrsmError, StorageError, UnreadableFileError
+from semrsm_dist.errors import SemrsmError, StorageError, UnreadableFileError
 from semrsm_dist.pipeline.repair import verify_and_repair
 from tests.pipeline.conftest import Workshop
 
@@ -179,11 +181,12 @@ def test_inputs_that_cannot_be_read_are_refused_with_the_remedy(public, engine):
                 public.run(wrong, engine=engine)
 
 
-def test_images_that_cannot_be_read_are_unreadable_images(public, engine):
-    folder = public.images(n=3)
-    (folder / "class1" / "001.png").chmod(0)
-    with without_rights(), pytest.raises(InputError, match=r"001\.png.*not permitted.*unreadable: skip"):
-        public.run(public.of_images("new-3", folder), engine=engine)
+def test_images_that_cannot_be_read_are_unreadable_images(public):
+    images = FolderImages(path=public.images(n=3))
+    for entry in images.entries():
+        Path(entry.uri).chmod(0)
+        with without_rights(), pytest.raises(UnreadableImageError, match="reading it is not permitted"):
+            images.load(entry)
 
 
 def test_the_command_ends_with_a_message_and_no_traceback(public, finished):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from semrsm_dist.errors import ConfigError, first_line
+from semrsm_dist.errors import ConfigError, InputError, first_line
 from semrsm_dist.features import checkpoints, clipseg, hub, registry
 from semrsm_dist.features.spec import ModelSpec
 
@@ -296,10 +297,16 @@ def _create(name: str, size: Size, *, pretrained: bool = False, **kwargs: Any) -
         kwargs["img_size"] = size
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except NETWORK_ERRORS as error:
-        if "img_size" not in kwargs:
-            raise
-        raise _size_error(name, size, error) from error
+    except (*NETWORK_ERRORS, pickle.UnpicklingError) as error:
+        if "img_size" in kwargs:
+            raise _size_error(name, size, error) from error
+        if pretrained:
+            raise InputError(
+                f"the weights of {name!r} in the hub cannot be read ({first_line(error)}), and nothing but tensors is "
+                "loaded, since pickled objects may execute code; choose another model, or give its weights as a "
+                ".safetensors file (--set model.weights=PATH)"
+            ) from error
+        raise
     return module
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -376,6 +377,23 @@ def test_files_that_are_no_state_dict_are_refused_and_not_executed(tmp_path, con
     content(path)
     with pytest.raises(InputError, match=r"weights\.pth"):
         load_model(ModelSpec("test_resnet", str(path)))
+
+
+def test_pickled_objects_in_the_hub_are_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--someone--some-model" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+    cfg = {"input_size": [3, 64, 64], "num_classes": 3, "classifier": "fc", "first_conv": "conv1.0"}
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": cfg}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    torch.save({"conv1.0.weight": Malicious()}, snapshot / "pytorch_model.bin")
+    with pytest.raises(
+        InputError, match=r"in the hub cannot be read .* since pickled objects may execute code"
+    ):
+        load_model(ModelSpec("hf-hub:someone/some-model"))
 
 
 def test_a_truncated_safetensors_file_and_a_folder_are_refused(tmp_path):

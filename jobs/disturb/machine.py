@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from disturb.scene import FEATURES, TILES, Fault, Scene, stamps
@@ -67,17 +68,17 @@ def _fill_disk(scene: Scene) -> bool:
     if os.geteuid() != 0 or not scene.run.exists():
         return False
     copy = scene.run.with_name("copy")
-    shutil.copytree(scene.run, copy, symlinks=True)
+    _copy(scene.run, copy)
     if not _mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", scene.run):
         shutil.rmtree(copy)
         return False
-    shutil.copytree(copy, scene.run, dirs_exist_ok=True, symlinks=True)
+    _copy(copy, scene.run)
     used = sum(-(-path.stat().st_size // 4096) for path in scene.run.rglob("*")) + 4
     _mount("-o", f"remount,size={4 * (used + scene.rng.randrange(60))}k", scene.run)
 
     def undo() -> None:
         shutil.rmtree(copy)
-        shutil.copytree(scene.run, copy, symlinks=True)
+        _copy(scene.run, copy)
         subprocess.run(["umount", "--lazy", str(scene.run)], check=True)
         shutil.rmtree(scene.run)
         copy.rename(scene.run)
@@ -85,6 +86,12 @@ def _fill_disk(scene: Scene) -> bool:
     scene.undo.append(undo)
     scene.damaged |= set(stamps(scene.run))  # it is copied, and back: inodes say nothing
     return True
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy a folder with all that is in it, pipes too."""
+    target.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-a", f"{folder}/.", str(target)], check=True)
 
 
 def _mount(*arguments: object) -> bool:

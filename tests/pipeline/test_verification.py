@@ -485,7 +485,7 @@ def test_the_command_exits_by_what_it_finds_and_lists_faults_for_programs(copy, 
     assert (fault["kind"], fault["repaired"]) == ("damaged", False)
     repaired = shop.command("verify", run, "--repair")
     assert repaired.returncode == 0
-    assert "1 chunks of last/tiles" in repaired.stderr
+    assert "1 chunk of last/tiles" in repaired.stderr
     assert "repaired: tiles.zarr/last/tiles 0.0.1: damaged" in repaired.stdout
     assert shop.command("verify", run, "--sample", "-1").returncode == 2
     assert shop.command("verify", shop.path / "nothing").returncode == 2

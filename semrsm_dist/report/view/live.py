@@ -93,8 +93,9 @@ class LiveRun:
         self._checked = time.monotonic()
         if read_generation(self.run.directory) == self.generation:
             return self
+        renewed = LiveRun(Run(self.run.directory.path), self.cache)
         self.close()
-        return LiveRun(Run(self.run.directory.path), self.cache)
+        return renewed
 
     def page(self) -> str:
         """Return the page."""

@@ -31,7 +31,7 @@ LIBRARIES_FOLDERS = ("torchinductor_", "ray")
 
 STATUSES = {0, 1, 2, 3, 130}
 REMEDY = re.compile(
-    "start|again|repeat|interrupted|continues|room|writable|choose|restore|check|delete|remove"
+    "start|again|repeat|interrupted|continues|room|writable|choose|restore|check|delete|remove|add nodes"
 )
 
 

@@ -16,7 +16,7 @@ from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.plot.overview import draw_overview
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.paths import RunPath
+from semrsm_dist.store.paths import RunPath, read_file
 
 LOADED = """
 import json, sys
@@ -80,4 +80,4 @@ def draw_picture(run: RunPath) -> Picture:
     """Draw the picture of a run, and return what that takes."""
     started = time.perf_counter()
     path = draw_overview(Run(run))
-    return Picture(time.perf_counter() - started, len(path.read_bytes()))
+    return Picture(time.perf_counter() - started, len(read_file(path)))

@@ -56,6 +56,7 @@ SLOW = (
     "pipeline/test_bad_input.py",
     "pipeline/test_extraction_stage.py",
     "pipeline/test_full_disk.py",
+    "pipeline/test_unreadable.py",
     "plot/test_overview.py",
     "plot/test_axes.py",
     "test_notebook.py",

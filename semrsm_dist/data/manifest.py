@@ -253,15 +253,14 @@ class Manifest:
             table = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images "
-                "scanned again"
+                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); start the run's command, which makes "
+                "it anew"
             ) from error
         missing = [name for name in SCHEMA.names if name not in (*table.column_names, *ADDED)]
         if missing:
             raise StorageError(
                 f"{str(path)!r} is no manifest: it lacks the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(missing)}. Remove it to have "
-                f"the images scanned again"
+                f"{', '.join(missing)}; start the run's command, which makes it anew"
             )
         known = {name: table.column(name).to_pylist() for name in SCHEMA.names if name in table.column_names}
         order = known.pop("index")

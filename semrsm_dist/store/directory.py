@@ -141,8 +141,8 @@ class RunDirectory:
             content = paths.read_file(path)
         except NOT_THERE as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); remove it to have the images scanned "
-                "again"
+                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); start the run's command, which makes "
+                "it anew"
             ) from error
         except OSError as error:
             raise UnreadableFileError(

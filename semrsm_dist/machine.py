@@ -14,6 +14,9 @@ DEVICES = Path("/dev")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 
+LEAST_READERS = 4
+"""Readers of images beside a model: decoding a photograph takes as long as a small network."""
+
 _place = threading.local()
 
 
@@ -41,11 +44,20 @@ def available_memory() -> int:
 def available_gpus() -> int:
     """Return the NVIDIA GPUs this process may use, without loading a GPU library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = sum(1 for path in DEVICES.glob("nvidia*") if path.name[len("nvidia") :].isdigit())
     if visible is None:
-        return devices
+        return _count_gpus()
     names = [name.strip() for name in visible.split(",")]
-    return min(devices, sum(1 for name in names if name and name != "-1"))
+    return min(_count_gpus(), sum(1 for name in names if name and name != "-1"))
+
+
+def _count_gpus() -> int:
+    """Return the NVIDIA GPUs of this machine, whoever may use them."""
+    return sum(1 for path in DEVICES.glob("nvidia*") if path.name[len("nvidia") :].isdigit())
+
+
+def count_readers(*, on_gpu: bool) -> int:
+    """Return how many images are read at once beside a model: on a GPU, as many as it has of the machine's cores."""
+    return max(LEAST_READERS, available_cpus() // max(1, _count_gpus())) if on_gpu else LEAST_READERS
 
 
 def set_own_gpu(index: int) -> None:

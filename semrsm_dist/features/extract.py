@@ -19,16 +19,15 @@ from semrsm_dist.data.decode import decode, to_rgb
 from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.data.opening import read_file
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, Prepared, reproducible
+from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, reproducible
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
+from semrsm_dist.features.preprocessing import Prepared
 from semrsm_dist.features.probing import device_of
 from semrsm_dist.features.spec import ModelSpec
 from semrsm_dist.fields import AutoPair, Count, Section, Seed
+from semrsm_dist.machine import count_readers
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
-
-READERS = 4
-"""Threads that decode and resize images while the model works."""
 
 
 def _name_or_module(value: object) -> object:
@@ -218,7 +217,8 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
         return extractor.transform(_read(pictures[index], index))
 
     size = extractor.batch_size
-    with reproducible(extractor.precision), ThreadPoolExecutor(READERS) as readers:
+    n_readers = count_readers(on_gpu=extractor.device.type == "cuda")
+    with reproducible(extractor.precision), ThreadPoolExecutor(n_readers) as readers:
         coming = readers.map(prepare, range(size)[: len(pictures)])
         for start in range(0, len(pictures), size):
             batch = list(coming)

@@ -6,7 +6,8 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,11 @@ from torch import Tensor
 from semrsm_dist.errors import ConfigError, InputError, WorkError
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
+from semrsm_dist.features.preprocessing import Prepared, Preprocessing
 from semrsm_dist.features.probing import LayerInfo
 from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)
-
-Prepared: TypeAlias = Tensor
-"""An image as the network takes it: (3, H, W), float32."""
 
 
 class NonFiniteFeaturesError(InputError):
@@ -57,17 +56,63 @@ class NonFiniteFeaturesError(InputError):
         return type(self), (self.layer, self.indices, self.precision)  # so that it crosses process borders
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The features of one batch: layer -> (B, S, C) and, for each layer, which images are finite (L, B).
+
+    On a GPU they are there when `done` has happened.
+    """
+
+    features: dict[str, Tensor]
+    finite: Tensor
+    done: torch.cuda.Event | None = None
+
+
+@dataclass(frozen=True)
+class ComingFeatures:
+    """Features that a GPU may still be at work on; see `Extractor.begin`."""
+
+    layers: Sequence[LayerInfo]
+    precision: str
+    parts: Sequence[_Part]
+
+    def result(self) -> dict[str, NDArray[np.float32]]:
+        """Wait for the features and return layer -> (B, S, C), one row per image in the order given.
+
+        Raises
+        ------
+        NonFiniteFeaturesError
+            Some image gives NaN or infinity.
+        """
+        for part in self.parts:
+            if part.done is not None:
+                part.done.synchronize()
+        for place, layer in enumerate(self.layers):
+            finite = [flag for part in self.parts for flag in part.finite[place].tolist()]
+            if not all(finite):
+                bad = [index for index, is_finite in enumerate(finite) if not is_finite]
+                raise NonFiniteFeaturesError(layer.name, bad, self.precision)
+        return {layer.name: self._join(layer) for layer in self.layers}
+
+    def _join(self, layer: LayerInfo) -> NDArray[np.float32]:
+        arrays = [part.features[layer.name].numpy() for part in self.parts]
+        if len(arrays) == 1:
+            return arrays[0]
+        empty = np.empty((0, layer.n_tokens, layer.n_channels), np.float32)
+        return np.concatenate([empty, *arrays])
+
+
 class Extractor:
     """A model with the layers to read, on its device.
 
-    On a GPU the network runs under autocast in the given precision; products stay in full float32, never
-    TF32, with float32. On a CPU it runs in one thread: with a worker on every core
-    that is fastest, and the rounding does not depend on the machine's number of cores.
+    On a GPU the network runs under autocast in the given precision, with channels last in memory; products stay in full
+    float32, never TF32, with float32. On a CPU it runs in one thread: with a worker on every core that is fastest, and
+    the rounding does not depend on the machine's number of cores.
 
     Parameters
     ----------
     model
-        The model, loaded or to be loaded.
+        The model, loaded or to be loaded. One that is loaded keeps its order in memory.
     layers
         Names and globs of layers, see `resolve_layers`.
     precision
@@ -111,19 +156,29 @@ class Extractor:
             self.model = load_model(model) if isinstance(model, ModelSpec) else model
             self.layers, self._read = self._find(layers)
         self.model.module.to(self.device)
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        if self.device.type == "cuda":
+            stream: Any = torch.cuda.Stream  # which has no types
+            self._streams = stream(self.device), stream(self.device)
+            if isinstance(model, ModelSpec):
+                self.model.module.to(memory_format=torch.channels_last)
 
     def _find(self, names: Sequence[str]) -> tuple[list[LayerInfo], Callable[[Tensor], dict[str, Tensor]]]:
         """Return the layers of these names, and what reads them from a batch (B, 3, H, W) as (B, S, C)."""
         layers = resolve_layers(self.model, names)
         return layers, LayerReader(self.model, layers)
 
-    def transform(self, image: Image.Image) -> Prepared:
-        """Return the (3, H, W) input of the network for an image; may be called from any thread.
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to images before the network; it can be sent to other processes."""
+        return Preprocessing(self.model.transform)
 
-        Apply it as soon as an image is read: a tensor is small and of one size, a photograph is neither.
+    def transform(self, image: Image.Image) -> Prepared:
+        """Return an image as `begin` takes it; may be called from any thread.
+
+        Apply it as soon as an image is read: what it returns is small and of one size, a photograph is neither.
         """
-        tensor: Tensor = self.model.transform(image if image.mode == "RGB" else image.convert("RGB"))
-        return tensor
+        return self.preprocessing.prepare(image)
 
     def __call__(self, images: Sequence[Image.Image | Prepared]) -> dict[str, NDArray[np.float32]]:
         """Return layer -> (B, S, C) in float32, one row per image in the order given.
@@ -140,34 +195,33 @@ class Extractor:
         WorkError
             The GPU's memory does not suffice for a single image.
         """
-        found = {
-            layer.name: np.empty((len(images), layer.n_tokens, layer.n_channels), np.float32)
-            for layer in self.layers
-        }
-        done = 0
+        return self.begin(images).result()
+
+    def begin(self, images: Sequence[Image.Image | Prepared]) -> ComingFeatures:
+        """Let the model work on images, as when the extractor is called; a GPU is still at it when this returns.
+
+        Raises
+        ------
+        WorkError
+            The GPU's memory does not suffice for a single image.
+        """
+        parts, done = list[_Part](), 0
         with reproducible(self.precision):
             while done < len(images):
                 chosen = images[done : done + self.batch_size]
                 batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
                 part = self._forward_or_halve(batch)
-                for name, z in part.items():
-                    found[name][done : done + len(batch)] = z
-                done += len(batch) if part else 0
-        for name, z in found.items():
-            bad = [index for index, image in enumerate(z) if not np.isfinite(image).all()]
-            if bad:
-                raise NonFiniteFeaturesError(name, bad, self.precision)
-        return found
+                if part is not None:
+                    parts.append(part)
+                    done += len(batch)
+        return ComingFeatures(self.layers, self.precision, parts)
 
-    def _forward_or_halve(self, batch: Tensor) -> dict[str, NDArray[np.float32]]:
-        """Return the layers of a batch; or none after halving the batch size for lack of GPU memory."""
-        autocast = torch.autocast(
-            self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
-        )
+    def _forward_or_halve(self, batch: Tensor) -> _Part | None:
+        """Return the layers of a batch; or None after halving the batch size for lack of GPU memory."""
         try:
-            with torch.inference_mode(), autocast:
-                features = self._read(batch.to(self.device))
-            return {name: z.float().cpu().numpy() for name, z in features.items()}
+            return (
+                self._forward(batch) if self._streams is None else self._forward_on_gpu(batch, *self._streams)
+            )
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 height, width = self.model.input_size
@@ -181,7 +235,45 @@ class Extractor:
             torch.cuda.empty_cache()
         self.batch_size = len(batch) // 2
         _logger.warning("GPU memory exhausted: continuing with batches of %d images", self.batch_size)
-        return {}
+        return None
+
+    def _forward(self, batch: Tensor) -> _Part:
+        """Return the layers of a batch on its device, which is the model's."""
+        autocast = torch.autocast(
+            self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
+        )
+        with torch.inference_mode():
+            pixels = self.preprocessing.finish(batch)
+            with autocast:
+                found = self._read(pixels)
+            features = {layer.name: found[layer.name].float().contiguous() for layer in self.layers}
+            finite = [torch.isfinite(z).flatten(1).all(1) for z in features.values()]
+            return _Part(features, torch.stack(finite))
+
+    def _forward_on_gpu(
+        self, batch: Tensor, sending: torch.cuda.Stream, fetching: torch.cuda.Stream
+    ) -> _Part:
+        """Do the same by the GPU, copying in streams beside the one that computes; return before it has ended."""
+        with torch.cuda.device(self.device):
+            computing = torch.cuda.current_stream()
+            with torch.cuda.stream(sending):
+                sent = batch.pin_memory().to(self.device, non_blocking=True)
+            computing.wait_stream(sending)
+            sent.record_stream(computing)
+            part = self._forward(sent)
+            fetching.wait_stream(computing)
+            with torch.cuda.stream(fetching):
+                features = {name: _fetch(z, fetching) for name, z in part.features.items()}
+                finite = _fetch(part.finite, fetching)
+                return _Part(features, finite, fetching.record_event())
+
+
+def _fetch(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """Begin to copy a tensor from the GPU in a stream, into memory that a GPU can write to by itself."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    tensor.record_stream(stream)
+    return copy
 
 
 def _resolve_device(device: str) -> torch.device:

@@ -119,7 +119,7 @@ def test_it_is_extracted_as_any_other_model(published):
     record = json.loads(json.dumps(extractor.model.describe()))
     assert (record["architecture"], record["n_classes"], record["outputs"]) == (NAME, 0, None)
     assert record["pretrained_cfg"]["transformers"]
-    white = extractor.transform(Image.new("RGB", (100, 50), (255, 255, 255)))
+    white = extractor.model.transform(Image.new("RGB", (100, 50), (255, 255, 255)))
     expected = (1 - torch.tensor(record["data_config"]["mean"])) / torch.tensor(record["data_config"]["std"])
     torch.testing.assert_close(white.amax(dim=(1, 2)), expected)
 

@@ -98,7 +98,7 @@ def with_model(document, **options):
 
 
 def test_a_resume_keeps_the_batches_that_the_run_was_begun_with(shop, monkeypatch):
-    folder = shop.images(n=40)
+    folder = shop.images(n=200)  # some chunks more than are done by the time of an interrupt
     document = with_model(shop.of_images("run", folder, workers=1), batch_size=3)
     assert shop.interrupt(document, "extraction", 1)
     used = []

@@ -25,6 +25,9 @@ from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 TASK_CHUNKS = 8
 """Maximum chunks per task, so that images are read ahead of the model."""
 
+GPU_TASK_CHUNKS = 128
+"""The same on a GPU, which is through with them in a second or two and waits between tasks."""
+
 
 def extract_features(
     session: Session,
@@ -70,9 +73,10 @@ def extract_features(
         layers=layers,
         spec=model_spec(config),
         gpus=1 if gpus else 0,
+        n_images=sum(len(chunk.rows) for chunk in missing) // count,
     )
     resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
-    batch = max(1, min(TASK_CHUNKS, len(missing) // (4 * count)))
+    batch = max(1, min(GPU_TASK_CHUNKS if gpus else TASK_CHUNKS, len(missing) // (4 * count)))
     _warn_of_other_batches(session, config.batch_size, record)
 
     def recover(chunk: FeatureChunk) -> Receipt | None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from semrsm_dist.data.manifest import ManifestRow
-from semrsm_dist.data.source import ImageSource, load_image
+from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Worker
-from semrsm_dist.errors import InputError, ResumeError
+from semrsm_dist.errors import ResumeError
 from semrsm_dist.features.spec import ModelSpec
-from semrsm_dist.machine import own_gpu
+from semrsm_dist.machine import LEAST_READERS, count_readers, own_gpu
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.inputs import describe_model
+from semrsm_dist.pipeline.stages.image_readers import GROUP, ImageReader, ReaderPool
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.fingerprint import Fingerprint, differences, flatten
@@ -25,13 +29,13 @@ from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 if TYPE_CHECKING:
-    from semrsm_dist.features.extractor import Extractor, Prepared
+    from semrsm_dist.features.extractor import ComingFeatures, Extractor
 
-READERS = 4
-"""Threads that decode and resize images beside the model: for a photograph that takes as long as a small network.
+WRITERS = 4
+"""Chunks that are written beside a model on a GPU, which computes them faster than one thread writes."""
 
-It is also how many images of full size a worker holds at most; what waits for the model is resized.
-"""
+FEW_IMAGES = 4096
+"""Images of a worker on a GPU for which it is not worth while to start processes that read them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class ExtractorFactory:
         The model; it must match the record.
     gpus
         GPUs of a worker; with 0 the model runs on the CPU.
+    n_images
+        Images that a worker can expect.
     """
 
     run: RunPath
@@ -81,6 +87,7 @@ class ExtractorFactory:
     layers: Mapping[str, LayerSizes]
     spec: ModelSpec
     gpus: int
+    n_images: int = 0
 
     def __call__(self) -> Worker:
         """Load the model and return the worker.
@@ -151,6 +158,13 @@ class _ExtractionWorker:
     def __init__(self, setup: ExtractorFactory, extractor: Extractor) -> None:
         self._setup = setup
         self._extractor = extractor
+        self._writers = WRITERS if setup.gpus else 1
+        count = count_readers(on_gpu=setup.gpus > 0)
+        self._readers = ReaderPool(
+            ImageReader(setup.sources, extractor.preprocessing),
+            count,
+            in_processes=count > LEAST_READERS and setup.n_images > FEW_IMAGES,
+        )
         features = RunDirectory(setup.run).features
         self._stores = {
             side: {layer: FeatureStore(features, side, layer) for layer in setup.layers}
@@ -158,48 +172,60 @@ class _ExtractionWorker:
         }
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Extract chunks; the next chunk's images are read while the model is at work."""
+        """Extract chunks; while the model is at work, the next images are read and the last features are written."""
         from semrsm_dist.features.extractor import reproducible  # noqa: PLC0415 - torch only where a model runs
 
         chunks = cast("tuple[FeatureChunk, ...]", units)
-        with reproducible(self._extractor.precision), ThreadPoolExecutor(READERS) as readers:
-            images = self._read_ahead(readers, chunks)
+        with (
+            reproducible(self._extractor.precision),
+            ThreadPoolExecutor(self._writers) as writers,
+            closing(self._work_ahead(chunks, writers)) as coming,
+        ):
+            yield from attempt_each(chunks, lambda _: next(coming).result(), self._setup.run)
 
-            def extract(chunk: FeatureChunk) -> Receipt:
-                return self._extract(chunk, [image.result() for image in next(images)])
-
-            yield from attempt_each(chunks, extract, self._setup.run)
-
-    def _read_ahead(
-        self, readers: ThreadPoolExecutor, chunks: Sequence[FeatureChunk]
-    ) -> Iterator[list[Future[Prepared]]]:
-        """Yield the images of each chunk when those of the next are being read."""
-        reading = self._start_reading(readers, chunks[0])
-        for following in chunks[1:]:
-            images, reading = reading, self._start_reading(readers, following)
-            yield images
-        yield reading
-
-    def _start_reading(self, readers: ThreadPoolExecutor, chunk: FeatureChunk) -> list[Future[Prepared]]:
-        source = self._setup.sources[chunk.side]
-        return [readers.submit(self._read, source, row) for row in chunk.rows]
-
-    def _read(self, source: ImageSource, row: ManifestRow) -> Prepared:
-        loaded = load_image(source, row.entry)
-        if loaded.sha256 != row.sha256:
-            raise InputError(
-                f"image {row.image_id!r} is no longer the one that this run began with (hash {loaded.sha256[:12]}, "
-                f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
-                "old content: put the old content back and start the same command, or begin a new run directory"
-            )
-        return self._extractor.transform(loaded.image)
-
-    def _extract(self, chunk: FeatureChunk, images: list[Prepared]) -> Receipt:
-        from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415
-
-        batch_size, done = self._extractor.batch_size, replace(chunk, rows=())  # receipts are small
+    def _work_ahead(
+        self, chunks: Sequence[FeatureChunk], writers: ThreadPoolExecutor
+    ) -> Generator[Future[Receipt], None, None]:
+        """Yield the receipt to come of each chunk, once the next are in the hands of readers, model and writers."""
+        reading = deque[list[Future[list[Any]]]]()
+        writing = deque[Future[Receipt]]()
+        started = (self._readers.start(chunk.side, chunk.rows) for chunk in chunks)
         try:
-            features = self._extractor(images)
+            for chunk in chunks:
+                images = reading.popleft() if reading else next(started)
+                ahead = math.ceil(2 * GROUP * self._readers.count / max(1, len(chunk.rows)))
+                while len(reading) < ahead and (following := next(started, None)) is not None:
+                    reading.append(following)
+                writing.append(self._extract(chunk, images, writers))
+                if len(writing) > self._writers:
+                    yield writing.popleft()
+            yield from writing
+        finally:  # also if nobody wants the rest
+            for future in (future for images in reading for future in images):
+                future.cancel()
+
+    def _extract(
+        self, chunk: FeatureChunk, images: list[Future[list[Any]]], writers: ThreadPoolExecutor
+    ) -> Future[Receipt]:
+        """Let the model work on a chunk whose images are being read, and a writer write what comes of it."""
+        batch_size = self._extractor.batch_size
+        try:
+            coming = self._extractor.begin([image for group in images for image in group.result()])
+        except Exception as error:  # noqa: BLE001 - raised for this chunk alone, when it is its turn
+            failed = Future[Receipt]()
+            failed.set_exception(error)
+            return failed
+        now = self._extractor.batch_size
+        news = ChunkNews(smaller_batch=now) if now < batch_size else None
+        return writers.submit(self._write, chunk, coming, news)
+
+    def _write(self, chunk: FeatureChunk, coming: ComingFeatures, news: ChunkNews | None) -> Receipt:
+        """Write a chunk's features, or refuse those that are not finite."""
+        from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415 - as above
+
+        done = replace(chunk, rows=())  # receipts are small
+        try:
+            features = coming.result()
         except NonFiniteFeaturesError as error:
             refused = [(error.layer, chunk.rows[index].image_id) for index in error.indices]
             return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
@@ -212,12 +238,11 @@ class _ExtractionWorker:
         refused = [
             (layer, chunk.rows[index].image_id)
             for layer, z in stored.items()
+            if z.dtype != np.float32  # in which the features are finite
             for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
         ]
         if refused:
             return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         for layer, store in missing.items():
             store.write_chunk(chunk.number, stored[layer])
-        now = self._extractor.batch_size
-        news = ChunkNews(smaller_batch=now) if now < batch_size else None
         return Receipt(done, counts={"images": len(chunk.rows)}, value=news)

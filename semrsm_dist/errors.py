@@ -67,6 +67,10 @@ class WorkError(SemrsmError):
     exit_code = 1
 
 
+class WorkerLostError(WorkError):
+    """A worker can do nothing any more, such as when its GPU failed; others may do what it was to do."""
+
+
 class IncompleteError(SemrsmError):
     """A result was requested that the run has not computed yet."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, WorkerLostError
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ Worker: TypeAlias = Callable[[tuple[Hashable, ...]], Iterator[Receipt]]
 """A picklable callable that yields a receipt per unit as it finishes.
 
 It may be called again for a unit after a fault, so its writes must be idempotent; the local engine calls one
-worker from several threads at once. A worker that was given a GPU finds it with `semrsm_dist.machine.own_gpu`.
+worker from several threads at once. A worker that was given a GPU finds it with `semrsm_dist.machine.own_gpu`, and
+raises `WorkerLostError` when that can be used no more: another worker gets its units.
 """
 
 
@@ -149,7 +150,7 @@ class Finished:
     error : str, optional
         Why the task died as a whole, None when it ran to its end (its units may still have failed).
     system : bool
-        True if the process or node was lost, rather than an error in the worker's code.
+        True if the process, the node or the worker's GPU was lost, rather than an error in the worker's code.
     """
 
     task: Task
@@ -300,9 +301,10 @@ def stack_of(thread: int | None, most: int = 6) -> str:
 
 @dataclass(frozen=True)
 class Crash:
-    """The traceback of an exception that escaped a worker."""
+    """The traceback of an exception that escaped a worker; `lost` if the worker can do nothing any more."""
 
     error: str
+    lost: bool = False
 
 
 def run_worker(worker: Worker, units: tuple[Hashable, ...], place: str = "") -> Iterator[Receipt | Crash]:
@@ -315,6 +317,8 @@ def run_worker(worker: Worker, units: tuple[Hashable, ...], place: str = "") -> 
         for receipt in worker(units):
             yield replace(receipt, seconds=time.perf_counter() - before, place=place)
             before = time.perf_counter()
+    except WorkerLostError as error:
+        yield Crash(str(error), lost=True)
     except Exception:  # noqa: BLE001 - whatever a worker raises is recorded against its units
         yield Crash(traceback.format_exc())
 

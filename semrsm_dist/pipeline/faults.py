@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from semrsm_dist.engine.protocol import Receipt
 from semrsm_dist.engine.schedule import Failure
-from semrsm_dist.errors import SemrsmError, StorageError
+from semrsm_dist.errors import SemrsmError, StorageError, WorkerLostError
 from semrsm_dist.store.chunks import limit_threads
 from semrsm_dist.store.directory import FATAL_ERRNOS, RunDirectory
 from semrsm_dist.store.paths import RunPath
@@ -21,11 +21,19 @@ Unit = TypeVar("Unit", bound=Hashable)
 
 
 def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: RunPath) -> Iterator[Receipt]:
-    """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue."""
+    """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue.
+
+    Raises
+    ------
+    WorkerLostError
+        As `do` raises it.
+    """
     limit_threads()  # of this process, if it is not the driver's
     for unit in units:
         try:
             receipt = do(unit)
+        except WorkerLostError:  # which is not the unit's fault
+            raise
         except Exception as error:
             log.info("%s failed here", unit, exc_info=True)
             receipt = failure_receipt(unit, error, run)

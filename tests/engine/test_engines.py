@@ -30,7 +30,7 @@ from semrsm_dist.engine import (
     scheduler,
 )
 from semrsm_dist.engine.engines import local
-from semrsm_dist.errors import ConfigError, StorageError, WorkError
+from semrsm_dist.errors import ConfigError, StorageError, WorkerLostError, WorkError
 from semrsm_dist.machine import own_gpu
 from semrsm_dist.plugins import Plugins
 
@@ -499,6 +499,74 @@ def test_local_tasks_take_turns_over_the_gpus(monkeypatch, share, expected):
     pool.close()
     assert sorted(receipt.value for receipt in receipts) == expected
     assert own_gpu() == 0  # anywhere else: the only one that is seen
+
+
+def on_two_gpus(monkeypatch, worker, factory=None):
+    """Run 20 units on four threads of two GPUs, each at most twice; return which were done, and the failures."""
+    monkeypatch.setattr(local, "available_gpus", lambda: 2)
+    engine = make_engine("local", workers=8)
+    resources, done = Resources(gpus=0.5), []
+    pool = engine.start_actors(factory, 4, resources) if factory else engine.start_tasks(worker, resources)
+    tasks = [Task((number,)) for number in range(20)]
+    failures = run_tasks(pool, tasks, attempts=2, on_receipt=lambda receipt: done.append(receipt.unit))
+    pool.close()
+    return sorted(done), failures
+
+
+def fail_on(*gpus):
+    if own_gpu() in gpus:
+        raise WorkerLostError(f"GPU {own_gpu()} has fallen off the bus")
+
+
+def test_what_a_lost_gpu_was_at_is_done_on_another(monkeypatch, caplog):
+    all_there, thread = threading.Barrier(4), threading.local()
+
+    def worker(units):
+        if not hasattr(thread, "has_begun"):
+            thread.has_begun = True
+            all_there.wait(10)  # every thread has a task
+        for unit in units:
+            fail_on(1)
+            yield Receipt(unit)
+
+    assert on_two_gpus(monkeypatch, worker) == (list(range(20)), [])
+    assert caplog.text.count("GPU 1 is used no more, the others go on: GPU 1 has fallen off the bus") == 1
+
+
+def test_a_gpu_that_is_lost_before_it_begins_is_done_without(monkeypatch):
+    def factory():
+        fail_on(0)
+        return lambda units: (Receipt(unit) for unit in units)
+
+    assert on_two_gpus(monkeypatch, None, factory) == (list(range(20)), [])
+
+
+def test_a_run_whose_gpus_are_all_lost_ends_and_says_so(monkeypatch):
+    def worker(units):
+        for unit in units:
+            fail_on(0, 1)
+            yield Receipt(unit)
+
+    with pytest.raises(WorkError, match=r"no GPU is left, and what is done is kept: GPU . has fallen"):
+        on_two_gpus(monkeypatch, worker)
+
+
+def test_an_actor_that_is_lost_is_replaced(engine, tmp_path):
+    if engine.name != "ray":
+        pytest.skip("has no process of its own for each actor")
+
+    def worker(units):
+        for unit in units:
+            if unit == 3 and not (tmp_path / "lost").exists():
+                (tmp_path / "lost").touch()
+                raise WorkerLostError("its GPU has fallen off the bus")
+            yield Receipt(unit, counts={"processes": os.getpid()})
+
+    pool, seen = engine.start_actors(lambda: worker, 1, Resources()), []
+    failures = run_tasks(pool, [Task((n,)) for n in range(6)], on_receipt=seen.append)
+    pool.close()
+    assert (sorted(unit for receipt in seen for unit in receipt.units), failures) == (list(range(6)), [])
+    assert len({receipt.counts["processes"] for receipt in seen if len(receipt.units) == 1}) == 2
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch):

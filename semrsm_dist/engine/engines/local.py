@@ -22,7 +22,7 @@ from semrsm_dist.engine.protocol import (
     run_worker,
     stack_of,
 )
-from semrsm_dist.errors import WorkError
+from semrsm_dist.errors import WorkerLostError, WorkError
 from semrsm_dist.machine import (
     available_cpus,
     available_gpus,
@@ -127,13 +127,14 @@ class LocalPool:
         self._cancelled = threading.Event()
         self._limits = limit_threads(resources.cpus)
         self._hung = 0
+        self._lost_gpus: set[int] = set()
         self._threads = [_WorkerThread(self, k, int(k * resources.gpus) % max(1, gpus)) for k in range(count)]
         for thread in self._threads:
             thread.start()
 
     def capacity(self) -> int:
-        """Return one running and one waiting task per thread."""
-        return 2 * len(self._threads)
+        """Return one running and one waiting task per thread that has not lost its GPU."""
+        return 2 * sum(thread.gpu not in self._lost_gpus for thread in self._threads)
 
     def submit(self, task: Task) -> None:
         """Queue a task for the next free thread."""
@@ -195,11 +196,17 @@ class LocalPool:
         try:
             worker = self._factory()
             limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries
+        except WorkerLostError as error:
+            self._lose_gpu(thread.gpu, str(error))
+            return
         except BaseException as error:  # noqa: BLE001 - raised again in the driver by collect()
             self._events.put(error)
             return
         while not thread.is_given_up and (task := self._tasks.get()) is not None:
             if self._cancelled.is_set():
+                return
+            if thread.gpu in self._lost_gpus:
+                self._tasks.put(task)  # for the threads of another GPU
                 return
             thread.task = task
             try:
@@ -210,15 +217,27 @@ class LocalPool:
     def _run(self, worker: Worker, thread: _WorkerThread, task: Task) -> None:
         place = f"thread {thread.name}"
         self._events.put(Begun(task, place))
-        error = None
+        error, is_lost = None, False
         for item in run_worker(worker, task.units, place):
             if isinstance(item, Crash):
-                error = item.error
+                error, is_lost = item.error, item.lost
+                if is_lost:
+                    self._lose_gpu(thread.gpu, error)
             else:
                 self._events.put(Progress(task, item))
             if self._cancelled.is_set() or thread.is_given_up:
                 return  # leaving the loop closes the worker's generator
-        self._events.put(Finished(task, error=error))
+        self._events.put(Finished(task, error=error, system=is_lost))
+
+    def _lose_gpu(self, gpu: int, error: str) -> None:
+        """Use a GPU no more; if it was the last, end the run."""
+        if gpu in self._lost_gpus:
+            return
+        self._lost_gpus.add(gpu)
+        if all(thread.gpu in self._lost_gpus for thread in self._threads):
+            self._events.put(WorkError(f"no GPU is left, and what is done is kept: {error}"))
+        else:
+            log.warning("GPU %d is used no more, the others go on: %s", gpu, error)
 
 
 class _WorkerThread(threading.Thread):

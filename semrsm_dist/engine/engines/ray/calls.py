@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from semrsm_dist.engine.engines.ray.reporting import SignOfLife
 from semrsm_dist.engine.protocol import Begun, Crash, Event, Finished, Progress, Task
-from semrsm_dist.errors import SemrsmError, first_line
+from semrsm_dist.errors import SemrsmError, WorkerLostError, first_line
 
 MESSAGE_SECONDS = 0.005
 """The driver's time for each message of a worker."""
@@ -49,7 +49,7 @@ def read_news(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
         except RayError as error:
             return [*events, Finished(task, error=one_line(error), system=True)]
         if isinstance(item, Crash):
-            return [*events, Finished(task, error=item.error)]
+            return [*events, Finished(task, error=item.error, system=item.lost)]
         if isinstance(item, SignOfLife):
             events.append(Begun(task, item.place, item.seconds, item.stack))
         else:
@@ -68,7 +68,8 @@ def raise_cause_of_many(error: RayTaskError, failed: int, most: int) -> None:
 
     One node may lack what others have.
     """
-    if isinstance(error.cause, SemrsmError) or failed > most:
+    is_meant_for_users = isinstance(error.cause, SemrsmError) and not isinstance(error.cause, WorkerLostError)
+    if is_meant_for_users or failed > most:
         _raise_cause(error)
     log.warning("a worker could not be loaded, and is tried elsewhere: %s", first_line(error.cause or error))
 

@@ -8,6 +8,7 @@ are small, travel inline and survive the loss of the node that made them.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from semrsm_dist.engine.engines.ray.hosting import new_actor, pack, run_task
 from semrsm_dist.engine.engines.ray.requests import ray_options
 from semrsm_dist.engine.engines.ray.watch import Fitting, Watch
 from semrsm_dist.engine.protocol import Event, Finished, Progress, Resources, Task, Worker
-from semrsm_dist.errors import WorkError
+from semrsm_dist.errors import WorkerLostError, WorkError
+
+log = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
 """Starts of an actor, before the pool gives up."""
@@ -121,6 +124,7 @@ class _Member:
 
     actor: Any = None
     starting: ray.ObjectRef[None] | None = None
+    failed_starts: int = 0  # in a row
     calls: deque[tuple[ray.ObjectRefGenerator, Task]] = field(default_factory=deque)
 
 
@@ -196,6 +200,8 @@ class ActorPool:
         try:
             ray.get(ref)
         except RayTaskError as error:
+            if isinstance(error.cause, WorkerLostError) and self._retire(member, error.cause):
+                return
             self._failed_starts += 1
             raise_cause_of_many(error, self._failed_starts, len(self._members))
             self._start(member)
@@ -208,9 +214,19 @@ class ActorPool:
                 ) from error
             self._start(member)
         else:
-            self._failed_starts = 0
+            self._failed_starts = member.failed_starts = 0
             self._watch.begin()
             member.starting = None
+
+    def _retire(self, member: _Member, error: WorkerLostError) -> bool:
+        """Do without a member whose GPU fails again and again, if there are others; return whether that was done."""
+        member.failed_starts += 1
+        if member.failed_starts < START_ATTEMPTS or len(self._members) == 1:
+            return False
+        log.warning("one worker fewer goes on: %s", error)
+        ray.kill(member.actor)
+        self._members.remove(member)
+        return True
 
     def _advance(self, member: _Member) -> list[Event]:
         call, task = member.calls[0]

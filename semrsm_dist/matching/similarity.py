@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
@@ -20,14 +21,15 @@ from semrsm_dist.matching.kernels import KERNELS, derive
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.panel import Panel, as_array, as_representations, fill_tokens, naming, stack_tokens
-from semrsm_dist.matching.result import Match
+from semrsm_dist.matching.result import Match, TileResult
 
 KINDS = ("semantic", "spatio-semantic")
 
 Stack = tuple[NDArray[Any], NDArray[np.int64]]
 """Representations (N, S, C), those of fewer tokens filled up with zeros, and the number of tokens of each."""
 
-_TILE = 64
+_TILE, _GPU_TILE = 64, 1024
+"""Largest tiles: those of a GPU hold enough pairs to keep it busy."""
 
 
 def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters: Any) -> Match:
@@ -67,7 +69,7 @@ def match(z_i: ArrayLike, z_j: ArrayLike, matcher: str = "auction", **parameters
     ([1, 0], 5.0)
     """
     chosen = make_matcher(matcher, **parameters)
-    _most_threads(chosen)  # whether there is a GPU for it
+    most_threads(chosen)  # whether there is a GPU for it
     return chosen.match(z_i, z_j)
 
 
@@ -136,7 +138,7 @@ def similarity_matrix(
     if workers is not None:
         workers = argument("workers", workers, Count, "leave it out for one per core")
     chosen = make_matcher(matcher, **parameters)
-    most = _most_threads(chosen)
+    most = most_threads(chosen)
     stacks = _stack_all({"z": z} if y is None else {"z": z, "y": y})
     undefined = None
     if kind == "spatio-semantic":
@@ -149,15 +151,15 @@ def similarity_matrix(
     return derive(kernel, matched, rows.squared_norms, columns.squared_norms, sigma)
 
 
-def _most_threads(matcher: Matcher) -> int:
+def most_threads(matcher: Matcher) -> int:
     """Return how many threads of a matcher this machine has the CPUs and GPUs for, at least 1."""
     most = available_cpus() / max(matcher.cpus, 1)
     if matcher.gpus > 0:
         gpus = available_gpus()
         if gpus < matcher.gpus:
             raise ConfigError(
-                f"matcher {matcher.name!r} needs {matcher.gpus:g} GPUs, but this machine has {gpus}: use another "
-                "matcher, or device: cpu where it has a device, or a machine with GPUs"
+                f"matcher {matcher.name!r} needs {math.ceil(matcher.gpus)} GPUs, but this machine has {gpus}: use "
+                "another matcher, or device: cpu where it has a device, or a machine with GPUs"
             )
         most = min(most, gpus / matcher.gpus)
     return max(1, int(most))
@@ -213,17 +215,34 @@ def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
 def _match_all(
     matcher: Matcher, rows: Panel, columns: Panel, symmetric: bool, workers: int
 ) -> NDArray[np.float64]:
-    """Return the matched inner products (N, M), tile by tile in threads."""
+    """Return the matched inner products (N, M)."""
     matched = np.empty((rows.n_images, columns.n_images))
+
+    def keep(r: slice, c: slice, tile: TileResult) -> None:
+        matched[r, c] = tile.matched
+        if symmetric and r != c:
+            matched[c, r] = tile.matched.T
+
+    solve_tiles(matcher, (rows, columns), symmetric, workers, keep)
+    return matched
+
+
+def solve_tiles(
+    matcher: Matcher,
+    sides: tuple[Panel, Panel],
+    symmetric: bool,
+    workers: int,
+    keep: Callable[[slice, slice, TileResult], None],
+) -> None:
+    """Match all pairs of two panels, or those of one with itself, tile by tile in threads, which then call `keep`."""
+    rows, columns = sides
     stop = threading.Event()
 
     def solve(r: slice, c: slice) -> None:
-        diagonal = symmetric and r == c
-        tile = matcher.solve_tile(rows.part(r), columns.part(c), triangular=diagonal, cancelled=stop.is_set)
-        matcher.check_tile(tile, rows.part(r), columns.part(c))
-        matched[r, c] = tile.matched
-        if symmetric and not diagonal:
-            matched[c, r] = tile.matched.T
+        left, right = rows.part(r), columns.part(c)
+        tile = matcher.solve_tile(left, right, triangular=symmetric and r == c, cancelled=stop.is_set)
+        matcher.check_tile(tile, left, right)
+        keep(r, c, tile)
 
     numbers = itertools.count()
 
@@ -232,7 +251,9 @@ def _match_all(
 
     # The threads share the cores: BLAS threads would compete with them.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers, initializer=take_gpu) as pool:
-        tiles = [pool.submit(solve, r, c) for r, c in _tiles(matched.shape, symmetric, workers)]
+        largest = _GPU_TILE if matcher.gpus else _TILE
+        shape = rows.n_images, columns.n_images
+        tiles = [pool.submit(solve, r, c) for r, c in _tiles(shape, symmetric, workers, largest)]
         try:
             for tile in tiles:
                 tile.result()
@@ -241,13 +262,14 @@ def _match_all(
             for tile in tiles:
                 tile.cancel()
             raise
-    return matched
 
 
-def _tiles(shape: tuple[int, int], symmetric: bool, workers: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(
+    shape: tuple[int, int], symmetric: bool, workers: int, largest: int
+) -> Iterator[tuple[slice, slice]]:
     """Yield the tiles that cover a matrix, or the upper triangle of a symmetric one."""
     # At least four tiles per worker and side, so that all workers finish at about the same time.
-    side = max(1, min(_TILE, -(-max(shape) // (4 * workers))))
+    side = max(1, min(largest, -(-max(shape) // (4 * workers))))
     for r in range(0, shape[0], side):
         for c in range(r if symmetric else 0, shape[1], side):
             yield slice(r, min(r + side, shape[0])), slice(c, min(c + side, shape[1]))

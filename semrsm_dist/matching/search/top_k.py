@@ -18,9 +18,10 @@ from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
+from semrsm_dist.matching.search.on_device import FINEST, DeviceSearch
 from semrsm_dist.matching.search.progressive import NOBODY
 from semrsm_dist.matching.search.search import Groups, Search
-from semrsm_dist.matching.similarity import prepare_all
+from semrsm_dist.matching.similarity import most_threads, prepare_all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +63,7 @@ def top_k(
     k: int = 10,
     *,
     tolerance: float = 1e-3,
+    device: str = "cpu",
     groups: Sequence[str | None] | None = None,
     database_groups: Sequence[str | None] | None = None,
     workers: int | None = None,
@@ -84,12 +86,15 @@ def top_k(
         Hits of each query.
     tolerance : float
         Of the matcher `auction`, on the cosine scale.
+    device : str
+        Of the matcher `auction`. With ``cuda``, GPUs match all pairs and leave to the CPU those that may be hits
+        (`semrsm_dist.matching.search.on_device`); the hits and their similarities are the same.
     groups, database_groups : sequences of N and M names, optional
         Images of the query's group are not its hits. Names are text or whole numbers; None means ungrouped. Without a
         database, only `groups`.
     workers : int, optional
-        Threads; by default one for each core this process may use. No influence on hits and similarities; the
-        counts may differ by a few pairs.
+        Threads on the CPU; by default one for each core this process may use. No influence on hits and similarities;
+        the counts may differ by a few pairs.
 
     Returns
     -------
@@ -99,7 +104,7 @@ def top_k(
     Raises
     ------
     ConfigError
-        k, tolerance or workers out of range.
+        k, tolerance or workers out of range, or a device that cannot be used.
     InputError
         Shapes that differ or are not (N, S, C), NaN or infinite values, groups that are not one per image or not valid
         names, such as NaN for a missing one.
@@ -133,6 +138,8 @@ def top_k(
     if database is None and database_groups is not None:
         raise ConfigError("database_groups needs a database: without one, give only groups")
     matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
+    on_device = make_matcher("auction", tolerance=max(tolerance, FINEST), device=device)
+    most_threads(on_device)  # whether there is a GPU for it
     rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
     if 16 * rows.n_images * k > available_memory():
         raise ConfigError(
@@ -143,9 +150,9 @@ def top_k(
         groups, groups if database is None else database_groups, rows.n_images, columns.n_images
     )
     with threadpool_limits(1, user_api="blas"):  # the threads share the cores
-        search = Search(
-            matcher, cast(PackedPanel, rows), cast(PackedPanel, columns), min(k, columns.n_images), codes
-        )
+        sides = cast(PackedPanel, rows), cast(PackedPanel, columns)
+        wanted = *sides, min(k, columns.n_images), codes
+        search = DeviceSearch(on_device, matcher, *wanted) if on_device.gpus else Search(matcher, *wanted)
         search.run(workers or available_cpus())
     missing = ((0, 0), (0, k - search.best.shape[1]))
     indices = np.pad(search.indices, missing, constant_values=NOBODY)

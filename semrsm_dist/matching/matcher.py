@@ -273,6 +273,17 @@ class Matcher(Section, ABC):
                 panel = self.prepare(z.astype(dtype))
                 self.solve_tile(panel, panel)
 
+    def start_worker(self) -> None:
+        """Make ready what a worker needs where it is, such as its GPU; called in the thread in which it works.
+
+        Raises
+        ------
+        ConfigError
+            If no worker could work there.
+        WorkerLostError
+            If this one cannot.
+        """
+
     def panel_bytes(self, n_images: int, n_tokens: int, n_channels: int) -> int:
         """Return the memory of a prepared panel of float32 representations, in bytes."""
         return n_images * (4 * n_tokens * n_channels + 8 * (n_channels + n_tokens + 1))

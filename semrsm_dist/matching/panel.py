@@ -44,7 +44,7 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 Extended = TypeVar("Extended", bound="Panel")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Panel:
     """T representations as given, with what bounds need. Arrays are read-only.
 

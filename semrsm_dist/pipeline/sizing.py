@@ -9,13 +9,21 @@ from collections.abc import Mapping
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.sources.features import FeaturesData
+from semrsm_dist.engine.protocol import Engine
 from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.block import search_bytes
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
-from semrsm_dist.plan.tiling import MOST_PANELS, Layout, choose_tile_size, smallest_tile
+from semrsm_dist.plan.tiling import (
+    LARGEST_GPU_TILE,
+    LARGEST_TILE,
+    MOST_PANELS,
+    Layout,
+    choose_tile_size,
+    smallest_tile,
+)
 from semrsm_dist.store.paths import free_bytes
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
@@ -39,6 +47,17 @@ RESULTS_SHARE = 8
 """The results of a tile take at most one part in so many of a worker's memory, unless images are very many."""
 
 
+GPU_TILE_SECONDS = 1.0
+"""Longest that a tile should take on a GPU: its results are large by then."""
+
+
+def count_workers(engine: Engine, matcher: Matcher) -> int:
+    """Return how many workers match at once, if the memory suffices for all."""
+    if matcher.gpus:
+        return max(1, int(engine.gpus / matcher.gpus))
+    return engine.slots
+
+
 def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
     """Return the record of the run with what this session requests; sizes once chosen are kept.
 
@@ -49,7 +68,9 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
     """
     config = session.config
     before = known.layers if known else {}
-    layers, chunk_size = choose_sizes(config, matcher, inputs, before, workers=session.engine.slots)
+    layers, chunk_size = choose_sizes(
+        config, matcher, inputs, before, workers=count_workers(session.engine, matcher)
+    )
     _warn_of_larger_tiles(session, layers)
     if known:
         chunk_size = known.chunk_size
@@ -114,7 +135,7 @@ def choose_sizes(
     layers, fitting = {}, []
     for layer, sizes in inputs.layers.items():
         pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
-        size = _tile_size(config, inputs.counts(), pair_seconds, workers)
+        size = _tile_size(config, matcher, inputs.counts(), pair_seconds, workers)
         if layer in known:
             if config.matching.tile is not None and size != known[layer].tile_size:
                 raise ConfigError(
@@ -259,7 +280,9 @@ def is_one_machine(facts: Mapping[str, object]) -> bool:
     return facts["nodes"] == 1 and facts["memory"] != 0
 
 
-def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: float, workers: int) -> int:
+def _tile_size(
+    config: RunConfig, matcher: Matcher, counts: Mapping[Side, int], pair_seconds: float, workers: int
+) -> int:
     """Return the tile size: as requested, or its first multiple that makes few enough files, within the matrix."""
     n_rows, n_columns = _shape(counts)
     smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in counts)
@@ -272,7 +295,10 @@ def _tile_size(config: RunConfig, counts: Mapping[Side, int], pair_seconds: floa
         smallest,
         math.isqrt(int(config.matching.worker_memory) // (RESULTS_SHARE * PAIR_BYTES)),
         pair_seconds=pair_seconds,
-        tile_seconds=min(config.matching.task_seconds, max(share, 0.05)),
+        tile_seconds=min(
+            GPU_TILE_SECONDS if matcher.gpus else config.matching.task_seconds, max(share, 0.05)
+        ),
+        limit=LARGEST_GPU_TILE if matcher.gpus else LARGEST_TILE,
     )
 
 

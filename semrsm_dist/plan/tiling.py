@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 LARGEST_TILE = 512
 """Larger tiles make progress and resuming too coarse; only what `smallest_tile` requires is larger."""
 
+LARGEST_GPU_TILE = 4096
+"""The same on a GPU, which matches a hundred times as many pairs in a second."""
+
 SMALLEST_TILE = 16
 """Smaller tiles are used only where larger ones would take too long."""
 
@@ -157,7 +160,13 @@ def smallest_tile(n_rows: int, n_columns: int, *, symmetric: bool) -> int:
 
 
 def choose_tile_size(
-    n_images: int, smallest: int, largest: int, *, pair_seconds: float, tile_seconds: float
+    n_images: int,
+    smallest: int,
+    largest: int,
+    *,
+    pair_seconds: float,
+    tile_seconds: float,
+    limit: int = LARGEST_TILE,
 ) -> int:
     """Choose the images along an edge of a tile: a power of two that fits time and leaves enough tiles to share.
 
@@ -171,13 +180,15 @@ def choose_tile_size(
         Maximum size, for which there is memory.
     pair_seconds, tile_seconds
         Estimated seconds of one pair, and the longest that one tile should take.
+    limit
+        Maximum size, so that progress and resuming are not too coarse.
 
     Returns
     -------
     int
-        At most `largest` and `LARGEST_TILE`, or the first power of two from `smallest` on.
+        At most `largest` and `limit`, or the first power of two from `smallest` on.
     """
-    most = min(largest, LARGEST_TILE, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
+    most = min(largest, limit, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
     size = 1
     while size < smallest or (2 * size <= most and (2 * size) ** 2 * pair_seconds <= tile_seconds):
         size *= 2

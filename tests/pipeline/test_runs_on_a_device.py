@@ -51,6 +51,18 @@ def test_a_run_on_a_device_agrees_with_one_on_the_cpu_within_the_certificate(sho
     assert not summary["warnings"]
 
 
+def test_a_gpu_has_four_workers_and_cpus_do_not_join_in(shop, device, monkeypatch):
+    started, start = [], local.LocalEngine.start_actors
+
+    def spy(engine, factory, count, resources):
+        started.append((count, resources.gpus))
+        return start(engine, factory, count, resources)
+
+    monkeypatch.setattr(local.LocalEngine, "start_actors", spy)
+    shop.run(document_of(shop, "run", device="cuda"))
+    assert started == [(4 * local.available_gpus(), 0.25)]
+
+
 def test_tiles_that_a_gpu_fails_at_are_tried_again(shop, device, monkeypatch):
     shop.run(document_of(shop, "whole", device="cuda"))
     owner, failures = type(cuda.own_device()), [WorkError("GPU 0 failed while computing")] * 2
@@ -94,33 +106,29 @@ def test_a_run_is_not_continued_on_another_device(shop, device):
         shop.run(document_of(shop, "run"))
 
 
-def test_the_job_that_checks_a_gpu_finds_nothing_off(device, monkeypatch, capsys):
-    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
-    job = load_job()
-    monkeypatch.setattr(job, "describe", lambda: job.Row("a GPU", True, "emulated"))
-    monkeypatch.setattr(job, "compile_all", lambda: job.Row("kernels", True, "for the CPU"))
-    assert job.main(["--sizes", "9x6", "--images", "4", "--skip-tests"]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0].strip() for line in table[2:]] == [
-        f"S = 9, C = 6, tolerance {tolerance}" for tolerance in ("0.01", "0.001", "0.0001")
-    ]
-    assert all(" ok " in line for line in table)
-
-
 def test_the_job_that_checks_a_gpu_fails_where_results_are_wrong(device, monkeypatch, capsys):
-    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
     job = load_job()
-    monkeypatch.setattr(job, "describe", lambda: job.Row("a GPU", True, "emulated"))
-    monkeypatch.setattr(job, "compile_all", lambda: job.Row("kernels", True, "for the CPU"))
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
+    for name in ("describe", "compile_all", "check_product"):
+        monkeypatch.setattr(job, name, lambda: ("ok", ""))
     monkeypatch.setattr(job, "agrees_with_scipy", lambda *_: False)
-    assert job.main(["--sizes", "9x6", "--images", "2", "--skip-tests"]) == 1
-    assert "results contradict scipy" in capsys.readouterr().out
+    assert job.main(["--sizes", "9x6", "--images", "2", "--runs", "--skip-tests"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert sum("OFF" in line and "results contradict scipy" in line for line in out) == 3
+    assert out[-1] == "something is off"
 
 
 def test_the_job_that_checks_a_gpu_says_why_there_is_none(monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert load_job().main([]) == 1
+    assert load_job().main([]) == 2
     assert "nothing was checked: this machine has no NVIDIA GPU" in capsys.readouterr().out
+
+
+def test_the_job_that_checks_a_gpu_names_what_is_not_installed(monkeypatch, capsys):
+    job = load_job()
+    monkeypatch.setitem(job.NEEDED, "no_such_module", "some-package")
+    assert job.main([]) == 2
+    assert "pip install some-package" in capsys.readouterr().out
 
 
 def load_job():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.plan.tiling import (
     FEWEST_PANELS,
+    LARGEST_GPU_TILE,
     LARGEST_TILE,
     MOST_PANELS,
     MOST_TILES,
@@ -114,11 +115,16 @@ def test_a_hundred_thousand_images_make_at_most_so_many_files():
     largest=st.integers(1, 1000),
     pair_seconds=st.floats(0, 1e4),
     tile_seconds=st.floats(1e-3, 1e6),
+    limit=st.sampled_from([LARGEST_TILE, LARGEST_GPU_TILE]),
 )
-def test_tiles_fit_time_and_are_enough_to_share(n_images, smallest, largest, pair_seconds, tile_seconds):
-    size = choose_tile_size(n_images, smallest, largest, pair_seconds=pair_seconds, tile_seconds=tile_seconds)
+def test_tiles_fit_time_and_are_enough_to_share(
+    n_images, smallest, largest, pair_seconds, tile_seconds, limit
+):
+    size = choose_tile_size(
+        n_images, smallest, largest, pair_seconds=pair_seconds, tile_seconds=tile_seconds, limit=limit
+    )
     limits = (
-        lambda size: size <= min(largest, LARGEST_TILE),
+        lambda size: size <= min(largest, limit),
         lambda size: size * size * pair_seconds <= tile_seconds,
         lambda size: size <= SMALLEST_TILE or n_images // size >= FEWEST_PANELS,
     )

@@ -10,12 +10,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.device.source import kernel_source
 
 logger = logging.getLogger(__name__)
 
-STANDARD: Final = "c++17"
+OPTIONS: Final = (b"--std=c++17", b"--ftz=false", b"--fmad=true")
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+
+
+def compiler_version() -> tuple[int, int]:
+    """Return the version of NVRTC: that of the CUDA toolkit to which it belongs."""
+    major, minor = _nvrtc("nvrtcVersion")
+    return int(major), int(minor)
+
+
+def choose_architecture(name: str, capability: tuple[int, int]) -> str:
+    """Return the newest architecture that NVRTC knows and that a GPU of this compute capability runs.
+
+    Machine code runs on GPUs of the same major number, and of the same or a higher minor one.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; `name` is that of the GPU.
+    """
+    (known,) = _nvrtc("nvrtcGetSupportedArchs")
+    fitting = [arch for arch in known if arch // 10 == capability[0] and arch % 10 <= capability[1]]
+    if not fitting:
+        raise ConfigError(
+            f"device: cuda: the installed compiler (NVRTC {'.'.join(map(str, compiler_version()))}) cannot compile for "
+            f"{name} of compute capability {'.'.join(map(str, capability))}: install a newer cuda-bindings[all], or "
+            "use device: cpu"
+        )
+    return f"sm_{max(fitting)}"
 
 
 def compile_kernels(capacity: int, arch: str) -> bytes:
@@ -24,16 +52,36 @@ def compile_kernels(capacity: int, arch: str) -> bytes:
     That needs no GPU. IEEE arithmetic, on which the certificate rests, is NVRTC's default: no fast math, no flushing of
     subnormal numbers.
     """
-    from cuda.core import Program, ProgramOptions  # noqa: PLC0415 - not installed everywhere
-
-    options = ProgramOptions(
-        name="semrsm", arch=arch, std=STANDARD, ftz=False, define_macro=[("CAPACITY", str(capacity))]
-    )
-    program: Any = Program(kernel_source(), "c++", options)
+    options = [
+        f"--gpu-architecture={arch}".encode(),
+        *OPTIONS,
+        f"--define-macro=CAPACITY={capacity}".encode(),
+    ]
+    (program,) = _nvrtc("nvrtcCreateProgram", kernel_source().encode(), b"semrsm.cu", 0, [], [])
     try:
-        return bytes(program.compile("cubin").code)
+        try:
+            _nvrtc("nvrtcCompileProgram", program, len(options), options)
+        except RuntimeError as error:
+            (size,) = _nvrtc("nvrtcGetProgramLogSize", program)
+            log = bytes(size)
+            _nvrtc("nvrtcGetProgramLog", program, log)
+            raise RuntimeError(f"{error}: {log.decode(errors='replace')}") from error
+        (size,) = _nvrtc("nvrtcGetCUBINSize", program)
+        code = bytes(size)
+        _nvrtc("nvrtcGetCUBIN", program, code)  # which writes into it
+        return code
     finally:
-        program.close()
+        _nvrtc("nvrtcDestroyProgram", program)
+
+
+def _nvrtc(function: str, *arguments: Any) -> tuple[Any, ...]:
+    """Call a function of NVRTC; return what it returns beside its status."""
+    from cuda.bindings import nvrtc  # noqa: PLC0415 - not installed everywhere
+
+    status, *results = getattr(nvrtc, function)(*arguments)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC failed in {function} ({status.name})")
+    return tuple(results)
 
 
 def cached_kernels(capacity: int, arch: str, folder: Path | None = None) -> bytes:
@@ -42,10 +90,7 @@ def cached_kernels(capacity: int, arch: str, folder: Path | None = None) -> byte
     Machine code depends on the source, the options, the architecture and NVRTC's version, which make its key. It does
     not depend on the driver, which loads it or refuses to.
     """
-    from cuda.bindings import nvrtc  # noqa: PLC0415 - as above
-
-    _, *version = nvrtc.nvrtcVersion()
-    key = repr((kernel_source(), STANDARD, capacity, arch, version))
+    key = repr((kernel_source(), OPTIONS, capacity, arch, compiler_version()))
     return fetch_or_make(key, lambda: compile_kernels(capacity, arch), folder or cache_folder())
 
 

@@ -1,37 +1,50 @@
-"""A GPU, through `cuda.core`: the only module that talks to a driver."""
+"""A GPU, through the driver's own interface (`cuda.bindings`): the only module that talks to a driver."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import logging
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections import defaultdict
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from semrsm_dist.errors import ConfigError, WorkError
+from semrsm_dist.errors import ConfigError, WorkerLostError
 from semrsm_dist.machine import available_gpus, own_gpu
-from semrsm_dist.matching.device.compiling import cached_kernels
-from semrsm_dist.matching.device.solver import Launch
+from semrsm_dist.matching.device.compiling import cached_kernels, choose_architecture, compiler_version
+from semrsm_dist.matching.device.selfcheck import require_sound
+from semrsm_dist.matching.device.solver import DeviceMemoryError, Launch, Sent
 from semrsm_dist.matching.device.source import LANES, auction_bytes
+from semrsm_dist.matching.panel import PackedPanel
+
+logger = logging.getLogger(__name__)
 
 LEAST_CAPABILITY = (8, 0)
 """Of a GPU: earlier ones cannot find a warp's maximum in one instruction."""
 
+FREE_SHARED_BYTES = 48 * 1024
+"""Shared memory that a block gets without asking for more."""
+
 _held = threading.local()
+_idle: dict[int, list[CudaDevice]] = defaultdict(list)
+"""Devices of threads that have ended, by the index of the GPU."""
 
 
 def why_no_package() -> str:
     """Return why CUDA cannot be used whatever the machine, or an empty text."""
     try:
-        found = importlib.util.find_spec("cuda.core")
+        found = importlib.util.find_spec("cuda.bindings")
     except ModuleNotFoundError:
         found = None
     if found is None:
-        return "the package cuda-core is not installed (pip install 'semrsm-dist[cuda]' installs it)"
+        return "the package cuda-bindings is not installed (pip install 'semrsm-dist[cuda]' installs it)"
     return ""
 
 
@@ -43,7 +56,7 @@ def why_no_gpu() -> str:
         return "this machine has no NVIDIA GPU that this process may use"
     try:
         own_device()
-    except (ConfigError, WorkError) as error:
+    except (ConfigError, WorkerLostError) as error:
         return str(error)
     return ""
 
@@ -55,128 +68,267 @@ def own_device() -> CudaDevice:
     ------
     ConfigError
         If there is none that the kernels can run on.
+    WorkerLostError
+        If it does not answer, or computes otherwise than certificates need.
     """
-    devices: dict[int, CudaDevice] = _held.__dict__.setdefault("devices", {})
+    leases: dict[int, _Lease] = _held.__dict__.setdefault("leases", {})
     index = own_gpu()
-    if index not in devices:
+    if index not in leases or leases[index].device.is_lost:
         reason = why_no_package()
         if reason:
             raise ConfigError(
                 f"device: cuda: {reason}; install it on every machine that matches, or use device: cpu"
             )
-        devices[index] = CudaDevice(index)
-    return devices[index]
+        leases[index] = _Lease(index)
+    return leases[index].device
+
+
+class _Lease:
+    """A device that belongs to one thread, until that ends."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        try:
+            self.device = _idle[index].pop()
+        except IndexError:
+            self.device = CudaDevice(index)
+            require_sound(self.device, self.device.name)
+
+    def __del__(self) -> None:
+        device = self.__dict__.get("device")  # not if it could not be made
+        if device is not None and not device.is_lost and not sys.is_finalizing():
+            with contextlib.suppress(WorkerLostError):
+                device.panels.clear()
+                device.release_unused()
+                _idle[self._index].append(device)
 
 
 class CudaDevice:
-    """A GPU: one stream, on which all follows in order.
+    """A GPU as one thread uses it: a stream of its own, on which all follows in order, and memory that is used again.
+
+    Several threads, each with a device of its own, keep one GPU busy. They share its context, which is also PyTorch's.
 
     Parameters
     ----------
     index
         Among the GPUs that this process sees.
 
+    Attributes
+    ----------
+    name
+        For messages.
+    arch
+        The architecture that its kernels are compiled for.
+    panels
+        As in `semrsm_dist.matching.device.solver.Device`.
+    is_lost
+        Whether it has failed, and this process can use it no more.
+
     Raises
     ------
     ConfigError
-        If the driver cannot be used, or the GPU is too old.
+        If the driver cannot be used, or the GPU is too old or too new.
+    WorkerLostError
+        If the GPU does not answer.
     """
 
     def __init__(self, index: int) -> None:
-        from cuda.core import Device  # noqa: PLC0415 - not installed everywhere
-
+        self.name = f"GPU {index}"
+        self.is_lost = False
+        self._context: Any = None
         try:
-            self._device = Device(index)
-            self._device.set_current()
-            self._stream = self._device.create_stream()
-            name, capability = self._device.name, tuple(self._device.compute_capability)
-        except Exception as error:  # the driver's, or that of a library which finds no driver
+            self._driver("cuInit", 0)
+            (self._device,) = self._driver("cuDeviceGet", index)
+        except (RuntimeError, WorkerLostError) as error:  # the former if there is no library of a driver
             raise ConfigError(
-                f"device: cuda: GPU {index} cannot be used ({type(error).__name__}: {error}): check nvidia-smi and "
-                "that the driver is as new as the installed CUDA libraries, or use device: cpu"
+                f"device: cuda: GPU {index} cannot be used ({error}): check nvidia-smi and that the driver is as new "
+                "as the installed CUDA libraries, or use device: cpu"
             ) from error
-        if capability < LEAST_CAPABILITY:
-            raise ConfigError(
-                f"device: cuda: GPU {index} ({name}) has compute capability {'.'.join(map(str, capability))}, but the "
-                f"kernels need {'.'.join(map(str, LEAST_CAPABILITY))}: use device: cpu, or a later GPU"
-            )
-        self.name = f"GPU {index} ({name})"
-        self.arch = f"sm_{self._device.arch}"
-        self._kernel = functools.cache(self._load)
+        self.name += f" ({self._read_name()})"
+        self.arch = self._choose_arch()
+        (self._context,) = self._driver("cuDevicePrimaryCtxRetain", self._device)
+        self._driver("cuCtxSetCurrent", self._context)
+        (self._stream,) = self._driver("cuStreamCreate", 1)  # which does not wait for the default stream
+        self._multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
+        self.panels: MutableMapping[PackedPanel, Sent] = weakref.WeakKeyDictionary()
+        self._unused: dict[int, list[int]] = defaultdict(list)  # memory by its size
+        self._sending: list[NDArray[Any]] = []  # arrays that may still be read
+        self._module = functools.cache(self._load)
+        self._kernel = functools.cache(self._find_kernel)
 
     def auctions(self, capacity: int) -> int:
         """Return how many blocks of auctions run at once."""
-        with self._explained("loading match_pairs"):
-            occupancy = self._kernel("match_pairs", capacity).occupancy
-            at_once = occupancy.max_active_blocks_per_multiprocessor(LANES, auction_bytes(capacity))
-            return int(self._device.properties.multiprocessor_count) * int(at_once)
+        (at_once,) = self._driver(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+            self._kernel("match_pairs", capacity, auction_bytes(capacity)),
+            LANES,
+            auction_bytes(capacity),
+        )
+        return self._multiprocessors * max(1, int(at_once))
 
     def free_bytes(self) -> int:
         """Return the memory that is free now, which others on the GPU may take."""
-        return int(self._driver("cuMemGetInfo")[0])
+        unused = sum(size * len(blocks) for size, blocks in self._unused.items())
+        return int(self._driver("cuMemGetInfo")[0]) + unused
 
-    def send(self, array: NDArray[Any]) -> Any:
-        """Return memory with a copy of a contiguous array."""
+    def send(self, array: NDArray[Any]) -> Memory:
+        """Return memory with a copy of a contiguous array, which must not change before something is fetched."""
         memory = self.reserve(array.nbytes)
-        self._driver("cuMemcpyHtoDAsync", memory.handle, array.ctypes.data, array.nbytes, self._stream.handle)
-        self._sync()  # the array may go once this returns
+        self._driver("cuMemcpyHtoDAsync", memory.address, array.ctypes.data, array.nbytes, self._stream)
+        self._sending.append(array)
         return memory
 
-    def reserve(self, n_bytes: int) -> Any:
-        """Return memory, with anything in it."""
-        with self._explained(f"reserving {n_bytes / 2**20:.0f} MiB"):
-            return self._device.allocate(n_bytes, stream=self._stream)
+    def reserve(self, n_bytes: int) -> Memory:
+        """Return memory, with anything in it.
 
-    def fetch(self, memory: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        Raises
+        ------
+        DeviceMemoryError
+            If there is not so much.
+        """
+        size = _rounded(n_bytes)
+        address = self._unused[size].pop() if self._unused[size] else self._allocate(size)
+        return _OwnMemory(address, self._unused[size])
+
+    def part(self, memory: Memory, offset: int) -> Memory:
+        """Return what lies in memory from an offset in bytes on."""
+        return Memory(memory.address + offset, memory)
+
+    def release_unused(self) -> None:
+        """Give memory back that is not in use, so that other processes and other sizes can have it."""
+        self._sync()
+        for addresses in self._unused.values():
+            while addresses:
+                self._driver("cuMemFree", addresses.pop())
+
+    def fetch(self, memory: Memory, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return what memory holds, once all that was launched has ended."""
         array = np.empty(shape, dtype)
-        self._driver("cuMemcpyDtoHAsync", array.ctypes.data, memory.handle, array.nbytes, self._stream.handle)
+        self._driver("cuMemcpyDtoHAsync", array.ctypes.data, memory.address, array.nbytes, self._stream)
         self._sync()
         return array
 
     def launch(self, kernel: str, capacity: int, launch: Launch, *arguments: Any) -> None:
         """Start a kernel of the program for `capacity`, after all that was started before."""
-        from cuda.core import LaunchConfig  # noqa: PLC0415 - as above
-        from cuda.core import launch as start  # noqa: PLC0415
+        values = [
+            np.array(one.address, np.uint64) if isinstance(one, Memory) else np.array(one)
+            for one in arguments
+        ]
+        addresses = np.array([value.ctypes.data for value in values], np.uint64)
+        self._driver(
+            "cuLaunchKernel",
+            self._kernel(kernel, capacity, launch.shared_bytes),
+            *(*launch.blocks, 1),
+            *(launch.threads, 1, 1),
+            launch.shared_bytes,
+            self._stream,
+            addresses.ctypes.data,
+            0,
+        )
 
-        with self._explained(f"starting {kernel}"):
-            config = LaunchConfig(grid=launch.blocks, block=launch.threads, shmem_size=launch.shared_bytes)
-            start(self._stream, config, self._kernel(kernel, capacity), *arguments)
+    def _allocate(self, size: int) -> int:
+        try:
+            return int(self._driver("cuMemAlloc", size)[0])
+        except DeviceMemoryError:
+            self.release_unused()
+        return int(self._driver("cuMemAlloc", size)[0])
 
-    def _load(self, kernel: str, capacity: int) -> Any:
-        from cuda.core import ObjectCode  # noqa: PLC0415 - as above
+    def _load(self, capacity: int) -> Any:
+        return self._driver("cuModuleLoadData", cached_kernels(capacity, self.arch))[0]
 
-        code = cached_kernels(capacity, self.arch)
-        return ObjectCode.from_cubin(code).get_kernel(kernel)
+    def _find_kernel(self, kernel: str, capacity: int, shared_bytes: int) -> Any:
+        """Return a kernel that may use so much shared memory."""
+        from cuda.bindings import driver  # noqa: PLC0415 - not installed everywhere
+
+        (function,) = self._driver("cuModuleGetFunction", self._module(capacity), kernel.encode())
+        if shared_bytes > FREE_SHARED_BYTES:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._driver("cuFuncSetAttribute", function, attribute, shared_bytes)
+        return function
+
+    def _read_name(self) -> str:
+        (name,) = self._driver("cuDeviceGetName", 256, self._device)
+        return str(bytes(name).split(b"\0")[0], errors="replace")
+
+    def _attribute(self, name: str) -> int:
+        from cuda.bindings import driver  # noqa: PLC0415 - as above
+
+        attribute = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self._driver("cuDeviceGetAttribute", attribute, self._device)[0])
+
+    def _choose_arch(self) -> str:
+        """Return the architecture to compile for, if driver, compiler and GPU go together."""
+        capability = (
+            self._attribute("COMPUTE_CAPABILITY_MAJOR"),
+            self._attribute("COMPUTE_CAPABILITY_MINOR"),
+        )
+        if capability < LEAST_CAPABILITY:
+            raise ConfigError(
+                f"device: cuda: {self.name} has compute capability {'.'.join(map(str, capability))}, but the kernels "
+                f"need {'.'.join(map(str, LEAST_CAPABILITY))}: use device: cpu, or a later GPU"
+            )
+        version, compiler = int(self._driver("cuDriverGetVersion")[0]) // 1000, compiler_version()[0]
+        if version < compiler:
+            raise ConfigError(
+                f"device: cuda: the driver of {self.name} is for CUDA {version}, but the installed compiler (NVRTC) is "
+                f"of CUDA {compiler}: pip install 'cuda-bindings[all]=={version}.*', update the driver, or use "
+                "device: cpu"
+            )
+        return choose_architecture(self.name, capability)
 
     def _sync(self) -> None:
-        with self._explained("computing"):
-            self._stream.sync()
+        self._driver("cuStreamSynchronize", self._stream)
+        self._sending.clear()
 
     def _driver(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         """Call a function of the driver; return what it returns beside its status."""
         from cuda.bindings import driver  # noqa: PLC0415 - as above
 
-        self._device.set_current()
+        if self._context is not None:
+            driver.cuCtxSetCurrent(self._context)
         status, *results = getattr(driver, function)(*arguments)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise self._error(function, status.name)
-        return tuple(results)
-
-    @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        """Name the GPU, and what to do, in errors of CUDA."""
-        try:
-            self._device.set_current()
-            yield
-        except (ConfigError, WorkError):
-            raise
-        except Exception as error:  # of cuda.core, which has no common base
-            raise self._error(doing, f"{type(error).__name__}: {error}") from error
-
-    def _error(self, doing: str, problem: str) -> WorkError:
-        return WorkError(
-            f"{self.name} failed while {doing} ({problem}); nothing of these pairs was kept, and a run tries them "
-            "again. If it is out of memory, end other processes that use it (nvidia-smi lists them); if it fails "
-            "again, use device: cpu"
+        if status == driver.CUresult.CUDA_SUCCESS:
+            return tuple(results)
+        if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise DeviceMemoryError(
+                f"{self.name} has too little free memory for matching; nothing of these pairs was kept, and a run "
+                "tries them again: end other processes that use the GPU (nvidia-smi lists them), or use device: cpu"
+            )
+        self.is_lost = True
+        raise WorkerLostError(
+            f"{self.name} failed in {function} ({status.name}); nothing of these pairs was kept, and a run tries them "
+            "elsewhere, if there is another GPU. Look for Xid in the machine's log (dmesg); if it fails again, use "
+            "device: cpu"
         )
+
+
+class Memory:
+    """Memory of a GPU: a part of another, which it keeps."""
+
+    def __init__(self, address: int, whole: Memory | None = None) -> None:
+        self.address = address
+        self._whole = whole
+
+
+class _OwnMemory(Memory):
+    """Memory that joins the addresses which are unused when the last reference to it is gone.
+
+    Those are used again on the same stream, so what was launched before is done with it by then.
+    """
+
+    def __init__(self, address: int, unused: list[int]) -> None:
+        super().__init__(address)
+        self._unused = unused
+
+    def __del__(self) -> None:
+        self._unused.append(self.address)
+
+
+def _rounded(n_bytes: int) -> int:
+    """Return a size of memory that holds so many bytes: one of few sizes, so that memory can be used again.
+
+    >>> [_rounded(n) for n in (0, 1, 512, 1025, 9000)]
+    [512, 512, 512, 1280, 10240]
+    """
+    step = max(512, 1 << (max(n_bytes - 1, 0).bit_length() - 3)) if n_bytes > 4096 else 512
+    return max(1, -(-n_bytes // step)) * step

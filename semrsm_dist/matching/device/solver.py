@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.compiled.product import padded
 from semrsm_dist.matching.device import source
 from semrsm_dist.matching.device.certificate import Frames, conclude, frame_pairs
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 
+logger = logging.getLogger(__name__)
+
 _MOST_BYTES = 2**31  # of affinities at once: enough pairs for every GPU of today
+_KEPT_SHARE = 32  # a panel that takes less of the free memory than one part in so many is kept
+_MOST_TOKENS = 2**21  # of a panel: a GPU takes at most 65 535 blocks along an axis of a product
+
+
+class DeviceMemoryError(WorkError):
+    """A device has too little free memory for what was requested."""
 
 
 class Device(Protocol):
-    """A GPU as its owner, one thread, sees it. Its memory is freed when the last reference to it is gone."""
+    """A GPU as its owner, one thread, sees it. Its memory is freed when the last reference to it is gone.
+
+    Attributes
+    ----------
+    panels
+        What is on the device of panels that its owner still has.
+    """
+
+    panels: MutableMapping[PackedPanel, Sent]
 
     def auctions(self, capacity: int) -> int:
         """Return how many blocks of `match_pairs` run at once; more would wait, and take scratch memory."""
@@ -29,11 +47,19 @@ class Device(Protocol):
         ...
 
     def send(self, array: NDArray[Any]) -> Any:
-        """Return memory with a copy of a contiguous array."""
+        """Return memory with a copy of a contiguous array, which must not change before something is fetched."""
         ...
 
     def reserve(self, n_bytes: int) -> Any:
-        """Return memory, with anything in it."""
+        """Return memory, with anything in it, or raise `DeviceMemoryError`."""
+        ...
+
+    def part(self, memory: Any, offset: int) -> Any:
+        """Return what lies in memory from an offset in bytes on."""
+        ...
+
+    def release_unused(self) -> None:
+        """Give memory back that is not in use."""
         ...
 
     def fetch(self, memory: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -64,21 +90,32 @@ class Block(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The images of a panel on a device."""
+    """The images of a panel on a device: memory, bytes of an image there, and whether values are float64."""
 
     packed: Any
     raw: Any
+    packed_bytes: int
+    raw_bytes: int
     n_images: int
+    double: bool
+
+    def part(self, device: Device, images: slice) -> Sent:
+        """Return some of the images."""
+        start, stop, _ = images.indices(self.n_images)
+        return self._replace(
+            packed=device.part(self.packed, start * self.packed_bytes),
+            raw=device.part(self.raw, start * self.raw_bytes),
+            n_images=stop - start,
+        )
 
 
 class Panels(NamedTuple):
-    """Two panels on a device, with room for the same number of tokens; whether what was given is in float64."""
+    """Two panels on a device, with room for the same number of tokens."""
 
     left: Sent
     right: Sent
     n_tokens: int
     n_channels: int
-    double: bool
 
 
 class Found(NamedTuple):
@@ -129,17 +166,41 @@ def solve(
     """
     shape = (rows.n_images, columns.n_images)
     wanted = np.ones(shape, np.bool_) if wanted is None else wanted
-    result, is_open = TileResult(*np.full((3, *shape), np.nan)), np.zeros(shape, np.bool_)
-    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
+    free_bytes = device.free_bytes()
+    while True:
+        blocks = list(blocks_of(free_bytes, rows, columns))
+        try:
+            return _solve_blocks(device, rows, columns, tolerance, wanted, blocks)
+        except DeviceMemoryError:
+            if len(blocks) == wanted.size:  # smaller ones there are not
+                raise
+            logger.info("the GPU has less memory than it said: matching in smaller blocks")
+        device.panels.clear()
+        device.release_unused()
+        free_bytes = min(free_bytes, device.free_bytes()) // 2
+
+
+def _solve_blocks(
+    device: Device,
+    rows: PackedPanel,
+    columns: PackedPanel,
+    tolerance: float,
+    wanted: NDArray[np.bool_],
+    blocks: Sequence[Block],
+) -> tuple[TileResult, NDArray[np.bool_]]:
+    """Match the wanted pairs, block by block."""
+    result, is_open = TileResult(*np.full((3, *wanted.shape), np.nan)), np.zeros(wanted.shape, np.bool_)
+    double = is_double(rows, columns)
     held: tuple[slice, Sent] | None = None
-    for block in blocks_of(device.free_bytes(), rows, columns, double):
+    for block in blocks:
         if not wanted[block].any():
             continue
         if held is None or held[0] != block.columns:
             held = None  # frees the last columns before the next are sent
-            held = block.columns, send_panel(device, columns.part(block.columns), double)
+            held = block.columns, place_images(device, columns, block.columns, double)
+        sent = place_images(device, rows, block.rows, double), held[1]
         found, left_open = _solve_block(
-            device, rows.part(block.rows), columns.part(block.columns), held[1], tolerance, wanted[block]
+            device, rows.part(block.rows), columns.part(block.columns), sent, tolerance, wanted[block]
         )
         for name in ("matched", "upper_bound", "identity"):
             getattr(result, name)[block] = getattr(found, name)
@@ -147,11 +208,17 @@ def solve(
     return result, is_open & wanted
 
 
-def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel, double: bool) -> Iterator[Block]:
+def is_double(rows: PackedPanel, columns: PackedPanel) -> bool:
+    """Return whether values are summed from float64."""
+    return np.float64 in (rows.raw.dtype, columns.raw.dtype)
+
+
+def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel) -> Iterator[Block]:
     """Yield blocks, column by column, that fit into the memory of a device: half for affinities, half for images."""
     width, channels = padded(rows.n_tokens), rows.n_channels
     room = min(free_bytes // 4, _MOST_BYTES)  # as much again for scratch memory, and for others on the card
-    most_images = max(1, room // 2 // (channels * (4 * width + (8 if double else 4) * rows.n_tokens)))
+    image_bytes = channels * (4 * width + (8 if is_double(rows, columns) else 4) * rows.n_tokens)
+    most_images = max(1, min(room // 2 // image_bytes, _MOST_TOKENS // width))
     most_pairs = max(1, room // (4 * width**2))
     n_columns = min(columns.n_images, most_images, most_pairs)
     n_rows = min(most_images, max(1, most_pairs // n_columns))
@@ -160,10 +227,23 @@ def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel, double: 
             yield Block(slice(r, r + n_rows), slice(c, c + n_columns))
 
 
+def place_images(device: Device, panel: PackedPanel, images: slice, double: bool) -> Sent:
+    """Return images of a panel on a device, where the whole panel stays for later tiles if it takes little memory."""
+    kept = device.panels.get(panel)
+    if kept is None or kept.double != double:
+        if 2 * panel.packed.nbytes + panel.raw.nbytes > device.free_bytes() // _KEPT_SHARE:
+            return send_panel(device, panel.part(images), double)
+        kept = device.panels[panel] = send_panel(device, panel, double)
+    return kept.part(device, images)
+
+
 def send_panel(device: Device, panel: PackedPanel, double: bool) -> Sent:
     """Send the images of a panel to a device, as packed and as given."""
-    raw = panel.raw.astype(np.float64 if double else np.float32, copy=False)
-    return Sent(device.send(panel.packed), device.send(np.ascontiguousarray(raw)), panel.n_images)
+    packed = panel.packed
+    raw = np.ascontiguousarray(panel.raw.astype(np.float64 if double else np.float32, copy=False))
+    n_images = panel.n_images
+    sizes = packed.nbytes // n_images, raw.nbytes // n_images
+    return Sent(device.send(packed), device.send(raw), *sizes, n_images, double)
 
 
 def solve_pair(
@@ -171,10 +251,10 @@ def solve_pair(
 ) -> tuple[TileResult, bool, NDArray[np.intp]]:
     """Match two images, panels of one each; return arrays (1, 1), whether the pair is open, and the partners (n,)."""
     frames = frame_pairs(row, column, tolerance)
-    double = np.float64 in (row.raw.dtype, column.raw.dtype)
+    double = is_double(row, column)
     sent = send_panel(device, row, double), send_panel(device, column, double)
-    panels = Panels(*sent, row.n_tokens, row.n_channels, double)
-    found = match_pairs(device, panels, _tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
+    panels = Panels(*sent, row.n_tokens, row.n_channels)
+    found = match_pairs(device, panels, make_tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
     values = (found.outcomes["dual"], found.identity, found.matched)
     result, is_open = conclude(frames, *(value[:, None] for value in values))
     partners = found.permutations[0, : int(frames.n_tokens[0, 0])].astype(np.intp)
@@ -187,19 +267,18 @@ def _solve_block(
     device: Device,
     rows: PackedPanel,
     columns: PackedPanel,
-    sent: Sent,
+    sent: tuple[Sent, Sent],
     tolerance: float,
     wanted: NDArray[np.bool_],
 ) -> tuple[TileResult, NDArray[np.bool_]]:
-    """Match the wanted pairs of two panels, of which the columns are on the device."""
+    """Match the wanted pairs of two panels that are on the device."""
     frames = frame_pairs(rows, columns, tolerance)
-    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
     # The hardest first, so that all end at about the same time. The order changes no number.
     ease = np.where(np.isinf(frames.targets), np.inf, frames.targets / np.maximum(frames.size, 1e-300))
     places = np.flatnonzero(wanted)
     places = places[np.argsort(ease.flat[places], kind="stable")]
-    panels = Panels(send_panel(device, rows, double), sent, rows.n_tokens, rows.n_channels, double)
-    found = match_pairs(device, panels, _tasks(frames, places))
+    panels = Panels(*sent, rows.n_tokens, rows.n_channels)
+    found = match_pairs(device, panels, make_tasks(frames, places))
     duals, identity, matched = np.full((3, *wanted.shape), np.nan)
     duals.flat[places] = found.outcomes["dual"]
     identity.flat[places] = found.identity
@@ -207,7 +286,7 @@ def _solve_block(
     return conclude(frames, duals, identity, matched)
 
 
-def _tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
+def make_tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
     """Return what the kernels need to know of pairs, given by their flat places."""
     tasks = np.zeros(places.size, source.TASK)
     tasks["row"], tasks["column"] = np.unravel_index(places, frames.size.shape)
@@ -217,50 +296,49 @@ def _tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
     return tasks
 
 
-def match_pairs(
-    device: Device, panels: Panels, tasks: NDArray[Any], *, with_permutations: bool = False
-) -> Found:
-    """Run the product of two panels, and the auctions and values of tasks (`source.TASK`)."""
-    n_channels, width, capacity = (
-        np.int32(panels.n_channels),
-        padded(panels.n_tokens),
-        source.capacity_of(panels.n_tokens),
-    )
-    n_left, n_right, n_tasks = (
-        panels.left.n_images * width,
-        panels.right.n_images * width,
-        np.int32(tasks.size),
-    )
+def multiply(device: Device, left: Sent, right: Sent, width: int, n_channels: int) -> Any:
+    """Return memory with the affinities of all pairs of tokens of two panels of `width` tokens an image."""
+    n_left, n_right = left.n_images * width, right.n_images * width
     affinity = device.reserve(4 * n_left * n_right)
     device.launch(
         "multiply_panels",
-        capacity,
+        source.CAPACITIES[0],  # on which the product does not depend
         Launch(
             (-(-n_right // source.TILE_COLUMNS), -(-n_left // source.TILE_ROWS)),
             source.PRODUCT_THREADS,
             source.product_bytes(),
         ),
-        *(panels.left.packed, panels.right.packed),
-        *(np.int32(n_left), np.int32(n_right), n_channels),
+        *(left.packed, right.packed),
+        *(np.int32(n_left), np.int32(n_right), np.int32(n_channels)),
         affinity,
     )
+    return affinity
+
+
+def match_pairs(
+    device: Device, panels: Panels, tasks: NDArray[Any], *, with_permutations: bool = False
+) -> Found:
+    """Run the product of two panels, and the auctions and values of tasks (`source.TASK`)."""
+    n_channels, width = np.int32(panels.n_channels), padded(panels.n_tokens)
+    capacity, n_tasks = source.capacity_of(panels.n_tokens), np.int32(tasks.size)
+    sent_tasks, next_task = device.send(tasks), device.send(np.zeros(1, np.int32))
+    affinity = multiply(device, panels.left, panels.right, width, panels.n_channels)
     tile_bytes = 0 if source.tile_is_shared(capacity) else 2 * width**2
     fitting = device.free_bytes() // 2 // max(1, tile_bytes)
     blocks = max(1, min(device.auctions(capacity), tasks.size, fitting))
     scratch = device.reserve(max(16, blocks * tile_bytes))
-    sent_tasks, next_task = device.send(tasks), device.send(np.zeros(1, np.int32))
     permutations = device.reserve(2 * tasks.size * width)
     outcomes, values = device.reserve(source.OUTCOME.itemsize * tasks.size), device.reserve(16 * tasks.size)
     device.launch(
         "match_pairs",
         capacity,
         Launch((blocks, 1), source.LANES, source.auction_bytes(capacity)),
-        *(affinity, np.int64(n_right), np.int32(width)),
+        *(affinity, np.int64(panels.right.n_images * width), np.int32(width)),
         *(sent_tasks, n_tasks, scratch, next_task),
         *(permutations, outcomes),
     )
     device.launch(
-        "sum_values_of_float64" if panels.double else "sum_values_of_float32",
+        "sum_values_of_float64" if panels.left.double else "sum_values_of_float32",
         capacity,
         Launch((-(-tasks.size * source.LANES // source.VALUE_THREADS), 1), source.VALUE_THREADS, 0),
         *(panels.left.raw, panels.right.raw, np.int32(panels.n_tokens), n_channels),

@@ -9,8 +9,11 @@ from typing import Final
 import numpy as np
 
 FILES: Final = ("warp.cuh", "product.cu", "values.cu", "auction.cu")
-CAPACITIES: Final = (64, 128, 256, 512, 1024, 2048)
-"""Tokens that a program can be compiled for. Larger ones need more memory than a block has without asking."""
+CAPACITIES: Final = (64, 128, 256, 512, 1024, 2048, 4096)
+"""Tokens that a program can be compiled for. Larger ones need more shared memory than some GPUs have for a block."""
+
+MOST_SHARED_BYTES: Final = 99 * 1024
+"""What every GPU has for a block that asks for it."""
 
 # As in the kernels, where the comments are.
 GROUP: Final = 16

@@ -157,7 +157,11 @@ class _DeviceAuction(Auction):
     """The auction on a GPU: what it leaves open, the CPU's auction finishes. See `semrsm_dist.matching.device`."""
 
     version: ClassVar[int] = 1
-    gpus: ClassVar[float] = 1
+    gpus: ClassVar[float] = 0.25  # while one worker reads, prepares or writes, others keep the GPU busy
+
+    @override
+    def start_worker(self) -> None:
+        cuda.own_device()
 
     @override
     def check_pair(self, rows: Panel, columns: Panel) -> None:

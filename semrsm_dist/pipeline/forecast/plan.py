@@ -27,6 +27,7 @@ from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulated, simu
 from semrsm_dist.pipeline.inputs import RunInputs
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
+    count_workers,
     is_one_machine,
     largest_disk_bytes,
     largest_worker,
@@ -71,7 +72,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     outside += time.perf_counter() - started
     try:
         machine = engine.describe()
-        slots = engine.slots
+        slots = count_workers(engine, matcher)
         workers = _at_once(config, matcher, machine)
         outside += time_workers(engine, matcher, workers)
     finally:

@@ -142,7 +142,7 @@ class _RecordingEngine(LocalEngine):
             started = time.perf_counter()
             worker = factory()
             self.loads.append(time.perf_counter() - started)
-            return worker
+            return _Recorder(worker, self.receipts)
 
         return super().start_actors(make, count, resources)
 

@@ -11,15 +11,15 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.engine.protocol import Receipt, Task
+from semrsm_dist.engine.protocol import Pool, Receipt, Resources, Task
 from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.tile import Neighbours
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Estimate, Session
-from semrsm_dist.pipeline.sizing import panel_budget, panel_size, prepared_bytes
-from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, TileChecker
+from semrsm_dist.pipeline.sizing import count_workers, panel_budget, panel_size, prepared_bytes
+from semrsm_dist.pipeline.stages.matching_worker import ActorFactory, MatchingWorker, TileChecker
 from semrsm_dist.pipeline.stages.neighbours import read_groups
 from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
@@ -65,7 +65,7 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
     planners = [
         BlockPlanner(
             phase,
-            workers=session.engine.slots,
+            workers=count_workers(session.engine, matcher),
             task_seconds=session.config.matching.task_seconds,
             budget=budget,
         )
@@ -89,7 +89,7 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
 
     outcome = session.work(
         "matching",
-        lambda: session.start_tasks(worker, cpus=matcher.cpus, gpus=matcher.gpus),
+        lambda: _start_workers(session, matcher, worker),
         (Task(units=tuple(tiles), cost=cost) for tiles, cost in chain.from_iterable(planners)),
         unit="pairs",
         total=sum(work.layout.total_pairs for work in works),
@@ -99,6 +99,19 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
     )
     session.counts["matching"]["computed"] = session.counts["matching"]["tiles"]
     return outcome.failures
+
+
+def _start_workers(session: Session, matcher: Matcher, worker: MatchingWorker) -> Pool:
+    """Start the workers: tasks or, on GPUs, actors that keep what they have there; all of one kind.
+
+    CPUs do not help GPUs with a matrix: their numbers would differ, if only within the tolerance.
+    """
+    if not matcher.gpus:
+        return session.start_tasks(worker, cpus=matcher.cpus)
+    resources = Resources(matcher.cpus, matcher.gpus, int(session.config.matching.worker_memory))
+    return session.engine.start_actors(
+        ActorFactory(worker), count_workers(session.engine, matcher), resources
+    )
 
 
 def _make_worker(

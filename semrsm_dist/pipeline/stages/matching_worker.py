@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.engine.protocol import Receipt
+from semrsm_dist.engine.protocol import Receipt, Worker
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.result import TileResult
 from semrsm_dist.pipeline.faults import attempt_each
@@ -200,6 +200,24 @@ class MatchingWorker:
         store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)
         images = slice(key.start, key.stop)
         return self.matcher.prepare(store.read(images), store.read_token_counts(images))
+
+
+@dataclass(frozen=True)
+class ActorFactory:
+    """Makes a worker of matching where it is called, once what it matches on is ready there."""
+
+    worker: MatchingWorker
+
+    def __call__(self) -> Worker:
+        """Return the worker.
+
+        Raises
+        ------
+        ConfigError, WorkerLostError
+            As `Matcher.start_worker`.
+        """
+        self.worker.matcher.start_worker()
+        return self.worker
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ import ctypes
 import functools
 import shutil
 import subprocess
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from semrsm_dist.matching.device import cuda
-from semrsm_dist.matching.device.source import kernel_source
+from semrsm_dist.matching.device.source import MOST_SHARED_BYTES, kernel_source
 
 HERE = Path(__file__).parent
 COMPILER = (
@@ -31,6 +33,11 @@ class Memory:
         self.fence = whole[start + content.size :]
         self.content[:] = content
 
+    def part(self, offset):
+        part = object.__new__(Memory)
+        part.content, part.fence = self.content[offset:], self.fence
+        return part
+
     def is_fenced(self):
         return (self.fence == GARBAGE).all()
 
@@ -42,7 +49,13 @@ class EmulatedDevice:
         if shutil.which("g++") is None:
             pytest.skip("there is no g++ to compile kernels for the CPU")
         self.folder = folder
-        self.program = functools.cache(self._compile)
+        self.panels = weakref.WeakKeyDictionary()
+        self.busy = threading.RLock()  # a program runs one kernel at a time
+        self.compiled = functools.cache(self._compile)
+
+    def program(self, capacity):
+        with self.busy:
+            return self.compiled(capacity)
 
     def _compile(self, capacity):
         source, program = self.folder / f"{capacity}.cpp", self.folder / f"{capacity}.so"
@@ -64,15 +77,23 @@ class EmulatedDevice:
     def reserve(self, n_bytes):
         return Memory(np.full(n_bytes, GARBAGE, np.uint8))
 
+    def part(self, memory, offset):
+        return memory.part(offset)
+
+    def release_unused(self):
+        pass
+
     def fetch(self, memory, shape, dtype):
         return memory.content.view(dtype).reshape(shape).copy()
 
     def launch(self, kernel, capacity, launch, *arguments):
-        assert launch.shared_bytes <= 48 * 1024
+        assert launch.shared_bytes <= MOST_SHARED_BYTES
         memory = [one for one in arguments if isinstance(one, Memory)]
         values = [np.array(one.content.ctypes.data if isinstance(one, Memory) else one) for one in arguments]
         addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
-        failed = self.program(capacity).run_kernel(kernel.encode(), *launch.blocks, launch.threads, addresses)
+        with self.busy:
+            run = self.program(capacity).run_kernel
+            failed = run(kernel.encode(), *launch.blocks, launch.threads, addresses)
         assert not failed, f"{kernel}: threads wait at different places, or for one that has ended"
         assert all(one.is_fenced() for one in memory), f"{kernel} wrote beyond the memory that it was given"
 

@@ -128,7 +128,7 @@ def test_bids_are_bounded(device, kind):
     panel = Auction().prepare(z)
     sent = (send_panel(device, panel.part(part), False) for part in (slice(1), slice(1, None)))
     tasks = np.array([(0, 0, 18, 1.0, 1e-25)], source.TASK)
-    found = match_pairs(device, Panels(*sent, 18, 6, False), tasks, with_permutations=True)
+    found = match_pairs(device, Panels(*sent, 18, 6), tasks, with_permutations=True)
     (outcome,) = found.outcomes
     assert outcome["n_bids"] <= 400 * 18 + 4
     assert outcome["finished"] or found.permutations[0, :18].tolist() == list(range(18))
@@ -187,7 +187,7 @@ def test_zero_representations_have_value_and_bound_zero(device):
 
 def test_more_tokens_than_a_program_is_compiled_for_are_refused(device):
     panel = Auction().prepare(np.ones((1, source.CAPACITIES[-1] + 1, 1), np.float32))
-    with pytest.raises(LimitError, match=r"up to 2048 tokens, found room for 2049"):
+    with pytest.raises(LimitError, match=r"up to 4096 tokens, found room for 4097"):
         on_device().solve_tile(panel, panel)
 
 

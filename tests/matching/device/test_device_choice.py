@@ -34,14 +34,14 @@ def test_the_cpu_is_the_default_and_recorded():
 
 
 def test_cuda_is_recorded_and_takes_a_gpu():
-    pytest.importorskip("cuda.core", reason="needs the extra cuda")
+    pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
     matcher = make_matcher("auction", device="cuda", tolerance=1e-2)
     assert matcher.parameters == {"tolerance": 1e-2, "device": "cuda"}
-    assert (matcher.name, matcher.gpus) == ("auction", 1)
+    assert (matcher.name, matcher.gpus) == ("auction", 0.25)
 
 
 def test_auto_is_the_cpu_without_a_gpu_and_says_so(no_gpu, caplog):
-    pytest.importorskip("cuda.core", reason="needs the extra cuda")
+    pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
     caplog.set_level(logging.INFO, "semrsm_dist")
     matcher = make_matcher("auction", device="auto")
     assert type(matcher) is Auction
@@ -52,11 +52,11 @@ def test_auto_is_the_cpu_without_a_gpu_and_says_so(no_gpu, caplog):
 def test_auto_is_the_cpu_without_the_package_and_says_so(no_package, caplog):
     caplog.set_level(logging.INFO, "semrsm_dist")
     assert make_matcher("auction", device="auto").parameters["device"] == "cpu"
-    assert "the package cuda-core is not installed" in caplog.text
+    assert "the package cuda-bindings is not installed" in caplog.text
 
 
 def test_auto_is_the_cpu_where_there_is_no_driver_and_says_so(monkeypatch, tmp_path, caplog):
-    pytest.importorskip("cuda.core", reason="needs the extra cuda")
+    pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
     if not cuda.why_no_gpu():
         pytest.skip("this machine has a driver")
     (tmp_path / "nvidia0").touch()  # a GPU, but nothing to use it by
@@ -70,7 +70,9 @@ def test_auto_is_the_cpu_where_there_is_no_driver_and_says_so(monkeypatch, tmp_p
 
 
 def test_cuda_without_the_package_is_refused(no_package):
-    with pytest.raises(ConfigError, match=r"cuda-core is not installed \(pip install 'semrsm-dist\[cuda\]'"):
+    with pytest.raises(
+        ConfigError, match=r"cuda-bindings is not installed \(pip install 'semrsm-dist\[cuda\]'"
+    ):
         srs.match(*Z[:2], device="cuda")
 
 
@@ -78,7 +80,7 @@ def test_cuda_without_the_package_is_refused(no_package):
     "call", [lambda: srs.match(*Z[:2], device="cuda"), lambda: srs.similarity_matrix(Z, device="cuda")]
 )
 def test_cuda_without_a_gpu_is_refused(no_gpu, call):
-    pytest.importorskip("cuda.core", reason="needs the extra cuda")
+    pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
     with pytest.raises(ConfigError, match="needs 1 GPUs, but this machine has 0"):
         call()
 

@@ -1,0 +1,85 @@
+"""Trials of a GPU's faults, each in a process with the driver of `driver_on_cpu`: `python -m ... NAME FOLDER`."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"
+
+import numpy as np
+
+import semrsm_dist as srs
+from semrsm_dist.errors import WorkerLostError, WorkError
+from semrsm_dist.matching.device import cuda
+from tests.matching.device import driver_on_cpu
+
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, UNCORRECTABLE = 2, 700, 214
+
+
+def features(n=14, n_tokens=9):
+    return np.random.default_rng(0).normal(size=(n, n_tokens, 5)).astype(np.float32).cumsum(axis=1)
+
+
+def run(folder, name):
+    """Run on the GPUs; return the hashes of all tiles."""
+    np.save(folder / "z.npy", features())
+    document = {
+        "run": str(folder / name),
+        "data": {"source": "features", "layers": {"last": str(folder / "z.npy")}},
+        "matching": {"device": "cuda", "tile": 4},
+    }
+    srs.run(document)
+    tiles = sorted(path for path in (folder / name / "tiles.zarr").rglob("c/*/*/*") if path.is_file())
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in tiles]
+
+
+def memory(folder):
+    """A GPU without enough memory matches in smaller blocks, or says so; nothing is kept when all is done."""
+    z, gpu = features(), cuda.own_device()
+    whole = srs.similarity_matrix(z, device="cuda", workers=1)
+    for after in range(0, 12, 3):
+        gpu.release_unused()
+        driver_on_cpu.fail("cuMemAlloc", after=after, status=OUT_OF_MEMORY)
+        np.testing.assert_array_equal(srs.similarity_matrix(z, device="cuda", workers=1), whole)
+    driver_on_cpu.set_up(n_bytes=2**17)
+    gpu.release_unused()
+    np.testing.assert_array_equal(srs.similarity_matrix(z, device="cuda", workers=1), whole)
+    driver_on_cpu.set_up(n_bytes=2**12)
+    try:
+        srs.match(z[0], z[1], device="cuda")
+    except WorkError as error:
+        assert "GPU 0 (CPU in place of a GPU) has too little free memory" in str(error)
+    else:
+        raise AssertionError("there is no room for a pair")
+
+
+def one_of_two(folder):
+    """When one GPU fails, the other does what is left, with the same bytes, and no tile is given up."""
+    driver_on_cpu.set_up(devices=2)
+    whole = run(folder, "whole")
+    driver_on_cpu.fail("cuStreamSynchronize", after=2, status=UNCORRECTABLE, device=1)
+    assert run(folder, "run") == whole
+
+
+def the_only_one(folder):
+    """When the last GPU fails, the run ends and says so; the same command goes on from there on a GPU that works."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+    whole = run(folder, "whole")
+    driver_on_cpu.fail("cuLaunchKernel", after=9, status=ILLEGAL_ADDRESS)
+    try:
+        run(folder, "run")
+    except WorkError as error:
+        assert "no GPU is left, and what is done is kept: GPU 0" in str(error)
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS" in str(error)
+        assert not isinstance(error, WorkerLostError)
+    else:
+        raise AssertionError("its GPU had failed")
+    done = list((folder / "run" / "tiles.zarr").rglob("c/*/*/*"))
+    assert 0 < len(done) < len(whole)
+    driver_on_cpu.fail("cuLaunchKernel", after=10**6, status=ILLEGAL_ADDRESS)
+    assert run(folder, "run") == whole
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))

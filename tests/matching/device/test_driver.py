@@ -1,0 +1,63 @@
+"""What talks to the driver, by a driver that runs kernels on the CPU: see `driver_on_cpu`.
+
+It shows that the right functions are called with the right arguments, and what becomes of a card's errors. It cannot
+show that a GPU runs the kernels.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.matching.device.driver_on_cpu import HERE, environment
+
+pytestmark = pytest.mark.slow
+ROOT = HERE.parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to compile a driver")
+    variables = environment(tmp_path_factory.mktemp("driver"))
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("trial", ["memory", "one_of_two", "the_only_one"])
+def test_a_gpu_that_fails_loses_nothing(run, trial, tmp_path):
+    run("-m", "tests.matching.device.driver_trials", trial, str(tmp_path))
+
+
+def test_what_needs_a_gpu_passes(run):
+    plugin = "tests.matching.device.driver_on_cpu"
+    chosen = "agrees_with_one_on_the_cpu or interrupted_run"
+    out = run(
+        "-m", "pytest", "-p", plugin, "-m", "gpu", "-k", chosen, "tests/pipeline/test_runs_on_a_device.py"
+    )
+    assert "2 passed" in out
+
+
+def test_the_job_that_checks_a_gpu_finds_nothing_off(run):
+    code = (
+        "import runpy, sys, tests.matching.device.driver_on_cpu;"
+        "from semrsm_dist.matching.device import source; source.CAPACITIES = (64,);"
+        "sys.argv = ['gpu_check', '--sizes', '9x6', '--images', '4', '--runs', '9x6x40', '--skip-tests'];"
+        "runpy.run_path('jobs/gpu_check.py', run_name='__main__')"
+    )
+    *rows, last = run("-c", code).splitlines()
+    assert [row.split("  ")[0] for row in rows] == [
+        *("GPU", "kernels", "product"),
+        *(f"S = 9, C = 6, tolerance {tolerance}" for tolerance in ("0.01", "0.001", "0.0001")),
+        "run, S = 9, C = 6, N = 40",
+    ]
+    assert last == "all is right"

@@ -50,6 +50,8 @@ COMMANDS = {
     "voc/improvements-last": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 "
     "--with prior=0.5 --with shares=[] --with dustbin=[] --with relaxation=[] "
     "--out runs/real/voc/evaluation/improvements-last",
+    "voc/improvements-partial": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 "
+    "--with prior=[] --with saliency=[] --with whitening=[] --out runs/real/voc/evaluation/improvements-partial",
     "voc/kernels": "kernels jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",

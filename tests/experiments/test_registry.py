@@ -92,7 +92,7 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):
         ("conditions", "layers", [], "a list of texts, at least one"),
         ("conditions", "factors", ["scales"], "did you mean 'scale'"),
         ("conditions", "kernel", "cosin", "did you mean 'cosine'"),
-        ("output-similarity", "probabilities", "nowhere.npy", "cannot be read as an array"),
+        ("output-similarity", "probabilities", "nowhere.npy", "there is no such file"),
         ("output-similarity", "probabilities", 3, "a path"),
         ("output-similarity", "outputs", "words", "one of classes, labels"),
         ("layers", "images", 1, "a whole number of at least 2"),

@@ -80,6 +80,8 @@ class IncompleteError(SemrsmError):
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_FOREIGN = 200
+"""Characters that are repeated of an error of another package."""
 _SECRET = re.compile(
     r"(?<=://)[^\s/@:\['\"]*:(?!\d+/)[^\s@'\"]+(?=@)"  # user:password, but not host:port/...
     r"|(?<=[?&])([\w-]*(?:secret|secret_key|password|token|signature|access_?key|api_?key)=|sig=)[^&\s'\"]+",
@@ -126,8 +128,15 @@ def hide_secrets(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type if it has none, for the message of another error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """Return the first line of an error's text, or its type if it has none, for the message of another error.
+
+    A long line of a foreign error is cut; one of ours ends with the remedy.
+
+    >>> first_line(ConfigError(f"{'a' * 300}; choose b"))[-10:], len(first_line(ValueError("a" * 300)))
+    ('; choose b', 201)
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if isinstance(error, SemrsmError) or len(line) <= _FOREIGN else f"{line[:_FOREIGN]}\u2026"
 
 
 def reason_of(error: BaseException) -> str:

@@ -212,6 +212,8 @@ def _view(options: argparse.Namespace) -> int:
 def _serve(run: Run, options: argparse.Namespace) -> None:
     from semrsm_dist.report.view.listening import listen
 
+    for side in run.record.sides:
+        run.manifest(side)  # what makes the run unusable comes before the address
     with listen(options.host, options.port) as listener:
         _announce(listener.address, options)  # a browser starts while the rest is loaded
         from semrsm_dist.report.view.live import LiveRun

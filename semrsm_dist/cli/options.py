@@ -72,7 +72,11 @@ def _add_evaluate(parser: Parser) -> None:
         help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder for table and figure; RUN/evaluation by default"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for table and figure; RUN/evaluation by default",
     )
     _add_engine(parser)
 
@@ -172,7 +176,9 @@ def _add_export(parser: Parser) -> None:
         help="linear, cosine or rbf; by default, those of the configuration that the format can hold",
     )
     parser.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default"
+    )
 
 
 _COMMANDS = {

@@ -13,7 +13,7 @@ from semrsm_dist.matching.matcher import MATCHERS
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.evaluation import evaluate, warn_of_zeros
 from semrsm_dist.progress import format_seconds
-from semrsm_dist.store.record import RunRecord, Side
+from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
 from semrsm_dist.store.tiles import GAP_BITS
 
 STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching", "assembly", "evaluation")
@@ -112,7 +112,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
     n_layers = len(summary["layers"])
     kept = summary["neighbours"]
-    what = "" if kept is None else f", {kept['k']} neighbours of each image"
+    what = "" if kept is None else f", {NeighbourSettings(**kept).describe(summary['images'])}"
     lines = [
         f"{summary['run']}: {counts}, {n_layers} layer{'s' * (n_layers > 1)}{what}, complete",
         summary["about"],
@@ -185,7 +185,7 @@ def _describe(record: RunRecord, images: Manifest) -> str:
 
 def _layer_table(summary: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [
-        ("layer", "S", "C", "pairs", f"{_gap_name(summary)}: mean", "max", "undefined")
+        ("layer", "S", "C", "pairs", f"{_gap_name(summary)}: mean", "max", "undefined images")
     ]
     for layer, facts in summary["layers"].items():
         sizes = (str(facts[key]) for key in ("n_tokens", "n_channels", "pairs"))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import textwrap
+import warnings
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,9 @@ def draw_overview(run: Run) -> RunPath:
     title = _title(run, summary, (len(rows), len(order)), line_length=int(11 * width))
     figure.suptitle(title, fontsize=11, parse_math=False)
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png", metadata={CONTENT: content})
+    with warnings.catch_warnings():  # of names in a script that the font lacks: the summary has them, too
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(picture, dpi=110, format="png", metadata={CONTENT: content})
     with writing(path):
         make_folder(path.parent)
     write_atomically(path, picture.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ from semrsm_dist.report.pictures import read_seen, read_thumbnails
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
 from semrsm_dist.results.images import ImageReader
 from semrsm_dist.results.run import Run
+
+log = logging.getLogger(__name__)
 
 MOST_LISTED = 8192
 """Images of a side that are all listed; of more, those that the page refers to, of which as many have thumbnails."""
@@ -179,9 +182,12 @@ def _match(
         matches, note = match_pairs(run, layer, known, reporter)
         if note:
             parts.notes.append(note)
+            log.warning("%s", note)
         if matches:
             left -= sum(array.n_bytes for array in (matches.partners, matches.matched, matches.identity))
             shown[layer] = shown[layer].model_copy(update={"matches": matches})
+        else:
+            shown[layer] = shown[layer].model_copy(update={"problem": note})
     return choice
 
 

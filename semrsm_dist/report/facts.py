@@ -35,7 +35,8 @@ def headline(run: Run, summary: Summary) -> str:
     if run.record.neighbours is None:
         facts.append((f"{n_pairs:,}", "matched pairs"))
     else:
-        facts.append((f"{run.record.neighbours.k:,}", "neighbours of each"))
+        number, kept, of_each = run.record.neighbours.describe(counts).partition("neighbours")
+        facts.append((number.strip(), f"{kept}{of_each}"))
     gaps = [layer["max_gap"] for layer in summary.get("layers", {}).values() if layer["max_gap"] is not None]
     if gaps:
         certified = is_certified(run)
@@ -80,10 +81,12 @@ def scores_table(summary: Summary) -> str:
         f1 = {s["method"]: s["f1"] for s in scores if (s["layer"], s["k"]) == (layer, k)}
         rows.append([layer, k, *(f1[method] for method in methods)])
     head = scores[0]
-    caption = f"Mean F1@k of {head['n_queries']:,} queries" + (
-        f"; {head['n_left_out']:,} without labels or defined similarity are left out"
-        if head["n_left_out"]
-        else ""
+    n_queries, left_out = head["n_queries"], head["n_left_out"]
+    caption = (
+        f"Mean F1@k of {n_queries:,} of {n_queries + left_out:,} queries: {left_out:,} without labels or defined "
+        "similarity left out"
+        if left_out
+        else f"Mean F1@k of {n_queries:,} queries"
     )
     return table(["layer", "k", *methods], rows, caption=caption)
 
@@ -316,7 +319,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str) -
     )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
-        f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>'
+        f'<div class="scroll" tabindex="0"><table><caption><span>{escape(caption)}</span></caption>'
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

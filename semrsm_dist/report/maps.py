@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from semrsm_dist.report.model import Array, Derived, Map, Maps, Order, Sequence,
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import QUANTITIES
+
+SINGLE = np.finfo(np.float32)
 
 MAP_BYTES = 6 * 2**20
 """Of the maps of all layers, before base64."""
@@ -185,7 +188,8 @@ def make_maps(run: Run, layer: str, labels: Labels, n_layers: int, reporter: Rep
         orders["cluster"] = cluster_images(matrices, rows, columns)
         stage.advance(1)
     n_pairs = rows.size * columns.size / (2 if layout.symmetric else 1)
-    kernels = kernels_of(run)
+    kernels, beyond = kernels_of(run, matrices)
+    note = f"{note} {beyond}".strip()
     budget = MAP_BYTES / n_layers
     is_whole = n_pairs * PAIR_BYTES <= budget
     names: tuple[Order, ...] = ("given",) if is_whole else tuple(orders)
@@ -228,9 +232,11 @@ def _describe_derived(
     matrices: LayerMatrices, kernels: Iterable[str], rows: Indices, columns: Indices
 ) -> Derived:
     norms = matrices.squared_norms
+    unit = max(float(norm.max(initial=0.0)) for norm in norms) or 1.0
     return Derived(
-        row_norms=Array.floats(norms[0][rows]),
-        column_norms=Array.floats(norms[1][columns]),
+        row_norms=Array.floats(norms[0][rows] / unit),
+        column_norms=Array.floats(norms[1][columns] / unit),
+        unit=unit,
         widths={
             kernel: Widths(
                 spatial=find_matrix(matrices, kernel, "spatio-semantic").sigma,
@@ -241,9 +247,22 @@ def _describe_derived(
     )
 
 
-def kernels_of(run: Run) -> list[str]:
-    """Return the kernels of the maps: cosine, and others that the run has."""
-    return ["cosine", *(kernel for kernel in run.kernels if kernel != "cosine")]
+def kernels_of(run: Run, matrices: LayerMatrices) -> tuple[list[str], str]:
+    """Return the kernels of a layer's maps, cosine and others that the run has, and a note on one that is left out.
+
+    Maps are of single precision, which holds any cosine, but not all inner products.
+    """
+    kernels = ["cosine", *(kernel for kernel in run.kernels if kernel != "cosine")]
+    if "linear" not in kernels:
+        return kernels, ""
+    largest = math.prod(math.sqrt(norms.max(initial=0.0)) for norms in matrices.squared_norms)
+    if largest == 0 or SINGLE.smallest_normal <= largest <= SINGLE.max:
+        return kernels, ""
+    kernels.remove("linear")
+    return kernels, (
+        f"The kernel linear is not shown: its values, up to {largest:.1e}, are beyond single precision. "
+        "Run.similarity has them."
+    )
 
 
 def choose_images(length: int, layout: Layout) -> Indices:

@@ -185,12 +185,15 @@ class Derived(Part):
     ----------
     row_norms, column_norms
         Squared norms of the images in the order `given`.
+    unit
+        What the norms are given in, so that single precision holds them.
     widths
         The kernels, with their widths.
     """
 
     row_norms: Array
     column_norms: Array
+    unit: float
     widths: dict[str, Widths]
 
 
@@ -226,6 +229,8 @@ class Tiles(Part):
         The levels: `top` is a single tile, and a cell of level 0 a pair.
     kernels, orders
         What they can be shown in.
+    note
+        What is left out, for people.
     """
 
     size: int
@@ -233,6 +238,7 @@ class Tiles(Part):
     top: int
     kernels: list[str]
     orders: list[Order]
+    note: str
 
 
 class Ranking(Part):
@@ -311,13 +317,17 @@ class PairFacts(Part):
 
 
 class Layer(Part):
-    """What is shown of a layer: it has `maps` or `tiles`, or neither if there are no matrices."""
+    """What is shown of a layer: it has `maps` or `tiles`, or neither if there are no matrices.
+
+    `problem` says why no pair has `matches`, where they could not be made.
+    """
 
     name: str
     maps: Maps | None
     tiles: Tiles | None = None
     queries: Queries | None
     matches: Matches | None
+    problem: str = ""
 
 
 class Seen(Part):

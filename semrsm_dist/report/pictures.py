@@ -22,6 +22,9 @@ SHEET = 2048
 SIZES = (64, 48, 40, 32, 24)
 """Pixels along an edge of a thumbnail, at most."""
 
+LEAST = 8
+"""Pixels along an edge of a thumbnail, at least: a line of an image 1 pixel wide is widened."""
+
 QUALITY = 82
 """Of the JPEG files."""
 
@@ -62,8 +65,10 @@ def read_picture(reader: ImageReader, index: int, size: int, *, seen: bool) -> t
 
 
 def _shrink(image: Image.Image, size: int) -> Image.Image:
+    """Return an image at most `size` pixels wide and high, and wide and high enough to be seen."""
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return image
+    visible = max(image.width, LEAST), max(image.height, LEAST)
+    return image if visible == image.size else image.resize(visible, Image.Resampling.NEAREST)
 
 
 def _read(

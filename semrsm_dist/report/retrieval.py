@@ -100,8 +100,10 @@ def find_queries(
         )
         readers[POOLED] = cosine_rows(queries[images.rows], pooled)
         note = ""
-    except (StorageError, FileNotFoundError):
+    except FileNotFoundError:
         note = "The features are no longer there, so average pooling is not shown."
+    except StorageError:
+        note = "The features are damaged, so average pooling is not shown."
     at_once = max(1, ROW_BYTES // (32 * matrices.layout.n_columns))
     with reporter.stage(f"queries of {layer}", len(readers), "rankings") as stage:
         hits = {}

@@ -22,7 +22,7 @@ def describe_run(run: RunReader) -> str:
     model = record.config.get("model") or {}
     facts = {
         "images": sides,
-        "keeps": "matrices" if kept is None else f"{kept.k} neighbours of each image",
+        "keeps": "matrices" if kept is None else kept.describe(record.counts),
         "model": model.get("name") or "ready-made features",
         "matcher": record.fingerprint["matching.matcher"],
         "kernels": ", ".join(run.kernels),

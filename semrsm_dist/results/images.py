@@ -52,8 +52,8 @@ class ImageReader:
             self.problem = f"The images of {side} cannot be read: {first_line(error)}"
         if self._source is None and not self.problem:
             self.problem = (
-                f"The features of {side} came without images. To see them here, give the table of the features a "
-                "column uri, and start the run's command again."
+                f"The features were given without pictures of the {side}. To see these here, add a column uri to the "
+                "table of the features, and start the run's command again."
             )
 
     def load(self, index: int) -> tuple[Image.Image | None, str]:

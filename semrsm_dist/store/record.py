@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -130,6 +131,19 @@ class NeighbourSettings(NamedTuple):
 
     k: int
     threshold: float | None
+
+    def describe(self, counts: Mapping[Any, int]) -> str:
+        """Return what a run of so many images, and maybe queries, keeps.
+
+        >>> NeighbourSettings(5, None).describe({"images": 6}), NeighbourSettings(9, None).describe({"images": 9})
+        ('5 neighbours of each image', 'up to 9 neighbours of each image')
+        >>> NeighbourSettings(5, 0.5).describe({"images": 9, "queries": 3})
+        'up to 5 neighbours of each query'
+        """
+        of_queries = "queries" in counts
+        may_be_fewer = self.threshold is not None or self.k > counts["images"] - (not of_queries)
+        row = "query" if of_queries else "image"
+        return f"{'up to ' if may_be_fewer else ''}{self.k:,} neighbours of each {row}"
 
 
 class RunRecord(_Part):

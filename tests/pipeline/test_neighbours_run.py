@@ -16,6 +16,7 @@ from scipy import sparse
 import semrsm_dist as srs
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, ResumeError
+from semrsm_dist.pipeline.summary import format_summary
 
 K = 4
 
@@ -233,6 +234,7 @@ def test_a_run_that_leaves_no_neighbour_out_says_so(shop):
     run = shop.run(document)
     others = run["images"]["images"] - 1
     assert any(f"k: 100, but there are only {others} images" in warning for warning in run["warnings"])
+    assert "up to 100 neighbours of each image, complete" in format_summary(run)
 
 
 @pytest.mark.parametrize(

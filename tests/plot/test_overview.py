@@ -48,6 +48,16 @@ def test_the_picture_fits_a_page_whatever_the_run(tmp_path, shape, size):
     assert all((half < 250).mean() > 0.1 for half in halves)  # no half of the page is left blank
 
 
+def test_a_layer_named_in_another_script_is_drawn_without_a_warning(tmp_path, recwarn):
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(4, 3, 4)))
+    layers = {"\N{CJK UNIFIED IDEOGRAPH-5C42}": str(tmp_path / "z.npy")}
+    data = {"source": "features", "layers": layers}
+    overview.draw_overview(
+        srs.run({"run": str(tmp_path / "run"), "data": data, "matching": {"matcher": "identity"}})
+    )
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 def test_of_a_large_run_only_a_few_tiles_are_read(tmp_path, monkeypatch):
     run = make_run(tmp_path, n_images=1100)
     monkeypatch.setattr(overview, "LARGEST", 6)

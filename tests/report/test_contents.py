@@ -1,6 +1,7 @@
 """What a report gathers: matched patches, hits and pictures, each checked against what it stands for."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,7 +121,16 @@ def test_missing_images_are_reported_and_not_shown(copy):
     assert any("11 of 24 images: there is no such file" in note for note in found.notes)
 
 
-def test_features_that_are_gone_or_changed_show_no_patches(copy):
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 1), (8, 8)), ((3, 4000), (8, 64)), ((4000, 3), (64, 8)), ((320, 240), (64, 48))]
+)
+def test_a_thumbnail_of_any_image_can_be_seen(shape, size):
+    reader = SimpleNamespace(load=lambda index: (Image.new("RGB", shape), ""))
+    content, _ = read_picture(reader, 0, 64, seen=False)
+    assert Image.open(io.BytesIO(content)).size == size
+
+
+def test_features_that_are_gone_or_changed_show_no_patches(copy, caplog):
     path = copy.directory.features
     from semrsm_dist.store.features import FeatureStore
 
@@ -130,7 +140,10 @@ def test_features_that_are_gone_or_changed_show_no_patches(copy):
     found = gather(copy, SilentReporter())
     assert [layer.matches for layer in found.data.layers] == [None, None]
     assert any("early: matched patches of" in note for note in found.notes)
-    assert any("late: matched patches need the run's features" in note for note in found.notes)
+    needed = "late: matched patches need the run's features"
+    assert any(needed in note for note in found.notes)
+    assert needed in caplog.text
+    assert needed in found.data.layers[1].problem
     assert [ranking.method for ranking in found.data.layers[1].queries.rankings] == [
         "spatio-semantic",
         "semantic",

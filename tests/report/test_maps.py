@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import semrsm_dist as srs
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report import maps
 from semrsm_dist.report.maps import make_maps, read_pairs
+from semrsm_dist.report.view.tiles import describe_tiles
 
 
 def matrices(run, layer):
@@ -44,6 +46,27 @@ def test_every_pair_of_few_images_is_shown_as_it_is(shape, request):
     gap = unpack(cells, "gap", run.is_symmetric)
     assert np.all(gap >= expected["gap"])
     np.testing.assert_allclose(gap, expected["gap"], rtol=2**-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e30])
+def test_inner_products_beyond_single_precision_are_left_out_with_a_note(tmp_path, scale):
+    z = np.random.default_rng(0).normal(size=(6, 4, 5))
+    np.save(tmp_path / "z.npy", scale * z)
+    data = {"source": "features", "layers": {"late": str(tmp_path / "z.npy")}}
+    run = srs.run({"run": str(tmp_path / "run"), "data": data, "kernels": ["linear", "rbf"]})
+    found, _ = build(run)
+    tiles = describe_tiles(run, "late", [])
+    is_held = scale == 1e-3
+    assert tiles.kernels == ["cosine", *["linear"] * is_held, "rbf"]
+    assert list(found.derived.widths) == tiles.kernels[1:]
+    assert found.note == tiles.note
+    assert ("beyond single precision" in found.note) == (not is_held)
+    # The page computes the other kernels from these norms.
+    norms = found.derived.unit * found.derived.row_norms.read().astype(float)
+    semantic = unpack(found.cells["cosine"]["given"], "semantic", symmetric=True)
+    distances = norms[:, None] + norms - 2 * semantic * np.sqrt(np.outer(norms, norms))
+    rbf = np.exp(-np.maximum(distances, 0) / (2 * found.derived.widths["rbf"].semantic ** 2))
+    np.testing.assert_allclose(rbf, run.similarity("late", "rbf").to_numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["run", "rectangular"])

@@ -10,6 +10,7 @@ import pytest
 
 from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.report import facts
 from semrsm_dist.report.bundle import MODULES, bundle, colour_scale
 from semrsm_dist.report.model import Data
 from semrsm_dist.report.page import write_report
@@ -68,6 +69,11 @@ def test_the_page_says_what_was_run_without_scripts(page, run):
         assert fact in page.text
     pictures = [a for t, a in page.elements if t == "img"]
     assert len(pictures) == 3 * len(run.layers)
+
+
+def test_scores_say_how_many_queries_they_are_of():
+    score = {"layer": "late", "k": 1, "method": "semantic", "f1": 0.5, "n_queries": 21, "n_left_out": 1}
+    assert "Mean F1@k of 21 of 22 queries: 1 without labels" in facts.scores_table({"retrieval": [score]})
 
 
 def test_experiments_are_shown_with_their_tables(copy, tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import socket
 import threading
 import time
 from base64 import b64decode
@@ -15,10 +16,11 @@ from aiohttp import web
 
 import semrsm_dist as srs
 from semrsm_dist.cli.commands import main
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.report.model import Data, PairFacts, Queries
 from semrsm_dist.report.view import filling, pyramid, tiles
 from semrsm_dist.report.view.cache import Cache
+from semrsm_dist.report.view.listening import listen
 from semrsm_dist.report.view.live import LiveRun
 from semrsm_dist.report.view.pyramid import Shape, Tile
 from semrsm_dist.report.view.server import make_app
@@ -372,6 +374,38 @@ def test_the_cache_makes_room(tmp_path, monkeypatch):
         assert sum(path.stat().st_size for path in (tmp_path / "maps").iterdir()) <= 1000 + 104
     assert cache.read("maps/49") == bytes(100)
     assert cache.read("maps/0") is None
+
+
+def test_the_address_without_its_last_slash_leads_to_the_page(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    for path, status, target in ((TOKEN, 302, f"/{TOKEN}/"), ("wrong", 404, None)):
+        connection.request("GET", f"/{path}")
+        response = connection.getresponse()
+        response.read()
+        assert (response.status, response.headers["Location"]) == (status, target)
+        assert response.headers["Server"] is None
+    connection.close()
+
+
+def test_what_is_no_request_is_answered_and_not_logged(server, caplog):
+    with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nbroken header\r\n\r\n")
+        assert b"400" in connection.recv(100)
+    assert "Error handling request" not in caplog.text
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "a" * 70])
+def test_a_host_that_is_not_this_machine_is_named(host):
+    with pytest.raises(StorageError, match="choose another --host"), listen(host, 0):
+        pass
+
+
+def test_a_damaged_run_is_reported_before_an_address_is(copy, capsys):
+    (copy.directory.path / "images.parquet").unlink()
+    assert main(["view", str(copy.directory.path), "--no-browser"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "start the run's command, which makes it anew" in err
 
 
 def test_a_port_that_is_taken_is_named(run, capsys):

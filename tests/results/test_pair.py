@@ -75,7 +75,7 @@ def test_a_run_of_neighbours_has_what_it_keeps_and_computes_the_rest(symmetric, 
 def test_without_pictures_it_says_why_and_lays_tokens_on_a_grid(symmetric):
     pair = symmetric.pair(0, 1, layer="late")
     assert pair.images == (None, None)
-    assert all("came without images" in problem for problem in pair.problems)
+    assert all("without pictures of the images" in problem for problem in pair.problems)
     assert pair.grids == ((3, 3), (3, 3))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semrsm_dist.progress import format_seconds
+from semrsm_dist.store.record import NeighbourSettings
 
 LIMITS = {
     "workers": "the workers",
@@ -24,8 +25,9 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     head = f"{plan['run']}: {counts}, matcher {plan['matcher']['name']}{matcher and f', {matcher}'}"
     lines = [head, *_layer_lines(plan["layers"])]
     if plan["neighbours"] is not None:
+        kept = NeighbourSettings(plan["neighbours"], None).describe(plan["images"])
         lines.append(
-            f"{plan['neighbours']} neighbours of each image: how many pairs bounds decide is extrapolated from trials, "
+            f"{kept}: how many pairs bounds decide is extrapolated from trials, "
             "so that core-hours and time are rough for many more images"
         )
     if plan["image_seconds"]:

@@ -28,8 +28,8 @@ def warn_of_few_candidates(session: Session, record: RunRecord) -> None:
     others = record.counts["images"] - (record.row_side == "images")
     if record.neighbours is not None and record.neighbours.k >= others:
         session.warn(
-            f"output.neighbours.k: {record.neighbours.k}, but there are only {others} images to choose from, so none "
-            "is left out; lower k, or remove output.neighbours to keep the matrix"
+            f"output.neighbours.k: {record.neighbours.k}, but there are only {others} images to choose from, so k "
+            "leaves none out; lower k, or remove output.neighbours to keep the matrix"
         )
 
 

@@ -37,12 +37,12 @@ export function sortedFinite(...matrices) {
   return all.subarray(0, size).sort();
 }
 
-/** Return the range of sorted values without their lowest and highest hundredth. */
-export function limits(sorted) {
+/** Return the range of sorted values without their lowest and highest hundredth; rounding of `size` is no range. */
+export function limits(sorted, size) {
   if (!sorted.length) return [0, 1];
   const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
   const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
-  return [low, Math.max(high, low + 1e-6)];
+  return [low, Math.max(high, low + 1e-6 * size)];
 }
 
 /** Colours of values between two ends. */

@@ -24,9 +24,16 @@ export function choices(label, id, values, chosen, choose) {
   );
 }
 
-/** Return a similarity as text. */
-export function similarity(value) {
-  return Number.isFinite(value) ? value.toFixed(4) : "undefined";
+/** Return a similarity as text: of inner products, which may be of any size, five digits; of others, so many decimals. */
+export function similarity(value, kernel = "cosine", decimals = 4) {
+  if (!Number.isFinite(value)) return "undefined";
+  return kernel === "linear" ? significant(value, 5) : value.toFixed(decimals);
+}
+
+/** Return a number as text with its first digits, however small or large it is. */
+export function significant(value, digits) {
+  if (value === 0) return "0";
+  return Math.abs(value) < 1e-3 ? value.toExponential(digits - 1) : value.toPrecision(digits);
 }
 
 /** Return a small positive number as text, never smaller than it is. */

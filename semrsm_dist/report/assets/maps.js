@@ -143,16 +143,18 @@ export class Maps {
     if (known?.version === pyramid.version) return;
     const values = Object.fromEntries(KINDS.map(([kind]) => [kind, pyramid.sample(level, kind)]));
     if (!values.semantic.length) return;
-    const shared = limits(sortedFinite(values.spatial, values.semantic));
-    const ends = { spatial: shared, semantic: shared, difference: limits(sortedFinite(values.difference)) };
+    const similarities = sortedFinite(values.spatial, values.semantic);
+    const size = Math.max(Math.abs(similarities[0] ?? 0), Math.abs(similarities.at(-1) ?? 0)) || 1;
+    const shared = limits(similarities, size);
+    const ends = { spatial: shared, semantic: shared, difference: limits(sortedFinite(values.difference), size) };
     if (known && !this.isRanked && KINDS.every(([kind]) => isAlike(known.ends[kind], ends[kind]))) return;
     this.coloured = { level, ends, version: pyramid.version };
     for (const [kind, name] of KINDS) {
       const [low, high] = ends[kind];
       this.maps[kind].setColouring(this.isRanked ? new ByRank(sortedFinite(values[kind])) : new ByValue(low, high));
-      const texts = this.isRanked ? ["lowest", "highest"] : [low.toFixed(3), high.toFixed(3)];
+      const texts = this.isRanked ? ["lowest", "highest"] : [low, high].map((end) => similarity(end, this.kernel, 3));
       this.bars[kind].replaceChildren(el("span", { textContent: texts[0] }), el("span", { className: "gradient" }), el("span", { textContent: texts[1] }));
-      if (values[kind].some(Number.isNaN)) this.bars[kind].append(swatch(UNDEFINED), "undefined");
+      if (!values[kind].every(Number.isFinite)) this.bars[kind].append(swatch(UNDEFINED), "undefined");
       const size = `${pyramid.cells(level).join(" by ")} cells`;
       this.maps[kind].canvas.setAttribute("aria-label", `Heat map, ${name}, ${size}, ${ORDER_NAMES[this.order]}. Arrow keys move the cross, Enter pins the pair.`);
     }
@@ -320,16 +322,18 @@ export class Maps {
       ...Array.from(images.subarray(0, MEMBERS), (image) => this.gallery.thumbnail(side, image)),
       el("p", {}, el("strong", { textContent: images.length === 1 ? this.gallery.id(side, images[0]) : count(images.length, "image") }),
         el("span", { className: "muted", textContent: images.length === 1 ? this.gallery.labelText(side, images[0]) : images.length > MEMBERS ? `${MEMBERS} shown` : "" })));
-    const text = (format, value) => (value === undefined ? "\u2026" : format(value)); // it is being loaded
+    const text = (format, number) => (number === undefined ? "\u2026" : format(number)); // it is being loaded
+    const value = (number) => similarity(number, this.kernel);
     const facts = [
-      ["spatio-semantic", text(similarity, numbers.spatial)],
-      ["semantic", text(similarity, numbers.semantic)],
-      ["difference", text(similarity, numbers.difference)],
+      ["spatio-semantic", text(value, numbers.spatial)],
+      ["semantic", text(value, numbers.semantic)],
+      ["difference", text(value, numbers.difference)],
       [isPair ? this.source.gapName : `largest ${this.source.gapName}`, text(bound, numbers.gap)],
     ];
     const list = el("dl", { id: "numbers" }, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
     const nPairs = count(rows.length * columns.length, "pair");
-    const heading = isPair ? null : el("p", { className: "muted", textContent: numbers.share < 1 ? `mean of those of ${nPairs} that have been read` : `mean of ${nPairs}` });
+    const mean = numbers.share < 1 ? `mean of those of ${nPairs} that have been read` : `mean of ${nPairs}`;
+    const heading = el("p", { className: "muted", textContent: [this.kernel, ...(isPair ? [] : [mean])].join(", ") });
     this.card.replaceChildren(group(rowSide, rows), group("images", columns), el("div", {}, heading, list));
     const names = isPair ? `${this.gallery.id(rowSide, rows[0])} and ${this.gallery.id("images", columns[0])}` : `${rows.length} and ${columns.length} images`;
     this.status.textContent = `${names}: ${facts.map((fact) => fact.join(" ")).join(", ")}`;

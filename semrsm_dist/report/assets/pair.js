@@ -1,11 +1,12 @@
 // One pair of images: what matching pairs up, and position by position beside it.
 
 import { patchColour } from "./colours.js";
-import { bound, count, el, similarity } from "./dom.js";
+import { bound, count, el, significant, similarity } from "./dom.js";
 
 const LISTED = 8;
 const COVERED = 0.8;
 const BETWEEN = 36;
+const DIGITS = 3; // of what a patch adds, which is stored with eight bits
 
 export class Pair {
   constructor(source, gallery, section, root) {
@@ -25,7 +26,7 @@ export class Pair {
       el("p", {}, el("strong", { textContent: this.gallery.id(side, image) }), el("span", { className: "muted", textContent: this.gallery.labelText(side, image) }))));
     const facts = known ? [["spatio-semantic", similarity(known.spatial)], ["semantic", similarity(known.semantic)], ["difference", similarity(known.semantic - known.spatial)], [this.source.gapName, bound(known.gap)]] : [];
     const list = el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
-    this.root.replaceChildren(el("div", { className: "card" }, ...names, el("div", {}, el("p", { className: "muted", textContent: layer }), list)));
+    this.root.replaceChildren(el("div", { className: "card" }, ...names, el("div", {}, el("p", { className: "muted", textContent: `${layer}, cosine` }), list)));
     if (match) this.#build();
     else this.root.append(el("p", { className: "note", textContent: note }));
   }
@@ -55,7 +56,7 @@ export class Pair {
     this.readout = el("p", { id: "patch", className: "readout", "aria-live": "polite" });
     const cells = this.strongest.slice(0, LISTED).map((token, at) => {
       const button = el("button", { type: "button", textContent: this.#words(token, match.partners[token]), onclick: () => this.#choose(at) });
-      return el("tr", {}, el("td", { className: "number", textContent: at + 1 }), el("td", {}, button), el("td", { className: "number", textContent: match.matched[token].toFixed(4) }), el("td", { className: "number", textContent: percent(match.matched[token], sum) }));
+      return el("tr", {}, el("td", { className: "number", textContent: at + 1 }), el("td", {}, button), el("td", { className: "number", textContent: significant(match.matched[token], DIGITS) }), el("td", { className: "number", textContent: percent(match.matched[token], sum) }));
     });
     const head = el("tr", {}, ...["", "patches", "adds", "share"].map((text) => el("th", { scope: "col", textContent: text })));
     this.table = el("table", { className: "matches" }, el("caption", { textContent: `Strongest matches; patches are counted from 1, row, column of ${height} x ${width}` }), el("thead", {}, head), el("tbody", {}, ...cells));
@@ -64,9 +65,9 @@ export class Pair {
       el("p", {}, share),
       el("div", { className: "controls" }, el("label", { className: "choice" }, "Strongest ", slider, " ", this.sliderText)),
       el("div", { className: "patches" },
-        el("figure", {}, el("figcaption", { textContent: `after matching: ${similarity(match.semantic)}` }), this.canvases.matched),
+        el("figure", {}, el("figcaption", { textContent: `after matching, cosine: ${similarity(match.semantic)}` }), this.canvases.matched),
         noIdentity ? el("p", { className: "muted", textContent: "The images differ in their number of patches, so there is nothing to compare position by position." })
-          : el("figure", {}, el("figcaption", { textContent: `position by position: ${similarity(match.spatial)}` }), this.canvases.identity)),
+          : el("figure", {}, el("figcaption", { textContent: `position by position, cosine: ${similarity(match.spatial)}` }), this.canvases.identity)),
       this.readout,
       el("details", { open: true }, el("summary", { textContent: "The matches as a table" }), this.table));
     this.sum = sum;
@@ -155,8 +156,8 @@ export class Pair {
     }
     const adds = match.matched[this.token];
     const own = match.identity[this.token];
-    const beside = Number.isFinite(own) ? ` Position by position it adds ${own.toFixed(4)}.` : "";
-    this.readout.textContent = `Match ${this.chosen + 1} of ${this.strongest.length}: patch ${this.#words(this.token, match.partners[this.token])} adds ${adds.toFixed(4)}, ${percent(adds, this.sum)} of the similarity.${beside}`;
+    const beside = Number.isFinite(own) ? ` Position by position it adds ${significant(own, DIGITS)}.` : "";
+    this.readout.textContent = `Match ${this.chosen + 1} of ${this.strongest.length}: patch ${this.#words(this.token, match.partners[this.token])} adds ${significant(adds, DIGITS)}, ${percent(adds, this.sum)} of the cosine similarity.${beside}`;
     this.table.querySelectorAll("tbody tr").forEach((line, at) => line.classList.toggle("chosen", at === this.chosen));
   }
 

@@ -18,7 +18,15 @@ export class Queries {
     const news = el("p", { className: "muted", role: "status" });
     this.root.replaceChildren(news);
     this.layer = layer;
-    const found = await this.source.queries(layer, (share) => (news.textContent = `The queries are being ranked: ${Math.floor(100 * share)} % done.`));
+    let found = null;
+    try {
+      found = await this.source.queries(layer, (share) => (news.textContent = `The queries are being ranked: ${Math.floor(100 * share)} % done.`));
+    } catch (error) {
+      const again = el("button", { type: "button", textContent: "Try again", onclick: () => this.show(layer) });
+      const text = el("p", { className: "note", role: "alert", textContent: `The queries could not be ranked: ${error.message}` });
+      news.replaceWith(text, again); // nothing, if another has been chosen meanwhile
+      return;
+    }
     if (this.layer !== layer) return; // another has been chosen meanwhile
     this.found = found;
     this.root.replaceChildren();
@@ -100,7 +108,7 @@ export class Queries {
 
   #render() {
     const queries = this.#selected();
-    this.summary.textContent = `${count(queries.length, "query", "queries")}. ${this.found.note}`.trim();
+    this.summary.textContent = `${count(queries.length, "query", "queries")} listed. ${this.found.note}`.trim();
     this.list.replaceChildren(...queries.slice(0, this.shown).map((query) => this.#row(query)));
     this.more.hidden = queries.length <= this.shown;
   }

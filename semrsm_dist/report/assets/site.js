@@ -43,10 +43,11 @@ export class SiteSource extends EmbeddedSource {
   }
 
   mapsNote(layer) {
-    const { finest, top } = this.layer(layer).tiles;
-    if (top === 0) return ""; // cells are single pairs
+    const { finest, top, note } = this.layer(layer).tiles;
+    if (top === 0) return note; // cells are single pairs
     const width = 2 ** finest;
-    return width > 1 ? `The smallest cells are means of ${width} x ${width} pairs.` : "Zoom in until cells are single pairs.";
+    const cells = width > 1 ? `The smallest cells are means of ${width} x ${width} pairs.` : "Zoom in until cells are single pairs.";
+    return `${note} ${cells}`.trim();
   }
 
   async maps(layer, kernel, order, report) {

@@ -121,7 +121,7 @@ export class EmbeddedSource {
     const [first, second] = swapped ? [column, row] : [row, column];
     const at = this.matchedPairs(layer).findIndex((pair) => pair[0] === first && pair[1] === second);
     const match = at < 0 ? null : readMatch(matches, at, swapped);
-    return { match, numbers: match ?? this.#numbers(layer, row, column), note: NOT_HERE };
+    return { match, numbers: match ?? this.#numbers(layer, row, column), note: this.layer(layer).problem || NOT_HERE };
   }
 
   /** Return the pairs of a layer whose matched tokens are at hand, as `[row, column]`. */
@@ -155,8 +155,8 @@ export class EmbeddedSource {
 }
 
 /** Return the values of another kernel, of which cosines and norms are known; rows and columns are at some places. */
-function derive({ spatial, semantic, gap }, kernel, { row_norms, column_norms, widths }, places) {
-  const norms = [row_norms, column_norms].map((array, axis) => Float64Array.from(places[axis], (place) => decode(array)[place]));
+function derive({ spatial, semantic, gap }, kernel, { row_norms, column_norms, unit, widths }, places) {
+  const norms = [row_norms, column_norms].map((array, axis) => Float64Array.from(places[axis], (place) => unit * decode(array)[place]));
   const width = norms[1].length;
   const of = (cosine, at, sigma) => {
     const [first, second] = [norms[0][Math.floor(at / width)], norms[1][at % width]];

@@ -161,7 +161,6 @@ class LiveRun:
         IndexError, StorageError
             As `CachedTiles.read`.
         """
-        require_known("kernel", kernel, kernels_of(self.run))
         places, share = self._find_order(layer, order)
         if places is None:
             return None, share
@@ -172,7 +171,9 @@ class LiveRun:
         with self._lock:
             if name not in self._maps:
                 if (layer, kernel) not in self._sources:
-                    self._sources[layer, kernel] = Source(self.run.matrices(layer), kernel)
+                    matrices = self.run.matrices(layer)
+                    require_known("kernel", kernel, kernels_of(self.run, matrices)[0])
+                    self._sources[layer, kernel] = Source(matrices, kernel)
                 source = self._sources[layer, kernel]
                 kinds = "semantic", "spatio-semantic"
                 widths = [find_matrix(source.matrices, kernel, kind).sigma for kind in kinds]

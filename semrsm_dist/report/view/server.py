@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from semrsm_dist.errors import ConfigError, SemrsmError, first_line
 from semrsm_dist.report.view.listening import LOOPBACK, Listener
@@ -76,11 +78,18 @@ def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     pages = _Pages(live)
     app = web.Application(middlewares=[guard])
     app.add_routes(pages.routes())
+    app.on_response_prepare.append(_hide_software)
     app.on_cleanup.append(pages.close)
     return app
+
+
+async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
+    """Remove the header that names the versions at work."""
+    response.headers.pop("Server", None)
 
 
 def _is_addressed(request: web.Request, host: str) -> bool:
@@ -117,6 +126,7 @@ class _Pages:
     def routes(self) -> list[web.RouteDef]:
         tile = r"/{token}/tiles/{layer:\d+}/{kernel:\w+}/{order:\w+}/{level:\d+}/{row:\d+}-{column:\d+}.bin"
         return [
+            web.get("/{token}", self._with_slash),
             web.get("/{token}/", self._page),
             web.get(tile, self._tile),
             web.get(r"/{token}/orders/{layer:\d+}/{order:\w+}.bin", self._order),
@@ -124,6 +134,9 @@ class _Pages:
             web.get(r"/{token}/pairs/{layer:\d+}/{row:\d+}-{column:\d+}.json", self._pair),
             web.get(r"/{token}/pictures/{side:\w+}/{size:small|large}/{image:\d+}.jpg", self._picture),
         ]
+
+    async def _with_slash(self, request: web.Request) -> web.Response:
+        raise web.HTTPFound(f"/{request.match_info['token']}/")
 
     async def _page(self, request: web.Request) -> web.Response:
         return web.Response(text=await self._ask(self._live.page), content_type="text/html")
@@ -194,6 +207,11 @@ def _order(request: web.Request) -> Any:
     if request.match_info["order"] not in ORDERS:
         raise IndexError(request.match_info["order"])
     return request.match_info["order"]
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Return whether an error that aiohttp logs is one of this server, and not of who sent what is no request."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def serve(live: LiveRun, listener: Listener) -> None:

@@ -73,8 +73,9 @@ def _write_layer(run: Run, layer: Layer, index: int, folder: Path, reporter: Rep
     for name, order in orders.items():
         _write(folder / "orders" / str(index) / f"{name}.bin", as_bytes(order, symmetric=run.is_symmetric))
     finest = _finest(run, layer.name)
-    for kernel in kernels_of(run):
-        source = Source(run.matrices(layer.name), kernel)
+    matrices = run.matrices(layer.name)
+    for kernel in kernels_of(run, matrices)[0]:
+        source = Source(matrices, kernel)
         for name, order in orders.items():
             maps, place = MapTiles(source, order), folder / "tiles" / str(index) / kernel / name
 

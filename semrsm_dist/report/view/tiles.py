@@ -29,7 +29,8 @@ def shape_of(run: Run, layer: str) -> Shape:
 def describe_tiles(run: Run, layer: str, orders: Orders | list[Order], finest: int = 0) -> Tiles:
     """Return what the page knows of a layer's tiles before it asks for them."""
     top = shape_of(run, layer).top
-    return Tiles(size=TILE, finest=finest, top=top, kernels=kernels_of(run), orders=list(orders))
+    kernels, note = kernels_of(run, run.matrices(layer))
+    return Tiles(size=TILE, finest=finest, top=top, kernels=kernels, orders=list(orders), note=note)
 
 
 class MapTiles:

@@ -37,7 +37,7 @@ def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | Non
     run
         The run; of an unfinished one, what there is.
     path
-        The file; `report.html` in the run directory by default.
+        The file, whose folder is created if missing; `report.html` in the run directory by default.
     reporter
         Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 import semrsm_dist as srs
 from semrsm_dist.cli.commands import main
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, StorageError, first_line
 from semrsm_dist.report.model import Data, PairFacts, Queries
 from semrsm_dist.report.view import filling, pyramid, tiles
 from semrsm_dist.report.view.cache import Cache
@@ -406,6 +406,12 @@ def test_a_damaged_run_is_reported_before_an_address_is(copy, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "start the run's command, which makes it anew" in err
+
+
+def test_the_remedy_of_a_message_is_not_cut():
+    remedy = f"{'a' * 300}; choose b"
+    assert first_line(StorageError(remedy)) == remedy
+    assert first_line(ValueError(remedy)) == f"{'a' * 200}\N{HORIZONTAL ELLIPSIS}"
 
 
 def test_a_port_that_is_taken_is_named(run, capsys):

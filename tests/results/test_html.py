@@ -5,8 +5,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import semrsm_dist as srs
+from semrsm_dist.store.record import NeighbourSettings
 
 
 def texts(run):
@@ -34,6 +36,19 @@ def test_it_says_what_is_missing_of_an_unfinished_run_and_what_is_damaged(symmet
         there = 0 if store == "tiles" else 10
         assert f"S = 9, C = 4, not complete: {there} of 10 tiles are there" in found
         assert found[-1].startswith("1 of 2 layers are not complete: start the run's command again")
+
+
+@pytest.mark.parametrize(
+    ("k", "threshold", "counts", "text"),
+    [
+        (5, None, {"images": 6}, "5 neighbours of each image"),
+        (6, None, {"images": 6}, "up to 6 neighbours of each image"),
+        (5, 0.5, {"images": 6}, "up to 5 neighbours of each image"),
+        (6, None, {"images": 6, "queries": 3}, "6 neighbours of each query"),
+    ],
+)
+def test_it_says_how_many_neighbours_there_are_at_most(k, threshold, counts, text):
+    assert NeighbourSettings(k, threshold).describe(counts) == text
 
 
 def test_names_with_markup_are_text(tmp_path):

@@ -256,7 +256,7 @@ def kernels_of(run: Run, matrices: LayerMatrices) -> tuple[list[str], str]:
     if "linear" not in kernels:
         return kernels, ""
     largest = math.prod(math.sqrt(norms.max(initial=0.0)) for norms in matrices.squared_norms)
-    if largest == 0 or SINGLE.smallest_normal <= largest <= SINGLE.max:
+    if largest == 0 or float(SINGLE.smallest_normal) <= largest <= float(SINGLE.max):
         return kernels, ""
     kernels.remove("linear")
     return kernels, (

@@ -23,6 +23,7 @@ from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.cli import commands as cli
+from semrsm_dist.cli.options import make_parser
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.forecast.text import format_plan
 from semrsm_dist.store.directory import RunDirectory
@@ -92,6 +93,12 @@ def loaded_by(place, *arguments):
     assert (done.returncode, done.stderr) == (0, "")
     output, _, loaded = done.stdout.rpartition("loaded:")
     return output, set(loaded.split())
+
+
+@pytest.mark.parametrize("command", ["report", "export", "evaluate"])
+@pytest.mark.parametrize("option", ["-o", "--out"])
+def test_output_has_the_same_option_in_all_commands(command, option):
+    assert str(make_parser().parse_args([command, "name", option, "there"]).out) == "there"
 
 
 def test_help_loads_nothing_slow(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.report import facts
-from semrsm_dist.report.bundle import MODULES, bundle, colour_scale
+from semrsm_dist.report.bundle import MODULES, bundle, colour_scale, read_asset
 from semrsm_dist.report.model import Data
 from semrsm_dist.report.page import write_report
 from semrsm_dist.store.tiles import TileStore
@@ -168,6 +168,19 @@ def test_the_modules_of_the_script_fit_together():
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script, re.MULTILINE)
     assert len(names) == len(set(names)), "two modules declare the same name"
     assert len(MODULES) == len(set(MODULES))
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_small_text_can_be_read(scheme):
+    def luminance(name):
+        colour = re.findall(rf"--{name}: #(\w{{6}})", read_asset("page.css"))[scheme]
+        channels = np.frombuffer(bytes.fromhex(colour), np.uint8) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    for ground in ("paper", "panel"):
+        low, high = sorted((luminance("muted"), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5  # as WCAG 2.2 asks of text
 
 
 def test_the_colours_are_viridis():

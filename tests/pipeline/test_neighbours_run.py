@@ -17,6 +17,7 @@ import semrsm_dist as srs
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, ResumeError
 from semrsm_dist.pipeline.summary import format_summary
+from semrsm_dist.results.verification.report import format_report
 
 K = 4
 
@@ -107,6 +108,19 @@ def test_neighbours_below_a_threshold_are_left_out(shop, threshold):
     run = assert_neighbours_of_the_matrix(shop, document, k=30, threshold=threshold)
     counts = (run.neighbours("last")["index"].values >= 0).sum(axis=1)
     assert 0 < counts.max() < 30
+    for sample in (0, 7, 10**6):
+        report = run.verify(sample=sample, seed=0)
+        assert report.exit_code == 0
+        assert report.checked["pairs solved again"] == min(sample, counts.sum())
+
+
+def test_a_verification_of_a_run_without_neighbours_says_so(shop):
+    document = shop.of_features("run", shop.features())
+    shop.run({**document, "output": {"neighbours": {"k": K, "threshold": 0.999}}})
+    said = format_report(srs.open_run(document["run"]).verify())
+    assert ", 0 pairs solved again" in said
+    assert "layer last: no pairs were solved again: no image has a neighbour" in said
+    assert said.endswith("  sound")
 
 
 def test_more_neighbours_than_images(shop):

@@ -62,6 +62,7 @@ class Inspection:
     unchecked: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def rng(self, layer: str, what: str) -> np.random.Generator:
         """Return the random numbers of one sample, which depend on no other."""

@@ -20,7 +20,7 @@ from semrsm_dist.results.verification.numbers import (
     check_match,
 )
 from semrsm_dist.results.verification.report import Kind
-from semrsm_dist.results.verification.tiles import LayerInspection
+from semrsm_dist.results.verification.tiles import UNSOUND, LayerInspection
 from semrsm_dist.store.candidates import CANDIDATES, FIELDS, KNOWN, CandidateStore, most_candidates
 from semrsm_dist.store.neighbours import DESCRIPTIONS, INDICES, NOBODY, NUMBERS, NeighbourStore
 from semrsm_dist.store.record import NeighbourSettings
@@ -88,8 +88,10 @@ class NeighbourInspection(LayerInspection):
             )
             for name in DESCRIPTIONS
         }
+        self._readers = tuple(side.reader() for side in features)
         self._sound = np.zeros(layout.row_panels, bool)
         self._worst = np.full(layout.n_rows, np.nan)  # the similarity of each image's k-th neighbour
+        self._solvable = np.zeros(layout.n_rows, np.int64)  # neighbours of each image that can be solved again
 
     def inspect(self) -> None:
         """Check everything that is there, a sample of neighbours, and a sample of images by brute force."""
@@ -102,7 +104,7 @@ class NeighbourInspection(LayerInspection):
         self._inspection.each(f"candidates of {layer}", "tiles of candidates", tiles, self._check_candidates)
         floors = self._known.find([(0, *panel) for panel in panels], needed=False)
         self._inspection.each(f"floors of {layer}", "panels of floors", floors, self._check_floors)
-        if not self._inspection.fast and self._sound.any():
+        if not self._inspection.fast:
             self._solve_sample()
             self._search_sample()
 
@@ -112,12 +114,19 @@ class NeighbourInspection(LayerInspection):
         parts = {name: array.read(index) for name, array in self._arrays.items()}
         if self._inspection.fast or any(part is None for part in parts.values()):
             return
-        rows, indices = self._layout.rows(index[0]), parts[INDICES]
+        rows, indices = self._layout.rows(index[0]), np.asarray(parts[INDICES])
         numbers = Numbers(*(np.asarray(parts[name], np.float64) for name in NUMBERS))
-        problems = list(self._find_problems(rows, np.asarray(indices), numbers))
+        problems = list(self._find_problems(rows, indices, numbers))
         for name, problem in problems:
             self._arrays[name].add(index, problem)
-        self._sound[index[0]] = not problems
+        if not problems:
+            self._sound[index[0]] = True
+            self._solvable[rows] = self._is_solvable(rows, indices).sum(axis=1)
+
+    def _is_solvable(self, rows: slice, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of the neighbours of some rows are there, with sound features of both images."""
+        left, right = (features.known for features in self._features)
+        return left[rows, None] & (indices != NOBODY) & right[indices]
 
     def _find_problems(
         self, rows: slice, indices: NDArray[np.int64], numbers: Numbers
@@ -222,35 +231,46 @@ class NeighbourInspection(LayerInspection):
         return rows[self._sound[rows // self._layout.tile_size]]
 
     def _solve_sample(self) -> None:
-        """Solve random neighbours again."""
-        rows, rng = self._sound_rows(), self._inspection.rng(self._layer, "neighbours")
-        wanted = -(-self._inspection.sample // self._k)
-        chosen = np.sort(rng.choice(rows, min(wanted, rows.size), replace=False))
-        read_i, read_j = (features.reader() for features in self._features)
-        solved = 0
+        """Solve a sample of all neighbours again, drawn uniformly; all if there are no more."""
+        ends = np.cumsum(self._solvable)
+        total = int(ends[-1])
+        rng = self._inspection.rng(self._layer, "neighbours")
+        drawn = np.sort(rng.choice(total, min(self._inspection.sample, total), replace=False))
+        images = np.searchsorted(ends, drawn, side="right")
+        places = drawn - (ends - self._solvable)[images]  # among those of the image that can be solved
+        panels, solved = images // self._layout.tile_size, 0
         with self._inspection.reporter.stage(
-            f"verify pairs of {self._layer}", chosen.size, "images"
+            f"verify pairs of {self._layer}", drawn.size, "pairs"
         ) as shown:
-            for i in chosen.tolist():
-                index, row = (i // self._layout.tile_size, 0), slice(i, i + 1)
-                with self._inspection.reading(self._store.group, self._layer, index):
-                    indices = self._store.read(INDICES, row)[0]
-                    stored = np.stack([self._store.read(name, row)[0] for name in NUMBERS])
-                    for j, numbers in zip(indices.tolist(), stored.T.tolist(), strict=True):
-                        if j == NOBODY or not self._features[1].known[j]:
-                            continue
-                        solved += 1
-                        for problem in check_match(read_i(i), read_j(j), tuple(numbers)):
-                            text = f"pair {i}, {j}: {problem.message}"
-                            self._arrays["matched"].add(index, Problem(problem.kind, text))
-                shown.advance(1)
-        self._inspection.count("pairs solved again", solved)
+            for panel in np.unique(panels).tolist():
+                chosen = panels == panel
+                with self._inspection.reading(self._store.group, self._layer, (panel, 0)):
+                    self._solve_pairs(panel, images[chosen], places[chosen])
+                    solved += int(chosen.sum())
+                shown.advance(int(chosen.sum()))
+        has_none = self._sound.all() and self._features[0].known.all()
+        self._count_solved(solved, "no image has a neighbour" if has_none else UNSOUND)
+
+    def _solve_pairs(self, panel: int, images: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Solve pairs of a panel's images again, each given by its place among the image's solvable neighbours."""
+        rows = self._layout.rows(panel)
+        indices = self._store.read(INDICES, rows)
+        stored = np.stack([self._store.read(name, rows) for name in NUMBERS], axis=-1)
+        solvable = self._is_solvable(rows, indices)
+        read_i, read_j = self._readers
+        for i, place in zip(images.tolist(), places.tolist(), strict=True):
+            row = i - rows.start
+            rank = np.flatnonzero(solvable[row])[place]
+            j = int(indices[row, rank])
+            for problem in check_match(read_i(i), read_j(j), tuple(stored[row, rank].tolist())):
+                text = f"pair {i}, {j}: {problem.message}"
+                self._arrays["matched"].add((panel, 0), Problem(problem.kind, text))
 
     def _search_sample(self) -> None:
         """Look for better neighbours of a few random images among all others, with nothing left out but by a bound."""
         rows, rng = self._sound_rows(), self._inspection.rng(self._layer, "search")
         count = max(1, self._inspection.sample // self._layout.n_columns)
-        chosen = np.sort(rng.choice(rows, min(count, rows.size), replace=False)) if rows.size else rows
+        chosen = np.sort(rng.choice(rows, min(count, rows.size), replace=False))
         read_i = self._features[0].reader()
         with self._inspection.reporter.stage(
             f"verify search of {self._layer}", chosen.size, "images"

@@ -16,6 +16,9 @@ SAMPLE = 1000
 DESCRIPTION = "zarr.json"
 """Place of a fault in the description of an array or group, or in its attributes."""
 
+SOLVED = "pairs solved again"
+"""What a report counts even if there are none."""
+
 SHOWN = 20
 """Faults that are printed of each kind."""
 
@@ -108,6 +111,8 @@ class Report:
         Of the samples: the same seed, and the same size, draw the same pairs.
     checked
         How many chunks, pairs and images were checked, by name.
+    notes
+        Layers of which no pairs were solved again, and why.
     """
 
     run: str
@@ -116,6 +121,7 @@ class Report:
     incomplete: tuple[str, ...] = ()
     seed: int = 0
     checked: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_sound(self) -> bool:
@@ -143,7 +149,7 @@ class Report:
 
 def format_report(report: Report) -> str:
     """Format a report for people."""
-    counts = ", ".join(_counted(count, name) for name, count in report.checked.items() if count)
+    counts = ", ".join(_counted(count, name) for name, count in report.checked.items() if count or name == SOLVED)
     lines = [f"{report.run}: checked {counts or 'nothing'} (seed {report.seed})"]
     shown: dict[tuple[Kind, bool], int] = {}
     for fault in report.faults:
@@ -156,6 +162,7 @@ def format_report(report: Report) -> str:
         for (kind, _), count in shown.items()
         if count > SHOWN
     ]
+    lines += [f"  {note}" for note in report.notes]
     lines += [f"  not checked: {reason}" for reason in report.unchecked]
     lines += [f"  incomplete: {what}" for what in report.incomplete]
     left = sum(not fault.repaired for fault in report.faults)

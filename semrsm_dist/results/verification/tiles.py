@@ -24,11 +24,14 @@ from semrsm_dist.results.verification.numbers import (
     check_pairs,
     draw_pairs,
 )
-from semrsm_dist.results.verification.report import DESCRIPTION, Kind
+from semrsm_dist.results.verification.report import DESCRIPTION, SOLVED, Kind
 from semrsm_dist.store.tiles import ARRAY, KINDS, QUANTITIES, TileStore
 
 TILES_HELD = 2
 """Tiles that are kept while pairs of them are solved."""
+
+UNSOUND = "what is stored of them, or their features, is not there or at fault"
+"""Why no pairs are solved again."""
 
 
 def certificate_of(matcher: Matcher | None) -> Certificate:
@@ -85,6 +88,13 @@ class LayerInspection:
             return ", ".join(str(images[place]) for images in pairs)
 
         return check_pairs(numbers, np.where(known, norms, np.inf), comparable, self._certificate, name)
+
+    def _count_solved(self, solved: int, why_none: str) -> None:
+        """Count the pairs that were solved again, and note the reason if there are none."""
+        self._inspection.count(SOLVED, solved)
+        if not solved:
+            reason = why_none if self._inspection.sample else "the sample is 0"
+            self._inspection.notes.append(f"layer {self._layer}: no pairs were solved again: {reason}")
 
 
 class TileInspection(LayerInspection):
@@ -161,7 +171,7 @@ class TileInspection(LayerInspection):
                         text = f"pair {i}, {j}: {problem.message}"
                         self._array.add((0, row, column), Problem(problem.kind, text))
                 shown.advance(1)
-        self._inspection.count("pairs solved again", len(order))
+        self._count_solved(len(order), UNSOUND)
 
     def inspect_kernels(self, attributes: Mapping[str, Any]) -> None:
         """Compare the kernels that the layer names, and their widths, with those that its tiles give."""

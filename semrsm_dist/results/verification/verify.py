@@ -94,6 +94,7 @@ def verify(
         tuple(inspection.incomplete),
         inspection.seed,
         inspection.checked,
+        tuple(inspection.notes),
     )
 
 

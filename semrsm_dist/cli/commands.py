@@ -110,9 +110,9 @@ def _run(options: argparse.Namespace) -> int:
 
             require_core_hours(config, options.max_core_hours)
         finished = run(config, reporter=options.reporter, stop=stop)
-        show(format_summary(finished.summary()))
         keeps_matrices = finished.record.neighbours is None
-        figure = draw_overview(finished) if keeps_matrices else None
+        figure = draw_overview(finished) if keeps_matrices else None  # reads results, before anything is said of them
+    show(format_summary(finished.summary()))
     opened = f"semrsm_dist.open_run({str(config.run)!r})"
     if keeps_matrices:
         show(f"\nmatrices: {opened}, or semrsm export; picture: {figure}")

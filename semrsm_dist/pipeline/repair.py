@@ -72,7 +72,7 @@ def verify_and_repair(
     StorageError, WorkError, LimitError, ConfigError, KeyboardInterrupt
         As `semrsm_dist.pipeline.driver.run`; the same command continues.
     """
-    reporter = require_reporter(reporter)
+    reporter, path = require_reporter(reporter), paths.as_run_path(path).absolute()
     found: list[Fault] = []
     report = Run(path).verify(reporter=reporter, **options)
     for number in range(ROUNDS):
@@ -87,6 +87,8 @@ def verify_and_repair(
     requested = Run(path).record.requested
     others = sorted({fault.layer for fault in report.faults if fault.layer} - set(requested))
     reasons = [f"layer {layer}: not repaired, as the last session did not request it" for layer in others]
+    if report.unchecked:
+        reasons.append("not repaired either: what could not be checked")
     return replace(report.with_repaired(found), unchecked=(*report.unchecked, *reasons))
 
 

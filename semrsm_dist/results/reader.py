@@ -38,16 +38,15 @@ class RunReader:
     ------
     ConfigError
         If there is no run at `path`.
+    StorageError
+        If its record cannot be read, or is lost.
     """
 
     def __init__(self, path: str | RunPath) -> None:
         if not isinstance(path, str | RunPath):
             raise ConfigError(f"expected the path of a run directory, found {path!r}")
         self.directory = RunDirectory(path)
-        record = self.directory.read_record()
-        if record is None:
-            raise ConfigError(f"{path}: there is no run here (no run.json); check the path, or start the run")
-        self.record: RunRecord = record
+        self.record: RunRecord = self.directory.require_record()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.directory.path)!r}, layers={self.layers})"

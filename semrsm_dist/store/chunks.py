@@ -24,8 +24,8 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore, StorePath
 
-from semrsm_dist.data.opening import NOT_THERE
-from semrsm_dist.errors import StorageError, UnreadableFileError
+from semrsm_dist.data.opening import NOT_THERE, NotAFileError
+from semrsm_dist.errors import StorageError, UnreadableFileError, first_line, reason_of
 from semrsm_dist.store import paths
 from semrsm_dist.store.labels import ORIGIN, LabellingStore, read_label
 from semrsm_dist.store.paths import RunPath
@@ -83,8 +83,9 @@ class DamagedChunkError(StorageError):
     def __init__(self, file: RunPath, fault: str) -> None:
         self.file, self.fault = file, fault
         super().__init__(
-            f"{file}: this chunk {fault}; results that need it cannot be computed: start the same command, which "
-            "computes it again, or, if the run was finished, semrsm verify --repair"
+            f"{file}: this chunk {fault}; results that need it cannot be computed: start the run's command (semrsm run "
+            "...), which computes it again, or semrsm verify --repair, which also finds damage that left a file's size "
+            "and time as they were"
         )
 
     def __reduce__(self) -> tuple[type[DamagedChunkError], tuple[RunPath, str]]:
@@ -115,7 +116,7 @@ def writing(path: RunPath) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "
-            "make it writable, then start the same command"
+            "make it writable, then repeat the command"
         ) from error
 
 
@@ -179,7 +180,7 @@ def read_description(node: RunPath) -> dict[str, Any]:
     except OSError as error:
         raise UnreadableFileError(
             f"{file}: cannot be read ({error.strerror or error}); nothing was changed: check the disk and the "
-            "permissions, then start the same command"
+            "permissions, then repeat the command"
         ) from error
     is_object = isinstance(description, dict) and isinstance(description.get("attributes"), dict)
     return description if is_object else {}
@@ -307,7 +308,8 @@ def open_array(group: RunPath, name: str) -> zarr.Array[Any]:
     array = _open_if_there(group / name)
     if array is None:
         raise StorageError(
-            f"{group / name}: no such array; the run is incomplete or damaged: start the same command"
+            f"{group / name}: {_describe_absence(group / name)}; the run is incomplete or damaged: start the run's "
+            "command (semrsm run ...)"
         )
     return _labelling(array, group / name)
 
@@ -386,13 +388,13 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
         for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
             read_chunk(array, index)
         file = _chunk_path(folder, touched[0])
-        raise DamagedChunkError(file, f"holds damaged bytes ({error})") from error
+        raise DamagedChunkError(file, f"holds damaged bytes ({_describe_damage(error)})") from error
     except StorageError:
         raise
     except OSError as error:
         raise UnreadableFileError(
             f"{error.filename or folder}: cannot be read ({error.strerror or error}); results that need it cannot be "
-            "computed: check the disk and the permissions, then start the same command"
+            "computed: check the disk and the permissions, then repeat the command"
         ) from error
 
 
@@ -480,9 +482,25 @@ def _open_if_there(path: RunPath) -> zarr.Array[Any] | None:
     except OSError as error:
         raise UnreadableFileError(
             f"{error.filename or path}: cannot be opened ({error.strerror or error}); nothing was changed: check the "
-            "disk and the permissions, then start the same command"
+            "disk and the permissions, then repeat the command"
         ) from error
     return array
+
+
+def _describe_absence(path: RunPath) -> str:
+    """Return what is in the place of an array that cannot be opened as one."""
+    try:
+        paths.read_file(path / "zarr.json")
+    except (IsADirectoryError, NotAFileError) as error:
+        return f"no such array (zarr.json: {reason_of(error)})"
+    except NOT_THERE:
+        pass
+    return "no such array"
+
+
+def _describe_damage(error: Exception) -> str:
+    """Return why a codec could not decode a chunk; that of checksums quotes bytes, which tell people nothing."""
+    return "its checksum is wrong" if "checksum" in str(error) else first_line(error)
 
 
 def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
@@ -497,7 +515,7 @@ def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
     if not isinstance(origin, str) or not str(path).endswith(f"/{origin.partition('/')[2]}"):
         raise DamagedDescriptionError(
             f"{path / 'zarr.json'}: the description of another array (its origin is {origin!r:.300}); nothing was "
-            "read: start the same command, which writes it anew and keeps the chunks that belong here"
+            "read: start the run's command (semrsm run ...), which writes it anew and keeps the chunks that belong here"
         )
 
     def refuse(key: str, chunk: bytes) -> None:
@@ -538,8 +556,8 @@ def reading_metadata(node: RunPath) -> Iterator[None]:
         raise
     except METADATA_ERRORS as error:
         raise DamagedDescriptionError(
-            f"{file}: not the description of what should be here ({error}); nothing was overwritten: start the same "
-            "command, which writes it anew and keeps the chunks"
+            f"{file}: not the description of what should be here ({error}); nothing was overwritten: start the "
+            "run's command (semrsm run ...), which writes it anew and keeps the chunks"
         ) from error
 
 

@@ -66,7 +66,7 @@ LEDGER_BYTES, LONGEST_TEXT = 4 * 2**20, 4096
 
 
 class LostRecordError(StorageError):
-    """Neither the record of a run nor its copy can be read."""
+    """The record of a run and its copy are gone or damaged."""
 
 
 class RunDirectory:
@@ -147,7 +147,7 @@ class RunDirectory:
         except OSError as error:
             raise UnreadableFileError(
                 f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); nothing was changed: check the disk "
-                "and the permissions, then start the same command"
+                "and the permissions, then repeat the command"
             ) from error
         return Manifest.from_parquet(content, path)
 
@@ -207,14 +207,35 @@ class RunDirectory:
                 raise problem
             if isinstance(problem, UnreadableFileError):
                 raise UnreadableFileError(
-                    f"{problem}; nothing was changed: check the disk and the permissions, then start the same command"
+                    f"{problem}; nothing was changed: check the disk and the permissions, then repeat the command"
                 ) from problem
         if problems:
             raise LostRecordError(
-                f"{'; '.join(map(str, problems))}; nothing was changed: start the command that began the run, which "
+                f"{'; '.join(map(str, problems))}; nothing was changed: start the run's command (semrsm run ...), which "
                 "makes the record anew, or restore the file"
             )
         return None
+
+    def require_record(self) -> RunRecord:
+        """Return the record of the run that the directory holds, or its copy.
+
+        Raises
+        ------
+        ConfigError
+            If there is no run here.
+        UnreadableFileError, LostRecordError, OtherFormatError
+            As `read_record`; also if both are gone, but arrays of the run are there.
+        """
+        record = self.read_record()
+        if record is not None:
+            return record
+        if self.holds_arrays():
+            raise LostRecordError(
+                f"{self.path}: the record of the run is lost ({RECORD} and its copy {RECORD_COPY}), but its arrays are "
+                "here; nothing was changed: start the run's command (semrsm run ...), which makes the record anew from "
+                "them, or restore the file"
+            )
+        raise ConfigError(f"{self.path}: there is no run here (no {RECORD}); check the path, or start the run")
 
     def write_record(self, record: RunRecord) -> None:
         """Replace the record and its copy, each in one step and durable against a crash."""
@@ -326,11 +347,11 @@ class RunDirectory:
         if paths.exists(self.path / RECORD):
             raise StorageError(
                 f"{self.path / LOCK}: {loss}, so another one may have begun; stopped, what is finished is kept: leave "
-                "this file alone, and start the same command once no other driver is at work (semrsm status)"
+                "this file alone, and start the run's command once no other driver is at work (semrsm status)"
             )
         raise StorageError(
             f"{self.path}: the run directory was removed or emptied while this driver was at work, so nothing is left: "
-            "start the same command to begin anew"
+            "start the run's command to begin anew"
         )
 
     def has_results(self) -> bool:

@@ -85,10 +85,10 @@ class Inventory:
         paths.write_atomically(self.directory.path / INVENTORY, content.getvalue())
 
     def find_changed(self, folder: RunPath) -> dict[tuple[RunPath, str], set[tuple[int, ...]]]:
-        """Return the chunks below a folder of the run that are new or not as they were, by group and array."""
+        """Return the chunks below a folder of the run that are new, not as they were, or closed, by group and array."""
         changed = defaultdict(set)
         for file, stamp in _list_chunks(self.directory, folder):
-            if self.files.get(file) != stamp:
+            if self.files.get(file) != stamp or not paths.may_read(self.directory.path / file):
                 node, _, key = file.rpartition("/c/")
                 group, _, name = node.rpartition("/")
                 changed[self.directory.path / group, name].add(tuple(map(int, key.split("/"))))

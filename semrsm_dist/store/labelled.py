@@ -132,7 +132,7 @@ class LabelledGroup:
             if name not in gathered and paths.is_folder(self.group / name / "c") and ".aside-" not in name:
                 raise StorageError(
                     f"{self.group / name / 'zarr.json'}: lost or damaged while this driver was at work, so the layer "
-                    "is not complete; what is finished is kept: start the same command, which writes it anew"
+                    "is not complete; what is finished is kept: start the run's command, which writes it anew"
                 )
 
     def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:

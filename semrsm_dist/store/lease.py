@@ -53,7 +53,7 @@ class Lease:
         except OSError as error:
             raise StorageError(
                 f"{self._path}: cannot be written ({error.strerror or error}); nothing was computed: check the name "
-                "of the bucket, the network and the credentials in the environment, then start the same command"
+                "of the bucket, the network and the credentials in the environment, then repeat the command"
             ) from error
         ended = threading.Event()
         renewing = threading.Thread(target=self._keep, args=(ended,), name="lease", daemon=True)

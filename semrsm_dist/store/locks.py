@@ -86,7 +86,7 @@ class FileLock:
             except _SharedError as error:
                 raise ResumeError(
                     f"{self._path.parent}: the run is being verified, and must not change meanwhile; nothing was "
-                    "computed: start the same command once that has ended"
+                    "computed: repeat the command once that has ended"
                 ) from error
             except BlockingIOError as error:
                 handle.seek(0)

@@ -88,6 +88,13 @@ def exists(path: RunPath) -> bool:
     return path.exists() if isinstance(path, ObjectPath) else bool(_mode_of(path))
 
 
+def may_read(path: RunPath) -> bool:
+    """Return whether this process has the permission to read a file; of an object, only reading tells."""
+    if isinstance(path, ObjectPath):
+        return True
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def read_file(path: RunPath) -> bytes:
     """Return the content of a file; of what is in its place otherwise, such as a pipe, nothing is opened."""
     return path.read_bytes() if isinstance(path, ObjectPath) else opening.read_file(path)
@@ -156,7 +163,7 @@ def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> 
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "
-            "make it writable, then start the same command"
+            "make it writable, then repeat the command"
         ) from error
 
 
@@ -300,7 +307,7 @@ def _mode_of(path: Path) -> int:
             return 0
         raise UnreadableFileError(
             f"{path}: cannot be looked up ({error.strerror}); nothing was changed: check the disk and the permissions, "
-            "then start the same command"
+            "then repeat the command"
         ) from error
 
 
@@ -326,7 +333,7 @@ def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEnt
     except OSError as error:
         raise UnreadableFileError(
             f"{error.filename or folder}: cannot be listed ({error.strerror or error}), so what is finished is not "
-            "known; nothing was changed: check the disk and its permissions, then start the same command"
+            "known; nothing was changed: check the disk and its permissions, then repeat the command"
         ) from error
 
 

@@ -20,6 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +28,8 @@ from typing import ClassVar, NamedTuple
 from urllib.parse import quote, unquote
 
 import pytest
+
+from semrsm_dist.store import objects as stored_objects
 
 SECRET = "do-not-tell-anybody"
 AZURE_KEY = base64.b64encode(SECRET.encode()).decode()
@@ -375,7 +378,10 @@ def listening(handler: type[Handler], *, server: int, **attributes: object) -> I
 
 @pytest.fixture
 def proxy(server, bucket, monkeypatch) -> Iterator[Proxy]:
-    """A proxy before the server, which the environment takes for the server."""
+    """A proxy before the server, which the environment takes for the server; what fails is soon tried again."""
+    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=100), "base": 2}
+    monkeypatch.setattr(stored_objects, "RETRIES", {**stored_objects.RETRIES, "backoff": backoff})
+    monkeypatch.setattr(stored_objects, "PAUSES", tuple(pause / 20 for pause in stored_objects.PAUSES))
     proxy = Proxy()
     with listening(_FailingHandler, server=server.port, proxy=proxy) as port:
         use(monkeypatch, server, port)

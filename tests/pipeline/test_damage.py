@@ -225,6 +225,8 @@ def test_a_lost_record_is_not_made_anew_for_another_run(runs, engine):
     other = document(runs, "copy")
     other["data"]["layers"]["a"] = str(runs.features("other.npy", (N, 5, 3), seed=1))
     before = runs.tree(run)
+    with pytest.raises(StorageError, match=r"the record of the run is lost .* start the run's command"):
+        srs.open_run(run)
     with pytest.raises(
         ResumeError, match=r"not one of the configured run .* start the command that began the run"
     ):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,8 @@ def test_every_flipped_bit_is_noticed(group, array):
             damaged[position] ^= 1 << bit
             file.write_bytes(damaged)
             assert "damaged" in (chunks.find_fault(array, (1, 1)) or ""), (position, bit)
+    file.write_bytes(bytes([intact[0] ^ 1]) + intact[1:])
+    assert chunks.find_fault(array, (1, 1)) == "holds damaged bytes (its checksum is wrong)"
     file.write_bytes(intact)
     assert chunks.find_fault(array, (1, 1)) is None
 
@@ -155,7 +158,7 @@ def test_a_deleted_chunk_is_missing_and_can_be_written_again(group, array):
     chunks.delete_chunk(group, "a", (1, 1))
     chunks.delete_chunk(group, "a", (1, 1))  # another process was faster
     assert chunks.list_chunks(group, "a") == set(np.ndindex(GRID)) - {(1, 1)}
-    with pytest.raises(StorageError, match=r"/a/c/1/1: this chunk is missing; .* start the same command"):
+    with pytest.raises(StorageError, match=r"/a/c/1/1: this chunk is missing; .* start the run's command"):
         chunks.read_chunk(array, (1, 1))
     chunks.write_chunk(array, (1, 1), VALUES[2:4, 3:6])
     np.testing.assert_array_equal(array[:], VALUES)
@@ -258,7 +261,7 @@ def test_a_damaged_description_is_named_and_written_anew(group, array, damage, c
         with pytest.raises(StorageError) as caught:
             chunks.open_array(group, "a")
         assert str(caught.value).startswith(f"{file}: not the description of what should be here (")
-        assert "start the same command, which writes it anew and keeps the chunks" in str(caught.value)
+        assert "start the run's command (semrsm run ...), which writes it anew and keeps the chunks" in str(caught.value)
     np.testing.assert_array_equal(make(group)[:], VALUES)
     assert f"{file}: " in caplog.text
     assert "it is written anew" in caplog.text
@@ -283,6 +286,17 @@ def test_what_is_not_there_is_said_to_be_missing(group, array):
     for place, name in ((group, "b"), (group / "no", "a"), (group / "a" / "zarr.json", "a")):
         with pytest.raises(StorageError, match="no such array; the run is incomplete or damaged"):
             chunks.open_array(place, name)
+
+
+@pytest.mark.parametrize(
+    ("make_there", "what"), [(Path.mkdir, "a folder"), (os.mkfifo, "a pipe, not a file")]
+)
+def test_what_is_in_the_place_of_a_description_is_named(group, array, make_there, what):
+    file = group / "a" / "zarr.json"
+    file.unlink()
+    make_there(file)
+    with pytest.raises(StorageError, match=rf"/a: no such array \(zarr\.json: it is {what}\); .*the run's command"):
+        chunks.open_array(group, "a")
 
 
 # --- the file system -------------------------------------------------------------------------------------

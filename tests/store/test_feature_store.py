@@ -93,7 +93,7 @@ def test_missing_features_are_never_read_as_numbers(tmp_path, images):
         (store.read_squared_norms, "squared_norm/c/0"),
         (store.read_pooled, "pooled/c/0/0"),
     ):
-        with pytest.raises(StorageError, match=f"{file}: this chunk is missing; .*start the same command"):
+        with pytest.raises(StorageError, match=f"{file}: this chunk is missing; .*start the run's command"):
             reading()
 
 
@@ -107,7 +107,7 @@ def test_a_damaged_chunk_is_named_removed_and_computed_again(store, name):
         POOLED: store.read_pooled,
         TOKEN_COUNT: store.read_token_counts,
     }[name]
-    with pytest.raises(StorageError, match=r"this chunk holds damaged bytes .* start the same command"):
+    with pytest.raises(StorageError, match=r"this chunk holds damaged bytes .* start the run's command"):
         reading()
     assert store.remove_damaged() == [1]
     assert store.present() == {0, 2}

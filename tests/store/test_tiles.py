@@ -198,7 +198,7 @@ def test_a_layer_is_not_finished_without_the_description_of_its_tiles(tmp_path, 
         description.mkdir()
     elif how == "truncated":
         description.write_bytes(content[:50])
-    with pytest.raises(StorageError, match="start the same command"):
+    with pytest.raises(StorageError, match="start the run's command"):
         store.finish(coordinates, {}, "id")
     assert not store.is_finished()
     store.create(LAYOUT, "float64", "id")
@@ -226,6 +226,6 @@ def test_a_folder_that_cannot_be_listed_says_nothing_about_its_tiles(tmp_path):
     shutil.rmtree(folder)
     folder.symlink_to(folder.name)  # a loop, which the file system refuses
     with pytest.raises(
-        StorageError, match=r"0/0: cannot be listed .* check the disk .* start the same command"
+        StorageError, match=r"0/0: cannot be listed .* check the disk .* repeat the command"
     ):
         store.present(LAYOUT)

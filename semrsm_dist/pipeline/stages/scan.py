@@ -217,20 +217,23 @@ def _warn_of_remarks(session: Session, side: str, manifest: Manifest) -> None:
 
 def warn_of_copies(session: Session, manifests: Mapping[Side, Manifest]) -> None:
     """Warn of images with the same content: their similarity is that of an image with itself."""
-    hashes = {
-        side: [content for content in manifest.contents() if content] for side, manifest in manifests.items()
+    hashed = {
+        side: [one for one in zip(manifest.image_ids(), manifest.contents(), strict=True) if one[1]]
+        for side, manifest in manifests.items()
     }
-    for side, contents in hashes.items():
-        copies = len(contents) - len(set(contents))
+    for side, images in hashed.items():
+        first: dict[str | None, str] = {}
+        copies = [name for name, content in images if first.setdefault(content, name) != name]
         if copies:
             session.warn(
-                f"{side}: {copies} of {len(contents)} images are exact copies of others; retrieval does not count an "
-                "image's copies as hits, but they weigh in all other statistics: remove them if that is not meant"
+                f"{side}: {len(copies)} of {len(images)} images ({shorten(copies)}) are exact copies of others; "
+                "retrieval does not count an image's copies as hits, but they weigh in all other statistics: remove "
+                "them if that is not meant"
             )
-    database = set(hashes["images"])
-    found = sum(content in database for content in hashes.get("queries", ()))
+    database = {content for _, content in hashed["images"]}
+    found = [name for name, content in hashed.get("queries", ()) if content in database]
     if found:
         session.warn(
-            f"queries: {found} of {len(hashes['queries'])} are also in data, with the same content; retrieval does not "
-            "count a query's copies as hits, but the matrix and top-k lists have them"
+            f"queries: {len(found)} of {len(hashed['queries'])} ({shorten(found)}) are also in data, with the same "
+            "content; retrieval does not count a query's copies as hits, but the matrix and top-k lists have them"
         )

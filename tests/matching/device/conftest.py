@@ -60,8 +60,9 @@ class EmulatedDevice:
     def _compile(self, capacity):
         source, program = self.folder / f"{capacity}.cpp", self.folder / f"{capacity}.so"
         before, after = ((HERE / f"cuda_on_cpu.{kind}").read_text() for kind in ("h", "cpp"))
-        source.write_text(f"{before}\n{kernel_source()}\n{after}")
-        subprocess.run([*COMPILER, f"-DCAPACITY={capacity}", "-o", program, source], check=True)
+        if not program.exists():  # or another process has compiled it
+            source.write_text(f"{before}\n{kernel_source()}\n{after}")
+            subprocess.run([*COMPILER, f"-DCAPACITY={capacity}", "-o", program, source], check=True)
         return ctypes.CDLL(str(program))
 
     def auctions(self, capacity):

@@ -111,7 +111,9 @@ def _run(options: argparse.Namespace) -> int:
             require_core_hours(config, options.max_core_hours)
         finished = run(config, reporter=options.reporter, stop=stop)
         keeps_matrices = finished.record.neighbours is None
-        figure = draw_overview(finished) if keeps_matrices else None  # reads results, before anything is said of them
+        figure = (
+            draw_overview(finished) if keeps_matrices else None
+        )  # reads results, before anything is said of them
     show(format_summary(finished.summary()))
     opened = f"semrsm_dist.open_run({str(config.run)!r})"
     if keeps_matrices:

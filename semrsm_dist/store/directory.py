@@ -211,8 +211,8 @@ class RunDirectory:
                 ) from problem
         if problems:
             raise LostRecordError(
-                f"{'; '.join(map(str, problems))}; nothing was changed: start the run's command (semrsm run ...), which "
-                "makes the record anew, or restore the file"
+                f"{'; '.join(map(str, problems))}; nothing was changed: start the run's command (semrsm run ...), "
+                "which makes the record anew, or restore the file"
             )
         return None
 
@@ -235,7 +235,9 @@ class RunDirectory:
                 "here; nothing was changed: start the run's command (semrsm run ...), which makes the record anew from "
                 "them, or restore the file"
             )
-        raise ConfigError(f"{self.path}: there is no run here (no {RECORD}); check the path, or start the run")
+        raise ConfigError(
+            f"{self.path}: there is no run here (no {RECORD}); check the path, or start the run"
+        )
 
     def write_record(self, record: RunRecord) -> None:
         """Replace the record and its copy, each in one step and durable against a crash."""

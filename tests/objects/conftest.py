@@ -379,7 +379,11 @@ def listening(handler: type[Handler], *, server: int, **attributes: object) -> I
 @pytest.fixture
 def proxy(server, bucket, monkeypatch) -> Iterator[Proxy]:
     """A proxy before the server, which the environment takes for the server; what fails is soon tried again."""
-    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=100), "base": 2}
+    backoff = {
+        "init_backoff": timedelta(milliseconds=5),
+        "max_backoff": timedelta(milliseconds=100),
+        "base": 2,
+    }
     monkeypatch.setattr(stored_objects, "RETRIES", {**stored_objects.RETRIES, "backoff": backoff})
     monkeypatch.setattr(stored_objects, "PAUSES", tuple(pause / 20 for pause in stored_objects.PAUSES))
     proxy = Proxy()

@@ -48,7 +48,9 @@ def test_a_damaged_tile_of_a_finished_run_heals_as_its_error_says(shop):
         lambda: srs.open_run(path).export("npy", shop.path / "out"),
         lambda: srs.open_run(path).export("zarr", shop.path / "out"),
     ):
-        with pytest.raises(StorageError, match=rf"{TILE}: this chunk holds damaged .*start the run's command"):
+        with pytest.raises(
+            StorageError, match=rf"{TILE}: this chunk holds damaged .*start the run's command"
+        ):
             read()
     assert shop.run(document | {"kernels": ["rbf"]})["work"]["matching"]["computed"] == 1
     np.testing.assert_array_equal(srs.open_run(path).similarity("last").values, before)

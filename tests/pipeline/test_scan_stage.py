@@ -164,7 +164,7 @@ def test_copies_and_dark_images_are_reported_and_the_copies_are_no_hits(shop):
     queries = {"source": "folder", "path": str(other)}
     summary = shop.run(shop.of_images("run", folder, queries=queries))
     told = "\n".join(summary["warnings"])
-    assert "images: 2 of 7 images (class0/0.png, copy.png) are exact copies of others" in told
+    assert "images: 2 of 7 images (class0/000.png, copy.png) are exact copies of others" in told
     assert "queries: 1 of 4 (known.png) are also in data, with the same content" in told
     assert (
         "images: 1 of 7 images (dark.png): its 16-bit values all lie below 4096, as those of 12-bit" in told

@@ -261,7 +261,9 @@ def test_a_damaged_description_is_named_and_written_anew(group, array, damage, c
         with pytest.raises(StorageError) as caught:
             chunks.open_array(group, "a")
         assert str(caught.value).startswith(f"{file}: not the description of what should be here (")
-        assert "start the run's command (semrsm run ...), which writes it anew and keeps the chunks" in str(caught.value)
+        assert "start the run's command (semrsm run ...), which writes it anew and keeps the chunks" in str(
+            caught.value
+        )
     np.testing.assert_array_equal(make(group)[:], VALUES)
     assert f"{file}: " in caplog.text
     assert "it is written anew" in caplog.text
@@ -295,7 +297,9 @@ def test_what_is_in_the_place_of_a_description_is_named(group, array, make_there
     file = group / "a" / "zarr.json"
     file.unlink()
     make_there(file)
-    with pytest.raises(StorageError, match=rf"/a: no such array \(zarr\.json: it is {what}\); .*the run's command"):
+    with pytest.raises(
+        StorageError, match=rf"/a: no such array \(zarr\.json: it is {what}\); .*the run's command"
+    ):
         chunks.open_array(group, "a")
 
 

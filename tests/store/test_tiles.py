@@ -225,7 +225,5 @@ def test_a_folder_that_cannot_be_listed_says_nothing_about_its_tiles(tmp_path):
     folder = file_of(tmp_path, store, (0, 0)).parent
     shutil.rmtree(folder)
     folder.symlink_to(folder.name)  # a loop, which the file system refuses
-    with pytest.raises(
-        StorageError, match=r"0/0: cannot be listed .* check the disk .* repeat the command"
-    ):
+    with pytest.raises(StorageError, match=r"0/0: cannot be listed .* check the disk .* repeat the command"):
         store.present(LAYOUT)

@@ -91,7 +91,9 @@ class NeighbourInspection(LayerInspection):
         self._readers = tuple(side.reader() for side in features)
         self._sound = np.zeros(layout.row_panels, bool)
         self._worst = np.full(layout.n_rows, np.nan)  # the similarity of each image's k-th neighbour
-        self._solvable = np.zeros(layout.n_rows, np.int64)  # neighbours of each image that can be solved again
+        self._solvable = np.zeros(
+            layout.n_rows, np.int64
+        )  # neighbours of each image that can be solved again
 
     def inspect(self) -> None:
         """Check everything that is there, a sample of neighbours, and a sample of images by brute force."""
@@ -239,9 +241,7 @@ class NeighbourInspection(LayerInspection):
         images = np.searchsorted(ends, drawn, side="right")
         places = drawn - (ends - self._solvable)[images]  # among those of the image that can be solved
         panels, solved = images // self._layout.tile_size, 0
-        with self._inspection.reporter.stage(
-            f"verify pairs of {self._layer}", drawn.size, "pairs"
-        ) as shown:
+        with self._inspection.reporter.stage(f"verify pairs of {self._layer}", drawn.size, "pairs") as shown:
             for panel in np.unique(panels).tolist():
                 chosen = panels == panel
                 with self._inspection.reading(self._store.group, self._layer, (panel, 0)):

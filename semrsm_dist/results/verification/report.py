@@ -149,7 +149,9 @@ class Report:
 
 def format_report(report: Report) -> str:
     """Format a report for people."""
-    counts = ", ".join(_counted(count, name) for name, count in report.checked.items() if count or name == SOLVED)
+    counts = ", ".join(
+        _counted(count, name) for name, count in report.checked.items() if count or name == SOLVED
+    )
     lines = [f"{report.run}: checked {counts or 'nothing'} (seed {report.seed})"]
     shown: dict[tuple[Kind, bool], int] = {}
     for fault in report.faults:

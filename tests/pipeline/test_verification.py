@@ -371,6 +371,15 @@ def test_faults_are_found_and_repaired(what, copy, originals, shop):
     assert results(shop, run) == results(shop, originals(name))
 
 
+def test_a_repair_warns_of_a_lost_record_in_one_way(copy, monkeypatch, caplog):
+    run = copy("matrices")
+    (run / "run.json").unlink()
+    monkeypatch.chdir(run.parent)
+    assert verify_and_repair(run.name, fast=True).exit_code == 0
+    (warning,) = {text for text in caplog.messages if "its copy run.copy.json is used" in text}
+    assert warning.startswith(f"{run}/run.json: ")
+
+
 def test_an_image_that_has_changed_is_named_and_left_alone(copy, originals):
     run = copy("images")
     image = originals("images").parent / "images/class0/000.png"

@@ -128,7 +128,8 @@ class NeighbourInspection(LayerInspection):
     def _is_solvable(self, rows: slice, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of the neighbours of some rows are there, with sound features of both images."""
         left, right = (features.known for features in self._features)
-        return left[rows, None] & (indices != NOBODY) & right[indices]
+        solvable: NDArray[np.bool_] = left[rows, None] & (indices != NOBODY) & right[indices]
+        return solvable
 
     def _find_problems(
         self, rows: slice, indices: NDArray[np.int64], numbers: Numbers

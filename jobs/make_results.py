@@ -57,6 +57,8 @@ COMMANDS = {
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
     "voc/layers-lite2": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
     "--with other=jobs/real/voc-lite2.yaml --out runs/real/voc/evaluation/layers-lite2",
+    "voc/layers-pruned": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' "
+    "--with variants=[pruned-0.5,pruned-0.9] --out runs/real/voc/evaluation/layers-pruned",
     "voc/layers-random": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
     "--with other=jobs/real/voc-random.yaml --out runs/real/voc/evaluation/layers-random",
     "voc/retrieval-areas": "retrieval jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' "

@@ -51,13 +51,13 @@ def test_the_job_that_checks_a_gpu_finds_nothing_off(run):
     code = (
         "import runpy, sys, tests.matching.device.driver_on_cpu;"
         "from semrsm_dist.matching.device import source; source.CAPACITIES = (64,);"
-        "sys.argv = ['gpu_check', '--sizes', '9x6', '--images', '4', '--runs', '9x6x40', '--skip-tests'];"
+        "sys.argv = ['gpu_check', '--sizes', '9x6', '--images', '4', '--runs', '9x6x12', '--skip-tests'];"
         "runpy.run_path('jobs/gpu_check.py', run_name='__main__')"
     )
     *rows, last = run("-c", code).splitlines()
     assert [row.split("  ")[0] for row in rows] == [
         *("GPU", "kernels", "product"),
         *(f"S = 9, C = 6, tolerance {tolerance}" for tolerance in ("0.01", "0.001", "0.0001")),
-        "run, S = 9, C = 6, N = 40",
+        "run, S = 9, C = 6, N = 12",
     ]
     assert last == "all is right"

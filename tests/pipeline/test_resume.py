@@ -619,7 +619,7 @@ def test_a_damaged_record_stops_readers_and_is_made_anew(shop, content, quick_wh
     shop.run(document)
     for name in ("run.json", "run.copy.json"):
         (shop.path / "run" / name).write_text(content)
-    with pytest.raises(StorageError, match=r"run\.json.* start the command that began the run"):
+    with pytest.raises(StorageError, match=r"run\.json.* start the run's command"):
         srs.open_run(shop.path / "run")
     assert shop.run(document)["work"]["matching"]["computed"] == 0
     assert trees(shop, "run") == quick_whole

@@ -161,8 +161,11 @@ def test_a_tile_that_needs_many_chunks_comes_bit_by_bit_and_is_kept(tmp_path, mo
         order = np.frombuffer(server.get("orders/0/label.bin")[2], "<u4")
         expected = expected_planes(run, "late", (order, order))
         found = read_tile(server, 0, "cosine", "label", (1, 0, 1), (150, 150))
-        blocks = expected[:2, :128, 128:150].reshape(2, 64, 2, 11, 2).mean(axis=(2, 4))
-        np.testing.assert_allclose(found[:2], blocks, rtol=1e-5, atol=1e-7)  # means are of single precision
+        blocks = expected[:, :128, 128:150].reshape(4, 64, 2, 11, 2)
+        means, gaps = blocks[:2].mean(axis=(2, 4)), blocks[3].max(axis=(1, 3))
+        np.testing.assert_allclose(found[:2], means, rtol=1e-5, atol=1e-7)  # of single precision
+        assert np.all(found[3] >= gaps)
+        np.testing.assert_allclose(found[3], gaps, rtol=1e-5, atol=1e-6)
         fine = read_tile(server, 0, "cosine", "label", (0, 1, 2), (150, 150))
         np.testing.assert_array_equal(fine[:3], expected[:3, 64:128, 128:150].astype(np.float32))
         assert server.get("tiles/0/cosine/label/0/2-1.bin")[0] == 404  # the mirror image of that

@@ -45,7 +45,7 @@ def headline(run: Run, summary: Summary) -> str:
         )
     best = _best_gain(summary)
     if best:
-        facts.append((_signed(best[1]), f"F1@{best[2]} by matching, {best[0]}"))
+        facts.append((_signed(best[1]), f"F1@{best[2]} gained by matching, {best[0]}"))
     cells = "".join(
         f"<li><strong>{escape(value)}</strong> <span>{escape(name)}</span></li>" for value, name in facts
     )

@@ -35,7 +35,9 @@ RUNS = {
     "voc": "runs/real/voc",
     "imagenet": "runs/real/imagenet",
     "resolution": "runs/real/resolution",
+    "voc-lite1": "runs/real/voc-lite1",
     "voc-lite2": "runs/real/voc-lite2",
+    "imagenet-lite2": "runs/real/imagenet-lite2",
     "held-out": "runs/real/held-out",
     "held-out-tuned": "runs/real/held-out-tuned",
     "digits": "runs/digits",
@@ -45,14 +47,8 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --set 'model.layers=[blocks.6]' --with norms=2.0 "
-    "--with prior=0.5 --with saliency=[] --with whitening=[]",
-    "voc/improvements-last": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 "
-    "--with prior=0.5 --with shares=[] --with dustbin=[] --with relaxation=[] "
-    "--out runs/real/voc/evaluation/improvements-last",
-    "voc/improvements-partial": "improvements jobs/real/voc.yaml --set 'model.layers=[bn2]' --with norms=2.0 "
-    "--with prior=[] --with saliency=[] --with whitening=[] --out runs/real/voc/evaluation/improvements-partial",
-    "voc/kernels": "kernels jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]'",
+    "voc/improvements": "improvements jobs/real/voc.yaml --with norms=2.0 --with prior=0.5",
+    "voc/kernels": "kernels jobs/real/voc.yaml",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
     "voc/layers-lite2": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
@@ -64,15 +60,19 @@ COMMANDS = {
     "voc/retrieval-areas": "retrieval jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' "
     "--set data.path=runs/real/voc-areas.csv --set data.allow_outside=true --with weights=area "
     "--out runs/real/voc/evaluation/retrieval-areas",
+    "voc/layers-lite1": "layers jobs/real/voc.yaml --set 'model.layers=[blocks.6, bn2]' --with variants=[] "
+    "--with other=jobs/real/voc-lite1.yaml --out runs/real/voc/evaluation/layers-lite1",
+    "voc-lite1/retrieval": "retrieval jobs/real/voc-lite1.yaml",
     "voc-lite2/retrieval": "retrieval jobs/real/voc-lite2.yaml",
+    "voc-lite2/objects": "objects jobs/real/voc-lite2.yaml --with boxes=photos/voc/boxes.csv",
+    "voc-lite2/improvements": "improvements jobs/real/voc-lite2.yaml --with norms=2.0 --with prior=0.5",
+    "imagenet-lite2/output-similarity": "output-similarity jobs/real/imagenet.yaml --set run=runs/real/imagenet-lite2 "
+    "--set model.name=tf_efficientnet_lite2 --set 'model.layers=[blocks.6, bn2]'",
     "held-out/retrieval": "retrieval jobs/real/held-out.yaml",
     "held-out-tuned/retrieval": "retrieval jobs/real/held-out-tuned.yaml",
     "held-out/layers": "layers jobs/real/held-out.yaml --with variants=[pruned-0.5,pruned-0.9] "
     "--with other=jobs/real/held-out-tuned.yaml",
-    "resolution/approximation": "approximation jobs/real/resolution.yaml --set 'model.layers=[blocks.2, blocks.4, "
-    "blocks.6]' --with n_rows=2 --with n_columns=6",
-    "resolution/approximation-large": "approximation jobs/real/resolution.yaml --set 'model.layers=[blocks.1]' "
-    "--with n_rows=1 --with n_columns=2 --with rounds=1 --out runs/real/resolution/evaluation/approximation-large",
+    "resolution/approximation": "approximation jobs/real/resolution.yaml --with n_rows=2 --with n_columns=6",
     "digits/retrieval": "retrieval",
     "digits/improvements": "improvements --set 'model.layers=[layer3, layer4]'",
     "digits/translation": "translation",

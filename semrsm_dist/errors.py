@@ -71,6 +71,10 @@ class WorkerLostError(WorkError):
     """A worker can do nothing any more, such as when its GPU failed; others may do what it was to do."""
 
 
+class UnusableGpuError(ConfigError, WorkerLostError):
+    """A worker's GPU cannot be used at all, such as for its driver; workers on other GPUs may do its work."""
+
+
 class IncompleteError(SemrsmError):
     """A result was requested that the run has not computed yet."""
 

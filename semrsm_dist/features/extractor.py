@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from semrsm_dist.errors import ConfigError, InputError, WorkError
+from semrsm_dist.errors import (
+    ConfigError,
+    InputError,
+    UnusableGpuError,
+    WorkerLostError,
+    WorkError,
+    first_line,
+)
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
 from semrsm_dist.features.preprocessing import Prepared, Preprocessing
@@ -74,6 +82,7 @@ class ComingFeatures:
 
     layers: Sequence[LayerInfo]
     precision: str
+    device: torch.device
     parts: Sequence[_Part]
 
     def result(self) -> dict[str, NDArray[np.float32]]:
@@ -83,10 +92,13 @@ class ComingFeatures:
         ------
         NonFiniteFeaturesError
             Some image gives NaN or infinity.
+        WorkerLostError
+            The GPU has failed.
         """
-        for part in self.parts:
-            if part.done is not None:
-                part.done.synchronize()
+        with _noticing_faults(self.device):
+            for part in self.parts:
+                if part.done is not None:
+                    part.done.synchronize()
         for place, layer in enumerate(self.layers):
             finite = [flag for part in self.parts for flag in part.finite[place].tolist()]
             if not all(finite):
@@ -134,7 +146,11 @@ class Extractor:
     Raises
     ------
     ConfigError, InputError
-        As `load_model` and `resolve_layers`; or the device does not exist.
+        As `load_model` and `resolve_layers`.
+    UnusableGpuError
+        torch cannot use the GPU.
+    WorkerLostError
+        The GPU has failed.
     """
 
     def __init__(
@@ -155,13 +171,14 @@ class Extractor:
         with reproducible(self.precision):
             self.model = load_model(model) if isinstance(model, ModelSpec) else model
             self.layers, self._read = self._find(layers)
-        self.model.module.to(self.device)
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
-        if self.device.type == "cuda":
-            stream: Any = torch.cuda.Stream  # which has no types
-            self._streams = stream(self.device), stream(self.device)
-            if isinstance(model, ModelSpec):
-                self.model.module.to(memory_format=torch.channels_last)
+        with _noticing_faults(self.device):
+            self.model.module.to(self.device)
+            if self.device.type == "cuda":
+                stream: Any = torch.cuda.Stream  # which has no types
+                self._streams = stream(self.device), stream(self.device)
+                if isinstance(model, ModelSpec):
+                    self.model.module.to(memory_format=torch.channels_last)
 
     def _find(self, names: Sequence[str]) -> tuple[list[LayerInfo], Callable[[Tensor], dict[str, Tensor]]]:
         """Return the layers of these names, and what reads them from a batch (B, 3, H, W) as (B, S, C)."""
@@ -194,6 +211,8 @@ class Extractor:
             Some image gives NaN or infinity.
         WorkError
             The GPU's memory does not suffice for a single image.
+        WorkerLostError
+            The GPU has failed.
         """
         return self.begin(images).result()
 
@@ -204,9 +223,11 @@ class Extractor:
         ------
         WorkError
             The GPU's memory does not suffice for a single image.
+        WorkerLostError
+            The GPU has failed.
         """
         parts, done = list[_Part](), 0
-        with reproducible(self.precision):
+        with reproducible(self.precision), _noticing_faults(self.device):
             while done < len(images):
                 chosen = images[done : done + self.batch_size]
                 batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
@@ -214,7 +235,7 @@ class Extractor:
                 if part is not None:
                     parts.append(part)
                     done += len(batch)
-        return ComingFeatures(self.layers, self.precision, parts)
+        return ComingFeatures(self.layers, self.precision, self.device, parts)
 
     def _forward_or_halve(self, batch: Tensor) -> _Part | None:
         """Return the layers of a batch; or None after halving the batch size for lack of GPU memory."""
@@ -222,7 +243,9 @@ class Extractor:
             return (
                 self._forward(batch) if self._streams is None else self._forward_on_gpu(batch, *self._streams)
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 height, width = self.model.input_size
                 raise WorkError(
@@ -276,6 +299,52 @@ def _fetch(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
     return copy
 
 
+@contextmanager
+def _noticing_faults(device: torch.device) -> Iterator[None]:
+    """Raise WorkerLostError where a GPU fails within the block: its errors stay, so this process cannot use it again.
+
+    Torch raises AcceleratorError, and in earlier versions RuntimeError, for what CUDA reports; libraries above CUDA have
+    messages of their own. Whatever was raised, a GPU that has failed answers nothing any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _is_out_of_memory(error) or not (_is_fault(error) or _is_broken(device)):
+            raise
+        raise WorkerLostError(
+            f"the GPU ({device}) on {socket.gethostname()} failed ({first_line(error)}); no features of these images "
+            "were kept, and a run extracts them elsewhere, if there is another GPU. Look for Xid in the machine's log "
+            "(dmesg); if it fails again, leave it out (CUDA_VISIBLE_DEVICES)"
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether there was too little memory of a GPU, which does it no harm."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or text.startswith("CUDA error: out of memory")
+        or "_STATUS_ALLOC_FAILED" in text
+    )
+
+
+def _is_fault(error: RuntimeError) -> bool:
+    """Return whether torch calls an error one of the GPU."""
+    is_named = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    return is_named or str(error).startswith(("CUDA error: ", "CUDA driver error: "))
+
+
+def _is_broken(device: torch.device) -> bool:
+    """Return whether a GPU no longer answers."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _resolve_device(device: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"unknown device {device!r}; choose auto, cpu or cuda, or one GPU such as cuda:1")
@@ -284,9 +353,10 @@ def _resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if seen else "cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= seen:
-        raise ConfigError(
-            f"{device} was to run the model, but torch sees {seen or 'no'} GPU{'s' * (seen > 1)} here (torch "
-            f"{torch.__version__}); nothing was extracted, since a CPU would silently take its place: install a torch "
+        raise UnusableGpuError(
+            f"{device} was to run the model, but torch sees {seen or 'no'} GPU{'s' * (seen > 1)} on "
+            f"{socket.gethostname()} (torch {torch.__version__}); nothing was extracted there, since a CPU would "
+            "silently take its place: look at nvidia-smi on that machine, install a torch "
             "and a driver that fit the GPU, or set CUDA_VISIBLE_DEVICES to the empty string and begin a new run on "
             "the CPU"
         )

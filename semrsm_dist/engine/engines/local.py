@@ -22,7 +22,7 @@ from semrsm_dist.engine.protocol import (
     run_worker,
     stack_of,
 )
-from semrsm_dist.errors import WorkerLostError, WorkError
+from semrsm_dist.errors import UnusableGpuError, WorkerLostError, WorkError
 from semrsm_dist.machine import (
     available_cpus,
     available_gpus,
@@ -197,7 +197,7 @@ class LocalPool:
             worker = self._factory()
             limit_threads(self._cpus)  # in this thread, and after the factory: it may have loaded libraries
         except WorkerLostError as error:
-            self._lose_gpu(thread.gpu, str(error))
+            self._lose_gpu(thread.gpu, error)
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the driver by collect()
             self._events.put(error)
@@ -222,20 +222,23 @@ class LocalPool:
             if isinstance(item, Crash):
                 error, is_lost = item.error, item.lost
                 if is_lost:
-                    self._lose_gpu(thread.gpu, error)
+                    self._lose_gpu(thread.gpu, WorkError(error))
             else:
                 self._events.put(Progress(task, item))
             if self._cancelled.is_set() or thread.is_given_up:
                 return  # leaving the loop closes the worker's generator
         self._events.put(Finished(task, error=error, system=is_lost))
 
-    def _lose_gpu(self, gpu: int, error: str) -> None:
+    def _lose_gpu(self, gpu: int, error: WorkError) -> None:
         """Use a GPU no more; if it was the last, end the run."""
         if gpu in self._lost_gpus:
             return
         self._lost_gpus.add(gpu)
         if all(thread.gpu in self._lost_gpus for thread in self._threads):
-            self._events.put(WorkError(f"no GPU is left, and what is done is kept: {error}"))
+            is_unusable = isinstance(error, UnusableGpuError)
+            self._events.put(
+                error if is_unusable else WorkError(f"no GPU is left, and what is done is kept: {error}")
+            )
         else:
             log.warning("GPU %d is used no more, the others go on: %s", gpu, error)
 

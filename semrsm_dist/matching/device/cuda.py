@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from semrsm_dist.errors import ConfigError, WorkerLostError
+from semrsm_dist.errors import ConfigError, UnusableGpuError, WorkerLostError
 from semrsm_dist.machine import available_gpus, own_gpu
 from semrsm_dist.matching.device.compiling import cached_kernels, choose_architecture, compiler_version
 from semrsm_dist.matching.device.selfcheck import require_sound
@@ -67,6 +67,8 @@ def own_device() -> CudaDevice:
     Raises
     ------
     ConfigError
+        If the package is not installed.
+    UnusableGpuError
         If there is none that the kernels can run on.
     WorkerLostError
         If it does not answer, or computes otherwise than certificates need.
@@ -126,8 +128,10 @@ class CudaDevice:
 
     Raises
     ------
+    UnusableGpuError
+        If the driver cannot be used, or the GPU is too old.
     ConfigError
-        If the driver cannot be used, or the GPU is too old or too new.
+        If the GPU is too new.
     WorkerLostError
         If the GPU does not answer.
     """
@@ -140,7 +144,7 @@ class CudaDevice:
             self._driver("cuInit", 0)
             (self._device,) = self._driver("cuDeviceGet", index)
         except (RuntimeError, WorkerLostError) as error:  # the former if there is no library of a driver
-            raise ConfigError(
+            raise UnusableGpuError(
                 f"device: cuda: GPU {index} cannot be used ({error}): check nvidia-smi and that the driver is as new "
                 "as the installed CUDA libraries, or use device: cpu"
             ) from error
@@ -263,13 +267,13 @@ class CudaDevice:
             self._attribute("COMPUTE_CAPABILITY_MINOR"),
         )
         if capability < LEAST_CAPABILITY:
-            raise ConfigError(
+            raise UnusableGpuError(
                 f"device: cuda: {self.name} has compute capability {'.'.join(map(str, capability))}, but the kernels "
                 f"need {'.'.join(map(str, LEAST_CAPABILITY))}: use device: cpu, or a later GPU"
             )
         version, compiler = int(self._driver("cuDriverGetVersion")[0]) // 1000, compiler_version()[0]
         if version < compiler:
-            raise ConfigError(
+            raise UnusableGpuError(
                 f"device: cuda: the driver of {self.name} is for CUDA {version}, but the installed compiler (NVRTC) is "
                 f"of CUDA {compiler}: pip install 'cuda-bindings[all]=={version}.*', update the driver, or use "
                 "device: cpu"

@@ -68,13 +68,22 @@ def raise_cause_of_many(error: RayTaskError, failed: int, most: int) -> None:
 
     One node may lack what others have.
     """
-    is_meant_for_users = isinstance(error.cause, SemrsmError) and not isinstance(error.cause, WorkerLostError)
-    if is_meant_for_users or failed > most:
-        _raise_cause(error)
+    if is_meant_for_users(error) or failed > most:
+        raise_cause(error)
+    warn_of_load(error)
+
+
+def is_meant_for_users(error: RayTaskError) -> bool:
+    """Return whether what a worker met would be met everywhere, and says to the user what to do."""
+    return isinstance(error.cause, SemrsmError) and not isinstance(error.cause, WorkerLostError)
+
+
+def warn_of_load(error: RayTaskError) -> None:
+    """Warn of a worker that could not begin, and is started again."""
     log.warning("a worker could not be loaded, and is tried elsewhere: %s", first_line(error.cause or error))
 
 
-def _raise_cause(error: RayTaskError) -> NoReturn:
+def raise_cause(error: RayTaskError) -> NoReturn:
     """Raise in the driver what a worker met before it could work, in its own type."""
     cause = error.cause
     if isinstance(cause, SemrsmError):

@@ -18,22 +18,25 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from semrsm_dist.engine.engines.ray.calls import (
+    is_meant_for_users,
     one_line,
+    raise_cause,
     raise_cause_of_many,
     read_news,
     report_seconds,
     wait_for_news,
+    warn_of_load,
 )
 from semrsm_dist.engine.engines.ray.hosting import new_actor, pack, run_task
 from semrsm_dist.engine.engines.ray.requests import ray_options
 from semrsm_dist.engine.engines.ray.watch import Fitting, Watch
 from semrsm_dist.engine.protocol import Event, Finished, Progress, Resources, Task, Worker
-from semrsm_dist.errors import WorkerLostError, WorkError
+from semrsm_dist.errors import WorkError, first_line
 
 log = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
-"""Starts of an actor, before the pool gives up."""
+"""Starts of an actor in a row that fail, before the pool does without it."""
 
 
 class TaskPool:
@@ -143,7 +146,6 @@ class ActorPool:
         self._options = {**ray_options(resources), "max_restarts": 0, "max_task_retries": 0}
         self._watch = Watch(resources, fitting)
         self._waiting: deque[Task] = deque()
-        self._failed_starts = 0  # in a row
         self._members = [_Member() for _ in range(count)]
         for member in self._members:
             self._start(member)
@@ -200,33 +202,42 @@ class ActorPool:
         try:
             ray.get(ref)
         except RayTaskError as error:
-            if isinstance(error.cause, WorkerLostError) and self._retire(member, error.cause):
-                return
-            self._failed_starts += 1
-            raise_cause_of_many(error, self._failed_starts, len(self._members))
-            self._start(member)
+            if is_meant_for_users(error) or self._is_last_try(member):
+                raise_cause(error)
+            warn_of_load(error)
+            self._start_again(member, error.cause or error)
         except RayError as error:
-            self._failed_starts += 1
-            if self._failed_starts > START_ATTEMPTS * len(self._members):
+            if self._is_last_try(member):
                 raise WorkError(
                     f"the workers die before they are ready: {one_line(error)}. Nothing can be computed; look "
                     "at the memory of the nodes and at Ray's logs"
                 ) from error
-            self._start(member)
+            self._start_again(member, error)
         else:
-            self._failed_starts = member.failed_starts = 0
             self._watch.begin()
-            member.starting = None
+            member.starting, member.failed_starts = None, 0
 
-    def _retire(self, member: _Member, error: WorkerLostError) -> bool:
-        """Do without a member whose GPU fails again and again, if there are others; return whether that was done."""
+    def _is_last_try(self, member: _Member) -> bool:
+        """Return whether there is no other member, and this one has failed as often as it may."""
+        return len(self._members) == 1 and member.failed_starts + 1 >= START_ATTEMPTS
+
+    def _start_again(self, member: _Member, error: Exception) -> None:
+        """Start another actor in a member's place, wherever there is room; or do without one that fails each time.
+
+        Its node may lack what others have: a driver, a library, memory.
+        """
         member.failed_starts += 1
-        if member.failed_starts < START_ATTEMPTS or len(self._members) == 1:
-            return False
-        log.warning("one worker fewer goes on: %s", error)
+        if member.failed_starts < START_ATTEMPTS:
+            self._start(member)
+            return
         ray.kill(member.actor)
         self._members.remove(member)
-        return True
+        log.warning(
+            "one worker fewer goes on (%d are left), as its actor failed at %d starts in a row: %s",
+            len(self._members),
+            START_ATTEMPTS,
+            first_line(error),
+        )
 
     def _advance(self, member: _Member) -> list[Event]:
         call, task = member.calls[0]
@@ -236,6 +247,7 @@ class ActorPool:
         if isinstance(last, Finished):
             member.calls.popleft()
             if last.system:  # the actor is gone, and with it the calls that had not begun
+                log.warning("a worker was lost, and another takes its place: %s", last.error)
                 self._replace(member, [waiting for _, waiting in member.calls])
         return events
 

@@ -65,6 +65,7 @@ class ModelConfig(Section):
     prompt: Annotated[str | None, AffectsResult()] = None
     seed: Annotated[Seed, AffectsResult()] = 0
     precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], AffectsResult()] = "auto"
+    compile: Annotated[bool, AffectsResult(added=True)] = False
     batch_size: Count = 32
     actors: AutoCount = None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from semrsm_dist.errors import (
     WorkError,
     first_line,
 )
+from semrsm_dist.features.compiling import compile_network, explain_failure
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
 from semrsm_dist.features.preprocessing import Prepared, Preprocessing
@@ -31,6 +33,9 @@ from semrsm_dist.features.probing import LayerInfo
 from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)
+_COMPILING = threading.Lock()
+_ALIKE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""Most that features of a compiled network differ, relative to their norm: it rounds fewer intermediate results."""
 
 
 class NonFiniteFeaturesError(InputError):
@@ -95,16 +100,20 @@ class ComingFeatures:
         WorkerLostError
             The GPU has failed.
         """
-        with _noticing_faults(self.device):
-            for part in self.parts:
-                if part.done is not None:
-                    part.done.synchronize()
+        self.wait()
         for place, layer in enumerate(self.layers):
             finite = [flag for part in self.parts for flag in part.finite[place].tolist()]
             if not all(finite):
                 bad = [index for index, is_finite in enumerate(finite) if not is_finite]
                 raise NonFiniteFeaturesError(layer.name, bad, self.precision)
         return {layer.name: self._join(layer) for layer in self.layers}
+
+    def wait(self) -> None:
+        """Wait for the features; raise WorkerLostError if the GPU fails."""
+        with _noticing_faults(self.device):
+            for part in self.parts:
+                if part.done is not None:
+                    part.done.synchronize()
 
     def _join(self, layer: LayerInfo) -> NDArray[np.float32]:
         arrays = [part.features[layer.name].numpy() for part in self.parts]
@@ -133,6 +142,9 @@ class Extractor:
         "cpu", "cuda", "cuda:1" and so on, or "auto": a GPU if there is one.
     batch_size
         Images per forward pass. Halved, and kept so, when the GPU's memory does not suffice.
+    compiled
+        Whether the network is compiled by `torch.compile`. Smaller batches are then filled up, so that all have one
+        size: it is compiled once, and an image's features do not depend on how many images its batch has.
 
     Attributes
     ----------
@@ -161,6 +173,7 @@ class Extractor:
         precision: str = "auto",
         device: str = "auto",
         batch_size: int = 32,
+        compiled: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -179,6 +192,51 @@ class Extractor:
                 self._streams = stream(self.device), stream(self.device)
                 if isinstance(model, ModelSpec):
                     self.model.module.to(memory_format=torch.channels_last)
+        self._is_compiled, self._plain = compiled, self._read
+        if compiled:
+            self._read = compile_network(self._plain, self.device)
+
+    def warm_up(self) -> None:
+        """Let the model work on an image of noise, so that what it cannot do is found before it is given work.
+
+        Raises
+        ------
+        ConfigError
+            The network could not be compiled, or returns other features since.
+        WorkerLostError
+            The GPU has failed, or not enough free memory.
+        """
+        height, width = self.model.input_size
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        image = self.transform(Image.fromarray(pixels))
+        try:
+            with _COMPILING if self._is_compiled else nullcontext():
+                found = self.begin([image])
+            found.wait()
+        except WorkError as error:
+            raise WorkerLostError(str(error)) from error
+        except Exception as error:
+            if not self._is_compiled:
+                raise
+            raise explain_failure(error, self.model.spec.name) from error
+        if self._is_compiled:
+            self._require_same(image, found)
+
+    def _require_same(self, image: Prepared, found: ComingFeatures) -> None:
+        """Raise ConfigError unless the compiled network finds about what the network finds."""
+        compiled, self._read = self._read, self._plain
+        expected = self.begin([image])
+        expected.wait()
+        self._read = compiled
+        for name, z in expected.parts[0].features.items():
+            size = float(torch.linalg.vector_norm(z))
+            difference = float(torch.linalg.vector_norm(z - found.parts[0].features[name]))
+            if np.isfinite(size) and not difference <= _ALIKE[self.precision] * size:
+                raise ConfigError(
+                    f"model.compile: true: compiled, {self.model.spec.name!r} returns other features of layer {name!r} "
+                    f"than not compiled (difference {difference / size:.1g} of their norm, for {self.precision}); "
+                    "nothing was extracted: use model.compile: false in a new run directory"
+                )
 
     def _find(self, names: Sequence[str]) -> tuple[list[LayerInfo], Callable[[Tensor], dict[str, Tensor]]]:
         """Return the layers of these names, and what reads them from a batch (B, 3, H, W) as (B, S, C)."""
@@ -265,13 +323,24 @@ class Extractor:
         autocast = torch.autocast(
             self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
         )
-        with torch.inference_mode():
-            pixels = self.preprocessing.finish(batch)
+        n_images = len(batch)
+        # The compiler cannot make views of parameters in inference mode.
+        with torch.no_grad() if self._is_compiled else torch.inference_mode():
+            pixels = self.preprocessing.finish(self._fill(batch))
             with autocast:
                 found = self._read(pixels)
-            features = {layer.name: found[layer.name].float().contiguous() for layer in self.layers}
+            features = {
+                layer.name: found[layer.name][:n_images].float().contiguous() for layer in self.layers
+            }
             finite = [torch.isfinite(z).flatten(1).all(1) for z in features.values()]
             return _Part(features, torch.stack(finite))
+
+    def _fill(self, batch: Tensor) -> Tensor:
+        """Return a batch of the size that the network is compiled for, by its last image once more."""
+        missing = self.batch_size - len(batch)
+        if not self._is_compiled or missing <= 0:
+            return batch
+        return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
 
     def _forward_on_gpu(
         self, batch: Tensor, sending: torch.cuda.Stream, fetching: torch.cuda.Stream

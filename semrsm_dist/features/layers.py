@@ -183,7 +183,7 @@ class LayerReader:
         The tensors are copies: nothing the network does later changes them.
         """
         found: dict[str, Tensor] = {}
-        with torch.inference_mode():
+        with torch.no_grad():
             if self._indices:
                 with self._reading(self._hooked, found):
                     maps = forward_stages(

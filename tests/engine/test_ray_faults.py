@@ -18,7 +18,7 @@ from semrsm_dist.cli.interrupts import stopping_in_order
 from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks, schedule
 from semrsm_dist.engine.engines import ray as ray_engine
 from semrsm_dist.engine.engines.ray import watch
-from semrsm_dist.errors import ConfigError, StorageError
+from semrsm_dist.errors import ConfigError, StorageError, UnusableGpuError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
@@ -282,6 +282,42 @@ def test_a_worker_with_a_gpu_runs_on_a_node_without_cpu_slots(cluster, engine):
     pool.close()
     assert len(receipts) == 2
     cluster.remove_node(node)
+
+
+def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, engine, caplog):
+    nodes = [cluster.add_node(num_cpus=0, num_gpus=count, **LEAN) for count in (1, 2)]
+    cluster.wait_for_nodes()
+    good, bad = (node.node_id for node in nodes)
+
+    def factory_failing_on(broken):
+        def factory():
+            if ray.get_runtime_context().get_node_id() in broken:
+                raise UnusableGpuError("torch sees no GPU here: look at nvidia-smi on that machine")
+            return lambda units: (Receipt(unit) for unit in units)
+
+        return factory
+
+    done = []
+    pool = engine.start_actors(factory_failing_on({bad}), 3, Resources(gpus=1))
+    failures = run_tasks(pool, batches(8, 1), on_receipt=lambda receipt: done.extend(receipt.units))
+    for _ in range(600):  # the good one may be through with all before the others have failed for good
+        if sum("one worker fewer goes on" in said for said in caplog.messages) == 2:
+            break
+        pool.collect(0.1)
+    pool.close()
+    assert failures == []
+    assert sorted(done) == list(range(8))
+    assert "one worker fewer goes on (1 are left), as its actor failed at 3 starts in a row" in caplog.text
+    assert "look at nvidia-smi" in caplog.text
+
+    with pytest.raises(UnusableGpuError, match="look at nvidia-smi"):
+        run_tasks(
+            engine.start_actors(factory_failing_on({good, bad}), 1, Resources(gpus=1)),
+            batches(2, 1),
+            on_receipt=pytest.fail,
+        )
+    for node in nodes:
+        cluster.remove_node(node)
 
 
 def test_a_request_that_fits_nowhere_yet_is_named(cluster, start, tmp_path, monkeypatch, caplog):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semrsm_dist.errors import ConfigError, InputError, WorkError
+from semrsm_dist.errors import ConfigError, InputError, WorkerLostError, WorkError
 from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.features.spec import resolve_precision
@@ -78,14 +78,17 @@ def test_greyscale_images_are_taken_as_rgb():
     np.testing.assert_array_equal(extractor()([grey])["layer3"], extractor()([grey.convert("RGB")])["layer3"])
 
 
-def limit_memory(extract: Extractor, at_most: int) -> list[int]:
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def limit_memory(extract: Extractor, at_most: int, error: Exception = FULL) -> list[int]:
     """Let batches of more than `at_most` images fail as a full GPU does; return the sizes tried."""
     tried: list[int] = []
 
     def limited(_module, inputs):
         tried.append(len(inputs[0]))
         if len(inputs[0]) > at_most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     extract.model.module.conv1.register_forward_pre_hook(limited)
     return tried
@@ -116,6 +119,61 @@ def test_a_gpu_too_small_for_one_image_says_what_to_change():
     ):
         extract(pictures(4))
     assert tried == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_what_libraries_say_of_a_full_gpu_halves_the_batch_too(error):
+    extract = extractor(batch_size=4)
+    assert limit_memory(extract, 2, error) == []
+    extract(pictures(4))
+    assert extract.batch_size == 2
+
+
+MORE = "\nCUDA kernel errors might be asynchronously reported at some other API call"
+
+
+def accelerator_error(text):
+    """Return the error that torch raises; versions before it had one of its own raise RuntimeError."""
+    return getattr(torch, "AcceleratorError", RuntimeError)(text + MORE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        accelerator_error("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered" + MORE),
+        RuntimeError("CUDA driver error: device has been lost"),
+    ],
+)
+def test_a_gpu_that_fails_is_a_lost_worker(error):
+    extract = extractor()
+    limit_memory(extract, 0, error)
+    with pytest.raises(
+        WorkerLostError,
+        match=rf"failed \({str(error).splitlines()[0]}\); no features .* extracts them elsewhere.*dmesg",
+    ):
+        extract(pictures(2))
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_an_error_of_another_name_is_one_of_the_gpu_if_that_no_longer_answers(monkeypatch, is_broken):
+    def synchronize(_device):
+        if is_broken:
+            raise accelerator_error("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    extract, error = extractor(), RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+    limit_memory(extract, 0, error)
+    extract.device = torch.device("cuda:0")
+    with pytest.raises(WorkerLostError if is_broken else RuntimeError, match="CUDNN_STATUS_EXECUTION_FAILED"):
+        extract(pictures(1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

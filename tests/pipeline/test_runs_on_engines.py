@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,16 @@ import torch
 import xarray as xr
 import zarr
 from PIL import Image
+from ray import cloudpickle
 from scipy.optimize import linear_sum_assignment
 
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import make_engine
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.features.models import ModelSpec, load_model
+from semrsm_dist.pipeline.stages import extraction
+from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory
 from semrsm_dist.results.xarray_engine import SemrsmBackend
 
 KERNELS = ["linear", "cosine", "rbf"]
@@ -325,6 +331,55 @@ def test_features_that_are_not_finite_name_the_images(shop, engine):
     assert all(words in str(caught.value) for words in ("'photo 7' (index 7", "'photo 41' (index 41"))
     assert "photo 8'" not in str(caught.value)
     assert not shop.tiles(shop.path / "run")
+
+
+# --- a GPU that fails --------------------------------------------------------------------------------------
+
+
+class FailingFactory(ExtractorFactory):
+    """Makes workers of which the first loses its GPU at its second batch: CUDA says nothing else in that process."""
+
+    def __call__(self):
+        made = Path(os.environ["SEMRSM_TEST_FOLDER"])
+        first = not any(made.iterdir())
+        (made / str(os.getpid())).touch()
+        worker, batches = super().__call__(), []
+
+        def fail(module, inputs):
+            if first and isinstance(module, torch.nn.MaxPool2d):
+                batches.append(len(inputs[0]))
+                if len(batches) > 1:
+                    raise torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for more")
+
+        torch.nn.modules.module.register_module_forward_pre_hook(fail)
+        return worker
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch raises RuntimeError alone")
+def test_images_of_a_gpu_that_fails_are_extracted_by_another_process(shop, engine, monkeypatch, caplog):
+    folder, made = shop.images(n=100), shop.path / "made"
+    made.mkdir()
+    document = shop.of_images("run", folder)
+    document["model"]["actors"] = 1
+    srs.run(parse_config(document | {"run": str(shop.path / "undisturbed")}), engine=engine)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setenv("SEMRSM_TEST_FOLDER", str(made))
+    monkeypatch.setattr(extraction, "ExtractorFactory", FailingFactory)
+    hooks = torch.nn.modules.module._global_forward_pre_hooks
+    monkeypatch.setattr(torch.nn.modules.module, "_global_forward_pre_hooks", hooks.copy())
+    if engine.name == "local":  # has but one process, and the GPU is of no more use to it
+        with pytest.raises(WorkError, match=r"no GPU is left, and what is done is kept: .*unspecified launch"):
+            shop.run(document, engine=engine)
+        monkeypatch.undo()
+    summary = shop.run(document, engine=engine)
+    assert summary["work"]["extraction"]["computed"] >= 3
+    trees = [shop.tree(shop.path / name / "features.zarr") for name in ("run", "undisturbed")]
+    assert trees[0] == trees[1]
+    if engine.name == "ray":
+        assert len(list(made.iterdir())) == 2
+        assert "a worker was lost, and another takes its place: the GPU" in caplog.text
+        assert "failed (CUDA error: unspecified launch failure)" in caplog.text
 
 
 # --- kernels ---------------------------------------------------------------------------------------------

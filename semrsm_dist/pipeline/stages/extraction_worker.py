@@ -77,6 +77,8 @@ class ExtractorFactory:
         The model; it must match the record.
     gpus
         GPUs of a worker; with 0 the model runs on the CPU.
+    compiled
+        Whether the network is compiled.
     n_images
         Images that a worker can expect.
     """
@@ -87,6 +89,7 @@ class ExtractorFactory:
     layers: Mapping[str, LayerSizes]
     spec: ModelSpec
     gpus: int
+    compiled: bool = False
     n_images: int = 0
 
     def __call__(self) -> Worker:
@@ -95,9 +98,11 @@ class ExtractorFactory:
         Raises
         ------
         ConfigError
-            If a GPU is configured, but torch cannot use it.
+            If the network cannot be compiled.
         ResumeError
             If the model found here is not the run's.
+        UnusableGpuError, WorkerLostError
+            If a GPU is configured, but torch cannot use it, or it fails.
         """
         from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
         from semrsm_dist.features.outputs import OUTPUTS, OutputExtractor  # noqa: PLC0415
@@ -108,8 +113,11 @@ class ExtractorFactory:
             precision=self.record.model.precision,
             device=choose_device(self.gpus),
             batch_size=self.record.batch_size or 1,
+            compiled=self.compiled,
         )
         self._require_same_model(*describe_model(extractor.model, extractor.layers))
+        if self.gpus or self.compiled:
+            extractor.warm_up()
         return _ExtractionWorker(self, extractor)
 
     def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, LayerSizes]) -> None:
@@ -158,6 +166,7 @@ class _ExtractionWorker:
     def __init__(self, setup: ExtractorFactory, extractor: Extractor) -> None:
         self._setup = setup
         self._extractor = extractor
+        self._batch_size = setup.record.batch_size or 1
         self._writers = WRITERS if setup.gpus else 1
         count = count_readers(on_gpu=setup.gpus > 0)
         self._readers = ReaderPool(
@@ -208,15 +217,14 @@ class _ExtractionWorker:
         self, chunk: FeatureChunk, images: list[Future[list[Any]]], writers: ThreadPoolExecutor
     ) -> Future[Receipt]:
         """Let the model work on a chunk whose images are being read, and a writer write what comes of it."""
-        batch_size = self._extractor.batch_size
         try:
             coming = self._extractor.begin([image for group in images for image in group.result()])
         except Exception as error:  # noqa: BLE001 - raised for this chunk alone, when it is its turn
             failed = Future[Receipt]()
             failed.set_exception(error)
             return failed
-        now = self._extractor.batch_size
-        news = ChunkNews(smaller_batch=now) if now < batch_size else None
+        before, self._batch_size = self._batch_size, self._extractor.batch_size
+        news = ChunkNews(smaller_batch=self._batch_size) if self._batch_size < before else None
         return writers.submit(self._write, chunk, coming, news)
 
     def _write(self, chunk: FeatureChunk, coming: ComingFeatures, news: ChunkNews | None) -> Receipt:

@@ -300,8 +300,6 @@ class RunConfig(Section):
                 f"neighbours are found by bounds that hold for the matcher auction alone, not for "
                 f"{self.matching.matcher}: use it, or remove output.neighbours",
             )
-        if self.output.neighbours is not None and self.matching.parameters.get("device", "cpu") != "cpu":
-            raise _refusal("output", "neighbours are searched on the CPU: use matching.device: cpu")
         return self
 
     @model_validator(mode="after")

@@ -29,9 +29,9 @@ def compile_network(read: Reader, device: torch.device) -> Reader:
 
     if not hasattr(inductor, "deterministic"):
         raise ConfigError(
-            f"model.compile: true: torch {torch.__version__} chooses code by how fast it was when it was tried, so that "
-            "features would differ from session to session; nothing was extracted: use a later torch (2.10 or later "
-            "has torch._inductor.config.deterministic), or model.compile: false in a new run directory"
+            f"model.compile: true: torch {torch.__version__} chooses code by how fast it was when it was tried, so "
+            "features would differ from session to session; nothing was extracted: use a later torch (one that has "
+            "torch._inductor.config.deterministic), or model.compile: false in a new run directory"
         )
     options: dict[str, Any] = {"deterministic": True}
     if device.type == "cpu":
@@ -44,7 +44,7 @@ def explain_failure(error: Exception, name: str) -> ConfigError:
     """Return the error of a network that could not be compiled."""
     cause = getattr(error, "inner_exception", error)  # torch wraps what its backends raise
     return ConfigError(
-        f"model.compile: true: {name!r} could not be compiled ({type(cause).__name__}: {first_line(cause)}); nothing was "
-        "extracted: torch.compile needs a C++ compiler on a CPU and Triton on a GPU, and cannot compile every network; "
-        "use model.compile: false in a new run directory"
+        f"model.compile: true: {name!r} could not be compiled ({type(cause).__name__}: {first_line(cause)}); nothing "
+        "was extracted: torch.compile needs a C++ compiler on a CPU and Triton on a GPU, and cannot compile every "
+        "network; use model.compile: false in a new run directory"
     )

@@ -372,8 +372,8 @@ def _fetch(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
 def _noticing_faults(device: torch.device) -> Iterator[None]:
     """Raise WorkerLostError where a GPU fails within the block: its errors stay, so this process cannot use it again.
 
-    Torch raises AcceleratorError, and in earlier versions RuntimeError, for what CUDA reports; libraries above CUDA have
-    messages of their own. Whatever was raised, a GPU that has failed answers nothing any more.
+    Torch raises AcceleratorError, and in earlier versions RuntimeError, for what CUDA reports; libraries above CUDA
+    have messages of their own. Whatever was raised, a GPU that has failed answers nothing any more.
     """
     try:
         yield

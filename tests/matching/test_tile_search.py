@@ -55,7 +55,7 @@ def merge(tiles, wanted, n_rows, symmetric):
     return rank_pairs(pairs.rows, pairs.columns, pairs.similarity, (n_rows, wanted.k)), pairs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     n_images=st.integers(2, 40),
     size=st.integers(1, 17),
@@ -66,11 +66,12 @@ def merge(tiles, wanted, n_rows, symmetric):
     symmetric=st.booleans(),
     grouped=st.booleans(),
     known=st.sampled_from((0.0, 0.3, 1.0)),
+    on_device=st.sampled_from((None, Auction(tolerance=1e-3), Auction(tolerance=0.2))),
     seed=st.integers(0, 2**32 - 1),
 )
 @pytest.mark.slow
 def test_tiles_keep_the_neighbours_of_the_full_matrix(
-    n_images, size, k, threshold, single, unequal, symmetric, grouped, known, seed
+    n_images, size, k, threshold, single, unequal, symmetric, grouped, known, on_device, seed
 ):
     rng = np.random.default_rng(seed)
     wanted = Neighbours(k, threshold, single)
@@ -89,10 +90,13 @@ def test_tiles_keep_the_neighbours_of_the_full_matrix(
         for panel in whole
     ]
     panels = [
-        [SearchPanel.of(panel.part(part), directions, double=False) for part in parts]
+        [
+            SearchPanel.of(panel.part(part), directions, double=False, on_device=on_device is not None)
+            for part in parts
+        ]
         for panel, parts in zip(whole, cut, strict=True)
     ]
-    search = TileSearch(Auction(), wanted, both=symmetric)
+    search = TileSearch(Auction(), wanted, symmetric, on_device)  # any certified matcher can be that of a GPU
     ranked = -np.sort(-np.nan_to_num(similarity, nan=-np.inf), axis=1)
     kth = ranked[:, k - 1] if k <= ranked.shape[1] else np.full(n_rows, -np.inf)
     tiles = []
@@ -142,6 +146,35 @@ def test_floors_spare_most_of_the_work():
     kept, first = search.select(again, (known, known)), search.select(pairs, (known, known))
     for name in Pairs._fields:
         np.testing.assert_array_equal(getattr(kept, name), getattr(first, name))
+
+
+@pytest.mark.parametrize("power", [-40.0, -150.0, -159.0])
+def test_norms_whose_product_float64_does_not_hold_are_no_reason_to_drop_a_pair(power):
+    z, counts = make(np.random.default_rng(1), 12, unequal=False)
+    panel = Auction().prepare(z.astype(np.float64) * 10.0**power, counts)
+    none, apart = np.full(12, -np.inf), (np.full(12, -1),) * 2
+    found = []
+    for on_device in (None, Auction(tolerance=0.05)):
+        rows = SearchPanel.of(panel, np.zeros((12, 0)), double=True, on_device=on_device is not None)
+        search = TileSearch(Auction(), Neighbours(2, -np.inf, single=False), True, on_device)
+        found.append(
+            search.select(search.search(rows, rows, (none, none), apart, triangular=True)[0], (none, none))
+        )
+    assert found[0].rows.size
+    for name in Pairs._fields:
+        np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))
+
+
+def test_most_pairs_are_left_to_the_gpu_where_images_differ():
+    panel = Auction().prepare(
+        np.random.default_rng(0).normal(size=(30, 9, 6)).astype(np.float32).cumsum(axis=1)
+    )
+    none, apart = np.full(30, -np.inf), (np.full(30, -1),) * 2
+    rows = SearchPanel.of(panel, np.zeros((6, 0)), double=False, on_device=True)
+    search = TileSearch(Auction(), Neighbours(2, -np.inf, single=True), True, Auction(tolerance=1e-3))
+    _, counts = search.search(rows, rows, (none, none), apart, triangular=True)
+    assert counts.sum() == 30 * 29 / 2
+    assert counts[0] > 0.5 * counts.sum()
 
 
 def test_a_pair_that_was_found_twice_counts_once():

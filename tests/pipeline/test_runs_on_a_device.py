@@ -35,9 +35,9 @@ def device(request, monkeypatch):
     monkeypatch.setattr(local, "available_gpus", lambda: 1)
 
 
-def document_of(shop, run, **matching):
+def document_of(shop, run, *, keep="stored", **matching):
     shop.features(shape=(14, 9, 5))
-    output = {"matrices": "stored"}
+    output = {"neighbours": 3} if keep == "neighbours" else {"matrices": keep}
     return shop.of_features(run, shop.path / "z.npy", matching={"tile": 4, **matching}, output=output)
 
 
@@ -49,6 +49,23 @@ def test_a_run_on_a_device_agrees_with_one_on_the_cpu_within_the_certificate(sho
     np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-3 + 2.0**-23)
     assert [run.record.fingerprint["matching.device"] for run in runs] == ["cpu", "cuda"]
     assert not summary["warnings"]
+
+
+@pytest.mark.parametrize("against", ["images", "queries"])
+def test_neighbours_are_those_of_the_cpu_to_the_last_bit(shop, device, against):
+    documents = [document_of(shop, name, keep="neighbours", device=name) for name in ("cpu", "cuda")]
+    if against == "queries":
+        queries = {"source": "features", "layers": {"last": str(shop.features("q.npy", (6, 9, 5), seed=1))}}
+        documents = [document | {"queries": queries} for document in documents]
+    shop.run(documents[0])
+    assert shop.interrupt(documents[1], "matching", 40)
+    summary = shop.run(documents[1])
+    assert summary["work"]["matching"]["found"] > 0
+    runs = [srs.open_run(shop.path / name) for name in ("cpu", "cuda")]
+    cpu, gpu = (run.neighbours("last") for run in runs)
+    for name in cpu.data_vars:
+        np.testing.assert_array_equal(gpu[name].values, cpu[name].values, err_msg=name)
+    assert runs[1].verify(sample=5, seed=0).exit_code == 0
 
 
 def test_a_gpu_has_four_workers_and_cpus_do_not_join_in(shop, device, monkeypatch):

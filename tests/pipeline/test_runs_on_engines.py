@@ -369,7 +369,9 @@ def test_images_of_a_gpu_that_fails_are_extracted_by_another_process(shop, engin
     hooks = torch.nn.modules.module._global_forward_pre_hooks
     monkeypatch.setattr(torch.nn.modules.module, "_global_forward_pre_hooks", hooks.copy())
     if engine.name == "local":  # has but one process, and the GPU is of no more use to it
-        with pytest.raises(WorkError, match=r"no GPU is left, and what is done is kept: .*unspecified launch"):
+        with pytest.raises(
+            WorkError, match=r"no GPU is left, and what is done is kept: .*unspecified launch"
+        ):
             shop.run(document, engine=engine)
         monkeypatch.undo()
     summary = shop.run(document, engine=engine)

@@ -46,14 +46,20 @@ class SearchPanel:
     sorted: NDArray[np.float32]
 
     @classmethod
-    def of(cls, panel: PackedPanel, directions: NDArray[np.float64], *, double: bool) -> Self:
-        """Prepare a panel: `directions` and `double` must be those of the panel that it is searched against."""
+    def of(
+        cls, panel: PackedPanel, directions: NDArray[np.float64], *, double: bool, on_device: bool = False
+    ) -> Self:
+        """Prepare a panel: `directions` and `double` must be those of the panel that it is searched against.
+
+        Where a GPU bounds all pairs (`on_device`), there is no need of sorted channels.
+        """
         sketches = sketch(panel, directions)
         prices = np.zeros((panel.n_images, padded(panel.n_tokens)), np.float32)
         norms = even_exponents(panel.squared_norms)
         learned = np.zeros(panel.n_images, np.int64)
         images = SearchImages(images_of_panel(panel, double), *norms, sketches.packed, prices, learned)
-        return cls(panel, images, sketches, sort_channels(panel))
+        channels = np.empty((panel.n_images, 0), np.float32) if on_device else sort_channels(panel)
+        return cls(panel, images, sketches, channels)
 
     @property
     def n_images(self) -> int:

@@ -1,13 +1,4 @@
-r"""A search whose pairs are all matched on GPUs first; only those that may be hits are left to the CPU.
-
-The hits of a search are those of the CPU's full matrix, whose entry w for a pair lies within the tolerance of the
-optimum. A GPU finds a value v and an upper bound u for the optimum, so that::
-
-    v - tolerance  <=  optimum - tolerance  <=  w  <=  optimum  <=  u
-
-Hence the k-th largest ``v - tolerance`` of an image, its *floor*, is not above the k-th largest w, and a pair whose u
-is below the floors of both images is no hit of either. All others are searched by the CPU, with u as their first bound.
-"""
+"""A search whose pairs are all matched on GPUs first; only those that may be hits are left to the CPU."""
 
 from __future__ import annotations
 
@@ -22,13 +13,10 @@ from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
+from semrsm_dist.matching.search.device_bounds import prove
 from semrsm_dist.matching.search.search import Groups, Search
 from semrsm_dist.matching.similarity import most_threads, solve_tiles
 
-FINEST = 1e-4
-"""Tolerance of a GPU in a search of a finer one: what it cannot tell apart, the CPU does."""
-
-_ROUNDING = 1e-12  # of cosines, in float64
 _PAIR_BYTES = 2 * (4 + 4 + 8)  # of a candidate: row, column and bound, and a copy while they are sorted
 _MEMORY_SHARE = 4  # candidates take at most one part in so many
 
@@ -43,6 +31,8 @@ class DeviceSearch(Search):
     matcher, rows, columns, k, groups
         Of the search that decides what is left.
     """
+
+    _on_device = True
 
     def __init__(
         self,
@@ -91,7 +81,7 @@ class _Candidates:
         same: bool,
         groups: Groups | None,
     ) -> None:
-        self._lengths = [np.sqrt(side.squared_norms) for side in sides]
+        self._sides = sides
         self._tolerance, self._same, self._groups = tolerance, same, groups
         self._certain = np.full((sides[0].n_images, k), -np.inf)  # the k largest of each image of the rows
         self._found: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]] = []
@@ -102,11 +92,8 @@ class _Candidates:
 
     def add(self, r: slice, c: slice, tile: TileResult) -> None:
         """Note the pairs of a tile that may be hits."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # an image of norm zero has no similarity
-            norms = np.outer(self._lengths[0][r], self._lengths[1][c])
-            upper = np.minimum(tile.upper_bound / norms, 1.0) + _ROUNDING
-            certain = tile.matched / norms - (self._tolerance + _ROUNDING)
-        excluded = norms == 0
+        certain, upper = prove(tile, self._sides[0].part(r), self._sides[1].part(c), self._tolerance)
+        excluded = upper == -np.inf
         if self._groups is not None:
             excluded |= self._groups[0][r, None] == self._groups[1][c]
         if self._same and r == c:

@@ -6,7 +6,8 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ class Search:
     `rows` and `columns` are the N queries and M database images, one object if they are the same; k is at most M.
     """
 
+    _on_device: ClassVar[bool] = False
+
     def __init__(
         self, matcher: Auction, rows: PackedPanel, columns: PackedPanel, k: int, groups: Groups | None = None
     ) -> None:
@@ -44,8 +47,9 @@ class Search:
         self.same = rows is columns
         double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
         directions = principal_directions(columns)
-        self.columns = SearchPanel.of(columns, directions, double=double)
-        self.rows = self.columns if self.same else SearchPanel.of(rows, directions, double=double)
+        prepare = partial(SearchPanel.of, directions=directions, double=double, on_device=self._on_device)
+        self.columns = prepare(columns)
+        self.rows = self.columns if self.same else prepare(rows)
         sketches = self.columns.sketches
         rounding = rounding_of_product(rows.n_channels)
         self.settings = Settings(matcher.tolerance, rounding, sketches.n_channels, sketches.rounding, False)

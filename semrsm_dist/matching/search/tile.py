@@ -8,8 +8,9 @@ among those that its tiles keep: stale floors, or none, cost time alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,7 +20,14 @@ from semrsm_dist.matching.compiled.product import rounding_of_product
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import prepare_packed_panel
 from semrsm_dist.matching.search.block import SearchPanel, decide_pairs, similarity_bounds
-from semrsm_dist.matching.search.progressive import NOBODY, Settings, merge
+from semrsm_dist.matching.search.device_bounds import Proven, kth_largest, prove
+from semrsm_dist.matching.search.progressive import (
+    NOBODY,
+    SINGLE_ROUNDING,
+    WITHOUT_PRODUCT,
+    Settings,
+    merge,
+)
 
 _BLOCK_ROWS = 32
 """Rows that are searched before the floors of the columns are raised by what was found in them."""
@@ -79,11 +87,15 @@ class TileSearch:
         What decides whether a pair is kept.
     both
         Whether columns have neighbours, too: rows and columns are the same images.
+    on_device
+        A matcher on GPUs, if there is one: it matches all pairs, and `matcher` those that can be neighbours by what
+        that proves. The pairs that are kept, and their numbers, are the same.
     """
 
     matcher: Auction
     wanted: Neighbours
     both: bool
+    on_device: Auction | None = None
 
     def compile(self) -> None:
         """Compile everything that is compiled at first use, as `Matcher.compile` does."""
@@ -135,9 +147,18 @@ class TileSearch:
             single,
         )
         found, counts = [], np.zeros(4, np.int64)
+        bounds_of: Callable[[slice], NDArray[np.float64]]
+        bounds_of = partial(self._bounds, rows, columns, groups, triangular)
+        if self.on_device is not None:
+            proven = self._match_on_device(self.on_device, rows, columns, groups, triangular)
+            row_floors = np.maximum(row_floors, kth_largest(proven.least, k))
+            if self.both:
+                column_floors = np.maximum(column_floors, kth_largest(proven.least.T, k))
+            most, counts[WITHOUT_PRODUCT] = self._drop(proven, row_floors, column_floors, triangular)
+            bounds_of = most.__getitem__
         for start in range(0, rows.n_images, _BLOCK_ROWS):
             block = slice(start, min(start + _BLOCK_ROWS, rows.n_images))
-            bounds = self._bounds(rows, block, columns, groups, triangular)
+            bounds = bounds_of(block)
             own = np.full((len(bounds), k), -np.inf)
             if triangular:
                 own[:] = best[block]
@@ -171,13 +192,49 @@ class TileSearch:
         kept = pairs.some(keep)
         return kept.some(np.lexsort((kept.columns, kept.rows)))
 
-    def _bounds(
+    def _match_on_device(
         self,
+        matcher: Auction,
         rows: SearchPanel,
-        block: slice,
         columns: SearchPanel,
         groups: tuple[NDArray[np.int64], NDArray[np.int64]],
         triangular: bool,
+    ) -> Proven:
+        """Return what the matches of a GPU prove (R, K); of a panel with itself, each way round."""
+        tile = matcher.solve_tile(rows.panel, columns.panel, triangular=triangular)
+        matcher.check_tile(tile, rows.panel, columns.panel)
+        proven = prove(tile, rows.panel, columns.panel, self.matcher.tolerance, single=self.wanted.single)
+        barred = _barred(groups[0], groups[1])
+        if triangular:
+            np.fill_diagonal(barred, val=True)
+        for values in proven:
+            values[barred] = -np.inf
+        return proven
+
+    def _drop(
+        self,
+        proven: Proven,
+        row_floors: NDArray[np.float64],
+        column_floors: NDArray[np.float64],
+        triangular: bool,
+    ) -> tuple[NDArray[np.float64], int]:
+        """Return upper bounds (R, K), -inf for what is no pair or can be no neighbour, and the number of the latter."""
+        slack = SINGLE_ROUNDING if self.wanted.single else 0.0
+        most = (
+            np.where(np.tri(*proven.most.shape, dtype=np.bool_), -np.inf, proven.most)
+            if triangular
+            else proven.most
+        )
+        dropped = (most > -np.inf) & (most < np.minimum(row_floors[:, None], column_floors) - slack)
+        return np.where(dropped, -np.inf, most), int(np.count_nonzero(dropped))
+
+    def _bounds(
+        self,
+        rows: SearchPanel,
+        columns: SearchPanel,
+        groups: tuple[NDArray[np.int64], NDArray[np.int64]],
+        triangular: bool,
+        block: slice,
     ) -> NDArray[np.float64]:
         """Return upper bounds (R, K) on the similarities of a block of rows; -inf for what is no pair."""
         first = block.start if triangular else 0
@@ -185,9 +242,14 @@ class TileSearch:
         bounds[:, first:] = similarity_bounds(rows, block, columns, slice(first, None))
         if triangular:
             bounds[np.arange(columns.n_images) <= np.arange(block.start, block.stop)[:, None]] = -np.inf
-        left, right = groups[0][block, None], groups[1]
-        bounds[(left == right) & (left >= 0)] = -np.inf
+        bounds[_barred(groups[0][block], groups[1])] = -np.inf
         return bounds
+
+
+def _barred(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which pairs (R, K) are of the same group."""
+    barred: NDArray[np.bool_] = (left[:, None] == right) & (left[:, None] >= 0)
+    return barred
 
 
 def rank_pairs(

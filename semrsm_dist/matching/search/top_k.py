@@ -18,7 +18,8 @@ from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
-from semrsm_dist.matching.search.on_device import FINEST, DeviceSearch
+from semrsm_dist.matching.search.device_bounds import divide_work
+from semrsm_dist.matching.search.on_device import DeviceSearch
 from semrsm_dist.matching.search.progressive import NOBODY
 from semrsm_dist.matching.search.search import Groups, Search
 from semrsm_dist.matching.similarity import most_threads, prepare_all
@@ -88,7 +89,7 @@ def top_k(
         Of the matcher `auction`, on the cosine scale.
     device : str
         Of the matcher `auction`. With ``cuda``, GPUs match all pairs and leave to the CPU those that may be hits
-        (`semrsm_dist.matching.search.on_device`); the hits and their similarities are the same.
+        (`semrsm_dist.matching.search.device_bounds`); the hits and their similarities are the same.
     groups, database_groups : sequences of N and M names, optional
         Images of the query's group are not its hits. Names are text or whole numbers; None means ungrouped. Without a
         database, only `groups`.
@@ -137,9 +138,9 @@ def top_k(
         workers = argument("workers", workers, Count, "leave it out for one per core")
     if database is None and database_groups is not None:
         raise ConfigError("database_groups needs a database: without one, give only groups")
-    matcher = cast(Auction, make_matcher("auction", tolerance=tolerance))
-    on_device = make_matcher("auction", tolerance=max(tolerance, FINEST), device=device)
-    most_threads(on_device)  # whether there is a GPU for it
+    chosen = cast(Auction, make_matcher("auction", tolerance=tolerance, device=device))
+    most_threads(chosen)  # whether there is a GPU for it
+    matcher, on_device = divide_work(chosen)
     rows, columns = prepare_all(matcher, queries, database, ("queries", "database"))
     if 16 * rows.n_images * k > available_memory():
         raise ConfigError(
@@ -152,7 +153,7 @@ def top_k(
     with threadpool_limits(1, user_api="blas"):  # the threads share the cores
         sides = cast(PackedPanel, rows), cast(PackedPanel, columns)
         wanted = *sides, min(k, columns.n_images), codes
-        search = DeviceSearch(on_device, matcher, *wanted) if on_device.gpus else Search(matcher, *wanted)
+        search = DeviceSearch(on_device, matcher, *wanted) if on_device else Search(matcher, *wanted)
         search.run(workers or available_cpus())
     missing = ((0, 0), (0, k - search.best.shape[1]))
     indices = np.pad(search.indices, missing, constant_values=NOBODY)

@@ -17,6 +17,7 @@ from semrsm_dist.matching.kernels import cosine_of_pairs
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.block import SearchPanel
+from semrsm_dist.matching.search.device_bounds import divide_work
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
 from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank_pairs
 from semrsm_dist.pipeline.faults import attempt_each
@@ -41,6 +42,8 @@ DECISIONS = ("by_bounds", "by_sketches", "by_products", "solved")
 class SearchWorker(MatchingWorker):
     """Searches tiles: loads missing panels, decides all pairs, writes the candidates, and yields a receipt.
 
+    With a matcher on GPUs, these bound all pairs, and the CPU decides what that leaves open.
+
     Parameters
     ----------
     wanted
@@ -54,14 +57,16 @@ class SearchWorker(MatchingWorker):
 
     @override
     def compile(self) -> None:
-        TileSearch(cast(Auction, self.matcher), Neighbours(1, -np.inf, single=True), both=True).compile()
+        matcher, _ = divide_work(cast(Auction, self.matcher))
+        TileSearch(matcher, Neighbours(1, -np.inf, single=True), both=True).compile()
 
     @override
     def _solve(self, tiles: Sequence[Tile]) -> Receipt:
         """Search the first of the remaining tiles."""
         tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
-        search = TileSearch(cast(Auction, self.matcher), self.wanted[tile.layer], both=layout.symmetric)
+        matcher, on_device = divide_work(cast(Auction, self.matcher))
+        search = TileSearch(matcher, self.wanted[tile.layer], layout.symmetric, on_device)
         store = self._held.candidates(
             RunDirectory(self.run).candidates, tile.layer, self.wanted[tile.layer].k
         )
@@ -172,7 +177,12 @@ class SearchWorker(MatchingWorker):
         panel = cast(PackedPanel, super()._read(key))
         if key.layer not in self._held.directions:
             self._held.directions[key.layer] = self._choose_directions(key)
-        return SearchPanel.of(panel, self._held.directions[key.layer], double=panel.raw.dtype == np.float64)
+        return SearchPanel.of(
+            panel,
+            self._held.directions[key.layer],
+            double=panel.raw.dtype == np.float64,
+            on_device=self.matcher.gpus > 0,
+        )
 
     def _choose_directions(self, key: Key) -> NDArray[np.float64]:
         """Return the directions of a layer's sketches, from a few images from all over it."""

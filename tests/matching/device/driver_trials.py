@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"
 
@@ -21,17 +22,30 @@ def features(n=14, n_tokens=9):
     return np.random.default_rng(0).normal(size=(n, n_tokens, 5)).astype(np.float32).cumsum(axis=1)
 
 
-def run(folder, name):
+def run(folder, name, matching=MappingProxyType({"device": "cuda"}), output=MappingProxyType({})):
     """Run on the GPUs; return the hashes of all tiles."""
     np.save(folder / "z.npy", features())
     document = {
         "run": str(folder / name),
         "data": {"source": "features", "layers": {"last": str(folder / "z.npy")}},
-        "matching": {"device": "cuda", "tile": 4},
+        "matching": {"tile": 4, **matching},
+        "output": dict(output),
     }
     srs.run(document)
     tiles = sorted(path for path in (folder / name / "tiles.zarr").rglob("c/*/*/*") if path.is_file())
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in tiles]
+
+
+def neighbours(folder):
+    """Neighbours are the CPU's to the last bit, also where a GPU fails meanwhile."""
+    driver_on_cpu.set_up(devices=2)
+    driver_on_cpu.fail("cuStreamSynchronize", after=20, status=UNCORRECTABLE, device=1)
+    found = []
+    for device in ("cpu", "cuda"):
+        run(folder, device, {"device": device}, {"neighbours": 3})
+        found.append(srs.open_run(folder / device).neighbours("last"))
+    for name in found[0].data_vars:
+        np.testing.assert_array_equal(found[1][name].values, found[0][name].values)
 
 
 def memory(folder):

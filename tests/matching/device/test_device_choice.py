@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import semrsm_dist as srs
-from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.device import cuda
 from semrsm_dist.matching.matchers import make_matcher
@@ -93,14 +92,3 @@ def test_other_devices_are_refused():
 def test_a_matcher_whose_device_was_never_resolved_is_refused():
     with pytest.raises(ConfigError, match="make_matcher"):
         Auction(device="cuda").match(*Z[:2])
-
-
-def test_neighbours_on_a_gpu_are_refused():
-    document = {
-        "run": "run",
-        "data": {"source": "features", "layers": {"last": "z.npy"}},
-        "matching": {"device": "cuda"},
-        "output": {"neighbours": {"k": 3}},
-    }
-    with pytest.raises(ConfigError, match=r"neighbours are searched on the CPU: use matching\.device: cpu"):
-        parse_config(document)

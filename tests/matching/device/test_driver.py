@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("trial", ["memory", "one_of_two", "the_only_one"])
+@pytest.mark.parametrize("trial", ["memory", "one_of_two", "the_only_one", "neighbours"])
 def test_a_gpu_that_fails_loses_nothing(run, trial, tmp_path):
     run("-m", "tests.matching.device.driver_trials", trial, str(tmp_path))
 

@@ -148,23 +148,6 @@ def test_floors_spare_most_of_the_work():
         np.testing.assert_array_equal(getattr(kept, name), getattr(first, name))
 
 
-@pytest.mark.parametrize("power", [-40.0, -150.0, -159.0])
-def test_norms_whose_product_float64_does_not_hold_are_no_reason_to_drop_a_pair(power):
-    z, counts = make(np.random.default_rng(1), 12, unequal=False)
-    panel = Auction().prepare(z.astype(np.float64) * 10.0**power, counts)
-    none, apart = np.full(12, -np.inf), (np.full(12, -1),) * 2
-    found = []
-    for on_device in (None, Auction(tolerance=0.05)):
-        rows = SearchPanel.of(panel, np.zeros((12, 0)), double=True, on_device=on_device is not None)
-        search = TileSearch(Auction(), Neighbours(2, -np.inf, single=False), True, on_device)
-        found.append(
-            search.select(search.search(rows, rows, (none, none), apart, triangular=True)[0], (none, none))
-        )
-    assert found[0].rows.size
-    for name in Pairs._fields:
-        np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))
-
-
 def test_most_pairs_are_left_to_the_gpu_where_images_differ():
     panel = Auction().prepare(
         np.random.default_rng(0).normal(size=(30, 9, 6)).astype(np.float32).cumsum(axis=1)

@@ -14,6 +14,7 @@ import semrsm_dist as srs
 from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, ResumeError, WorkError
+from semrsm_dist.features import extractor
 from semrsm_dist.features.extractor import Extractor
 from semrsm_dist.features.models import ModelSpec
 from semrsm_dist.pipeline import inputs
@@ -112,6 +113,15 @@ def test_a_resume_keeps_the_batches_that_the_run_was_begun_with(shop, monkeypatc
     summary = shop.run(with_model(document, batch_size=7))
     assert set(used) == {3}
     assert any("model.batch_size: 7" in line and "batches of 3" in line for line in summary["warnings"])
+
+
+def test_a_run_keeps_to_a_compiled_network_or_to_one_that_is_not(shop, monkeypatch):
+    monkeypatch.setattr(extractor, "compile_network", lambda read, _device: read)
+    document = with_model(shop.of_images("run", shop.images(n=4)), compile=True)
+    shop.run(document)
+    assert srs.open_run(shop.path / "run").record.fingerprint["model.compile"] is True
+    with pytest.raises(ResumeError, match=r"model\.compile"):
+        shop.run(with_model(document, compile=False))
 
 
 def test_batches_larger_than_a_chunk_are_told(shop):

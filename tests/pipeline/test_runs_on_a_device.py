@@ -1,6 +1,7 @@
 """Whole runs with `matching.device: cuda`, on a GPU that the CPU emulates, or on one that is there."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 
 import semrsm_dist as srs
+from semrsm_dist.config.schema import parse_config
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.engines import local
 from semrsm_dist.errors import ResumeError, WorkError
 from semrsm_dist.matching.device import cuda
+from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.pipeline.inputs import RunInputs
+from semrsm_dist.pipeline.sizing import choose_sizes
 from semrsm_dist.results.pair import PairMatcher
+from semrsm_dist.store.record import LayerSizes
 from tests.matching.device.conftest import EmulatedDevice
 
 JOB = Path(__file__).parents[2] / "jobs" / "gpu_check.py"
@@ -78,6 +85,30 @@ def test_a_gpu_has_four_workers_and_cpus_do_not_join_in(shop, device, monkeypatc
     monkeypatch.setattr(local.LocalEngine, "start_actors", spy)
     shop.run(document_of(shop, "run", device="cuda"))
     assert started == [(4 * local.available_gpus(), 0.25)]
+
+
+@pytest.mark.parametrize(("n_tokens", "n_channels"), [(49, 512), (196, 1024), (1024, 256)])
+def test_tiles_grow_until_one_takes_about_a_second(device, n_tokens, n_channels):
+    document = {
+        "run": "run",
+        "data": {"source": "features", "layers": {"last": "z.npy"}},
+        "matching": {"device": "cuda", "worker_memory": "16GiB"},
+    }
+    matcher = make_matcher("auction", device="cuda")
+    manifests = {"images": Manifest.from_ids(map(str, range(50_000)))}
+    sizes = {"last": LayerSizes(n_tokens=n_tokens, n_channels=n_channels)}
+    layers, _ = choose_sizes(parse_config(document), matcher, RunInputs(manifests, sizes, {}), {}, workers=4)
+    seconds = matcher.pair_seconds(n_tokens, n_channels) * layers["last"].tile_size ** 2
+    assert 0.2 < seconds <= 1.0
+
+
+def test_the_plan_counts_gpu_hours(shop, device):
+    config = shop.write(document_of(shop, "run", device="cuda"))
+    done = shop.command("plan", config, "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["gpu_hours"] == pytest.approx(plan["layers"]["last"]["gpu_seconds"] / 3600)
+    assert plan["gpu_hours"] > 0
 
 
 def test_tiles_that_a_gpu_fails_at_are_tried_again(shop, device, monkeypatch):

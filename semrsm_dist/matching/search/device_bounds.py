@@ -22,7 +22,6 @@ from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 from semrsm_dist.matching.search.progressive import SINGLE_ROUNDING
-from semrsm_dist.matching.search.pruning_bounds import SMALLEST_NORMS
 
 FINEST = 1e-4
 """Tolerance of a GPU in a search of a finer one: what it cannot tell apart, the CPU does."""
@@ -65,12 +64,10 @@ def prove(
     rounding = _ROUNDING + 2 * float64_rounding(rows.n_tokens, rows.n_channels)
     # The finest tolerance is as fine as float32; see `Auction.tolerance`.
     lost = max(tolerance, FLOAT32_TOLERANCE) + rounding + (SINGLE_ROUNDING if single else 0.0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # an image of norm zero has no similarity
         most = np.minimum(tile.upper_bound / norms, 1.0) + rounding
         least = tile.matched / norms - lost
-    unknown = ~(norms >= SMALLEST_NORMS)  # where quotients are no longer precise
-    most[unknown], least[unknown] = np.inf, -np.inf
-    most[np.logical_or.outer(rows.squared_norms == 0, columns.squared_norms == 0)] = -np.inf
+    most[norms == 0] = least[norms == 0] = -np.inf
     return Proven(least, most)
 
 

@@ -103,7 +103,8 @@ def test_tiles_grow_until_one_takes_about_a_second(device, n_tokens, n_channels)
 
 
 def test_the_plan_counts_gpu_hours(shop, device):
-    config = shop.write(document_of(shop, "run", device="cuda"))
+    document = shop.of_features("run", shop.features("few.npy", (6, 3, 2)), matching={"device": "cuda"})
+    config = shop.write(document)
     done = shop.command("plan", config, "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)

@@ -276,23 +276,21 @@ def _solve_block(
     # The hardest first, so that all end at about the same time. The order changes no number.
     ease = np.where(np.isinf(frames.targets), np.inf, frames.targets / np.maximum(frames.size, 1e-300))
     places = np.flatnonzero(wanted)
-    places = places[np.argsort(ease.flat[places], kind="stable")]
+    places = places[np.argsort(ease.astype(np.float32).ravel()[places])]
     panels = Panels(*sent, rows.n_tokens, rows.n_channels)
     found = match_pairs(device, panels, make_tasks(frames, places))
-    duals, identity, matched = np.full((3, *wanted.shape), np.nan)
-    duals.flat[places] = found.outcomes["dual"]
-    identity.flat[places] = found.identity
-    matched.flat[places] = found.matched
-    return conclude(frames, duals, identity, matched)
+    values = np.full((3, wanted.size), np.nan)
+    for row, column in zip(values, (found.outcomes["dual"], found.identity, found.matched), strict=True):
+        row[places] = column
+    return conclude(frames, *values.reshape(3, *wanted.shape))
 
 
 def make_tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
     """Return what the kernels need to know of pairs, given by their flat places."""
     tasks = np.zeros(places.size, source.TASK)
-    tasks["row"], tasks["column"] = np.unravel_index(places, frames.size.shape)
-    tasks["n_tokens"] = frames.n_tokens.flat[places]
-    tasks["size"] = frames.size.flat[places]
-    tasks["target"] = frames.targets.flat[places]
+    tasks["row"], tasks["column"] = np.divmod(places, frames.size.shape[1])
+    for name, values in (("n_tokens", frames.n_tokens), ("size", frames.size), ("target", frames.targets)):
+        tasks[name] = values.ravel()[places]  # several times as fast as by `flat`
     return tasks
 
 

@@ -47,7 +47,7 @@ RUNS = {
 COMMANDS = {
     "voc/retrieval": "retrieval jobs/real/voc.yaml --with transport=0.1 --with near_duplicates=0.68",
     "voc/objects": "objects jobs/real/voc.yaml --with boxes=photos/voc/boxes.csv --with near_duplicates=0.68",
-    "voc/improvements": "improvements jobs/real/voc.yaml --with norms=2.0 --with prior=0.5",
+    "voc/improvements": "improvements jobs/real/voc.yaml",
     "voc/kernels": "kernels jobs/real/voc.yaml",
     "voc/translation": "translation jobs/real/voc.yaml --with images=40 --with shifts=[0.0,0.125,0.3125]",
     "imagenet/output-similarity": "output-similarity jobs/real/imagenet.yaml",
@@ -65,7 +65,7 @@ COMMANDS = {
     "voc-lite1/retrieval": "retrieval jobs/real/voc-lite1.yaml",
     "voc-lite2/retrieval": "retrieval jobs/real/voc-lite2.yaml",
     "voc-lite2/objects": "objects jobs/real/voc-lite2.yaml --with boxes=photos/voc/boxes.csv",
-    "voc-lite2/improvements": "improvements jobs/real/voc-lite2.yaml --with norms=2.0 --with prior=0.5",
+    "voc-lite2/improvements": "improvements jobs/real/voc-lite2.yaml",
     "imagenet-lite2/output-similarity": "output-similarity jobs/real/imagenet.yaml --set run=runs/real/imagenet-lite2 "
     "--set model.name=tf_efficientnet_lite2 --set 'model.layers=[blocks.6, bn2]'",
     "held-out/retrieval": "retrieval jobs/real/held-out.yaml",

@@ -18,7 +18,7 @@ from semrsm_dist.pipeline.faults import attempt_each, list_failures
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.results.coordinates import collect_coordinates, digest_labels
-from semrsm_dist.results.export.whole_zarr import make_matrices, write_chunk
+from semrsm_dist.results.export.whole_zarr import make_matrices, write_chunks
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
 from semrsm_dist.store.chunks import create_group
@@ -46,8 +46,7 @@ class AssemblyWorker:
         directory = RunDirectory(self.run)
         matrices = LayerMatrices.open(TileStore(directory.tiles, chunk.layer), self.layouts[chunk.layer])
         store = MatrixStore(directory.matrices, chunk.layer)
-        for matrix in matrices.all():
-            write_chunk(store, matrix, (chunk.row, chunk.column))
+        write_chunks(store, matrices, matrices.all(), (chunk.row, chunk.column))
         return Receipt(chunk, counts={"chunks": 1})
 
 

@@ -24,8 +24,7 @@ def write_zarr(selection: Selection, folder: Path) -> list[Path]:
         make_matrices(store, matrices, every, record.id_of(layer))
         with writing(store.group):
             for chunk in matrices.chunks.tiles():
-                for matrix in every:
-                    write_chunk(store, matrix, chunk)
+                write_chunks(store, matrices, every, chunk)
         store.finish(matrices.store.coordinates(), {"layer": layer}, record.id_of(layer))
     return [folder / "rsm.zarr" / layer for layer in together]
 
@@ -39,11 +38,16 @@ def make_matrices(
     store.make(attributes, shape, layer.chunks.tile_size, str(layer.store.dtype), run)
 
 
-def write_chunk(store: MatrixStore, matrix: DerivedMatrix, chunk: tuple[int, int]) -> None:
-    """Write a chunk of a matrix, and its mirror image in a symmetric one."""
+def write_chunks(
+    store: MatrixStore, layer: LayerMatrices, matrices: Sequence[DerivedMatrix], chunk: tuple[int, int]
+) -> None:
+    """Write a chunk of some matrices of a layer, its tiles read once, and in a symmetric one its mirror image."""
     row, column = chunk
-    layout = matrix.layer.chunks
-    values = matrix.read((layout.rows(row), layout.columns(column)))
-    store.write(matrix.name, chunk, values)
-    if layout.symmetric and row != column:
-        store.write(matrix.name, (column, row), values.T)
+    layout = layer.chunks
+    key = layout.rows(row), layout.columns(column)
+    read = dict(zip(QUANTITIES, layer.read(QUANTITIES, key), strict=True))
+    for matrix in matrices:
+        values = matrix.derive(read[matrix.quantity], key)
+        store.write(matrix.name, chunk, values)
+        if layout.symmetric and row != column:
+            store.write(matrix.name, (column, row), values.T)

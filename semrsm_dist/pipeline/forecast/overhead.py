@@ -41,14 +41,13 @@ class Starter:
 
 
 def time_loading(matcher: Matcher) -> float:
-    """Return the seconds in which a process starts and loads what a run needs, all of it compiled.
+    """Return the seconds in which a process starts and loads what a run needs, its matcher compiled before.
 
     Raises
     ------
     WorkError
         If a process of its own cannot.
     """
-    matcher.compile()
     program = [sys.executable, "-c", LOADED, matcher.name, json.dumps(matcher.parameters)]
     started = time.perf_counter()
     done = subprocess.run(program, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

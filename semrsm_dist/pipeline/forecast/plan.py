@@ -65,23 +65,8 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     InputError, ConfigError, StorageError, WorkError
         As `run`, if the calibration meets the cause.
     """
-    check_sources(config)
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    outside, started = time_loading(matcher), time.perf_counter()
-    engine = make_engine(config.engine, address=config.address, workers=config.workers)
-    outside += time.perf_counter() - started
-    try:
-        machine = engine.describe()
-        slots = count_workers(engine, matcher)
-        workers = _at_once(config, matcher, machine)
-        outside += time_workers(engine, matcher, workers)
-    finally:
-        engine.close()
-    folder = nearest_folder(as_run_path(config.run))
-    contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
-    calibration = calibrate(config, matcher, workers=contending, folder=folder)
-    record = _record(config, matcher, calibration, slots)
-    return _Plan(config, matcher, calibration, record, machine, workers).describe(folder, outside)
+    plan, started = _calibrate(config)
+    return plan.describe(started + time_loading(plan.matcher))
 
 
 def require_core_hours(config: RunConfig, limit: float) -> None:
@@ -94,14 +79,36 @@ def require_core_hours(config: RunConfig, limit: float) -> None:
     InputError, ConfigError, StorageError, WorkError
         As `plan_run`.
     """
-    plan = plan_run(config)
-    if plan["core_hours"] > limit:
+    plan, _ = _calibrate(config)
+    if (hours := plan.hours["core_hours"]) > limit:
         raise LimitError(
-            f"{config.run}: the run takes about {plan['core_hours']:.2g} core-hours, more than --max-core-hours "
-            f"{limit:g}; nothing was computed: allow more, or use fewer images, layers or tokens (see semrsm plan)"
+            f"{config.run}: the run takes about {hours:.2g} core-hours, more than --max-core-hours {limit:g}; nothing "
+            "was computed: allow more, or use fewer images, layers or tokens (see semrsm plan)"
         )
-    if plan["problems"]:
-        raise LimitError("\n".join([f"{config.run}: nothing was computed", *plan["problems"]]))
+    if plan.problems:
+        raise LimitError("\n".join([f"{config.run}: nothing was computed", *plan.problems]))
+
+
+def _calibrate(config: RunConfig) -> tuple[_Plan, float]:
+    """Return the plan of a run, and the seconds to start its engine and workers."""
+    check_sources(config)
+    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher.compile()
+    started = time.perf_counter()
+    engine = make_engine(config.engine, address=config.address, workers=config.workers)
+    starting = time.perf_counter() - started
+    try:
+        machine = engine.describe()
+        slots = count_workers(engine, matcher)
+        workers = _at_once(config, matcher, machine)
+        starting += time_workers(engine, matcher, workers)
+    finally:
+        engine.close()
+    folder = nearest_folder(as_run_path(config.run))
+    contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
+    calibration = calibrate(config, matcher, workers=contending, folder=folder)
+    record = _record(config, matcher, calibration, slots)
+    return _Plan(config, matcher, calibration, record, machine, workers, folder), starting
 
 
 def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) -> int:
@@ -139,6 +146,7 @@ class _Plan:
     record: RunRecord
     machine: Mapping[str, Any]
     workers: int
+    folder: RunPath
 
     @cached_property
     def costs(self) -> Costs:
@@ -173,10 +181,8 @@ class _Plan:
         """Return the sum over layers of something that is known of each."""
         return sum(layer[what] for layer in self.layers.values())
 
-    def describe(self, folder: RunPath, outside: float) -> dict[str, Any]:
+    def describe(self, outside: float) -> dict[str, Any]:
         """Return the plan as JSON values; `outside` are the seconds to load the package and to start the workers."""
-        space, memory = self._describe_space(folder), self._describe_memory()
-        problems = _problems(space, memory, self.machine)
         return {
             "run": str(self.config.run),
             "images": dict(self.record.counts),
@@ -188,20 +194,26 @@ class _Plan:
             "tasks": self.here.tasks,
             "workers": self.workers,
             "engine": dict(self.machine),
-            **self._describe_hours(),
+            **self.hours,
             **self._describe_time(outside),
-            **space,
-            **memory,
+            **self.space,
+            **self.memory,
             "scaling": [self._describe_scale(each) for each in self.simulated.values()],
             "driver_seconds_per_tile": self.here.driver_seconds / self.total("tiles"),
             "read_bytes": self.here.read_bytes,
             "limit": self._find_limit_here(),
-            "fits": not problems,
-            "problems": problems,
+            "fits": not self.problems,
+            "problems": self.problems,
         }
 
-    def _describe_hours(self) -> dict[str, float]:
-        """Return what is used of CPUs and GPUs: a model runs on the GPUs, if there are any."""
+    @property
+    def problems(self) -> list[str]:
+        """Why the run would be refused, or end early."""
+        return _problems(self.space, self.memory, self.machine)
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """What is used of CPUs and GPUs: a model runs on the GPUs, if there are any."""
         matching = self.total("core_seconds")
         on_cpus, on_gpus = (0.0, self.extraction) if self.gpus else (self.extraction, 0.0)
         return {
@@ -232,8 +244,9 @@ class _Plan:
             "stage_seconds": stages,
         }
 
-    def _describe_space(self, folder: RunPath) -> dict[str, Any]:
-        """Return files and bytes on disk, and what is free in the folder of the run."""
+    @cached_property
+    def space(self) -> dict[str, Any]:
+        """Files and bytes on disk, and what is free in the folder of the run."""
         kept = self.config.output.neighbours
         files, sizes = Space(self.calibration, self.record, 0 if kept is None else kept.k).measure()
         return {
@@ -245,11 +258,12 @@ class _Plan:
             "disk_bytes_at_most": max(
                 largest_disk_bytes(self.config, self.matcher, self.record), math.ceil(sum(sizes.values()))
             ),
-            "disk_free_bytes": free_bytes(folder),
+            "disk_free_bytes": free_bytes(self.folder),
         }
 
-    def _describe_memory(self) -> dict[str, int]:
-        """Return bytes of memory: of a worker, of all at the peak, and what is allowed."""
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes of memory: of a worker, of all at the peak, and what is allowed."""
         worker = largest_worker(self.config, self.matcher, self.record)
         return {
             "worker_memory_bytes": worker,

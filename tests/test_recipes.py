@@ -1,5 +1,6 @@
 """Each recipe of docs/extending.md works as written: its file and its entry point, in their own distribution."""
 
+import json
 import os
 import re
 import shlex
@@ -39,75 +40,80 @@ def read_recipe(title):
     return source, path, f"[{group}]\n{name} = {target}\n", shlex.split(command, comments=True)
 
 
-class Toy:
-    """A folder with some features, the jobs that ship, and one installed recipe."""
+PROGRAM = """
+import contextlib, io, json, os, sys
+import numpy as np
+import semrsm_dist as srs
+from semrsm_dist.cli.commands import main
 
-    def __init__(self, folder, title):
-        source, path, points, self.command = read_recipe(title)
-        site = folder / "site"
-        info = site / "toy-1.0.dist-info"
-        info.mkdir(parents=True)
-        (site / path).write_text(source)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(points)
-        self.folder = folder
-        self.environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        }
-        (folder / "jobs").symlink_to(ROOT / "jobs")
-        self.z = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float32)
-        np.save(folder / "features.npy", self.z)
-
-    def python(self, *arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def follow(self):
-        """Give the recipe's own command."""
-        program, *arguments = self.command
-        assert program == "semrsm"
-        return self.python("-m", "semrsm_dist", *arguments)
-
-
-@pytest.fixture
-def toy(request, tmp_path):
-    return Toy(tmp_path, request.param)
-
-
-def follows(title):
-    return pytest.mark.parametrize("toy", [title], indirect=True, ids=[title])
-
-
-@follows("A matcher")
-def test_matcher(toy):
-    toy.follow()
-    run = srs.open_run(toy.folder / "runs/features")
-    ranks = np.argsort(np.abs(toy.z).sum(axis=2), axis=1)
-    flat = np.stack([z[order].ravel() for z, order in zip(toy.z.astype(float), ranks, strict=True)])
-    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
-    np.testing.assert_allclose(run.similarity("last"), flat @ flat.T, rtol=1e-6)
-    assert (run.gap("last") > 0).values[np.triu_indices(7, 1)].all()
-    code = """
-import numpy as np, semrsm_dist as srs
+for folder, arguments in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # after its help
+            status = end.code
+    print(json.dumps([status, out.getvalue(), errors.getvalue()]))
 z = np.load("features.npy")
 m = srs.match(z[0], z[1], matcher="by-norm", order=1)
 assert np.isclose(m.value, (z[0] * z[1][m.permutation]).sum()) and m.value <= m.upper_bound
 """
-    toy.python("-c", code)
+"""Give commands in their folders, with the libraries loaded once, and match in memory with the recipe's matcher."""
+
+TITLES = ("A matcher", "A data source", "An experiment", "An engine")
+Z = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float32)
 
 
-@follows("A data source")
-def test_data_source(toy):
-    toy.follow()
-    run = srs.open_run(toy.folder / "runs/digits")
+def install(folder, title):
+    """Make a folder with some features, the jobs that ship, and an installed recipe; return the recipe's command."""
+    source, path, points, command = read_recipe(title)
+    info = folder / "site" / f"{Path(path).stem}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "site" / path).write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {Path(path).stem}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+    (folder / "jobs").symlink_to(ROOT / "jobs")
+    np.save(folder / "features.npy", Z)
+    program, *arguments = command
+    assert program == "semrsm"
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """The folder and the output of each recipe's own command, by its title; of `evaluate --help`, too."""
+    home = tmp_path_factory.mktemp("recipes")
+    folders = {title: home / title for title in TITLES}
+    commands = [[str(folder), install(folder, title)] for title, folder in folders.items()]
+    commands += [[str(folders["A matcher"]), ["evaluate", "--help"]]]
+    sites = [str(folder / "site") for folder in folders.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([*sites, str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for status, _, errors in answers:
+        assert status == 0, errors
+    assert done.returncode == 0, done.stderr
+    outputs = dict(zip([*TITLES, "help"], (output for _, output, _ in answers), strict=True))
+    return folders, outputs
+
+
+def test_matcher(followed):
+    run = srs.open_run(followed[0]["A matcher"] / "runs/features")
+    ranks = np.argsort(np.abs(Z).sum(axis=2), axis=1)
+    flat = np.stack([z[order].ravel() for z, order in zip(Z.astype(float), ranks, strict=True)])
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    np.testing.assert_allclose(run.similarity("last"), flat @ flat.T, rtol=1e-6)
+    assert (run.gap("last") > 0).values[np.triu_indices(7, 1)].all()
+
+
+def test_data_source(followed):
+    run = srs.open_run(followed[0]["A data source"] / "runs/digits")
     assert run.manifest().image_ids() == [f"{width}-px" for width in range(1, 7)]
     assert run.manifest().labels() == [("thin",)] * 3 + [("wide",)] * 3
     columns = np.arange(96) // np.arange(1, 7)[:, None] % 2 * 255
@@ -116,21 +122,20 @@ def test_data_source(toy):
     np.testing.assert_allclose(run.similarity("layer4"), srs.similarity_matrix(z), atol=1e-3)
 
 
-@follows("An experiment")
-def test_experiment(toy):
-    assert "quantile" in toy.follow()
-    table = pd.read_parquet(toy.folder / "runs/features/evaluation/spread.parquet")
-    similarity = srs.similarity_matrix(toy.z, kernel="cosine")
+def test_experiment(followed):
+    folders, outputs = followed
+    assert "quantile" in outputs["An experiment"]
+    results = folders["An experiment"] / "runs/features/evaluation"
+    table = pd.read_parquet(results / "spread.parquet")
+    similarity = srs.similarity_matrix(Z, kernel="cosine")
     assert table["layer"].tolist() == ["last"]
     np.testing.assert_allclose(table["quantile"], [np.quantile(similarity, 0.5)], atol=1e-3)
-    assert (toy.folder / "runs/features/evaluation/spread.png").exists()
-    assert "how large are the large similarities?" in toy.python("-m", "semrsm_dist", "evaluate", "--help")
+    assert (results / "spread.png").exists()
+    assert "how large are the large similarities?" in outputs["help"]
 
 
-@follows("An engine")
-def test_engine(toy):
-    toy.follow()
-    run = srs.open_run(toy.folder / "runs/features")
+def test_engine(followed):
+    run = srs.open_run(followed[0]["An engine"] / "runs/features")
     assert run.summary()["engine"]["engine"] == "serial"
-    similarity = srs.similarity_matrix(toy.z, kernel="cosine")
+    similarity = srs.similarity_matrix(Z, kernel="cosine")
     np.testing.assert_allclose(run.similarity("last"), similarity, rtol=0, atol=run.rounding("last"))

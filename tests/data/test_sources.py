@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from semrsm_dist.cli.commands import main
 from semrsm_dist.config.schema import (
     RunConfig,
     as_config,
@@ -70,7 +71,6 @@ def install(folder, module, text, point):
     (folder / f"{module}.py").write_text(text)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[semrsm_dist.data_sources]\n{point}\n")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
 
 
 IN_TURN = """\
@@ -82,55 +82,6 @@ for arguments in json.loads(sys.argv[1]):
         status = main(arguments)
     print(json.dumps([status, errors.getvalue()]))
 """
-
-
-def semrsm(folder, environment, *commands):
-    """Return the status and errors of commands of one process, which loads libraries once."""
-    done = subprocess.run(
-        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_a_source_of_another_distribution_is_read_cropped_and_run(tmp_path):
-    environment = install(tmp_path / "site", "toy", TOY, "greys = toy:Greys")
-    (tmp_path / "job.yaml").write_text(JOB)
-    (tmp_path / "wrong.yaml").write_text(JOB.replace("n_images", "n_imags"))
-    ran, checked = semrsm(tmp_path, environment, ["run", "job.yaml"], ["validate", "wrong.yaml"])
-    assert ran[0] == 0, ran[1]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert '"images.of.n_images": 4' in json.dumps(record)
-    assert checked[0] == 2
-    assert "wrong.yaml:4: unknown key 'data.of.n_imags'; did you mean 'n_images'?" in checked[1]
-
-
-def test_a_broken_source_hurts_only_those_who_choose_it(tmp_path):
-    environment = install(
-        tmp_path / "site", "broken", "import nowhere_to_be_found\n", "broken = broken:Broken"
-    )
-    job = "run: run\ndata: {source: digits}\nmodel: {name: test_resnet, weights: random, layers: [layer1]}\n"
-    (tmp_path / "job.yaml").write_text(job)
-    check = ["validate", "job.yaml"]
-    as_it_is, misspelt, chosen = semrsm(
-        tmp_path,
-        environment,
-        check,
-        [*check, "--set", "data.n_image=3"],
-        [*check, "--set", "data.source=broken"],
-    )
-    assert as_it_is == [0, ""]
-    assert "did you mean 'n_images'" in misspelt[1]
-    assert chosen[0] == 2
-    assert (
-        "data: data source 'broken' (broken:Broken of the distribution broken 1.0) cannot be loaded"
-        in chosen[1]
-    )
 
 
 LISTED = "return [ImageEntry("
@@ -153,20 +104,71 @@ TOYS = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """What the command says of each toy: all are installed, and their commands run, in one process."""
-    home = tmp_path_factory.mktemp("toys")
+def home(tmp_path_factory):
+    """A folder with jobs of a source that works, of one that cannot be loaded, and of each toy: all are installed."""
+    home = tmp_path_factory.mktemp("home")
+    install(home / "site", "toy", TOY, "greys = toy:Greys")
+    (home / "job.yaml").write_text(JOB)
+    (home / "misspelt.yaml").write_text(JOB.replace("n_images", "n_imags"))
+    install(home / "site", "broken", "import nowhere_to_be_found\n", "broken = broken:Broken")
+    (home / "digits.yaml").write_text(
+        "run: run\ndata: {source: digits}\nmodel: {name: test_resnet, weights: random, layers: [layer1]}\n"
+    )
     text = TOY.replace("import ImageSource", "import DataSource, ImageSource")
-    commands = []
-    for number, (old, new, command, _) in enumerate(TOYS.values()):
+    for number, (old, new, *_) in enumerate(TOYS.values()):
         assert old in TOY
         name = f"toy{number}"
         toy = text.replace(old, new).replace('["greys"] = "greys"', f'["{name}"] = "{name}"')
-        environment = install(home / "site", name, toy, f"{name} = {name}:Greys")
-        job = JOB.replace("run: run", f"run: {name}").replace("greys", name)
-        (home / f"{name}.yaml").write_text(job)
-        commands.append([command, f"{name}.yaml"])
-    return dict(zip(TOYS, semrsm(home, environment, *commands), strict=True))
+        install(home / "site", name, toy, f"{name} = {name}:Greys")
+        (home / f"{name}.yaml").write_text(JOB.replace("run: run", f"run: {name}").replace("greys", name))
+    return home
+
+
+@pytest.fixture(scope="module")
+def answers(home):
+    """What the command says of each source, all in one process."""
+    on_digits = ["validate", "digits.yaml", "--set"]
+    commands = {
+        "as it is": ["run", "job.yaml"],
+        "misspelt": ["validate", "misspelt.yaml"],
+        "beside a broken one": on_digits[:2],
+        "misspelt beside a broken one": [*on_digits, "data.n_image=3"],
+        "broken": [*on_digits, "data.source=broken"],
+        **{
+            toy: [command, f"toy{number}.yaml"] for number, (toy, (*_, command, _)) in enumerate(TOYS.items())
+        },
+    }
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(home / "site"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(list(commands.values()))],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_a_source_of_another_distribution_is_read_cropped_and_run(answers, home):
+    status, errors = answers["as it is"]
+    assert status == 0, errors
+    record = json.loads((home / "run" / "run.json").read_text())
+    assert '"images.of.n_images": 4' in json.dumps(record)
+    status, errors = answers["misspelt"]
+    assert status == 2
+    assert "misspelt.yaml:4: unknown key 'data.of.n_imags'; did you mean 'n_images'?" in errors
+
+
+def test_a_broken_source_hurts_only_those_who_choose_it(answers):
+    assert answers["beside a broken one"] == [0, ""]
+    assert "did you mean 'n_images'" in answers["misspelt beside a broken one"][1]
+    status, errors = answers["broken"]
+    assert status == 2
+    assert (
+        "data: data source 'broken' (broken:Broken of the distribution broken 1.0) cannot be loaded" in errors
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,13 +332,13 @@ def test_places_that_do_not_exist_are_found_before_a_run(tmp_path):
     check_sources(config)
 
 
-def test_validate_finds_a_missing_folder(tmp_path):
+def test_validate_finds_a_missing_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     job = "run: run\ndata: {source: folder, path: images}\nmodel: {name: test_resnet, layers: [layer1]}\n"
     (tmp_path / "job.yaml").write_text(job)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    [(status, errors)] = semrsm(tmp_path, environment, ["validate", "job.yaml"])
-    assert status == 2
-    assert f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path" in errors
+    assert main(["validate", "job.yaml"]) == 2
+    missing = f"data: the image folder '{tmp_path / 'images'}' does not exist; give the path"
+    assert missing in capsys.readouterr().err
 
 
 def test_validate_finds_features_that_do_not_fit(tmp_path, monkeypatch):

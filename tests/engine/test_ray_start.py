@@ -55,8 +55,8 @@ engine.close()
 print(json.dumps({**found, "undone": worker.print_to_stdstream is before}))
 """
 
-LISTENING = """
-import json, psutil
+OURS = """
+import json, os, psutil, subprocess, sys
 from semrsm_dist.engine import make_engine
 engine = make_engine("ray", workers=1)
 import ray
@@ -68,28 +68,22 @@ places = {
     for place in process.net_connections()
     if place.status == psutil.CONN_LISTEN
 }
-engine.close()
-print(json.dumps(sorted(places)))
-"""
-
-GUARDED = """
-import json, os, subprocess, sys
-from semrsm_dist.engine import make_engine
-engine = make_engine("ray", workers=1)
 address = engine.describe()["address"]
 ask = "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info(timeout=60)))"
 def ask_for_nodes(**variables):
     command = [sys.executable, "-c", ask, address]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
     return done.stdout.strip() or ("AuthenticationError" in done.stderr and "refused") or done.stderr
-found = [
+stranger = {"HOME": sys.argv[1]} if sys.argv[1:] else None
+answers = stranger and [
     ask_for_nodes(),
-    ask_for_nodes(HOME=sys.argv[1], RAY_AUTH_MODE="disabled"),
-    ask_for_nodes(HOME=sys.argv[1], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guessed"),
+    ask_for_nodes(**stranger, RAY_AUTH_MODE="disabled"),
+    ask_for_nodes(**stranger, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guessed"),
 ]
 engine.close()
-print(json.dumps(found))
+print(json.dumps({"places": sorted(places), "answers": answers}))
 """
+"""Where a Ray of our own listens, and if the home of a stranger is given, how it answers him."""
 
 LOST = """
 import sys, time, psutil
@@ -151,7 +145,7 @@ print(main(["run", sys.argv[1]]), main(["run", sys.argv[1], "--engine", "ray"]))
 
 def python(code, *arguments, **options):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, **options)
 
 
 def test_a_folder_that_ray_cannot_use_is_named_with_its_variable(tmp_path):
@@ -195,31 +189,37 @@ def test_ray_started_below_uv_sends_no_working_directory_and_is_left_as_it_was(b
     assert found == {"environment": {}, "patched": True, "token": "0o600", "undone": True}
 
 
-def test_a_ray_of_our_own_listens_on_this_machine_alone_unless_told_otherwise():
-    done = python(LISTENING)
+def read(done):
     assert done.returncode == 0, done.stderr
-    places = json.loads(done.stdout)
-    assert places
-    assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    done = python(LISTENING, env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"})
-    assert {"::", "0.0.0.0"} & set(json.loads(done.stdout)), done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_nobody_gets_into_a_ray_of_our_own_without_its_token(tmp_path):
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """The home of a user, and that of another."""
+    home = tmp_path_factory.mktemp("homes")
     for name in ("mine", "other"):
-        (tmp_path / name).mkdir()
+        (home / name).mkdir()
+    return home
+
+
+@pytest.fixture(scope="module")
+def ours(homes):
+    """What a Ray of our own does that is told nothing."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
-    done = subprocess.run(
-        [sys.executable, "-c", GUARDED, str(tmp_path / "other")],
-        env=environment | {"HOME": str(tmp_path / "mine")},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == ["1", "refused", "refused"]
-    token = tmp_path / "mine" / ".ray" / "auth_token"
+    return read(python(OURS, homes / "other", env=environment | {"HOME": str(homes / "mine")}))
+
+
+def test_a_ray_of_our_own_listens_on_this_machine_alone_unless_told_otherwise(ours):
+    assert ours["places"]
+    assert set(ours["places"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    told = read(python(OURS, env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}))
+    assert {"::", "0.0.0.0"} & set(told["places"])
+
+
+def test_nobody_gets_into_a_ray_of_our_own_without_its_token(ours, homes):
+    assert ours["answers"] == ["1", "refused", "refused"]
+    token = homes / "mine" / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o077 == 0
     assert list(token.parent.iterdir()) == [token]
 

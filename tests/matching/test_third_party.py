@@ -91,10 +91,10 @@ def home(tmp_path_factory):
     return home
 
 
-def write_job(home, **matching):
+def write_job(home, name="job.yaml", **matching):
     data = {"source": "features", "layers": {"last": "z.npy"}}
     job = {"run": "run", "data": data, "matching": matching, "kernels": ["linear"], "workers": 2}
-    (home / "job.yaml").write_text(yaml.safe_dump(job))
+    (home / name).write_text(yaml.safe_dump(job))
 
 
 def python(home, *arguments, site="site"):
@@ -135,39 +135,62 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
     assert record["fingerprint"]["matching.shifts"] == 3
 
 
-@pytest.mark.parametrize(
-    ("matching", "message"),
-    [
-        ({"matcher": "toy-shift", "shift": 3}, "unknown key 'matching.shift'; did you mean 'shifts'?"),
-        ({"matcher": "toy-shift", "shifts": 0}, "matching.shifts: 0: must be greater than or equal to 1"),
-        (
-            {"shifts": 3},
-            "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
-        ),
-        ({"matcher": "other-name"}, "it calls itself 'toy-shift'"),
-        (
-            {"matcher": "nameless"},
-            "toy_shift:Nameless of the distribution toy 1.0) cannot be used: it does not define",
-        ),
-        (
-            {"matcher": "broken"},
-            "toy_gone:Gone of the distribution toy 1.0) cannot be loaded (ModuleNotFoundError: No module",
-        ),
-    ],
-)
-def test_its_parameters_are_checked_like_any_others(home, matching, message):
-    write_job(home, **matching)
-    done = python(home, "-m", "semrsm_dist", "validate", "job.yaml")
-    assert done.returncode == 2
-    assert message in done.stderr
+WRONG = [
+    ({"matcher": "toy-shift", "shift": 3}, "unknown key 'matching.shift'; did you mean 'shifts'?"),
+    ({"matcher": "toy-shift", "shifts": 0}, "matching.shifts: 0: must be greater than or equal to 1"),
+    (
+        {"shifts": 3},
+        "unknown key 'matching.shifts'; it belongs to data (source: crops) or matching (matcher: toy-shift)",
+    ),
+    ({"matcher": "other-name"}, "it calls itself 'toy-shift'"),
+    (
+        {"matcher": "nameless"},
+        "toy_shift:Nameless of the distribution toy 1.0) cannot be used: it does not define",
+    ),
+    (
+        {"matcher": "broken"},
+        "toy_gone:Gone of the distribution toy 1.0) cannot be loaded (ModuleNotFoundError: No module",
+    ),
+]
+
+IN_TURN = """
+import contextlib, io, json, sys
+from semrsm_dist.cli.commands import main
+
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # after its help
+            status = end.code
+    print(json.dumps([status, out.getvalue(), errors.getvalue()]))
+"""
 
 
-def test_a_broken_distribution_costs_only_what_it_brings(home):
-    write_job(home)
+@pytest.fixture(scope="module")
+def answers(home):
+    """Status, output and errors of commands that compute nothing, all in one process."""
+    for number, (matching, _) in enumerate(WRONG):
+        write_job(home, f"{number}.yaml", **matching)
+    write_job(home, "plain.yaml")
     crops = ["--set", "data={source: crops, of: {source: digits, n_images: 4}}"]
     model = ["--set", "model={name: test_resnet, weights: digits, layers: [layer4]}"]
-    done = python(home, "-m", "semrsm_dist", "validate", "job.yaml", *crops, *model)
+    commands = {number: ["validate", f"{number}.yaml"] for number in range(len(WRONG))}
+    commands |= {"plain": ["validate", "plain.yaml", *crops, *model], "help": ["evaluate", "--help"]}
+    done = python(home, "-c", IN_TURN, json.dumps(list(commands.values())))
     assert done.returncode == 0, done.stderr
-    done = python(home, "-m", "semrsm_dist", "evaluate", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "retrieval" in done.stdout
+    return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_its_parameters_are_checked_like_any_others(answers, number):
+    status, _, errors = answers[number]
+    assert status == 2
+    assert WRONG[number][1] in errors
+
+
+def test_a_broken_distribution_costs_only_what_it_brings(answers):
+    for command in ("plain", "help"):
+        status, _, errors = answers[command]
+        assert status == 0, errors
+    assert "retrieval" in answers["help"][1]

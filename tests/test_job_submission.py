@@ -59,10 +59,10 @@ def working_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "submitted"
     folder.mkdir()
     shutil.copy(JOBS / "build_rsm.py", folder)
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(20, 16, 8)).astype(np.float32))
     document = {
-        "run": "runs/digits",
-        "data": {"source": "digits", "n_images": 20, "canvas": 64},
-        "model": {"name": "test_resnet", "weights": "random", "layers": ["layer3"], "input_size": 64},
+        "run": "runs/features",
+        "data": {"source": "features", "layers": {"last": str(tmp_path / "z.npy")}},
         "kernels": ["cosine"],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
@@ -96,15 +96,15 @@ def submit(dashboard: str, working_dir: Path, *arguments: str) -> tuple[str, str
 def test_submitted_job_computes_the_matrix_and_resumes(
     dashboard: str, working_dir: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "shared" / "digits"
+    run = tmp_path / "shared" / "run"
     status, logs = submit(dashboard, working_dir, "--set", f"run={run}")
     assert status == "SUCCEEDED", logs
     assert "2 CPUs" in logs  # the two nodes beside the head, whose CPUs are not for work
 
     here = srs.load_config(working_dir / "config.yaml", [f"run={tmp_path / 'here'}"])
     srs.run(here)
-    submitted = srs.open_run(run).similarity("layer3")
-    local = srs.open_run(tmp_path / "here").similarity("layer3")
+    submitted = srs.open_run(run).similarity("last")
+    local = srs.open_run(tmp_path / "here").similarity("last")
     np.testing.assert_array_equal(submitted.values, local.values)
 
     status, logs = submit(dashboard, working_dir, "--set", f"run={run}")

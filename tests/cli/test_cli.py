@@ -390,6 +390,7 @@ def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
     assert re.search(r"; limited by ", text)
 
 
+@pytest.mark.usefixtures("few_trials")
 def test_a_plan_that_the_disk_cannot_hold_fails_as_its_run_does(place, monkeypatch, capsys):
     np.save(place / "many.npy", np.random.default_rng(0).normal(size=(6000, 1, 1)).astype(np.float16))
     (place / "many.yaml").write_text(
@@ -405,6 +406,7 @@ def test_a_plan_that_the_disk_cannot_hold_fails_as_its_run_does(place, monkeypat
     assert "nothing was computed: free space" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_trials")
 def test_a_run_that_takes_more_core_hours_than_allowed_is_refused_before_work(place, monkeypatch, capsys):
     new = ("run", "config.yaml", "--set", "run=runs/limited")
     assert call(monkeypatch, place, *new, "--max-core-hours", "1e-9") == 1
@@ -413,6 +415,7 @@ def test_a_run_that_takes_more_core_hours_than_allowed_is_refused_before_work(pl
     assert call(monkeypatch, place, *new, "--max-core-hours", "1") == 0
 
 
+@pytest.mark.usefixtures("few_trials")
 def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeypatch, capsys):
     (place / "images").mkdir()
     for index in range(3):
@@ -579,8 +582,8 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(place):
 
 @pytest.fixture(scope="module")
 def slow(place):
-    """A configuration whose matching takes a second."""
-    np.save(place / "slow.npy", np.random.default_rng(0).normal(size=(40, 144, 8)).astype(np.float32))
+    """A configuration whose matching takes a while, in 15 tiles."""
+    np.save(place / "slow.npy", np.random.default_rng(0).normal(size=(20, 144, 8)).astype(np.float32))
     document = {
         "data": {"source": "features", "layers": {"last": "slow.npy"}},
         "matching": {"matcher": "hungarian", "tile": 4},
@@ -612,7 +615,7 @@ def test_a_terminal_gets_a_bar(place, slow, size):
     assert process.wait(60) == 0
     bars = [text for text in shown.decode().split("\r") if "matching" in text]
     assert len(bars) > 3  # it moves
-    assert any(re.search(r"\d+%.*\d/780.*pairs/s", bar) for bar in bars), bars
+    assert any(re.search(r"\d+%.*\d/190.*pairs/s", bar) for bar in bars), bars
     assert "pairs/s, took" not in shown.decode()  # which is for files
     assert "complete" in out
     assert "\r" not in out
@@ -624,10 +627,10 @@ def test_elsewhere_a_line_comes_every_so_often(place, slow, monkeypatch, capsys)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("matching")]
     assert len(lines) >= 3
     done = [
-        int(re.match(r"matching: (\d+)/780 pairs \(\d+ %\), [\d.]+ pairs/s, ", line)[1]) for line in lines
+        int(re.match(r"matching: (\d+)/190 pairs \(\d+ %\), [\d.]+ pairs/s, ", line)[1]) for line in lines
     ]
     assert done == sorted(done)
-    assert done[-1] == 780
+    assert done[-1] == 190
     assert all(line.endswith((" left", ", finishing")) for line in lines[:-1])
     assert "took" in lines[-1]
 

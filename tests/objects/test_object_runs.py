@@ -199,6 +199,7 @@ def test_a_run_whose_lease_was_taken_stops(bucket, tmp_path, monkeypatch):
 
 
 @ONE_STORE
+@pytest.mark.usefixtures("few_trials")
 def test_commands_take_uris(bucket, tmp_path, capsys, caplog):
     uri = f"{bucket}/runs/one"
     config = tmp_path / "config.json"

@@ -58,7 +58,7 @@ def test_a_damaged_tile_of_a_finished_run_heals_as_its_error_says(shop):
 
 @pytest.mark.parametrize("name", ["squared_norm_i", "labels_j", "image_i", "quantity"])
 def test_a_flipped_bit_in_a_coordinate_is_noticed_and_heals(shop, name):
-    document = labelled(shop)
+    document = labelled(shop, n=6)
     shop.run(document)
     path = shop.path / "run"
     before = srs.open_run(path).dataset("last").load()
@@ -118,10 +118,10 @@ class Listener:
         self.notes.append(message)
 
 
-def labelled(shop, **sections):
+def labelled(shop, n=20, **sections):
     table = shop.path / "table.csv"
-    table.write_text("image_id,labels\n" + "".join(f"{index},{'abc'[index % 3]}\n" for index in range(20)))
-    document = shop.of_features("run", shop.features())
+    table.write_text("image_id,labels\n" + "".join(f"{index},{'abc'[index % 3]}\n" for index in range(n)))
+    document = shop.of_features("run", shop.features(shape=(n, 6, 4)))
     document["data"]["table"] = str(table)
     return document | sections
 

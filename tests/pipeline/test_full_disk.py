@@ -49,6 +49,13 @@ def trees(shop, run):
     return {group: shop.tree(shop.path / run / group) for group in GROUPS}
 
 
+@pytest.fixture(scope="module")
+def whole(module_shop):
+    """What a run on a disk with room has written."""
+    module_shop.run(document(module_shop, "whole"))
+    return trees(module_shop, "whole")
+
+
 def test_a_disk_that_cannot_hold_the_run_is_noticed_before_anything_is_computed(shop, disk):
     resize(disk, "500k")
     with pytest.raises(StorageError, match="nothing was computed") as caught:
@@ -61,7 +68,7 @@ def test_a_disk_that_cannot_hold_the_run_is_noticed_before_anything_is_computed(
 
 # Sizes in KiB at which the disk fills: before the record, among the features, the tiles, the matrices, at the end.
 @pytest.mark.parametrize("size", [8, 60, 120, 200, 320, 480, 700])
-def test_a_disk_that_fills_on_the_way_loses_nothing(shop, disk, monkeypatch, size):
+def test_a_disk_that_fills_on_the_way_loses_nothing(shop, whole, disk, monkeypatch, size):
     monkeypatch.setattr(driver, "require_disk", lambda *arguments: None)
     resize(disk, f"{size}k")
     with pytest.raises(StorageError) as caught:
@@ -73,8 +80,7 @@ def test_a_disk_that_fills_on_the_way_loses_nothing(shop, disk, monkeypatch, siz
     resize(disk, "64m")
     shop.run(document(shop, "disk/run"))
     assert kept.items() <= shop.chunks(disk / "run").items()
-    shop.run(document(shop, "whole"))
-    assert trees(shop, "disk/run") == trees(shop, "whole")
+    assert trees(shop, "disk/run") == whole
 
 
 def test_a_disk_that_has_no_room_for_the_picture_loses_only_that(shop, disk):

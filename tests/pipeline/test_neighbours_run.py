@@ -169,11 +169,27 @@ def wanted(shop, run, **output):
     return {**document, "output": {"neighbours": {"k": K, **output}}}
 
 
+KERNELS = {"kernels": ["linear", "cosine", {"name": "rbf", "sigma": 7.0}]}
+
+
 @pytest.fixture(scope="module")
-def whole(module_shop):
-    """What an uninterrupted run has on disk."""
+def finished(module_shop):
+    """A finished run, to be read."""
     module_shop.run(wanted(module_shop, "whole"))
-    return module_shop.tree(module_shop.path / "whole" / "neighbours.zarr")
+    return module_shop.path / "whole"
+
+
+@pytest.fixture(scope="module")
+def matrix(module_shop):
+    """A finished run that keeps the matrix of the same features."""
+    module_shop.run({**wanted(module_shop, "matrix"), **KERNELS, "output": {}})
+    return srs.open_run(module_shop.path / "matrix")
+
+
+@pytest.fixture(scope="module")
+def whole(module_shop, finished):
+    """What an uninterrupted run has on disk."""
+    return module_shop.tree(finished / "neighbours.zarr")
 
 
 def neighbours(shop):
@@ -266,9 +282,8 @@ def test_what_cannot_be_kept_is_refused(shop, sections, message):
         shop.run(wanted(shop, "run") | sections)
 
 
-def test_what_a_run_does_not_keep_is_refused_with_what_it_keeps(shop):
-    shop.run(wanted(shop, "run"))
-    run = srs.open_run(shop.path / "run")
+def test_what_a_run_does_not_keep_is_refused_with_what_it_keeps(finished, matrix):
+    run = srs.open_run(finished)
     for read in (run.similarity, run.gap, run.dataset, run.matrices):
         with pytest.raises(ConfigError, match=r"keeps 4 neighbours .* Run\.neighbours"):
             read("last")
@@ -276,16 +291,13 @@ def test_what_a_run_does_not_keep_is_refused_with_what_it_keeps(shop):
         run.neighbours("last", "rbf")
     with pytest.raises(ConfigError, match="layer"):
         run.neighbours("first")
-    shop.run({**wanted(shop, "matrix"), "output": {}})
     with pytest.raises(ConfigError, match="keeps matrices"):
-        srs.open_run(shop.path / "matrix").neighbours("last")
+        matrix.neighbours("last")
 
 
-def test_every_kernel_is_that_of_the_matrix(shop):
-    kernels = {"kernels": ["linear", "cosine", {"name": "rbf", "sigma": 7.0}]}
-    shop.run(wanted(shop, "run") | kernels)
-    shop.run({**wanted(shop, "matrix"), **kernels, "output": {}})
-    run, matrix = srs.open_run(shop.path / "run"), srs.open_run(shop.path / "matrix")
+def test_every_kernel_is_that_of_the_matrix(shop, matrix):
+    shop.run(wanted(shop, "run") | KERNELS)
+    run = srs.open_run(shop.path / "run")
     index = run.neighbours("last")["index"].values
     there = index >= 0
     for kernel in ("linear", "cosine", "rbf"):
@@ -302,14 +314,13 @@ def test_every_kernel_is_that_of_the_matrix(shop):
     assert run.neighbours("last", "rbf").attrs["sigma"] == 7.0
 
 
-def test_the_store_opens_in_plain_xarray(shop):
+def test_the_store_opens_in_plain_xarray(finished):
     import xarray as xr
 
-    shop.run(wanted(shop, "run"))
-    with xr.open_zarr(shop.path / "run" / "neighbours.zarr" / "last") as dataset:
+    with xr.open_zarr(finished / "neighbours.zarr" / "last") as dataset:
         assert dataset["indices"].dims == ("image_i", "rank")
         assert dataset["image_i"].values[3] == "3"
-    group = zarr.open_group(shop.path / "run" / "neighbours.zarr" / "last", mode="r")
+    group = zarr.open_group(finished / "neighbours.zarr" / "last", mode="r")
     assert group["indices"].chunks == (8, K)
 
 
@@ -368,6 +379,7 @@ def test_a_table_of_queries_and_images_numbers_the_images_first(shop):
     assert atlas[70]["neighbors"]["ids"] == found["index"].values[0].tolist()
 
 
+@pytest.mark.usefixtures("few_trials")
 def test_the_plan_counts_neighbours_and_not_matrices(shop):
     z = shop.features("many.npy", (3000, 2, 2))
     document = shop.of_features("planned", z)

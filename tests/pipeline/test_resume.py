@@ -42,10 +42,10 @@ def slow(shop, run, **sections):
 
 
 def quick(shop, run, **sections):
-    """A run of 28 tiles and two layers that takes a moment."""
+    """A run of 10 tiles in each of two layers, which takes a moment."""
     layers = {"a": shop.features("a.npy", (28, 6, 4)), "b": shop.features("b.npy", (28, 4, 3), seed=1)}
     return shop.of_features(
-        run, layers, **({"matching": {"tile": 4}, "output": {"matrices": "stored"}} | sections)
+        run, layers, **({"matching": {"tile": 7}, "output": {"matrices": "stored"}} | sections)
     )
 
 
@@ -240,10 +240,10 @@ def test_what_is_finished_is_found_and_what_is_missing_computed(shop):
     document = quick(shop, "run")
     assert shop.interrupt(document, "matching", 100)
     found = len(shop.tiles(shop.path / "run"))
-    assert 0 < found < 56
+    assert 0 < found < 20
     kept = shop.chunks(shop.path / "run")
     summary = shop.run(document)
-    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert summary["work"]["matching"] == {"found": found, "computed": 20 - found}
     assert kept.items() <= shop.chunks(shop.path / "run").items()
     assert sum(layer["pairs"] for layer in summary["layers"].values()) == 2 * 28 * 27 // 2
 
@@ -483,7 +483,7 @@ def test_another_network_around_the_same_weights_is_refused(shop):
     "changed",
     [
         {"workers": 1},
-        {"matching": {"tile": 4, "worker_memory": "64MiB", "task_seconds": 1, "attempts": 1}},
+        {"matching": {"tile": 7, "worker_memory": "64MiB", "task_seconds": 1, "attempts": 1}},
         {"retrieval": {"k": [1, 5]}, "unreadable": "skip"},
     ],
     ids=["workers", "memory", "reports"],
@@ -492,7 +492,7 @@ def test_what_changes_no_number_is_accepted(shop, changed, quick_whole):
     assert shop.interrupt(quick(shop, "run"), "matching", 100)
     found = len(shop.tiles(shop.path / "run"))
     summary = shop.run(quick(shop, "run") | changed)
-    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert summary["work"]["matching"] == {"found": found, "computed": 20 - found}
     assert trees(shop, "run") == quick_whole
 
 
@@ -563,7 +563,7 @@ def test_damaged_tiles_of_an_unfinished_run_are_noticed_and_computed_again(shop,
     found = len(intact)
     before = {path: path.stat().st_mtime_ns for path in intact}
     summary = shop.run(document)
-    assert summary["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert summary["work"]["matching"] == {"found": found, "computed": 20 - found}
     assert any("3 damaged" in warning or "damaged tiles" in warning for warning in summary["warnings"])
     assert {path: path.stat().st_mtime_ns for path in intact} == before
     assert trees(shop, "run") == quick_whole
@@ -634,7 +634,7 @@ def test_an_unfinished_run_goes_on_without_either_record(shop, name, damage, qui
     path = shop.path / "run" / name
     content = path.read_text()
     path.unlink() if damage == "deleted" else path.write_text(content[: len(content) // 2])
-    assert shop.run(document)["work"]["matching"] == {"found": found, "computed": 56 - found}
+    assert shop.run(document)["work"]["matching"] == {"found": found, "computed": 20 - found}
     assert trees(shop, "run") == quick_whole
     assert path.read_text() == (shop.path / "run" / "run.json").read_text()
 
@@ -678,7 +678,7 @@ def test_looking_at_the_status_does_not_keep_a_driver_out(shop):
 
 def test_another_tile_is_refused_as_the_tiles_are_cut(shop):
     shop.run(quick(shop, "run"))
-    with pytest.raises(ConfigError, match=r"matching\.tile.*tiles of 4"):
+    with pytest.raises(ConfigError, match=r"matching\.tile.*tiles of 7"):
         shop.run(quick(shop, "run", matching={"tile": 5}))
 
 

@@ -446,10 +446,9 @@ def test_the_format_of_ready_made_features_changes_no_bit(shop):
         shop.path / "maps.zarr",
         shop.path / "group.zarr" / "net" / "layer",
     ]
-    found = []
-    for number, path in enumerate(files):
-        shop.run(shop.of_features(f"run{number}", path))
-        found.append(values(shop.path / f"run{number}"))
+    layers = {f"layer{number}": path for number, path in enumerate(files)}
+    shop.run(shop.of_features("run", layers))
+    found = [values(shop.path / "run", layer) for layer in layers]
     assert all(item == found[0] for item in found)
 
 

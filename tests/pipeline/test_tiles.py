@@ -47,13 +47,13 @@ def test_tiles_larger_than_memory_are_solved_in_parts_to_the_same_bits(shop):
 
 
 def test_requested_tiles_that_would_make_too_many_files_are_grouped(shop, monkeypatch):
-    z = shop.features("z.npy", (45, 4, 3))
+    z = shop.features("z.npy", (21, 4, 3))
     shop.run(shop.of_features("plain", z, kernels=KERNELS, matching={"tile": 2}))
-    assert len(shop.tiles(shop.path / "plain")) == 23 * 24 // 2
-    monkeypatch.setattr(tiling, "MOST_TILES", 100)
+    assert len(shop.tiles(shop.path / "plain")) == 11 * 12 // 2
+    monkeypatch.setattr(tiling, "MOST_TILES", 30)
     document = shop.of_features("few", z, kernels=KERNELS, matching={"tile": 2})
     summary = shop.run(document)
-    assert len(shop.tiles(shop.path / "few")) == 12 * 13 // 2
+    assert len(shop.tiles(shop.path / "few")) == 6 * 7 // 2
     assert any("tiles of 4 x 4 are written" in warning for warning in summary["warnings"])
     assert values(shop.path / "few") == values(shop.path / "plain")
     shop.tiles(shop.path / "few")[5].unlink()

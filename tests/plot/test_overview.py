@@ -12,7 +12,7 @@ from semrsm_dist.plot import heatmap, overview
 from semrsm_dist.store.tiles import TileStore
 
 
-def make_run(path, n_images=24, n_layers=1, n_queries=0):
+def make_run(path, n_images=24, n_layers=1, n_queries=0, **matching):
     """Compute a small run on random features."""
     rng = np.random.default_rng(0)
     np.save(path / "z.npy", rng.normal(size=(n_images, 3, 4)))
@@ -20,7 +20,7 @@ def make_run(path, n_images=24, n_layers=1, n_queries=0):
     document = {
         "run": str(path / "run"),
         "data": {"source": "features", "layers": layers},
-        "matching": {"matcher": "identity"},
+        "matching": {"matcher": "identity", **matching},
     }
     if n_queries:
         np.save(path / "q.npy", rng.normal(size=(n_queries, 3, 4)))
@@ -59,7 +59,7 @@ def test_a_layer_named_in_another_script_is_drawn_without_a_warning(tmp_path, re
 
 
 def test_of_a_large_run_only_a_few_tiles_are_read(tmp_path, monkeypatch):
-    run = make_run(tmp_path, n_images=1100)
+    run = make_run(tmp_path, n_images=110, tile=22)
     monkeypatch.setattr(overview, "LARGEST", 6)
     monkeypatch.setattr(heatmap, "PARTS", 2)
     touched, read = set(), TileStore.read

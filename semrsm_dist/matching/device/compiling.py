@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.matching.device.forms import Form
 from semrsm_dist.matching.device.source import kernel_source
 
 logger = logging.getLogger(__name__)
@@ -46,18 +47,14 @@ def choose_architecture(name: str, capability: tuple[int, int]) -> str:
     return f"sm_{max(fitting)}"
 
 
-def compile_kernels(capacity: int, arch: str) -> bytes:
-    """Return the kernels for images of up to `capacity` tokens as machine code of an architecture, such as `sm_90`.
+def compile_kernels(form: Form | None, arch: str) -> bytes:
+    """Return a program (see `kernel_source`) as machine code of an architecture, such as `sm_90`.
 
     That needs no GPU. IEEE arithmetic, on which the certificate rests, is NVRTC's default: no fast math, no flushing of
     subnormal numbers.
     """
-    options = [
-        f"--gpu-architecture={arch}".encode(),
-        *OPTIONS,
-        f"--define-macro=CAPACITY={capacity}".encode(),
-    ]
-    (program,) = _nvrtc("nvrtcCreateProgram", kernel_source().encode(), b"semrsm.cu", 0, [], [])
+    options = [f"--gpu-architecture={arch}".encode(), *OPTIONS]
+    (program,) = _nvrtc("nvrtcCreateProgram", kernel_source(form).encode(), b"semrsm.cu", 0, [], [])
     try:
         try:
             _nvrtc("nvrtcCompileProgram", program, len(options), options)
@@ -84,14 +81,14 @@ def _nvrtc(function: str, *arguments: Any) -> tuple[Any, ...]:
     return tuple(results)
 
 
-def cached_kernels(capacity: int, arch: str, folder: Path | None = None) -> bytes:
+def cached_kernels(form: Form | None, arch: str, folder: Path | None = None) -> bytes:
     """Return what `compile_kernels` does, from the cache if it is there.
 
     Machine code depends on the source, the options, the architecture and NVRTC's version, which make its key. It does
     not depend on the driver, which loads it or refuses to.
     """
-    key = repr((kernel_source(), OPTIONS, capacity, arch, compiler_version()))
-    return fetch_or_make(key, lambda: compile_kernels(capacity, arch), folder or cache_folder())
+    key = repr((kernel_source(form), OPTIONS, arch, compiler_version()))
+    return fetch_or_make(key, lambda: compile_kernels(form, arch), folder or cache_folder())
 
 
 def cache_folder() -> Path:

@@ -19,18 +19,16 @@ from numpy.typing import DTypeLike, NDArray
 from semrsm_dist.errors import ConfigError, UnusableGpuError, WorkerLostError
 from semrsm_dist.machine import available_gpus, own_gpu
 from semrsm_dist.matching.device.compiling import cached_kernels, choose_architecture, compiler_version
+from semrsm_dist.matching.device.forms import Form
 from semrsm_dist.matching.device.selfcheck import require_sound
 from semrsm_dist.matching.device.solver import DeviceMemoryError, Launch, Sent
-from semrsm_dist.matching.device.source import LANES, auction_bytes
+from semrsm_dist.matching.device.source import MOST_SHARED_BYTES, auction_bytes
 from semrsm_dist.matching.panel import PackedPanel
 
 logger = logging.getLogger(__name__)
 
 LEAST_CAPABILITY = (8, 0)
 """Of a GPU: earlier ones cannot find a warp's maximum in one instruction."""
-
-FREE_SHARED_BYTES = 48 * 1024
-"""Shared memory that a block gets without asking for more."""
 
 _held = threading.local()
 _idle: dict[int, list[CudaDevice]] = defaultdict(list)
@@ -160,13 +158,14 @@ class CudaDevice:
         self._module = functools.cache(self._load)
         self._kernel = functools.cache(self._find_kernel)
 
-    def auctions(self, capacity: int) -> int:
-        """Return how many blocks of auctions run at once."""
+    def auctions(self, form: Form, width: int) -> int:
+        """Return how many blocks of auctions run at once, for images of `width` tokens."""
+        n_bytes = auction_bytes(form, width)
         (at_once,) = self._driver(
             "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-            self._kernel("match_pairs", capacity, auction_bytes(capacity)),
-            LANES,
-            auction_bytes(capacity),
+            self._kernel("match_pairs", form),
+            form.threads,
+            n_bytes,
         )
         return self._multiprocessors * max(1, int(at_once))
 
@@ -212,8 +211,8 @@ class CudaDevice:
         self._sync()
         return array
 
-    def launch(self, kernel: str, capacity: int, launch: Launch, *arguments: Any) -> None:
-        """Start a kernel of the program for `capacity`, after all that was started before."""
+    def launch(self, kernel: str, form: Form | None, launch: Launch, *arguments: Any) -> None:
+        """Start a kernel of a program, after all that was started before."""
         values = [
             np.array(one.address, np.uint64) if isinstance(one, Memory) else np.array(one)
             for one in arguments
@@ -221,7 +220,7 @@ class CudaDevice:
         addresses = np.array([value.ctypes.data for value in values], np.uint64)
         self._driver(
             "cuLaunchKernel",
-            self._kernel(kernel, capacity, launch.shared_bytes),
+            self._kernel(kernel, form),
             *(*launch.blocks, 1),
             *(launch.threads, 1, 1),
             launch.shared_bytes,
@@ -237,17 +236,16 @@ class CudaDevice:
             self.release_unused()
         return int(self._driver("cuMemAlloc", size)[0])
 
-    def _load(self, capacity: int) -> Any:
-        return self._driver("cuModuleLoadData", cached_kernels(capacity, self.arch))[0]
+    def _load(self, form: Form | None) -> Any:
+        return self._driver("cuModuleLoadData", cached_kernels(form, self.arch))[0]
 
-    def _find_kernel(self, kernel: str, capacity: int, shared_bytes: int) -> Any:
-        """Return a kernel that may use so much shared memory."""
+    def _find_kernel(self, kernel: str, form: Form | None) -> Any:
+        """Return a kernel that may use as much shared memory as every GPU has."""
         from cuda.bindings import driver  # noqa: PLC0415 - not installed everywhere
 
-        (function,) = self._driver("cuModuleGetFunction", self._module(capacity), kernel.encode())
-        if shared_bytes > FREE_SHARED_BYTES:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._driver("cuFuncSetAttribute", function, attribute, shared_bytes)
+        (function,) = self._driver("cuModuleGetFunction", self._module(form), kernel.encode())
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver("cuFuncSetAttribute", function, attribute, MOST_SHARED_BYTES)
         return function
 
     def _read_name(self) -> str:

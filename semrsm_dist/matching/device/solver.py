@@ -12,7 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.compiled.product import padded
 from semrsm_dist.matching.device import source
-from semrsm_dist.matching.device.certificate import Frames, conclude, frame_pairs
+from semrsm_dist.matching.device.certificate import Frames, Product, choose_product, conclude, frame_pairs
+from semrsm_dist.matching.device.forms import Form, form_of
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 
@@ -38,8 +39,11 @@ class Device(Protocol):
 
     panels: MutableMapping[PackedPanel, Sent]
 
-    def auctions(self, capacity: int) -> int:
-        """Return how many blocks of `match_pairs` run at once; more would wait, and take scratch memory."""
+    def auctions(self, form: Form, width: int) -> int:
+        """Return how many blocks of `match_pairs` run at once, for images of `width` tokens.
+
+        More would wait, and take scratch memory.
+        """
         ...
 
     def free_bytes(self) -> int:
@@ -66,8 +70,8 @@ class Device(Protocol):
         """Return what memory holds, once all that was launched has ended."""
         ...
 
-    def launch(self, kernel: str, capacity: int, launch: Launch, *arguments: Any) -> None:
-        """Start a kernel of the program for `capacity`, after all that was started before.
+    def launch(self, kernel: str, form: Form | None, launch: Launch, *arguments: Any) -> None:
+        """Start a kernel of a program (see `source.kernel_source`), after all that was started before.
 
         Arguments are memory or NumPy scalars of the types that the kernel declares.
         """
@@ -89,15 +93,32 @@ class Block(NamedTuple):
     columns: slice
 
 
+class Layout(NamedTuple):
+    """How images lie on a device: for which product, and whether values are summed from float64."""
+
+    product: Product
+    double: bool
+
+    def packed_bytes(self, panel: PackedPanel) -> int:
+        """Return the bytes of the tokens that are multiplied, of one image."""
+        in_halves = self.product == "halves"
+        token_bytes = source.split_token_bytes(panel.n_channels) if in_halves else 4 * panel.n_channels
+        return padded(panel.n_tokens) * token_bytes
+
+    def raw_bytes(self, panel: PackedPanel) -> int:
+        """Return the bytes of one image as given."""
+        return (8 if self.double else 4) * panel.n_tokens * panel.n_channels
+
+
 class Sent(NamedTuple):
-    """The images of a panel on a device: memory, bytes of an image there, and whether values are float64."""
+    """The images of a panel on a device: memory, bytes of an image there, and how they lie."""
 
     packed: Any
     raw: Any
     packed_bytes: int
     raw_bytes: int
     n_images: int
-    double: bool
+    layout: Layout
 
     def part(self, device: Device, images: slice) -> Sent:
         """Return some of the images."""
@@ -151,7 +172,7 @@ def solve(
     device
         Where.
     rows, columns
-        Panels with room for the same number of tokens, at most ``CAPACITIES[-1]``.
+        Panels with room for the same number of tokens, at most ``forms.CAPACITIES[-1]``.
     tolerance
         Of the gap, on the cosine scale; see `semrsm_dist.matching.matchers.auction`.
     wanted
@@ -166,11 +187,11 @@ def solve(
     """
     shape = (rows.n_images, columns.n_images)
     wanted = np.ones(shape, np.bool_) if wanted is None else wanted
-    free_bytes = device.free_bytes()
+    layout, free_bytes = choose_layout(rows, columns, tolerance), device.free_bytes()
     while True:
-        blocks = list(blocks_of(free_bytes, rows, columns))
+        blocks = list(blocks_of(free_bytes, rows, columns, layout))
         try:
-            return _solve_blocks(device, rows, columns, tolerance, wanted, blocks)
+            return _solve_blocks(device, (rows, columns), layout, tolerance, wanted, blocks)
         except DeviceMemoryError:
             if len(blocks) == wanted.size:  # smaller ones there are not
                 raise
@@ -182,23 +203,23 @@ def solve(
 
 def _solve_blocks(
     device: Device,
-    rows: PackedPanel,
-    columns: PackedPanel,
+    panels: tuple[PackedPanel, PackedPanel],
+    layout: Layout,
     tolerance: float,
     wanted: NDArray[np.bool_],
     blocks: Sequence[Block],
 ) -> tuple[TileResult, NDArray[np.bool_]]:
     """Match the wanted pairs, block by block."""
+    rows, columns = panels
     result, is_open = TileResult(*np.full((3, *wanted.shape), np.nan)), np.zeros(wanted.shape, np.bool_)
-    double = is_double(rows, columns)
     held: tuple[slice, Sent] | None = None
     for block in blocks:
         if not wanted[block].any():
             continue
         if held is None or held[0] != block.columns:
             held = None  # frees the last columns before the next are sent
-            held = block.columns, place_images(device, columns, block.columns, double)
-        sent = place_images(device, rows, block.rows, double), held[1]
+            held = block.columns, place_images(device, columns, block.columns, layout)
+        sent = place_images(device, rows, block.rows, layout), held[1]
         found, left_open = _solve_block(
             device, rows.part(block.rows), columns.part(block.columns), sent, tolerance, wanted[block]
         )
@@ -208,16 +229,17 @@ def _solve_blocks(
     return result, is_open & wanted
 
 
-def is_double(rows: PackedPanel, columns: PackedPanel) -> bool:
-    """Return whether values are summed from float64."""
-    return np.float64 in (rows.raw.dtype, columns.raw.dtype)
+def choose_layout(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Layout:
+    """Return how the images of two panels must lie to be matched."""
+    double = np.float64 in (rows.raw.dtype, columns.raw.dtype)
+    return Layout(choose_product(rows.n_channels, tolerance), double)
 
 
-def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel) -> Iterator[Block]:
+def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel, layout: Layout) -> Iterator[Block]:
     """Yield blocks, column by column, that fit into the memory of a device: half for affinities, half for images."""
-    width, channels = padded(rows.n_tokens), rows.n_channels
+    width = padded(rows.n_tokens)
     room = min(free_bytes // 4, _MOST_BYTES)  # as much again for scratch memory, and for others on the card
-    image_bytes = channels * (4 * width + (8 if is_double(rows, columns) else 4) * rows.n_tokens)
+    image_bytes = _bytes_while_sent(rows, layout)
     most_images = max(1, min(room // 2 // image_bytes, _MOST_TOKENS // width))
     most_pairs = max(1, room // (4 * width**2))
     n_columns = min(columns.n_images, most_images, most_pairs)
@@ -227,23 +249,40 @@ def blocks_of(free_bytes: int, rows: PackedPanel, columns: PackedPanel) -> Itera
             yield Block(slice(r, r + n_rows), slice(c, c + n_columns))
 
 
-def place_images(device: Device, panel: PackedPanel, images: slice, double: bool) -> Sent:
+def _bytes_while_sent(panel: PackedPanel, layout: Layout) -> int:
+    """Return the bytes that an image takes on a device at most: before tokens are split, they lie there whole."""
+    whole = Layout("float32", layout.double).packed_bytes(panel) if layout.product == "halves" else 0
+    return whole + layout.packed_bytes(panel) + layout.raw_bytes(panel)
+
+
+def place_images(device: Device, panel: PackedPanel, images: slice, layout: Layout) -> Sent:
     """Return images of a panel on a device, where the whole panel stays for later tiles if it takes little memory."""
     kept = device.panels.get(panel)
-    if kept is None or kept.double != double:
-        if 2 * panel.packed.nbytes + panel.raw.nbytes > device.free_bytes() // _KEPT_SHARE:
-            return send_panel(device, panel.part(images), double)
-        kept = device.panels[panel] = send_panel(device, panel, double)
+    if kept is None or kept.layout != layout:
+        if panel.n_images * _bytes_while_sent(panel, layout) > device.free_bytes() // _KEPT_SHARE:
+            return send_panel(device, panel.part(images), layout)
+        kept = device.panels[panel] = send_panel(device, panel, layout)
     return kept.part(device, images)
 
 
-def send_panel(device: Device, panel: PackedPanel, double: bool) -> Sent:
-    """Send the images of a panel to a device, as packed and as given."""
-    packed = panel.packed
-    raw = np.ascontiguousarray(panel.raw.astype(np.float64 if double else np.float32, copy=False))
-    n_images = panel.n_images
-    sizes = packed.nbytes // n_images, raw.nbytes // n_images
-    return Sent(device.send(packed), device.send(raw), *sizes, n_images, double)
+def send_panel(device: Device, panel: PackedPanel, layout: Layout) -> Sent:
+    """Send the images of a panel to a device, as they are multiplied and as given."""
+    packed = device.send(panel.packed)
+    if layout.product == "halves":
+        packed = _split(device, packed, panel)
+    raw = np.ascontiguousarray(panel.raw.astype(np.float64 if layout.double else np.float32, copy=False))
+    sizes = layout.packed_bytes(panel), layout.raw_bytes(panel)
+    return Sent(packed, device.send(raw), *sizes, panel.n_images, layout)
+
+
+def _split(device: Device, packed: Any, panel: PackedPanel) -> Any:
+    """Return memory with the packed tokens of a panel split into halves."""
+    n_tokens = panel.n_images * padded(panel.n_tokens)
+    n_groups = n_tokens // source.GROUP
+    halves = device.reserve(n_tokens * source.split_token_bytes(panel.n_channels))
+    launch = Launch((-(-n_groups * source.LANES // source.SPLIT_THREADS), 1), source.SPLIT_THREADS, 0)
+    device.launch("split_panel", None, launch, packed, np.int32(n_groups), np.int32(panel.n_channels), halves)
+    return halves
 
 
 def solve_pair(
@@ -251,8 +290,8 @@ def solve_pair(
 ) -> tuple[TileResult, bool, NDArray[np.intp]]:
     """Match two images, panels of one each; return arrays (1, 1), whether the pair is open, and the partners (n,)."""
     frames = frame_pairs(row, column, tolerance)
-    double = is_double(row, column)
-    sent = send_panel(device, row, double), send_panel(device, column, double)
+    layout = choose_layout(row, column, tolerance)
+    sent = send_panel(device, row, layout), send_panel(device, column, layout)
     panels = Panels(*sent, row.n_tokens, row.n_channels)
     found = match_pairs(device, panels, make_tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
     values = (found.outcomes["dual"], found.identity, found.matched)
@@ -298,13 +337,14 @@ def multiply(device: Device, left: Sent, right: Sent, width: int, n_channels: in
     """Return memory with the affinities of all pairs of tokens of two panels of `width` tokens an image."""
     n_left, n_right = left.n_images * width, right.n_images * width
     affinity = device.reserve(4 * n_left * n_right)
+    in_halves = left.layout.product == "halves"
     device.launch(
-        "multiply_panels",
-        source.CAPACITIES[0],  # on which the product does not depend
+        "multiply_halves" if in_halves else "multiply_panels",
+        None,
         Launch(
             (-(-n_right // source.TILE_COLUMNS), -(-n_left // source.TILE_ROWS)),
             source.PRODUCT_THREADS,
-            source.product_bytes(),
+            source.halves_bytes() if in_halves else source.product_bytes(),
         ),
         *(left.packed, right.packed),
         *(np.int32(n_left), np.int32(n_right), np.int32(n_channels)),
@@ -314,30 +354,38 @@ def multiply(device: Device, left: Sent, right: Sent, width: int, n_channels: in
 
 
 def match_pairs(
-    device: Device, panels: Panels, tasks: NDArray[Any], *, with_permutations: bool = False
+    device: Device,
+    panels: Panels,
+    tasks: NDArray[Any],
+    *,
+    form: Form | None = None,
+    with_permutations: bool = False,
 ) -> Found:
-    """Run the product of two panels, and the auctions and values of tasks (`source.TASK`)."""
+    """Run the product of two panels, and the auctions and values of tasks (`source.TASK`).
+
+    The form of the auctions is by default that of the table; it changes no byte of what is found.
+    """
     n_channels, width = np.int32(panels.n_channels), padded(panels.n_tokens)
-    capacity, n_tasks = source.capacity_of(panels.n_tokens), np.int32(tasks.size)
+    form, n_tasks = form or form_of(panels.n_tokens), np.int32(tasks.size)
     sent_tasks, next_task = device.send(tasks), device.send(np.zeros(1, np.int32))
     affinity = multiply(device, panels.left, panels.right, width, panels.n_channels)
-    tile_bytes = 0 if source.tile_is_shared(capacity) else 2 * width**2
+    tile_bytes = 2 * width * (width - form.rows_shared_of(width))
     fitting = device.free_bytes() // 2 // max(1, tile_bytes)
-    blocks = max(1, min(device.auctions(capacity), tasks.size, fitting))
+    blocks = max(1, min(device.auctions(form, width), tasks.size, fitting))
     scratch = device.reserve(max(16, blocks * tile_bytes))
     permutations = device.reserve(2 * tasks.size * width)
     outcomes, values = device.reserve(source.OUTCOME.itemsize * tasks.size), device.reserve(16 * tasks.size)
     device.launch(
         "match_pairs",
-        capacity,
-        Launch((blocks, 1), source.LANES, source.auction_bytes(capacity)),
+        form,
+        Launch((blocks, 1), form.threads, source.auction_bytes(form, width)),
         *(affinity, np.int64(panels.right.n_images * width), np.int32(width)),
         *(sent_tasks, n_tasks, scratch, next_task),
         *(permutations, outcomes),
     )
     device.launch(
-        "sum_values_of_float64" if panels.left.double else "sum_values_of_float32",
-        capacity,
+        "sum_values_of_float64" if panels.left.layout.double else "sum_values_of_float32",
+        None,
         Launch((-(-tasks.size * source.LANES // source.VALUE_THREADS), 1), source.VALUE_THREADS, 0),
         *(panels.left.raw, panels.right.raw, np.int32(panels.n_tokens), n_channels),
         *(sent_tasks, n_tasks, permutations, np.int32(width), values),

@@ -28,8 +28,8 @@ from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.lanes import borrowed, read_cycles
 from semrsm_dist.matching.compiled.product import padded, rounding_of_product
 from semrsm_dist.matching.device import cuda
+from semrsm_dist.matching.device.forms import CAPACITIES
 from semrsm_dist.matching.device.solver import solve, solve_pair
-from semrsm_dist.matching.device.source import CAPACITIES
 from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel
 from semrsm_dist.matching.result import TileResult
@@ -157,7 +157,7 @@ class _DeviceAuction(Auction):
     """The auction on a GPU: what it leaves open, the CPU's auction finishes. See `semrsm_dist.matching.device`."""
 
     version: ClassVar[int] = (
-        100 * Auction.version + 1
+        100 * Auction.version + 2
     )  # what is left to the CPU has the numbers of its auction
     gpus: ClassVar[float] = 0.25  # while one worker reads, prepares or writes, others keep the GPU busy
 

@@ -53,19 +53,24 @@ class EmulatedDevice:
         self.busy = threading.RLock()  # a program runs one kernel at a time
         self.compiled = functools.cache(self._compile)
 
-    def program(self, capacity):
+    def program(self, form=None):
         with self.busy:
-            return self.compiled(capacity)
+            return self.compiled(form)
 
-    def _compile(self, capacity):
-        source, program = self.folder / f"{capacity}.cpp", self.folder / f"{capacity}.so"
+    def library(self, form):
+        """Return where the program is as a library."""
+        return self.folder / f"{'-'.join(map(str, form or ['products']))}.so"
+
+    def _compile(self, form):
+        program = self.library(form)
+        source = program.with_suffix(".cpp")
         before, after = ((HERE / f"cuda_on_cpu.{kind}").read_text() for kind in ("h", "cpp"))
         if not program.exists():  # or another process has compiled it
-            source.write_text(f"{before}\n{kernel_source()}\n{after}")
-            subprocess.run([*COMPILER, f"-DCAPACITY={capacity}", "-o", program, source], check=True)
+            source.write_text(f"{before}\n{kernel_source(form)}\n{after}")
+            subprocess.run([*COMPILER, "-o", program, source], check=True)
         return ctypes.CDLL(str(program))
 
-    def auctions(self, capacity):
+    def auctions(self, form, width):
         return 3
 
     def free_bytes(self):
@@ -87,13 +92,13 @@ class EmulatedDevice:
     def fetch(self, memory, shape, dtype):
         return memory.content.view(dtype).reshape(shape).copy()
 
-    def launch(self, kernel, capacity, launch, *arguments):
+    def launch(self, kernel, form, launch, *arguments):
         assert launch.shared_bytes <= MOST_SHARED_BYTES
         memory = [one for one in arguments if isinstance(one, Memory)]
         values = [np.array(one.content.ctypes.data if isinstance(one, Memory) else one) for one in arguments]
         addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         with self.busy:
-            run = self.program(capacity).run_kernel
+            run = self.program(form).run_kernel
             failed = run(kernel.encode(), *launch.blocks, launch.threads, addresses)
         assert not failed, f"{kernel}: threads wait at different places, or for one that has ended"
         assert all(one.is_fenced() for one in memory), f"{kernel} wrote beyond the memory that it was given"

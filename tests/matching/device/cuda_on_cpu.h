@@ -3,6 +3,8 @@
 // Each thread of a block is a fiber. It runs until it must wait for others, at a barrier or to exchange values. Who goes
 // on next changes all the time, so that results which depend on the order, for want of a barrier, differ from run to run.
 // Threads that wait at different places, or for one that has ended, are an error.
+//
+// Sums of tensor cores are rounded as badly as the certificate takes for possible; `round_tensor_sums` says how.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -52,7 +54,7 @@ struct Meeting {
 static std::vector<Fiber> fibers;
 static Meeting block;
 static Meeting warps[32];
-static unsigned long long slots[32][2][32];
+alignas(16) static unsigned char slots[32][2][32 * 32];
 static int current, n_threads, left, n_met, step, n_sweeps;
 static unsigned seed;
 static bool failed;
@@ -127,6 +129,7 @@ template <typename T>
 static T* exchange(T value) {
     const int warp = current / 32, lane = current % 32;
     const int turn = fibers[current].turn ^= 1;
+    static_assert(sizeof(T) <= 32, "there is no room for more");
     T* values = reinterpret_cast<T*>(slots[warp][turn]);
     values[lane] = value;
     meet(warps[warp], 32, EXCHANGE);
@@ -160,6 +163,56 @@ static T rounded_up(T (*operation)(T, T), T a, T b) {
     return result;
 }
 
+// How sums on tensor cores are rounded: so many products at once, which are aligned to the largest of them, and in what
+// direction.
+enum Direction { TO_ZERO, DOWN, UP };
+static int products_at_once = 8, rounding_direction = TO_ZERO;
+static bool last_first = false;
+
+// The exponent of a number that is not 0, and a power of two.
+static int exponent_of(double x) {
+    unsigned long long bits;
+    memcpy(&bits, &x, sizeof bits);
+    return static_cast<int>(bits >> 52 & 0x7ff) - 1023;
+}
+static double power_of_two(int exponent) {
+    const unsigned long long bits = static_cast<unsigned long long>(exponent + 1023) << 52;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// A number of units, as an integer.
+static long long aligned(double x, double per_unit) {
+    const double units = x * per_unit;
+    const long long whole = static_cast<long long>(units);
+    if (rounding_direction == DOWN && static_cast<double>(whole) > units) return whole - 1;
+    if (rounding_direction == UP && static_cast<double>(whole) < units) return whole + 1;
+    return whole;
+}
+
+// The sum with 24 bits of precision, after aligning each number with 24 bits to the largest.
+static float tensor_sum(float sum, const double* products, int n) {
+    double largest = fabs(sum);
+    for (int k = 0; k < n; k++) largest = max(largest, fabs(products[k]));
+    if (largest == 0.0) return 0.0f;
+    const int exponent = exponent_of(largest);
+    const double unit = power_of_two(exponent - 23), per_unit = power_of_two(23 - exponent);
+    long long units = aligned(sum, per_unit);
+    for (int k = 0; k < n; k++) units += aligned(products[k], per_unit);
+    if (units == 0) return 0.0f;
+    const double exact = units * unit;  // of fewer than 30 bits
+    const int excess = max(exponent_of(static_cast<double>(llabs(units))) - 23, 0);
+    return static_cast<float>(aligned(exact, per_unit * power_of_two(-excess)) * (unit * power_of_two(excess)));
+}
+
+static float half_value(unsigned half) {
+    _Float16 value;
+    const unsigned short bits = half;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 }  // namespace emulator
 
 static void __syncthreads() { emulator::meet(emulator::block, emulator::n_threads, emulator::BARRIER); }
@@ -186,10 +239,58 @@ static unsigned __ballot_sync(unsigned, bool value) {
 }
 static bool __any_sync(unsigned all, bool value) { return __ballot_sync(all, value) != 0; }
 
+static unsigned half_of(float x) {
+    const _Float16 half = x;
+    unsigned short bits;
+    memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+static float value_of(unsigned half) {
+    static const std::vector<float> values = [] {
+        std::vector<float> all(1 << 16);
+        for (unsigned k = 0; k < all.size(); k++) all[k] = emulator::half_value(k);
+        return all;
+    }();
+    return values[half];
+}
+
+// As documented for `mma.m16n8k16`; see `halves.cu`.
+static void add_products(float (&sums)[4], const unsigned (&rows)[4], const unsigned (&columns)[2]) {
+    struct Words {
+        unsigned rows[4], columns[2];
+    } mine;
+    std::copy(rows, rows + 4, mine.rows);
+    std::copy(columns, columns + 2, mine.columns);
+    const Words* of = emulator::exchange(mine);
+    const int lane = emulator::current % 32, y = lane / 4, x = lane % 4;
+    const auto half = [](unsigned word, int k) { return value_of(word >> 16 * (k % 2) & 0xffff); };
+    for (int r = 0; r < 2; r++)
+        for (int c = 0; c < 2; c++) {
+            double products[16];
+            bool is_zero = true;
+            for (int k = 0; k < 16; k++) {
+                const float left = half(of[4 * y + k % 8 / 2].rows[r + k / 8 * 2], k);
+                const float right = half(of[4 * (2 * x + c) + k % 8 / 2].columns[k / 8], k);
+                products[k] = static_cast<double>(left) * right;
+                is_zero &= products[k] == 0.0;
+            }
+            if (is_zero) continue;
+            if (emulator::last_first) std::reverse(products, products + 16);
+            float& sum = sums[2 * r + c];
+            for (int k = 0; k < 16; k += emulator::products_at_once)
+                sum = emulator::tensor_sum(sum, products + k, emulator::products_at_once);
+        }
+}
+
 static int __popc(unsigned x) { return __builtin_popcount(x); }
 static int atomicAdd(int* to, int value) {
     const int old = *to;
     *to += value;
+    return old;
+}
+static int atomicMax(int* to, int value) {
+    const int old = *to;
+    *to = std::max(old, value);
     return old;
 }
 static int __float_as_int(float x) {

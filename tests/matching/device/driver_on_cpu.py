@@ -34,10 +34,10 @@ def install():
     emulated = EmulatedDevice(folder)
     machine.DEVICES = folder
 
-    def kernels(capacity, arch):
+    def kernels(form, arch):
         assert arch == "sm_90"
-        emulated.program(capacity)
-        return f"{folder / str(capacity)}.so\0".encode()
+        emulated.program(form)
+        return f"{emulated.library(form)}\0".encode()
 
     cuda.cached_kernels = kernels
     compiling.compile_kernels = kernels  # NVRTC looks for more in a driver than there is here

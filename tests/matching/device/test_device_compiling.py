@@ -10,30 +10,79 @@ import pytest
 
 from semrsm_dist.matching.device import source
 from semrsm_dist.matching.device.compiling import cache_folder, cached_kernels, compile_kernels, fetch_or_make
+from semrsm_dist.matching.device.forms import (
+    CAPACITIES,
+    WARPS,
+    Form,
+    candidates,
+    form_of,
+    known_forms,
+    read_forms,
+    write_forms,
+)
 
 pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
 
-# Every form, and every architecture: what depends on one does not depend on the other.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-FORMS = list(zip(source.CAPACITIES, itertools.cycle(ARCHITECTURES), strict=False))
+# The table, and of the forms that it may come to have, every number of warps and every place of residuals. Each for one
+# architecture: what depends on the form does not depend on that.
+FORMS = [
+    *known_forms(),
+    Form(128, 2, 128),
+    Form(256, 1, 128),
+    Form(256, 2, 0),
+    Form(256, 4, 64),
+    Form(512, 8, 32),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capacity", "arch"), FORMS)
-def test_every_form_compiles_without_a_gpu(capacity, arch):
-    code = compile_kernels(capacity, arch)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_products_compile_without_a_gpu(arch):
+    code = compile_kernels(None, arch)
     assert code.startswith(b"\x7fELF")
-    for kernel in (b"multiply_panels", b"match_pairs", b"sum_values_of_float32", b"sum_values_of_float64"):
+    for kernel in (
+        b"multiply_panels",
+        b"split_panel",
+        b"multiply_halves",
+        b"sum_values_of_float32",
+        b"sum_values_of_float64",
+    ):
         assert kernel in code
-    assert source.auction_bytes(capacity) <= source.MOST_SHARED_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "arch"), list(zip(FORMS, itertools.cycle(ARCHITECTURES), strict=False)))
+def test_auctions_compile_in_every_form_without_a_gpu(form, arch):
+    code = compile_kernels(form, arch)
+    assert code.startswith(b"\x7fELF")
+    assert b"match_pairs" in code
+
+
+def test_the_table_has_a_form_for_each_capacity_that_could_have_been_measured():
+    assert tuple(form.capacity for form in known_forms()) == CAPACITIES
+    assert all(form in candidates(form.capacity) for form in known_forms())
+    assert [form_of(n_tokens).capacity for n_tokens in (1, 64, 65, 4096)] == [64, 64, 128, 4096]
+
+
+def test_every_form_fits_into_the_shared_memory_that_every_gpu_has():
+    forms = [form for capacity in CAPACITIES for form in candidates(capacity)]
+    assert {form.warps for form in forms} == set(WARPS)
+    assert all(source.auction_bytes(form, form.capacity) <= source.MOST_SHARED_BYTES for form in forms)
+
+
+def test_a_table_that_is_written_is_read_back(tmp_path):
+    forms = tuple(next(candidates(capacity)) for capacity in CAPACITIES)
+    write_forms(forms, 'a "GPU"', tmp_path / "forms.json")
+    assert read_forms(tmp_path / "forms.json") == forms
 
 
 @pytest.mark.slow
 def test_kernels_are_compiled_once_for_a_machine(tmp_path, caplog):
     caplog.set_level(logging.INFO, "semrsm_dist")
-    first = cached_kernels(256, "sm_90", tmp_path)
+    first = cached_kernels(None, "sm_90", tmp_path)
     assert first.startswith(b"\x7fELF")
-    assert cached_kernels(256, "sm_90", tmp_path) == first
+    assert cached_kernels(None, "sm_90", tmp_path) == first
     assert caplog.text.count("compiling the kernels") == 1
     assert len(list(tmp_path.iterdir())) == 1
 

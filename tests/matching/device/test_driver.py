@@ -4,12 +4,14 @@ It shows that the right functions are called with the right arguments, and what 
 show that a GPU runs the kernels.
 """
 
+import json
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from semrsm_dist.matching.device.forms import candidates, read_forms
 from tests.matching.device.driver_on_cpu import HERE, environment
 
 pytestmark = pytest.mark.slow
@@ -50,14 +52,30 @@ def test_what_needs_a_gpu_passes(run):
 def test_the_job_that_checks_a_gpu_finds_nothing_off(run):
     code = (
         "import runpy, sys, tests.matching.device.driver_on_cpu;"
-        "from semrsm_dist.matching.device import source; source.CAPACITIES = (64,);"
+        "from semrsm_dist.matching.device import forms; known = forms.known_forms()[:1];"
+        "forms.known_forms = lambda: known;"
         "sys.argv = ['gpu_check', '--sizes', '9x6', '--images', '4', '--runs', '9x6x12', '--skip-tests'];"
         "runpy.run_path('jobs/gpu_check.py', run_name='__main__')"
     )
     *rows, last = run("-c", code).splitlines()
     assert [row.split("  ")[0] for row in rows] == [
-        *("GPU", "kernels", "product"),
+        *("GPU", "kernels", "product in float32", "product in halves"),
         *(f"S = 9, C = 6, tolerance {tolerance}" for tolerance in ("0.01", "0.001", "0.0001")),
         "run, S = 9, C = 6, N = 12",
     ]
     assert last == "all is right"
+
+
+def test_the_job_that_checks_a_gpu_measures_forms_and_writes_their_table(run, tmp_path):
+    table = tmp_path / "forms.json"
+    code = (
+        "import runpy, sys, tests.matching.device.driver_on_cpu;"
+        "from semrsm_dist.matching.device import forms; forms.CAPACITIES = (64,);"
+        f"sys.argv = ['gpu_check', '--images', '2', '--renew-forms', {str(table)!r}];"
+        "runpy.run_path('jobs/gpu_check.py', run_name='__main__')"
+    )
+    *_, last = run("-c", code).splitlines()
+    assert last == "all is right"
+    (form,) = read_forms(table)
+    assert form in candidates(64)
+    assert json.loads(table.read_text())["measured_on"] == "GPU 0 (CPU in place of a GPU)"

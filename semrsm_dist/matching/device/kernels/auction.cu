@@ -1,22 +1,32 @@
-// Nearly optimal permutations with prices that prove how near: the auction of `assignment/bidding.py`, a warp a pair.
+// Nearly optimal permutations with prices that prove how near: the auction of `assignment/bidding.py`, a block a pair.
 //
 // The algorithm, its names and its constants are those of the CPU; read its description first. What differs:
 //
 // - Several rows bid at the same prices, AT_ONCE where as many wait. Of bids for one column the highest counts, of equal
 //   ones the first. The others bid again.
 // - A bid compares keys: the residual minus the rise, in units, shifted by BITS, plus the column. One maximum of
-//   integers over the lanes gives the best column with its worth; a second gives the runner-up.
+//   integers over the threads gives the best column with its worth; a second gives the runner-up.
 // - The bound rounds every operation up, so that it needs no allowance for rounding.
 //
-// Nothing depends on timing: the lanes of a warp exchange values, and each pair has a warp to itself. So the same
-// numbers come out again, whichever warp takes a pair.
+// Set when compiling (see `forms.py`):
+//
+// - CAPACITY, the most tokens of an image, a power of two from 64 to 4096.
+// - WARPS of a block. Together they look through a row for a bid, each at some of its columns. What passes over all rows
+//   is shared out by rows. Whatever else there is to decide, each warp decides for itself, all alike, and the first one
+//   writes it down.
+// - SHARED_ROWS of the tile of residuals that are in shared memory.
+//
+// Nothing depends on timing: threads exchange values at barriers, and warps meet in one memory cell only by maxima of
+// integers. Sums are of 32 parts, whatever WARPS is. So the same numbers come out again, in every form.
 
-constexpr int LANE_COLUMNS = CAPACITY / LANES < 8 ? CAPACITY / LANES : 8;  // neighbours, which a lane loads at once
-constexpr int CHUNKS = CAPACITY / (LANES * LANE_COLUMNS);
+constexpr int THREADS = LANES * WARPS;
+// Neighbouring columns that a lane loads at once where its warp looks through a row, and where its block does.
+constexpr int LANE_COLUMNS = CAPACITY / LANES < 8 ? CAPACITY / LANES : 8;
+constexpr int SCAN_COLUMNS = CAPACITY / THREADS < 8 ? CAPACITY / THREADS : 8;
+static_assert(SCAN_COLUMNS >= 2, "with more warps, threads would have nothing to do");
 template <int N> constexpr int BITS_OF = 1 + BITS_OF<N / 2>;
 template <> constexpr int BITS_OF<1> = 0;
 constexpr int BITS = BITS_OF<CAPACITY>;
-constexpr bool TILE_IS_SHARED = CAPACITY <= 64;  // the residuals of a pair, which are in global memory otherwise
 constexpr int AT_ONCE = 4;
 
 constexpr unsigned short FREE = 0xffff;  // no row
@@ -40,25 +50,41 @@ static_assert((2ll * CLIPPED - MOST_LEAD - 64) * CAPACITY > ABSENT, "keys of col
 struct Market {
     float prices[CAPACITY];          // of the columns, at which residuals were rounded; infinite where there is none
     int keys[CAPACITY];              // column - rise * CAPACITY, with the rise since then in units
-    int bests[CAPACITY];             // of each row: the largest residual - rise when the rises were lowered
-    union {
-        int rise;
-        float price;
-    } lowered[CAPACITY];
+    int bests[CAPACITY];             // of each row: the largest residual - rise when the rises were lowered; in `prove`,
+                                     // the bits of a float
+    int lowered[CAPACITY];           // rises, or prices as `in_order` has them
     unsigned short owners[CAPACITY];   // of each column, or FREE
     unsigned short waiting[CAPACITY];  // rows without a column, of which the last bid next
 };
-static_assert(sizeof(Market) == 20 * CAPACITY, "as `source.py` has it");
 
-// A pair and its memory, as every lane sees it.
+// What warps tell each other.
+struct Exchange {
+    int most[WARPS][AT_ONCE];  // of the columns of each warp: the largest keys for the rows that bid
+    int next[WARPS][AT_ONCE];  // and the second largest
+    int pair;
+    int unused[3];
+};
+
+// The shared memory of a block; the shared rows of the tile follow.
+struct Shared {
+    Market market;
+    Exchange exchange;
+};
+static_assert(sizeof(Shared) == 20 * CAPACITY + 32 * WARPS + 16, "as `source.py` has it");
+
+// A pair and its memory, as every thread sees it.
 struct Auction {
     Market& market;
-    short* tile;            // residuals of the affinities, in rows of `width`
+    Exchange& exchange;
+    short* shared_tile;     // residuals of the affinities, in rows of `width`: the first SHARED_ROWS
+    short* tile;            // the others
     const float* affinity;  // in rows of `pitch`
     long long pitch;
     int width;              // columns of the tile: the tokens of an image in the panel, a multiple of 16
     int n;                  // rows and columns
+    int thread;
     int lane;
+    int warp;
     int n_waiting;
     int n_bids;
     float unit;             // of the residuals; 0 if nothing is rounded yet
@@ -73,47 +99,83 @@ DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 DEVICE int rise_of(const Auction& a, int column) { return (column - a.market.keys[column]) >> BITS; }
 
-// The largest float of all lanes: as integers of the same order, of which the hardware finds the maximum.
-DEVICE float largest_of_lanes(float x) {
-    const int bits = __float_as_int(x);
-    const int most = __reduce_max_sync(ALL, bits ^ ((bits >> 31) & 0x7fffffff));
-    return __int_as_float(most ^ ((most >> 31) & 0x7fffffff));
-}
-
-// Calls `visit` with the first of each LANE_COLUMNS columns that belong to this lane.
-template <typename Visit>
-DEVICE void each_chunk(const Auction& a, Visit visit) {
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        const int first = (chunk * LANES + a.lane) * LANE_COLUMNS;
-        if (first < a.width) visit(first);
+// Until all threads are here, and see what the others have written.
+DEVICE void meet() {
+    if constexpr (WARPS == 1) {
+        __syncwarp();
+    } else {
+        __syncthreads();
     }
 }
 
-// Lets the rows of the lanes that want it wait, in the order of the lanes.
+DEVICE short* row_of_tile(const Auction& a, int row) {
+    if constexpr (SHARED_ROWS == 0) {
+        return a.tile + row * a.width;
+    } else if constexpr (SHARED_ROWS == CAPACITY) {
+        return a.shared_tile + row * a.width;
+    } else {
+        return row < SHARED_ROWS ? a.shared_tile + row * a.width : a.tile + (row - SHARED_ROWS) * a.width;
+    }
+}
+
+// Floats as integers of the same order, of which the hardware finds maxima; and back.
+DEVICE int in_order(float x) {
+    const int bits = __float_as_int(x);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+DEVICE float out_of_order(int x) { return __int_as_float(x ^ ((x >> 31) & 0x7fffffff)); }
+
+DEVICE float largest_of_lanes(float x) { return out_of_order(__reduce_max_sync(ALL, in_order(x))); }
+
+// Raises a number in shared memory, which other warps may raise, too.
+DEVICE void raise_to(int& number, int least) {
+    if constexpr (WARPS == 1) {
+        number = max(number, least);
+    } else {
+        atomicMax(&number, least);
+    }
+}
+
+// Calls `visit` with the first of each COLUMNS columns that belong to a member of a team of so many.
+template <int TEAM, int COLUMNS, typename Visit>
+DEVICE void each_chunk_of(int member, int width, Visit visit) {
+#pragma unroll
+    for (int chunk = 0; chunk < CAPACITY / (TEAM * COLUMNS); chunk++) {
+        const int first = (chunk * TEAM + member) * COLUMNS;
+        if (first < width) visit(first);
+    }
+}
+
+// The same for a lane and its LANE_COLUMNS, where each warp has rows of its own.
+template <typename Visit>
+DEVICE void each_chunk(const Auction& a, Visit visit) {
+    each_chunk_of<LANES, LANE_COLUMNS>(a.lane, a.width, visit);
+}
+
+// Lets the rows of the lanes that want it wait, in the order of the lanes; first, all threads meet.
 DEVICE void push(Auction& a, bool wanted, int row) {
     const unsigned who = __ballot_sync(ALL, wanted);
-    if (wanted) a.market.waiting[a.n_waiting + __popc(who & ((1u << a.lane) - 1))] = row;
+    meet();
+    if (wanted && a.warp == 0) a.market.waiting[a.n_waiting + __popc(who & ((1u << a.lane) - 1))] = row;
     a.n_waiting += __popc(who);
-    __syncwarp();
 }
 
 // Begins with prices of zero and all rows without a column.
 DEVICE void open_market(Auction& a) {
-    for (int j = a.lane; j < CAPACITY; j += LANES) {
+    for (int j = a.thread; j < CAPACITY; j += THREADS) {
         a.market.prices[j] = j < a.n ? 0.0f : infinity();
         a.market.keys[j] = j < a.n ? j : ABSENT;
         a.market.owners[j] = FREE;
         a.market.waiting[j] = j;
     }
     a.n_waiting = a.n;
-    __syncwarp();
+    meet();
 }
 
 // Rounds what is left of the affinities at the present prices.
 DEVICE void round_residuals(Auction& a) {
     const float per_unit = 1.0f / a.unit;
-    for (int i = 0; i < a.n; i++) {
+    for (int i = a.warp; i < a.n; i += WARPS) {
         const float* row = a.affinity + i * a.pitch;
         float best = -infinity();
         each_chunk(a, [&](int first) {
@@ -132,20 +194,20 @@ DEVICE void round_residuals(Auction& a) {
                 const float units = (affinity.of[e] - price.of[e] - best) * per_unit;
                 rounded.of[e] = static_cast<short>(__float2int_rn(fmaxf(units, CLIPPED)));
             }
-            store(a.tile + i * a.width + first, rounded);
+            store(row_of_tile(a, i) + first, rounded);
         });
         if (a.lane == 0) a.market.bests[i] = 0;
     }
-    __syncwarp();
+    meet();
 }
 
 // Adds to the prices what they rose by since the residuals were rounded.
 DEVICE void take_rises(Auction& a) {
-    for (int j = a.lane; j < a.n; j += LANES) {
-        a.market.prices[j] += rise_of(a, j) * a.unit;
+    for (int j = a.thread; j < a.n; j += THREADS) {
+        a.market.prices[j] = fmaf(rise_of(a, j), a.unit, a.market.prices[j]);  // rounded once in every form
         a.market.keys[j] = j;
     }
-    __syncwarp();
+    meet();
 }
 
 // Takes their columns from rows that could do better by more than `kept` units.
@@ -153,26 +215,27 @@ DEVICE void release_rows(Auction& a, int kept) {
     for (int start = 0; start < a.n; start += LANES) {
         const int j = start + a.lane;
         const int i = j < a.n ? a.market.owners[j] : FREE;
-        const bool leaves = i != FREE && a.tile[i * a.width + j] - rise_of(a, j) < a.market.bests[i] - kept;
-        if (leaves) a.market.owners[j] = FREE;
+        const bool leaves = i != FREE && row_of_tile(a, i)[j] - rise_of(a, j) < a.market.bests[i] - kept;
         push(a, leaves, i);
+        if (leaves && a.warp == 0) a.market.owners[j] = FREE;
     }
+    meet();
 }
 
-// The two largest keys of this lane's columns, for several rows.
+// The two largest keys of this thread's columns, for several rows.
 template <int ROWS>
 DEVICE void scan_rows(const Auction& a, const int (&rows)[ROWS], int (&most)[ROWS], int (&next)[ROWS]) {
 #pragma unroll
     for (int k = 0; k < ROWS; k++) most[k] = next[k] = -0x7fffffff - 1;
-    each_chunk(a, [&](int first) {
-        const auto key = load<LANE_COLUMNS>(a.market.keys + first);
-        Pack<short, LANE_COLUMNS> residual[ROWS];
+    each_chunk_of<THREADS, SCAN_COLUMNS>(a.thread, a.width, [&](int first) {
+        const auto key = load<SCAN_COLUMNS>(a.market.keys + first);
+        Pack<short, SCAN_COLUMNS> residual[ROWS];
 #pragma unroll
-        for (int k = 0; k < ROWS; k++) residual[k] = load<LANE_COLUMNS>(a.tile + rows[k] * a.width + first);
+        for (int k = 0; k < ROWS; k++) residual[k] = load<SCAN_COLUMNS>(row_of_tile(a, rows[k]) + first);
 #pragma unroll
         for (int k = 0; k < ROWS; k++)
 #pragma unroll
-            for (int e = 0; e < LANE_COLUMNS; e++) {
+            for (int e = 0; e < SCAN_COLUMNS; e++) {
                 const int found = residual[k].of[e] * CAPACITY + key.of[e];
                 next[k] = max(next[k], min(most[k], found));
                 most[k] = max(most[k], found);
@@ -188,7 +251,7 @@ DEVICE bool bid(Auction& a, int eps) {
 #pragma unroll
     for (int k = 0; k < ROWS; k++) rows[k] = market.waiting[a.n_waiting - 1 - k];
     scan_rows(a, rows, most, next);
-    int row = 0, best = 0, second = 0;  // lane k makes the bid of row k
+    int row = 0, best = 0, second = 0;  // lane k of each warp makes the bid of row k
 #pragma unroll
     for (int k = 0; k < ROWS; k++) {
         const int first = __reduce_max_sync(ALL, most[k]);
@@ -200,26 +263,44 @@ DEVICE bool bid(Auction& a, int eps) {
         }
     }
     const bool bids = a.lane < ROWS;
+    if constexpr (WARPS > 1) {
+        if (bids) {
+            a.exchange.most[a.warp][a.lane] = best;
+            a.exchange.next[a.warp][a.lane] = second;
+        }
+        meet();
+        if (bids) {
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                if (w == a.warp) continue;
+                const int first = a.exchange.most[w][a.lane];
+                second = max(max(second, a.exchange.next[w][a.lane]), min(best, first));
+                best = max(best, first);
+            }
+        }
+    }
     const int column = best & (CAPACITY - 1), worth = best >> BITS;
     const int old_rise = rise_of(a, column);
     const int rise = old_rise + min(worth - (second >> BITS), MOST_LEAD) + eps;
-    if (__any_sync(ALL, bids && (worth <= CLIPPED || worth + old_rise <= CLIPPED))) return false;
+    if (__any_sync(ALL, bids && (worth <= CLIPPED || worth + old_rise <= CLIPPED))) {
+        meet();  // before any thread changes what others have yet to read
+        return false;
+    }
     bool wins = bids;
 #pragma unroll
     for (int k = 0; k < ROWS; k++) {
         const int their_column = __shfl_sync(ALL, column, k), their_rise = __shfl_sync(ALL, rise, k);
         if (their_column == column && (their_rise > rise || (their_rise == rise && k < a.lane))) wins = false;
     }
-    __syncwarp();  // all have read what is now written
-    int waits = row;
-    if (wins) {
-        waits = market.owners[column];
-        market.owners[column] = row;
-        market.keys[column] = column - rise * CAPACITY;
-    }
+    const int waits = wins ? market.owners[column] : row;
     a.n_waiting -= ROWS;
     a.n_bids += ROWS;
     push(a, bids && waits != FREE, waits);
+    if (wins && a.warp == 0) {
+        market.owners[column] = row;
+        market.keys[column] = column - rise * CAPACITY;
+    }
+    meet();
     return true;
 }
 
@@ -240,10 +321,10 @@ DEVICE bool run_phase(Auction& a, int eps) {
 // Lowers the rises as far as they prove the same: `prove` in units.
 DEVICE void lower_rises(Auction& a) {
     Market& market = a.market;
-    for (int j = a.lane; j < CAPACITY; j += LANES) market.lowered[j].rise = ABSENT;
-    __syncwarp();
-    for (int i = 0; i < a.n; i++) {
-        const short* row = a.tile + i * a.width;
+    for (int j = a.thread; j < CAPACITY; j += THREADS) market.lowered[j] = ABSENT;
+    meet();
+    for (int i = a.warp; i < a.n; i += WARPS) {
+        const short* row = row_of_tile(a, i);
         int most = -0x7fffffff - 1;
         each_chunk(a, [&](int first) {
             const auto residual = load<LANE_COLUMNS>(row + first);
@@ -256,15 +337,12 @@ DEVICE void lower_rises(Auction& a) {
         each_chunk(a, [&](int first) {
             const auto residual = load<LANE_COLUMNS>(row + first);
 #pragma unroll
-            for (int e = 0; e < LANE_COLUMNS; e++) {
-                int& rise = market.lowered[first + e].rise;
-                rise = max(rise, residual.of[e] - best);
-            }
+            for (int e = 0; e < LANE_COLUMNS; e++) raise_to(market.lowered[first + e], residual.of[e] - best);
         });
     }
-    __syncwarp();
-    for (int j = a.lane; j < a.n; j += LANES) market.keys[j] = j - market.lowered[j].rise * CAPACITY;
-    __syncwarp();
+    meet();
+    for (int j = a.thread; j < a.n; j += THREADS) market.keys[j] = j - market.lowered[j] * CAPACITY;
+    meet();
 }
 
 // Lowers the prices to the smallest that prove the same bound, and returns it with the value of the permutation.
@@ -273,10 +351,9 @@ DEVICE void lower_rises(Auction& a) {
 // affinities in the panel. So sum_i u_i + sum_j q_j, rounded up again, bounds the value of every permutation.
 DEVICE Proof prove(Auction& a) {
     Market& market = a.market;
-    for (int j = a.lane; j < CAPACITY; j += LANES) market.lowered[j].price = -infinity();
-    __syncwarp();
-    double bound = 0.0;  // the same in every lane
-    for (int i = 0; i < a.n; i++) {
+    for (int j = a.thread; j < CAPACITY; j += THREADS) market.lowered[j] = in_order(-infinity());
+    meet();
+    for (int i = a.warp; i < a.n; i += WARPS) {
         const float* row = a.affinity + i * a.pitch;
         float best = -infinity();
         each_chunk(a, [&](int first) {
@@ -286,30 +363,28 @@ DEVICE Proof prove(Auction& a) {
             for (int e = 0; e < LANE_COLUMNS; e++) best = fmaxf(best, __fsub_ru(affinity.of[e], price.of[e]));
         });
         best = largest_of_lanes(best);
-        bound = __dadd_ru(bound, best);
+        if (a.lane == 0) market.bests[i] = __float_as_int(best);
         each_chunk(a, [&](int first) {
             const auto affinity = load<LANE_COLUMNS>(row + first);
 #pragma unroll
-            for (int e = 0; e < LANE_COLUMNS; e++) {
-                float& price = market.lowered[first + e].price;
-                price = fmaxf(price, __fsub_ru(affinity.of[e], best));
-            }
+            for (int e = 0; e < LANE_COLUMNS; e++)
+                raise_to(market.lowered[first + e], in_order(__fsub_ru(affinity.of[e], best)));
         });
     }
-    __syncwarp();
-    double prices = 0.0, value = 0.0;  // of this lane's columns
+    meet();
+    double bound = 0.0, value = 0.0;  // of this lane's rows and columns
     for (int j = a.lane; j < a.n; j += LANES) {
-        const float price = market.lowered[j].price;
-        market.prices[j] = price;
-        prices = __dadd_ru(prices, price);
+        const float price = out_of_order(market.lowered[j]);
+        if (a.warp == 0) market.prices[j] = price;
+        bound = __dadd_ru(__dadd_ru(bound, __int_as_float(market.bests[j])), price);
         value += a.affinity[market.owners[j] * a.pitch + j];
     }
     for (int distance = LANES / 2; distance > 0; distance /= 2) {
-        prices = __dadd_ru(prices, __shfl_xor_sync(ALL, prices, distance));
+        bound = __dadd_ru(bound, __shfl_xor_sync(ALL, bound, distance));
         value += __shfl_xor_sync(ALL, value, distance);
     }
-    __syncwarp();
-    return {__dadd_ru(bound, prices), value};
+    meet();
+    return {bound, value};
 }
 
 // Runs phases of shrinking eps until the gap is within the task's target. Returns whether it is, and the last bound.
@@ -351,29 +426,31 @@ DEVICE Outcome run_auction(Auction& a, const Task& task) {
     return {bound, 0, a.n_bids};
 }
 
-// Matches the pairs of `tasks`: block by block the next, a warp each. Row s of an image goes with `permutations[s]`,
-// the identity if the auction did not finish. `scratch` holds width * width residuals a block unless they are shared.
-KERNEL __launch_bounds__(LANES)
+// Matches the pairs of `tasks`: block by block the next. Row s of an image goes with `permutations[s]`, the identity if
+// the auction did not finish. `scratch` holds the rows of residuals of each block that are not shared.
+KERNEL __launch_bounds__(THREADS)
 match_pairs(const float* panel, long long pitch, int width, const Task* tasks, int n_tasks, short* scratch,
             int* next_task, unsigned short* permutations, Outcome* outcomes) {
     extern __shared__ __align__(16) unsigned char memory[];
-    Market& market = *reinterpret_cast<Market*>(memory);
-    short* tile = TILE_IS_SHARED ? reinterpret_cast<short*>(memory + sizeof(Market))
-                                 : scratch + static_cast<long long>(blockIdx.x) * width * width;
-    const int lane = threadIdx.x;
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    short* shared_tile = reinterpret_cast<short*>(memory + sizeof(Shared));
+    short* tile = scratch + static_cast<long long>(blockIdx.x) * max(width - SHARED_ROWS, 0) * width;
+    const int thread = threadIdx.x;
     for (;;) {
-        int pair = lane == 0 ? atomicAdd(next_task, 1) : 0;
-        pair = __shfl_sync(ALL, pair, 0);
+        if (thread == 0) shared.exchange.pair = atomicAdd(next_task, 1);
+        meet();
+        const int pair = shared.exchange.pair;
         if (pair >= n_tasks) return;
         const Task task = tasks[pair];
         const float* affinity = panel + task.row * pitch * width + static_cast<long long>(task.column) * width;
-        Auction a = {market, tile, affinity, pitch, width, task.n_tokens, lane, 0, 0, 0.0f};
+        Auction a = {shared.market, shared.exchange, shared_tile, tile, affinity, pitch, width, task.n_tokens,
+                     thread, thread % LANES, thread / LANES, 0, 0, 0.0f};
         Outcome outcome = {infinity(), 0, 0};
         if (task.target < infinity()) outcome = run_auction(a, task);
         unsigned short* permutation = permutations + static_cast<long long>(pair) * width;
-        for (int j = lane; j < task.n_tokens; j += LANES)
-            permutation[outcome.finished ? market.owners[j] : j] = j;
-        if (lane == 0) outcomes[pair] = outcome;
-        __syncwarp();  // before the market serves the next pair
+        for (int j = thread; j < task.n_tokens; j += THREADS)
+            permutation[outcome.finished ? shared.market.owners[j] : j] = j;
+        if (thread == 0) outcomes[pair] = outcome;
+        meet();  // before the memory serves the next pair
     }
 }

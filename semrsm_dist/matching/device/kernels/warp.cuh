@@ -1,6 +1,4 @@
-// What the kernels share. They are compiled as one program: this file, then the others (see `source.py`).
-//
-// CAPACITY, the most tokens of an image, is set when compiling: a power of two from 64 to 4096.
+// What the kernels share: the start of each program that is compiled (see `source.py`).
 
 #define KERNEL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__

@@ -1,6 +1,7 @@
 """Check matching on the GPU of this machine, and measure it: one table, in less than five minutes.
 
     python jobs/gpu_check.py
+    python jobs/gpu_check.py --renew-forms    # instead: measure the forms of auctions, and note the fastest
 
 Needs a checkout and the package's requirements with the extra `cuda`, but no Ray, no network and no installation; what
 is missing is named, and what needs it is skipped. Exit status 0 if all is right, 1 if anything is off, 2 if nothing
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 import statistics
 import subprocess
 import sys
@@ -33,6 +35,8 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 ROUNDING = 1e-12  # of float64 sums, relative to the norms
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 TEST_SECONDS = 150
+FORM_TOLERANCE = 1e-3  # at which forms are measured,
+FORM_BYTES = 2**33  # with so many bytes of affinities
 NEEDED = {
     "numpy": "numpy",
     "scipy": "scipy",
@@ -72,6 +76,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", nargs="*", default=["49x128x6000", "196x256x2000"], metavar="SxCxN")
     parser.add_argument("--skip-tests", action="store_true", help="only compile and measure")
+    parser.add_argument(
+        "--renew-forms",
+        nargs="?",
+        type=Path,
+        const=ROOT / "semrsm_dist/matching/device/forms.json",
+        metavar="TABLE",
+        help="measure the forms in which auctions run, and write the fastest to this checkout's table, or to TABLE",
+    )
     return parser.parse_args(arguments)
 
 
@@ -83,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nothing was checked: {reason}")
         return 2
     rows = []
-    for row in check_all(given):
+    for row in renew_forms(given) if given.renew_forms else check_all(given):
         print(f"{row.what:36} {row.state:7} {row.detail}", flush=True)
         rows.append(row)
     states = {row.state for row in rows}
@@ -122,7 +134,8 @@ def check_all(given: argparse.Namespace) -> Iterator[Row]:
     """Yield the rows as they come; what breaks is a row, too."""
     yield attempt("GPU", describe)
     yield attempt("kernels", compile_all)
-    yield attempt("product", check_product)
+    for product in ("float32", "halves"):
+        yield attempt(f"product in {product}", lambda product=product: check_product(product))
     if not given.skip_tests:
         yield attempt("tests", run_tests)
     for size in given.sizes:
@@ -163,31 +176,86 @@ def describe() -> tuple[str, str]:
 
 
 def compile_all() -> tuple[str, str]:
-    """Compile every form for this GPU, not from the cache, and load them."""
-    from semrsm_dist.matching.device import cuda  # noqa: PLC0415
+    """Compile products and all forms of the table for this GPU, not from the cache, and load them."""
+    from semrsm_dist.matching.device import cuda, forms  # noqa: PLC0415
     from semrsm_dist.matching.device.compiling import compile_kernels  # noqa: PLC0415
-    from semrsm_dist.matching.device.source import CAPACITIES  # noqa: PLC0415
 
-    device, started = cuda.own_device(), time.perf_counter()
-    for capacity in CAPACITIES:
-        compile_kernels(capacity, device.arch)
+    device, started, known = cuda.own_device(), time.perf_counter(), forms.known_forms()
+    for form in (None, *known):
+        compile_kernels(form, device.arch)
     seconds = time.perf_counter() - started
-    blocks = [device.auctions(capacity) for capacity in CAPACITIES]
+    blocks = [device.auctions(form, form.capacity) for form in known]
     return (
         "ok",
-        f"{len(CAPACITIES)} forms in {seconds:.1f} s; auctions at once: {', '.join(map(str, blocks))}",
+        f"products and {len(known)} forms in {seconds:.1f} s; auctions at once: {', '.join(map(str, blocks))}",
     )
 
 
-def check_product() -> tuple[str, str]:
+def check_product(product: Any) -> tuple[str, str]:
     """Compare the product with float64, on numbers of very different sizes: no error may exceed its allowance."""
     from semrsm_dist.matching.device import cuda  # noqa: PLC0415
     from semrsm_dist.matching.device.selfcheck import worst_product  # noqa: PLC0415
 
-    worst = worst_product(cuda.own_device())
+    worst = worst_product(cuda.own_device(), product)
     return (
         "ok" if worst <= 1.0 else "OFF"
     ), f"largest error {worst:.2g} of what the certificate allows for it"
+
+
+def renew_forms(given: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each capacity; write the table of the fastest forms if nothing is off."""
+    from semrsm_dist.matching.device import cuda, forms  # noqa: PLC0415
+
+    fastest: list[Any] = []
+    rows = [attempt("GPU", describe)]
+    yield rows[0]
+    for capacity in forms.CAPACITIES:
+        rows.append(
+            attempt(
+                f"forms for S <= {capacity}",
+                lambda capacity=capacity: measure_forms(capacity, given.images, fastest),
+            )
+        )
+        yield rows[-1]
+    if any(row.state == "OFF" for row in rows):
+        yield Row("table", "OFF", "not written, as something is off")
+        return
+    forms.write_forms(fastest, cuda.own_device().name, given.renew_forms)
+    yield Row("table", "ok", f"written: {given.renew_forms}")
+
+
+def measure_forms(capacity: int, n_images: int, fastest: list[Any]) -> tuple[str, str]:
+    """Match a tile in each form that a capacity may have; append the fastest. All must find the same bytes."""
+    import numpy as np  # noqa: PLC0415
+
+    from semrsm_dist.matching.device import cuda, forms, solver  # noqa: PLC0415
+    from semrsm_dist.matching.device.certificate import frame_pairs  # noqa: PLC0415
+    from semrsm_dist.matching.matchers.auction import Auction  # noqa: PLC0415
+
+    device, n_tokens = cuda.own_device(), capacity * 49 // 64
+    n_images = min(n_images, math.isqrt(FORM_BYTES // (4 * capacity**2)))
+    panel: Any = Auction().prepare(make_features(2 * n_images, n_tokens, 64))
+    halves = panel.part(slice(n_images)), panel.part(slice(n_images, None))
+    layout = solver.choose_layout(*halves, FORM_TOLERANCE)
+    sent = [solver.send_panel(device, half, layout) for half in halves]
+    panels = solver.Panels(*sent, n_tokens, panel.n_channels)
+    frames = frame_pairs(*halves, FORM_TOLERANCE)
+    tasks = solver.make_tasks(frames, np.arange(frames.size.size))
+    seconds, found = {}, set()
+    for form in forms.candidates(capacity):
+
+        def match(form: Any = form) -> Any:
+            return solver.match_pairs(device, panels, tasks, form=form, with_permutations=True)
+
+        found.add(b"".join(array.tobytes() for array in match()))  # compiles
+        seconds[form] = median_seconds(match, 3)
+    best = min(seconds, key=seconds.__getitem__)
+    fastest.append(best)
+    detail = (
+        f"{best.warps} warps, {best.shared_rows} rows in shared memory: {1e6 * seconds[best] / tasks.size:.3g} us a "
+        f"pair; slowest of {len(seconds)} forms {1e6 * max(seconds.values()) / tasks.size:.3g}"
+    )
+    return ("ok", detail) if len(found) == 1 else ("OFF", f"{detail}; results differ between forms")
 
 
 def run_tests() -> tuple[str, str]:
@@ -261,7 +329,8 @@ def kernel_rate(device: Any, rows: Any, columns: Any, tolerance: float) -> float
     from semrsm_dist.matching.device import solver  # noqa: PLC0415
     from semrsm_dist.matching.device.certificate import frame_pairs  # noqa: PLC0415
 
-    sent = [solver.send_panel(device, panel, False) for panel in (rows, columns)]
+    layout = solver.choose_layout(rows, columns, tolerance)
+    sent = [solver.send_panel(device, panel, layout) for panel in (rows, columns)]
     panels = solver.Panels(*sent, rows.n_tokens, rows.n_channels)
     frames = frame_pairs(rows, columns, tolerance)
     tasks = solver.make_tasks(frames, np.arange(frames.size.size))

@@ -139,7 +139,7 @@ def test_the_package_opens_with_about_a_dozen_rooms():
 OPENS = re.compile(r"\.read_(bytes|text)\(|open_input_(file|stream)\(|\.open\((\"r|\))")
 LOOK_BEFORE = re.compile(r"require_file|require_input|locate_file|read_file\(")
 OF_THE_PACKAGE = {"machine.py", "report/bundle.py", "matching/compiled/cache.py"}
-OF_THE_PACKAGE |= {f"matching/device/{name}.py" for name in ("compiling", "source")}
+OF_THE_PACKAGE |= {f"matching/device/{name}.py" for name in ("compiling", "forms", "source")}
 """What opens files of the package, of the system, or its own caches."""
 
 

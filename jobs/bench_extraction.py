@@ -1,6 +1,6 @@
 """Measure extraction against a plain loop over timm's model and a DataLoader with as many workers as there are cores.
 
-    python jobs/bench_extraction.py [--models resnet50 vit_base_patch16_224] [--images 20000] [--repeats 3]
+    python jobs/bench_extraction.py [--models resnet50 vit_base_patch16_224] [--images 20000] [--repeats 3] [--compile]
 
 Both read the same JPEGs of 224 pixels, which this makes, run a network with random weights, and write the features of
 its last stage in float32; both build the network and start their readers within the time that is measured, and on a GPU
@@ -99,6 +99,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=20_000 if on_gpu else 256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=available_cpus(), help="of the DataLoader")
+    parser.add_argument(
+        "--compile", action="store_true", help="let the package compile the network (model.compile)"
+    )
     parser.add_argument("--folder", type=Path, help="for images and features; by default a temporary one")
     return parser.parse_args(arguments)
 
@@ -135,7 +138,7 @@ def compare(model: str, images: Path, device: str, given: argparse.Namespace) ->
     plain, package = [], []
     for _ in range(given.repeats):
         plain.append(run_plainly(model, layer, images, device, given.workers))
-        package.append(run_package(model, layer, images))
+        package.append(run_package(model, layer, images, compiled=given.compile))
     ratios = [loop.wall / own.wall for loop, own in zip(plain, package, strict=True)]
     worked = [loop.processor / own.processor for loop, own in zip(plain, package, strict=True)]
     rates = [given.images / statistics.median(each.wall for each in taken) for taken in (plain, package)]
@@ -180,14 +183,14 @@ def run_plainly(model: str, layer: str, images: Path, device: str, workers: int)
     return taken
 
 
-def run_package(model: str, layer: str, images: Path) -> Taken:
+def run_package(model: str, layer: str, images: Path, *, compiled: bool) -> Taken:
     """Extract by a run, and measure that stage."""
     run = Path(tempfile.mkdtemp(dir=images.parent)) / "run"
     clock = ExtractionClock()
     document = {
         "run": str(run),
         "data": {"source": "folder", "path": str(images)},
-        "model": {"name": model, "weights": "random", "layers": [layer]},
+        "model": {"name": model, "weights": "random", "layers": [layer], "compile": compiled},
         "matching": {"matcher": "greedy"},
     }
     with suppress(_Extracted):

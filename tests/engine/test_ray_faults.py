@@ -284,7 +284,7 @@ def test_a_worker_with_a_gpu_runs_on_a_node_without_cpu_slots(cluster, engine):
     cluster.remove_node(node)
 
 
-def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, engine, caplog):
+def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, engine, tmp_path, caplog):
     nodes = [cluster.add_node(num_cpus=0, num_gpus=count, **LEAN) for count in (1, 2)]
     cluster.wait_for_nodes()
     good, bad = (node.node_id for node in nodes)
@@ -309,6 +309,16 @@ def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, 
     assert sorted(done) == list(range(8))
     assert "one worker fewer goes on (1 are left), as its actor failed at 3 starts in a row" in caplog.text
     assert "look at nvidia-smi" in caplog.text
+
+    def fails_where_it_is_first():
+        here, first = ray.get_runtime_context().get_node_id(), tmp_path / "first"
+        if not first.exists():
+            first.write_text(here)
+        return factory_failing_on({first.read_text()})()
+
+    pool = engine.start_actors(fails_where_it_is_first, 1, Resources(gpus=1))
+    assert run_tasks(pool, batches(2, 1), on_receipt=lambda _: None) == []
+    pool.close()
 
     with pytest.raises(UnusableGpuError, match="look at nvidia-smi"):
         run_tasks(

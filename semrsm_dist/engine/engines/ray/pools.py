@@ -195,7 +195,9 @@ class ActorPool:
     def _start(self, member: _Member) -> None:
         if member.actor is not None:
             ray.kill(member.actor)  # it may only have been out of reach, and would keep its GPU
-        member.actor = new_actor.options(**self._options).remote()
+        # One that has failed is tried on another node, if that has room.
+        elsewhere = {"scheduling_strategy": "SPREAD"} if member.failed_starts else {}
+        member.actor = new_actor.options(**self._options, **elsewhere).remote()
         member.starting = member.actor.start.remote(self._payload)
 
     def _finish_start(self, member: _Member, ref: ray.ObjectRef[None]) -> None:

@@ -107,6 +107,7 @@ SLOW = (
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a plan measure as little as it can be made of, for tests that do not judge how well it predicts."""
     monkeypatch.setattr("semrsm_dist.pipeline.forecast.calibration.ROUNDS", 2)
+    monkeypatch.setattr("semrsm_dist.pipeline.forecast.calibration.MOST_SEARCHED", 512)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from semrsm_dist.plot.figures import new_figure
-from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.npy import replacing
+from semrsm_dist.store.paths import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, paths
 from semrsm_dist.store.labels import origin
 
 Scores = NDArray[np.float64]
@@ -105,7 +105,7 @@ class PairScores:
         is_diagonal = self._layout.symmetric and tile[0] == tile[1]
         columns = rows if is_diagonal else self._read("images", self._layout.columns(tile[1]))
         found = self._solve(rows, columns)
-        with chunks.writing(self._group):
+        with paths.writing(self._group):
             for name, array in self._arrays.items():
                 for index, values in zip(self._mirrored(tile), found[name], strict=False):
                     chunks.write_chunk(array, index, np.ascontiguousarray(values, dtype=np.float32))

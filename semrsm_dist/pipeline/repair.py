@@ -291,10 +291,10 @@ class Broken:
             If something cannot be removed.
         """
         if paths.is_folder(directory.view):  # what is kept there may be made of what is wrong
-            with chunks.writing(directory.view):
+            with paths.writing(directory.view):
                 paths.remove_folder(directory.view)
         for path in (*self.files, *(node / DESCRIPTION for node in self.descriptions)):
-            with chunks.writing(path):
+            with paths.writing(path):
                 paths.remove_file(path)
         for root, layer in self.groups:
             LabelledGroup(root, layer).begin()

@@ -18,8 +18,7 @@ from semrsm_dist.plot.heatmap import choose_images, colour_limits, draw_block, e
 from semrsm_dist.plot.orders import order_by_label
 from semrsm_dist.plot.scores import as_table, retrieval
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.chunks import writing
-from semrsm_dist.store.paths import RunPath, make_folder, read_file, write_atomically
+from semrsm_dist.store.paths import RunPath, make_folder, read_file, write_atomically, writing
 
 LARGEST = 400
 """Maximum images drawn per side; larger runs are subsampled."""

@@ -8,11 +8,9 @@ overwrite what others have added, and losing all of it costs time alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import StorageError
@@ -28,19 +26,10 @@ FIELDS = ("row", "column", "matched", "identity", "gap")
 
 @dataclass(frozen=True)
 class CandidateStore(TileFiles):
-    """The candidates of one layer.
-
-    Parameters
-    ----------
-    root
-        The run's group of candidates.
-    layer
-        Name of the layer.
-    k
-        Neighbours of an image.
-    """
+    """The candidates of one layer."""
 
     k: int
+    """Neighbours of an image."""
 
     array_name: ClassVar[str] = CANDIDATES
     sized_by: ClassVar[str] = KNOWN
@@ -83,25 +72,13 @@ class CandidateStore(TileFiles):
         )
 
     def write(self, tile: tuple[int, int], candidates: NDArray[np.floating[Any]]) -> None:
-        """Write the candidates of a tile, (5, n) as `FIELDS` says.
-
-        Raises
-        ------
-        OSError
-            As the file system raises it.
-        """
+        """Write the candidates of a tile, (5, n) as `FIELDS` says; raises OSError."""
         chunk = np.full(self._array.chunks, np.nan, self._array.dtype)
         chunk[:, 0, : candidates.shape[1]] = candidates
         chunks.write_chunk(self._array, (0, *tile), chunk)
 
     def read(self, tile: tuple[int, int]) -> NDArray[np.float64]:
-        """Return the candidates of a tile, (5, n) as `FIELDS` says.
-
-        Raises
-        ------
-        StorageError
-            If they are damaged or missing.
-        """
+        """Return the candidates of a tile, (5, n) as `FIELDS` says; raises StorageError if damaged or missing."""
         chunk = chunks.read_chunk(self._array, (0, *tile))[:, 0]
         return chunk[:, ~np.isnan(chunk[0])].astype(np.float64)
 
@@ -111,20 +88,16 @@ class CandidateStore(TileFiles):
         -inf and -1 where there is none. What cannot be read is forgotten: nothing but time depends on it.
         """
         try:
-            known: NDArray[np.float64] = chunks.read_chunk(self._known, (0, panel, 0))
+            known: NDArray[np.float64] = chunks.read_chunk(self._arrays[KNOWN], (0, panel, 0))
         except StorageError:
-            region = chunks.chunk_region(self._known, (0, panel, 0))
+            region = chunks.chunk_region(self._arrays[KNOWN], (0, panel, 0))
             shape = [part.stop - part.start for part in region]
             known = np.stack([np.full(shape[1:], -np.inf), np.full(shape[1:], -1.0)])
         return known
 
     def write_known(self, panel: int, known: NDArray[np.float64]) -> None:
         """Replace what `read_known` returns; raises OSError as the file system does."""
-        chunks.write_chunk(self._known, (0, panel, 0), known)
-
-    @cached_property
-    def _known(self) -> zarr.Array[Any]:
-        return chunks.open_array(self.group, KNOWN)
+        chunks.write_chunk(self._arrays[KNOWN], (0, panel, 0), known)
 
 
 def most_candidates(layout: Layout, k: int) -> int:

@@ -100,26 +100,6 @@ class DamagedDescriptionError(StorageError):
     """A `zarr.json` is not what should be in its place."""
 
 
-@contextlib.contextmanager
-def writing(path: RunPath) -> Iterator[None]:
-    """Turn errors of a full or read-only file system in this block into one that names `path`.
-
-    Raises
-    ------
-    StorageError
-        For any OSError that is not one already.
-    """
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "
-            "make it writable, then repeat the command"
-        ) from error
-
-
 def create_group(root: RunPath, name: str) -> zarr.Group:
     """Open a group below a root, making it and all groups above it, so that the root opens as a whole.
 
@@ -130,7 +110,7 @@ def create_group(root: RunPath, name: str) -> zarr.Group:
     StorageError
         If it cannot be made.
     """
-    with writing(root / name):
+    with paths.writing(root / name):
         parts = name.split("/")
         for folder in (root, *(root.joinpath(*parts[: depth + 1]) for depth in range(len(parts)))):
             group = _make_group(folder)
@@ -235,7 +215,7 @@ def create_array(
         attributes={**(attributes or {}), ORIGIN: origin},
     )
     path, file = group / name, group / name / "zarr.json"
-    with writing(path):
+    with paths.writing(path):
         paths.make_way(path, for_folder=True)
         paths.make_way(file)
         if not _is_described(path, wanted):
@@ -462,7 +442,7 @@ def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
         If it cannot be removed.
     """
     file = _chunk_path(group / name, index)
-    with writing(file):
+    with paths.writing(file):
         paths.remove_file(file)
 
 

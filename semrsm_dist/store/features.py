@@ -174,7 +174,7 @@ class FeatureStore:
     def mark_verified(self) -> None:
         """Note that all features have been found to be those of their source."""
         group = chunks.create_group(self.root, f"{self.side}/{self.layer}")
-        with chunks.writing(self.group):
+        with paths.writing(self.group):
             group.attrs.put({VERIFIED: True})
 
     def is_complete(self) -> bool:

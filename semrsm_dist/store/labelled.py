@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,10 @@ class LabelledGroup:
         """Directory of the layer's group."""
         return self.root / self.layer
 
+    @cached_property
+    def _arrays(self) -> chunks.OpenArrays:
+        return chunks.OpenArrays(self.group)
+
     def read_attributes(self) -> dict[str, Any]:
         """Return the attributes of the group; empty if there is none, or its description is damaged."""
         return chunks.read_attributes(self.group)
@@ -86,9 +91,16 @@ class LabelledGroup:
         """Return the group for writing; until `finish` it counts as incomplete."""
         group = chunks.create_group(self.root, self.layer)
         if group.attrs.get(COMPLETE) is not False:
-            with chunks.writing(self.group):
+            with paths.writing(self.group):
                 group.attrs.put({COMPLETE: False})
         return group
+
+    def start_over(self) -> None:
+        """Make the group anew and empty: what an earlier session left would pass for part of this one's."""
+        self.begin()
+        with paths.writing(self.group):
+            paths.remove_folder(self.group)
+        self.begin()
 
     def finish(
         self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any], run: str
@@ -110,7 +122,7 @@ class LabelledGroup:
             If it cannot be written, or another array of the group has lost its description.
         """
         group = self.begin()
-        with chunks.writing(self.group):
+        with paths.writing(self.group):
             for name, (dimension, values) in coordinates.items():
                 self._write_coordinate(name, dimension, _storable(values), run)
             described = {**attributes, "coordinates": " ".join(COORDINATES), COMPLETE: False}

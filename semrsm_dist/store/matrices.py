@@ -7,30 +7,17 @@ and never reads these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import chunks
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 
 class MatrixStore(LabelledGroup):
-    """The written matrices of one layer.
-
-    Parameters
-    ----------
-    root
-        The Zarr group of all layers.
-    layer
-        Name of the layer.
-    """
-
-    @cached_property
-    def _arrays(self) -> chunks.OpenArrays:
-        return chunks.OpenArrays(self.group)
+    """The written matrices of one layer."""
 
     def make(
         self,
@@ -40,14 +27,8 @@ class MatrixStore(LabelledGroup):
         dtype: str,
         run: str,
     ) -> None:
-        """Make empty matrices with these attributes, by name; until `finish`, the group counts as incomplete.
-
-        An earlier assembly goes: what it left would pass for part of this one.
-        """
-        self.begin()
-        with chunks.writing(self.group):
-            paths.remove_folder(self.group)
-        self.begin()
+        """Make empty matrices with these attributes, by name; until `finish`, the group counts as incomplete."""
+        self.start_over()
         for name, attributes in matrices.items():
             chunks.create_array(
                 self.group,

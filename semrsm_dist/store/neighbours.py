@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import chunks
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 NOBODY = -1
@@ -26,26 +25,11 @@ DESCRIPTIONS = {
 
 
 class NeighbourStore(LabelledGroup):
-    """The neighbours of the images of one layer.
-
-    Parameters
-    ----------
-    root
-        The run's group of neighbours.
-    layer
-        Name of the layer.
-    """
-
-    @cached_property
-    def _arrays(self) -> chunks.OpenArrays:
-        return chunks.OpenArrays(self.group)
+    """The neighbours of the images of one layer."""
 
     def make(self, n_rows: int, k: int, chunk_size: int, dtype: str, run: str) -> None:
         """Make empty arrays (N, k); until `finish`, the group counts as incomplete. Earlier ones go."""
-        self.begin()
-        with chunks.writing(self.group):
-            paths.remove_folder(self.group)
-        self.begin()
+        self.start_over()
         for name, description in DESCRIPTIONS.items():
             chunks.create_array(
                 self.group,
@@ -58,13 +42,7 @@ class NeighbourStore(LabelledGroup):
             )
 
     def write(self, panel: int, indices: NDArray[np.int64], numbers: NDArray[np.floating[Any]]) -> None:
-        """Write the neighbours of a panel: indices (T, k), and (3, T, k) as `NUMBERS` says.
-
-        Raises
-        ------
-        OSError
-            As the file system raises it.
-        """
+        """Write the neighbours of a panel: indices (T, k), and (3, T, k) as `NUMBERS` says; raises OSError."""
         chunks.write_chunk(self._arrays[INDICES], (panel, 0), indices)
         for name, values in zip(NUMBERS, numbers, strict=True):
             array = self._arrays[name]

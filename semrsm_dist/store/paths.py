@@ -154,12 +154,27 @@ def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> 
     StorageError
         If it cannot be written.
     """
-    try:
+    with writing(path):
         if isinstance(path, ObjectPath):
             path.write(content)
         else:
             make_way(path)
             _write_and_rename(path, content, durably=durably)
+
+
+@contextlib.contextmanager
+def writing(path: RunPath) -> Iterator[None]:
+    """Turn errors of a full or read-only file system in this block into one that names `path`.
+
+    Raises
+    ------
+    StorageError
+        For any OSError that is not one already.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); what was computed so far is kept: make room or "

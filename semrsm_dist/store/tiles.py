@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,23 +44,15 @@ SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-100, 2.0**120
 
 
 class TileFiles(LabelledGroup):
-    """An array with one chunk for each tile of a layer, each a file.
-
-    Parameters
-    ----------
-    root
-        A group of the run.
-    layer
-        Name of the layer.
-    """
+    """An array with one chunk for each tile of a layer, each a file."""
 
     array_name: ClassVar[str] = ARRAY
     sized_by: ClassVar[str] = ARRAY
     """Name of an array of which the second length of a chunk is the tile size."""
 
-    @cached_property
+    @property
     def _array(self) -> zarr.Array[Any]:
-        return chunks.open_array(self.group, self.array_name)
+        return self._arrays[self.array_name]
 
     def exists(self) -> bool:
         """Return whether the array has been created."""
@@ -106,15 +97,7 @@ class TileFiles(LabelledGroup):
 
 
 class TileStore(TileFiles):
-    """The solved tiles of one layer.
-
-    Parameters
-    ----------
-    root
-        The run's group of tiles.
-    layer
-        Name of the layer.
-    """
+    """The solved tiles of one layer."""
 
     def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the array, or check that an existing one fits.

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store import chunks, labels
+from semrsm_dist.store import chunks, labels, paths
 
 SHAPE, CHUNKS, GRID = (5, 7), (2, 3), (3, 3)
 rng = np.random.default_rng(0)
@@ -377,10 +377,10 @@ def test_a_disk_that_cannot_be_read_does_not_make_a_chunk_damaged(group, array, 
 def test_errors_of_the_file_system_name_the_path(tmp_path):
     with (
         pytest.raises(StorageError, match=f"{tmp_path}: cannot be written .No space"),
-        chunks.writing(tmp_path),
+        paths.writing(tmp_path),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(StorageError, match="as it was"), chunks.writing(tmp_path):
+    with pytest.raises(StorageError, match="as it was"), paths.writing(tmp_path):
         raise StorageError("as it was")
-    with pytest.raises(ZeroDivisionError), chunks.writing(tmp_path):
+    with pytest.raises(ZeroDivisionError), paths.writing(tmp_path):
         raise ZeroDivisionError

@@ -29,8 +29,8 @@ from semrsm_dist.pipeline import driver
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.median import streaming_median
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.npy import write_npy
+from semrsm_dist.store.paths import writing
 from semrsm_dist.store.tiles import KINDS
 
 AS_THEY_ARE = "as they are"

@@ -39,8 +39,8 @@ from semrsm_dist.pipeline.stages.outputs import require_outputs
 from semrsm_dist.plot.looks import DIFFERENCE
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
-from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.npy import write_npy
+from semrsm_dist.store.paths import writing
 from semrsm_dist.store.tiles import KINDS
 
 MEASURES = ("pearson", "spearman")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from semrsm_dist.results.export.selection import Selection
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
-from semrsm_dist.store.chunks import writing
 from semrsm_dist.store.matrices import MatrixStore
+from semrsm_dist.store.paths import writing
 from semrsm_dist.store.tiles import QUANTITIES
 
 

@@ -224,16 +224,23 @@ class RunDirectory:
         ConfigError
             If there is no run here.
         UnreadableFileError, LostRecordError, OtherFormatError
-            As `read_record`; also if both are gone, but arrays of the run are there.
+            As `read_record`; also if both are gone, but arrays or chunks of the run are there.
         """
         record = self.read_record()
         if record is not None:
             return record
+        lost = f"{self.path}: the record of the run is lost ({RECORD} and its copy {RECORD_COPY})"
         if self.holds_arrays():
             raise LostRecordError(
-                f"{self.path}: the record of the run is lost ({RECORD} and its copy {RECORD_COPY}), but its arrays are "
-                "here; nothing was changed: start the run's command (semrsm run ...), which makes the record anew from "
-                "them, or restore the file"
+                f"{lost}, but its arrays are here; nothing was changed: start the run's command (semrsm run ...), "
+                "which makes the record anew from them, or restore the file"
+            )
+        remains = [group.name for group in self._groups if _is_remains(group)]
+        if remains and self.has_results():
+            raise LostRecordError(
+                f"{lost}, and so is what describes its chunks (zarr.json, in {', '.join(remains)}), so what these are "
+                "of is not known; nothing was changed: restore these files, or start the run's command (semrsm run "
+                "...), which removes the chunks and computes them again"
             )
         raise ConfigError(
             f"{self.path}: there is no run here (no {RECORD}); check the path, or start the run"
@@ -327,7 +334,7 @@ class RunDirectory:
         StorageError
             If the directory cannot be written to or its file system has no locks.
         """
-        with chunks.writing(self.path / LOCK):
+        with paths.writing(self.path / LOCK):
             paths.make_way(self.path / LOCK, in_place=True)
         return self._lock.hold()
 
@@ -417,7 +424,7 @@ class RunDirectory:
 
 
 def _is_remains(group: RunPath) -> bool:
-    """Return whether a folder holds chunks without any `zarr.json`: no Zarr group of anybody is like that."""
+    """Return whether a folder holds no `zarr.json`, but perhaps chunks: no Zarr group of anybody is like that."""
     return paths.is_folder(group) and not any(
         name.rpartition("/")[2] == "zarr.json" for name in paths.list_files(group)
     )

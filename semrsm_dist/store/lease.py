@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store.locks import describe_holder, held_by_another
+from semrsm_dist.store.locks import describe_holder, held_by_another, not_known
 from semrsm_dist.store.objects import ObjectPath, Version
 
 LEASE_SECONDS, RENEWAL_SECONDS, CLOCK_SECONDS = 60.0, 15.0, 2.0
@@ -69,8 +69,10 @@ class Lease:
         """As `DriverLock.is_held`, by this machine's clock."""
         try:
             found = self._path.read_version()
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise not_known(self._path, error) from error
         return not _is_released(found) and time.time() - _written(found).timestamp() <= LEASE_SECONDS
 
     @contextlib.contextmanager

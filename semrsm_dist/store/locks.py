@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from semrsm_dist.data.opening import require_file
-from semrsm_dist.errors import ResumeError, StorageError
+from semrsm_dist.data.opening import NOT_THERE, require_file
+from semrsm_dist.errors import ResumeError, StorageError, UnreadableFileError, reason_of
 
 LOCK_SECONDS = 30.0
 """How long a driver waits for those that only look: each of them holds the shared lock for an instant."""
@@ -38,7 +38,13 @@ class DriverLock(Protocol):
         """Keep drivers from taking the lock meanwhile, if that can be done; yield whether one holds it already."""
 
     def is_held(self) -> bool:
-        """Return whether a driver holds it, in this process or in any other."""
+        """Return whether a driver holds it, in this process or in any other.
+
+        Raises
+        ------
+        UnreadableFileError
+            If it cannot be looked at, so that nobody knows.
+        """
 
     def loss(self) -> str | None:
         """Return how this object has lost the lock that it holds; None if it has not, or holds none."""
@@ -47,6 +53,14 @@ class DriverLock(Protocol):
 def describe_holder() -> str:
     """Return who takes a lock now, for people."""
     return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def not_known(path: object, error: OSError) -> UnreadableFileError:
+    """Return the error of one who cannot see whether a lock is held."""
+    return UnreadableFileError(
+        f"{path}: cannot be read ({reason_of(error)}), so whether a driver is at work is not known; nothing was "
+        "changed: check the disk and the permissions, then repeat the command"
+    )
 
 
 def held_by_another(path: object, holder: str) -> ResumeError:
@@ -110,29 +124,34 @@ class FileLock:
     @contextlib.contextmanager
     def share(self) -> Iterator[bool]:
         """As `DriverLock.share`; without a file, as in a copy of a run, nothing is locked."""
-        with contextlib.ExitStack() as stack:
-            is_held = False
+        handle = self._open()
+        if handle is None:
+            yield False
+            return
+        with handle:
             try:
-                require_file(self._path)
-                handle = stack.enter_context(self._path.open("rb"))
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                is_held = False
             except BlockingIOError:
                 is_held = True
-            except OSError:  # no file, or a file system without locks, on which no driver can work
-                pass
+            except OSError:  # a file system without locks, on which no driver can work
+                is_held = False
             yield is_held
 
     def is_held(self) -> bool:
         """As `DriverLock.is_held`."""
+        with self.share() as is_held:
+            return is_held
+
+    def _open(self) -> BinaryIO | None:
+        """Open the file for reading; None if there is none."""
         try:
             require_file(self._path)
-            with self._path.open("rb") as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+            return self._path.open("rb")
+        except NOT_THERE:
+            return None
+        except OSError as error:
+            raise not_known(self._path, error) from error
 
     def loss(self) -> str | None:
         """As `DriverLock.loss`: the file may have been removed."""

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, ResumeError, StorageError
+from semrsm_dist.errors import ConfigError, ResumeError, StorageError, UnreadableFileError
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import directory as module
 from semrsm_dist.store import locks
@@ -170,6 +170,17 @@ def test_looking_does_not_disturb_a_driver(run):
             watcher.join()
 
 
+def test_a_lock_that_cannot_be_read_does_not_count_as_free(run, monkeypatch):
+    def closed(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (run.path / "lock").touch()
+    monkeypatch.setattr(Path, "open", closed)  # permissions would not bind root
+    for look in (run.is_locked, run.shared().__enter__):
+        with pytest.raises(UnreadableFileError, match=r"lock: .* whether a driver is at work is not known"):
+            look()
+
+
 def test_looking_at_nothing_creates_nothing(tmp_path):
     assert not RunDirectory(tmp_path / "none").is_locked()
     assert not RunDirectory(tmp_path).is_locked()
@@ -307,6 +318,10 @@ def test_what_workers_write_after_a_run_was_removed_is_no_stranger_and_goes(tmp_
         run.create()
     foreign.unlink()
     run.create()
+    with pytest.raises(
+        StorageError, match=r"lost .*, and so is what describes its chunks .*tiles\.zarr.* removes"
+    ):
+        run.require_record()
     foreign.touch()
     run.remove_remains()
     assert sorted(tmp_path.rglob("*")) == [foreign.parent, foreign]

@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 1
         except KeyboardInterrupt:
-            report_error("interrupted; what was finished is kept, the same command continues")
+            command = (
+                "the run's" if getattr(options, "repair", False) else "the same"
+            )  # which no longer finds a fault
+            report_error(f"interrupted; what was finished is kept, {command} command continues")
             return INTERRUPTED
 
 

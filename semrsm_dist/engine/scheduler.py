@@ -207,7 +207,7 @@ def _find_hung(pool: Pool, schedule: Schedule) -> Iterator[tuple[Task, str]]:
             raise WorkError(
                 f"the run was stopped, as {schedule.hung_in_a_row} tasks in a row hang, the last being {what}. What is "
                 "done is kept: look at what they wait for, such as a file system that does not answer, then start the "
-                "same command"
+                "run's command"
             )
 
 

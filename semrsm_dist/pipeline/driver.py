@@ -255,6 +255,6 @@ def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
 def _tiles_failed(failures: list[Failure]) -> WorkError:
     return WorkError(
         f"Tiles that failed and were set aside: {len(failures)}; all others are kept, but the results of their "
-        f"layers are not complete:\n{list_failures(failures)}\nThe same command tries them again (full errors in "
+        f"layers are not complete:\n{list_failures(failures)}\nThe run's command tries them again (full errors in "
         "events.jsonl)"
     )

@@ -74,7 +74,7 @@ def failure_receipt(unit: Hashable, error: Exception, run: RunPath | None = None
         return Receipt(
             unit,
             fatal=True,
-            error=f"{type(error).__name__}: {error}; make room or make the place writable, then give the same "
+            error=f"{type(error).__name__}: {error}; make room or make the place writable, then start the run's "
             "command again",
         )
     if isinstance(error, SemrsmError) and not isinstance(error, StorageError):

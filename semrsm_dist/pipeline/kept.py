@@ -38,7 +38,7 @@ def continue_without(session: Session, gone: str, features: Iterable[tuple[Side,
     if missing:
         raise InputError(
             f"no longer there: {gone}; features that are made from it are missing ({', '.join(missing)}), so nothing "
-            "was computed: put it back as it was and start the same command, or begin a new run directory"
+            "was computed: put it back as it was and start the run's command, or begin a new run directory"
         )
     session.warn(f"no longer there, and no longer needed: {gone}; the run continues with its own copy")
 

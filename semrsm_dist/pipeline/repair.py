@@ -70,7 +70,7 @@ def verify_and_repair(
         If what is broken cannot be computed again, as inputs are gone or have changed, or another driver is at work:
         nothing was removed.
     StorageError, WorkError, LimitError, ConfigError, KeyboardInterrupt
-        As `semrsm_dist.pipeline.driver.run`; the same command continues.
+        As `semrsm_dist.pipeline.driver.run`; the run's command continues.
     """
     reporter, path = require_reporter(reporter), paths.as_run_path(path).absolute()
     found: list[Fault] = []

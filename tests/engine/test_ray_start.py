@@ -231,10 +231,10 @@ def test_nobody_gets_into_a_ray_of_our_own_without_its_token(ours, homes):
             "own",
             "actors",
             "gcs_server",
-            r"Ray's process gcs_server on this machine died, .* the same command",
+            r"Ray's process gcs_server on this machine died, .* the run's command",
         ),
-        ("joined", "tasks", "raylet", r"Ray's process raylet on this machine died, .* the same command"),
-        ("joined", "actors", "gcs_server", r"head of the Ray cluster at .* does not answer .* same command"),
+        ("joined", "tasks", "raylet", r"Ray's process raylet on this machine died, .* the run's command"),
+        ("joined", "actors", "gcs_server", r"head of the Ray cluster at .* does not answer .* run's command"),
     ],
 )
 def test_a_process_that_ray_cannot_replace_ends_the_work_with_reason_and_remedy(whose, kind, program, says):
@@ -271,7 +271,7 @@ def test_without_ray_the_local_engine_works_and_the_other_says_what_is_missing(t
 
 def test_no_living_node_is_no_fault_of_the_configuration(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": False, "Resources": {"CPU": 2.0}}])
-    with pytest.raises(WorkError, match=r"no node of Ray is alive.*start the same command"):
+    with pytest.raises(WorkError, match=r"no node of Ray is alive.*start the run's command"):
         RayEngine.require_room(object.__new__(RayEngine), Resources(memory=16 * 2**20))
     assert str(Resources(memory=16 * 2**20)) == "1 CPU, 16 MiB memory"
 

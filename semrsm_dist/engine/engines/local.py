@@ -165,7 +165,7 @@ class LocalPool:
         if self._hung > MOST_HUNG * len(self._threads):
             raise WorkError(
                 f"the run was stopped, as {self._hung} of its threads hang and none can be ended, the last in {stack}; "
-                "what is done is kept: start the same command, or use the engine ray, whose workers can be ended"
+                "what is done is kept: start the run's command, or use the engine ray, whose workers can be ended"
             )
         self._threads[place] = _WorkerThread(self, old.number, old.gpu)
         self._threads[place].start()

@@ -149,7 +149,7 @@ def _store_matrices(session: Session, record: RunRecord, layers: Sequence[str]) 
     if failures:
         raise WorkError(
             f"{len(failures)} of {len(units)} chunks of the matrices could not be written; the solved tiles are kept "
-            f"and the same command tries again:\n{list_failures(failures)}"
+            f"and the run's command tries again:\n{list_failures(failures)}"
         )
     for layer in missing:
         attributes = {"layer": layer, "recipe": recipes[layer]}

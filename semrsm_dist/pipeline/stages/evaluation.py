@@ -103,7 +103,7 @@ def _evaluate_matrices(
     if outcome.failures:
         raise WorkError(
             f"{len(outcome.failures)} of {len(units)} parts of the matrices could not be read to evaluate them; the "
-            f"solved tiles are kept, and the same command tries again:\n{list_failures(outcome.failures)}"
+            f"solved tiles are kept, and the run's command tries again:\n{list_failures(outcome.failures)}"
         )
     found: dict[Hashable, Evaluated] = dict(outcome.values)
     certificates, scores = {}, []

@@ -100,7 +100,7 @@ def extract_features(
     if outcome.failures:
         raise WorkError(
             f"{len(outcome.failures)} of {len(chunks)} chunks of {' and '.join(sides)} could not be extracted; the "
-            f"others are kept and the same command tries again. First cause: {first_cause(outcome.failures)}"
+            f"others are kept and the run's command tries again. First cause: {first_cause(outcome.failures)}"
         )
 
 

@@ -66,7 +66,7 @@ class ImageReader:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run began with (hash {loaded.sha256[:12]}, "
                 f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
-                "old content: put the old content back and start the same command, or begin a new run directory"
+                "old content: put the old content back and start the run's command, or begin a new run directory"
             )
         return self.preprocessing.prepare(loaded.image)
 

@@ -144,7 +144,7 @@ def import_features(
             stores[layer].remove(copied if stores[layer].is_verified() else None)
             raise InputError(
                 f"{data.layers[layer]}: changed while it was imported, or its token counts did, so the copy would mix "
-                "two arrays; it was removed, and nothing was computed: put the old content back and start the same "
+                "two arrays; it was removed, and nothing was computed: put the old content back and start the run's "
                 "command, or begin a new run directory"
             )
     refused = [image for _, value in outcome.values for image in cast("list[Refused]", value)]
@@ -153,7 +153,7 @@ def import_features(
     if outcome.failures:
         raise WorkError(
             f"{len(outcome.failures)} of {len(everything)} chunks of {side} could not be imported; the others are kept "
-            f"and the same command tries again. First cause: {first_cause(outcome.failures)}"
+            f"and the run's command tries again. First cause: {first_cause(outcome.failures)}"
         )
     for layer in unverified:
         stores[layer].mark_verified()

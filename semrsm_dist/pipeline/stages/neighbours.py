@@ -82,5 +82,5 @@ def _choose(session: Session, record: RunRecord, layers: Sequence[str]) -> None:
     if failures:
         raise WorkError(
             f"the neighbours of {len(failures)} of {len(units)} panels could not be chosen; their candidates are kept, "
-            f"and the same command tries again:\n{list_failures(failures)}"
+            f"and the run's command tries again:\n{list_failures(failures)}"
         )

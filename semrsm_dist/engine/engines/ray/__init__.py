@@ -148,7 +148,7 @@ class RayEngine(Engine):
         if not living:
             raise WorkError(
                 "no node of Ray is alive any more: its processes died or were ended; what was finished is kept: start "
-                "the same command"
+                "the run's command"
             )
         if self.fitting(resources) or self.growing(resources):
             return
@@ -181,7 +181,7 @@ def _require_ray() -> None:
     if dead:
         raise WorkError(
             f"Ray's process {' and '.join(sorted(dead))} on this machine died, perhaps for lack of memory; what was "
-            "finished is kept: start the same command"
+            "finished is kept: start the run's command"
         )
     _await_head(node.gcs_address)
 
@@ -196,7 +196,7 @@ def _await_head(address: str) -> None:
             if time.monotonic() > deadline:
                 raise WorkError(
                     f"the head of the Ray cluster at {address} does not answer any more ({reason_of(error)}); what was "
-                    "finished is kept: start the same command once the cluster runs again"
+                    "finished is kept: start the run's command once the cluster runs again"
                 ) from error
         time.sleep(1)
 
@@ -230,8 +230,8 @@ def _start(cpus: int) -> None:
         if type(error) not in (Exception, RuntimeError):  # Ray has no type of its own for this
             raise
         raise WorkError(
-            f"Ray did not start on this machine: {first_line(error)} What was finished is kept: start the same command "
-            "when the machine has less to do, or use the engine local"
+            f"Ray did not start on this machine: {first_line(error)} What was finished is kept: start the run's "
+            "command when the machine has less to do, or use the engine local"
         ) from error
 
 

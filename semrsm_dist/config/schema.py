@@ -87,34 +87,24 @@ def _matcher_name(value: str) -> str:
 
 
 class _Matching(Section):
-    """The keys of `matching` that are not a matcher's own.
-
-    Attributes
-    ----------
-    matcher
-        Its name.
-    tile
-        Images along an edge of a tile, which workers match at a time; None chooses by time. Of very many images, tiles
-        are written in larger squares, so that there are not too many files.
-    worker_memory
-        Memory of a worker, of matching and of every other stage: features beyond it are cut into smaller chunks and
-        tiles, and a machine runs only as many workers at once as it has memory for.
-    task_seconds
-        How long a task of matching is to take.
-    attempts
-        How often a unit of work is tried in all before it is set aside: a tile, and likewise images in extraction,
-        chunks in import and assembly.
-    stall_seconds
-        A worker hangs if nothing has come of its task for so long, and for ten times as long as the task should take.
-        Another one takes its place, and that was one attempt.
-    """
+    """The keys of `matching` that are not a matcher's own."""
 
     matcher: Annotated[str, AfterValidator(_matcher_name), AffectsResult()] = "auction"
+    """Its name."""
     tile: AutoCount = None
+    """Images along an edge of a tile, which workers match at a time; None chooses by time. Of very many images, tiles
+    are written in larger squares, so that there are not too many files."""
     worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
+    """Memory of a worker, of matching and of every other stage: features beyond it are cut into smaller chunks and
+    tiles, and a machine runs only as many workers at once as it has memory for."""
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
+    """How long a task of matching is to take."""
     attempts: Count = 3
+    """How often a unit of work is tried in all before it is set aside: a tile, and likewise images in extraction,
+    chunks in import and assembly."""
     stall_seconds: Annotated[Real, Field(gt=0)] = 1800.0
+    """A worker hangs if nothing has come of its task for so long, and for ten times as long as the task should take.
+    Another one takes its place, and that was one attempt."""
 
 
 class MatchingConfig(_Matching, extra="allow"):
@@ -186,18 +176,12 @@ class RetrievalConfig(Section):
 
 
 class NeighboursConfig(Section):
-    """The most similar images of each, by the cosine similarity after matching.
-
-    Attributes
-    ----------
-    k
-        How many. Images of the same group are none of them.
-    threshold
-        Least similarity; None is none.
-    """
+    """The most similar images of each, by the cosine similarity after matching."""
 
     k: Annotated[Count, AffectsResult()] = 10
+    """How many. Images of the same group are none of them."""
     threshold: Annotated[Annotated[Real, Field(ge=-1, le=1)] | None, AffectsResult()] = None
+    """Least similarity; None is none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -206,19 +190,13 @@ class NeighboursConfig(Section):
 
 
 class OutputConfig(Section):
-    """What a run leaves.
-
-    Attributes
-    ----------
-    matrices
-        `derived`: matrices are computed from the tiles when they are read; `stored`: they are written, too, as plain
-        Zarr for other programs.
-    neighbours
-        Keep only the neighbours of each image, and no matrices; `output: neighbours` keeps ten.
-    """
+    """What a run leaves."""
 
     matrices: Literal["derived", "stored"] = "derived"
+    """`derived`: matrices are computed from the tiles when they are read; `stored`: they are written, too, as plain
+    Zarr for other programs."""
     neighbours: NeighboursConfig | None = None
+    """Keep only the neighbours of each image, and no matrices; `output: neighbours` keeps ten."""
 
     @model_validator(mode="before")
     @classmethod

@@ -37,24 +37,15 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True)
 class CocoDocument:
-    """What is needed of an annotation file.
-
-    Attributes
-    ----------
-    where
-        The file.
-    images
-        As they are in the file, by id.
-    annotations
-        In the order of the file.
-    categories
-        As they are in the file; empty if it has none.
-    """
+    """What is needed of an annotation file."""
 
     where: str
     images: Mapping[str, Mapping[str, Any]]
+    """As they are in the file, by id."""
     annotations: Sequence[Annotation]
+    """In the order of the file."""
     categories: Sequence[Mapping[str, Any]]
+    """As they are in the file; empty if it has none."""
 
 
 def read_document(

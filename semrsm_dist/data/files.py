@@ -36,19 +36,13 @@ def describe_cause(error: OSError) -> str:
 
 
 class FileSource(ImageSource):
-    """Base of the sources whose entries name files, which are all read in the same way.
-
-    Parameters
-    ----------
-    path
-        Where the images or the list of them lie: a path, or a URI.
-    max_image_bytes
-        An image that takes more than this as 8-bit RGB, three bytes per pixel, is unreadable: it is not decoded. While
-        an image is decoded, it takes up to about four times as much; a file of more bytes than that is unreadable, too.
-    """
+    """Base of the sources whose entries name files, which are all read in the same way."""
 
     path: Location
+    """Where the images or the list of them lie: a path, or a URI."""
     max_image_bytes: Annotated[ByteSize, Field(ge=1)] = MAX_IMAGE_BYTES
+    """An image that takes more than this as 8-bit RGB, three bytes per pixel, is unreadable: it is not decoded. While
+    an image is decoded, it takes up to about four times as much; a file of more bytes than that is unreadable, too."""
 
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
@@ -78,15 +72,10 @@ class FileSource(ImageSource):
 
 
 class ListedSource(FileSource):
-    """Base of the sources whose images are named by a file: by a table, or by annotations.
-
-    Parameters
-    ----------
-    allow_outside
-        Take images that lie outside `folder`, by their path or by a link.
-    """
+    """Base of the sources whose images are named by a file: by a table, or by annotations."""
 
     allow_outside: bool = False
+    """Take images that lie outside `folder`, by their path or by a link."""
 
     @property
     @abstractmethod

@@ -55,37 +55,24 @@ class _Batch:
 
 @dataclass(eq=False)
 class Flight:
-    """A task that was handed out and has not ended.
-
-    Attributes
-    ----------
-    task
-        The task.
-    submitted
-        When it was handed out, in seconds.
-    begun
-        When a worker began it, as far as is known.
-    heard
-        When something was last heard of it.
-    place
-        The worker that has it, as far as is known.
-    is_overdue
-        Whether it was found overdue, and nothing has been heard of it since.
-    stack
-        Where in its code the worker was when that was last heard.
-    is_abandoned
-        Whether nothing waits for it, since another try has done its units.
-    """
+    """A task that was handed out and has not ended."""
 
     task: Task
     batch: _Batch
     submitted: float
+    """When it was handed out, in seconds."""
     heard: float
+    """When something was last heard of it."""
     begun: float | None = None
+    """When a worker began it, as far as is known."""
     place: str | None = None
+    """The worker that has it, as far as is known."""
     stack: str = ""
+    """Where in its code the worker was when that was last heard."""
     is_overdue: bool = False
+    """Whether it was found overdue, and nothing has been heard of it since."""
     is_abandoned: bool = False
+    """Whether nothing waits for it, since another try has done its units."""
 
     @property
     def unit(self) -> Hashable:

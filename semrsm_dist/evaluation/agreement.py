@@ -30,25 +30,18 @@ BOOTSTRAP_IMAGES = 500
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """A measure of agreement, with its error by a bootstrap over images.
-
-    Attributes
-    ----------
-    value
-        NaN where it is undefined.
-    replicates : (R,)
-        Values of the resamples, around `value`; empty for a measure without a bootstrap.
-    n_pairs, n_left_out
-        Pairs of images used, and pairs without a value in either matrix.
-    n_resampled
-        Images that were resampled; 0 without a bootstrap.
-    """
+    """A measure of agreement, with its error by a bootstrap over images."""
 
     value: float
+    """NaN where it is undefined."""
     replicates: NDArray[np.float64]
+    """(R,) values of the resamples, around `value`; empty for a measure without a bootstrap."""
     n_pairs: int
+    """Pairs of images used."""
     n_left_out: int
+    """Pairs without a value in either matrix."""
     n_resampled: int
+    """Images that were resampled; 0 without a bootstrap."""
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Return the bootstrap percentile interval."""

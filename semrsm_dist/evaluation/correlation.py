@@ -33,21 +33,14 @@ MOST_RANKED = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A correlation over the entries of two matrices, for the images as they are or for resamples of them.
-
-    Attributes
-    ----------
-    values : (R,)
-        In [-1, 1], one per resample; NaN if there are fewer than two entries, or if either matrix is constant.
-    n_pairs
-        Entries used.
-    n_left_out
-        Entries that are undefined in either matrix.
-    """
+    """A correlation over the entries of two matrices, for the images as they are or for resamples of them."""
 
     values: Values
+    """(R,) in [-1, 1], one per resample; NaN if there are fewer than two entries, or if either matrix is constant."""
     n_pairs: int
+    """Entries used."""
     n_left_out: int
+    """Entries that are undefined in either matrix."""
 
     @property
     def value(self) -> float:

@@ -29,19 +29,13 @@ TERMS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
-    """What a model says about each image, as one or several probability distributions.
-
-    Attributes
-    ----------
-    probabilities : (N, M)
-        The probabilities of all distributions of an image, side by side.
-    n_distributions
-        How many distributions a row holds: 1 for a classifier that names one of M classes; L for one that says yes or
-        no to each of L labels, with M = 2 L.
-    """
+    """What a model says about each image, as one or several probability distributions."""
 
     probabilities: NDArray[np.float64]
+    """(N, M) the probabilities of all distributions of an image, side by side."""
     n_distributions: int = 1
+    """How many distributions a row holds: 1 for a classifier that names one of M classes; L for one that says yes or no
+    to each of L labels, with M = 2 L."""
 
     def divergence_rows(self) -> Callable[[slice], NDArray[np.float64]]:
         """Return a function from a slice of images to their divergences from all images, (n, N) in nats."""

@@ -26,26 +26,18 @@ def row_slices(n_rows: int, rows_at_once: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of two (N, M) matrices that are compared: those above the diagonal if both are symmetric.
-
-    Parameters
-    ----------
-    read_x, read_y
-        Return rows of the matrices for a slice; entries that are NaN in either are left out.
-    n_rows
-        N.
-    n_columns
-        M, where queries are compared with a database; None if rows and columns are the same images, so that each pair
-        of different images counts once.
-    rows_at_once
-        How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
-    """
+    """The entries of two (N, M) matrices that are compared: those above the diagonal if both are symmetric."""
 
     read_x: RowReader
     read_y: RowReader
+    """`read_x` and `read_y` return rows of the matrices for a slice; entries that are NaN in either are left out."""
     n_rows: int
+    """N."""
     n_columns: int | None = None
+    """M, where queries are compared with a database; None if rows and columns are the same images, so that each pair of
+    different images counts once."""
     rows_at_once: int = ROWS_AT_ONCE
+    """How many rows to read at once; with a stored matrix's chunk size, each chunk is read once."""
 
     @classmethod
     def of(cls, x: NDArray[np.float64], y: NDArray[np.float64], rows_at_once: int = ROWS_AT_ONCE) -> Entries:

@@ -15,22 +15,15 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchQuality:
-    """Quality of a matching, pair by pair; arrays (R, K), NaN where a quantity is undefined.
-
-    Attributes
-    ----------
-    ratio
-        Value over optimum: undefined unless the optimum is positive.
-    share
-        Share of the gain over no matching, ``(value - identity) / (optimum - identity)``: undefined where there
-        is nothing to gain. Negative if worse than no matching.
-    loss
-        ``(optimum - value) / (||z_i|| ||z_j||)``, on the cosine scale: undefined where a norm is zero.
-    """
+    """Quality of a matching, pair by pair; arrays (R, K), NaN where a quantity is undefined."""
 
     ratio: NDArray[np.float64]
+    """Value over optimum: undefined unless the optimum is positive."""
     share: NDArray[np.float64]
+    """Share of the gain over no matching, ``(value - identity) / (optimum - identity)``: undefined where there is
+    nothing to gain. Negative if worse than no matching."""
     loss: NDArray[np.float64]
+    """``(optimum - value) / (||z_i|| ||z_j||)``, on the cosine scale: undefined where a norm is zero."""
 
 
 def judge_matches(

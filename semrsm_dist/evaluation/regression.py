@@ -22,21 +22,14 @@ RESAMPLES_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slopes:
-    """Slopes of P predictors, each for a change by one standard deviation with the others held fixed.
-
-    Attributes
-    ----------
-    values : (P,)
-        NaN for a predictor that is constant, or the same as others together.
-    replicates : (R, P)
-        Values of the resamples.
-    n
-        Images that were used.
-    """
+    """Slopes of P predictors, each for a change by one standard deviation with the others held fixed."""
 
     values: Values
+    """(P,); NaN for a predictor that is constant, or the same as others together."""
     replicates: Values
+    """(R, P) values of the resamples."""
     n: int
+    """Images that were used."""
 
     def interval(self, predictor: int, confidence: float = CONFIDENCE) -> Interval:
         """Return the bootstrap percentile interval of one slope."""

@@ -180,24 +180,17 @@ class RetrievalTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
-    """The best hits of N queries, with ties and undefined similarities.
-
-    Attributes
-    ----------
-    indices : (N, k)
-        Columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k.
-    tied : (N, k)
-        Whether the first hit, the first two, ... up to k leave out a candidate that is as similar as the last of them.
-    n_candidates : (N,)
-        Candidates of each query.
-    n_undefined : (N,)
-        Those of them whose similarity is NaN, which are never hits.
-    """
+    """The best hits of N queries, with ties and undefined similarities."""
 
     indices: NDArray[np.intp]
+    """(N, k) columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k."""
     tied: NDArray[np.bool_]
+    """(N, k) whether the first hit, the first two, ... up to k leave out a candidate that is as similar as the last of
+    them."""
     n_candidates: NDArray[np.intp]
+    """(N,) candidates of each query."""
     n_undefined: NDArray[np.intp]
+    """(N,) those of them whose similarity is NaN, which are never hits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,15 +34,6 @@ LEAST_ENTROPY = 0.03
 class Transport:
     """The parameters of entropic transport between tokens of length at most 1.
 
-    Attributes
-    ----------
-    entropy
-        Weight of the entropy, at least `LEAST_ENTROPY`: large values spread every token's mass over all tokens.
-    relaxation
-        Weight of the marginals; infinite for balanced transport.
-    iterations
-        Sinkhorn iterations. Their number is fixed, so that the numbers of a pair depend on that pair alone.
-
     Raises
     ------
     ConfigError
@@ -50,8 +41,11 @@ class Transport:
     """
 
     entropy: float = 0.1
+    """Weight of the entropy, at least `LEAST_ENTROPY`: large values spread every token's mass over all tokens."""
     relaxation: float = math.inf
+    """Weight of the marginals; infinite for balanced transport."""
     iterations: int = 50
+    """Sinkhorn iterations. Their number is fixed, so that the numbers of a pair depend on that pair alone."""
 
     def __post_init__(self) -> None:
         if not (self.entropy >= LEAST_ENTROPY and self.relaxation > 0 and self.iterations >= 1):

@@ -37,20 +37,15 @@ class Match:
 
 
 class TileResult(NamedTuple):
-    """The matches of R images with K images; arrays are (R, K) float64.
-
-    Attributes
-    ----------
-    matched, upper_bound : ndarray
-        As `Match.value` and `Match.upper_bound`, pair by pair.
-    identity : ndarray
-        ``<Z_i, Z_j>`` position by position: the value without any matching.
-    products, solving : float
-        Seconds spent in affinity products and in matching; 0 if the matcher does not measure them.
-    """
+    """The matches of R images with K images; arrays are (R, K) float64."""
 
     matched: NDArray[np.float64]
+    """As `Match.value`, pair by pair."""
     upper_bound: NDArray[np.float64]
+    """As `Match.upper_bound`, pair by pair."""
     identity: NDArray[np.float64]
+    """``<Z_i, Z_j>`` position by position: the value without any matching."""
     products: float = 0.0
+    """Seconds spent in affinity products; 0 if the matcher does not measure them."""
     solving: float = 0.0
+    """Seconds spent in matching; 0 likewise."""

@@ -38,27 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of.
-
-    Attributes
-    ----------
-    manifests
-        By side: `images`, and `queries` in a rectangular run.
-    layers
-        The sizes of each requested layer, in network order.
-    facts
-        What the numbers of all layers depend on.
-    layer_facts
-        The same for each layer; only layers that both sides of a comparison have are compared.
-    cached
-        Facts to keep in the record, so that they need not be found again.
-    """
+    """What a run is made of."""
 
     manifests: dict[Side, Manifest]
+    """By side: `images`, and `queries` in a rectangular run."""
     layers: dict[str, LayerSizes]
+    """The sizes of each requested layer, in network order."""
     facts: Fingerprint
+    """What the numbers of all layers depend on."""
     layer_facts: dict[str, Fingerprint] = field(default_factory=dict)
+    """The same for each layer; only layers that both sides of a comparison have are compared."""
     cached: Answers = field(default_factory=Answers)
+    """Facts to keep in the record, so that they need not be found again."""
 
     def counts(self) -> dict[Side, int]:
         """Return the number of usable images on each side."""

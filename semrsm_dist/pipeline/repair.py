@@ -123,30 +123,20 @@ def _run(
 
 @dataclass
 class Broken:
-    """What a repair removes.
-
-    Attributes
-    ----------
-    features
-        Numbers of feature chunks by side and layer.
-    manifests
-        Sides whose images are scanned again.
-    chunks
-        Positions of chunks by group and array.
-    descriptions
-        Groups and arrays whose `zarr.json` is written again; their chunks are kept.
-    groups
-        Roots and layers of groups that are finished again: what is derived is derived anew.
-    files
-        Other files.
-    """
+    """What a repair removes."""
 
     features: dict[tuple[Side, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Numbers of feature chunks by side and layer."""
     manifests: set[Side] = field(default_factory=set)
+    """Sides whose images are scanned again."""
     chunks: dict[tuple[Any, str], set[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(set))
+    """Positions of chunks by group and array."""
     descriptions: set[Any] = field(default_factory=set)
+    """Groups and arrays whose `zarr.json` is written again; their chunks are kept."""
     groups: set[tuple[Any, str]] = field(default_factory=set)
+    """Roots and layers of groups that are finished again: what is derived is derived anew."""
     files: set[Any] = field(default_factory=set)
+    """Other files."""
 
     def __bool__(self) -> bool:
         return any((self.features, self.manifests, self.chunks, self.descriptions, self.groups, self.files))

@@ -35,49 +35,31 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Outcome:
-    """The outcome of a stage's tasks.
-
-    Attributes
-    ----------
-    failures
-        The units that were set aside.
-    values
-        Units and the values of their receipts, if there are any.
-    """
+    """The outcome of a stage's tasks."""
 
     failures: list[Failure] = field(default_factory=list)
+    """The units that were set aside."""
     values: list[tuple[Hashable, Any]] = field(default_factory=list)
+    """Units and the values of their receipts, if there are any."""
 
 
 @dataclass
 class Session:
-    """What the stages share.
-
-    Parameters
-    ----------
-    config
-        The run's configuration.
-    directory
-        The run directory, locked by this process.
-    engine
-        Where the work runs.
-    reporter
-        Where progress is reported.
-    stop
-        Set to end the session between two units of work.
-    discarded
-        Side and layer of features that are there, but will be made again.
-    distrusted
-        Sides whose manifest is there, but will be made again.
-    """
+    """What the stages share."""
 
     config: RunConfig
     directory: RunDirectory
+    """The run directory, locked by this process."""
     engine: Engine
+    """Where the work runs."""
     reporter: Reporter
+    """Where progress is reported."""
     stop: threading.Event = field(default_factory=threading.Event)
+    """Set to end the session between two units of work."""
     discarded: frozenset[tuple[Side, str]] = frozenset()
+    """Side and layer of features that are there, but will be made again."""
     distrusted: frozenset[Side] = frozenset()
+    """Sides whose manifest is there, but will be made again."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))

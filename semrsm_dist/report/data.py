@@ -37,21 +37,14 @@ LARGE = 192
 
 @dataclass
 class Gathered:
-    """What was gathered of a run.
-
-    Attributes
-    ----------
-    data
-        For the page's script.
-    gaps
-        Number of pairs by the size of their gap, by layer.
-    notes
-        What is missing and why, for people.
-    """
+    """What was gathered of a run."""
 
     data: Data
+    """For the page's script."""
     gaps: dict[str, NDArray[np.int64]]
+    """Number of pairs by the size of their gap, by layer."""
     notes: list[str]
+    """What is missing and why, for people."""
 
 
 @dataclass

@@ -70,20 +70,14 @@ class Values:
 
 @dataclass
 class Seen:
-    """What reading a layer's pairs found beside the maps.
-
-    Attributes
-    ----------
-    gaps
-        Number of pairs by the size of their gap; first those with none at all.
-    largest
-        (D, 2) pairs with the largest differences, the largest first.
-    """
+    """What reading a layer's pairs found beside the maps."""
 
     gaps: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(1 + (DECADES[1] - DECADES[0]) * PER_DECADE, np.int64)
     )
+    """Number of pairs by the size of their gap; first those with none at all."""
     largest: NDArray[np.intp] = field(default_factory=lambda: np.empty((0, 2), np.intp))
+    """(D, 2) pairs with the largest differences, the largest first."""
     _differences: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def add(self, rows: Indices, columns: Indices, values: Values, *, symmetric: bool) -> None:

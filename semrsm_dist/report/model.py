@@ -85,23 +85,17 @@ class Array(Part):
 
 
 class Pictures(Part):
-    """Small pictures in larger ones.
-
-    Attributes
-    ----------
-    sheets
-        Addresses of the sheets: JPEG files, as `data:` in a static page.
-    cell, across, down
-        Pixels along an edge of a cell, and the cells of a sheet; pictures follow each other row by row.
-    sizes
-        (P, 2) width and height of each picture within its cell, in its upper left corner; 0 where there is none.
-    """
+    """Small pictures in larger ones."""
 
     sheets: list[str]
+    """Addresses of the sheets: JPEG files, as `data:` in a static page."""
     cell: int
+    """Pixels along an edge of a cell."""
     across: int
     down: int
+    """A sheet has `across` x `down` cells; pictures follow each other row by row."""
     sizes: Array
+    """(P, 2) width and height of each picture within its cell, in its upper left corner; 0 where there is none."""
 
     @property
     def n_bytes(self) -> int:
@@ -110,36 +104,23 @@ class Pictures(Part):
 
 
 class Images(Part):
-    """The images of a side that the page shows.
-
-    Attributes
-    ----------
-    count
-        Images of the run on this side.
-    rows
-        Their places in the matrix, ascending; None if all are shown.
-    ids
-        Names.
-    labels
-        For each image, places in `Data.labels`.
-    pictured
-        The places in the matrix of those that have a thumbnail; None if all shown ones have.
-    problems
-        What is wrong with the picture of an image, by its place in the matrix.
-    thumbnails
-        Their pictures, if there are any.
-    served
-        Whether a server has their pictures, and they are not here.
-    """
+    """The images of a side that the page shows."""
 
     count: int
+    """Images of the run on this side."""
     rows: Array | None
+    """Their places in the matrix, ascending; None if all are shown."""
     ids: list[str]
     labels: list[list[int]]
+    """For each image, places in `Data.labels`."""
     pictured: Array | None
+    """The places in the matrix of those that have a thumbnail; None if all shown ones have."""
     problems: dict[int, str]
+    """What is wrong with the picture of an image, by its place in the matrix."""
     thumbnails: Pictures | None
+    """Their pictures, if there are any."""
     served: bool = False
+    """Whether a server has their pictures, and they are not here."""
 
 
 class Sequence(Part):
@@ -150,25 +131,19 @@ class Sequence(Part):
 
 
 class Map(Part):
-    """Cells of the matrices; of a symmetric run, those on and above the diagonal, row by row.
-
-    Attributes
-    ----------
-    row_edges, column_edges
-        Where cells begin in the order of the images, and where the last ends.
-    spatial, semantic, difference
-        Similarities position by position, after matching, and how much larger these are: means over the cell
-        where it has several pairs, and then of those that are defined. Without `difference`, each cell is one pair.
-    gap
-        The largest certified gap of the cell.
-    """
+    """Cells of the matrices; of a symmetric run, those on and above the diagonal, row by row."""
 
     row_edges: Array
     column_edges: Array
+    """Both edges: where cells begin in the order of the images, and where the last ends."""
     spatial: Array
+    """Similarities position by position: means over the cell where it has several pairs, of those that are defined."""
     semantic: Array
+    """Similarities after matching, likewise."""
     difference: Array | None
+    """How much larger these are; None where each cell is one pair."""
     gap: Array
+    """The largest certified gap of the cell."""
 
 
 class Widths(Part):
@@ -179,66 +154,46 @@ class Widths(Part):
 
 
 class Derived(Part):
-    """What other kernels are computed by from cosines, where each cell is a pair.
-
-    Attributes
-    ----------
-    row_norms, column_norms
-        Squared norms of the images in the order `given`.
-    unit
-        What the norms are given in, so that single precision holds them.
-    widths
-        The kernels, with their widths.
-    """
+    """What other kernels are computed by from cosines, where each cell is a pair."""
 
     row_norms: Array
+    """Squared norms of the images of the rows in the order `given`."""
     column_norms: Array
+    """Those of the columns."""
     unit: float
+    """What the norms are given in, so that single precision holds them."""
     widths: dict[str, Widths]
+    """The kernels, with their widths."""
 
 
 class Maps(Part):
-    """The heat maps of a layer.
-
-    Attributes
-    ----------
-    orders
-        What they can be sorted by.
-    cells
-        By kernel, cosine first, and order; of maps whose cells are pairs there is one order, `given`, and cosine alone.
-    derived
-        Of maps whose cells are pairs.
-    note
-        What is left out, for people.
-    """
+    """The heat maps of a layer."""
 
     orders: dict[Order, Sequence]
+    """What they can be sorted by."""
     cells: dict[str, dict[Order, Map]]
+    """By kernel, cosine first, and order; of maps whose cells are pairs there is one order, `given`, and cosine
+    alone."""
     derived: Derived | None
+    """Of maps whose cells are pairs."""
     note: str
+    """What is left out, for people."""
 
 
 class Tiles(Part):
-    """Maps of a layer whose cells come as tiles, each a file of `semrsm_dist.report.view.pyramid.PLANES`.
-
-    Attributes
-    ----------
-    size
-        Cells along an edge of a tile.
-    finest, top
-        The levels: `top` is a single tile, and a cell of level 0 a pair.
-    kernels, orders
-        What they can be shown in.
-    note
-        What is left out, for people.
-    """
+    """Maps of a layer whose cells come as tiles, each a file of `semrsm_dist.report.view.pyramid.PLANES`."""
 
     size: int
+    """Cells along an edge of a tile."""
     finest: int
+    """The finest level; a cell of level 0 is a pair."""
     top: int
+    """The level that is a single tile."""
     kernels: list[str]
     orders: list[Order]
+    """`kernels` and `orders` are what they can be shown in."""
     note: str
+    """What is left out, for people."""
 
 
 class Ranking(Part):
@@ -256,54 +211,37 @@ class Ranking(Part):
 
 
 class Queries(Part):
-    """Queries and what is most similar to them.
-
-    Attributes
-    ----------
-    rows
-        (Q,) their places in the matrix.
-    rankings
-        One for each way to rank images.
-    judged
-        Whether labels say what is a hit.
-    ks
-        The numbers of hits that the run's own scores are of.
-    note
-        What is left out, for people.
-    """
+    """Queries and what is most similar to them."""
 
     rows: Array
+    """(Q,) their places in the matrix."""
     rankings: list[Ranking]
+    """One for each way to rank images."""
     judged: bool
+    """Whether labels say what is a hit."""
     ks: list[int]
+    """The numbers of hits that the run's own scores are of."""
     note: str
+    """What is left out, for people."""
 
 
 class Matches(Part):
-    """Matched tokens of some pairs.
-
-    Attributes
-    ----------
-    pairs
-        (P, 2) row and column.
-    grid
-        Rows and columns of the tokens; (1, S) if they lie on no known grid.
-    semantic, spatial, gap
-        (P,) the similarities.
-    partners
-        (P, S) the token of the second image that goes with each token of the first.
-    matched, identity
-        (P, S) what each token adds to the cosine similarity, with its partner and position by position.
-    """
+    """Matched tokens of some pairs."""
 
     pairs: Array
+    """(P, 2) row and column."""
     grid: tuple[int, int]
+    """Rows and columns of the tokens; (1, S) if they lie on no known grid."""
     semantic: Array
     spatial: Array
     gap: Array
+    """`semantic`, `spatial` and `gap` (P,) are the similarities."""
     partners: Array
+    """(P, S) the token of the second image that goes with each token of the first."""
     matched: Array
+    """(P, S) what each token adds to the cosine similarity, with its partner."""
     identity: Array
+    """(P, S) the same position by position."""
 
 
 class PairFacts(Part):
@@ -338,37 +276,24 @@ class Seen(Part):
 
 
 class Data(Part):
-    """Everything that the page reads.
-
-    Attributes
-    ----------
-    symmetric
-        Whether rows and columns are the same images.
-    certified
-        Whether gaps are small by a guarantee; those of other matchers are to a bound that may be loose.
-    labels
-        All labels, sorted.
-    images
-        By side.
-    seen
-        By side, the images of which matched tokens are shown.
-    layers
-        In the network's order.
-    first
-        The layer to show first: the one with the best retrieval, or the last; empty if there is none.
-    colours
-        The colour scale: 256 colours of six hexadecimal digits.
-    served
-        Whether a server has the queries, pairs and pictures, and they are not here.
-    """
+    """Everything that the page reads."""
 
     version: Literal[1] = VERSION
     symmetric: bool
+    """Whether rows and columns are the same images."""
     certified: bool
+    """Whether gaps are small by a guarantee; those of other matchers are to a bound that may be loose."""
     labels: list[str]
+    """All labels, sorted."""
     images: dict[str, Images]
+    """By side."""
     seen: dict[str, Seen]
+    """By side, the images of which matched tokens are shown."""
     layers: list[Layer]
+    """In the network's order."""
     first: str
+    """The layer to show first: the one with the best retrieval, or the last; empty if there is none."""
     colours: str
+    """The colour scale: 256 colours of six hexadecimal digits."""
     served: bool = False
+    """Whether a server has the queries, pairs and pictures, and they are not here."""

@@ -165,28 +165,19 @@ def snap_distances(
 
 @dataclass(frozen=True)
 class DerivedMatrix:
-    """A matrix that is computed from the tiles when it is read.
-
-    Parameters
-    ----------
-    layer
-        The layer's matrices.
-    name
-        Name of the matrix.
-    quantity
-        What is read from the tiles.
-    attributes
-        What it is, as JSON values.
-    kernel, sigma
-        The kernel that is computed of it, and the width of `rbf`; None for the quantity itself.
-    """
+    """A matrix that is computed from the tiles when it is read."""
 
     layer: LayerMatrices
     name: str
+    """Name of the matrix."""
     quantity: str
+    """What is read from the tiles."""
     attributes: Mapping[str, Any]
+    """What it is, as JSON values."""
     kernel: str | None = None
+    """The kernel that is computed of it; None for the quantity itself."""
     sigma: float | None = None
+    """The width of `rbf`."""
     dtype = np.dtype(np.float64)
 
     @property

@@ -14,42 +14,30 @@ from semrsm_dist.store.neighbours import INDICES, NOBODY, NUMBERS, NeighbourStor
 
 
 class Neighbours(NamedTuple):
-    """The neighbours of some rows, arrays (R, k).
-
-    Attributes
-    ----------
-    indices
-        Images, the most similar first, equal ones by index; -1 where there are fewer than k.
-    similarity, identity
-        Similarity after matching, and position by position; NaN where there is no neighbour.
-    gap
-        How far the similarity can be below that of the best permutation.
-    """
+    """The neighbours of some rows, arrays (R, k)."""
 
     indices: NDArray[np.int64]
+    """Images, the most similar first, equal ones by index; -1 where there are fewer than k."""
     similarity: NDArray[np.float64]
+    """Similarity after matching; NaN where there is no neighbour."""
     identity: NDArray[np.float64]
+    """Similarity position by position; NaN likewise."""
     gap: NDArray[np.float64]
+    """How far the similarity can be below that of the best permutation."""
 
 
 @dataclass(frozen=True)
 class LayerNeighbours:
-    """The neighbours of a layer, read in parts.
-
-    Parameters
-    ----------
-    store
-        What is stored of them.
-    squared_norms
-        Of the images of rows and of columns.
-    kernel, sigma
-        The kernel of the similarities, and the width of `rbf`.
-    """
+    """The neighbours of a layer, read in parts."""
 
     store: NeighbourStore
+    """What is stored of them."""
     squared_norms: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """Of the images of rows and of columns."""
     kernel: str
+    """The kernel of the similarities."""
     sigma: float | None
+    """The width of `rbf`."""
 
     @classmethod
     def open(cls, store: NeighbourStore, kernel: str, sigma: float | None) -> LayerNeighbours:

@@ -33,34 +33,26 @@ _ALIKE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class TokenMatch:
-    """The match of an image of S_i tokens with one of S_j.
-
-    Attributes
-    ----------
-    value, upper_bound : float
-        Matched inner product, and what that of no permutation exceeds.
-    norms : float
-        The product of both images' norms, by which the others are divided for a cosine similarity.
-    permutation : ndarray of intp, (S_i,)
-        Token s of the first image goes with token ``permutation[s]`` of the second; -1 where it goes with none.
-    matched, identity : ndarray of float64, (S_i,)
-        What each token adds to the inner product, with its partner and position by position: they sum to the value
-        and to that of the identity. 0 for a token without a partner; `identity` is NaN where S_i and S_j differ.
-    n_tokens : tuple of int
-        S_i and S_j.
-    accuracy : float
-        By how much the run's cosine similarity may differ: its tolerance if it matched on a GPU, which is not needed
-        here.
-    """
+    """The match of an image of S_i tokens with one of S_j."""
 
     value: float
+    """Matched inner product."""
     upper_bound: float
+    """What that of no permutation exceeds."""
     norms: float
+    """The product of both images' norms, by which the others are divided for a cosine similarity."""
     permutation: NDArray[np.intp]
+    """(S_i,) token s of the first image goes with token ``permutation[s]`` of the second; -1 where it goes with
+    none."""
     matched: NDArray[np.float64]
+    """(S_i,) what each token adds to the inner product with its partner, 0 without one: they sum to the value."""
     identity: NDArray[np.float64]
+    """(S_i,) the same position by position: they sum to the value of the identity. NaN where S_i and S_j differ."""
     n_tokens: tuple[int, int]
+    """S_i and S_j."""
     accuracy: float = 0.0
+    """By how much the run's cosine similarity may differ: its tolerance if it matched on a GPU, which is not needed
+    here."""
 
     def mirrored(self) -> TokenMatch:
         """Return the same match, seen from the other image."""

@@ -43,19 +43,13 @@ def chunk_index(name: str, number: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The features of one side (`images` or `queries`) in one layer.
-
-    Parameters
-    ----------
-    root
-        The run's feature group.
-    side, layer
-        Which of its sub-groups.
-    """
+    """The features of one side (`images` or `queries`) in one layer."""
 
     root: RunPath
+    """The run's feature group."""
     side: str
     layer: str
+    """`side` and `layer` are the name of the sub-group."""
 
     @cached_property
     def _arrays(self) -> chunks.OpenArrays:

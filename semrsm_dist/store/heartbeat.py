@@ -30,67 +30,55 @@ class WorkerSpeed(_Part):
 
 
 class StageProgress(_Part):
-    """A stage of the session. Times are in seconds since the epoch.
-
-    Attributes
-    ----------
-    name, unit
-        What it is called, and what it counts.
-    started, heard
-        When it began, and when something was last finished in it.
-    done, before, total
-        Units that are done, those of them that earlier sessions did, and all; 0 of 0 for a stage without units.
-    rate, overall_rate
-        Units per second in the last minutes, and since the stage began; None before anything was done.
-    seconds_left
-        Estimate for this stage, as of the heartbeat; None before anything was done.
-    failures, retries
-        Attempts that failed, and units that were put in line again.
-    n_set_aside, set_aside
-        How many units were set aside, and the last of them.
-    n_workers, slowest
-        How many workers have finished something, and the slowest of them, if there are several.
-    """
+    """A stage of the session. Times are in seconds since the epoch."""
 
     name: str
+    """What it is called."""
     unit: str = ""
+    """What it counts."""
     started: float
+    """When it began."""
     heard: float | None = None
+    """When something was last finished in it."""
     done: int = 0
+    """Units that are done."""
     before: int = 0
+    """Those of them that earlier sessions did."""
     total: int = 0
+    """All units; 0 for a stage without any."""
     rate: float | None = None
+    """Units per second in the last minutes; None before anything was done."""
     overall_rate: float | None = None
+    """The same since the stage began."""
     seconds_left: float | None = None
+    """Estimate for this stage, as of the heartbeat; None before anything was done."""
     failures: int = 0
+    """Attempts that failed."""
     retries: int = 0
+    """Units that were put in line again."""
     n_set_aside: int = 0
+    """How many units were set aside."""
     set_aside: tuple[SetAside, ...] = ()
+    """The last of them."""
     n_workers: int = 0
+    """How many workers have finished something."""
     slowest: tuple[WorkerSpeed, ...] = ()
+    """The slowest of them, if there are several."""
 
 
 class Heartbeat(_Part):
-    """A session of a run. Times are in seconds since the epoch.
-
-    Attributes
-    ----------
-    driver
-        Where the driver works, and its process.
-    started, time
-        When the session began, and when this was written.
-    state
-        "working" until the session has ended in order: then "finished", "interrupted" or "failed".
-    reason
-        Why it failed.
-    stage
-        What it is, or was, at; None before the first stage.
-    """
+    """A session of a run. Times are in seconds since the epoch."""
 
     format: Literal[1] = 1
     driver: str
+    """Where the driver works, and its process."""
     started: float
+    """When the session began."""
     time: float
+    """When this was written."""
     state: Literal["working", "finished", "interrupted", "failed"] = "working"
+    """Until the session has ended in order, "working"; then "finished", "interrupted" or "failed"."""
     reason: str = ""
+    """Why it failed."""
     stage: StageProgress | None = Field(default=None)
+    """What it is, or was, at; None before the first stage."""

@@ -33,18 +33,11 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Inventory:
-    """The chunks of a run at some time.
-
-    Parameters
-    ----------
-    directory
-        The run directory.
-    files
-        Stamps by path in the run directory.
-    """
+    """The chunks of a run at some time."""
 
     directory: RunDirectory
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    """Stamps by path in the run directory."""
 
     @classmethod
     def take(cls, directory: RunDirectory, *roots: RunPath) -> Inventory:

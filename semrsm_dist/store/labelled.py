@@ -38,17 +38,10 @@ Values = Sequence[str] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LabelledGroup:
-    """The group of one layer.
-
-    Parameters
-    ----------
-    root
-        The Zarr group of all layers.
-    layer
-        Name of the layer.
-    """
+    """The group of one layer."""
 
     root: RunPath
+    """The Zarr group of all layers."""
     layer: str
 
     @property

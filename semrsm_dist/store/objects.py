@@ -45,15 +45,10 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """An object, or the prefix of several: what the store needs of `pathlib.Path`.
-
-    Parameters
-    ----------
-    uri
-        Such as `s3://bucket/runs/digits/run.json`.
-    """
+    """An object, or the prefix of several: what the store needs of `pathlib.Path`."""
 
     uri: str
+    """Such as `s3://bucket/runs/digits/run.json`."""
 
     def __str__(self) -> str:
         return self.uri

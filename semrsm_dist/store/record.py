@@ -38,92 +38,63 @@ class LayerSizes(_Part):
 
 
 class LayerRecord(LayerSizes):
-    """What is recorded of a layer.
-
-    Attributes
-    ----------
-    tile_size
-        Images along an edge of its tiles.
-    pair_seconds
-        The matcher's estimate of the seconds of one pair, to weigh layers with each other.
-    facts
-        What its numbers depend on in addition to the run's fingerprint.
-    """
+    """What is recorded of a layer."""
 
     tile_size: Count
+    """Images along an edge of its tiles."""
     pair_seconds: float = Field(gt=0, allow_inf_nan=False)
+    """The matcher's estimate of the seconds of one pair, to weigh layers with each other."""
     facts: Fingerprint = Field(default_factory=dict)
+    """What its numbers depend on in addition to the run's fingerprint."""
 
 
 class ModelAnswer(_Part):
-    """Facts found by loading the model.
-
-    Attributes
-    ----------
-    question
-        The configuration that they answer, and the versions of the libraries that build models.
-    weights
-        The absolute path of the file of weights, if there is one.
-    precision
-        The precision of the run, which it keeps on every machine.
-    facts
-        What the features depend on.
-    layers
-        The sizes of the requested layers, in network order.
-    """
+    """Facts found by loading the model."""
 
     question: dict[str, Any]
+    """The configuration that they answer, and the versions of the libraries that build models."""
     weights: str | None = None
+    """The absolute path of the file of weights, if there is one."""
     precision: str
+    """The precision of the run, which it keeps on every machine."""
     facts: dict[str, Any]
+    """What the features depend on."""
     layers: dict[LayerName, LayerSizes]
+    """The sizes of the requested layers, in network order."""
 
 
 class SourceAnswer(_Part):
-    """Facts found by reading ready-made features, of one layer on one side.
-
-    Attributes
-    ----------
-    path, signature, sha256
-        Where they are, and their digest, which is valid as long as all else but `token_counts_path` is unchanged.
-    layout
-        The order of their axes: "nsc", "nchw" or "nhwc".
-    n_images, sizes, dtype
-        Their sizes, and the type that they are read in.
-    token_counts_path, token_counts_sha256
-        The same of their token counts, if they have any.
-    unequal
-        Whether images differ in their number of tokens.
-    """
+    """Facts found by reading ready-made features, of one layer on one side."""
 
     path: str
+    """Where they are."""
     signature: str
+    """What changes when their files do."""
     layout: str
+    """The order of their axes: "nsc", "nchw" or "nhwc"."""
     sha256: str
+    """Their digest, valid as long as all else but `token_counts_path` is unchanged."""
     n_images: Count
     sizes: LayerSizes
     dtype: str
+    """The type that they are read in."""
     token_counts_path: str | None = None
+    """Where their token counts are, if they have any."""
     token_counts_sha256: str | None = None
+    """The digest of these."""
     unequal: bool = False
+    """Whether images differ in their number of tokens."""
 
 
 class Answers(_Part):
-    """Facts that a resume need not find again.
-
-    Attributes
-    ----------
-    model
-        Of a run of images.
-    sources
-        Of ready-made features, by `side/layer`.
-    listings
-        What lists the images of each side, with absolute paths.
-    """
+    """Facts that a resume need not find again."""
 
     model: ModelAnswer | None = None
+    """Of a run of images."""
     sources: dict[str, SourceAnswer] = Field(default_factory=dict)
+    """Of ready-made features, by `side/layer`."""
     listings: dict[Side, Any] = Field(default_factory=dict)
+    """What lists the images of each side, with absolute paths."""
 
 
 class NeighbourSettings(NamedTuple):
@@ -147,40 +118,28 @@ class NeighbourSettings(NamedTuple):
 
 
 class RunRecord(_Part):
-    """The record of a run.
-
-    Attributes
-    ----------
-    format
-        Version of the run directory's layout.
-    fingerprint
-        What the numbers of all layers depend on.
-    layers
-        All layers that any session of the run requested, in network order.
-    requested
-        Those that the last session requested: with these the run is complete.
-    chunk_size
-        Images of a feature chunk.
-    batch_size
-        Images per forward pass; None without a model.
-    counts
-        Number of usable images by side.
-    cached
-        Facts that a resume need not find again.
-    config, versions
-        The configuration of the last session and the versions of its libraries, for people.
-    """
+    """The record of a run."""
 
     format: Literal[4] = FORMAT
+    """Version of the run directory's layout."""
     fingerprint: Fingerprint
+    """What the numbers of all layers depend on."""
     layers: dict[LayerName, LayerRecord] = Field(min_length=1)
+    """All layers that any session of the run requested, in network order."""
     requested: tuple[LayerName, ...] = Field(min_length=1)
+    """Those that the last session requested: with these the run is complete."""
     chunk_size: Count
+    """Images of a feature chunk."""
     batch_size: Count | None = None
+    """Images per forward pass; None without a model."""
     counts: dict[Side, Count]
+    """Number of usable images by side."""
     cached: Answers = Answers()
+    """Facts that a resume need not find again."""
     config: dict[str, Any] = Field(default_factory=dict)
+    """The configuration of the last session, for people."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """The versions of its libraries, for people."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunRecord:

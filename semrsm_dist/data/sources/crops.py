@@ -33,28 +33,18 @@ class ShiftedCrops(ImageSource):
     """Crops of the images of another source, ordered by shift and then by image; labels and groups are the images'.
 
     How much of a crop a label covers is unknown.
-
-    Parameters
-    ----------
-    of
-        The images.
-    share
-        Side of a crop as a share of the image's shorter side, above 0 and at most 1.
-    shifts
-        How far down the crops lie, as shares of their side: different ones, from 0 to `largest_shift(share)`.
-    sample
-        Size of a random sample of images, which keep their order; None takes all.
-    seed
-        Of the sample.
-
     """
 
     source: Literal["crops"] = "crops"
     of: Images
     share: Annotated[Real, Field(gt=0, le=1), AffectsResult(added=True)] = SHARE
+    """Side of a crop as a share of the image's shorter side, above 0 and at most 1."""
     shifts: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], Field(min_length=1)] = (0.0,)
+    """How far down the crops lie, as shares of their side: different ones, from 0 to `largest_shift(share)`."""
     sample: Count | None = None
+    """Size of a random sample of images, which keep their order; None takes all."""
     seed: Seed = 0
+    """Of the sample."""
 
     @model_validator(mode="after")
     def _shifts_differ_and_fit(self) -> ShiftedCrops:

@@ -31,25 +31,17 @@ _LAYOUT, _BACKGROUND = 0, 1  # independent random streams of one scene
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One digit of a scene.
-
-    Attributes
-    ----------
-    digit : int
-        What it shows, 0 to 9.
-    source : int
-        Which of scikit-learn's 1 797 digits it is.
-    top, left : int
-        Upper left corner of its box on the canvas, in pixels.
-    size : int
-        Side of its square box, in pixels.
-    """
+    """One digit of a scene."""
 
     digit: int
+    """What it shows, 0 to 9."""
     source: int
+    """Which of scikit-learn's 1 797 digits it is."""
     top: int
     left: int
+    """`top` and `left` are the upper left corner of its box on the canvas, in pixels."""
     size: int
+    """Side of its square box, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +67,6 @@ class DigitScenes(ImageSource):
     Two controls set how informative positions are. `displacement` below 1 keeps each class near a home of its own,
     the same in all scenes. With `arrangement="pair"` a scene holds two digits, one in each half of the canvas, and
     the labels name digit and half: ``left:3``, ``right:7``; their homes are the centres of the halves.
-
-    Parameters
-    ----------
-    n_images : int
-        Number of scenes.
-    digits : (int, int)
-        Smallest and largest number of digits in a scene, drawn uniformly.
-    canvas : int
-        Side of the square scene, in pixels.
-    scale : (float, float)
-        Smallest and largest enlargement of the 8 x 8 digits; a digit's box has a side of round(8 * scale) pixels.
-    overlap : float
-        Largest share of a digit's box that the box of any one other digit may cover: 0 keeps boxes
-        apart, 1 allows every position.
-    split : {"evaluation", "training"}
-        Which digit images are used.
-    seed : int
-        Seed of the scenes; the split of the digit images does not depend on it.
-    displacement : float
-        How far digits may be from home in each direction, as a share of the way across the canvas: 0 puts them
-        there exactly, 1 anywhere (in their half). Scenes too crowded for that have them at home.
-    arrangement : {"free", "pair"}
-        Digits anywhere on the canvas, labelled with their set, or one in each half, labelled with its side.
-
     """
 
     generated: ClassVar[bool] = True
@@ -106,13 +74,23 @@ class DigitScenes(ImageSource):
     source: Literal["digits"] = "digits"
     n_images: Annotated[Count, AffectsResult()] = 400
     digits: Annotated[Pair, AffectsResult()] = (1, 4)
+    """Smallest and largest number of digits in a scene, drawn uniformly."""
     canvas: Annotated[Count, Field(ge=DIGIT_SIDE), AffectsResult()] = 96
+    """Side of the square scene, in pixels."""
     scale: Annotated[tuple[Real, Real], AffectsResult()] = (2.5, 4.0)
+    """Smallest and largest enlargement of the 8 x 8 digits; a digit's box has a side of round(8 * scale) pixels."""
     overlap: Annotated[Real, Field(ge=0, le=1), AffectsResult()] = 0.1
+    """Largest share of a digit's box that the box of any one other digit may cover: 0 keeps boxes apart, 1 allows every
+    position."""
     split: Annotated[Split, AffectsResult()] = "evaluation"
+    """Which digit images are used."""
     seed: Annotated[Seed, AffectsResult()] = 0
+    """Seed of the scenes; the split of the digit images does not depend on it."""
     displacement: Annotated[Real, Field(ge=0, le=1), AffectsResult(added=True)] = 1.0
+    """How far digits may be from home in each direction, as a share of the way across the canvas: 0 puts them there
+    exactly, 1 anywhere (in their half). Scenes too crowded for that have them at home."""
     arrangement: Annotated[Arrangement, AffectsResult(added=True)] = "free"
+    """Digits anywhere on the canvas, labelled with their set, or one in each half, labelled with its side."""
 
     @field_validator("digits", "scale")
     @classmethod

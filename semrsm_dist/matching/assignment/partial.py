@@ -34,24 +34,16 @@ _ROUNDED = 8.0 * FLOAT32_UNIT  # more than what rounding tokens, lengths and thr
 
 
 class UnitImages(NamedTuple):
-    """Images (T, S, C) scaled to norm 1, packed for the product.
-
-    Attributes
-    ----------
-    packed : (T, padded(S) * C) float32
-        The tokens, see `semrsm_dist.matching.compiled.product`.
-    lengths : (T, S) float32
-        Their norms.
-    counts : (T,)
-        Tokens that each image has; 0 for an image of zeros, which cannot be scaled.
-    n_channels
-        C.
-    """
+    """Images (T, S, C) scaled to norm 1, packed for the product."""
 
     packed: NDArray[np.float32]
+    """(T, padded(S) * C) the tokens; see `semrsm_dist.matching.compiled.product`."""
     lengths: NDArray[np.float32]
+    """(T, S) their norms."""
     counts: NDArray[np.int64]
+    """(T,) tokens that each image has; 0 for an image of zeros, which cannot be scaled."""
     n_channels: int
+    """C."""
 
     @property
     def n_images(self) -> int:

@@ -23,18 +23,12 @@ from semrsm_dist.matching.result import TileResult
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowedPanel(Panel):
-    """A panel with its tokens in an order of their own, cut into windows.
-
-    Attributes
-    ----------
-    order : ndarray of intp, (T, S)
-        The tokens of each image, those of the first window first.
-    windows : tuple of PackedPanel
-        The tokens of each window, for all images. The windows may end before the order does.
-    """
+    """A panel with its tokens in an order of their own, cut into windows."""
 
     order: NDArray[np.intp]
+    """(T, S) the tokens of each image, those of the first window first."""
     windows: tuple[PackedPanel, ...]
+    """The tokens of each window, for all images. The windows may end before the order does."""
 
 
 class WindowedMatcher(Matcher):

@@ -96,36 +96,23 @@ class Projection(Matcher):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProjectedPanel(Panel):
-    """A panel with its projections on k directions.
-
-    Attributes
-    ----------
-    remainder_means : ndarray of float64, (T, C)
-        The mean token of what the projection leaves.
-    remainder_norms : ndarray of float64, (T, S)
-        Norms of the tokens of what it leaves, after subtracting the mean, in descending order.
-    projected : PackedPanel
-        The projections (T, S, k), in float64: rounding them would spoil the bound.
-    """
+    """A panel with its projections on k directions."""
 
     remainder_means: NDArray[np.float64]
+    """(T, C) the mean token of what the projection leaves."""
     remainder_norms: NDArray[np.float64]
+    """(T, S) norms of the tokens of what it leaves, after subtracting the mean, in descending order."""
     projected: PackedPanel
+    """The projections (T, S, k), in float64: rounding them would spoil the bound."""
 
 
 class Basis(NamedTuple):
-    """Orthonormal directions, and their error.
-
-    Attributes
-    ----------
-    directions : ndarray of float64, (k, C)
-        One per row.
-    rounding : float
-        The values of both parts of a pair add up to its value to within `rounding` of the norms.
-    """
+    """Orthonormal directions, and their error."""
 
     directions: NDArray[np.float64]
+    """(k, C), one per row."""
     rounding: float
+    """The values of both parts of a pair add up to its value to within `rounding` of the norms."""
 
 
 @functools.lru_cache(maxsize=64)

@@ -58,44 +58,30 @@ class Pairs(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """What decides whether a pair is kept.
-
-    Attributes
-    ----------
-    k
-        Neighbours of an image.
-    threshold
-        Least similarity of neighbours; -inf is none.
-    single
-        Whether similarities are those of inner products rounded to float32.
-    """
+    """What decides whether a pair is kept."""
 
     k: int
+    """Neighbours of an image."""
     threshold: float
+    """Least similarity of neighbours; -inf is none."""
     single: bool
+    """Whether similarities are those of inner products rounded to float32."""
 
 
 @dataclass(frozen=True)
 class TileSearch:
-    """Searches tiles.
-
-    Parameters
-    ----------
-    matcher
-        The matcher.
-    wanted
-        What decides whether a pair is kept.
-    both
-        Whether columns have neighbours, too: rows and columns are the same images.
-    on_device
-        A matcher on GPUs, if there is one: it matches all pairs, and `matcher` those that can be neighbours by what
-        that proves. The pairs that are kept, and their numbers, are the same.
-    """
+    """Searches tiles."""
 
     matcher: Auction
     wanted: Neighbours
+    """What decides whether a pair is kept."""
     both: bool
+    """Whether columns have neighbours, too: rows and columns are the same images."""
     on_device: Auction | None = None
+    """A matcher on GPUs: it matches all pairs, and `matcher` those that can be neighbours by what that proves.
+
+    The pairs that are kept, and their numbers, are the same.
+    """
 
     def compile(self) -> None:
         """Compile everything that is compiled at first use, as `Matcher.compile` does."""

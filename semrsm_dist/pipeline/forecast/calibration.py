@@ -59,27 +59,17 @@ MOST_IMAGES, MOST_SEARCHED = 1024, 2048
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
-
-    Attributes
-    ----------
-    counts
-        Images that the planned run has by side.
-    sizes
-        The sizes of the layers.
-    through_model
-        Trials of images through the model; none for ready-made features.
-    trials
-        Trials of features: those of a round follow each other.
-    picture
-        What the picture of a trial takes; None for a run without one.
-    """
+    """What was measured."""
 
     counts: Mapping[Side, int]
+    """Images that the planned run has by side."""
     sizes: Mapping[str, LayerSizes]
     through_model: Sequence[Trial]
+    """Trials of images through the model; none for ready-made features."""
     trials: Sequence[Trial]
+    """Trials of features: those of a round follow each other."""
     picture: Picture | None
+    """What the picture of a trial takes; None for a run without one."""
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:

@@ -26,21 +26,14 @@ from semrsm_dist.store.record import LayerSizes, Side
 
 @dataclass(frozen=True)
 class Pool:
-    """Features of some images of each side, from which trials take theirs.
-
-    Attributes
-    ----------
-    features
-        (T, S, C) by layer and side.
-    token_counts
-        (T,) likewise.
-    entries
-        Ids and labels by side.
-    """
+    """Features of some images of each side, from which trials take theirs."""
 
     features: Mapping[str, Mapping[Side, NDArray[Any]]]
+    """(T, S, C) by layer and side."""
     token_counts: Mapping[str, Mapping[Side, NDArray[np.int64]]]
+    """(T,) likewise."""
     entries: Mapping[Side, Sequence[ImageEntry]]
+    """Ids and labels by side."""
 
 
 def spread(total: int, wanted: int, seed: int = 0) -> list[int]:

@@ -17,52 +17,33 @@ from semrsm_dist.plan.tiling import Tile
 
 @dataclass(frozen=True)
 class LayerModel:
-    """What a layer costs.
-
-    Attributes
-    ----------
-    work
-        Its missing tiles.
-    cost
-        What a tile takes.
-    image_bytes
-        Bytes that are read for one image.
-    """
+    """What a layer costs."""
 
     work: LayerWork
+    """Its missing tiles."""
     cost: TileCost
+    """What a tile takes."""
     image_bytes: float
+    """Bytes that are read for one image."""
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulated matching took.
-
-    Attributes
-    ----------
-    workers
-        Number of workers.
-    seconds
-        From the first task to the last receipt.
-    busy
-        Share of the workers' time in which they work.
-    tasks
-        Tasks handed out.
-    read_bytes
-        Bytes of features that all workers read together.
-    reads_per_image
-        How often the average image of a layer is read.
-    driver_seconds
-        Processor time of the driver: messages, and what scheduling took here.
-    """
+    """What a simulated matching took."""
 
     workers: int
     seconds: float
+    """From the first task to the last receipt."""
     busy: float
+    """Share of the workers' time in which they work."""
     tasks: int
+    """Tasks handed out."""
     read_bytes: float
+    """Bytes of features that all workers read together."""
     reads_per_image: float
+    """How often the average image of a layer is read."""
     driver_seconds: float
+    """Processor time of the driver: messages, and what scheduling took here."""
 
 
 @dataclass

@@ -49,33 +49,21 @@ class Written:
 
 @dataclass(frozen=True)
 class Trial:
-    """A small run, measured.
-
-    Attributes
-    ----------
-    counts
-        Images by side.
-    layouts
-        How each layer was cut into tiles.
-    chunk_size
-        Images of a feature chunk.
-    workers
-        Number of workers.
-    seconds
-        Of the stages, and in `total`; `load` is what actors took to load the model.
-    tiles
-        What tiles took.
-    written
-        Files by kind: `features`, `tiles/<layer>`, `matrices`, `neighbours` (with their candidates) and `other`.
-    """
+    """A small run, measured."""
 
     counts: Mapping[Side, int]
+    """Images by side."""
     layouts: Mapping[str, Layout]
+    """How each layer was cut into tiles."""
     chunk_size: int
+    """Images of a feature chunk."""
     workers: int
     seconds: Mapping[str, float]
+    """Of the stages, and in `total`; `load` is what actors took to load the model."""
     tiles: Sequence[TileTime]
+    """What tiles took."""
     written: Mapping[str, Written]
+    """Files by kind: `features`, `tiles/<layer>`, `matrices`, `neighbours` (with their candidates) and `other`."""
 
     @property
     def n_images(self) -> int:

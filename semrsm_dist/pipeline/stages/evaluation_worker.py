@@ -72,24 +72,16 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True)
 class Scoring:
-    """How retrieval is scored.
-
-    Attributes
-    ----------
-    task
-        Which images may be hits of which query.
-    ks
-        Hits per query.
-    kernel
-        Of the similarities.
-    widths
-        Of the kernel, by layer and kind; None where it has none.
-    """
+    """How retrieval is scored."""
 
     task: RetrievalTask
+    """Which images may be hits of which query."""
     ks: tuple[int, ...]
+    """Hits per query."""
     kernel: str
+    """Of the similarities."""
     widths: Mapping[tuple[str, str], float | None]
+    """Of the kernel, by layer and kind; None where it has none."""
 
 
 class _Held(threading.local):
@@ -104,27 +96,17 @@ class _Held(threading.local):
 
 @dataclass(frozen=True)
 class EvaluationWorker:
-    """Evaluates rows of finished matrices; memory depends on the size of a block, not on that of the matrix.
-
-    Parameters
-    ----------
-    run
-        The run directory.
-    row_side
-        `images` in a symmetric run, `queries` in a rectangular one.
-    layouts
-        The layout of each layer.
-    scoring
-        How retrieval is scored; None if it is not.
-    room
-        Memory for pooled vectors in bytes: of a layer that has more, those of each block are read when it is.
-    """
+    """Evaluates rows of finished matrices; memory depends on the size of a block, not on that of the matrix."""
 
     run: RunPath
     row_side: Side
+    """`images` in a symmetric run, `queries` in a rectangular one."""
     layouts: Mapping[str, Layout]
+    """The layout of each layer."""
     scoring: Scoring | None
+    """How retrieval is scored; None if it is not."""
     room: int
+    """Memory for pooled vectors in bytes: of a layer that has more, those of each block are read when it is."""
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:

@@ -65,26 +65,6 @@ class MatchingWorker:
     """Solves tiles: loads missing panels, matches, writes the tile, and yields a receipt.
 
     A tile whose panels do not fit into memory is solved in parts, and written when all are solved.
-
-    Parameters
-    ----------
-    run
-        The run directory.
-    row_side
-        `images` in a symmetric run, `queries` in a rectangular one. Columns are always `images`.
-    layouts
-        The layout of each layer.
-    matcher
-        The matcher.
-    panels
-        For each layer, the most images of a panel, and the memory of one that is prepared, in bytes.
-    room
-        Memory for panels in bytes. The two that are being matched are held even if they take more.
-
-    Attributes
-    ----------
-    SECONDS
-        The counts of a receipt that are seconds: together, what the tile took.
     """
 
     SECONDS: ClassVar = (
@@ -94,13 +74,18 @@ class MatchingWorker:
         "solve_seconds",
         "write_seconds",
     )
+    """The counts of a receipt that are seconds: together, what the tile took."""
 
     run: RunPath
     row_side: str
+    """`images` in a symmetric run, `queries` in a rectangular one. Columns are always `images`."""
     layouts: Mapping[str, Layout]
+    """The layout of each layer."""
     matcher: Matcher
     panels: Mapping[str, tuple[int, int]]
+    """For each layer, the most images of a panel, and the memory of one that is prepared, in bytes."""
     room: int
+    """Memory for panels in bytes. The two that are being matched are held even if they take more."""
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
 
     def compile(self) -> None:

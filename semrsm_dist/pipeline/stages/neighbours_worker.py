@@ -43,17 +43,12 @@ class SearchWorker(MatchingWorker):
     """Searches tiles: loads missing panels, decides all pairs, writes the candidates, and yields a receipt.
 
     With a matcher on GPUs, these bound all pairs, and the CPU decides what that leaves open.
-
-    Parameters
-    ----------
-    wanted
-        For each layer, what decides whether a pair is kept.
-    groups
-        The groups of the images; None if there are none.
     """
 
     wanted: Mapping[str, Neighbours]
+    """For each layer, what decides whether a pair is kept."""
     groups: Groups | None
+    """The groups of the images; None if there are none."""
 
     @override
     def compile(self) -> None:
@@ -228,24 +223,14 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True)
 class ChoosingWorker:
-    """Chooses the neighbours of the rows of panels from the candidates of their tiles.
-
-    Parameters
-    ----------
-    run
-        The run directory.
-    row_side
-        As in `MatchingWorker`.
-    layouts
-        The layout of each layer.
-    k
-        Neighbours of an image.
-    """
+    """Chooses the neighbours of the rows of panels from the candidates of their tiles."""
 
     run: RunPath
     row_side: str
     layouts: Mapping[str, Layout]
+    """The layout of each layer."""
     k: int
+    """Neighbours of an image."""
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Choose the neighbours of panels; yield a receipt for each."""

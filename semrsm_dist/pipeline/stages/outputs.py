@@ -25,18 +25,12 @@ SIDE: Side = "images"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelOutputs:
-    """The outputs of a model's head.
-
-    Attributes
-    ----------
-    logits : (N, K)
-        Before softmax or sigmoid.
-    meaning
-        `classes` if exactly one of K applies, `labels` if each of K applies or not.
-    """
+    """The outputs of a model's head."""
 
     logits: NDArray[np.float32]
+    """(N, K) before softmax or sigmoid."""
     meaning: str
+    """`classes` if exactly one of K applies, `labels` if each of K applies or not."""
 
 
 def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[LoadedModel, str]:

@@ -84,20 +84,15 @@ def _blocks(matrix: DerivedMatrix) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which layers, kernels and kinds of a run are exported.
-
-    Parameters
-    ----------
-    run
-        The run.
-    layers, kernels, kinds
-        None means the layers that the last session requested, the kernels of its configuration, and both kinds.
-    """
+    """Which layers, kernels and kinds of a run are exported."""
 
     run: RunReader
     layers: Sequence[str] | None = None
+    """None means those that the last session requested."""
     kernels: Sequence[str] | None = None
+    """None means those of its configuration."""
     kinds: Sequence[str] | None = None
+    """None means both."""
 
     def matrices(self) -> list[ChosenMatrix]:
         """Open all matrices.

@@ -22,22 +22,14 @@ PANELS_HELD = 4
 
 @dataclass(frozen=True)
 class SoundFeatures:
-    """The features of one side of a layer, as far as they are sound.
-
-    Attributes
-    ----------
-    store
-        The features.
-    squared_norms : (N,)
-        NaN where they are not known, as the chunk is missing or at fault.
-    token_counts : (N,)
-        0 there.
-    """
+    """The features of one side of a layer, as far as they are sound."""
 
     store: FeatureStore
     chunk_size: int
     squared_norms: NDArray[np.float64]
+    """(N,), NaN where they are not known, as the chunk is missing or at fault."""
     token_counts: NDArray[np.int64]
+    """(N,), 0 there."""
 
     @property
     def known(self) -> NDArray[np.bool_]:

@@ -33,31 +33,20 @@ AT_ONCE = 64
 
 @dataclass
 class Inspection:
-    """A verification in progress.
-
-    Parameters
-    ----------
-    directory, record
-        The run.
-    reporter
-        Where progress is reported.
-    fast
-        Whether chunks are only listed and decoded.
-    sample
-        Pairs of a layer that are solved again.
-    seed
-        Of the samples.
-    is_working
-        Whether a driver is at work, so that nothing counts as missing.
-    """
+    """A verification in progress."""
 
     directory: RunDirectory
     record: RunRecord
     reporter: Reporter
+    """Where progress is reported."""
     fast: bool
+    """Whether chunks are only listed and decoded."""
     sample: int
+    """Pairs of a layer that are solved again."""
     seed: int
+    """Of the samples."""
     is_working: bool = False
+    """Whether a driver is at work, so that nothing counts as missing."""
     faults: list[Fault] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)

@@ -29,34 +29,23 @@ class Problem(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What is stored of pairs, three arrays of one shape, float64.
-
-    Attributes
-    ----------
-    matched, identity
-        Inner products after matching and position by position.
-    gap
-        How far the best permutation's can be above `matched`.
-    """
+    """What is stored of pairs, three arrays of one shape, float64."""
 
     matched: NDArray[np.float64]
+    """Inner products after matching."""
     identity: NDArray[np.float64]
+    """Inner products position by position."""
     gap: NDArray[np.float64]
+    """How far the best permutation's can be above `matched`."""
 
 
 class Certificate(NamedTuple):
-    """What a matcher promises.
-
-    Attributes
-    ----------
-    tolerance
-        Largest gap on the cosine scale; None where only the product of the norms bounds it.
-    certified
-        Whether it promises that `matched` is at least `identity`.
-    """
+    """What a matcher promises."""
 
     tolerance: float | None
+    """Largest gap on the cosine scale; None where only the product of the norms bounds it."""
     certified: bool
+    """Whether it promises that `matched` is at least `identity`."""
 
 
 def check_pairs(

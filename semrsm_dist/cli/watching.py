@@ -21,17 +21,7 @@ CLEAR = "\x1b[{lines}F\x1b[J"
 def follow(
     statuses: Iterable[dict[str, Any]], write: Callable[[str], None], *, as_json: bool
 ) -> dict[str, Any]:
-    """Show statuses as they come, and return the last.
-
-    Parameters
-    ----------
-    statuses
-        At least one.
-    write
-        Writes a line, or several, on standard output.
-    as_json
-        Write each status that differs from the one before as a JSON object in a line.
-    """
+    """Show statuses as they come, at least one, and return the last; as JSON, each that differs from the one before."""
     show = _as_json(write) if as_json else _in_place(write) if sys.stdout.isatty() else _by_line(write)
     status: dict[str, Any] = {}
     for status in statuses:

@@ -116,14 +116,7 @@ def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequenc
 
 
 def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
-    """Return `name=value` settings as a mapping; values are YAML.
-
-    Parameters
-    ----------
-    settings
-        As given on a command line.
-    option
-        The option that they were given with, for messages.
+    """Return `name=value` settings of an option as a mapping; values are YAML.
 
     Raises
     ------

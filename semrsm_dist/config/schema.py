@@ -371,16 +371,7 @@ def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, ori
 def parse_config(
     document: Mapping[str, Any], *, origin: str = "configuration", places: Places | None = None
 ) -> RunConfig:
-    """Validate a configuration given as nested mappings.
-
-    Parameters
-    ----------
-    document
-        The mappings.
-    origin
-        Name of the configuration in messages.
-    places
-        Where each key is written, by its path.
+    """Validate a configuration given as nested mappings; `places` says where each key is written, by its path.
 
     Raises
     ------

@@ -123,19 +123,10 @@ def place_below(folder: str, name: str, where: str) -> str:
 
 
 def draw_sample(names: Iterable[str], sample: int | None, seed: int) -> list[str]:
-    """Draw a random sample of names, and return it sorted.
+    """Draw a random sample of different names, and return it sorted; all names if there are fewer, or for None.
 
-    Whether a name is drawn depends on the seed and on the names alone, not on their order; a smaller sample is
-    part of a larger one of the same seed.
-
-    Parameters
-    ----------
-    names
-        Different ones.
-    sample
-        How many; all of them if there are fewer, or if it is None.
-    seed
-        Of the draw.
+    Whether a name is drawn depends on the seed and on the names alone, not on their order; a smaller sample is part of
+    a larger one of the same seed.
     """
     names = sorted(names)
     if sample is None or sample >= len(names):

@@ -136,18 +136,9 @@ def names_by_id(categories: Iterable[Mapping[str, Any]]) -> dict[object, str]:
 def named_objects(
     document: CocoDocument, objects: Iterable[Annotation], names: Mapping[object, str]
 ) -> Iterator[tuple[Annotation, str]]:
-    """Yield annotated objects with their labels.
+    """Yield annotated objects with their labels; `names` are those of the categories, by id.
 
     Those without a category are left out, and those of a category without a name, which a warning counts at the end.
-
-    Parameters
-    ----------
-    document
-        The annotation file.
-    objects
-        Those of its annotations that count.
-    names
-        Category id -> label.
     """
     nameless = Counter[object]()
     for annotation in objects:

@@ -103,11 +103,6 @@ def _opens(file: pa.NativeFile) -> bool:
 def list_files(root: str) -> Iterator[str]:
     """Yield the files below a folder, at any depth, by their paths with forward slashes; links are followed.
 
-    Parameters
-    ----------
-    root
-        An absolute path, or a URI.
-
     Raises
     ------
     InputError

@@ -49,16 +49,7 @@ class PackedSource(FileSource):
 
     @abstractmethod
     def read_part(self, location: str, part: str, most: int) -> bytes:
-        """Return the content of an image.
-
-        Parameters
-        ----------
-        location
-            Of the file.
-        part
-            As in `part_uri`.
-        most
-            Read little more than so many bytes: a longer result says that the image is larger.
+        """Return the content of an image, but little more than `most` bytes: a longer result says that it is larger.
 
         Raises
         ------

@@ -46,13 +46,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_json(stream: TextIO | None = None) -> logging.Handler:
-    """Write the log of this process as JSON from now on; return the handler, for `logging.Logger.removeHandler`.
-
-    Parameters
-    ----------
-    stream
-        Where to; standard error by default.
-    """
+    """Write the log of this process as JSON from now on; return the handler, for `logging.Logger.removeHandler`."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.getLogger().addHandler(handler)

@@ -12,11 +12,6 @@ NONE = -1
 class Largest:
     """The m largest numbers of each of N rows, equal ones by index: the beginning of a stable sort.
 
-    Parameters
-    ----------
-    n_rows, m
-        N and m.
-
     Attributes
     ----------
     values : (N, m)

@@ -207,16 +207,7 @@ class RetrievalScore:
 
 
 class HitSearch:
-    """The best hits of a few queries, whose similarities come in blocks of columns, from left to right.
-
-    Parameters
-    ----------
-    task
-        Which images may be hits of which query.
-    k
-        Hits per query.
-    queries
-        The queries, consecutive.
+    """The best hits of a few consecutive queries, whose similarities come in blocks of columns, from left to right.
 
     Raises
     ------

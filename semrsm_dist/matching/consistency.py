@@ -82,11 +82,11 @@ def inner_product(z_i: NDArray[Any], z_j: NDArray[Any]) -> float:
 def _sample(rows: Panel, columns: Panel) -> list[tuple[int, int]]:
     """Return a few pairs of images with equal numbers of tokens, from all over a tile."""
     shape = rows.n_images, columns.n_images
-    if (
-        np.ptp(rows.token_counts) == np.ptp(columns.token_counts) == 0
-    ):  # the usual case needs no array of all pairs
+    equal: Any
+    if np.ptp(rows.token_counts) == np.ptp(columns.token_counts) == 0:
+        # The usual case, which needs no array of all pairs.
         is_equal = rows.token_counts[0] == columns.token_counts[0]
-        equal: Any = range(math.prod(shape)) if is_equal else range(0)
+        equal = range(math.prod(shape) if is_equal else 0)
     else:
         equal = np.flatnonzero(rows.token_counts[:, None] == columns.token_counts)
     chosen = np.linspace(0, len(equal) - 1, min(SAMPLE, len(equal))).astype(np.intp)

@@ -32,18 +32,7 @@ Features = tuple[dict[Side, Manifest], dict[str, LayerSizes], dict[str, Fingerpr
 def resolve_features(
     session: Session, matcher: Matcher, sides: Mapping[Side, Data], cached: Answers
 ) -> Features:
-    """Resolve the ready-made features of a run.
-
-    Parameters
-    ----------
-    session
-        The session.
-    matcher
-        The configured matcher.
-    sides
-        The configured features by side.
-    cached
-        What an earlier session recorded.
+    """Resolve the ready-made features of a run; `cached` is what an earlier session recorded.
 
     Raises
     ------

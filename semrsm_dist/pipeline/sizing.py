@@ -111,15 +111,6 @@ def choose_sizes(
 ) -> tuple[dict[str, LayerRecord], int]:
     """Choose the sizes of tiles and feature chunks; layers that an earlier session has sized keep their tiles.
 
-    Parameters
-    ----------
-    config, matcher, inputs
-        The run.
-    known
-        The layers in the run's record.
-    workers
-        Number of workers that share the tiles.
-
     Returns
     -------
     layers

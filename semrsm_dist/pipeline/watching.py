@@ -31,13 +31,7 @@ LONGEST_ERROR = 500
 
 
 class Pulse:
-    """The heartbeat of a session, which is kept in the run.
-
-    Parameters
-    ----------
-    directory
-        The run directory, locked by this process.
-    """
+    """The heartbeat of a session, which is kept in the run."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory

@@ -79,16 +79,7 @@ def pair_bytes(n_tokens: int) -> int:
 def match_pairs(
     run: Run, layer: str, pairs: Mapping[Pair, Similarities], reporter: Reporter
 ) -> tuple[Matches | None, str]:
-    """Match pairs of a finished layer again.
-
-    Parameters
-    ----------
-    run, layer
-        The layer.
-    pairs
-        What the run has of each, by row and column.
-    reporter
-        Where progress is reported.
+    """Match pairs of a finished layer again, given what the run has of each.
 
     Returns
     -------

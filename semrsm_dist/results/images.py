@@ -20,16 +20,7 @@ NO_HASH = "the run does not know the hash of this image, so it may have changed"
 
 
 class ImageReader:
-    """The images of a side of a run.
-
-    Parameters
-    ----------
-    run
-        The run.
-    side
-        `images` or `queries`.
-    manifest
-        The manifest of the side, if it has been read.
+    """The images of a side of a run; its manifest is read unless it is given.
 
     Attributes
     ----------

@@ -72,13 +72,6 @@ class TokenMatch:
 class PairMatcher:
     """Matches pairs of a layer's images as the run did: by its matcher, on its features, but always on the CPU.
 
-    Parameters
-    ----------
-    run
-        The run.
-    layer
-        One of its layers.
-
     Raises
     ------
     ConfigError

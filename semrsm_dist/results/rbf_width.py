@@ -31,15 +31,6 @@ def median_width(
     In a symmetric matrix, each pair of different images counts once. If all images coincide, any width gives the same
     kernel, and 1 is returned. Of more than `PAIRS` pairs, about as many are drawn, the same every time.
 
-    Parameters
-    ----------
-    matrices
-        The layer.
-    kind
-        `semantic` or `spatio-semantic`.
-    reporter
-        Where progress is reported.
-
     Returns
     -------
     sigma

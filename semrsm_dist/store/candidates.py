@@ -35,17 +35,7 @@ class CandidateStore(TileFiles):
     sized_by: ClassVar[str] = KNOWN
 
     def create(self, layout: Layout, dtype: str, run: str) -> None:
-        """Create the arrays, or check that existing ones fit.
-
-        Parameters
-        ----------
-        layout
-            How the pairs are cut into tiles.
-        dtype
-            Type of the numbers; see `semrsm_dist.store.tiles.choose_dtype`.
-        run
-            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
-        """
+        """Create the arrays, whose chunks are labelled with the id `run`, or check that existing ones fit."""
         size, k, most = layout.tile_size, self.k, most_candidates(layout, self.k)
         chunks.create_group(self.root, self.layer)
         chunks.create_array(

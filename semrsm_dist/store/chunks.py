@@ -70,15 +70,7 @@ def limit_threads() -> AbstractContextManager[object]:
 
 
 class DamagedChunkError(StorageError):
-    """A chunk is missing, cannot be decoded, or is not the one that belongs there.
-
-    Attributes
-    ----------
-    file
-        The chunk's file.
-    fault
-        What is wrong with it.
-    """
+    """A chunk is missing, cannot be decoded, or is not the one that belongs there: `fault` says which."""
 
     def __init__(self, file: RunPath, fault: str) -> None:
         self.file, self.fault = file, fault
@@ -182,20 +174,10 @@ def create_array(
 
     Parameters
     ----------
-    group
-        Directory of the Zarr group.
-    name
-        Path of the array inside the group.
     dimensions
         The length of each dimension, and that of a chunk, by its name.
-    dtype
-        As in Zarr.
     origin
         What the chunks' labels name; see `semrsm_dist.store.labels.origin`.
-    attributes
-        JSON attributes of a new array.
-    compressors
-        Codecs of a new array.
 
     Raises
     ------
@@ -256,13 +238,7 @@ def _is_described(path: RunPath, wanted: zarr.Array[Any]) -> bool:
 
 
 class OpenArrays:
-    """The arrays of a group by name, each opened at its first use and kept: opening takes as long as reading a chunk.
-
-    Parameters
-    ----------
-    group
-        Directory of the Zarr group.
-    """
+    """The arrays of a group by name, each opened once: that takes as long as reading a chunk."""
 
     def __init__(self, group: RunPath) -> None:
         self.group = group
@@ -297,15 +273,6 @@ def open_array(group: RunPath, name: str) -> zarr.Array[Any]:
 def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[Any]) -> None:
     """Write one whole chunk. A folder in the place of its file, or a file in that of its folder, is moved aside.
 
-    Parameters
-    ----------
-    array
-        An array of `create_array`.
-    index
-        Position of the chunk in the chunk grid.
-    values
-        The chunk's content, of the chunk's shape and of the array's type.
-
     Raises
     ------
     ValueError
@@ -332,13 +299,7 @@ def write_chunk(array: zarr.Array[Any], index: Sequence[int], values: NDArray[An
 
 
 def read_chunk(array: zarr.Array[Any], index: Sequence[int]) -> NDArray[Any]:
-    """Read one whole chunk.
-
-    Raises
-    ------
-    DamagedChunkError, StorageError
-        As `read_region`.
-    """
+    """Read one whole chunk; raises what `read_region` raises."""
     return read_region(array, chunk_region(array, index))
 
 

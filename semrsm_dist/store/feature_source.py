@@ -80,13 +80,6 @@ class ZarrFeatures(FeatureArray):
 
     Reading images costs the chunks that they touch, each decoded as a whole.
 
-    Parameters
-    ----------
-    path
-        Of the array, or of the array inside a group.
-    layout
-        See `open_array`.
-
     Raises
     ------
     InputError

@@ -68,19 +68,7 @@ class FeatureStore:
     def create(
         self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str, run: str
     ) -> None:
-        """Make the arrays, or check that those that are there fit.
-
-        Parameters
-        ----------
-        n_images, n_tokens, n_channels
-            N, S and C.
-        chunk_size
-            Images of a chunk.
-        dtype
-            `float32` or `float16`.
-        run
-            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
-        """
+        """Make the arrays (N, S, C), labelled with the id `run`, or check that those that are there fit."""
         chunks.create_group(self.root, f"{self.side}/{self.layer}")
         sizes = {"image": n_images, "token": n_tokens, "channel": n_channels}
         chunk_sizes = {"image": chunk_size}

@@ -98,16 +98,7 @@ class LabelledGroup:
     def finish(
         self, coordinates: Mapping[str, tuple[str, Values]], attributes: Mapping[str, Any], run: str
     ) -> None:
-        """Write coordinates and attributes, and mark the group complete.
-
-        Parameters
-        ----------
-        coordinates
-            Text or numbers by name, each with its dimension.
-        attributes
-            JSON values.
-        run
-            The id that the chunks are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
+        """Write coordinates, each with its dimension, and attributes, and mark the group complete.
 
         Raises
         ------

@@ -78,14 +78,7 @@ def _frame(address: str) -> bytes:
 class LabellingStore(WrapperStore[Store]):
     """The store of one array, which labels the chunks that are written and checks those that are read.
 
-    Parameters
-    ----------
-    store
-        The array's folder.
-    origin
-        See `origin`.
-    refuse
-        Called with the key and the bytes of a chunk that is labelled otherwise; raises.
+    `refuse` is called with the key and the bytes of a chunk that is labelled otherwise, and raises.
     """
 
     def __init__(self, store: Store, origin: str, refuse: Callable[[str, bytes], None]) -> None:

@@ -28,13 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Lease:
-    """A lock that is an object.
-
-    Parameters
-    ----------
-    path
-        The object.
-    """
+    """A lock that is an object."""
 
     def __init__(self, path: ObjectPath) -> None:
         self._path = path

@@ -72,13 +72,7 @@ def held_by_another(path: object, holder: str) -> ResumeError:
 
 
 class FileLock:
-    """A lock of the operating system (`flock`) on a file.
-
-    Parameters
-    ----------
-    path
-        The file, made if it is missing.
-    """
+    """A lock of the operating system (`flock`) on a file, which is made if it is missing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -15,18 +15,9 @@ from semrsm_dist.store.paths import writing
 
 
 def write_npy(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]) -> None:
-    """Write an array; the file gets its name only when it is whole.
+    """Write an array from its parts along the first axis, in order; the file gets its name only when it is whole.
 
     Not through a memory map: on a full disk that ends the process with a bus error.
-
-    Parameters
-    ----------
-    path
-        The file; one of this name is replaced.
-    shape, dtype
-        Of the array.
-    parts
-        Its parts along the first axis, in order.
 
     Raises
     ------

@@ -197,18 +197,9 @@ class ObjectPath:
 
 
 class ZarrFolder(ObjectStore[Any]):
-    """Zarr's store of what lies below a path, whose errors are those of a file system.
+    """Zarr's store of what lies below a path of a bucket, whose errors are those of a file system.
 
     Zarr itself knows no prefixes: of a group in a bucket, it would make groups of all that lies above.
-
-    Parameters
-    ----------
-    store
-        The bucket.
-    read_only
-        As in Zarr.
-    folder
-        The path.
     """
 
     def __init__(self, store: Bucket, *, read_only: bool = False, folder: ObjectPath) -> None:

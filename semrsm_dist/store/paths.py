@@ -142,12 +142,7 @@ def look_up_file(path: RunPath) -> StoredFile | None:
 def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> None:
     """Replace a file so that a reader or a crash sees the old or the new content, never a part.
 
-    Parameters
-    ----------
-    path, content
-        The file, and what will be in it.
-    durably
-        Wait until a crash of the machine cannot undo it.
+    With `durably`, wait until a crash of the machine cannot undo it.
 
     Raises
     ------

@@ -100,17 +100,7 @@ class TileStore(TileFiles):
     """The solved tiles of one layer."""
 
     def create(self, layout: Layout, dtype: str, run: str) -> None:
-        """Create the array, or check that an existing one fits.
-
-        Parameters
-        ----------
-        layout
-            How the matrix is cut into tiles.
-        dtype
-            `float32` or `float64`; see `choose_dtype`.
-        run
-            The id that the tiles are labelled with; see `semrsm_dist.store.record.RunRecord.id_of`.
-        """
+        """Create the array, labelled with the id `run`, or check that an existing one fits."""
         chunks.create_group(self.root, self.layer)
         chunks.create_array(
             self.group,

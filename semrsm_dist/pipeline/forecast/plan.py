@@ -49,11 +49,6 @@ LOCAL_MESSAGE_SECONDS = 2e-4
 def plan_run(config: RunConfig) -> dict[str, Any]:
     """Return what a run would cost and need. Nothing is left behind, and nothing but a calibration is computed.
 
-    Parameters
-    ----------
-    config
-        The run.
-
     Returns
     -------
     dict

@@ -59,18 +59,9 @@ def simulate(
     budget: int,
     message_seconds: float,
 ) -> Simulated:
-    """Return what the matching takes on a number of workers.
+    """Return what the matching takes on a number of workers, each of which has one running and one waiting task.
 
-    Parameters
-    ----------
-    models
-        The layers.
-    workers
-        Number of workers, each of which has one running and one waiting task.
-    task_seconds, budget
-        As of `BlockPlanner`.
-    message_seconds
-        The driver's processor time for a task: it is handed out, and its receipts come back.
+    `message_seconds` is the driver's processor time for a task: it is handed out, and its receipts come back.
     """
     return _Cluster(models, workers, task_seconds, budget, message_seconds).run()
 

@@ -55,15 +55,6 @@ def assemble_layers(
 ) -> None:
     """Finish layers whose tiles are all solved, unless they are finished for these kernels and labels.
 
-    Parameters
-    ----------
-    session, record
-        The session, and the run's record.
-    layers
-        The layers.
-    manifests
-        The images by side.
-
     Raises
     ------
     WorkError

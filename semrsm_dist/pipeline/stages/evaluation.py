@@ -152,12 +152,7 @@ def retrieval_task(
 ) -> RetrievalTask:
     """Return the retrieval task of a run: its images among themselves, or queries against them.
 
-    Parameters
-    ----------
-    images, queries
-        The manifests of the run's sides.
-    near_duplicates
-        Whether images of the query's group count as hits.
+    Images of the query's group count as hits only with `near_duplicates`.
     """
 
     def side(manifest: Manifest) -> RetrievalImages:

@@ -44,17 +44,7 @@ def remove_damaged_tiles(session: Session, record: RunRecord) -> None:
 
 
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
-    """Solve the missing tiles of the requested layers, and return those that were set aside.
-
-    Parameters
-    ----------
-    session
-        The session.
-    matcher
-        The matcher.
-    record
-        The run's record.
-    """
+    """Solve the missing tiles of the requested layers, and return those that were set aside."""
     works = [_find_work(session, matcher, record, layer) for layer in record.requested]
     if not any(work.n_missing for work in works):
         return []

@@ -38,15 +38,6 @@ def choose_neighbours(
 ) -> None:
     """Write the neighbours of layers whose tiles are all searched, unless they are there.
 
-    Parameters
-    ----------
-    session, record
-        The session, and the record of a run that keeps neighbours.
-    layers
-        The layers.
-    manifests
-        The images by side.
-
     Raises
     ------
     WorkError

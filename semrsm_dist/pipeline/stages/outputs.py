@@ -55,16 +55,7 @@ def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[Load
 
 
 def extract_outputs(session: Session, record: RunRecord | None, given: str | None) -> ModelOutputs:
-    """Extract what is missing of the outputs for a run's images, and read them.
-
-    Parameters
-    ----------
-    session
-        The session.
-    record
-        The run's record.
-    given
-        The meaning of the outputs, if the weights do not state it.
+    """Extract what is missing of the outputs for a run's images, and read them; `given` is their meaning, if known.
 
     Raises
     ------

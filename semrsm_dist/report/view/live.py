@@ -59,13 +59,8 @@ Answer = tuple[bytes | None, float]
 class LiveRun:
     """A run as a server answers from it, in any number of threads.
 
-    Parameters
-    ----------
-    run
-        The run; of an unfinished one, what there is.
-    cache
-        Where tiles and orders are kept; by default in the folder `view` of the run directory, or in memory where that
-        cannot be written to.
+    Tiles and orders are kept in a cache, by default in the folder `view` of the run directory, or in memory where that
+    cannot be written to.
     """
 
     def __init__(self, run: Run, cache: Cache | None = None) -> None:

@@ -40,17 +40,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application:
-    """Return the server of a run.
+    """Return the server of a run, whose addresses begin with a token: others are not found.
 
-    Parameters
-    ----------
-    live
-        The run.
-    token
-        What addresses begin with: others are not found.
-    host
-        The name or address that it listens at. Requests with another name in their header `Host` are refused: a page of
-        another site could have made its own name point here.
+    Requests with another name than the host's in their header `Host` are refused: a page of another site could have
+    made its own name point here.
     """
 
     @web.middleware

@@ -104,22 +104,9 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class ArrayChunks:
-    """The chunks of an array of the run, as a verification reads them.
+    """The chunks of an array of the run, as a verification reads them; only an `optional` array may be missing.
 
     An array whose description is not what it should be is one fault, and none of its chunks is read.
-
-    Parameters
-    ----------
-    inspection
-        Where faults go.
-    group, name
-        The array.
-    layer
-        Its layer.
-    shape, chunk_shape
-        What they should be.
-    optional
-        Whether there may be no such array.
     """
 
     def __init__(

@@ -31,14 +31,7 @@ Groups = tuple[NDArray[np.int64], NDArray[np.int64]] | None
 class NeighbourInspection(LayerInspection):
     """The verification of a layer's neighbours, and of the candidates that they were chosen from.
 
-    Parameters
-    ----------
-    inspection, layer, features, matcher
-        As of `LayerInspection`.
-    groups
-        Numbers of the groups of rows and columns, as `semrsm_dist.results.coordinates.number_groups` returns them.
-    finished
-        Whether all neighbours must be there; then candidates need not be.
+    Of a layer that is `finished`, all neighbours must be there; then candidates need not be.
     """
 
     def __init__(

@@ -43,18 +43,8 @@ def certificate_of(matcher: Matcher | None) -> Certificate:
 class LayerInspection:
     """What the verifications of a layer's tiles and of its neighbours share.
 
-    Parameters
-    ----------
-    inspection
-        The verification.
-    layer
-        The layer.
-    features
-        Of rows and of columns.
-    matcher
-        The run's matcher; None if it is not installed here.
-    finished
-        Whether all results must be there.
+    `features` are those of rows and of columns, and `matcher` is None if it is not installed here; `finished` says
+    whether all results must be there.
     """
 
     def __init__(
@@ -98,7 +88,7 @@ class LayerInspection:
 
 
 class TileInspection(LayerInspection):
-    """The verification of a layer's tiles; parameters as of `LayerInspection`."""
+    """The verification of a layer's tiles."""
 
     def __init__(
         self,

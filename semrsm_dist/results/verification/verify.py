@@ -47,22 +47,7 @@ def verify(
     reporter: Reporter | None = None,
     is_working: bool = False,
 ) -> Report:
-    """Verify a run; see `semrsm_dist.results.run.Run.verify`.
-
-    Parameters
-    ----------
-    directory, record
-        The run.
-    fast, images, sample, seed, reporter
-        As in `Run.verify`.
-    is_working
-        Whether a driver is at work, so that nothing counts as missing.
-
-    Raises
-    ------
-    ConfigError
-        If sample or seed is no number from 0 on.
-    """
+    """Verify a run; see `semrsm_dist.results.run.Run.verify`. While a driver is at work, nothing counts as missing."""
     for name, value in (("sample", sample), ("seed", 0 if seed is None else seed)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f"{name}: {value!r}: expected a whole number from 0 on")

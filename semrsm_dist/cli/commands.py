@@ -50,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 1
         except KeyboardInterrupt:
-            command = (
-                "the run's" if getattr(options, "repair", False) else "the same"
-            )  # which no longer finds a fault
+            # A repair that is started again may find no fault any more.
+            command = "the run's" if getattr(options, "repair", False) else "the same"
             report_error(f"interrupted; what was finished is kept, {command} command continues")
             return INTERRUPTED
 
@@ -114,9 +113,8 @@ def _run(options: argparse.Namespace) -> int:
             require_core_hours(config, options.max_core_hours)
         finished = run(config, reporter=options.reporter, stop=stop)
         keeps_matrices = finished.record.neighbours is None
-        figure = (
-            draw_overview(finished) if keeps_matrices else None
-        )  # reads results, before anything is said of them
+        # This reads results, before anything is said of them.
+        figure = draw_overview(finished) if keeps_matrices else None
     show(format_summary(finished.summary()))
     opened = f"semrsm_dist.open_run({str(config.run)!r})"
     if keeps_matrices:

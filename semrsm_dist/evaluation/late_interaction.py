@@ -61,9 +61,8 @@ def max_similarities(
                 np.where(places[..., None], np.float32(np.nan), z)
                 for z, places in zip((left, right), beyond, strict=True)
             )
-    largest, mean = (
-        (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
-    )  # what leaves out NaN is slower
+    # What leaves out NaN is slower.
+    largest, mean = (np.maximum, np.mean) if is_full else (np.fmax, np.nanmean)
     forward, backward = np.empty((len(left), len(right))), np.empty((len(left), len(right)))
     for block, affinities in affinity_blocks(left, right, product_bytes):
         forward[block] = mean(largest.reduce(affinities, axis=3), axis=1, dtype=np.float64)

@@ -253,9 +253,8 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
     half = int(np.searchsorted(np.cumsum(gaps), gaps.sum() / 2))
     most = 10 ** (DECADES[0] + half / PER_DECADE)
     exact = f"{gaps[0]:,} without a gap, " if gaps[0] else ""
-    exact += (
-        f"half at most {most:.1e}".replace("-", "\u2011") if half else "half without one"
-    )  # not to be broken
+    unbroken = f"{most:.1e}".replace("-", "\u2011")
+    exact += f"half at most {unbroken}" if half else "half without one"
     return (
         f"<figure class='gaps'><svg viewBox='0 -4 {width} {height + 24}' role='img' "
         f"aria-label='Distribution of the gaps of {escape(layer, quote=True)}: {exact}'>{drawn}{mark}"

@@ -47,9 +47,8 @@ def read_status(path: str | RunPath) -> dict[str, Any]:
     directory = RunDirectory(path)
     is_working, beat, now = directory.is_locked(), directory.read_heartbeat(), time.time()
     layers: dict[str, Any] = {}
-    if not (
-        is_working and directory.read_record() is None
-    ):  # else the images and the model are being checked
+    is_checking = is_working and directory.read_record() is None  # the images and the model
+    if not is_checking:
         run = Run(path)
         layers = {layer: _layer(run, layer) for layer in run.layers}
     if is_working and beat is not None and beat.state != "working":

@@ -152,10 +152,8 @@ class WebDatasetImages(PackedSource):
 
 def _as_text(content: bytes) -> str:
     """Return text as it is, and an int64 of NumPy or PyTorch, of which some writers keep the bytes, in decimals."""
-    if len(content) == _INT64 and content[-1] in (
-        0,
-        0xFF,
-    ):  # no text ends so, and no class has so large a number
+    # No text ends with one of these bytes, and no class has so large a number that it ends with another.
+    if len(content) == _INT64 and content[-1] in (0, 0xFF):
         return str(int.from_bytes(content, "little", signed=True))
     if b"\0" in content:
         raise ValueError("neither text nor an int64")

@@ -181,10 +181,8 @@ def _group_codes(
 
 def _named(name: str, groups: Sequence[str | None], n_images: int) -> list[str | None]:
     """Return the groups, refusing values that may mean a missing one: equal, they would form a group."""
-    is_scalar = (
-        isinstance(groups, str | bytes) or getattr(groups, "shape", None) == ()
-    )  # an array without a length
-    if is_scalar or not hasattr(groups, "__len__") or len(groups) != n_images:
+    has_no_length = not hasattr(groups, "__len__") or getattr(groups, "shape", None) == ()
+    if isinstance(groups, str | bytes) or has_no_length or len(groups) != n_images:
         found = len(groups) if isinstance(groups, list | tuple) else repr(groups)
         raise InputError(f"{name}: expected a group or None for each of {n_images} images, found {found}")
     for index, group in enumerate(groups):

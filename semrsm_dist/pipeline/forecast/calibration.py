@@ -230,9 +230,8 @@ def _try_features(
     data = {side: write_features(pool, side, chosen[side], folder) for side in chosen}
     smallest = min(map(len, chosen.values()))
     panels = 3 if config.output.neighbours is None else FEWEST_PANELS  # what a tile finds spares others work
-    tile = min(
-        config.matching.tile or 256, -(-smallest // panels)
-    )  # a panel of few images takes the space of many
+    # A panel of few images takes the space of many.
+    tile = min(config.matching.tile or 256, -(-smallest // panels))
     update = {
         "data": data["images"],
         "queries": data.get("queries"),

@@ -61,9 +61,8 @@ class Source:
     def read(self, part: Part) -> NDArray[np.floating[Any]]:
         """Return what is stored of a part: its `QUANTITIES`, (3, R, C)."""
         row, column = part
-        dtype = (
-            np.float64 if row == column else self.matrices.store.dtype
-        )  # diagonals are exact, whatever is stored
+        # Diagonals are exact, whatever is stored.
+        dtype = np.float64 if row == column else self.matrices.store.dtype
         key = self.layout.rows(row), self.layout.columns(column)
         return self.matrices.read(QUANTITIES, key, dtype)
 

@@ -45,39 +45,19 @@ class NeighbourInspection(LayerInspection):
         finished: bool,
     ) -> None:
         super().__init__(inspection, layer, features, matcher, finished=finished)
-        self._groups, layout = groups, self._layout
+        self._groups, layout, size = groups, self._layout, self._layout.tile_size
         self._k, self._threshold = inspection.record.neighbours or NeighbourSettings(0, None)
-        candidates = CandidateStore(inspection.directory.candidates, layer, self._k)
+        k, n_rows, most = self._k, layout.n_rows, most_candidates(layout, self._k)
         self._store = NeighbourStore(inspection.directory.neighbours, layer)
-        most = most_candidates(layout, self._k)
-        self._candidates = ArrayChunks(
-            inspection,
-            candidates.group,
-            CANDIDATES,
-            layer,
-            (len(FIELDS), layout.row_panels, layout.column_panels * most),
-            (len(FIELDS), 1, most),
-            optional=True,
-        )
-        size = layout.tile_size
+        group = CandidateStore(inspection.directory.candidates, layer, k).group
+        shape, sizes = (len(FIELDS), layout.row_panels, layout.column_panels * most), (len(FIELDS), 1, most)
+        self._candidates = ArrayChunks(inspection, group, CANDIDATES, layer, shape, sizes, optional=True)
         self._known = ArrayChunks(
-            inspection,
-            candidates.group,
-            KNOWN,
-            layer,
-            (2, layout.n_rows, self._k),
-            (2, size, self._k),
-            optional=True,
+            inspection, group, KNOWN, layer, (2, n_rows, k), (2, size, k), optional=True
         )
         self._arrays = {
             name: ArrayChunks(
-                inspection,
-                self._store.group,
-                name,
-                layer,
-                (layout.n_rows, self._k),
-                (size, self._k),
-                optional=not finished,
+                inspection, self._store.group, name, layer, (n_rows, k), (size, k), optional=not finished
             )
             for name in DESCRIPTIONS
         }
@@ -130,41 +110,32 @@ class NeighbourInspection(LayerInspection):
         """Yield what is wrong with the neighbours of some rows, each with the name of its array."""
         there = indices != NOBODY
         if not ((indices >= NOBODY) & (indices < self._layout.n_columns)).all():
-            yield (
-                INDICES,
-                Problem(
-                    Kind.NEIGHBOURS, f"an index that is not from {NOBODY} to {self._layout.n_columns - 1}"
-                ),
-            )
+            text = f"an index that is not from {NOBODY} to {self._layout.n_columns - 1}"
+            yield INDICES, Problem(Kind.NEIGHBOURS, text)
             return
         if not all((np.isnan(values) | there).all() for values in numbers):
             yield INDICES, Problem(Kind.NEIGHBOURS, "numbers where there is no neighbour")
-        owners, _ = np.nonzero(there)
-        others = indices[there]
-        yield from (
-            ("matched", problem)
-            for problem in self._check_numbers(
-                owners + rows.start, others, Numbers(*(each[there] for each in numbers))
-            )
-        )
-        for text, wrong in self._impossible(rows, indices):
-            if wrong.any():
-                row, rank = (int(place) for place in np.argwhere(wrong)[0])
-                yield INDICES, Problem(Kind.NEIGHBOURS, f"{text}: image {rows.start + row}, rank {rank + 1}")
+        owners, others = np.nonzero(there)[0] + rows.start, indices[there]
+        for problem in self._check_numbers(owners, others, Numbers(*(each[there] for each in numbers))):
+            yield "matched", problem
         similarity = np.full(indices.shape, np.nan)
-        similarity[there] = self._similarity(owners + rows.start, others, numbers.matched[there])
-        before, after = similarity[:, :-1], similarity[:, 1:]
-        with np.errstate(invalid="ignore"):
-            unordered = (before < after) | ((before == after) & (indices[:, :-1] > indices[:, 1:]))
-            below = similarity < (-np.inf if self._threshold is None else self._threshold)
-        for text, wrong in (
-            ("out of order", unordered | ~there[:, :-1] & there[:, 1:]),
-            ("below the threshold", below),
-        ):
+        similarity[there] = self._similarity(owners, others, numbers.matched[there])
+        for text, wrong in (*self._impossible(rows, indices), *self._out_of_order(indices, similarity)):
             if wrong.any():
                 row, rank = (int(place) for place in np.argwhere(wrong)[0])
                 yield INDICES, Problem(Kind.NEIGHBOURS, f"{text}: image {rows.start + row}, rank {rank + 1}")
         self._worst[rows] = np.where(there[:, -1], similarity[:, -1], -np.inf)
+
+    def _out_of_order(
+        self, indices: NDArray[np.int64], similarity: NDArray[np.float64]
+    ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield what is wrong with the ranks of neighbours, and where."""
+        there, before, after = indices != NOBODY, similarity[:, :-1], similarity[:, 1:]
+        with np.errstate(invalid="ignore"):
+            unordered = (before < after) | ((before == after) & (indices[:, :-1] > indices[:, 1:]))
+            below = similarity < (-np.inf if self._threshold is None else self._threshold)
+        yield "out of order", unordered | ~there[:, :-1] & there[:, 1:]
+        yield "below the threshold", below
 
     def _impossible(self, rows: slice, indices: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Yield what no neighbour can be, and where it is one."""

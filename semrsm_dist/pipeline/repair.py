@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from semrsm_dist.engine import Engine
 from semrsm_dist.errors import counted
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.driver import open_session, run_session
+from semrsm_dist.pipeline.session import slices
 from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.verification.recorded import recorded_config
@@ -31,7 +32,7 @@ from semrsm_dist.store.record import RunRecord, Side
 from semrsm_dist.store.tiles import ARRAY
 
 ROUNDS = 3
-"""Sessions of a repair: what a first one mends can show what else is wrong."""
+"""Sessions of a repair: what a first one fixes can show what else is wrong."""
 
 UNREADABLE = (Kind.MISSING, Kind.DAMAGED, Kind.FOREIGN)
 """Faults of chunks from which nothing can have been computed."""
@@ -116,15 +117,17 @@ def _run(
         def discard() -> None:
             reporter.note(f"repair: {broken.describe()}")
             session.directory.append_event("repair", what=broken.describe())
-            broken.remove(session.directory)
+            broken.remove()
 
         run_session(session, matcher, record, discard)
 
 
 @dataclass
 class Broken:
-    """What a repair removes."""
+    """What a repair removes of a run."""
 
+    directory: RunDirectory
+    record: RunRecord
     features: dict[tuple[Side, str], set[int]] = field(default_factory=lambda: defaultdict(set))
     """Numbers of feature chunks by side and layer."""
     manifests: set[Side] = field(default_factory=set)
@@ -149,108 +152,99 @@ class Broken:
 
         Images that have changed, and layers that the last session did not request, cannot be repaired.
         """
-        broken = cls()
+        broken = cls(directory, record)
         for fault in faults:
             if fault.layer is None:
-                broken._add_file(directory, record, fault)
+                broken._add_file(fault)
             elif fault.layer in record.requested and fault.kind != Kind.IMAGE:
-                broken._add(directory, record, fault, fault.layer, again=again)
+                broken._add(fault, fault.layer, again=again)
         return broken
 
-    def _add_file(self, directory: RunDirectory, record: RunRecord, fault: Fault) -> None:
-        sides = {directory.manifest(side).name: side for side in record.sides}
+    def _add_file(self, fault: Fault) -> None:
+        sides = {self.directory.manifest(side).name: side for side in self.record.sides}
         if fault.kind == Kind.IMAGE:
             return
         if fault.array in sides:
             self.manifests.add(sides[fault.array])
         elif fault.place == DESCRIPTION:
-            self.descriptions.add(directory.path / fault.array)
+            self.descriptions.add(self.directory.path / fault.array)
         else:
-            self.files.add(directory.path / fault.array)
+            self.files.add(self.directory.path / fault.array)
 
-    def _add(
-        self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str, *, again: bool
-    ) -> None:
+    def _add(self, fault: Fault, layer: str, *, again: bool) -> None:
         root, *_, name = fault.array.split("/")
-        group = directory.path / root
+        group = self.directory.path / root
         if fault.place == DESCRIPTION and fault.kind in (Kind.DESCRIPTION, Kind.MISSING):
-            self.descriptions.add(directory.path / fault.array)
-        if group == directory.features:
-            self._add_features(directory, record, fault, layer)
-        elif name == ARRAY and group == directory.tiles and fault.place != DESCRIPTION:
+            self.descriptions.add(self.directory.path / fault.array)
+        if group == self.directory.features:
+            self._add_features(fault, layer)
+        elif name == ARRAY and group == self.directory.tiles and fault.place != DESCRIPTION:
             self.chunks[group / layer, ARRAY].add(_index(fault))
             if fault.kind not in UNREADABLE:  # what was derived of it is wrong, too
-                self._add_derived(directory, record, layer)
-        elif group == directory.candidates:
-            self._add_candidates(directory, record, fault, layer)
+                self._add_derived(layer)
+        elif group == self.directory.candidates:
+            self._add_candidates(fault, layer)
         else:
             self.groups.add((group, layer))
-            if again and group == directory.neighbours and fault.place not in ("", DESCRIPTION):
-                self._add_panel(directory, record, layer, _index(fault)[0])
+            if again and group == self.directory.neighbours and fault.place not in ("", DESCRIPTION):
+                self._add_panel(layer, _index(fault)[0])
 
-    def _add_features(self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str) -> None:
+    def _add_features(self, fault: Fault, layer: str) -> None:
         """Add feature chunks, and the tiles that were computed from features that are wrong."""
         side = fault.array.split("/")[1]
         if fault.place == DESCRIPTION:
             return
-        whole = range(-(-record.counts[side] // record.chunk_size))
-        numbers = {_index(fault)[0]} if fault.place else set(whole)
+        chunks_of_images = slices(self.record.counts[side], self.record.chunk_size)
+        numbers = {_index(fault)[0]} if fault.place else set(range(len(chunks_of_images)))
         self.features[side, layer] |= numbers
         if fault.kind in UNREADABLE:
             return
-        layout = record.layout(layer)
-        panels = {
-            image // layout.tile_size
-            for number in numbers
-            for image in range(
-                number * record.chunk_size, min((number + 1) * record.chunk_size, record.counts[side])
-            )
-        }
-        as_rows = side == record.row_side
-        tiles = {
-            (0, row, column)
-            for row, column in layout.tiles()
-            if (as_rows and row in panels) or (side == "images" and column in panels)
-        }
-        if record.neighbours is None:
-            self.chunks[directory.tiles / layer, ARRAY] |= tiles
+        size = self.record.layout(layer).tile_size
+        panels = {image // size for number in numbers for image in range(*chunks_of_images[number])}
+        tiles = self._tiles(
+            layer, panels if side == self.record.row_side else (), panels if side == "images" else ()
+        )
+        if self.record.neighbours is None:
+            self.chunks[self.directory.tiles / layer, ARRAY] |= tiles
         else:
-            self._add_tiles_of_candidates(directory, record, layer, tiles)
-        self._add_derived(directory, record, layer)
+            self._add_tiles_of_candidates(layer, tiles)
+        self._add_derived(layer)
 
-    def _add_candidates(self, directory: RunDirectory, record: RunRecord, fault: Fault, layer: str) -> None:
+    def _add_candidates(self, fault: Fault, layer: str) -> None:
         if fault.place == DESCRIPTION:
             return
         name = fault.array.rpartition("/")[2]
-        self.chunks[directory.candidates / layer, name].add(_index(fault))
+        self.chunks[self.directory.candidates / layer, name].add(_index(fault))
         if fault.kind in UNREADABLE:
             return
         if name == KNOWN:
-            self._add_panel(directory, record, layer, _index(fault)[1])
-        self._add_derived(directory, record, layer)
+            self._add_panel(layer, _index(fault)[1])
+        self._add_derived(layer)
 
-    def _add_panel(self, directory: RunDirectory, record: RunRecord, layer: str, panel: int) -> None:
+    def _add_panel(self, layer: str, panel: int) -> None:
         """Add the candidates of all tiles that have neighbours of a panel's images."""
-        symmetric = record.layout(layer).symmetric
-        tiles = {
-            (0, row, column)
-            for row, column in record.layout(layer).tiles()
-            if row == panel or (symmetric and column == panel)
-        }
-        self._add_tiles_of_candidates(directory, record, layer, tiles)
+        columns = (panel,) if self.record.layout(layer).symmetric else ()
+        self._add_tiles_of_candidates(layer, self._tiles(layer, (panel,), columns))
 
-    def _add_tiles_of_candidates(
-        self, directory: RunDirectory, record: RunRecord, layer: str, tiles: set[tuple[int, int, int]]
-    ) -> None:
+    def _tiles(
+        self, layer: str, rows: Collection[int], columns: Collection[int]
+    ) -> set[tuple[int, int, int]]:
+        """Return the chunks of all tiles that lie in one of some row panels, or of some column panels."""
+        tiles = self.record.layout(layer).tiles()
+        return {(0, row, column) for row, column in tiles if row in rows or column in columns}
+
+    def _add_tiles_of_candidates(self, layer: str, tiles: set[tuple[int, int, int]]) -> None:
         """Add candidates, and all floors: they may be those of wrong candidates."""
-        group = directory.candidates / layer
+        group = self.directory.candidates / layer
         self.chunks[group, CANDIDATES] |= tiles
-        self.chunks[group, KNOWN] |= {(0, panel, 0) for panel in range(record.layout(layer).row_panels)}
-        self._add_derived(directory, record, layer)
+        self.chunks[group, KNOWN] |= {(0, panel, 0) for panel in range(self.record.layout(layer).row_panels)}
+        self._add_derived(layer)
 
-    def _add_derived(self, directory: RunDirectory, record: RunRecord, layer: str) -> None:
+    def _add_derived(self, layer: str) -> None:
         roots = (
-            (directory.tiles, directory.matrices) if record.neighbours is None else (directory.neighbours,)
+            (self.directory.tiles, self.directory.matrices)
+            if self.record.neighbours is None
+            else (self.directory.neighbours,)
         )
         self.groups |= {(root, layer) for root in roots if paths.is_folder(root / layer)}
 
@@ -272,7 +266,7 @@ class Broken:
         ]
         return f"removed, and computed again: {'; '.join(parts)}"
 
-    def remove(self, directory: RunDirectory) -> None:
+    def remove(self) -> None:
         """Remove it.
 
         Raises
@@ -280,16 +274,16 @@ class Broken:
         StorageError
             If something cannot be removed.
         """
-        if paths.is_folder(directory.view):  # what is kept there may be made of what is wrong
-            with paths.writing(directory.view):
-                paths.remove_folder(directory.view)
+        if paths.is_folder(self.directory.view):  # what is kept there may be made of what is wrong
+            with paths.writing(self.directory.view):
+                paths.remove_folder(self.directory.view)
         for path in (*self.files, *(node / DESCRIPTION for node in self.descriptions)):
             with paths.writing(path):
                 paths.remove_file(path)
         for root, layer in self.groups:
             LabelledGroup(root, layer).begin()
         for (side, layer), numbers in self.features.items():
-            FeatureStore(directory.features, side, layer).remove(numbers)
+            FeatureStore(self.directory.features, side, layer).remove(numbers)
         for (group, name), places in self.chunks.items():
             for place in places:
                 chunks.delete_chunk(group, name, place)

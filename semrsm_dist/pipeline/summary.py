@@ -74,7 +74,7 @@ def summarise(
             "matcher": {
                 key: value for key, value in record.fingerprint.items() if key.startswith("matching.")
             },
-            "certified": MATCHERS.load(record.fingerprint["matching.matcher"]).certified,
+            "certified": MATCHERS.load(record.matching["matcher"]).certified,
             "work": {
                 stage: {key: int(counts[key]) for key in ("found", "computed")}
                 for stage, counts in session.counts.items()
@@ -156,13 +156,12 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 def _describe(record: RunRecord, images: Manifest) -> str:
     """Return in one line what similarities of what these are: model, weights, matcher, classes of images."""
-    model, matcher = record.config["model"], dict(record.fingerprint)
+    model = record.config["model"]
     parameters = [
-        f"{key.removeprefix('matching.')} {value}"
-        for key, value in matcher.items()
-        if key.startswith("matching.")
-        and key not in ("matching.matcher", "matching.version")
-        and (key, value) != ("matching.device", "cpu")  # where all other work is done, too
+        f"{name} {value}"
+        for name, value in record.matching.items()
+        if name not in ("matcher", "version")
+        and (name, value) != ("device", "cpu")  # where all other work is done, too
     ]
     source = "ready-made features"
     if model is not None:
@@ -177,7 +176,7 @@ def _describe(record: RunRecord, images: Manifest) -> str:
     return "; ".join(
         [
             source,
-            f"matcher {', '.join([str(matcher['matching.matcher']), *parameters])}",
+            f"matcher {', '.join([record.matching['matcher'], *parameters])}",
             f"{classes} class{'' if classes == 1 else 'es'} of images" if classes else "no labels",
         ]
     )

@@ -130,11 +130,7 @@ def _model(run: Run) -> dict[str, Any]:
 
 
 def _matching(run: Run, summary: Summary) -> dict[str, Any]:
-    parameters = {
-        key.removeprefix("matching."): value
-        for key, value in run.record.fingerprint.items()
-        if key.startswith("matching.")
-    }
+    parameters = run.record.matching
     facts = {"matcher": f"{parameters.pop('matcher')}, version {parameters.pop('version')}", **parameters}
     facts["certified"] = "yes" if is_certified(run) else "no: gaps are to an upper bound that may be loose"
     if run.record.neighbours is not None:

@@ -79,16 +79,13 @@ class PairMatcher:
     """
 
     def __init__(self, run: RunReader, layer: str) -> None:
-        parameters = {
-            name.removeprefix("matching."): value
-            for name, value in run.record.fingerprint.items()
-            if name.startswith("matching.") and name not in ("matching.matcher", "matching.version")
-        }
+        parameters = run.record.matching
+        name, _ = parameters.pop("matcher"), parameters.pop("version")
         is_elsewhere = parameters.get("device", "cpu") != "cpu"
         if is_elsewhere:
             parameters["device"] = "cpu"
         self._accuracy = float(parameters["tolerance"]) if is_elsewhere else 0.0
-        self._matcher = make_matcher(run.record.fingerprint["matching.matcher"], **parameters)
+        self._matcher = make_matcher(name, **parameters)
         self._is_symmetric = run.is_symmetric
         self._chunk_size = run.record.chunk_size
         self._read_chunk = lru_cache(maxsize=4)(_read_chunk)

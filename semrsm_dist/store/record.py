@@ -174,6 +174,14 @@ class RunRecord(_Part):
         return self.cached.model
 
     @property
+    def matching(self) -> dict[str, Any]:
+        """The name of the matcher as `matcher`, its `version`, and its parameters by name."""
+        known = self.fingerprint.items()
+        return {
+            name.removeprefix("matching."): value for name, value in known if name.startswith("matching.")
+        }
+
+    @property
     def neighbours(self) -> NeighbourSettings | None:
         """What decides who is a neighbour, in a run that keeps neighbours instead of matrices."""
         k = self.fingerprint.get("output.neighbours.k")

@@ -130,11 +130,7 @@ class Selection:
 
 def describe_matching(run: RunReader) -> dict[str, Any]:
     """Return the run's name, its matcher and the matcher's parameters, such as the tolerance."""
-    matching = {
-        name.removeprefix("matching."): value
-        for name, value in run.record.fingerprint.items()
-        if name.startswith("matching.") and name != "matching.version"
-    }
+    matching = {name: value for name, value in run.record.matching.items() if name != "version"}
     return {"run": run.directory.path.name, **matching}
 
 

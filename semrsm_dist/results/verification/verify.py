@@ -95,13 +95,11 @@ def _read_config(inspection: Inspection) -> RunConfig | None:
 
 def _find_matcher(inspection: Inspection, config: RunConfig) -> Matcher | None:
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
-    facts = inspection.record.fingerprint
+    known = inspection.record.matching
     found = {"matcher": matcher.name, "version": matcher.version, **matcher.parameters}
-    if found == {name: facts.get(f"matching.{name}") for name in found}:
+    if found == {name: known.get(name) for name in found}:
         return matcher
-    inspection.unchecked.append(
-        f"gaps: the run's matcher {facts.get('matching.matcher')!r} is of another version here"
-    )
+    inspection.unchecked.append(f"gaps: the run's matcher {known['matcher']!r} is of another version here")
     return None
 
 

@@ -18,6 +18,7 @@ from semrsm_dist.report.still import still_maps
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.status import read_status
 from semrsm_dist.results.status_text import format_status
+from semrsm_dist.store.npy import replacing
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the page may load: nothing."""
@@ -122,14 +123,9 @@ def _require_place(target: Path) -> None:
 
 def _replace(target: Path, text: str) -> None:
     """Write the file whole or not at all."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(target) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"{target}: the report cannot be written ({error.strerror or error}); the run is unchanged: make room, or "

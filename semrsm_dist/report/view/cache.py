@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from semrsm_dist.data.opening import read_file
+from semrsm_dist.store.npy import replacing
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,9 @@ class Cache:
         if self.folder is None:
             return
         target = self.folder / name
-        partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with replacing(target) as partial:
                 partial.write_bytes(content + zlib.crc32(content).to_bytes(_CHECKSUM, "little"))
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
         except OSError as error:
             log.warning(
                 "%s: cannot be written (%s); from now on, tiles are kept in memory", target, error.strerror

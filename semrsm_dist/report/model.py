@@ -51,9 +51,7 @@ class Array(Part):
     def coarse(cls, values: ArrayLike, *, upward: bool = False) -> Array:
         """Return numbers with eight significant bits: the nearest, or upward, as a bound needs, that above."""
         exact = np.asarray(values, np.float64)
-        narrow = exact.astype("<f4")
-        if upward:
-            narrow = np.where(narrow < exact, np.nextafter(narrow, np.float32(np.inf)), narrow)
+        narrow = round_up(exact) if upward else exact.astype("<f4")
         bits = narrow.astype("<f4").view("<u4")
         # For positive numbers, adding to the bits goes up; NaN keeps its upper half, in which its mark is.
         step = np.uint32(0xFFFF) if upward else np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))
@@ -297,3 +295,9 @@ class Data(Part):
     """The colour scale: 256 colours of six hexadecimal digits."""
     served: bool = False
     """Whether a server has the queries, pairs and pictures, and they are not here."""
+
+
+def round_up(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return numbers in single precision, never smaller than they are: gaps are bounds."""
+    narrow = values.astype(np.float32)
+    return np.where(narrow < values, np.nextafter(narrow, np.float32(np.inf)), narrow)

@@ -128,7 +128,7 @@ def find_queries(
         own = {SEMANTIC: "semantic", SPATIAL: "spatial"}.get(method)
         table["score"] = table[own] if own else _pooled_scores(readers[method], shown, found[shown])
         rankings.append(_ranking(method, found[shown], table, matrices.layout.n_columns))
-    pairs = _pairs(_ends(order, order.size), hits, images.rows)
+    pairs = list(_pairs(_ends(order, order.size), hits, images.rows))
     return _queries(run_rows=images.rows[shown], rankings=rankings, images=images, ks=ks, note=note), pairs
 
 
@@ -213,12 +213,6 @@ def _ends(order: NDArray[np.intp], most: int) -> NDArray[np.intp]:
 
 
 def _pairs(
-    order: NDArray[np.intp], hits: Mapping[str, NDArray[np.intp]], rows: NDArray[np.intp]
-) -> list[Pair]:
-    return list(_iterate_pairs(order, hits, rows))
-
-
-def _iterate_pairs(
     order: NDArray[np.intp], hits: Mapping[str, NDArray[np.intp]], rows: NDArray[np.intp]
 ) -> Iterator[Pair]:
     """Yield the pairs of queries with their first hits, then with their second, and so on."""

@@ -73,10 +73,6 @@ class LayerMatrices:
         size = max(1, CHUNK // self.layout.tile_size) * self.layout.tile_size
         return Layout(self.layout.n_rows, self.layout.n_columns, size, self.layout.symmetric)
 
-    def coordinate(self, name: str) -> NDArray[Any]:
-        """Return what goes with the rows or columns, one entry each: numbers, or text as `<U`."""
-        return self.store.coordinate(name)
-
     def matrix(self, name: str) -> DerivedMatrix:
         """Return one of the matrices of `names`, to be read in parts."""
         if name in QUANTITIES:
@@ -217,12 +213,12 @@ def _by_panel(indices: NDArray[np.intp], size: int) -> Iterator[tuple[int, Place
     panels = indices // size
     for panel in np.unique(panels):
         places = np.flatnonzero(panels == panel)
-        yield int(panel), _compact(places), _compact(indices[places] - panel * size)
+        yield int(panel), compact(places), compact(indices[places] - panel * size)
 
 
-def _compact(places: NDArray[np.intp]) -> Places:
+def compact(places: NDArray[np.intp]) -> Places:
     """Return consecutive places as a slice, which numpy copies much faster."""
-    if np.all(np.diff(places) == 1):
+    if places.size and np.all(np.diff(places) == 1):
         return slice(int(places[0]), int(places[-1]) + 1)
     return places
 

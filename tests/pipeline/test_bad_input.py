@@ -319,7 +319,7 @@ def test_what_was_copied_from_another_source_before_an_interrupt_is_not_kept(sho
     assert shop.chunks(shop.path / "run")
     shop.save("z.npy", z)
     assert shop.run(document)["work"]["import"] == {"found": 0, "computed": 3}
-    norms = srs.open_run(shop.path / "run").matrices("last").coordinate("squared_norm_i")
+    norms = srs.open_run(shop.path / "run").matrices("last").store.coordinate("squared_norm_i")
     np.testing.assert_allclose(norms, (z.astype(np.float64) ** 2).sum(axis=(1, 2)), rtol=1e-12)
 
 

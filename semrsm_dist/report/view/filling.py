@@ -21,8 +21,8 @@ from semrsm_dist.machine import available_cpus
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.plot.orders import Indices
 from semrsm_dist.report.maps import Values, derive_values
-from semrsm_dist.report.view.pyramid import Places, Sums, Tile, Totals
-from semrsm_dist.results.matrices import LayerMatrices
+from semrsm_dist.report.view.pyramid import Sums, Tile, Totals
+from semrsm_dist.results.matrices import LayerMatrices, Places
 from semrsm_dist.store.tiles import QUANTITIES
 
 Part = tuple[int, int]

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from semrsm_dist.plot.orders import Indices
 from semrsm_dist.report.maps import Values
+from semrsm_dist.report.model import round_up
+from semrsm_dist.results.matrices import Places, compact
 
 TILE = 256
 """Cells along an edge of a tile."""
 
 PLANES = ("spatial", "semantic", "difference", "gap")
 """What a tile has of each cell: means of the similarities and of their difference, and the largest gap."""
-
-
-Places = Indices | slice
 
 
 class Tile(NamedTuple):
@@ -308,7 +307,7 @@ class Sums:
             order = inside[np.argsort(cells[inside], kind="stable")]
             found, starts = np.unique(cells[order], return_index=True)
             sizes = np.diff(starts, append=order.size)
-            self._groups[key] = _Group(_compact(order), starts, found - part.start, sizes)
+            self._groups[key] = _Group(compact(order), starts, found - part.start, sizes)
         return self._groups[key]
 
 
@@ -336,12 +335,6 @@ def cut(planes: NDArray[np.float32], window: Window, tile: Tile) -> NDArray[np.f
     return planes[:, top : top + TILE, left : left + TILE]
 
 
-def round_up(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return numbers in single precision, never smaller than they are: gaps are bounds."""
-    narrow = values.astype(np.float32)
-    return np.where(narrow < values, np.nextafter(narrow, np.float32(np.inf)), narrow)
-
-
 def places_of(order: Indices) -> Indices:
     """Return the place of each image in an order."""
     places = np.empty_like(order)
@@ -349,16 +342,9 @@ def places_of(order: Indices) -> Indices:
     return places
 
 
-def _compact(places: Indices) -> Places:
-    """Return consecutive places as a slice, which numpy takes much faster."""
-    if places.size and np.all(np.diff(places) == 1):
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return places
-
-
 def _cross(rows: Indices, columns: Indices) -> tuple[Any, Any]:
     """Return what indexes all cells of some rows and columns."""
-    down, across = _compact(rows), _compact(columns)
+    down, across = compact(rows), compact(columns)
     if isinstance(down, slice) or isinstance(across, slice):
         return down, across
     return rows[:, None], columns

@@ -15,7 +15,7 @@ from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import arrays, chunks, groups, paths
 from semrsm_dist.store.labels import origin
 
 Scores = NDArray[np.float64]
@@ -64,9 +64,9 @@ class PairScores:
         self._layout: Layout = features.run.layout(features.layer)
         self._group = root / features.layer
         layout, size = self._layout, self._layout.tile_size
-        chunks.create_group(root, features.layer)
+        groups.create_group(root, features.layer)
         self._arrays = {
-            name: chunks.create_array(
+            name: arrays.create_array(
                 self._group,
                 name,
                 dimensions={"image_i": (layout.n_rows, size), "image_j": (layout.n_columns, size)},

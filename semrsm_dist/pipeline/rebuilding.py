@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from semrsm_dist.errors import ResumeError, StorageError
 from semrsm_dist.pipeline.session import Session
-from semrsm_dist.store import chunks
+from semrsm_dist.store import chunks, groups
 from semrsm_dist.store.directory import RECORD
 from semrsm_dist.store.features import FEATURES, FeatureStore
 from semrsm_dist.store.labels import ORIGIN, origin
@@ -62,7 +62,7 @@ def _find_tile_size(session: Session, record: RunRecord, layer: str) -> int:
 
 def _chunk_shape(array: RunPath, run: str, *place: str) -> list[int]:
     """Return the lengths of an array's chunks, if it is there; it must be of this run."""
-    description = chunks.read_description(array)
+    description = groups.read_description(array)
     if not description:
         return []
     found, expected = description["attributes"].get(ORIGIN), origin(run, *place)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks
+from semrsm_dist.store import arrays, chunks, groups
 from semrsm_dist.store.tiles import TileFiles
 
 CANDIDATES, KNOWN = "candidates", "known"
@@ -37,8 +37,8 @@ class CandidateStore(TileFiles):
     def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the arrays, whose chunks are labelled with the id `run`, or check that existing ones fit."""
         size, k, most = layout.tile_size, self.k, most_candidates(layout, self.k)
-        chunks.create_group(self.root, self.layer)
-        chunks.create_array(
+        groups.create_group(self.root, self.layer)
+        arrays.create_array(
             self.group,
             CANDIDATES,
             dimensions={
@@ -49,16 +49,16 @@ class CandidateStore(TileFiles):
             dtype=dtype,
             origin=self.origin(run, CANDIDATES),
             attributes={"fields": list(FIELDS)},
-            compressors=chunks.SHUFFLED,
+            compressors=arrays.SHUFFLED,
         )
-        chunks.create_array(
+        arrays.create_array(
             self.group,
             KNOWN,
             dimensions={"field": (2, 2), "image": (layout.n_rows, size), "rank": (k, k)},
             dtype="float64",
             origin=self.origin(run, KNOWN),
             attributes={"fields": ["similarity", "image"]},
-            compressors=chunks.SHUFFLED,
+            compressors=arrays.SHUFFLED,
         )
 
     def write(self, tile: tuple[int, int], candidates: NDArray[np.floating[Any]]) -> None:

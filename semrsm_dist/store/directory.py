@@ -34,7 +34,7 @@ from typing import Any
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.opening import NOT_THERE
 from semrsm_dist.errors import ConfigError, StorageError, UnreadableFileError, hide_secrets, reason_of
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import groups, paths
 from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.paths import RunPath
@@ -401,7 +401,7 @@ class RunDirectory:
     def holds_arrays(self) -> bool:
         """Return whether arrays of a run are described here: only ours name an origin."""
         return any(
-            ORIGIN in chunks.read_attributes(group / name.removesuffix("zarr.json"))
+            ORIGIN in groups.read_attributes(group / name.removesuffix("zarr.json"))
             for group in self._groups
             for name in paths.list_files(group)
             if name.endswith("/zarr.json")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import arrays, chunks, groups, paths
 from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
 
@@ -52,8 +52,8 @@ class FeatureStore:
     """`side` and `layer` are the name of the sub-group."""
 
     @cached_property
-    def _arrays(self) -> chunks.OpenArrays:
-        return chunks.OpenArrays(self.group)
+    def _arrays(self) -> arrays.OpenArrays:
+        return arrays.OpenArrays(self.group)
 
     @property
     def group(self) -> RunPath:
@@ -69,11 +69,11 @@ class FeatureStore:
         self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str, run: str
     ) -> None:
         """Make the arrays (N, S, C), labelled with the id `run`, or check that those that are there fit."""
-        chunks.create_group(self.root, f"{self.side}/{self.layer}")
+        groups.create_group(self.root, f"{self.side}/{self.layer}")
         sizes = {"image": n_images, "token": n_tokens, "channel": n_channels}
         chunk_sizes = {"image": chunk_size}
         for name, (kind, dimensions) in ARRAYS.items():
-            chunks.create_array(
+            arrays.create_array(
                 self.group,
                 name,
                 dimensions={each: (sizes[each], chunk_sizes.get(each, sizes[each])) for each in dimensions},
@@ -151,11 +151,11 @@ class FeatureStore:
 
     def is_verified(self) -> bool:
         """Return whether the features were verified against the source that they were copied from."""
-        return bool(chunks.read_attributes(self.group).get(VERIFIED))
+        return bool(groups.read_attributes(self.group).get(VERIFIED))
 
     def mark_verified(self) -> None:
         """Note that all features have been found to be those of their source."""
-        group = chunks.create_group(self.root, f"{self.side}/{self.layer}")
+        group = groups.create_group(self.root, f"{self.side}/{self.layer}")
         with paths.writing(self.group):
             group.attrs.put({VERIFIED: True})
 

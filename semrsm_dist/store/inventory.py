@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import arrays, chunks, paths
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.paths import RunPath
 
@@ -95,7 +95,7 @@ class Inventory:
         damaged = {}
         for (group, name), indices in self.find_changed(folder).items():
             try:
-                array = chunks.open_array(group, name)
+                array = arrays.open_array(group, name)
             except StorageError:
                 continue
             if faulty := chunks.find_damaged(array, indices):

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from semrsm_dist.errors import IncompleteError, StorageError
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import arrays, chunks, groups, paths
 from semrsm_dist.store.labels import origin
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.sealed import digest
@@ -50,16 +50,16 @@ class LabelledGroup:
         return self.root / self.layer
 
     @cached_property
-    def _arrays(self) -> chunks.OpenArrays:
-        return chunks.OpenArrays(self.group)
+    def _arrays(self) -> arrays.OpenArrays:
+        return arrays.OpenArrays(self.group)
 
     def read_attributes(self) -> dict[str, Any]:
         """Return the attributes of the group; empty if there is none, or its description is damaged."""
-        return chunks.read_attributes(self.group)
+        return groups.read_attributes(self.group)
 
     def is_finished(self) -> bool:
         """Return whether the group has been finished and is described as then; what has gone is not looked for."""
-        description = chunks.read_description(self.group)
+        description = groups.read_description(self.group)
         return bool(description) and description["attributes"].get(COMPLETE) == _digest(description)
 
     def is_complete(self) -> bool:
@@ -68,12 +68,12 @@ class LabelledGroup:
 
     def _missing(self) -> Iterator[RunPath]:
         """Yield the arrays and chunks of the finished group that are not there, or not as they were."""
-        arrays = chunks.read_description(self.group)["consolidated_metadata"]["metadata"]
-        for name, description in arrays.items():
-            if chunks.read_description(self.group / name) != description:
+        described = groups.read_description(self.group)["consolidated_metadata"]["metadata"]
+        for name, description in described.items():
+            if groups.read_description(self.group / name) != description:
                 yield self.group / name
             else:
-                yield from self._missing_chunks(name, chunks.open_array(self.group, name))
+                yield from self._missing_chunks(name, arrays.open_array(self.group, name))
 
     def _missing_chunks(self, name: str, array: zarr.Array[Any]) -> Iterator[RunPath]:
         present = chunks.list_chunks(self.group, name)
@@ -82,7 +82,7 @@ class LabelledGroup:
 
     def begin(self) -> zarr.Group:
         """Return the group for writing; until `finish` it counts as incomplete."""
-        group = chunks.create_group(self.root, self.layer)
+        group = groups.create_group(self.root, self.layer)
         if group.attrs.get(COMPLETE) is not False:
             with paths.writing(self.group):
                 group.attrs.put({COMPLETE: False})
@@ -114,10 +114,10 @@ class LabelledGroup:
             with warnings.catch_warnings():
                 for message in ("Consolidated metadata", "Object at .* is not recognized"):  # moved aside
                     warnings.filterwarnings("ignore", message=message, category=UserWarning)
-                with chunks.reading_metadata(self.group):
+                with groups.reading_metadata(self.group):
                     zarr.consolidate_metadata(paths.zarr_store(self.group))
             # The last write, which keeps what was gathered: a kill leaves no complete group without it.
-            description = chunks.read_description(self.group)
+            description = groups.read_description(self.group)
             self._require_gathered(description["consolidated_metadata"]["metadata"])
             description["attributes"][COMPLETE] = _digest(description)
             paths.write_atomically(self.group / "zarr.json", json.dumps(description, indent=2).encode())
@@ -134,7 +134,7 @@ class LabelledGroup:
     def _write_coordinate(self, name: str, dimension: str, values: NDArray[Any], run: str) -> None:
         if paths.is_folder(self.group / name):
             paths.remove_folder(self.group / name)
-        array = chunks.create_array(
+        array = arrays.create_array(
             self.group,
             name,
             dimensions={dimension: (len(values), min(len(values), COORDINATE_CHUNK))},
@@ -164,7 +164,7 @@ class LabelledGroup:
         StorageError
             If it is missing or damaged.
         """
-        array = chunks.open_array(self.group, name)
+        array = arrays.open_array(self.group, name)
         values = chunks.read_region(array, (slice(0, array.shape[0]),))
         return values if values.dtype.kind in "iuf" else np.asarray(values.tolist(), dtype=np.str_)
 
@@ -181,9 +181,9 @@ class LabelledGroup:
 
     def has_sound_coordinates(self) -> bool:
         """Return whether no chunk of the coordinates is missing or damaged: all of them are read."""
-        arrays = (chunks.open_array(self.group, name) for name in (*DIMENSIONS, *COORDINATES))
+        opened = (arrays.open_array(self.group, name) for name in (*DIMENSIONS, *COORDINATES))
         return all(
-            not chunks.find_fault(array, index) for array in arrays for index in np.ndindex(array.cdata_shape)
+            not chunks.find_fault(array, index) for array in opened for index in np.ndindex(array.cdata_shape)
         )
 
     def coordinates(self) -> dict[str, tuple[str, NDArray[Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.store import chunks
+from semrsm_dist.store import arrays, chunks
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 
@@ -30,7 +30,7 @@ class MatrixStore(LabelledGroup):
         """Make empty matrices with these attributes, by name; until `finish`, the group counts as incomplete."""
         self.start_over()
         for name, attributes in matrices.items():
-            chunks.create_array(
+            arrays.create_array(
                 self.group,
                 name,
                 dimensions={
@@ -39,7 +39,7 @@ class MatrixStore(LabelledGroup):
                 dtype=dtype,
                 origin=self.origin(run, name),
                 attributes=dict(attributes),
-                compressors=chunks.SHUFFLED,
+                compressors=arrays.SHUFFLED,
             )
 
     def write(self, name: str, chunk: tuple[int, int], values: NDArray[np.float64]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks
+from semrsm_dist.store import arrays, chunks
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup
 
 NOBODY = -1
@@ -31,14 +31,14 @@ class NeighbourStore(LabelledGroup):
         """Make empty arrays (N, k); until `finish`, the group counts as incomplete. Earlier ones go."""
         self.start_over()
         for name, description in DESCRIPTIONS.items():
-            chunks.create_array(
+            arrays.create_array(
                 self.group,
                 name,
                 dimensions={DIMENSIONS[0]: (n_rows, chunk_size), "rank": (k, k)},
                 dtype="int64" if name == INDICES else dtype,
                 origin=self.origin(run, name),
                 attributes={"description": description},
-                compressors=chunks.SHUFFLED,
+                compressors=arrays.SHUFFLED,
             )
 
     def write(self, panel: int, indices: NDArray[np.int64], numbers: NDArray[np.floating[Any]]) -> None:

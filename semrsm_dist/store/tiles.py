@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import InputError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import arrays, chunks, groups, paths
 from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.labelled import DIMENSIONS, LabelledGroup, Values
 from semrsm_dist.store.paths import RunPath
@@ -101,8 +101,8 @@ class TileStore(TileFiles):
 
     def create(self, layout: Layout, dtype: str, run: str) -> None:
         """Create the array, labelled with the id `run`, or check that an existing one fits."""
-        chunks.create_group(self.root, self.layer)
-        chunks.create_array(
+        groups.create_group(self.root, self.layer)
+        arrays.create_array(
             self.group,
             ARRAY,
             dimensions={
@@ -113,7 +113,7 @@ class TileStore(TileFiles):
             dtype=dtype,
             origin=self.origin(run, ARRAY),
             attributes={"quantities": list(QUANTITIES)},
-            compressors=chunks.FAST,
+            compressors=arrays.FAST,
         )
 
     def write(

@@ -18,7 +18,7 @@ from semrsm_dist.pipeline.repair import verify_and_repair
 from semrsm_dist.report.view.live import LiveRun
 from semrsm_dist.report.view.pyramid import Tile
 from semrsm_dist.results.verification.recorded import recorded_config
-from semrsm_dist.store import chunks, locks
+from semrsm_dist.store import arrays, chunks, locks
 from semrsm_dist.store.directory import RunDirectory
 
 TILES = "tiles.zarr/last/tiles"
@@ -117,7 +117,7 @@ def chunk(run, array, *index):
 def alter(run, array, index, change):
     """Change the numbers of a chunk, which then is as valid as before."""
     path = run / array
-    opened = chunks.open_array(path.parent, path.name)
+    opened = arrays.open_array(path.parent, path.name)
     values = chunks.read_chunk(opened, index).copy()
     change(values)
     chunks.write_chunk(opened, index, values)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store import chunks, labels, paths
+from semrsm_dist.store import arrays, chunks, groups, labels, paths
 
 SHAPE, CHUNKS, GRID = (5, 7), (2, 3), (3, 3)
 rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ VALUES = rng.normal(size=SHAPE)
 
 def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64", run="id"):
     dimensions = dict(zip("xy", zip(shape, sizes, strict=True), strict=True))
-    return chunks.create_array(
+    return arrays.create_array(
         group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin(run, group.name, name)
     )
 
@@ -50,7 +50,7 @@ def file_of(group, *index, name="a"):
 
 def test_what_is_written_is_read(group, array):
     np.testing.assert_array_equal(array[:], VALUES)
-    again = chunks.open_array(group, "a")
+    again = arrays.open_array(group, "a")
     for index in np.ndindex(GRID):
         region = chunks.chunk_region(again, index)
         np.testing.assert_array_equal(chunks.read_chunk(again, index), VALUES[region])
@@ -79,7 +79,7 @@ def test_a_chunk_of_fill_values_or_zeros_is_there(group, values):
     array = make(group)
     chunks.write_chunk(array, (0, 0), np.full(CHUNKS, values))
     assert chunks.list_chunks(group, "a") == {(0, 0)}
-    found = chunks.read_chunk(chunks.open_array(group, "a"), (0, 0))
+    found = chunks.read_chunk(arrays.open_array(group, "a"), (0, 0))
     assert found.tobytes() == np.full(CHUNKS, values).tobytes()
 
 
@@ -179,8 +179,8 @@ def test_only_whole_chunks_are_listed(group, array):
 
 def test_a_writer_that_is_killed_leaves_whole_chunks_only(tmp_path):
     script = (
-        "import sys, numpy as np; from pathlib import Path; from semrsm_dist.store import chunks\n"
-        "array = chunks.open_array(Path(sys.argv[1]), 'a')\n"
+        "import sys, numpy as np; from pathlib import Path; from semrsm_dist.store import arrays, chunks\n"
+        "array = arrays.open_array(Path(sys.argv[1]), 'a')\n"
         "print('ready', flush=True)\n"
         "while True:\n"
         "    for row in range(4): chunks.write_chunk(array, (row, 0), np.random.rand(512, 512))\n"
@@ -212,7 +212,7 @@ def test_another_array_is_not_overwritten(group, array, change, found):
         make(group, **change)
     assert found in str(caught.value)
     assert "nothing was overwritten: start a new run directory" in str(caught.value)
-    np.testing.assert_array_equal(chunks.open_array(group, "a")[:], VALUES)
+    np.testing.assert_array_equal(arrays.open_array(group, "a")[:], VALUES)
 
 
 def test_the_same_array_is_opened_again(group, array):
@@ -259,7 +259,7 @@ def test_a_damaged_description_is_named_and_written_anew(group, array, damage, c
     file.write_text(content)
     if damage in ("cut", "empty", "zeros", "list", "object", "field", "codec", "group"):
         with pytest.raises(StorageError) as caught:
-            chunks.open_array(group, "a")
+            arrays.open_array(group, "a")
         assert str(caught.value).startswith(f"{file}: not the description of what should be here (")
         assert "start the run's command (semrsm run ...), which writes it anew and keeps the chunks" in str(
             caught.value
@@ -272,13 +272,13 @@ def test_a_damaged_description_is_named_and_written_anew(group, array, damage, c
 
 def test_a_damaged_description_of_a_group_is_written_anew(group, array, caplog):
     file = group / "zarr.json"
-    chunks.create_group(group.parent, group.name).attrs["known"] = 3
+    groups.create_group(group.parent, group.name).attrs["known"] = 3
     content = file.read_text()
     for damaged in (content[:20], "", "\0" * len(content), content.replace("group", "grouq"), "[]", None):
         file.unlink()
         file.mkdir() if damaged is None else file.write_text(damaged)
-        chunks.create_group(group.parent, f"{group.name}/below")
-        assert chunks.read_attributes(group) == {}
+        groups.create_group(group.parent, f"{group.name}/below")
+        assert groups.read_attributes(group) == {}
         assert zarr.open_group(group, mode="r", use_consolidated=False)["below"].attrs.asdict() == {}
         assert f"{file}: " in caplog.text
         caplog.clear()
@@ -287,7 +287,7 @@ def test_a_damaged_description_of_a_group_is_written_anew(group, array, caplog):
 def test_what_is_not_there_is_said_to_be_missing(group, array):
     for place, name in ((group, "b"), (group / "no", "a"), (group / "a" / "zarr.json", "a")):
         with pytest.raises(StorageError, match="no such array; the run is incomplete or damaged"):
-            chunks.open_array(place, name)
+            arrays.open_array(place, name)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_what_is_in_the_place_of_a_description_is_named(group, array, make_there
     with pytest.raises(
         StorageError, match=rf"/a: no such array \(zarr\.json: it is {what}\); .*the run's command"
     ):
-        chunks.open_array(group, "a")
+        arrays.open_array(group, "a")
 
 
 # --- the file system -------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_what_is_in_the_place_of_a_description_is_named(group, array, make_there
 def test_a_file_in_the_place_of_a_folder_is_moved_aside(group, array, kind, caplog):
     place = group / "place"
     for number, make_there in enumerate(
-        (lambda: make(group, "place"), lambda: chunks.create_group(group, "place/below"))
+        (lambda: make(group, "place"), lambda: groups.create_group(group, "place/below"))
     ):
         shutil.rmtree(place, ignore_errors=True)
         place.write_text("x") if kind == "file" else place.symlink_to("nowhere")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks, labels
+from semrsm_dist.store import arrays, chunks, labels
 from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, TOKEN_COUNT, FeatureStore
 from semrsm_dist.store.tiles import TileStore
 
@@ -78,7 +78,7 @@ def test_a_tile_of_a_copy_of_the_run_fits_and_equal_runs_have_equal_files(tmp_pa
 def test_a_chunk_without_a_label_is_damaged(tmp_path):
     store = tiles_in(tmp_path)
     zarr.open_array(store.group / "tiles", mode="r+")[:, :3, 3:6] = np.ones((3, 3, 3))
-    fault = chunks.find_fault(chunks.open_array(store.group, "tiles"), (0, 0, 1))
+    fault = chunks.find_fault(arrays.open_array(store.group, "tiles"), (0, 0, 1))
     assert fault == "holds damaged bytes (its label is damaged or missing)"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import chunks
+from semrsm_dist.store import arrays, chunks
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.tiles import QUANTITIES, TileStore
@@ -55,10 +55,10 @@ def test_tiles_come_back_and_are_counted(tmp_path_factory, n_rows, n_columns, si
 def test_the_order_of_the_quantities_is_on_disk(tmp_path):
     store, _ = filled(tmp_path)
     assert QUANTITIES == ("matched", "identity", "gap")
-    assert tuple(chunks.open_array(store.group, "tiles").attrs["quantities"]) == QUANTITIES
+    assert tuple(arrays.open_array(store.group, "tiles").attrs["quantities"]) == QUANTITIES
     ones = np.ones((3, 3))
     store.write((0, 0), ones, 2 * ones, 4 * ones)
-    np.testing.assert_array_equal(chunks.open_array(store.group, "tiles")[:, 0, 0], [1, 2, 3])
+    np.testing.assert_array_equal(arrays.open_array(store.group, "tiles")[:, 0, 0], [1, 2, 3])
 
 
 def test_a_tile_that_is_not_there_is_an_error_and_not_nan(tmp_path):

@@ -21,9 +21,9 @@ from semrsm_dist.results.coordinates import collect_coordinates, digest_labels
 from semrsm_dist.results.export.whole_zarr import make_matrices, write_chunks
 from semrsm_dist.results.matrices import LayerMatrices
 from semrsm_dist.results.rbf_width import median_width
-from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.groups import create_group
 from semrsm_dist.store.labelled import LabelledGroup
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.paths import RunPath

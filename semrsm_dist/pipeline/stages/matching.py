@@ -25,8 +25,8 @@ from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.store.candidates import CandidateStore
-from semrsm_dist.store.chunks import DamagedDescriptionError
 from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.groups import DamagedDescriptionError
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import result_store, tile_files
 from semrsm_dist.store.tiles import TileStore, choose_dtype

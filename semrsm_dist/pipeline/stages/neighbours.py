@@ -11,8 +11,8 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.assembly import finish_layer
 from semrsm_dist.pipeline.stages.neighbours_worker import ChoosingWorker, RowPanel
 from semrsm_dist.results.coordinates import Groups, digest_labels, number_groups
-from semrsm_dist.store.chunks import create_group
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.groups import create_group
 from semrsm_dist.store.neighbours import NeighbourStore
 from semrsm_dist.store.record import NeighbourSettings, RunRecord, Side
 from semrsm_dist.store.results import tile_files

@@ -10,7 +10,7 @@ from semrsm_dist.errors import InputError, StorageError, UnreadableFileError, re
 from semrsm_dist.results.verification.inspection import Inspection
 from semrsm_dist.results.verification.numbers import Problem
 from semrsm_dist.results.verification.report import DESCRIPTION, Kind
-from semrsm_dist.store import chunks, paths
+from semrsm_dist.store import groups, paths
 from semrsm_dist.store.directory import RECORD, RECORD_COPY, SUMMARY
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import Side, read_record
@@ -56,7 +56,7 @@ def inspect_groups(inspection: Inspection) -> None:
 
 def find_description_fault(group: RunPath) -> Problem | None:
     """Return what is wrong with the description of a group: it is missing or damaged; None if it can be read."""
-    if chunks.read_description(group):
+    if groups.read_description(group):
         return None
     if paths.exists(group / DESCRIPTION):
         return Problem(Kind.DESCRIPTION, "the description of this group is damaged")

@@ -17,7 +17,7 @@ from semrsm_dist.machine import available_cpus
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.verification.numbers import Problem
 from semrsm_dist.results.verification.report import DESCRIPTION, Fault, Kind
-from semrsm_dist.store import chunks
+from semrsm_dist.store import arrays, chunks
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord
@@ -127,7 +127,7 @@ class ArrayChunks:
         self.grid = tuple(-(-length // size) for length, size in zip(shape, chunk_shape, strict=True))
         try:
             self._present = chunks.list_chunks(group, name)
-            array = chunks.open_array(group, name)
+            array = arrays.open_array(group, name)
         except UnreadableFileError as error:
             inspection.unchecked.append(str(error))
             return

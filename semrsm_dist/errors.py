@@ -55,6 +55,17 @@ class UnreadableFileError(StorageError):
     """The file system does not let a file be read, for lack of permission or as the disk fails: it may be intact."""
 
 
+def unreadable(
+    path: object, error: OSError, what: str = "cannot be read", so: str = ""
+) -> UnreadableFileError:
+    """Return the error of what the file system does not let be read, with what is not known then."""
+    consequence = f", so {so}" if so else ""
+    return UnreadableFileError(
+        f"{path}: {what} ({reason_of(error)}){consequence}; nothing was changed: check the disk and the permissions, "
+        "then repeat the command"
+    )
+
+
 class LimitError(SemrsmError):
     """The work would need more than there is, or than was allowed; nothing was begun."""
 

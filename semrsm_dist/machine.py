@@ -51,7 +51,7 @@ def available_gpus() -> int:
 
 
 def _count_gpus() -> int:
-    """Return the NVIDIA GPUs of this machine, whoever may use them."""
+    """Return the NVIDIA GPUs of this machine, whether or not this process may use them."""
     return sum(1 for path in DEVICES.glob("nvidia*") if path.name[len("nvidia") :].isdigit())
 
 

@@ -83,7 +83,7 @@ def _add_evaluate(parser: Parser) -> None:
 
 def _add_status(parser: Parser) -> None:
     _add_directory(parser)
-    _add_json(parser, "for programs; with --watch, an object a line")
+    _add_json(parser, "for programs; with --watch, one object per line")
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -228,7 +228,7 @@ def _add_engine(parser: Parser) -> None:
         "--log-format",
         choices=logs.FORMATS,
         default=os.environ.get(logs.VARIABLE, "text"),
-        help=f"of progress, warnings and errors; json is an object a line, of workers, too ({logs.VARIABLE})",
+        help=f"of progress, warnings and errors; json is one object per line, also of workers ({logs.VARIABLE})",
     )
     parser.add_argument(
         "--engine", metavar="NAME", help="where the work runs: local, ray or one that is installed"

@@ -253,8 +253,8 @@ class Manifest:
             table = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); start the run's command, which makes "
-                "it anew"
+                f"{path}: the manifest cannot be read ({reason_of(error)}); start the run's command, which makes it "
+                "anew"
             ) from error
         missing = [name for name in SCHEMA.names if name not in (*table.column_names, *ADDED)]
         if missing:

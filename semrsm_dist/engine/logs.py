@@ -1,4 +1,4 @@
-"""Logs as JSON, an object a line, for machines that collect them: of drivers and of workers, in the same form."""
+"""Logs as JSON, one object per line, for machines that collect them: of drivers and of workers, in the same form."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ Worker: TypeAlias = Callable[[tuple[Hashable, ...]], Iterator[Receipt]]
 
 It may be called again for a unit after a fault, so its writes must be idempotent; the local engine calls one
 worker from several threads at once. A worker that was given a GPU finds it with `semrsm_dist.machine.own_gpu`, and
-raises `WorkerLostError` when that can be used no more: another worker gets its units.
+raises `WorkerLostError` when that can no longer be used: another worker gets its units.
 """
 
 

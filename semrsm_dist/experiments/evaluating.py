@@ -133,7 +133,7 @@ def check_parameters(name: str, given: Mapping[str, Any]) -> Parameters:
     Raises
     ------
     ConfigError
-        If there is no such experiment or parameter, or a value is not what it must be. One line a problem.
+        If there is no such experiment or parameter, or a value is not what it must be. One line per problem.
     """
     model = EXPERIMENTS.load(name).parameters
     try:

@@ -54,7 +54,7 @@ def verify_and_repair(
     path
         The run directory.
     engine, reporter, stop
-        As in `semrsm_dist.pipeline.driver.run`. The reporter is told what will be removed.
+        As in `semrsm_dist.pipeline.driver.run`. What will be removed is reported first.
     settings
         Values that replace those of the recorded configuration: `engine`, `address`, `workers`.
     **options

@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore, StorePath
 
 from semrsm_dist.data.opening import NOT_THERE, NotAFileError
-from semrsm_dist.errors import StorageError, UnreadableFileError, reason_of
+from semrsm_dist.errors import StorageError, reason_of, unreadable
 from semrsm_dist.store import paths
 from semrsm_dist.store.chunks import FOREIGN, DamagedChunkError, find_fault, list_chunks
 from semrsm_dist.store.groups import DamagedDescriptionError, reading_metadata
@@ -168,10 +168,7 @@ def _open_if_there(path: RunPath) -> zarr.Array[Any] | None:
     except StorageError:
         raise
     except OSError as error:
-        raise UnreadableFileError(
-            f"{error.filename or path}: cannot be opened ({error.strerror or error}); nothing was changed: check the "
-            "disk and the permissions, then repeat the command"
-        ) from error
+        raise unreadable(error.filename or path, error, "cannot be opened") from error
     return array
 
 

@@ -33,7 +33,14 @@ from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.opening import NOT_THERE
-from semrsm_dist.errors import ConfigError, StorageError, UnreadableFileError, hide_secrets, reason_of
+from semrsm_dist.errors import (
+    ConfigError,
+    StorageError,
+    UnreadableFileError,
+    hide_secrets,
+    reason_of,
+    unreadable,
+)
 from semrsm_dist.store import groups, paths
 from semrsm_dist.store.heartbeat import Heartbeat
 from semrsm_dist.store.labels import ORIGIN
@@ -141,14 +148,11 @@ class RunDirectory:
             content = paths.read_file(path)
         except NOT_THERE as error:
             raise StorageError(
-                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); start the run's command, which makes "
-                "it anew"
+                f"{path}: the manifest cannot be read ({reason_of(error)}); start the run's command, which makes it "
+                "anew"
             ) from error
         except OSError as error:
-            raise UnreadableFileError(
-                f"the manifest {str(path)!r} cannot be read ({reason_of(error)}); nothing was changed: check the disk "
-                "and the permissions, then repeat the command"
-            ) from error
+            raise unreadable(path, error, "the manifest cannot be read") from error
         return Manifest.from_parquet(content, path)
 
     def create(self) -> None:

@@ -12,7 +12,7 @@ import zarr
 import zarr.errors
 
 from semrsm_dist.data.opening import NOT_THERE
-from semrsm_dist.errors import StorageError, UnreadableFileError
+from semrsm_dist.errors import StorageError, unreadable
 from semrsm_dist.store import paths
 from semrsm_dist.store.paths import RunPath
 
@@ -84,10 +84,7 @@ def read_description(node: RunPath) -> dict[str, Any]:
     except (*NOT_THERE, ValueError, RecursionError):
         return {}
     except OSError as error:
-        raise UnreadableFileError(
-            f"{file}: cannot be read ({error.strerror or error}); nothing was changed: check the disk and the "
-            "permissions, then repeat the command"
-        ) from error
+        raise unreadable(file, error) from error
     is_object = isinstance(description, dict) and isinstance(description.get("attributes"), dict)
     return description if is_object else {}
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from semrsm_dist.errors import StorageError
-from semrsm_dist.store.locks import describe_holder, held_by_another, not_known
+from semrsm_dist.errors import StorageError, unreadable
+from semrsm_dist.store.locks import NOT_KNOWN, describe_holder, held_by_another
 from semrsm_dist.store.objects import ObjectPath, Version
 
 LEASE_SECONDS, RENEWAL_SECONDS, CLOCK_SECONDS = 60.0, 15.0, 2.0
@@ -66,7 +66,7 @@ class Lease:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise not_known(self._path, error) from error
+            raise unreadable(self._path, error, so=NOT_KNOWN) from error
         return not _is_released(found) and time.time() - _written(found).timestamp() <= LEASE_SECONDS
 
     @contextlib.contextmanager

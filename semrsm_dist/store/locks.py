@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from semrsm_dist.data.opening import NOT_THERE, require_file
-from semrsm_dist.errors import ResumeError, StorageError, UnreadableFileError, reason_of
+from semrsm_dist.errors import ResumeError, StorageError, unreadable
 
 LOCK_SECONDS = 30.0
 """How long a driver waits for those that only look: each of them holds the shared lock for an instant."""
@@ -55,12 +55,7 @@ def describe_holder() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def not_known(path: object, error: OSError) -> UnreadableFileError:
-    """Return the error of one who cannot see whether a lock is held."""
-    return UnreadableFileError(
-        f"{path}: cannot be read ({reason_of(error)}), so whether a driver is at work is not known; nothing was "
-        "changed: check the disk and the permissions, then repeat the command"
-    )
+NOT_KNOWN = "whether a driver is at work is not known"
 
 
 def held_by_another(path: object, holder: str) -> ResumeError:
@@ -145,7 +140,7 @@ class FileLock:
         except NOT_THERE:
             return None
         except OSError as error:
-            raise not_known(self._path, error) from error
+            raise unreadable(self._path, error, so=NOT_KNOWN) from error
 
     def loss(self) -> str | None:
         """As `DriverLock.loss`: the file may have been removed."""

@@ -25,7 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, StoreLike
 
 from semrsm_dist.data import opening
-from semrsm_dist.errors import StorageError, UnreadableFileError
+from semrsm_dist.errors import StorageError, unreadable
 from semrsm_dist.fields import check_run_uri
 from semrsm_dist.store.labels import LabellingStore
 from semrsm_dist.store.lease import Lease
@@ -315,10 +315,7 @@ def _mode_of(path: Path) -> int:
     except OSError as error:
         if error.errno in opening.NO_SUCH_NAME:
             return 0
-        raise UnreadableFileError(
-            f"{path}: cannot be looked up ({error.strerror}); nothing was changed: check the disk and the permissions, "
-            "then repeat the command"
-        ) from error
+        raise unreadable(path, error, "cannot be looked up") from error
 
 
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -341,10 +338,8 @@ def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEnt
     except StorageError:  # of a folder in it
         raise
     except OSError as error:
-        raise UnreadableFileError(
-            f"{error.filename or folder}: cannot be listed ({error.strerror or error}), so what is finished is not "
-            "known; nothing was changed: check the disk and its permissions, then repeat the command"
-        ) from error
+        place = error.filename or folder
+        raise unreadable(place, error, "cannot be listed", "what is finished is not known") from error
 
 
 def _write_and_rename(path: Path, content: bytes, *, durably: bool) -> None:

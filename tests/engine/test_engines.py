@@ -530,7 +530,7 @@ def test_what_a_lost_gpu_was_at_is_done_on_another(monkeypatch, caplog):
             yield Receipt(unit)
 
     assert on_two_gpus(monkeypatch, worker) == (list(range(20)), [])
-    assert caplog.text.count("GPU 1 is used no more, the others go on: GPU 1 has fallen off the bus") == 1
+    assert caplog.text.count("GPU 1 is no longer used, the others go on: GPU 1 has fallen off the bus") == 1
 
 
 def test_a_gpu_that_is_lost_before_it_begins_is_done_without(monkeypatch):

@@ -230,7 +230,7 @@ class LocalPool:
         self._events.put(Finished(task, error=error, system=is_lost))
 
     def _lose_gpu(self, gpu: int, error: WorkError) -> None:
-        """Use a GPU no more; if it was the last, end the run."""
+        """Stop using a GPU; if it was the last, end the run."""
         if gpu in self._lost_gpus:
             return
         self._lost_gpus.add(gpu)
@@ -240,7 +240,7 @@ class LocalPool:
                 error if is_unusable else WorkError(f"no GPU is left, and what is done is kept: {error}")
             )
         else:
-            log.warning("GPU %d is used no more, the others go on: %s", gpu, error)
+            log.warning("GPU %d is no longer used, the others go on: %s", gpu, error)
 
 
 class _WorkerThread(threading.Thread):

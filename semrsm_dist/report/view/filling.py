@@ -1,8 +1,8 @@
 """Fills sums from the store, in a thread of its own: each chunk is read once for all sums that lack it.
 
 A tile of an order that permutes the images has pairs of many chunks, in the end of all. So chunks are read in an order
-that is random but always the same, and are added to all sums that are wanted at the time: whoever looks at a part that
-is not complete sees means of what has been read so far, and how much that is.
+that is random but always the same, and are added to all sums that are wanted at the time: a part that is
+not complete is shown as means of what has been read so far, with how much that is.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.entries import row_slices
+from semrsm_dist.evaluation.pooling import pool_tokens
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore
@@ -52,6 +53,18 @@ class LayerFeatures:
     def token_counts(self, side: Side) -> NDArray[np.int64]:
         """Return how many tokens each image of a side has, (N,)."""
         return self.store(side).read_token_counts()
+
+    def pool(self, side: Side, power: float) -> NDArray[np.float32]:
+        """Return one vector for each image of a side, (N, C), as `pool_tokens` makes it."""
+        store, counts = self.store(side), self.token_counts(side)
+        return np.concatenate(
+            [pool_tokens(store.read(images), counts[images], power=power) for images in self.chunks(side)]
+        )
+
+    def mean_token(self) -> NDArray[np.float64]:
+        """Return the mean, over the images of the database, of their mean tokens, (C,)."""
+        mean: NDArray[np.float64] = self.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+        return mean
 
     def has_unequal_tokens(self) -> bool:
         """Return whether images differ in their number of tokens."""

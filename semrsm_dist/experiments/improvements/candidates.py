@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.evaluation.entries import RowReader, row_slices
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, pool_tokens
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.transport import Transport, token_masses
@@ -29,6 +29,7 @@ from semrsm_dist.experiments.pair_scores import Both, PairScores, Tokens, symmet
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
+from semrsm_dist.store.record import Side
 
 POOLING = "pooling"
 """The family of the rivals: one vector an image."""
@@ -104,24 +105,17 @@ def mean_rows(readers: Sequence[RowReader], weights: Sequence[float]) -> RowRead
 
 
 def _list_pooling(features: LayerFeatures, parameters: ImprovementsParameters) -> Iterator[Candidate]:
-    sides = (features.query_side, "images")
+    sides: tuple[Side, Side] = (features.query_side, "images")
     queries, database = (features.store(side).read_pooled() for side in sides)
     yield Candidate(features.layer, POOLING, AVERAGE, cosine_rows(queries, database))
     for power in (*parameters.gem, np.inf):
-        pooled = [_pool(features, side, power) for side in sides]
+        pooled = [features.pool(side, power) for side in sides]
         name = "max" if np.isinf(power) else f"GeM {power:g}"
         yield Candidate(features.layer, POOLING, name, cosine_rows(*pooled))
     for variance in parameters.whitening:
         whiten = Whitening(database, variance=variance)
         read = cosine_rows(whiten(queries), whiten(database))
         yield Candidate(features.layer, POOLING, f"whitened {variance:g}", read)
-
-
-def _pool(features: LayerFeatures, side: str, power: float) -> NDArray[np.float32]:
-    store, counts = features.store(side), features.token_counts(side)
-    return np.concatenate(
-        [pool_tokens(store.read(images), counts[images], power=power) for images in features.chunks(side)]
-    )
 
 
 def _list_treated(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
@@ -138,7 +132,7 @@ def _list_partial(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
     wanted = list_partial(bench.parameters)
     if not wanted:
         return
-    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    mean = features.mean_token()
     names = [name_of(*one) for one in wanted]
     root = bench.folder / f"partial matching {bench.parameters.tolerance:g}.zarr"
     every = (*names, *map(gap_of, names))
@@ -151,7 +145,7 @@ def _list_partial(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
 
 def _list_transport(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
     """Yield unbalanced transport between centred tokens of length 1, whose masses are their norms."""
-    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    mean = features.mean_token()
     for relaxation in bench.parameters.relaxation:
         transport = Transport(bench.parameters.entropy, relaxation)
         root = bench.folder / f"{TRANSPORT} {transport.entropy:g} {relaxation:g}.zarr"

@@ -52,7 +52,7 @@ class Treatment:
 
 def list_treatments(features: LayerFeatures, parameters: ImprovementsParameters) -> Iterator[Treatment]:
     """Yield the treatments of a layer's tokens. What they need is fitted to the database, without labels."""
-    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    mean = features.mean_token()
     for power in parameters.norms:
         yield Treatment(NORMS, f"{power:g}", partial(_weigh, power=power))
     yield Treatment(CENTRED, "mean", partial(centre, mean=mean))

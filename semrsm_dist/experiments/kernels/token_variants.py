@@ -246,7 +246,7 @@ def _choose_transform(
         return lambda z, counts: centred_tokens(
             z, z.sum(axis=1, keepdims=True, dtype=np.float64) / counts[:, None, None]
         )
-    mean = features.store("images").read_pooled().mean(axis=0, dtype=np.float64)
+    mean = features.mean_token()
     if name == CENTRED:
         return lambda z, _: centred_tokens(z, mean)
     return lambda z, _: unit_tokens(centred_tokens(z, mean))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.entries import RowReader
 from semrsm_dist.evaluation.late_interaction import chamfer, max_similarities
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, fit_centroids, pool_tokens, vlad
+from semrsm_dist.evaluation.pooling import Whitening, cosine_rows, fit_centroids, vlad
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.transport import Transport, token_masses
@@ -27,7 +27,6 @@ from semrsm_dist.experiments.retrieval import RetrievalParameters
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.npy import write_npy
-from semrsm_dist.store.record import Side
 
 WHITENED, GEM, MAX = "PCA-whitened pooling", "GeM pooling", "max pooling"
 VLAD, MAXSIM, CHAMFER, TRANSPORT, CLASS_TOKEN = "VLAD", "MaxSim", "Chamfer", "transport", "class token"
@@ -116,15 +115,8 @@ def _write_vlad(
 
 
 def _pooled(features: LayerFeatures, name: str, power: float) -> Method:
-    queries, database = (_pool(features, side, power) for side in (features.query_side, "images"))
+    queries, database = (features.pool(side, power) for side in (features.query_side, "images"))
     return Method(name, "cosine", cosine_rows(queries, database))
-
-
-def _pool(features: LayerFeatures, side: Side, power: float) -> NDArray[np.float32]:
-    store, counts = features.store(side), features.token_counts(side)
-    return np.concatenate(
-        [pool_tokens(store.read(images), counts[images], power=power) for images in features.chunks(side)]
-    )
 
 
 def _late_interaction(

@@ -180,6 +180,32 @@ class Section(BaseModel, metaclass=_SectionType):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
+def result_fields(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of a section that are marked `AffectsResult`, by name."""
+    return {
+        name: getattr(section, name)
+        for name, field in type(section).model_fields.items()
+        if any(isinstance(mark, AffectsResult) for mark in field.metadata)
+    }
+
+
+def fingerprint_fields(section: BaseModel) -> dict[str, Any]:
+    """Return `result_fields` as a fingerprint knows them, and those of the sections within this one.
+
+    Added fields that are at their defaults are left out.
+    """
+    fields = type(section).model_fields
+    own = {
+        name: value
+        for name, value in result_fields(section).items()
+        if value != fields[name].default or AffectsResult(added=True) not in fields[name].metadata
+    }
+    within = {name: getattr(section, name) for name in fields}
+    return own | {
+        name: fingerprint_fields(value) for name, value in within.items() if isinstance(value, BaseModel)
+    }
+
+
 Count = Annotated[int, BeforeValidator(_is_number), Field(ge=1, lt=2**63)]
 Seed = Annotated[int, BeforeValidator(_is_number), Field(ge=0, lt=2**63)]
 Real = Annotated[float, BeforeValidator(_is_number), Field(allow_inf_nan=False)]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from semrsm_dist.data.locations import file_of
 from semrsm_dist.data.opening import require_file, require_input
 from semrsm_dist.errors import ConfigError, InputError, did_you_mean, reason_of
-from semrsm_dist.matching.panel import check_token_counts
+from semrsm_dist.matching.representations import check_token_counts
 
 _AXES = {
     "nsc": ("images", "positions", "channels"),

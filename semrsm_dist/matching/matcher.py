@@ -18,13 +18,12 @@ from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
 from semrsm_dist.fields import Section, explain_problem
 from semrsm_dist.matching import consistency
 from semrsm_dist.matching.bounds import inner_product
-from semrsm_dist.matching.panel import (
-    Panel,
+from semrsm_dist.matching.panel import Panel, prepare_panel
+from semrsm_dist.matching.representations import (
     as_array,
     checked_squared_norm,
     fill_tokens,
     naming,
-    prepare_panel,
     require_floating,
 )
 from semrsm_dist.matching.result import Match, TileResult

@@ -20,7 +20,14 @@ from semrsm_dist.matching.arguments import argument, one_of
 from semrsm_dist.matching.kernels import KERNELS, derive
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
-from semrsm_dist.matching.panel import Panel, as_array, as_representations, fill_tokens, naming, stack_tokens
+from semrsm_dist.matching.panel import Panel
+from semrsm_dist.matching.representations import (
+    as_array,
+    as_representations,
+    fill_tokens,
+    naming,
+    stack_tokens,
+)
 from semrsm_dist.matching.result import Match, TileResult
 
 KINDS = ("semantic", "spatio-semantic")

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semrsm_dist.config.schema import ModelConfig, StorageConfig, fingerprint_fields
+from semrsm_dist.config.schema import ModelConfig, StorageConfig
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.opening import require_input
@@ -23,6 +23,7 @@ from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import ConfigError, MissingInputError
 from semrsm_dist.features.spec import WEIGHTS, ModelSpec, resolve_precision, weights_path
+from semrsm_dist.fields import fingerprint_fields
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
 from semrsm_dist.pipeline.kept import continue_without, read_copy, settle

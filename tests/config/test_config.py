@@ -9,23 +9,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semrsm_dist.config.matching import MatchingConfig
 from semrsm_dist.config.reading import read_document
-from semrsm_dist.config.schema import (
-    MatchingConfig,
-    ModelConfig,
-    RunConfig,
-    StorageConfig,
-    fingerprint_fields,
-    load_config,
-    parse_config,
-    result_fields,
-)
+from semrsm_dist.config.schema import ModelConfig, RunConfig, StorageConfig, load_config, parse_config
 from semrsm_dist.data import sources as data_sources
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.data.sources.table import TableImages
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.fields import fingerprint_fields, result_fields
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 FILE = Path(__file__).parents[2] / "jobs" / "digits.yaml"

@@ -15,7 +15,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import NodeAvail
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from semrsm_dist.config.schema import MatchingConfig
+from semrsm_dist.config.matching import MatchingConfig
 from semrsm_dist.engine import Resources
 from semrsm_dist.engine.engines.ray import GROWTH, RayEngine
 from semrsm_dist.engine.engines.ray import pools as ray_pools

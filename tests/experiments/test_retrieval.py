@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import semrsm_dist as srs
-from semrsm_dist.config.schema import MatchingConfig, parse_config
+from semrsm_dist.config.matching import MatchingConfig
+from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.pooling import fit_centroids, pool_tokens

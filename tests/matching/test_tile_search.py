@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.matching.kernels import cosine
 from semrsm_dist.matching.matchers.auction import Auction
-from semrsm_dist.matching.panel import stack_tokens
+from semrsm_dist.matching.representations import stack_tokens
 from semrsm_dist.matching.search.block import SearchPanel
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
 from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank_pairs

@@ -18,7 +18,7 @@ from semrsm_dist.matching.assignment.auction_pair import images_of
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.product import multiply_packed, padded, rounding_of_product
 from semrsm_dist.matching.matchers.auction import Auction
-from semrsm_dist.matching.panel import stack_tokens
+from semrsm_dist.matching.representations import stack_tokens
 from semrsm_dist.matching.search import longest_first, progressive, pruning_bounds
 from semrsm_dist.matching.search.search import Search
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.config.schema import KernelConfig, MatchingConfig, RunConfig
+from semrsm_dist.config.matching import MatchingConfig
+from semrsm_dist.config.schema import KernelConfig, RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import (

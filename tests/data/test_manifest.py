@@ -228,7 +228,7 @@ def test_parquet_round_trip(some_rows):
 
 
 def test_damaged_or_foreign_manifests_are_refused():
-    with pytest.raises(StorageError, match=r"'run/images\.parquet' cannot be read"):
+    with pytest.raises(StorageError, match=r"run/images\.parquet: the manifest cannot be read"):
         Manifest.from_parquet(b"junk", "run/images.parquet")
     other = io.BytesIO()
     pyarrow.parquet.write_table(pa.table({"image_id": ["a"]}), other)

@@ -496,7 +496,7 @@ def test_readers_never_see_a_part(run):
 
 
 def test_a_manifest_is_replaced_as_a_whole(run, monkeypatch):
-    with pytest.raises(StorageError, match=r"images\.parquet' cannot be read \(No such file"):
+    with pytest.raises(StorageError, match=r"images\.parquet: the manifest cannot be read \(No such file"):
         run.read_manifest("images")
     old = Manifest.from_ids(["a"])
     run.write_manifest("images", old)

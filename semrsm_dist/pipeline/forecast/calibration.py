@@ -98,9 +98,9 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
         _quiet(),
     ):
         if isinstance(config.data, FeaturesData):
-            counts, sizes = look_at_features(cast("dict[Side, FeaturesData]", sides))
-            most = _wanted(matcher, sizes, workers, limit)
-            pool = read_features(cast("dict[Side, FeaturesData]", sides), counts, most)
+            ready_made = cast("dict[Side, FeaturesData]", sides)
+            counts, sizes = look_at_features(ready_made)
+            pool = read_features(ready_made, counts, _wanted(matcher, sizes, workers, limit))
             through_model: list[Trial] = []
         else:
             sources = cast("dict[Side, ImageSource]", sides)
@@ -173,7 +173,9 @@ class _Images:
 
     def _try(self, wanted: int, number: int = 0) -> Trial:
         samples = {
-            side: Sample.of(source, [self.entries[side][index] for index in self._choose(side, wanted)])
+            side: Sample.of(
+                source, [self.entries[side][index] for index in spread(len(self.entries[side]), wanted)]
+            )
             for side, source in self.sources.items()
         }
         update = {
@@ -182,9 +184,6 @@ class _Images:
             "run": str(self.place / f"model-{number}"),
         }
         return measure(self.config.model_copy(update=update))
-
-    def _choose(self, side: Side, wanted: int) -> list[int]:
-        return spread(len(self.entries[side]), wanted)
 
     def _pool(self, path: RunPath, layers: Sequence[str]) -> Pool:
         directory = RunDirectory(path)

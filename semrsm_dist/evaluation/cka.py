@@ -86,10 +86,8 @@ def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] |
             products[name] += (weights[rows] * (product @ weights)).sum(axis=0)
     centred = _without_fit if debiased else _without_means
     across = centred(products["xy"], sums_x, sums_y, weights)
-    left, right = (
-        centred(products["xx"], sums_x, sums_x, weights),
-        centred(products["yy"], sums_y, sums_y, weights),
-    )
+    left = centred(products["xx"], sums_x, sums_x, weights)
+    right = centred(products["yy"], sums_y, sums_y, weights)
     # What is left of a matrix without anything that belongs to two images, not one, is rounding of its squares.
     varies = (left > ROUNDING * products["xx"]) & (right > ROUNDING * products["yy"])
     enough = ((weights > 0).sum(axis=0) >= FEWEST) & varies

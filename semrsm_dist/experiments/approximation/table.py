@@ -73,10 +73,8 @@ def _judge(
             yield quantity, _ratio_of_means(seconds, np.min(other.pair_seconds, axis=0), counts), 0
     optimum_gap = _cosine_gap(best, norms)
     accuracy = float(np.nanmax(optimum_gap)) if np.isfinite(optimum_gap).any() else 0.0
-    quality, gap = (
-        judge_matches(one.matched, one.identity, best.matched, norms, accuracy),
-        _cosine_gap(one, norms),
-    )
+    quality = judge_matches(one.matched, one.identity, best.matched, norms, accuracy)
+    gap = _cosine_gap(one, norms)
     judged = {RATIO: quality.ratio, SHARE: quality.share, LOSS: quality.loss, GAP: gap}
     for quantity, values in (judged | ({OPTIMUM_GAP: gap} if one is best else {})).items():
         yield quantity, mean_over_pairs(values, seed=seed), int(np.isnan(values).sum())

@@ -216,20 +216,20 @@ class Space:
     def _measure_neighbours(self, trial: Trial) -> tuple[float, float]:
         """Return files and bytes of neighbours and their candidates: a file a tile and some a panel."""
         found = trial.written["neighbours"]
-        planned, tried = (
-            [self.record.layout(layer) for layer in self.record.requested],
-            trial.layouts.values(),
+        n_bytes, tiles, panels = self._count_neighbours(
+            [self.record.layout(layer) for layer in self.record.requested]
         )
-        (bytes_planned, tiles, panels), (bytes_tried, tiles_tried, panels_tried) = (
-            (
-                sum(neighbour_bytes(layout.n_rows, layout.row_panels, self.k, 4) for layout in layouts),
-                sum(layout.n_tiles for layout in layouts),
-                sum(layout.row_panels for layout in layouts),
-            )
-            for layouts in (planned, tried)
-        )
+        bytes_tried, tiles_tried, panels_tried = self._count_neighbours(list(trial.layouts.values()))
         files = tiles + (found.files - tiles_tried) * panels / panels_tried
-        return files, found.n_bytes * bytes_planned / bytes_tried
+        return files, found.n_bytes * n_bytes / bytes_tried
+
+    def _count_neighbours(self, layouts: Sequence[Layout]) -> tuple[int, int, int]:
+        """Return the bytes of neighbours in layers of these layouts, the tiles, and the panels of rows."""
+        return (
+            sum(neighbour_bytes(layout.n_rows, layout.row_panels, self.k, 4) for layout in layouts),
+            sum(layout.n_tiles for layout in layouts),
+            sum(layout.row_panels for layout in layouts),
+        )
 
     def _shape(self, counts: Mapping[str, int]) -> tuple[int, int]:
         return counts.get("queries", counts["images"]), counts["images"]

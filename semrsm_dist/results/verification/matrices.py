@@ -22,10 +22,8 @@ def inspect_matrices(
     shape, size = (layout.n_rows, layout.n_columns), (layout.tile_size, layout.tile_size)
     grid = [(row, column) for row in range(layout.row_panels) for column in range(layout.column_panels)]
     for name in layer.names:
-        array, matrix = (
-            ArrayChunks(inspection, store.group, name, store.layer, shape, size),
-            layer.matrix(name),
-        )
+        array = ArrayChunks(inspection, store.group, name, store.layer, shape, size)
+        matrix = layer.matrix(name)
 
         def check(index: tuple[int, ...], array: ArrayChunks = array, matrix: Any = matrix) -> None:
             found = array.read(index)

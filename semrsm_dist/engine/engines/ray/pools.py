@@ -71,9 +71,8 @@ class TaskPool:
 
     def submit(self, task: Task) -> None:
         """Hand the task to Ray."""
-        self._calls[self._function.remote(self._payload, task.units, report_seconds(self._watch.fit()))] = (
-            task
-        )
+        call = self._function.remote(self._payload, task.units, report_seconds(self._watch.fit()))
+        self._calls[call] = task
 
     def collect(self, timeout: float) -> list[Event]:
         """Return the receipts that have arrived and the tasks that ended."""

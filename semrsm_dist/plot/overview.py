@@ -15,6 +15,7 @@ from PIL import Image
 
 from semrsm_dist.plot.figures import new_figure
 from semrsm_dist.plot.heatmap import choose_images, colour_limits, draw_block, evenly
+from semrsm_dist.plot.looks import KINDS
 from semrsm_dist.plot.orders import order_by_label
 from semrsm_dist.plot.scores import as_table, retrieval
 from semrsm_dist.results.run import Run
@@ -34,8 +35,6 @@ VERSION = 5
 
 CONTENT = "semrsm-content"
 """Key of the picture's metadata that says what it shows."""
-
-KINDS = ("spatio-semantic", "semantic")
 
 
 def draw_overview(run: Run) -> RunPath:

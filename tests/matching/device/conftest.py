@@ -21,6 +21,7 @@ COMPILER = (
 )
 ALIGNMENT = 256  # of a GPU's memory
 GARBAGE = 0xA5
+SHARED_MEMORY_EXCEEDED = 3
 
 
 class Memory:
@@ -99,7 +100,8 @@ class EmulatedDevice:
         addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         with self.busy:
             run = self.program(form).run_kernel
-            failed = run(kernel.encode(), *launch.blocks, launch.threads, addresses)
+            failed = run(kernel.encode(), *launch.blocks, launch.threads, launch.shared_bytes, addresses)
+        assert failed != SHARED_MEMORY_EXCEEDED, f"{kernel} wrote beyond its shared memory"
         assert not failed, f"{kernel}: threads wait at different places, or for one that has ended"
         assert all(one.is_fenced() for one in memory), f"{kernel} wrote beyond the memory that it was given"
 

@@ -1,7 +1,9 @@
 // Starts a kernel by its name: what follows the kernels in the program that runs on a CPU.
 
-extern "C" int run_kernel(const char* name, int blocks_x, int blocks_y, int threads, void** arguments) {
-    const auto run = [&](auto kernel) { return emulator::launch(kernel, blocks_x, blocks_y, threads, arguments); };
+extern "C" int run_kernel(const char* name, int blocks_x, int blocks_y, int threads, int shared_bytes, void** arguments) {
+    const auto run = [&](auto kernel) {
+        return emulator::launch(kernel, blocks_x, blocks_y, threads, shared_bytes, arguments);
+    };
 #ifdef CAPACITY
     if (!strcmp(name, "match_pairs")) return run(match_pairs);
 #else

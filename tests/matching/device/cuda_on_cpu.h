@@ -2,7 +2,8 @@
 //
 // Each thread of a block is a fiber. It runs until it must wait for others, at a barrier or to exchange values. Who goes
 // on next changes all the time, so that results which depend on the order, for want of a barrier, differ from run to run.
-// Threads that wait at different places, or for one that has ended, are an error.
+// Threads that wait at different places, or for one that has ended, are an error, and so is writing beyond the shared
+// memory of a launch.
 //
 // Sums of tensor cores are rounded as badly as the certificate takes for possible; `round_tensor_sums` says how.
 #include <setjmp.h>
@@ -37,6 +38,7 @@ alignas(128) unsigned char memory[1 << 18];  // what a block shares
 namespace emulator {
 
 enum Place { NOWHERE, BARRIER, WARP, EXCHANGE };
+constexpr unsigned char UNTOUCHED = 0xcd;
 
 struct Fiber {
     ucontext_t start;
@@ -102,7 +104,7 @@ static void resume(int thread) {
 static bool run_block() {
     block = {};
     for (Meeting& warp : warps) warp = {};
-    memset(memory, 0xcd, sizeof memory);
+    memset(memory, UNTOUCHED, sizeof memory);
     failed = false;
     for (int t = 0; t < n_threads; t++) {
         Fiber& fiber = fibers[t];
@@ -143,14 +145,17 @@ static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I..
 
 // Runs a kernel as cuLaunchKernel does: block by block, the arguments by their addresses.
 template <typename... A>
-static int launch(void (*kernel)(A...), int blocks_x, int blocks_y, int threads, void** arguments) {
+static int launch(void (*kernel)(A...), int blocks_x, int blocks_y, int threads, int shared_bytes, void** arguments) {
     n_threads = threads;
     if (static_cast<int>(fibers.size()) < threads) fibers.resize(threads);
     body = [=] { call(kernel, arguments, std::index_sequence_for<A...>()); };
     seed = 12345u + 2 * n_sweeps++;
     for (blockIdx.y = 0; blockIdx.y < blocks_y; blockIdx.y++)
-        for (blockIdx.x = 0; blockIdx.x < blocks_x; blockIdx.x++)
+        for (blockIdx.x = 0; blockIdx.x < blocks_x; blockIdx.x++) {
             if (!run_block()) return 1;
+            const auto untouched = [](unsigned char byte) { return byte == UNTOUCHED; };
+            if (!std::all_of(memory + shared_bytes, memory + sizeof memory, untouched)) return 3;
+        }
     return 0;
 }
 

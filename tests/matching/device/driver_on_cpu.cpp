@@ -18,7 +18,7 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNC
 namespace {  // no other library may take these names for its own
 
 struct Module {
-    int (*run)(const char*, int, int, int, void**);
+    int (*run)(const char*, int, int, int, int, void**);
 };
 
 struct Function {
@@ -143,7 +143,7 @@ Status cuMemcpyDtoHAsync(void* to, uint64_t from, size_t size, void*) {
 Status cuModuleLoadData(void** module, const void* path) {  // instead of machine code, a library's path
     void* library = dlopen(static_cast<const char*>(path), RTLD_NOW | RTLD_LOCAL);
     if (!library) return 200;
-    *module = new Module{reinterpret_cast<int (*)(const char*, int, int, int, void**)>(dlsym(library, "run_kernel"))};
+    *module = new Module{reinterpret_cast<int (*)(const char*, int, int, int, int, void**)>(dlsym(library, "run_kernel"))};
     return SUCCESS;
 }
 Status cuModuleGetFunction(void** function, void* module, const char* name) {
@@ -165,7 +165,7 @@ Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
     auto& kernel = *static_cast<Function*>(function);
     if (!x || !y || y > 65535 || z != 1 || threads > 1024 || int(shared_bytes) > kernel.shared_bytes)
         return INVALID_VALUE;
-    return kernel.module->run(kernel.name.c_str(), x, y, threads, parameters) ? LAUNCH_FAILED : SUCCESS;
+    return kernel.module->run(kernel.name.c_str(), x, y, threads, shared_bytes, parameters) ? LAUNCH_FAILED : SUCCESS;
 }
 
 Status cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {

@@ -29,7 +29,7 @@ from semrsm_dist.matching.search.progressive import (
     merge,
 )
 
-_BLOCK_ROWS = 32
+BLOCK_ROWS = 32
 """Rows that are searched before the floors of the columns are raised by what was found in them."""
 
 
@@ -142,8 +142,8 @@ class TileSearch:
                 column_floors = np.maximum(column_floors, kth_largest(proven.least.T, k))
             most, counts[WITHOUT_PRODUCT] = self._drop(proven, row_floors, column_floors, triangular)
             bounds_of = most.__getitem__
-        for start in range(0, rows.n_images, _BLOCK_ROWS):
-            block = slice(start, min(start + _BLOCK_ROWS, rows.n_images))
+        for start in range(0, rows.n_images, BLOCK_ROWS):
+            block = slice(start, min(start + BLOCK_ROWS, rows.n_images))
             bounds = bounds_of(block)
             own = np.full((len(bounds), k), -np.inf)
             if triangular:

@@ -59,16 +59,6 @@ def fit_parts(amounts: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
     return found
 
 
-def fit_power(pairs: tuple[float, float], counts: tuple[float, float]) -> float:
-    """Return the power of the number of pairs with which a count of them grows, by two measurements.
-
-    Between 1/2, for a count in proportion to the images, and 1, for one in proportion to the pairs.
-    """
-    if min(*pairs, *counts) <= 0 or pairs[0] == pairs[1]:
-        return 1.0
-    return min(1.0, max(0.5, math.log(counts[1] / counts[0]) / math.log(pairs[1] / pairs[0])))
-
-
 @dataclass(frozen=True)
 class TileCost:
     """The seconds that a worker takes for a tile: some for the tile, some for each pair, some for each image loaded."""

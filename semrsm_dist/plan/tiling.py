@@ -111,6 +111,11 @@ class Layout:
             height * (height - 1) // 2 if self.symmetric and row == column else height * self._width(column)
         )
 
+    def n_images(self, row: int, column: int) -> int:
+        """Return the number of images of a tile's rows and columns; on the diagonal of a matrix, they are the same."""
+        is_one_panel = self.symmetric and row == column
+        return self._height(row) + (0 if is_one_panel else self._width(column))
+
     def wanted(self) -> NDArray[np.bool_]:
         """Return which tiles are to be solved, (row panels, column panels)."""
         grid = np.ones((self.row_panels, self.column_panels), dtype=bool)
@@ -132,6 +137,13 @@ class Layout:
         if self.symmetric:
             return self.n_rows * (self.n_rows - 1) // 2
         return self.n_rows * self.n_columns
+
+    @property
+    def total_images(self) -> int:
+        """Return the sum of `n_images` over all tiles."""
+        if self.symmetric:
+            return self.n_rows * self.row_panels
+        return self.n_rows * self.column_panels + self.n_columns * self.row_panels
 
     def _height(self, row: int) -> int:
         return min(self.tile_size, self.n_rows - row * self.tile_size)

@@ -4,7 +4,7 @@ A tile decides a pair by its bound alone unless the bound reaches the lower of t
 k-th best similarity among the m images that it has *seen*, that is, been compared with. For images in random order the
 floor is about the quantile 1 - k / m of the image's similarities, whatever the size of the run. So the share of pairs
 that stay undecided depends on what rows and columns have seen, and n sampled images tell it for any m. Up to n, the
-floor is the k-th best among m of them. Beyond, the r-th best among n with r < k stands for it, where m is about n k / r.
+floor is the k-th best among m of them. Beyond, the r-th best among n stands for it, r < k, where m is about n k / r.
 
 *About*: let a share grow like q^g with the quantile q. That of the r-th best of n is distributed as Beta(r, n - r + 1),
 so the expectation of q^g is ``Gamma(r + g) / Gamma(r) * Gamma(n + 1) / Gamma(n + 1 + g)``. The shares at two ranks give
@@ -200,10 +200,16 @@ def count_undecided(layout: Layout, share: Share, block_rows: int) -> float:
     if layout.symmetric:
         np.fill_diagonal(wanted, val=False)
     rows, columns = np.nonzero(wanted)
-    panels = columns + 1 + ((columns < rows) & (rows < layout.column_panels))
-    panels[columns == rows] = 1
-    seen = np.minimum(panels * float(size), layout.n_columns), (rows + 1.5) * size
-    count = float(layout.pairs()[rows, columns] @ share(*seen)) if rows.size else 0.0
+    ends = np.minimum(np.arange(1, layout.column_panels + 1) * size, layout.n_columns)
+    on_diagonal = np.diff(ends, prepend=0)[np.minimum(rows, layout.column_panels - 1)]
+    seen_by_rows = ends[columns] + np.where((columns < rows) & (rows < layout.column_panels), on_diagonal, 0)
+    seen_by_rows[columns == rows] = on_diagonal[columns == rows]
+    count = 0.0
+    if rows.size:
+        count = float(
+            layout.pairs()[rows, columns]
+            @ share(seen_by_rows.astype(np.float64), (rows.astype(np.float64) + 1.5) * size)
+        )
     return count + (_count_on_diagonal(layout, share, block_rows) if layout.symmetric else 0.0)
 
 

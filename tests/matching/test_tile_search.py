@@ -108,7 +108,7 @@ def test_tiles_keep_the_neighbours_of_the_full_matrix(
         floors = least[cut[0][i]], least[cut[1][j]] if symmetric else np.full(panels[1][j].n_images, np.inf)
         rows, columns = panels[0][i], panels[1][j]
         columns = rows if symmetric and i == j else columns
-        pairs, decided = search.search(
+        pairs, decided, _ = search.search(
             rows,
             columns,
             floors,
@@ -137,10 +137,10 @@ def test_floors_spare_most_of_the_work():
     rows = SearchPanel.of(panel, principal_directions(panel), double=False)
     search = TileSearch(Auction(), Neighbours(3, -np.inf, single=True), both=True)
     none, apart = np.full(60, -np.inf), (np.full(60, -1),) * 2
-    pairs, before = search.search(rows, rows, (none, none), apart, triangular=True)
+    pairs, before, _ = search.search(rows, rows, (none, none), apart, triangular=True)
     best, both = merge([pairs], search.wanted, 60, symmetric=True)
     known = np.where(best[:, -1] >= 0, both.similarity[best[:, -1]], -np.inf)
-    again, after = search.search(rows, rows, (known, known), apart, triangular=True)
+    again, after, _ = search.search(rows, rows, (known, known), apart, triangular=True)
     assert after[3] < before[3] / 2
     assert after.sum() == before.sum()
     kept, first = search.select(again, (known, known)), search.select(pairs, (known, known))

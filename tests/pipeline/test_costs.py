@@ -1,31 +1,38 @@
 """What trials say about a larger run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from semrsm_dist.pipeline.forecast.calibration import Calibration
 from semrsm_dist.pipeline.forecast.costs import Costs
-from semrsm_dist.pipeline.forecast.trials import TileTime, Trial
+from semrsm_dist.pipeline.forecast.trials import SearchTime, TileTime, Trial
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import LayerSizes
 
-TILE, PAIR, MULTIPLIED, MATCHED = 2e-3, 1e-7, 2e-6, 1e-5
-POWER = 0.7
-"""Of the number of pairs, in proportion to which pairs are undecided."""
+TILE, IMAGE, PAIR, MULTIPLIED, MATCHED = 2e-3, 1e-5, 1e-7, 2e-6, 1e-5
 
 
-def trial(n_images, rng, *, searched):
-    """A trial whose tiles take exactly what their pairs do."""
-    layout = Layout(n_images, n_images, n_images // 4, True)
+def count(layout):
+    """How many pairs of a layout are multiplied and matched, as a sample says."""
+    return 4.0 * layout.total_pairs**0.7, 1.5 * layout.total_pairs**0.7
+
+
+def trial(n_images, panels, rng, *, searched):
+    """A trial whose tiles take exactly what their pairs do, and twice as many are undecided as a sample says."""
+    layout = Layout(n_images, n_images, n_images // panels, True)
     tiles = list(layout.tiles())
     shares = rng.dirichlet(np.ones(len(tiles)), size=2)
-    found = np.round(layout.total_pairs**POWER * np.array([8.0, 3.0])[:, None] * shares).astype(int)
+    found = np.round(2 * np.array(count(layout))[:, None] * shares).astype(int)
     times = []
-    for place, tile in enumerate(tiles):
-        pairs = layout.n_pairs(*tile)
-        undecided = tuple(found[:, place].tolist()) if searched else ()
-        extra = MULTIPLIED * undecided[0] + MATCHED * undecided[1] if searched else 0.0
-        times.append(TileTime("z", pairs, 1e-3, TILE + PAIR * pairs + extra, 0.0, undecided))
+    for (row, column), undecided in zip(tiles, found.T.tolist(), strict=True):
+        pairs, images = layout.n_pairs(row, column), layout.n_images(row, column)
+        seconds, search = TILE + PAIR * pairs, None
+        if searched:
+            search = SearchTime(PAIR * pairs, MULTIPLIED * undecided[0] + MATCHED * undecided[1], *undecided)
+            seconds += IMAGE * images + search.decide_seconds
+        times.append(TileTime("z", pairs, images, 1e-3, seconds, 0.0, search))
     busy = sum(time.seconds + time.load_seconds for time in times)
     seconds = {"total": busy + 1.0, "matching": busy + 0.5, "load": 0.0}
     return Trial({"images": n_images}, {"z": layout}, 32, 1, seconds, times, {})
@@ -33,9 +40,13 @@ def trial(n_images, rng, *, searched):
 
 def costs(searched, planned):
     rng = np.random.default_rng(0)
-    trials = [trial(n, rng, searched=searched) for _ in range(3) for n in (400, 800)]
+    trials = [
+        trial(n, panels, rng, searched=searched) for _ in range(3) for n, panels in ((400, 3), (800, 12))
+    ]
     sizes = {"z": LayerSizes(n_tokens=9, n_channels=32)}
-    return Costs(Calibration({"images": planned}, sizes, [], trials, None))
+    samples = {"z": SimpleNamespace(count=count)} if searched else {}
+    calibration = Calibration({"images": planned}, sizes, [], trials, None, samples)
+    return Costs(calibration, {"z": Layout(planned, planned, 512, True)})
 
 
 def test_tiles_of_a_matrix_take_what_those_of_trials_take():
@@ -43,16 +54,15 @@ def test_tiles_of_a_matrix_take_what_those_of_trials_take():
     assert (found.tile, found.pair) == (pytest.approx(TILE), pytest.approx(PAIR))
 
 
-def test_more_images_leave_fewer_of_their_pairs_to_products_and_matching():
-    planned = 100_000
-    found = costs(searched=True, planned=planned).tiles["z"]
-    pairs = planned * (planned - 1) / 2
-    expected = PAIR + pairs ** (POWER - 1) * (8 * MULTIPLIED + 3 * MATCHED)
-    assert found.tile == pytest.approx(TILE, rel=1e-3)
+def test_more_images_leave_to_products_and_matching_what_a_sample_says():
+    found, layout = costs(searched=True, planned=100_000).tiles["z"], Layout(100_000, 100_000, 512, True)
+    multiplied, matched = count(layout)
+    expected = PAIR + 2 * (multiplied * MULTIPLIED + matched * MATCHED) / layout.total_pairs
+    assert found.tile == pytest.approx(TILE + IMAGE * layout.total_images / layout.n_tiles, rel=1e-3)
     assert found.pair == pytest.approx(expected, rel=0.01)
 
 
-def test_what_trials_took_is_predicted_by_what_they_did():
-    assert (
-        costs(searched=True, planned=100_000).factor < 1.2
-    )  # the least that is assumed, of trials that agree
+@pytest.mark.parametrize("searched", [False, True])
+def test_what_trials_took_is_predicted_by_what_they_did(searched):
+    # The least that is assumed, of trials that agree.
+    assert costs(searched, planned=100_000).factor < 1.2

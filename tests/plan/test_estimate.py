@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from semrsm_dist.plan.estimate import LEAST_SPREAD, TileCost, fit_line, fit_parts, fit_power, interval_factor
+from semrsm_dist.plan.estimate import LEAST_SPREAD, TileCost, fit_line, fit_parts, interval_factor
 
 costs = st.floats(0, 100)
 
@@ -38,13 +38,6 @@ def test_tile_and_pair_costs_are_told_apart_whatever_their_size():
 
 def test_an_amount_that_never_occurred_costs_nothing():
     assert fit_parts([(1, 0), (1, 0)], [2.0, 2.0]).tolist() == [pytest.approx(2.0), 0.0]
-
-
-def test_a_count_grows_at_least_with_the_images_and_at_most_with_the_pairs():
-    assert fit_power((100, 400), (10, 25)) == pytest.approx(np.log(2.5) / np.log(4))
-    assert fit_power((100, 400), (10, 11)) == 0.5
-    assert fit_power((100, 400), (10, 90)) == 1.0
-    assert fit_power((100, 400), (0, 5)) == fit_power((100, 100), (5, 5)) == 1.0
 
 
 def test_the_interval_holds_as_often_as_it_says():

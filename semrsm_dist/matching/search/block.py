@@ -14,7 +14,9 @@ from semrsm_dist.matching.kernels import cosine, even_exponents
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.progressive import (
+    SINGLE_ROUNDING,
     SOLVED,
+    WITHOUT_PRODUCT,
     Candidates,
     Hits,
     SearchImages,
@@ -101,12 +103,11 @@ def decide_pairs(
     them; `in_full` with `Hits.numbers`.
     """
     rows, columns = sides
-    width = int((bounds > -np.inf).sum(axis=1).max())
-    order = np.ascontiguousarray(np.argsort(-bounds, axis=1, kind="stable")[:, :width])
-    bounds = np.take_along_axis(bounds, order, axis=1)
     best, indices, of_columns = floors
+    order, bounds, n_dropped = _order_open(bounds, np.minimum(best[:, -1:], of_columns), settings)
     numbers = np.empty((3, *(order.shape if in_full else (0, 0))))
     hits = Hits(best, indices, np.full(order.shape, np.nan), numbers, np.zeros(4, np.int64))
+    hits.counts[WITHOUT_PRODUCT] = n_dropped
     candidates = Candidates(first, order, bounds, of_columns)
     memory = make_memory(rows.panel.n_tokens, rows.panel.n_channels)
     images = rows.images, columns.images
@@ -123,3 +124,25 @@ def decide_pairs(
         offer(best[r], indices[r], hits.solved[r, w], c)
         hits.counts[SOLVED] += 1
         w += 1
+
+
+def _order_open(
+    bounds: NDArray[np.float64], floors: NDArray[np.float64], settings: Settings
+) -> tuple[NDArray[np.intp], NDArray[np.float64], int]:
+    """Return the columns (R, W) of the pairs that reach the floors (R, K), the most promising first, and their bounds.
+
+    Both are filled up, bounds with -inf; the third is how many pairs do not reach them. Floors only rise, so that these
+    few need no place in the order.
+    """
+    floors = floors - SINGLE_ROUNDING if settings.single else floors
+    is_pair = bounds > -np.inf
+    r, c = np.nonzero((bounds >= floors) & is_pair)
+    reached = bounds[r, c]
+    by_row = np.lexsort((-reached, r))  # stable: equal bounds by column
+    r, c, reached = r[by_row], c[by_row], reached[by_row]
+    counts = np.bincount(r, minlength=len(bounds))
+    place = np.arange(r.size) - (np.cumsum(counts) - counts)[r]
+    shape = len(bounds), int(counts.max())
+    order, ordered = np.zeros(shape, np.intp), np.full(shape, -np.inf)
+    order[r, place], ordered[r, place] = c, reached
+    return order, ordered, int(np.count_nonzero(is_pair)) - r.size

@@ -8,6 +8,7 @@ among those that its tiles keep: stale floors, or none, cost time alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,24 @@ class Pairs(NamedTuple):
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+class Searched(NamedTuple):
+    """What was found in two panels.
+
+    Attributes
+    ----------
+    pairs
+        That can be neighbours, with indices in the panels.
+    counts
+        Pairs by what decided them, in the order of `semrsm_dist.matching.search.progressive`.
+    bound_seconds
+        What the bounds of all pairs took.
+    """
+
+    pairs: Pairs
+    counts: NDArray[np.int64]
+    bound_seconds: float
+
+
 class Neighbours(NamedTuple):
     """What decides whether a pair is kept."""
 
@@ -99,7 +118,7 @@ class TileSearch:
         groups: tuple[NDArray[np.int64], NDArray[np.int64]],
         *,
         triangular: bool = False,
-    ) -> tuple[Pairs, NDArray[np.int64]]:
+    ) -> Searched:
         """Return the pairs of two panels that can be neighbours.
 
         Parameters
@@ -112,13 +131,6 @@ class TileSearch:
             For each row and column, the number of its group, equal where they cannot be neighbours; -1 for none.
         triangular
             `rows` is `columns`: only pairs r < k are searched.
-
-        Returns
-        -------
-        pairs
-            With indices in the panels.
-        counts
-            Pairs by what decided them, in the order of `semrsm_dist.matching.search.progressive`.
         """
         k, threshold, single = self.wanted
         row_floors = np.maximum(floors[0], threshold)
@@ -132,7 +144,7 @@ class TileSearch:
             max(rows.sketches.rounding, columns.sketches.rounding),
             single,
         )
-        found, counts = [], np.zeros(4, np.int64)
+        found, counts, started = [], np.zeros(4, np.int64), time.perf_counter()
         bounds_of: Callable[[slice], NDArray[np.float64]]
         bounds_of = partial(self._bounds, rows, columns, groups, triangular)
         if self.on_device is not None:
@@ -142,9 +154,12 @@ class TileSearch:
                 column_floors = np.maximum(column_floors, kth_largest(proven.least.T, k))
             most, counts[WITHOUT_PRODUCT] = self._drop(proven, row_floors, column_floors, triangular)
             bounds_of = most.__getitem__
+        seconds = time.perf_counter() - started
         for start in range(0, rows.n_images, BLOCK_ROWS):
             block = slice(start, min(start + BLOCK_ROWS, rows.n_images))
+            started = time.perf_counter()
             bounds = bounds_of(block)
+            seconds += time.perf_counter() - started
             own = np.full((len(bounds), k), -np.inf)
             if triangular:
                 own[:] = best[block]
@@ -160,7 +175,7 @@ class TileSearch:
                 merge(best, indices, solved.columns, solved.rows, solved.similarity, triangular)
             found.append(solved)
             counts += hits.counts
-        return Pairs.join(found), counts
+        return Searched(Pairs.join(found), counts, seconds)
 
     def select(
         self,

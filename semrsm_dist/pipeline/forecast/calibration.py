@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,7 @@ from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.pipeline import session as session_module
 from semrsm_dist.pipeline.forecast.overhead import Picture, draw_picture
 from semrsm_dist.pipeline.forecast.samples import (
@@ -35,12 +36,13 @@ from semrsm_dist.pipeline.forecast.samples import (
     spread,
     write_features,
 )
+from semrsm_dist.pipeline.forecast.search_sample import SearchSample, sample_search
 from semrsm_dist.pipeline.forecast.trials import Trial, measure
 from semrsm_dist.plan.tiling import FEWEST_PANELS
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.paths import RunPath, temporary_folder
-from semrsm_dist.store.record import LayerSizes, Side
+from semrsm_dist.store.record import LayerSizes, NeighbourSettings, Side
 
 ROUNDS, FEWEST_ROUNDS = 4, 3
 """Repeated trials, each of two sizes; fewer if they take longer than `ROUNDS_SECONDS`."""
@@ -54,7 +56,7 @@ FIRST_IMAGES = 64
 """Images of the first trial through a model."""
 
 MOST_IMAGES, MOST_SEARCHED = 1024, 2048
-"""Images of a trial on a side; of one that keeps neighbours, the share of pairs that bounds decide must show."""
+"""Images of a trial on a side; one that keeps neighbours takes less for as many."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Calibration:
     """Trials of features: those of a round follow each other."""
     picture: Picture | None
     """What the picture of a trial takes; None for a run without one."""
+    samples: Mapping[str, SearchSample] = field(default_factory=dict)
+    """Of a run that keeps neighbours, what a sample of each layer says about its pairs."""
 
 
 def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
@@ -110,8 +114,12 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
             through_model, pool, sizes = images.measure(matcher)
         most = _affordable(through_model, matcher, sizes, workers, limit)
         trials = list(_repeat(config, pool, most, place, scratch))
-        picture = None if searched else draw_picture(place / _name_trial(0, 1) / "run")
-        return Calibration(counts, sizes, through_model, trials, picture)
+        picture, samples = None, {}
+        if searched:
+            samples = _sample_searches(config, matcher, pool, workers)
+        else:
+            picture = draw_picture(place / _name_trial(0, 1) / "run")
+        return Calibration(counts, sizes, through_model, trials, picture, samples)
 
 
 @contextmanager
@@ -203,7 +211,10 @@ class _Images:
 
 
 def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: Path) -> Iterator[Trial]:
-    """Yield trials of at most so many random images of the pool, in turns with half of them and with all."""
+    """Yield trials of at most so many random images of the pool, in turns with half of them and with all.
+
+    If neighbours are kept, those of all images have more tiles, as their number counts beside that of pairs.
+    """
     draw, started = np.random.default_rng(2), time.perf_counter()
     for number in range(ROUNDS):
         if number >= FEWEST_ROUNDS and time.perf_counter() - started > ROUNDS_SECONDS:
@@ -214,7 +225,18 @@ def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: P
                 for side, entries in pool.entries.items()
             }
             name = _name_trial(number, part)
-            yield _try_features(config, pool, chosen, place / name / "run", scratch / name)
+            panels = FEWEST_PANELS if config.output.neighbours is not None and part == 1 else 3
+            yield _try_features(config, pool, chosen, place / name / "run", scratch / name, panels)
+
+
+def _sample_searches(
+    config: RunConfig, matcher: Matcher, pool: Pool, workers: int
+) -> dict[str, SearchSample]:
+    kept = config.output.neighbours
+    if kept is None:
+        return {}
+    wanted, auction = NeighbourSettings(kept.k, kept.threshold), cast(Auction, matcher)
+    return {layer: sample_search(auction, pool, layer, wanted, workers) for layer in pool.features}
 
 
 def _name_trial(number: int, part: int) -> str:
@@ -223,12 +245,16 @@ def _name_trial(number: int, part: int) -> str:
 
 
 def _try_features(
-    config: RunConfig, pool: Pool, chosen: Mapping[Side, NDArray[np.int64]], path: RunPath, folder: Path
+    config: RunConfig,
+    pool: Pool,
+    chosen: Mapping[Side, NDArray[np.int64]],
+    path: RunPath,
+    folder: Path,
+    panels: int,
 ) -> Trial:
     folder.mkdir()
     data = {side: write_features(pool, side, chosen[side], folder) for side in chosen}
     smallest = min(map(len, chosen.values()))
-    panels = 3 if config.output.neighbours is None else FEWEST_PANELS  # what a tile finds spares others work
     # A panel of few images takes the space of many.
     tile = min(config.matching.tile or 256, -(-smallest // panels))
     update = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from semrsm_dist.pipeline.forecast.calibration import Calibration
 from semrsm_dist.pipeline.forecast.trials import TileTime, Trial
 from semrsm_dist.plan.cost import neighbour_bytes
-from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, fit_power, interval_factor
+from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, interval_factor
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import RunRecord
 
@@ -24,9 +24,10 @@ OUTSIDE = ("total", "load", "compile", "matching", "scan", "model", "extraction"
 
 @dataclass(frozen=True)
 class Costs:
-    """What parts of a run cost, by the trials of a calibration."""
+    """What parts of a run cost, by the trials of a calibration; `layouts` are those of the planned run's layers."""
 
     calibration: Calibration
+    layouts: Mapping[str, Layout]
 
     @property
     def rounds(self) -> list[Sequence[Trial]]:
@@ -36,47 +37,41 @@ class Costs:
 
     @cached_property
     def tiles(self) -> dict[str, TileCost]:
-        """What tiles of each layer take a worker."""
-        return {layer: self._tile_cost(layer) for layer in self.calibration.sizes}
+        """What tiles of each layer take a worker in the planned run."""
+        return {layer: self._tile_cost(layer) for layer in self.layouts}
 
     def _tile_cost(self, layer: str) -> TileCost:
-        """Return what tiles of a layer take in the planned run, in which bounds decide more pairs than in trials."""
-        trials = self.calibration.trials
-        fixed, pair, *undecided = self._parts[layer]
-        shares = self._undecided_shares(layer)
-        pair += sum(seconds * share for seconds, share in zip(undecided, shares, strict=True))
+        trials, layout = self.calibration.trials, self.layouts[layer]
         loads = sum(tile.load_seconds for trial in trials for tile in trial.tiles if tile.layer == layer)
         loaded = sum(trial.workers * trial.n_images for trial in trials)
-        return TileCost(float(fixed), float(pair), loads / loaded)
+        fixed, *parts = self._parts[layer].tolist()
+        if not self.keeps_neighbours:
+            return TileCost(fixed, parts[0], loads / loaded)
+        image, pair, multiplied, matched = parts
+        counts = self._predict_counts(layer)
+        pair += (multiplied * counts[0] + matched * counts[1]) / max(layout.total_pairs, 1)
+        return TileCost(fixed + image * layout.total_images / layout.n_tiles, pair, loads / loaded)
 
     @cached_property
     def _parts(self) -> dict[str, NDArray[np.float64]]:
-        """The seconds of a tile, a pair, and a pair of each kind that bounds do not decide, by layer."""
+        """The seconds of one of each of the amounts of a tile (`_amounts`), by layer."""
         tiles = [tile for trial in self.calibration.trials for tile in trial.tiles]
-        by_layer = {
-            layer: [tile for tile in tiles if tile.layer == layer] for layer in self.calibration.sizes
-        }
-        return {
-            layer: fit_parts([_amounts(tile) for tile in own], [tile.seconds for tile in own])
-            for layer, own in by_layer.items()
-        }
+        return {layer: _fit_tiles([tile for tile in tiles if tile.layer == layer]) for layer in self.layouts}
 
-    def _undecided_shares(self, layer: str) -> list[float]:
-        """Return the shares of the planned run's pairs that bounds do not decide: powers of the number of pairs."""
-        counts = self.calibration.counts
-        planned = Layout.of_sides(counts, 1).total_pairs
-        small, large = (
-            np.sum(
-                [_amounts(tile)[1:] for trial in some for tile in trial.tiles if tile.layer == layer], axis=0
-            )
-            / len(some)
-            for some in zip(*self.rounds, strict=True)
-        )
-        powers = [fit_power((small[0], large[0]), found) for found in zip(small[1:], large[1:], strict=True)]
-        return [
-            float(count * (planned / large[0]) ** power / planned)
-            for count, power in zip(large[1:], powers, strict=True)
-        ]
+    def _predict_counts(self, layer: str) -> tuple[float, float]:
+        """Return how many pairs of the planned run are multiplied and matched: those of trials, as a sample grows.
+
+        Only of the larger trials: with few tiles, it is chance which of them two workers search at the same time.
+        """
+        found, expected = np.zeros(2), np.zeros(2)
+        sample = self.calibration.samples[layer]
+        for *_, trial in self.rounds:
+            searches = [tile.search for tile in trial.tiles if tile.layer == layer and tile.search]
+            found += np.sum([(search.multiplied, search.matched) for search in searches], axis=0)
+            expected += sample.count(trial.layouts[layer])
+        planned = np.array(sample.count(self.layouts[layer]))
+        multiplied, matched = np.divide(found, expected, out=np.ones(2), where=expected > 0) * planned
+        return float(multiplied), float(matched)
 
     @cached_property
     def storage(self) -> float:
@@ -102,17 +97,21 @@ class Costs:
 
     @cached_property
     def finishing(self) -> Line:
-        """Seconds of assembly and evaluation by pairs or, of a run that keeps neighbours, by images."""
+        """Seconds of assembly and evaluation by what `finished` counts."""
         trials = self.calibration.trials
-        return fit_line([self._finished(trial) for trial in trials], [_finishing(trial) for trial in trials])
+        sizes = [self.finished(trial.layouts) for trial in trials]
+        return fit_line(sizes, [_finishing(trial) for trial in trials])
 
-    def _finished(self, trial: Trial) -> int:
-        return trial.n_images if self.keeps_neighbours else trial.pairs
+    def finished(self, layouts: Mapping[str, Layout]) -> int:
+        """Return the pairs of layers or, if the run keeps neighbours, the tiles, of which all candidates are read."""
+        if self.keeps_neighbours:
+            return sum(layout.n_tiles for layout in layouts.values())
+        return sum(layout.total_pairs for layout in layouts.values())
 
     @property
     def keeps_neighbours(self) -> bool:
         """Whether the run keeps neighbours, and so its trials."""
-        return any(tile.undecided for trial in self.calibration.trials for tile in trial.tiles)
+        return bool(self.calibration.samples)
 
     @cached_property
     def start(self) -> float:
@@ -142,12 +141,31 @@ class Costs:
             float(self._parts[tile.layer] @ _amounts(tile)) + tile.load_seconds for tile in trial.tiles
         )
         matching = cost / trial.workers + self.matching_start
-        return matching + self.features(trial.n_images) + self.finishing(self._finished(trial))
+        return matching + self.features(trial.n_images) + self.finishing(self.finished(trial.layouts))
 
 
 def _amounts(tile: TileTime) -> tuple[int, ...]:
-    """Return what the time of a tile is made of: the tile, its pairs, and those that bounds did not decide."""
-    return (1, tile.pairs, *tile.undecided)
+    """Return what the time of a tile is made of: a tile and its pairs; in a search, also images and kinds of pairs."""
+    if tile.search is None:
+        return 1, tile.pairs
+    return 1, tile.images, tile.pairs, tile.search.multiplied, tile.search.matched
+
+
+def _fit_tiles(tiles: Sequence[TileTime]) -> NDArray[np.float64]:
+    """Return the seconds of one of each of the amounts of a layer's tiles."""
+    searched = [(tile, tile.search) for tile in tiles if tile.search is not None]
+    if not searched:
+        return fit_parts([_amounts(tile) for tile in tiles], [tile.seconds for tile in tiles])
+    beside = [tile.seconds - search.bound_seconds - search.decide_seconds for tile, search in searched]
+    bounds = sum(search.bound_seconds for _, search in searched) / sum(tile.pairs for tile in tiles)
+    undecided = [(search.multiplied, search.matched) for _, search in searched]
+    return np.concatenate(
+        [
+            fit_parts([(1, tile.images) for tile in tiles], beside),
+            [bounds],
+            fit_parts(undecided, [search.decide_seconds for _, search in searched]),
+        ]
+    )
 
 
 def _warm(trial: Trial) -> float:

@@ -36,6 +36,7 @@ from semrsm_dist.pipeline.sizing import (
 )
 from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
 from semrsm_dist.plan.estimate import CONFIDENCE
+from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.paths import RunPath, as_run_path, free_bytes, nearest_folder
 from semrsm_dist.store.record import LayerRecord, RunRecord
 
@@ -145,7 +146,11 @@ class _Plan:
 
     @cached_property
     def costs(self) -> Costs:
-        return Costs(self.calibration)
+        return Costs(self.calibration, self.layouts)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        return {layer: self.record.layout(layer) for layer in self.record.requested}
 
     @cached_property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -222,13 +227,13 @@ class _Plan:
     def _describe_time(self, outside: float) -> dict[str, Any]:
         """Return seconds by stage, their sum, and between what it lies."""
         n_images, picture = sum(self.record.counts.values()), self.calibration.picture
-        finished = n_images if self.costs.keeps_neighbours else self.total("pairs")
         stages = {
             "start": self.costs.start + outside,
             "images": self.extraction / (min(self.workers, self.gpus) if self.gpus else self.workers),
             "features": self.costs.features(n_images),
             "matching": self.here.seconds + self.costs.matching_start,
-            "finishing": self.costs.finishing(finished) + (picture.seconds if picture else 0.0),
+            "finishing": self.costs.finishing(self.costs.finished(self.layouts))
+            + (picture.seconds if picture else 0.0),
         }
         seconds = sum(stages.values())
         return {

@@ -77,7 +77,7 @@ def sample_search(
         MatchedShares(
             wanted.k,
             _reaching(found[most], threshold, most),
-            _mutual(found[most]) if is_symmetric else None,
+            _mutual(found[most], threshold) if is_symmetric else None,
         ),
     )
 
@@ -132,9 +132,9 @@ def _reaching(found: TopK, threshold: float, n_seen: int) -> NDArray[np.float64]
     return np.where(counts == found.similarities.shape[1], np.inf, counts / n_seen)
 
 
-def _mutual(found: TopK) -> float:
-    """Return the share of hits of which the image is a hit itself."""
-    rows, ranks = np.nonzero(found.indices >= 0)
+def _mutual(found: TopK, threshold: float) -> float:
+    """Return the share of hits that reach a threshold of which the image is a hit itself."""
+    rows, ranks = np.nonzero(found.similarities >= threshold)
     columns = found.indices[rows, ranks]
     pairs, reverse = (one * len(found.indices) + other for one, other in ((rows, columns), (columns, rows)))
     return float(np.isin(pairs, reverse).mean()) if pairs.size else 0.0

@@ -27,7 +27,7 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     if plan["neighbours"] is not None:
         kept = NeighbourSettings(plan["neighbours"], None).describe(plan["images"])
         lines.append(
-            f"{kept}: how many pairs bounds decide is extrapolated from trials, "
+            f"{kept}: how many pairs bounds decide is extrapolated from a sample, "
             "so that core-hours and time are rough for many more images"
         )
     if plan["image_seconds"]:

@@ -21,19 +21,32 @@ from semrsm_dist.store.record import Side
 
 
 @dataclass(frozen=True)
-class TileTime:
-    """What a worker took for a tile: to load its panels, for all else, and, of that, to write it.
+class SearchTime:
+    """What a search for neighbours took in a tile: for the bounds of all pairs, and to decide the others.
 
-    Of a run that keeps neighbours, `undecided` are the pairs that bounds did not decide: those that were multiplied,
-    and those that were matched.
+    These are `multiplied`, or their sketches, and `matched` completely.
+    """
+
+    bound_seconds: float
+    decide_seconds: float
+    multiplied: int
+    matched: int
+
+
+@dataclass(frozen=True)
+class TileTime:
+    """What a worker took for a tile: to load its panels, for all else, and, of that, to write it and to search it.
+
+    `images` are those of its rows and columns, each once; `search` is None if the run keeps matrices.
     """
 
     layer: str
     pairs: int
+    images: int
     load_seconds: float
     seconds: float
     write_seconds: float
-    undecided: tuple[int, ...] = ()
+    search: SearchTime | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def measure(config: RunConfig) -> Trial:
         chunk_size=record.chunk_size,
         workers=engine.slots,
         seconds={**summary["seconds"], "load": max(engine.loads, default=0.0)},
-        tiles=[_tile_time(receipt) for receipt in engine.receipts if "pairs" in receipt.counts],
+        tiles=[_tile_time(receipt, layouts) for receipt in engine.receipts if "pairs" in receipt.counts],
         written=_list_files(as_run_path(config.run), tuple(layouts)),
     )
 
@@ -135,15 +148,22 @@ class _RecordingEngine(LocalEngine):
         return super().start_actors(make, count, resources)
 
 
-def _tile_time(receipt: Receipt) -> TileTime:
-    counts = receipt.counts
+def _tile_time(receipt: Receipt, layouts: Mapping[str, Layout]) -> TileTime:
+    counts, tile = receipt.counts, cast("Tile", receipt.unit)
     total = sum(counts[name] for name in MatchingWorker.SECONDS)
     load = counts["load_seconds"]
-    layer, pairs = cast("Tile", receipt.unit).layer, int(counts["pairs"])
-    undecided: tuple[int, ...] = ()
+    search = None
     if "solved" in counts:
-        undecided = int(counts["by_sketches"] + counts["by_products"]), int(counts["solved"])
-    return TileTime(layer, pairs, load, total - load, counts["write_seconds"], undecided)
+        search = SearchTime(
+            counts["product_seconds"],
+            counts["match_seconds"],
+            int(counts["by_sketches"] + counts["by_products"]),
+            int(counts["solved"]),
+        )
+    images = layouts[tile.layer].n_images(tile.row, tile.column)
+    return TileTime(
+        tile.layer, int(counts["pairs"]), images, load, total - load, counts["write_seconds"], search
+    )
 
 
 def _list_files(path: RunPath, layers: Sequence[str]) -> dict[str, Written]:

@@ -19,7 +19,7 @@ from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.block import SearchPanel
 from semrsm_dist.matching.search.device_bounds import divide_work
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
-from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank_pairs
+from semrsm_dist.matching.search.tile import Neighbours, Pairs, Searched, TileSearch, rank_pairs
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part
 from semrsm_dist.plan.tiling import Layout, Tile
@@ -67,14 +67,17 @@ class SearchWorker(MatchingWorker):
         )
         known = {panel: store.read_known(panel) for panel in self._ranked(tile)}
         floors = self._floors(known, tile)
-        found, counts, loading = [], np.zeros(4, np.int64), 0.0
+        found, counts, loading, searching, bounding = [], np.zeros(4, np.int64), 0.0, 0.0, 0.0
         for number, part in enumerate(self._parts(tile)):
             before = time.perf_counter()
             panels = self._load(part, tiles, number)
-            loading += time.perf_counter() - before
-            pairs, decided = self._search(search, tile, part, panels, floors)
-            found.append(pairs)
-            counts += decided
+            loaded = time.perf_counter()
+            searched = self._search(search, tile, part, panels, floors)
+            found.append(searched.pairs)
+            counts += searched.counts
+            loading += loaded - before
+            searching += time.perf_counter() - loaded
+            bounding += searched.bound_seconds
         kept = search.select(Pairs.join(found), floors)
         solved = time.perf_counter()
         numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
@@ -90,9 +93,9 @@ class SearchWorker(MatchingWorker):
                 "pairs": layout.n_pairs(tile.row, tile.column),
                 "tiles": 1,
                 "load_seconds": loading,
-                "product_seconds": 0.0,
-                "match_seconds": 0.0,
-                "solve_seconds": solved - started - loading,
+                "product_seconds": bounding,
+                "match_seconds": searching - bounding,
+                "solve_seconds": solved - started - loading - searching,
                 "write_seconds": time.perf_counter() - solved,
                 **dict(zip(DECISIONS, counts.tolist(), strict=True)),
             },
@@ -121,7 +124,7 @@ class SearchWorker(MatchingWorker):
         part: Part,
         panels: Sequence[SearchPanel],
         floors: tuple[NDArray[np.float64], NDArray[np.float64]],
-    ) -> tuple[Pairs, NDArray[np.int64]]:
+    ) -> Searched:
         """Search a part of a tile; the pairs are returned with their indices in the tile."""
         layout = self.layouts[tile.layer]
         origin = layout.rows(tile.row).start, layout.columns(tile.column).start
@@ -133,15 +136,15 @@ class SearchWorker(MatchingWorker):
             np.full(span.stop - span.start, -1) if self.groups is None else self.groups[side][span]
             for side, span in enumerate(spans)
         ]
-        pairs, counts = search.search(
+        found = search.search(
             panels[0],
             panels[1],
             (floors[0][local[0]], floors[1][local[1]]),
             (groups[0], groups[1]),
             triangular=part.rows == part.columns,
         )
-        at_tile = pairs._replace(rows=pairs.rows + local[0].start, columns=pairs.columns + local[1].start)
-        return at_tile, counts
+        rows, columns = found.pairs.rows + local[0].start, found.pairs.columns + local[1].start
+        return found._replace(pairs=found.pairs._replace(rows=rows, columns=columns))
 
     def _rank(
         self, known: Mapping[int, NDArray[np.float64]], tile: Tile, kept: Pairs

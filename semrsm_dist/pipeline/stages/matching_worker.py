@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain, islice, product
@@ -64,7 +65,8 @@ class _Held(threading.local):
 class MatchingWorker:
     """Solves tiles: loads missing panels, matches, writes the tile, and yields a receipt.
 
-    A tile whose panels do not fit into memory is solved in parts, and written when all are solved.
+    A tile is written while the next one is solved. One whose panels do not fit into memory is solved in parts, and
+    written when all are solved.
     """
 
     SECONDS: ClassVar = (
@@ -93,12 +95,29 @@ class MatchingWorker:
         self.matcher.compile()
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
-        """Solve tiles, which should be ordered by column; yield a receipt for each."""
+        """Solve tiles, which should be ordered by column; yield a receipt for each that is written."""
         tiles = cast("tuple[Tile, ...]", units)
-        return attempt_each(tiles, lambda tile: self._solve(tiles[tiles.index(tile) :]), self.run)
+        with ThreadPoolExecutor(1, "semrsm-writer") as writer:
+            coming = self._write_each(tiles, writer)
+            yield from attempt_each(tiles, lambda _: next(coming).result(), self.run)
 
-    def _solve(self, tiles: Sequence[Tile]) -> Receipt:
-        """Solve the first of the remaining tiles."""
+    def _write_each(self, tiles: Sequence[Tile], writer: ThreadPoolExecutor) -> Iterator[Future[Receipt]]:
+        """Yield what comes of each tile; writing it begins when it is solved, and is waited for once the next is."""
+        writing: list[Future[Receipt]] = []
+        for place in range(len(tiles)):
+            try:
+                writing.append(writer.submit(self._solve(tiles[place:])))
+            except Exception as error:  # noqa: BLE001 - raised where the tile's receipt is expected
+                writing.append(Future())
+                writing[-1].set_exception(error)
+                yield from writing  # nothing more is solved before it is known
+                writing.clear()
+            if len(writing) > 1:
+                yield writing.pop(0)
+        yield from writing
+
+    def _solve(self, tiles: Sequence[Tile]) -> Callable[[], Receipt]:
+        """Solve the first of the remaining tiles; return what writes it."""
         tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
         whole = TileResult(*np.empty((3, 0, 0)))
@@ -114,12 +133,12 @@ class MatchingWorker:
             seconds["load_seconds"] += loaded - before
             seconds["product_seconds"] += result.products
             seconds["match_seconds"] += result.solving
-        solved = time.perf_counter()
+        seconds["solve_seconds"] = time.perf_counter() - started - sum(seconds.values())
+        # Opened in this thread, which keeps it: the writer's ends with the task.
         store = self._held.tiles(RunDirectory(self.run).tiles, tile.layer)
-        store.write((tile.row, tile.column), whole.matched, whole.identity, whole.upper_bound)
-        seconds["solve_seconds"] = solved - started - sum(seconds.values())
-        seconds["write_seconds"] = time.perf_counter() - solved
-        return Receipt(tile, counts={"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds})
+        counts = {"pairs": layout.n_pairs(tile.row, tile.column), "tiles": 1, **seconds}
+        numbers = whole.matched, whole.identity, whole.upper_bound
+        return partial(write_timed, tile, partial(store.write, (tile.row, tile.column), *numbers), counts)
 
     def _placed(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> TileResult:
         """Return the tile's result with that of a part, and its mirror image if the tile is on the diagonal."""
@@ -185,6 +204,14 @@ class MatchingWorker:
         store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)
         images = slice(key.start, key.stop)
         return self.matcher.prepare(store.read(images), store.read_token_counts(images))
+
+
+def write_timed(tile: Tile, write: Callable[[], None], counts: Mapping[str, float]) -> Receipt:
+    """Write a tile, and return its receipt, with what that took added to `counts`."""
+    started = time.perf_counter()
+    write()
+    writing = counts["write_seconds"] + time.perf_counter() - started
+    return Receipt(tile, counts={**counts, "write_seconds": writing})
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from semrsm_dist.matching.search.device_bounds import divide_work
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
 from semrsm_dist.matching.search.tile import Neighbours, Pairs, Searched, TileSearch, rank_pairs
 from semrsm_dist.pipeline.faults import attempt_each
-from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part
+from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part, write_timed
 from semrsm_dist.plan.tiling import Layout, Tile
 from semrsm_dist.results.coordinates import Groups
 from semrsm_dist.store.candidates import CandidateStore
@@ -56,8 +56,11 @@ class SearchWorker(MatchingWorker):
         TileSearch(matcher, Neighbours(1, -np.inf, single=True), both=True).compile()
 
     @override
-    def _solve(self, tiles: Sequence[Tile]) -> Receipt:
-        """Search the first of the remaining tiles."""
+    def _solve(self, tiles: Sequence[Tile]) -> Callable[[], Receipt]:
+        """Search the first of the remaining tiles; return what writes its candidates.
+
+        The floors that it raises are written at once, for the next tile. They hold even if the candidates get lost.
+        """
         tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
         matcher, on_device = divide_work(cast(Auction, self.matcher))
@@ -67,39 +70,37 @@ class SearchWorker(MatchingWorker):
         )
         known = {panel: store.read_known(panel) for panel in self._ranked(tile)}
         floors = self._floors(known, tile)
-        found, counts, loading, searching, bounding = [], np.zeros(4, np.int64), 0.0, 0.0, 0.0
+        found, decided, loading, searching, bounding = [], np.zeros(4, np.int64), 0.0, 0.0, 0.0
         for number, part in enumerate(self._parts(tile)):
             before = time.perf_counter()
             panels = self._load(part, tiles, number)
             loaded = time.perf_counter()
             searched = self._search(search, tile, part, panels, floors)
             found.append(searched.pairs)
-            counts += searched.counts
+            decided += searched.counts
             loading += loaded - before
             searching += time.perf_counter() - loaded
             bounding += searched.bound_seconds
         kept = search.select(Pairs.join(found), floors)
         solved = time.perf_counter()
-        numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
-        store.write((tile.row, tile.column), np.stack([kept.rows, kept.columns, *numbers]))
         for panel, best in self._rank(known, tile, kept).items():
             if not np.array_equal(
                 best, known[panel]
             ):  # what others have written meanwhile is lost, and found again
                 store.write_known(panel, best)
-        return Receipt(
-            tile,
-            counts={
-                "pairs": layout.n_pairs(tile.row, tile.column),
-                "tiles": 1,
-                "load_seconds": loading,
-                "product_seconds": bounding,
-                "match_seconds": searching - bounding,
-                "solve_seconds": solved - started - loading - searching,
-                "write_seconds": time.perf_counter() - solved,
-                **dict(zip(DECISIONS, counts.tolist(), strict=True)),
-            },
-        )
+        numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
+        candidates = np.stack([kept.rows, kept.columns, *numbers])
+        counts = {
+            "pairs": layout.n_pairs(tile.row, tile.column),
+            "tiles": 1,
+            "load_seconds": loading,
+            "product_seconds": bounding,
+            "match_seconds": searching - bounding,
+            "solve_seconds": solved - started - loading - searching,
+            "write_seconds": time.perf_counter() - solved,
+            **dict(zip(DECISIONS, decided.tolist(), strict=True)),
+        }
+        return partial(write_timed, tile, partial(store.write, (tile.row, tile.column), candidates), counts)
 
     def _ranked(self, tile: Tile) -> set[int]:
         """Return the panels whose images a tile has neighbours for: of its rows and, if symmetric, of its columns."""

@@ -5,7 +5,7 @@
 Each plan is followed at once by its run, in processes of their own, as a machine that is shared changes from minute to
 minute; its load is printed with both. The runs, some of 10 to 60 s on two cores: ready-made features of 9 and 49
 tokens, neighbours, queries, and scenes of digits through a network; S = 9 and the digits also on a Ray started for it.
-Ray must not be running here already.
+The last thing printed is the table of docs/performance.md. Ray must not be running here already.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ import pandas as pd
 
 FEATURES = {"z9": (6000, 9, 32), "z49": (1500, 49, 128), "queries": (800, 9, 32)}
 """Images, tokens and channels of the features that are made."""
+
+
+TITLES = {
+    "S=9": "6 000 images, S = 9",
+    "S=9, ray": "the same on Ray",
+    "S=49": "1 500 images, S = 49",
+    "S=9, neighbours": "6 000 images, S = 9, neighbours",
+    "S=9, queries": "800 queries, 6 000 images, S = 9",
+    "digits": "1 200 scenes of digits, two layers",
+    "digits, ray": "the same on Ray",
+}
+"""The configurations in docs/performance.md, at scale 1."""
 
 
 def make_features(folder: Path, scale: float) -> None:
@@ -114,8 +127,22 @@ def main() -> None:
             if options.only is None or title in options.only:
                 rows[title] = compare(folder, configuration)
                 print(title, rows[title], flush=True)
-    table = pd.DataFrame(rows).T
-    print(table.to_string(float_format=lambda value: f"{value:.3g}"))
+    print(pd.DataFrame(rows).T.to_string(float_format=lambda value: f"{value:.3g}"), end="\n\n")
+    print(format_table(rows))
+
+
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of docs/performance.md, in Markdown."""
+    lines = [
+        "| run | planned, s | 90 % interval | took, s | planned / took | planned / written bytes |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {TITLES[name]} | {row['planned, s']:.1f} | {row['90 % interval'].replace('-', ' to ')} | "
+        f"{row['run, s']:.1f} | {row['planned / run']:.2f} | {row['planned / run, disk']:.2f} |"
+        for name, row in rows.items()
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

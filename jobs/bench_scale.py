@@ -7,7 +7,8 @@ started for it and, with --neighbours, on the local engine again, keeping only t
 
 `kernel` is what as many threads as there are workers match when they do nothing else, on tiles of 256 x 256; it is
 measured before and after each run, as the machine may be shared. Processor times do not depend on who shares it.
-Ray must not be running here already. 20 000 images of 9 tokens take about 10 minutes on two cores.
+The last thing printed is the table of docs/performance.md. Ray must not be running here already. 20 000 images of 9
+tokens take about 10 minutes on two cores; `--engines --neighbours 10` is only the last run, and takes 1 minute.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,29 @@ from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.plot.overview import draw_overview
 from semrsm_dist.progress import SilentReporter, Stage
+
+TITLES = {"matrices, local": "matrix, local", "matrices, ray": "matrix, Ray"}
+
+DOCUMENTED = {
+    "whole run, s": ("whole run, s", ".1f"),
+    "matching, s": ("matching, s", ".1f"),
+    "pairs/s of the matching": ("pairs/s", "four digits"),
+    "of the kernel's": ("run / kernel", ".2f"),
+    "kernel, share of the matching's processor time": (
+        "kernel, share of the matching's processor time",
+        ".0%",
+    ),
+    "writing, share of the workers' time": ("write, share of workers' time", ".1%"),
+    "driver, share of all processor time": ("driver, share of all processor time", ".1%"),
+    "driver's memory by quarter of the run, MiB": ("driver, peak MiB by quarter", ""),
+    "largest worker's, MiB": ("largest worker, peak MiB by quarter", ""),
+    "files": ("files", "_d"),
+    "bytes on disk a pair": ("bytes on disk a pair", ".1f"),
+    "the same command again, s": ("semrsm run of the finished run, s", ".1f"),
+    "`semrsm status`, s": ("semrsm status of the finished run, s", ".1f"),
+    "`open_run(...).nearest(...)`, s": ("the images most similar to one, s", ".2f"),
+}
+"""The rows of the table in docs/performance.md: what is measured, and its format."""
 
 KERNEL_SECONDS, KERNEL_TILE = 5.0, 256
 """How long the matcher alone is measured, each time, and on tiles of which size."""
@@ -229,7 +253,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--matcher", default="auction")
     parser.add_argument("--workers", type=int, default=available_cpus())
-    parser.add_argument("--engines", nargs="+", default=["local", "ray"])
+    parser.add_argument("--engines", nargs="*", default=["local", "ray"], help="for the matrix; may be none")
     parser.add_argument(
         "--neighbours", type=int, help="also a run that keeps so many neighbours of each image"
     )
@@ -237,7 +261,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [("matrices", engine) for engine in options.engines]
     runs += [("neighbours", "local")] if options.neighbours else []
-    table = pd.DataFrame()
+    columns: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_inputs(folder, options)
@@ -248,19 +272,40 @@ def main() -> None:
         )
         for kind, engine in runs:
             try:
-                column = pd.Series(measure_run(folder, options, kind, engine), name=f"{kind}, {engine}")
+                column = measure_run(folder, options, kind, engine)
             except SemrsmError as error:
                 print(f"{kind}, {engine}: {error}\n", flush=True)
                 shutil.rmtree(folder / kind, ignore_errors=True)
                 continue
-            print(column.map(format_number).to_string(), end="\n\n", flush=True)
-            table = pd.concat([table, column], axis=1)
+            title = f"{kind}, {engine}"
+            print(pd.Series(column, name=title).map(format_number).to_string(), end="\n\n", flush=True)
+            columns[TITLES.get(title, f"{options.neighbours} neighbours, {engine}")] = column
             shutil.rmtree(folder / kind)
-    print(table.map(format_number).to_string())
-    if {"matrices, local", "matrices, ray"} <= set(table):
-        seconds = table.loc["matching, s"]
-        print(f"ray / local, matching: {seconds['matrices, ray'] / seconds['matrices, local']:.3f}")
-    print(f"load of the machine at last {os.getloadavg()[0]:.1f}")
+    if set(TITLES.values()) <= set(columns):
+        local, ray = (columns[title]["matching, s"] for title in TITLES.values())
+        print(f"ray / local, matching: {ray / local:.3f}")
+    print(f"load of the machine at last {os.getloadavg()[0]:.1f}\n")
+    print(format_table(columns))
+
+
+def format_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of docs/performance.md, in Markdown."""
+    lines = [" | ".join(["|", *columns, ""]).strip(), "|---" + "|---:" * len(columns) + "|"]
+    for title, (key, form) in DOCUMENTED.items():
+        cells = [format_cell(column[key], form) for column in columns.values()]
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    return "\n".join(lines)
+
+
+def format_cell(value: Any, form: str) -> str:
+    """Format a number with thin groups of digits, and what is missing as nothing."""
+    if isinstance(value, str) or not form:
+        return str(value)
+    if np.isnan(value):
+        return ""
+    if form == "four digits":
+        value, form = round(float(f"{value:.4g}")), "_d"
+    return format(value, form).replace("_", " ").replace("%", " %")
 
 
 def format_number(value: Any) -> str:

@@ -40,8 +40,8 @@ IMPORTED_CHUNK_BYTES = 2**20
 PROCESS_BYTES = 8 * 1024**2
 """Memory of a worker in addition to panels and workspace, with results of tiles up to 256 x 256, in bytes."""
 
-PAIR_BYTES = 72
-"""Memory of a pair of a tile: three float64 as solved, as one array to write, and as encoded."""
+PAIR_BYTES = 96
+"""Memory of a pair of a tile: three float64 as solved, as one array to write, as encoded, and of the next tile."""
 
 RESULTS_SHARE = 8
 """The results of a tile take at most one part in so many of a worker's memory, unless images are very many."""

@@ -97,3 +97,11 @@ def test_floors_of_a_sample_are_those_of_its_matrix():
     assert sample.bounds(np.array([59.0]), np.array([1.0]))[0] >= np.mean(similarity >= second[:, None])
     assert sample.matched(np.array([59.0]), np.array([1.0]))[0] == pytest.approx(2 / 59)
     assert sample.bounds.seen[-1] == pytest.approx(2 * 59, rel=1.0)
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 5])
+def test_of_few_images_all_pairs_stay_undecided(n_images):
+    pool = Pool({"z": {"images": make_images("noise", n_images)}}, {}, {"images": [None] * n_images})
+    layout = Layout(n_images, n_images, 2, True)
+    counts = sample_search(Auction(), pool, "z", NeighbourSettings(10, None), workers=1).count(layout)
+    assert sum(counts) == pytest.approx(layout.total_pairs)

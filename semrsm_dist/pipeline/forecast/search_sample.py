@@ -60,7 +60,7 @@ def sample_search(
         found[n_seen] = _search(matcher, rows, columns, n_seen, wanted.k, workers)
         n_seen //= _STEP
     most = max(found)
-    ranks = sorted({min(wanted.k, most), min(round(wanted.k**0.5), most), 1}, reverse=True)
+    ranks = sorted({max(1, min(rank, most)) for rank in (wanted.k, round(wanted.k**0.5), 1)}, reverse=True)
     threshold = -np.inf if wanted.threshold is None else wanted.threshold
 
     def floors(seen: int, rank: int, similarities: NDArray[np.float64]) -> Floors:
@@ -129,7 +129,7 @@ def _bounds(rows: PackedPanel, columns: PackedPanel) -> NDArray[np.float64]:
 def _reaching(found: TopK, threshold: float, n_seen: int) -> NDArray[np.float64]:
     """Return the share of others that reach a threshold for each image; inf if all of its k hits do."""
     counts = (found.similarities >= threshold).sum(axis=1)
-    return np.where(counts == found.similarities.shape[1], np.inf, counts / n_seen)
+    return np.where(counts == found.similarities.shape[1], np.inf, counts / max(1, n_seen))
 
 
 def _mutual(found: TopK, threshold: float) -> float:

@@ -155,7 +155,7 @@ def test_most_pairs_are_left_to_the_gpu_where_images_differ():
     none, apart = np.full(30, -np.inf), (np.full(30, -1),) * 2
     rows = SearchPanel.of(panel, np.zeros((6, 0)), double=False, on_device=True)
     search = TileSearch(Auction(), Neighbours(2, -np.inf, single=True), True, Auction(tolerance=1e-3))
-    _, counts = search.search(rows, rows, (none, none), apart, triangular=True)
+    _, counts, _ = search.search(rows, rows, (none, none), apart, triangular=True)
     assert counts.sum() == 30 * 29 / 2
     assert counts[0] > 0.5 * counts.sum()
 

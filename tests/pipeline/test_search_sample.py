@@ -93,6 +93,7 @@ def test_floors_of_a_sample_are_those_of_its_matrix():
     tile = matcher.solve_tile(rows, columns)
     similarity = cosine(tile.matched, rows.squared_norms, columns.squared_norms)
     second = np.sort(similarity, axis=1)[:, -2]
+    assert sample.bounds is not None
     # Bounds are never below similarities, so at least those reach the second best.
     assert sample.bounds(np.array([59.0]), np.array([1.0]))[0] >= np.mean(similarity >= second[:, None])
     assert sample.matched(np.array([59.0]), np.array([1.0]))[0] == pytest.approx(2 / 59)

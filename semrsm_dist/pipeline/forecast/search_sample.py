@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.block import SearchPanel, similarity_bounds
+from semrsm_dist.matching.search.device_bounds import divide_work
 from semrsm_dist.matching.search.tile import BLOCK_ROWS
 from semrsm_dist.matching.search.top_k import TopK, top_k
 from semrsm_dist.matching.similarity import prepare_all
@@ -33,23 +34,25 @@ class SearchSample:
     ----------
     bounds, matched
         The shares of pairs that bounds do not decide, and that must be matched, by what rows and columns have seen.
+        `bounds` is None where GPUs bound all pairs: what these leave open grows like what must be matched.
     """
 
-    bounds: BoundShares
+    bounds: BoundShares | None
     matched: MatchedShares
 
     def count(self, layout: Layout) -> tuple[float, float]:
         """Return how many pairs of a layout are multiplied or sketched, and how many are matched."""
-        undecided, matched = (
-            count_undecided(layout, share, BLOCK_ROWS) for share in (self.bounds, self.matched)
-        )
-        return max(0.0, undecided - matched), matched
+        matched = count_undecided(layout, self.matched, BLOCK_ROWS)
+        if self.bounds is None:
+            return matched, matched
+        return max(0.0, count_undecided(layout, self.bounds, BLOCK_ROWS) - matched), matched
 
 
 def sample_search(
     matcher: Auction, pool: Pool, layer: str, wanted: NeighbourSettings, workers: int
 ) -> SearchSample:
-    """Search some images of a pool for their neighbours, and for those among fewer of them."""
+    """Search some images of a pool for their neighbours, and for those among fewer of them, on the CPU."""
+    matcher, on_device = divide_work(matcher)
     images = {side: _some_images(pool, layer, side) for side in pool.entries}
     columns = images["images"]
     rows = images.get("queries", columns)
@@ -71,15 +74,13 @@ def sample_search(
     for seen in sorted(found)[:-1]:
         ladder.append(floors(seen, wanted.k, found[seen].similarities[:, -1]))
     ladder += [floors(most, rank, found[most].similarities[:, rank - 1]) for rank in ranks]
+    mutual = _mutual(found[most], threshold) if is_symmetric else None
+    matched = MatchedShares(wanted.k, _reaching(found[most], threshold, most), mutual)
+    if on_device is not None:
+        return SearchSample(None, matched)
     panels = prepare_all(matcher, rows, None if is_symmetric else columns)
-    return SearchSample(
-        BoundShares.measure(_bounds(*cast("tuple[PackedPanel, PackedPanel]", panels)), ladder, wanted.k),
-        MatchedShares(
-            wanted.k,
-            _reaching(found[most], threshold, most),
-            _mutual(found[most], threshold) if is_symmetric else None,
-        ),
-    )
+    bounds = _bounds(*cast("tuple[PackedPanel, PackedPanel]", panels))
+    return SearchSample(BoundShares.measure(bounds, ladder, wanted.k), matched)
 
 
 def _some_images(pool: Pool, layer: str, side: Side) -> list[NDArray[Any]]:

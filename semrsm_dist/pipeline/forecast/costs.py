@@ -45,12 +45,14 @@ class Costs:
         loads = sum(tile.load_seconds for trial in trials for tile in trial.tiles if tile.layer == layer)
         loaded = sum(trial.workers * trial.n_images for trial in trials)
         fixed, *parts = self._parts[layer].tolist()
+        load = loads / loaded * self.overlap
         if not self.keeps_neighbours:
-            return TileCost(fixed, parts[0], loads / loaded)
+            return TileCost(fixed * self.overlap, parts[0] * self.overlap, load)
         image, pair, multiplied, matched = parts
         counts = self._predict_counts(layer)
         pair += (multiplied * counts[0] + matched * counts[1]) / max(layout.total_pairs, 1)
-        return TileCost(fixed + image * layout.total_images / layout.n_tiles, pair, loads / loaded)
+        fixed += image * layout.total_images / layout.n_tiles
+        return TileCost(fixed * self.overlap, pair * self.overlap, load)
 
     @cached_property
     def _parts(self) -> dict[str, NDArray[np.float64]]:
@@ -81,10 +83,20 @@ class Costs:
         return inside / sum(tile.load_seconds + tile.seconds for tile in tiles)
 
     @cached_property
+    def overlap(self) -> float:
+        """The workers' time as a share of what their tiles took: a tile is written while the next one is matched.
+
+        Of the larger trials, whose workers spend the least of the matching on starting and ending.
+        """
+        return min(1.0, median(trial.seconds["matching"] / self._busy(trial) for *_, trial in self.rounds))
+
+    @cached_property
     def matching_start(self) -> float:
         """Seconds of the matching in which workers start and end."""
         trials = self.calibration.trials
-        return max(0.0, median(trial.seconds["matching"] - self._busy(trial) for trial in trials))
+        return max(
+            0.0, median(trial.seconds["matching"] - self.overlap * self._busy(trial) for trial in trials)
+        )
 
     def _busy(self, trial: Trial) -> float:
         return sum(tile.seconds + tile.load_seconds for tile in trial.tiles) / trial.workers
@@ -140,7 +152,7 @@ class Costs:
         cost = sum(
             float(self._parts[tile.layer] @ _amounts(tile)) + tile.load_seconds for tile in trial.tiles
         )
-        matching = cost / trial.workers + self.matching_start
+        matching = self.overlap * cost / trial.workers + self.matching_start
         return matching + self.features(trial.n_images) + self.finishing(self.finished(trial.layouts))
 
 
@@ -157,15 +169,13 @@ def _fit_tiles(tiles: Sequence[TileTime]) -> NDArray[np.float64]:
     if not searched:
         return fit_parts([_amounts(tile) for tile in tiles], [tile.seconds for tile in tiles])
     beside = [tile.seconds - search.bound_seconds - search.decide_seconds for tile, search in searched]
-    bounds = sum(search.bound_seconds for _, search in searched) / sum(tile.pairs for tile in tiles)
-    undecided = [(search.multiplied, search.matched) for _, search in searched]
-    return np.concatenate(
-        [
-            fit_parts([(1, tile.images) for tile in tiles], beside),
-            [bounds],
-            fit_parts(undecided, [search.decide_seconds for _, search in searched]),
-        ]
+    fixed, image = fit_parts([(1, tile.images) for tile in tiles], beside)
+    bounds, pair = fit_parts(
+        [(1, tile.pairs) for tile in tiles], [search.bound_seconds for _, search in searched]
     )
+    undecided = [(search.multiplied, search.matched) for _, search in searched]
+    decisions = fit_parts(undecided, [search.decide_seconds for _, search in searched])
+    return np.array([fixed + bounds, image, pair, *decisions])
 
 
 def _warm(trial: Trial) -> float:

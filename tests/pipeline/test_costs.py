@@ -1,5 +1,6 @@
 """What trials say about a larger run."""
 
+from dataclasses import astuple
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from semrsm_dist.pipeline.forecast.trials import SearchTime, TileTime, Trial
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import LayerSizes
 
-TILE, IMAGE, PAIR, MULTIPLIED, MATCHED = 2e-3, 1e-5, 1e-7, 2e-6, 1e-5
+TILE, BOUNDS, IMAGE, PAIR, MULTIPLIED, MATCHED = 2e-3, 1e-3, 1e-5, 1e-7, 2e-6, 1e-5
 
 
 def count(layout):
@@ -19,8 +20,11 @@ def count(layout):
     return 4.0 * layout.total_pairs**0.7, 1.5 * layout.total_pairs**0.7
 
 
-def trial(n_images, panels, rng, *, searched):
-    """A trial whose tiles take exactly what their pairs do, and twice as many are undecided as a sample says."""
+def trial(n_images, panels, rng, *, searched, overlap=None):
+    """A trial whose tiles take exactly what their pairs do, and twice as many are undecided as a sample says.
+
+    `overlap` is the matching's time as a part of what tiles take; without it, workers also start and end.
+    """
     layout = Layout(n_images, n_images, n_images // panels, True)
     tiles = list(layout.tiles())
     shares = rng.dirichlet(np.ones(len(tiles)), size=2)
@@ -30,18 +34,22 @@ def trial(n_images, panels, rng, *, searched):
         pairs, images = layout.n_pairs(row, column), layout.n_images(row, column)
         seconds, search = TILE + PAIR * pairs, None
         if searched:
-            search = SearchTime(PAIR * pairs, MULTIPLIED * undecided[0] + MATCHED * undecided[1], *undecided)
-            seconds += IMAGE * images + search.decide_seconds
+            search = SearchTime(
+                BOUNDS + PAIR * pairs, MULTIPLIED * undecided[0] + MATCHED * undecided[1], *undecided
+            )
+            seconds += BOUNDS + IMAGE * images + search.decide_seconds
         times.append(TileTime("z", pairs, images, 1e-3, seconds, 0.0, search))
     busy = sum(time.seconds + time.load_seconds for time in times)
-    seconds = {"total": busy + 1.0, "matching": busy + 0.5, "load": 0.0}
+    seconds = {"total": busy + 1.0, "matching": busy * overlap if overlap else busy + 0.5, "load": 0.0}
     return Trial({"images": n_images}, {"z": layout}, 32, 1, seconds, times, {})
 
 
-def costs(searched, planned):
+def costs(searched, planned, overlap=None):
     rng = np.random.default_rng(0)
     trials = [
-        trial(n, panels, rng, searched=searched) for _ in range(3) for n, panels in ((400, 3), (800, 12))
+        trial(n, panels, rng, searched=searched, overlap=overlap)
+        for _ in range(3)
+        for n, panels in ((400, 3), (800, 12))
     ]
     sizes = {"z": LayerSizes(n_tokens=9, n_channels=32)}
     samples = {"z": SimpleNamespace(count=count)} if searched else {}
@@ -54,11 +62,19 @@ def test_tiles_of_a_matrix_take_what_those_of_trials_take():
     assert (found.tile, found.pair) == (pytest.approx(TILE), pytest.approx(PAIR))
 
 
+def test_what_is_written_while_the_next_tile_is_matched_is_not_waited_for():
+    found = costs(searched=False, planned=100_000, overlap=0.8)
+    assert found.overlap == pytest.approx(0.8)
+    assert found.matching_start == pytest.approx(0.0)
+    cost, whole = found.tiles["z"], costs(searched=False, planned=100_000).tiles["z"]
+    assert astuple(cost) == pytest.approx([0.8 * part for part in astuple(whole)])
+
+
 def test_more_images_leave_to_products_and_matching_what_a_sample_says():
     found, layout = costs(searched=True, planned=100_000).tiles["z"], Layout(100_000, 100_000, 512, True)
     multiplied, matched = count(layout)
     expected = PAIR + 2 * (multiplied * MULTIPLIED + matched * MATCHED) / layout.total_pairs
-    assert found.tile == pytest.approx(TILE + IMAGE * layout.total_images / layout.n_tiles, rel=1e-3)
+    assert found.tile == pytest.approx(TILE + BOUNDS + IMAGE * layout.total_images / layout.n_tiles, rel=1e-3)
     assert found.pair == pytest.approx(expected, rel=0.01)
 
 

@@ -23,9 +23,9 @@ from semrsm_dist.errors import (
     UnusableGpuError,
     WorkerLostError,
     WorkError,
-    first_line,
 )
 from semrsm_dist.features.compiling import compile_network, explain_failure
+from semrsm_dist.features.gpu_faults import is_out_of_memory, noticing_faults
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
 from semrsm_dist.features.preprocessing import Prepared, Preprocessing
@@ -110,7 +110,7 @@ class ComingFeatures:
 
     def wait(self) -> None:
         """Wait for the features; raise WorkerLostError if the GPU fails."""
-        with _noticing_faults(self.device):
+        with noticing_faults(self.device):
             for part in self.parts:
                 if part.done is not None:
                     part.done.synchronize()
@@ -185,7 +185,7 @@ class Extractor:
             self.model = load_model(model) if isinstance(model, ModelSpec) else model
             self.layers, self._read = self._find(layers)
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
-        with _noticing_faults(self.device):
+        with noticing_faults(self.device):
             self.model.module.to(self.device)
             if self.device.type == "cuda":
                 stream: Any = torch.cuda.Stream  # which has no types
@@ -225,9 +225,11 @@ class Extractor:
     def _require_same(self, image: Prepared, found: ComingFeatures) -> None:
         """Raise ConfigError unless the compiled network finds about what the network finds."""
         compiled, self._read = self._read, self._plain
-        expected = self.begin([image])
-        expected.wait()
-        self._read = compiled
+        try:
+            expected = self.begin([image])
+            expected.wait()
+        finally:
+            self._read = compiled
         for name, z in expected.parts[0].features.items():
             size = float(torch.linalg.vector_norm(z))
             difference = float(torch.linalg.vector_norm(z - found.parts[0].features[name]))
@@ -285,7 +287,7 @@ class Extractor:
             The GPU has failed.
         """
         parts, done = list[_Part](), 0
-        with reproducible(self.precision), _noticing_faults(self.device):
+        with reproducible(self.precision), noticing_faults(self.device):
             while done < len(images):
                 chosen = images[done : done + self.batch_size]
                 batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
@@ -302,7 +304,7 @@ class Extractor:
                 self._forward(batch) if self._streams is None else self._forward_on_gpu(batch, *self._streams)
             )
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 height, width = self.model.input_size
@@ -366,52 +368,6 @@ def _fetch(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
     copy.copy_(tensor, non_blocking=True)
     tensor.record_stream(stream)
     return copy
-
-
-@contextmanager
-def _noticing_faults(device: torch.device) -> Iterator[None]:
-    """Raise WorkerLostError where a GPU fails within the block: its errors stay, so this process cannot use it again.
-
-    Torch raises AcceleratorError, and in earlier versions RuntimeError, for what CUDA reports; libraries above CUDA
-    have messages of their own. Whatever was raised, a GPU that has failed answers nothing any more.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if _is_out_of_memory(error) or not (_is_fault(error) or _is_broken(device)):
-            raise
-        raise WorkerLostError(
-            f"the GPU ({device}) on {socket.gethostname()} failed ({first_line(error)}); no features of these images "
-            "were kept, and a run extracts them elsewhere, if there is another GPU. Look for Xid in the machine's log "
-            "(dmesg); if it fails again, leave it out (CUDA_VISIBLE_DEVICES)"
-        ) from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether there was too little memory of a GPU, which does it no harm."""
-    text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or text.startswith("CUDA error: out of memory")
-        or "_STATUS_ALLOC_FAILED" in text
-    )
-
-
-def _is_fault(error: RuntimeError) -> bool:
-    """Return whether torch calls an error one of the GPU."""
-    is_named = isinstance(error, getattr(torch, "AcceleratorError", ()))
-    return is_named or str(error).startswith(("CUDA error: ", "CUDA driver error: "))
-
-
-def _is_broken(device: torch.device) -> bool:
-    """Return whether a GPU no longer answers."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
 
 
 def _resolve_device(device: str) -> torch.device:

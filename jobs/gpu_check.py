@@ -226,8 +226,6 @@ def renew_forms(given: argparse.Namespace) -> Iterator[Row]:
 
 def measure_forms(capacity: int, n_images: int, fastest: list[Any]) -> tuple[str, str]:
     """Match a tile in each form that a capacity may have; append the fastest. All must find the same bytes."""
-    import numpy as np  # noqa: PLC0415
-
     from semrsm_dist.matching.device import cuda, forms, solver  # noqa: PLC0415
     from semrsm_dist.matching.device.certificate import frame_pairs  # noqa: PLC0415
     from semrsm_dist.matching.matchers.auction import Auction  # noqa: PLC0415
@@ -239,8 +237,7 @@ def measure_forms(capacity: int, n_images: int, fastest: list[Any]) -> tuple[str
     layout = solver.choose_layout(*halves, FORM_TOLERANCE)
     sent = [solver.send_panel(device, half, layout) for half in halves]
     panels = solver.Panels(*sent, n_tokens, panel.n_channels)
-    frames = frame_pairs(*halves, FORM_TOLERANCE)
-    tasks = solver.make_tasks(frames, np.arange(frames.size.size))
+    tasks = frame_pairs(*halves, FORM_TOLERANCE).tasks
     seconds, found = {}, set()
     for form in forms.candidates(capacity):
 
@@ -324,16 +321,13 @@ def measure(n_tokens: int, n_channels: int, n_images: int, tolerance: float) -> 
 
 def kernel_rate(device: Any, rows: Any, columns: Any, tolerance: float) -> float:
     """Return pairs a second of the kernels, with features that are on the GPU."""
-    import numpy as np  # noqa: PLC0415
-
     from semrsm_dist.matching.device import solver  # noqa: PLC0415
     from semrsm_dist.matching.device.certificate import frame_pairs  # noqa: PLC0415
 
     layout = solver.choose_layout(rows, columns, tolerance)
     sent = [solver.send_panel(device, panel, layout) for panel in (rows, columns)]
     panels = solver.Panels(*sent, rows.n_tokens, rows.n_channels)
-    frames = frame_pairs(rows, columns, tolerance)
-    tasks = solver.make_tasks(frames, np.arange(frames.size.size))
+    tasks = frame_pairs(rows, columns, tolerance).tasks
     return tasks.size / median_seconds(lambda: solver.match_pairs(device, panels, tasks))
 
 

@@ -61,20 +61,20 @@ allowed are open.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.bounds import float64_rounding, inner_products
+from semrsm_dist.matching.assignment.auction_pair import EXACT, Images, frame_pair, images_of_panel, is_flat
+from semrsm_dist.matching.compiled.jit import compiled
+from semrsm_dist.matching.compiled.lanes import borrowed
 from semrsm_dist.matching.compiled.product import rounding_of_product
-from semrsm_dist.matching.device.source import SLICE, STEP
+from semrsm_dist.matching.device.source import SLICE, STEP, TASK
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
 
 _LEAST_TARGET = 2.0**-90  # far above the smallest float32, also as a unit of an eps of one of many rows
-_EXACT = 1e-6  # what tolerance 0 requests, on the cosine scale: as on the CPU
 _ROUNDINGS_IN_TOLERANCE = (
     8.0  # then the product takes a quarter of the gap allowed, as bound and value may both be off
 )
@@ -92,7 +92,7 @@ def choose_product(n_channels: int, tolerance: float) -> Product:
     >>> [choose_product(n_channels, 1e-4) for n_channels in (768, 2048)]
     ['halves', 'float32']
     """
-    enough = _ROUNDINGS_IN_TOLERANCE * rounding_of("halves", n_channels) <= (tolerance or _EXACT)
+    enough = _ROUNDINGS_IN_TOLERANCE * rounding_of("halves", n_channels) <= (tolerance or EXACT)
     return "halves" if enough else "float32"
 
 
@@ -114,104 +114,154 @@ def _tensor_rounding(n_roundings: float) -> float:
     return n_roundings * 2.0**-23 / (1.0 - n_roundings * 2.0**-23)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Frames:
-    """What is known of pairs before their product: arrays (R, K), in the terms of the module's docstring.
+FRAME = np.dtype(
+    [*((name, "f8") for name in ("allowed", "offset", "scale", "slack", "spread")), ("equal", "?")],
+    align=True,
+)
+"""What `conclude` needs of a pair, in the terms of the module's docstring.
+
+`offset` is ``common + margin``; no permutation is worth more than that plus `spread`, a bound from the norms of tokens;
+`allowed` is the gap that may be left between bound and value; `equal`, whether both images have n tokens.
+"""
+
+_STEPS = 8  # of ease, an octave
+_MOST_EASE = 160  # of an image, in steps: where what differs between its tokens is a millionth of it
+_CACHED_BYTES = 2**16  # of the columns that all rows meet before the next columns: they stay in the cache
+
+
+class Framed(NamedTuple):
+    """Pairs of images before their product.
 
     Attributes
     ----------
-    n_tokens : ndarray of int64
-        n, the tokens of the larger image.
-    equal : ndarray of bool
-        Whether both images have n tokens.
-    allowed : ndarray
-        The gap that may be left between bound and value.
-    common, scale, size, slack, margin : ndarray
-        As above; `size` is ``||A'|| ||B'||``.
-    spread : ndarray
-        No permutation is worth more than `common` plus this: a bound from the norms of tokens.
+    tasks : ndarray of TASK, (n,)
+        What the kernels need to know, the hardest pairs about first: so all end at about the same time. The order
+        changes no number.
+    frames : ndarray of FRAME, (n,)
+        What proves a result, in the same order.
     """
 
-    n_tokens: NDArray[np.int64]
-    equal: NDArray[np.bool_]
-    allowed: NDArray[np.float64]
-    common: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    size: NDArray[np.float64]
-    slack: NDArray[np.float64]
-    margin: NDArray[np.float64]
-    spread: NDArray[np.float64]
-
-    @property
-    def flat(self) -> NDArray[np.bool_]:
-        """Whether every permutation is within what is allowed, because the tokens vary too little."""
-        flat: NDArray[np.bool_] = (self.n_tokens == 1) | (2.0 * (self.spread + self.margin) <= self.allowed)
-        return flat
-
-    @property
-    def targets(self) -> NDArray[np.float64]:
-        """The gap that the auction must prove in the panel; infinite where there is nothing for it to do.
-
-        Bound and value may both be off by slack and margin. Where that leaves less than twice the slack, an auction
-        would prove nothing; nor where the kernels' float32 would underflow.
-        """
-        target = (self.allowed - 2.0 * self.margin) / self.scale - 2.0 * self.slack
-        return np.where(self.flat | (target <= np.maximum(2.0 * self.slack, _LEAST_TARGET)), np.inf, target)
+    tasks: NDArray[Any]
+    frames: NDArray[Any]
 
 
-def frame_pairs(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Frames:
-    """Return what norms and means imply for each image of `rows` (R) with each of `columns` (K)."""
-    counts_i, counts_j = rows.token_counts[:, None], columns.token_counts
-    n_tokens, fewest = np.maximum(counts_i, counts_j), np.minimum(counts_i, counts_j)
-    equal = counts_i == counts_j
-    size_i, lost_i = (column.T for column in _filled_norms(rows, n_tokens.T))
-    size_j, lost_j = _filled_norms(columns, n_tokens)
-    scale = np.outer(rows.scales, columns.scales)
-    norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
-    largest = scale * (size_i + lost_i) * (size_j + lost_j)
-    n_channels = rows.n_channels
+def frame_pairs(
+    rows: PackedPanel, columns: PackedPanel, tolerance: float, wanted: NDArray[np.bool_] | None = None
+) -> Framed:
+    """Return what norms and means imply for each image of `rows` (R) with each of `columns` (K), or for those `wanted`.
+
+    `wanted` is (R, K).
+    """
+    wanted = np.ones((rows.n_images, columns.n_images), np.bool_) if wanted is None else wanted
+    n_channels, n_pairs = rows.n_channels, np.count_nonzero(wanted)
     rounding = rounding_of(choose_product(n_channels, tolerance), n_channels)
-    roundings64 = np.array([float64_rounding(n, n_channels) for n in range(rows.n_tokens + 1)])
-    means = inner_products(rows.means, columns.means, np.full(n_tokens.shape, n_channels))
-    return Frames(
-        n_tokens=n_tokens,
-        equal=equal,
-        allowed=(tolerance or _EXACT) * norms,
-        common=fewest * means,
-        scale=scale,
-        size=size_i * size_j,
-        slack=rounding * (size_i * size_j) + lost_i * (size_j + lost_j) + lost_j * size_i,
-        margin=roundings64[n_tokens] * norms,
-        spread=np.where(equal, inner_products(rows.token_norms, columns.token_norms, n_tokens), largest),
-    )
+    framed = Framed(np.empty(n_pairs, TASK), np.empty(n_pairs, FRAME))
+    sides = images_of_panel(rows, _is_double(rows)), images_of_panel(columns, _is_double(columns))
+    ease = _ease_of(rows), _ease_of(columns)
+    _frame_wanted(sides, ease, np.ascontiguousarray(wanted), tolerance, rounding, framed)
+    return framed
 
 
-def _filled_norms(
-    panel: PackedPanel, n_tokens: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the norms of A' and of E, (.., T), when images are filled up to `n_tokens` (.., T)."""
-    missing = n_tokens - panel.token_counts
-    size = np.sqrt(panel.centred_norms**2 + missing * panel.filling_norms**2)
-    return size, np.sqrt(panel.rounding_norms**2 + missing * panel.filling_rounding_norms**2)
+def _is_double(panel: PackedPanel) -> bool:
+    return panel.raw.dtype == np.float64
 
 
+def _ease_of(panel: PackedPanel) -> NDArray[np.int64]:
+    """Return how easy each image makes its pairs: how far it exceeds its centred self, in steps of its logarithm.
+
+    What an auction must prove, relative to the norms of the centred images, is about the tolerance times this of both.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
+        excess = np.sqrt(panel.squared_norms) / (panel.scales * panel.centred_norms)
+        steps = np.nan_to_num(_STEPS * np.log2(excess), nan=_MOST_EASE)
+    ease: NDArray[np.int64] = np.clip(steps, 0, _MOST_EASE).astype(np.int64)
+    return ease
+
+
+@compiled
+def _frame_wanted(
+    sides: tuple[Images, Images],
+    ease: tuple[NDArray[np.int64], NDArray[np.int64]],
+    wanted: NDArray[np.bool_],
+    tolerance: float,
+    rounding: float,
+    framed: Framed,
+) -> None:
+    """Write tasks and frames of the wanted pairs, by ease."""
+    rows, columns = borrowed(sides[0]), borrowed(sides[1])
+    tasks, frames = borrowed(framed)
+    n_columns = wanted.shape[1]
+    at_once = max(1, _CACHED_BYTES // (8 * (columns.means.shape[1] + columns.token_norms.shape[1])))
+    places = _first_places(ease[0], ease[1], wanted)
+    for first in range(0, n_columns, at_once):
+        for r in range(wanted.shape[0]):
+            for c in range(first, min(first + at_once, n_columns)):
+                if not wanted[r, c]:
+                    continue
+                k = places[ease[0][r] + ease[1][c]]
+                places[ease[0][r] + ease[1][c]] += 1
+                pair = frame_pair(rows, r, columns, c, tolerance, rounding)
+                # Bound and value may both be off by slack and margin. Where that leaves less than twice the slack, an
+                # auction would prove nothing; nor where the kernels' float32 would underflow.
+                target = (pair.allowed - 2.0 * pair.margin) / pair.scale - 2.0 * pair.slack
+                if is_flat(pair) or target <= max(2.0 * pair.slack, _LEAST_TARGET):
+                    target = np.inf
+                task, frame = tasks[k], frames[k]
+                task.row, task.column, task.n_tokens = r, c, pair.n_tokens
+                task.size, task.target = pair.size_i * pair.size_j, target
+                frame.allowed, frame.offset = pair.allowed, pair.common + pair.margin
+                frame.scale, frame.slack, frame.spread = pair.scale, pair.slack, pair.spread
+                frame.equal = rows.token_counts[r] == columns.token_counts[c]
+
+
+@compiled
+def _first_places(
+    ease_i: NDArray[np.int64], ease_j: NDArray[np.int64], wanted: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return how many wanted pairs are harder than those of each ease."""
+    places = np.zeros(2 * _MOST_EASE + 2, np.int64)
+    for r in range(wanted.shape[0]):
+        for c in range(wanted.shape[1]):
+            places[ease_i[r] + ease_j[c] + 1] += wanted[r, c]
+    for k in range(1, places.size):
+        places[k] += places[k - 1]
+    return places
+
+
+@compiled
 def conclude(
-    frames: Frames, duals: NDArray[Any], identity: NDArray[Any], matched: NDArray[Any]
-) -> tuple[TileResult, NDArray[np.bool_]]:
-    """Return what the results of a device prove, arrays (R, K), and which pairs are open.
+    framed: Framed,
+    outcomes: NDArray[Any],
+    values: NDArray[np.float64],
+    origin: tuple[int, int],
+    results: TileResult,
+    is_open: NDArray[np.bool_],
+) -> None:
+    """Write what the results of a device prove, and which pairs are open.
 
     Parameters
     ----------
-    frames
-        Of the pairs.
-    duals
-        Bounds for the sums of the panel; infinite where there is none.
-    identity, matched
-        The values of the identity and of the permutation found.
+    framed
+        The pairs (n,).
+    outcomes
+        (n,) of OUTCOME: `dual` bounds the sums of the panel, infinite where there is no bound.
+    values
+        (n, 2), of the identity and of the permutation found.
+    origin
+        The place of the first row and column in the arrays to be written.
+    results, is_open
+        Arrays (R, K); what is not among the pairs stays as it is.
     """
-    value = np.where(frames.equal, np.maximum(matched, identity), matched)  # never worse than no matching
-    bound = frames.common + frames.margin
-    bound += np.minimum(frames.scale * (duals + frames.slack), frames.spread)
-    bound = np.where(frames.n_tokens == 1, value, np.maximum(bound, value))  # one token: one permutation
-    proven = bound - value <= frames.allowed
-    return TileResult(value, bound, np.where(frames.equal, identity, np.nan)), ~proven
+    for k in range(framed.tasks.size):
+        task, frame = framed.tasks[k], framed.frames[k]
+        r, c = origin[0] + task.row, origin[1] + task.column
+        identity, value = values[k, 0], values[k, 1]
+        if frame.equal and identity > value:  # never worse than no matching
+            value = identity
+        above = min(frame.spread, frame.scale * (outcomes[k].dual + frame.slack))
+        # Of one token, there is one permutation.
+        bound = value if task.n_tokens == 1 else max(frame.offset + above, value)
+        results.matched[r, c] = value
+        results.upper_bound[r, c] = bound
+        results.identity[r, c] = identity if frame.equal else np.nan
+        is_open[r, c] = not bound - value <= frame.allowed

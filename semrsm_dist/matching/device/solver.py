@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from semrsm_dist.errors import WorkError
 from semrsm_dist.matching.compiled.product import padded
 from semrsm_dist.matching.device import source
-from semrsm_dist.matching.device.certificate import Frames, Product, choose_product, conclude, frame_pairs
+from semrsm_dist.matching.device.certificate import Product, choose_product, conclude, frame_pairs
 from semrsm_dist.matching.device.forms import Form, form_of
 from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.result import TileResult
@@ -146,15 +146,14 @@ class Found(NamedTuple):
     ----------
     outcomes : ndarray of OUTCOME, (n,)
         Of the auctions.
-    identity, matched : ndarray of float64, (n,)
-        Values of the identity and of the permutation.
+    values : ndarray of float64, (n, 2)
+        Of the identity and of the permutation.
     permutations : ndarray of uint16, (n, width)
         The partner of each token, if requested.
     """
 
     outcomes: NDArray[Any]
-    identity: NDArray[np.float64]
-    matched: NDArray[np.float64]
+    values: NDArray[np.float64]
     permutations: NDArray[np.uint16]
 
 
@@ -164,6 +163,7 @@ def solve(
     columns: PackedPanel,
     tolerance: float,
     wanted: NDArray[np.bool_] | None = None,
+    results: TileResult | None = None,
 ) -> tuple[TileResult, NDArray[np.bool_]]:
     """Match each image of `rows` (R) with each of `columns` (K) on a device.
 
@@ -177,21 +177,24 @@ def solve(
         Of the gap, on the cosine scale; see `semrsm_dist.matching.matchers.auction`.
     wanted
         (R, K), the pairs to match; by default, all. Results are only meaningful there.
+    results
+        Contiguous arrays (R, K) to write to; by default, new ones.
 
     Returns
     -------
     TileResult
-        Arrays (R, K).
+        The results, (R, K).
     ndarray of bool, (R, K)
         The wanted pairs that are open: their results hold, but prove less than the tolerance requests.
     """
     shape = (rows.n_images, columns.n_images)
     wanted = np.ones(shape, np.bool_) if wanted is None else wanted
+    results = TileResult(*np.full((3, *shape), np.nan)) if results is None else results
     layout, free_bytes = choose_layout(rows, columns, tolerance), device.free_bytes()
     while True:
         blocks = list(blocks_of(free_bytes, rows, columns, layout))
         try:
-            return _solve_blocks(device, (rows, columns), layout, tolerance, wanted, blocks)
+            return results, _solve_blocks(device, (rows, columns), tolerance, wanted, blocks, results)
         except DeviceMemoryError:
             if len(blocks) == wanted.size:  # smaller ones there are not
                 raise
@@ -204,14 +207,14 @@ def solve(
 def _solve_blocks(
     device: Device,
     panels: tuple[PackedPanel, PackedPanel],
-    layout: Layout,
     tolerance: float,
     wanted: NDArray[np.bool_],
     blocks: Sequence[Block],
-) -> tuple[TileResult, NDArray[np.bool_]]:
-    """Match the wanted pairs, block by block."""
+    results: TileResult,
+) -> NDArray[np.bool_]:
+    """Match the wanted pairs, block by block; return which are open."""
     rows, columns = panels
-    result, is_open = TileResult(*np.full((3, *wanted.shape), np.nan)), np.zeros(wanted.shape, np.bool_)
+    layout, is_open = choose_layout(rows, columns, tolerance), np.zeros(wanted.shape, np.bool_)
     held: tuple[slice, Sent] | None = None
     for block in blocks:
         if not wanted[block].any():
@@ -220,13 +223,11 @@ def _solve_blocks(
             held = None  # frees the last columns before the next are sent
             held = block.columns, place_images(device, columns, block.columns, layout)
         sent = place_images(device, rows, block.rows, layout), held[1]
-        found, left_open = _solve_block(
-            device, rows.part(block.rows), columns.part(block.columns), sent, tolerance, wanted[block]
-        )
-        for name in ("matched", "upper_bound", "identity"):
-            getattr(result, name)[block] = getattr(found, name)
-        is_open[block] = left_open
-    return result, is_open & wanted
+        framed = frame_pairs(rows.part(block.rows), columns.part(block.columns), tolerance, wanted[block])
+        found = match_pairs(device, Panels(*sent, rows.n_tokens, rows.n_channels), framed.tasks)
+        origin = block.rows.start, block.columns.start
+        conclude(framed, found.outcomes, found.values, origin, results, is_open)
+    return is_open
 
 
 def choose_layout(rows: PackedPanel, columns: PackedPanel, tolerance: float) -> Layout:
@@ -289,48 +290,17 @@ def solve_pair(
     device: Device, row: PackedPanel, column: PackedPanel, tolerance: float
 ) -> tuple[TileResult, bool, NDArray[np.intp]]:
     """Match two images, panels of one each; return arrays (1, 1), whether the pair is open, and the partners (n,)."""
-    frames = frame_pairs(row, column, tolerance)
-    layout = choose_layout(row, column, tolerance)
+    framed, layout = frame_pairs(row, column, tolerance), choose_layout(row, column, tolerance)
     sent = send_panel(device, row, layout), send_panel(device, column, layout)
     panels = Panels(*sent, row.n_tokens, row.n_channels)
-    found = match_pairs(device, panels, make_tasks(frames, np.zeros(1, np.intp)), with_permutations=True)
-    values = (found.outcomes["dual"], found.identity, found.matched)
-    result, is_open = conclude(frames, *(value[:, None] for value in values))
-    partners = found.permutations[0, : int(frames.n_tokens[0, 0])].astype(np.intp)
-    if frames.equal[0, 0] and found.identity[0] >= found.matched[0]:
+    found = match_pairs(device, panels, framed.tasks, with_permutations=True)
+    result, is_open = TileResult(*np.empty((3, 1, 1))), np.empty((1, 1), np.bool_)
+    conclude(framed, found.outcomes, found.values, (0, 0), result, is_open)
+    partners = found.permutations[0, : framed.tasks["n_tokens"][0]].astype(np.intp)
+    identity, matched = found.values[0]
+    if framed.frames["equal"][0] and identity >= matched:
         partners = np.arange(partners.size)
     return result, bool(is_open[0, 0]), partners
-
-
-def _solve_block(
-    device: Device,
-    rows: PackedPanel,
-    columns: PackedPanel,
-    sent: tuple[Sent, Sent],
-    tolerance: float,
-    wanted: NDArray[np.bool_],
-) -> tuple[TileResult, NDArray[np.bool_]]:
-    """Match the wanted pairs of two panels that are on the device."""
-    frames = frame_pairs(rows, columns, tolerance)
-    # The hardest first, so that all end at about the same time. The order changes no number.
-    ease = np.where(np.isinf(frames.targets), np.inf, frames.targets / np.maximum(frames.size, 1e-300))
-    places = np.flatnonzero(wanted)
-    places = places[np.argsort(ease.astype(np.float32).ravel()[places])]
-    panels = Panels(*sent, rows.n_tokens, rows.n_channels)
-    found = match_pairs(device, panels, make_tasks(frames, places))
-    values = np.full((3, wanted.size), np.nan)
-    for row, column in zip(values, (found.outcomes["dual"], found.identity, found.matched), strict=True):
-        row[places] = column
-    return conclude(frames, *values.reshape(3, *wanted.shape))
-
-
-def make_tasks(frames: Frames, places: NDArray[np.intp]) -> NDArray[Any]:
-    """Return what the kernels need to know of pairs, given by their flat places."""
-    tasks = np.zeros(places.size, source.TASK)
-    tasks["row"], tasks["column"] = np.divmod(places, frames.size.shape[1])
-    for name, values in (("n_tokens", frames.n_tokens), ("size", frames.size), ("target", frames.targets)):
-        tasks[name] = values.ravel()[places]  # several times as fast as by `flat`
-    return tasks
 
 
 def multiply(device: Device, left: Sent, right: Sent, width: int, n_channels: int) -> Any:
@@ -391,8 +361,8 @@ def match_pairs(
         *(sent_tasks, n_tasks, permutations, np.int32(width), values),
     )
     outcome = device.fetch(outcomes, (tasks.size,), source.OUTCOME)
-    identity, matched = device.fetch(values, (tasks.size, 2), np.float64).T
+    value = device.fetch(values, (tasks.size, 2), np.float64)
     partners = np.empty((0, width), np.uint16)
     if with_permutations:
         partners = device.fetch(permutations, (tasks.size, width), np.uint16)
-    return Found(outcome, identity, matched, partners)
+    return Found(outcome, value, partners)

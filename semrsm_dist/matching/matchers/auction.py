@@ -198,15 +198,14 @@ class _DeviceAuction(Auction):
     ) -> NDArray[np.float64]:
         started = time.perf_counter()
         wanted = np.ones(tile.matched.shape, np.bool_)
-        found, is_open = solve(
+        _, is_open = solve(
             cuda.own_device(),
             cast(PackedPanel, rows),
             cast(PackedPanel, columns),
             self.tolerance,
             np.triu(wanted, 1) if triangular else wanted,
+            tile,
         )
-        for name in ("matched", "upper_bound", "identity"):
-            getattr(tile, name)[:] = getattr(found, name)
         self._finish(rows, columns, is_open, tile)
         return np.array([0.0, time.perf_counter() - started])
 

@@ -195,22 +195,6 @@ def inner_product(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) ->
 
 
 @compiled
-def inner_products(
-    a: NDArray[np.float64], b: NDArray[np.float64], lengths: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the inner products (R, K) of the rows of a (R, D) and b (K, D), of the first `lengths` (R, K) entries.
-
-    Each is to the bit what `inner_product` returns. A BLAS sums in an order that depends on how many rows there are.
-    """
-    flat_a, flat_b, size = a.ravel(), b.ravel(), a.shape[1]
-    products = np.empty((a.shape[0], b.shape[0]))
-    for r in range(a.shape[0]):
-        for c in range(b.shape[0]):
-            products[r, c] = dot(flat_a, r * size, flat_b, c * size, lengths[r, c])
-    return products
-
-
-@compiled
 def squared_token_norms(z: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return the squared norms (S,) of the tokens of z (S, C); equal tokens have exactly equal norms."""
     n_tokens, n_channels = z.shape

@@ -221,7 +221,7 @@ class _DeviceAuction(Auction):
                 rows.n_channels,
             )
         logger.info("%d of %d pairs of a tile were left to the CPU", count, is_open.size)
-        for r, c in np.argwhere(is_open):
+        for r, c in np.argwhere(is_open) if count else ():
             value, bound, _ = super().match_prepared(rows, r, columns, c)
             # The device has summed the identity's value in another order.
             tile.matched[r, c] = np.fmax(value, tile.identity[r, c])

@@ -44,6 +44,7 @@ class ModelConfig(Section):
     seed: Annotated[Seed, AffectsResult()] = 0
     precision: Annotated[Literal["auto", "float32", "float16", "bfloat16"], AffectsResult()] = "auto"
     compile: Annotated[bool, AffectsResult(added=True)] = False
+    jpeg_draft: Annotated[bool, AffectsResult(added=True)] = False
     batch_size: Count = 32
     actors: AutoCount = None
 
@@ -172,6 +173,19 @@ class RunConfig(Section):
             raise _refusal("model", "ready-made features need no model; remove the section model")
         if not ready and self.model is None:
             raise _refusal("data", "images need a model; add the section model with name, weights and layers")
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_are_of_whole_images(self) -> RunConfig:
+        if self.model is not None and self.model.jpeg_draft:
+            for key in SIDES:
+                source = getattr(self, key)
+                if source is not None and not source.has_drafts:
+                    raise _refusal(
+                        "model",
+                        f"model.jpeg_draft decodes files at a part of their size, but the images of the source "
+                        f"{source.source} ({key}) are not files as they are; remove jpeg_draft",
+                    )
         return self
 
     @model_validator(mode="after")

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from semrsm_dist.data.entries import LoadedImage, UnreadableImageError
+from semrsm_dist.data.entries import Least, LoadedImage, UnreadableImageError
+from semrsm_dist.errors import SemrsmError
 
 MAX_BYTES = 512 * 2**20
 """Bytes of an image as RGB, unless its source says otherwise: 179 million pixels, beyond which Pillow refuses."""
@@ -46,7 +47,9 @@ def decode(data: bytes, name: str) -> Image.Image:
     return decode_with_mode(data, name).image
 
 
-def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> LoadedImage:
+def decode_with_mode(
+    data: bytes, name: str, *, max_bytes: int = MAX_BYTES, least: Least | None = None
+) -> LoadedImage:
     """Return the image as 8-bit RGB, with the mode it was stored in and the hash of the file.
 
     The orientation tag of EXIF is not applied, which a remark says, and transparency is dropped without blending,
@@ -63,6 +66,9 @@ def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> L
         Name of the image in messages.
     max_bytes : int
         An image that takes more as RGB is not decoded.
+    least : callable, optional
+        A JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 of its width and height, rounded up, that is not below
+        what this returns for them, as the decoder can leave out the rest; its other facts are those of the whole image.
 
     Raises
     ------
@@ -76,19 +82,26 @@ def decode_with_mode(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> L
         data = _without_texts(data)
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             _refuse_large(image, name, max_bytes)
+            full_size = image.size
+            if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                image.draft(None, least(full_size))
+            is_draft = image.size != full_size
             image.load()
             _refuse_large(image, name, max_bytes)  # an icon may be larger than it says
             if image.format == "PNG":  # whose damaged pixels Pillow decodes silently
                 Image.open(io.BytesIO(data), formats=["PNG"]).verify()
             remarks = filter(None, (_remark_on_depth(image, data), _remark_on_orientation(image)))
             remark = "; ".join(remarks) or None
-            return LoadedImage(to_rgb(image, name), image.mode, sha256, n_bytes, remark)
-    except (UnreadableImageError, MemoryError):
+            pixels, mode = to_rgb(image, name), image.mode
+            return LoadedImage(pixels, mode, sha256, n_bytes, remark, full_size if is_draft else None)
+    except (SemrsmError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(name, "its content is not in a known image format") from error
     # Pillow's decoders raise whatever a damaged file drives them to (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
+        if least is not None:  # a lossless JPEG is good, but has no drafts
+            return decode_with_mode(data, name, max_bytes=max_bytes)
         raise UnreadableImageError(name, f"{error} ({type(error).__name__})") from error
 
 

@@ -7,14 +7,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from semrsm_dist.errors import InputError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Least: TypeAlias = Callable[[tuple[int, int]], tuple[int, int]]
+"""Returns, for the width and height of an image, the least that are needed of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class LoadedImage:
         Size of the content that was hashed.
     remark : str or None
         What the user should know about the image although it can be read.
+    full_size : (int, int) or None
+        Width and height of the whole image, if `image` is a draft of it: see `ImageSource.load_draft`.
 
     Raises
     ------
@@ -95,10 +100,16 @@ class LoadedImage:
     sha256: str
     n_bytes: int
     remark: str | None = None
+    full_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if getattr(self.image, "mode", None) != "RGB" or not isinstance(self.sha256, str):
             raise TypeError(f"{self!r}: image must be a Pillow image of mode RGB, sha256 a str")
+
+
+def smallest(size: tuple[int, int]) -> tuple[int, int]:
+    """Return 1 x 1, as `Least` of an image of which only facts are wanted: a draft shows as well what is damaged."""
+    return 1, 1
 
 
 class UnreadableImageError(InputError):

@@ -10,7 +10,7 @@ from pyarrow import fs
 from pydantic import ByteSize, Field
 
 from semrsm_dist.data.decode import decode_with_mode
-from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, Least, LoadedImage, UnreadableImageError
 from semrsm_dist.data.locations import ABOUT_THE_FILE, absolute, is_uri, leads_out, look_up, read_bytes
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.errors import reason_of
@@ -44,8 +44,25 @@ class FileSource(ImageSource):
     """An image that takes more than this as 8-bit RGB, three bytes per pixel, is unreadable: it is not decoded. While
     an image is decoded, it takes up to about four times as much; a file of more bytes than that is unreadable, too."""
 
+    @property
+    def has_drafts(self) -> bool:
+        """Whether images are those of the files; a subclass that makes others of them, such as parts, has no drafts."""
+        return type(self).load is FileSource.load
+
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Return the decoded RGB image together with the hash of the file, both from one read."""
+        data, name = self.content(entry)
+        return decode_with_mode(data, name, max_bytes=self.max_image_bytes)
+
+    def load_draft(self, entry: ImageEntry, least: Least) -> LoadedImage:
+        """Return the same, but a large JPEG at a part of its size; see `decode_with_mode`."""
+        if not self.has_drafts:
+            return self.load(entry)
+        data, name = self.content(entry)
+        return decode_with_mode(data, name, max_bytes=self.max_image_bytes, least=least)
+
+    def content(self, entry: ImageEntry) -> tuple[bytes, str]:
+        """Return the content of an image's file, and the name of the image in messages; errors as in `load`."""
         name = entry.image_id if entry.uri.endswith(entry.image_id) else f"{entry.image_id} ({entry.uri})"
         most = FILE_FACTOR * self.max_image_bytes
         try:
@@ -58,7 +75,7 @@ class FileSource(ImageSource):
             raise UnreadableImageError(
                 name, f"its file has more than {most} bytes, {FILE_FACTOR} times the limit max_image_bytes"
             )
-        return decode_with_mode(data, name, max_bytes=self.max_image_bytes)
+        return data, name
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the file, or None if it has none."""
@@ -82,10 +99,10 @@ class ListedSource(FileSource):
     def folder(self) -> str:
         """The absolute location below which the images must lie."""
 
-    def load(self, entry: ImageEntry) -> LoadedImage:
-        """Return the decoded RGB image with the hash of its file; a link out of the folder is unreadable."""
+    def content(self, entry: ImageEntry) -> tuple[bytes, str]:
+        """Return the content of an image's file, and the image's name; a link out of the folder is unreadable."""
         folder, place = self.folder, absolute(entry.uri)
         if not self.allow_outside and not is_uri(place) and (is_uri(folder) or leads_out(place, folder)):
             cause = f"{entry.uri!r} lies or links outside {folder!r}, and allow_outside is not set"
             raise UnreadableImageError(entry.image_id, cause)
-        return super().load(entry)
+        return super().content(entry)

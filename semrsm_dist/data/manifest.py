@@ -15,7 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError, check_unique_ids, smallest
 from semrsm_dist.data.source import ImageSource, calling, load_image
 from semrsm_dist.errors import StorageError, reason_of
 
@@ -278,7 +278,7 @@ class Manifest:
 
 
 def scan(source: ImageSource, entries: Iterable[ImageEntry]) -> list[ManifestRow]:
-    """Open, fully decode and hash images, each in one read; unreadable ones become rows that say why.
+    """Open, decode and hash images, each in one read; unreadable ones become rows that say why.
 
     A function of its arguments and the files alone: slices of the entries can be scanned by many workers
     and the rows joined in order.
@@ -330,10 +330,10 @@ def _scan_one(source: ImageSource, entry: ImageEntry) -> ManifestRow:
     n_bytes, mtime_ns = _stamp(source, entry)
     row = ManifestRow(entry.image_id, n_bytes=n_bytes, mtime_ns=mtime_ns).listed_as(entry)
     try:
-        loaded = load_image(source, entry)
+        loaded = load_image(source, entry, smallest)
     except UnreadableImageError as error:
         return replace(row, status=UNREADABLE, error=error.cause)
-    width, height = loaded.image.size
+    width, height = loaded.full_size or loaded.image.size
     return replace(
         row,
         sha256=loaded.sha256,

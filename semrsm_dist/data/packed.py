@@ -11,8 +11,7 @@ from typing import ClassVar
 from pyarrow import fs
 
 from semrsm_dist.data.annotations import annotation_errors, list_below, shorten
-from semrsm_dist.data.decode import decode_with_mode
-from semrsm_dist.data.entries import ImageEntry, LoadedImage, UnreadableImageError
+from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.files import FILE_FACTOR, FileSource, describe_cause
 from semrsm_dist.data.locations import (
     ABOUT_THE_FILE,
@@ -59,8 +58,8 @@ class PackedSource(FileSource):
             As `read_bytes`.
         """
 
-    def load(self, entry: ImageEntry) -> LoadedImage:
-        """Return the decoded RGB image together with the hash of its content, both from one read."""
+    def content(self, entry: ImageEntry) -> tuple[bytes, str]:
+        """Return the content of an image's part of its file, and the name of the image in messages."""
         location, part = _split_uri(entry.uri)
         most = FILE_FACTOR * self.max_image_bytes
         if not is_written_below(location, absolute(self.path)):
@@ -76,7 +75,7 @@ class PackedSource(FileSource):
                 entry.image_id,
                 f"it has more than {most} bytes, {FILE_FACTOR} times the limit max_image_bytes",
             )
-        return decode_with_mode(data, entry.image_id, max_bytes=self.max_image_bytes)
+        return data, entry.image_id
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return (size in bytes, modification time in ns) of the image's file, or None if it has none."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
-from semrsm_dist.data.entries import ImageEntry, LoadedImage, check_unique_ids
+from semrsm_dist.data.entries import ImageEntry, Least, LoadedImage, check_unique_ids
 from semrsm_dist.data.objects import ObjectBox
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, StorageError, printable_name
 from semrsm_dist.fields import Section
@@ -76,6 +76,23 @@ class ImageSource(DataSource):
         StorageError
             If the storage fails, which says nothing about the image.
         """
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether `load_draft` does more than `load`."""
+        return False
+
+    def load_draft(self, entry: ImageEntry, least: Least) -> LoadedImage:
+        """Return the same as `load`, but perhaps the image at a part of its size, if that takes less time.
+
+        Parameters
+        ----------
+        entry
+            The image.
+        least
+            Returns the least width and height for those of the whole image.
+        """
+        return self.load(entry)
 
     def boxes(self) -> Iterable[ObjectBox] | None:
         """Return the boxes around the objects of the images of `entries`, or None if the source knows none.
@@ -143,8 +160,8 @@ def _require_unicode(entry: ImageEntry) -> None:
         ) from error
 
 
-def load_image(source: ImageSource, entry: ImageEntry) -> LoadedImage:
-    """Return an image of a source.
+def load_image(source: ImageSource, entry: ImageEntry, least: Least | None = None) -> LoadedImage:
+    """Return an image of a source, or with `least` a draft of it: see `ImageSource.load_draft`.
 
     Raises
     ------
@@ -154,7 +171,7 @@ def load_image(source: ImageSource, entry: ImageEntry) -> LoadedImage:
         As in `calling`.
     """
     with calling(source, "load", entry):
-        loaded = source.load(entry)
+        loaded = source.load(entry) if least is None else source.load_draft(entry, least)
         if not isinstance(loaded, LoadedImage):
             raise TypeError(f"it returned {loaded!r}, which is not a LoadedImage")
     return loaded

@@ -105,8 +105,8 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     """Compute the representations of images in layers of a model.
 
     The numbers are those of a run on the same images with the same model, precision and batch size, unless it compiles
-    the model (`model.compile`). As in a worker of a run, the model works in one thread on a CPU; for many images on
-    many cores, use `run`.
+    the model (`model.compile`) or decodes drafts (`model.jpeg_draft`). As in a worker of a run, the model works in one
+    thread on a CPU; for many images on many cores, use `run`.
 
     Parameters
     ----------

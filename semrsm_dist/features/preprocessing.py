@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.features.models import Transform
 
 Prepared: TypeAlias = Tensor
 """An image of the network's size: its pixels, (H, W, 3) uint8, or the network's input, (3, H, W) float32."""
+
+DRAFT_FACTOR = 2
+"""Least size of a draft, as a multiple of the size that it is resized to: a decoder scales more roughly."""
 
 
 class Preprocessing:
@@ -33,7 +39,8 @@ class Preprocessing:
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
         self._resize: Callable[[Image.Image], Image.Image] | None = None
-        steps = list(transform.transforms) if isinstance(transform, Compose) else []
+        steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
+        self._first = steps[0]
         if len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
             self._resize = Compose(steps[:-2])
             self._convert = Compose(steps[-2:])
@@ -41,6 +48,29 @@ class Preprocessing:
                 torch.as_tensor(each, dtype=torch.float32).view(-1, 1, 1)
                 for each in (steps[-1].mean, steps[-1].std)
             )
+
+    def least_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the least width and height of a draft of an image of `size`, for `decode_with_mode`.
+
+        Raises
+        ------
+        ConfigError
+            The transform does not begin with a resize.
+        """
+        step: Any = self._first
+        if not isinstance(step, Resize | ResizeKeepRatio):
+            raise ConfigError(
+                f"model.jpeg_draft: true: the preprocessing begins with {step!r} and not with a resize, so the size "
+                "that it needs is unknown; nothing was extracted: use model.jpeg_draft: false in a new run directory"
+            )
+        height, width = np.broadcast_to(step.size, 2).tolist()
+        ratios = [Fraction(size[0], width), Fraction(size[1], height)]
+        if isinstance(step, ResizeKeepRatio) or np.size(step.size) == 1:
+            ratios = [max(ratios) if getattr(step, "longest", 0) == 1 else min(ratios)] * 2
+        least_width, least_height = (
+            max(1, int(DRAFT_FACTOR * length / ratio)) for length, ratio in zip(size, ratios, strict=True)
+        )
+        return least_width, least_height
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Return an image at the network's size; may be called from any thread."""

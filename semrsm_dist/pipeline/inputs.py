@@ -81,8 +81,7 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         listings = {side: settle(source) for side, source in sources.items()}
         cached = Answers(model=model, listings=listings)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
-        if config.model is not None and config.model.compile:
-            facts["model.compile"] = True
+        facts |= {f"model.{key}": True for key in ("compile", "jpeg_draft") if getattr(config.model, key)}
     facts |= flatten(
         {
             **{

@@ -123,6 +123,7 @@ def _model(run: Run) -> dict[str, Any]:
         "weights": weights,
         "SHA-256 of the weights": facts["weights_sha256"],
         "input": f"{height} x {width} pixels, {facts['preprocessing']['interpolation']}",
+        "large JPEGs": "decoded at a part of their size" if config.get("jpeg_draft") else None,
         "precision": record.cached.model.precision,
         "prompt": (facts.get("prompt") or {}).get("text"),
         "layers": ", ".join(run.requested_layers),

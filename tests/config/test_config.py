@@ -736,3 +736,19 @@ def test_arguments_of_wrong_types_are_refused(call):
 def test_an_option_of_the_command_is_reported_as_such():
     with pytest.raises(ConfigError, match=r"^--workers=0: workers: 0: must be greater"):
         load_config("jobs/digits.yaml", ["--workers=0"])
+
+
+@pytest.mark.parametrize("side", ["data", "queries"])
+@pytest.mark.parametrize(
+    "source", [{"source": "digits"}, {"source": "crops", "of": {"source": "folder", "path": "."}}]
+)
+def test_drafts_are_of_files_alone(side, source):
+    sides = {"data": {"source": "folder", "path": "."}, "queries": {"source": "folder", "path": "."}}
+    document = {
+        "run": "r",
+        **sides,
+        "model": {"name": "test_resnet", "layers": ["layer1"], "jpeg_draft": True},
+    }
+    assert parse_config(document).model.jpeg_draft
+    with pytest.raises(ConfigError, match=rf"model\.jpeg_draft .* source {source['source']} \({side}\)"):
+        parse_config(document | {side: source})

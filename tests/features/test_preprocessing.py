@@ -5,11 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose, Grayscale, Normalize, PILToTensor, Resize, ToTensor
 
-from semrsm_dist.features.preprocessing import Preprocessing
+from semrsm_dist.errors import ConfigError
+from semrsm_dist.features.preprocessing import DRAFT_FACTOR, Preprocessing
 
 OWN = {
     "of tensors": Compose([Resize((32, 32)), ToTensor(), torch.nn.Identity()]),
@@ -53,3 +56,32 @@ def test_any_other_transform_is_used_as_it_is(name):
     expected = torch.stack([OWN[name](image) for image in images])
     found = preprocessing.finish(torch.stack([preprocessing.prepare(image) for image in images]))
     assert torch.equal(found, expected)
+
+
+LENGTHS = st.integers(1, 4000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.tuples(LENGTHS, LENGTHS).filter(lambda size: max(size) <= 20 * min(size)),
+    st.sampled_from([32, (48, 32), (32, 48)]),
+    st.sampled_from(["center", "squash", "border"]),
+    st.sampled_from([1.0, 0.875, 0.95]),
+)
+def test_a_draft_is_larger_by_a_factor_than_what_timm_resizes_it_to(size, wanted, mode, share):
+    shape = (3, *np.broadcast_to(wanted, 2).tolist())
+    transform = create_transform(shape, is_training=False, crop_mode=mode, crop_pct=share)
+    resized = transform.transforms[0](Image.new("1", size)).size
+    least = Preprocessing(transform).least_size(size)
+    assert all(abs(few - DRAFT_FACTOR * length) <= 1 for few, length in zip(least, resized, strict=True))
+
+
+def test_the_least_size_of_an_image_that_nearly_vanishes_is_a_pixel():
+    transform = create_transform((3, 32, 32), is_training=False, crop_mode="border")
+    assert Preprocessing(transform).least_size((9000, 1)) == (64 / 0.875 // 2 * 2, 1)
+
+
+@pytest.mark.parametrize("transform", [ToTensor(), Compose([ToTensor(), Resize(32)]), OWN["of a function"]])
+def test_without_a_resize_at_its_beginning_the_least_size_is_unknown(transform):
+    with pytest.raises(ConfigError, match=r"begins with .* not with a resize.*model\.jpeg_draft: false"):
+        Preprocessing(transform).least_size((100, 100))

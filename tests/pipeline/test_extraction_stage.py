@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import semrsm_dist as srs
 from semrsm_dist.engine.engines.local import LocalEngine
@@ -122,6 +123,40 @@ def test_a_run_keeps_to_a_compiled_network_or_to_one_that_is_not(shop, monkeypat
     assert srs.open_run(shop.path / "run").record.fingerprint["model.compile"] is True
     with pytest.raises(ResumeError, match=r"model\.compile"):
         shop.run(with_model(document, compile=False))
+
+
+def test_features_of_large_jpegs_are_those_of_pillows_drafts(shop):
+    folder = shop.images(n=1)
+    for name, size in {"a.jpg": (720, 540), "b.jpg": (520, 301), "c.jpg": (255, 257)}.items():
+        shop.image(f"images/{name}", size=size)
+    document = with_model(shop.of_images("run", folder), jpeg_draft=True)
+    shop.run(document)
+    run = srs.open_run(shop.path / "run")
+    assert run.record.fingerprint["model.jpeg_draft"] is True
+
+    network = Extractor(ModelSpec("test_resnet", "random", 64), ["layer4"], device="cpu")
+    resized_to = int(64 / network.model.data_config["crop_pct"])
+    pictures = []
+    for path, factor in zip(sorted(folder.glob("*.jpg")), (4, 2, 1), strict=True):
+        picture = Image.open(path)
+        assert max(f for f in (1, 2, 4, 8) if min(picture.size) >= 2 * resized_to * f) == factor
+        picture.draft("RGB", tuple(length // factor for length in picture.size))
+        pictures.append(picture)
+    pictures.append(Image.open(folder / "class0/000.png"))
+    stored = FeatureStore(shop.path / "run/features.zarr", "images", "layer4").read(slice(0, 4))
+    np.testing.assert_array_equal(stored, network(pictures)["layer4"])
+    whole = srs.extract(
+        "test_resnet", sorted(folder.glob("*.jpg")), "layer4", weights="random", input_size=64
+    )
+    assert [bool((z == own).all()) for z, own in zip(stored, whole["layer4"], strict=False)] == [
+        False,
+        False,
+        True,
+    ]
+
+    assert shop.command("verify", shop.path / "run").returncode == 0
+    with pytest.raises(ResumeError, match=r"model\.jpeg_draft"):
+        shop.run(with_model(document, jpeg_draft=False))
 
 
 def test_batches_larger_than_a_chunk_are_told(shop):

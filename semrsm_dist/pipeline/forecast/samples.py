@@ -15,7 +15,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
-from semrsm_dist.data.entries import ImageEntry, LoadedImage
+from semrsm_dist.data.entries import ImageEntry, Least, LoadedImage
 from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
@@ -136,6 +136,15 @@ class Sample(ImageSource):
     def load(self, entry: ImageEntry) -> LoadedImage:
         """Load an image as the other source does."""
         return load_image(self._inner, entry)
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether the other source has drafts."""
+        return self._inner.has_drafts
+
+    def load_draft(self, entry: ImageEntry, least: Least) -> LoadedImage:
+        """Load a draft of an image as the other source does."""
+        return load_image(self._inner, entry, least)
 
     def stamp(self, entry: ImageEntry) -> tuple[int, int] | None:
         """Return size and time of an image as the other source does."""

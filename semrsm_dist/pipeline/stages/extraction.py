@@ -74,6 +74,7 @@ def extract_features(
         spec=model_spec(config),
         gpus=1 if gpus else 0,
         compiled=config.compile,
+        jpeg_draft=config.jpeg_draft,
         n_images=sum(len(chunk.rows) for chunk in missing) // count,
     )
     resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))

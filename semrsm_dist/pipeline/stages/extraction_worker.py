@@ -79,6 +79,8 @@ class ExtractorFactory:
         GPUs of a worker; with 0 the model runs on the CPU.
     compiled
         Whether the network is compiled.
+    jpeg_draft
+        Whether large JPEGs are decoded at a part of their size.
     n_images
         Images that a worker can expect.
     """
@@ -90,6 +92,7 @@ class ExtractorFactory:
     spec: ModelSpec
     gpus: int
     compiled: bool = False
+    jpeg_draft: bool = False
     n_images: int = 0
 
     def __call__(self) -> Worker:
@@ -98,7 +101,7 @@ class ExtractorFactory:
         Raises
         ------
         ConfigError
-            If the network cannot be compiled.
+            If the network cannot be compiled, or drafts cannot be used with its preprocessing.
         ResumeError
             If the model found here is not the run's.
         UnusableGpuError, WorkerLostError
@@ -118,6 +121,8 @@ class ExtractorFactory:
         self._require_same_model(*describe_model(extractor.model, extractor.layers))
         if self.gpus or self.compiled:
             extractor.warm_up()
+        if self.jpeg_draft:
+            extractor.preprocessing.least_size(extractor.model.input_size)  # or say that it is unknown
         return _ExtractionWorker(self, extractor)
 
     def _require_same_model(self, facts: Mapping[str, Any], layers: Mapping[str, LayerSizes]) -> None:
@@ -170,7 +175,7 @@ class _ExtractionWorker:
         self._writers = WRITERS if setup.gpus else 1
         count = count_readers(on_gpu=setup.gpus > 0)
         self._readers = ReaderPool(
-            ImageReader(setup.sources, extractor.preprocessing),
+            ImageReader(setup.sources, extractor.preprocessing, setup.jpeg_draft),
             count,
             in_processes=count > LEAST_READERS and setup.n_images > FEW_IMAGES,
         )

@@ -43,10 +43,13 @@ class ImageReader:
         Where the images of each side are read.
     preprocessing
         What is done to them.
+    jpeg_draft
+        Whether large JPEGs are decoded at a part of their size.
     """
 
     sources: Mapping[Side, ImageSource]
     preprocessing: Preprocessing
+    jpeg_draft: bool = False
 
     def __call__(self, side: Side, rows: Sequence[ManifestRow]) -> list[Prepared]:
         """Return some images.
@@ -61,7 +64,8 @@ class ImageReader:
         return [self._read(self.sources[side], row) for row in rows]
 
     def _read(self, source: ImageSource, row: ManifestRow) -> Prepared:
-        loaded = load_image(source, row.entry)
+        least = self.preprocessing.least_size if self.jpeg_draft else None
+        loaded = load_image(source, row.entry, least)
         if loaded.sha256 != row.sha256:
             raise InputError(
                 f"image {row.image_id!r} is no longer the one that this run began with (hash {loaded.sha256[:12]}, "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.data.entries import UnreadableImageError
+from semrsm_dist.data.entries import UnreadableImageError, smallest
 from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
 from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.data.sources.features import FeaturesData
@@ -64,7 +64,7 @@ def _hash_images(
     def check(item: tuple[int, ManifestRow]) -> None:
         row = item[1]
         try:
-            loaded = load_image(source, row.entry)
+            loaded = load_image(source, row.entry, smallest)
         except UnreadableImageError as error:
             if row.mtime_ns is not None and source.stamp(row.entry) is None:
                 gone.append(row.image_id)
@@ -117,7 +117,8 @@ def _extract_sample(
         if found != record.model.facts["weights_sha256"]:
             raise InputError(f"the weights found here have the hash {found}, not that of the run")
         with reproducible(extractor.precision):
-            images = [extractor.transform(load_image(source, row.entry).image) for _, row in chosen]
+            least = extractor.preprocessing.least_size if model.jpeg_draft else None
+            images = [extractor.transform(load_image(source, row.entry, least).image) for _, row in chosen]
             extracted = extractor(images)
     except SemrsmError as error:
         inspection.unchecked.append(f"features of {side} were not extracted again: {error}")

@@ -576,6 +576,7 @@ def test_what_alters_the_numbers_is_marked_and_nothing_else():
         "seed",
         "precision",
         "compile",
+        "jpeg_draft",
     }
     assert set(result_fields(config.features)) == set(StorageConfig.model_fields)
     assert set(result_fields(config.matching)) == {"matcher"}
@@ -607,7 +608,7 @@ def test_controls_that_were_added_are_no_facts_until_they_are_used():
     used = DigitScenes(source="digits", digits=2, arrangement="pair")
     assert fingerprint_fields(used).keys() - fingerprint_fields(data).keys() == {"arrangement"}
     model = parse_config(DIGITS).model
-    assert fingerprint_fields(model) | {"compile": False} == result_fields(model)
+    assert fingerprint_fields(model) | {"compile": False, "jpeg_draft": False} == result_fields(model)
 
 
 CROPS = """\

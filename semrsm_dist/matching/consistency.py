@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.panel import Panel, prepare_panel
-from semrsm_dist.matching.result import TileResult
+from semrsm_dist.matching.result import UNMATCHED, Match, TileResult
 
 ROUNDING = 1e-6
 """Share of the product of the norms by which results may contradict each other, so that float32 arithmetic may."""
@@ -66,6 +66,36 @@ def find_fault(tile: TileResult, rows: Panel, columns: Panel, tolerance: float |
         f"{what}, for {counts[fault]} of {tile.matched.size} pairs, the first with value {value!r}, upper bound "
         f"{bound!r}, identity {own!r} and product of the norms {float(norms[0][r] * norms[1][c])!r}"
     )
+
+
+def find_match_fault(match: Match, rows: Panel, columns: Panel) -> str | None:
+    """Return in words why a match of one image each is none: for its permutation, or its value; None if it is one."""
+    z_i, z_j, partners = rows.tokens(0), columns.tokens(0), match.permutation
+    fewest, matched = min(len(z_i), len(z_j)), partners != UNMATCHED
+    used = np.unique(partners[matched])
+    if not (
+        partners.shape == (len(z_i),)
+        and partners.dtype.kind == "i"
+        and used.size == np.count_nonzero(matched) == fewest
+        and used[0] >= 0
+        and used[-1] < len(z_j)
+    ):
+        return (
+            f"the permutation {partners!r}, which does not give each of {fewest} tokens a partner of its own"
+        )
+    value = inner_product(z_i[matched], z_j[partners[matched]])
+    norms = math.sqrt(rows.squared_norms[0]) * math.sqrt(columns.squared_norms[0])
+    if not abs(match.value - value) <= ROUNDING * norms:
+        return f"the value {match.value!r} with a permutation of value {value!r}"
+    return None
+
+
+def as_tile(match: Match, rows: Panel, columns: Panel) -> TileResult:
+    """Return a match of one image each as the result of a tile."""
+    z_i, z_j = rows.tokens(0), columns.tokens(0)
+    identity = inner_product(z_i, z_j) if len(z_i) == len(z_j) else math.nan
+    found, bound, own = (np.full((1, 1), n) for n in (match.value, match.upper_bound, identity))
+    return TileResult(found, bound, own)
 
 
 def compile_check() -> None:

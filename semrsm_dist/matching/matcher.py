@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -18,6 +17,7 @@ from semrsm_dist.errors import ConfigError, InputError, WorkError, did_you_mean
 from semrsm_dist.fields import Section, explain_problem
 from semrsm_dist.matching import consistency
 from semrsm_dist.matching.bounds import inner_product
+from semrsm_dist.matching.checking import find_problems, is_number, unrecordable
 from semrsm_dist.matching.panel import Panel, prepare_panel
 from semrsm_dist.matching.representations import (
     as_array,
@@ -27,16 +27,13 @@ from semrsm_dist.matching.representations import (
     require_floating,
 )
 from semrsm_dist.matching.result import Match, TileResult
-from semrsm_dist.plugins import Plugins, check_name
+from semrsm_dist.plugins import Plugins
 
 PairMatch = tuple[float, float, NDArray[np.intp]]
 """Value, upper bound and permutation."""
 
 FLOAT32_TOLERANCE = 1e-6
 """Results of matchers with a smaller tolerance on the cosine scale are not to be rounded to float32."""
-
-UNMATCHED = -1
-"""The partner of a token that has none, because the other image has fewer tokens."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Matcher(Section, ABC):
     def _can_be_recorded(self) -> Self:
         """Check that a run's record can hold the parameters, and a later session recognise them."""
         for name, value in self.model_dump().items():
-            wrong = _unrecordable(value)
+            wrong = unrecordable(value)
             if wrong:
                 raise ValueError(
                     f"{name}: the run's record cannot hold {wrong}: correct the matcher or the value"
@@ -210,31 +207,11 @@ class Matcher(Section, ABC):
             raise self._wrong(
                 f"{found!r} for a pair of images, not (value, upper bound, permutation)"
             ) from error
-        self._check_match(match, *pair)
+        fault = consistency.find_match_fault(match, *pair)
+        if fault is not None:
+            raise self._wrong(fault)
+        self.check_tile(consistency.as_tile(match, *pair), *pair)
         return match
-
-    def _check_match(self, match: Match, rows: Panel, columns: Panel) -> None:
-        """Raise WorkError unless a match of one image each is one: a permutation, its value and a bound on it."""
-        z_i, z_j, partners = rows.tokens(0), columns.tokens(0), match.permutation
-        fewest, matched = min(len(z_i), len(z_j)), partners != UNMATCHED
-        used = np.unique(partners[matched])
-        if not (
-            partners.shape == (len(z_i),)
-            and partners.dtype.kind == "i"
-            and used.size == np.count_nonzero(matched) == fewest
-            and used[0] >= 0
-            and used[-1] < len(z_j)
-        ):
-            raise self._wrong(
-                f"the permutation {partners!r}, which does not give each of {fewest} tokens a partner of its own"
-            )
-        value = consistency.inner_product(z_i[matched], z_j[partners[matched]])
-        norms = math.sqrt(rows.squared_norms[0]) * math.sqrt(columns.squared_norms[0])
-        if not abs(match.value - value) <= consistency.ROUNDING * norms:
-            raise self._wrong(f"the value {match.value!r} with a permutation of value {value!r}")
-        identity = consistency.inner_product(z_i, z_j) if len(z_i) == len(z_j) else math.nan
-        found, bound, own = (np.full((1, 1), n) for n in (match.value, match.upper_bound, identity))
-        self.check_tile(TileResult(found, bound, own), rows, columns)
 
     def _wrong(self, returned: str) -> WorkError:
         return WorkError(
@@ -256,7 +233,7 @@ class Matcher(Section, ABC):
                 raise self._wrong(f"{found} as the array {name!r} of a tile, not float64 {shape}")
         for name in ("products", "solving"):
             seconds = getattr(tile, name, None)
-            if not _is_number(seconds, 0):
+            if not is_number(seconds, 0):
                 raise self._wrong(f"{seconds!r} as {name!r} of a tile, not a number of seconds")
         tolerance = getattr(self, "tolerance", None) if self.certified else None
         fault = consistency.find_fault(tile, rows, columns, tolerance)
@@ -351,55 +328,9 @@ class Matcher(Section, ABC):
         return 0.0, 0.0
 
 
-def _check(name: str, kind: type[Matcher]) -> Iterator[str]:
-    """Yield what is wrong with the class of a matcher, with all its methods there."""
-    yield from check_name(name, getattr(kind, "name", None))
-    for attribute in ("certified", "takes_unequal"):
-        if not isinstance(getattr(kind, attribute), bool):
-            yield f"its {attribute} is {getattr(kind, attribute)!r}, not True or False"
-    for attribute, least in (("version", 1), ("cpus", 0), ("gpus", 0)):
-        if not _is_number(getattr(kind, attribute), least):
-            yield f"its {attribute} is {getattr(kind, attribute)!r}, not a number from {least} on"
-    if any(field.is_required() for field in kind.model_fields.values()):
-        yield "a parameter has no default"
-        return
-    try:
-        matcher = kind()
-        costs = (
-            matcher.pair_seconds(196, 256),
-            matcher.workspace_bytes(196, 256),
-            matcher.panel_bytes(8, 196, 256),
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, its author must know
-        yield f"with its defaults it fails ({type(error).__name__}: {error})"
-        return
-    for method, cost in zip(("pair_seconds", "workspace_bytes", "panel_bytes"), costs, strict=True):
-        if not _is_number(cost, 0) or (method == "pair_seconds" and cost == 0):
-            yield f"its {method}, of 196 tokens and 256 channels, is {cost!r}, not a positive number"
-
-
-def _is_number(value: Any, least: int) -> bool:
-    numbers = int | float | np.integer | np.floating
-    return isinstance(value, numbers) and not isinstance(value, bool) and bool(least <= value < math.inf)
-
-
-def _unrecordable(value: Any) -> str:
-    """Return what part of a parameter no record can hold, or an empty text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value!r}, which JSON lacks"
-    if isinstance(value, set | frozenset):
-        return "a set, whose order differs from process to process"
-    parts = (
-        [*value, *value.values()]
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    return next(filter(None, map(_unrecordable, parts)), "")
-
-
-MATCHERS: Plugins[type[Matcher]] = Plugins("matcher", "semrsm_dist.matching.matchers", Matcher, check=_check)
+MATCHERS: Plugins[type[Matcher]] = Plugins(
+    "matcher", "semrsm_dist.matching.matchers", Matcher, check=find_problems
+)
 """The matchers by name."""
 
 

@@ -170,10 +170,7 @@ def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
 def prepare_packed_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> PackedPanel:
     """Check representations (T, S, C) and return them centred, scaled and packed as well; see `prepare_panel`.
 
-    Raises
-    ------
-    InputError
-        As `prepare_panel`.
+    Raises InputError as `prepare_panel` does.
     """
     panel = prepare_panel(z, token_counts)
     packed = empty_aligned((panel.n_images, padded(panel.n_tokens) * panel.n_channels), np.float32)

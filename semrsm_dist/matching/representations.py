@@ -19,11 +19,8 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
     """Return a NumPy array of native byte order: of an array, of lists of numbers, or of a tensor on any device.
 
     Tensors may require gradients. bfloat16, which NumPy lacks, becomes float32; whole numbers in lists become float64.
-
-    Raises
-    ------
-    InputError
-        If numbers are masked (what lies under the mask would be taken for numbers), or it is no such array.
+    Raises InputError if numbers are masked (what lies under the mask would be taken for numbers), or it is no such
+    array.
     """
     given: Any = z
     if isinstance(given, Mapping):
@@ -102,10 +99,7 @@ def require_floating(array: NDArray[Any]) -> None:
 def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return representations of (S_i, C) as one array (N, max S_i, C) filled up with zeros, and the S_i.
 
-    Raises
-    ------
-    InputError
-        If one is not (S_i, C), or they differ in channels or type.
+    Raises InputError if one is not (S_i, C), or they differ in channels or type.
     """
     arrays = [as_array(image) for image in images]
     for index, array in enumerate(arrays):

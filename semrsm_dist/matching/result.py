@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+UNMATCHED = -1
+"""The partner of a token that has none, because the other image has fewer tokens."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Match:

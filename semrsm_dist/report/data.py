@@ -16,11 +16,12 @@ from semrsm_dist.progress import Reporter
 from semrsm_dist.report.bundle import colour_scale
 from semrsm_dist.report.maps import Seen as SeenPairs
 from semrsm_dist.report.maps import make_maps, read_pairs
-from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, Similarities, count_pairs, match_pairs
+from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, count_pairs, match_pairs
 from semrsm_dist.report.model import Array, Data, Images, Layer, Queries, Seen
 from semrsm_dist.report.pictures import read_seen, read_thumbnails
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
 from semrsm_dist.results.images import ImageReader
+from semrsm_dist.results.neighbours import Similarities
 from semrsm_dist.results.run import Run
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,7 @@ class _Parts:
 def gather(run: Run, reporter: Reporter) -> Gathered:
     """Gather what a page shows of a run, as far as it has been computed.
 
-    Raises
-    ------
-    StorageError
-        If what has been computed is damaged.
+    Raises StorageError if what has been computed is damaged.
     """
     manifests = {side: run.manifest(side) for side in run.record.sides}
     parts, images = _Parts(), RetrievalSet(run, manifests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from semrsm_dist.errors import StorageError, first_line
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.model import Array, Matches
+from semrsm_dist.results.neighbours import Similarities
 from semrsm_dist.results.run import Run
 
 if TYPE_CHECKING:
@@ -29,14 +30,6 @@ MOST_SECONDS = 30.0
 """That matching the pairs of a layer again may take, by the matcher's own estimate."""
 
 Pair = tuple[int, int]
-
-
-class Similarities(NamedTuple):
-    """What a run has of a pair, on the cosine scale."""
-
-    semantic: float
-    spatial: float
-    gap: float
 
 
 class PairChoice:

@@ -26,6 +26,17 @@ class Neighbours(NamedTuple):
     """How far the similarity can be below that of the best permutation."""
 
 
+class Similarities(NamedTuple):
+    """What a run has of a pair in some kernel."""
+
+    semantic: float
+    """After matching."""
+    spatial: float
+    """Position by position."""
+    gap: float
+    """How far the former can be below that of the best permutation."""
+
+
 @dataclass(frozen=True)
 class LayerNeighbours:
     """The neighbours of a layer, read in parts."""
@@ -41,13 +52,7 @@ class LayerNeighbours:
 
     @classmethod
     def open(cls, store: NeighbourStore, kernel: str, sigma: float | None) -> LayerNeighbours:
-        """Open a finished layer.
-
-        Raises
-        ------
-        IncompleteError
-            If it has not been finished.
-        """
+        """Open a finished layer; raises IncompleteError if it has not been finished."""
         return cls(store, store.squared_norms(), kernel, sigma)
 
     @property
@@ -56,13 +61,7 @@ class LayerNeighbours:
         return self.squared_norms[0].size
 
     def read(self, rows: slice) -> Neighbours:
-        """Return the neighbours of some rows.
-
-        Raises
-        ------
-        StorageError
-            If they are damaged or missing.
-        """
+        """Return the neighbours of some rows; raises StorageError if they are damaged or missing."""
         indices = self.store.read(INDICES, rows)
         there = indices != NOBODY
         matched, identity, gap = (self.store.read(name, rows)[there] for name in NUMBERS)
@@ -79,3 +78,16 @@ class LayerNeighbours:
         values = np.full((3, *indices.shape), np.nan)
         values[:, there] = stored(matched), stored(identity), derive(matched + gap) - derive(matched)
         return Neighbours(indices, *values)
+
+    def find(self, row: int, column: int, *, symmetric: bool) -> tuple[Similarities, float] | None:
+        """Return the similarities of a pair and its matched inner product; None if it is not kept.
+
+        In a symmetric run, it is also kept if the row's image is a neighbour of the column's. Errors as in `read`.
+        """
+        for image, other in ((row, column), (column, row))[: 1 + symmetric]:
+            rows = slice(image, image + 1)
+            indices, *numbers = self.read(rows)
+            for rank in np.flatnonzero(indices[0] == other):
+                found = Similarities(*(float(column[0, rank]) for column in numbers))
+                return found, float(self.store.read("matched", rows)[0, rank])
+        return None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +13,14 @@ from PIL.Image import Image
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.kernels import derive_pairs
-from semrsm_dist.matching.matcher import UNMATCHED
 from semrsm_dist.matching.matchers import make_matcher
+from semrsm_dist.matching.result import UNMATCHED
 from semrsm_dist.results.images import ImageReader
 from semrsm_dist.results.matrices import DerivedMatrix
 from semrsm_dist.results.nearest import find_image
-from semrsm_dist.results.neighbours import LayerNeighbours
+from semrsm_dist.results.neighbours import LayerNeighbours, Similarities
 from semrsm_dist.results.reader import RunReader
-from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.features import FeatureReader, FeatureStore
 from semrsm_dist.store.tiles import KINDS
 
 LARGEST = 512
@@ -87,30 +86,22 @@ class PairMatcher:
         self._accuracy = float(parameters["tolerance"]) if is_elsewhere else 0.0
         self._matcher = make_matcher(name, **parameters)
         self._is_symmetric = run.is_symmetric
-        self._chunk_size = run.record.chunk_size
-        self._read_chunk = lru_cache(maxsize=4)(_read_chunk)
-        self._sides = [
-            (FeatureStore(run.directory.features, side, layer), run.record.counts[side])
-            for side in (run.record.row_side, "images")
-        ]
+        readers = {
+            side: FeatureReader(FeatureStore(run.directory.features, side, layer))
+            for side in run.record.sides
+        }
+        self._read_i, self._read_j = readers[run.record.row_side], readers["images"]
 
     def match(self, row: int, column: int) -> TokenMatch:
         """Match an image of the rows with one of the columns, in a symmetric run the earlier with the later image.
 
-        That of an image with itself is the identity, of which the run knows the value exactly.
-        Pairs of the same feature chunks should follow each other: they are read once then.
-
-        Raises
-        ------
-        StorageError
-            If their features are missing or damaged.
+        That of an image with itself is the identity, of which the run knows the value exactly. Pairs of the same
+        feature chunks should follow each other: they are read once then. Raises StorageError if their features are
+        missing or damaged.
         """
         if self._is_symmetric and row > column:
             return self.match(column, row).mirrored()
-        z_i, z_j = (
-            self._read(store, count, image)
-            for (store, count), image in zip(self._sides, (row, column), strict=True)
-        )
+        z_i, z_j = (z.astype(np.float32, copy=False) for z in (self._read_i(row), self._read_j(column)))
         wide_i, wide_j = z_i.astype(np.float64), z_j.astype(np.float64)
         if self._is_symmetric and row == column:
             partners, value = np.arange(len(z_i)), float(np.vdot(wide_i, wide_i))
@@ -126,17 +117,6 @@ class PairMatcher:
         norms = float(np.linalg.norm(wide_i) * np.linalg.norm(wide_j))
         sizes = len(z_i), len(z_j)
         return TokenMatch(value, upper_bound, norms, partners, matched, identity, sizes, self._accuracy)
-
-    def _read(self, store: FeatureStore, n_images: int, image: int) -> NDArray[np.float32]:
-        start = image // self._chunk_size * self._chunk_size
-        z, token_counts = self._read_chunk(store, range(start, min(start + self._chunk_size, n_images)))
-        return np.asarray(z[image - start, : token_counts[image - start]], dtype=np.float32)
-
-
-def _read_chunk(store: FeatureStore, images: range) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Return features and token counts of consecutive images: those of pairs are best read chunk by chunk."""
-    part = slice(images.start, images.stop)
-    return store.read(part), store.read_token_counts(part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,9 +185,9 @@ def find_pair(
         indices=(i, j),
         ids=(str(ids[sides[0]][i]), str(ids["images"][j])),
         labels=(manifests[sides[0]].labels()[i], manifests["images"].labels()[j]),
-        similarity=values.similarity,
-        upper_bound=values.similarity + values.gap,
-        identity=values.identity,
+        similarity=values.semantic,
+        upper_bound=values.semantic + values.gap,
+        identity=values.spatial,
         permutation=found.permutation,
         contributions=found.matched * scale,
         identity_contributions=found.identity * scale,
@@ -217,17 +197,9 @@ def find_pair(
     )
 
 
-class _Values(NamedTuple):
-    """What a run has of a pair."""
-
-    similarity: float
-    gap: float
-    identity: float
-
-
 def _open_values(
     run: RunReader, layer: str, kernel: str, sigma: float | None
-) -> Callable[[int, int, TokenMatch], _Values]:
+) -> Callable[[int, int, TokenMatch], Similarities]:
     """Return a function that reads what a run has of a pair, which has been matched again."""
     if run.record.neighbours is not None:
         neighbours = run.layer_neighbours(layer, kernel, sigma=sigma)
@@ -237,32 +209,30 @@ def _open_values(
     )
 
 
-def _values_of_matrices(matrices: list[DerivedMatrix], i: int, j: int, found: TokenMatch) -> _Values:
+def _values_of_matrices(matrices: list[DerivedMatrix], i: int, j: int, found: TokenMatch) -> Similarities:
     semantic, spatial = matrices
     key = np.array([i]), np.array([j])
     _require_same(semantic.layer.read(("matched",), key).item(), found, i, j)
-    values = semantic.read(key), semantic.read_gap(key), spatial.read(key)
-    return _Values(*(value.item() for value in values))
+    values = semantic.read(key), spatial.read(key), semantic.read_gap(key)
+    return Similarities(*(value.item() for value in values))
 
 
 def _values_of_neighbours(
     neighbours: LayerNeighbours, symmetric: bool, i: int, j: int, found: TokenMatch
-) -> _Values:
+) -> Similarities:
     """Return what is kept of a pair if one is a neighbour of the other, else what matching it again gave."""
-    for row, other in ((i, j), (j, i))[: 1 + symmetric]:
-        rows = slice(row, row + 1)
-        indices, *numbers = neighbours.read(rows)
-        for rank in np.flatnonzero(indices[0] == other):
-            _require_same(float(neighbours.store.read("matched", rows)[0, rank]), found, i, j)
-            similarity, identity, gap = (float(column[0, rank]) for column in numbers)
-            return _Values(similarity, gap, identity)
+    kept = neighbours.find(i, j, symmetric=symmetric)
+    if kept is not None:
+        similarities, matched = kept
+        _require_same(matched, found, i, j)
+        return similarities
     inner = np.array([found.value, found.upper_bound, found.identity.sum()])
     norms_i, norms_j = (
         np.full(3, norms[place]) for norms, place in zip(neighbours.squared_norms, (i, j), strict=True)
     )
     values = derive_pairs(neighbours.kernel, inner, norms_i, norms_j, neighbours.sigma)
     value, bound, identity = values.tolist()
-    return _Values(value, bound - value, identity)
+    return Similarities(value, identity, bound - value)
 
 
 def _require_same(stored: float, found: TokenMatch, i: int, j: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,11 @@ class FeatureStore:
     def n_channels(self) -> int:
         """C."""
         return int(self._arrays[POOLED].shape[1])
+
+    @property
+    def chunk_size(self) -> int:
+        """Images of a chunk."""
+        return int(self._arrays[FEATURES].chunks[0])
 
     def create(
         self, n_images: int, n_tokens: int, n_channels: int, chunk_size: int, dtype: str, run: str
@@ -137,13 +142,7 @@ class FeatureStore:
         return sorted(removed)
 
     def remove(self, numbers: Collection[int] | None = None) -> None:
-        """Delete chunks of these numbers, or all.
-
-        Raises
-        ------
-        StorageError
-            If they cannot be removed.
-        """
+        """Delete chunks of these numbers, or all; raises StorageError if they cannot be removed."""
         for name in reversed(ARRAYS):  # features first: a chunk without them is not complete
             for index in chunks.list_chunks(self.group, name):
                 if numbers is None or index[0] in numbers:
@@ -178,48 +177,59 @@ class FeatureStore:
     def read(self, images: slice) -> NDArray[np.floating[Any]]:
         """Return (T, S, C) features of consecutive images, in the stored type; zeros beyond an image's tokens.
 
-        Raises
-        ------
-        StorageError
-            If they are missing or damaged.
+        Raises StorageError if they are missing or damaged.
         """
-        array = self._arrays[FEATURES]
-        return chunks.read_region(array, (images, *(slice(0, length) for length in array.shape[1:])))
+        return self._read(FEATURES, images)
 
-    def read_token_counts(self, images: slice | None = None) -> NDArray[np.int64]:
-        """Return how many tokens consecutive images have, (T,); without `images`, all of them.
+    def read_token_counts(self, images: slice = slice(None)) -> NDArray[np.int64]:
+        """Return how many tokens some consecutive images have, or all, (T,).
 
-        Raises
-        ------
-        StorageError
-            If some are missing or damaged.
+        Raises StorageError if some are missing or damaged.
         """
-        array = self._arrays[TOKEN_COUNT]
-        return chunks.read_region(array, (images or slice(0, array.shape[0]),)).astype(np.int64)
+        return self._read(TOKEN_COUNT, images).astype(np.int64)
 
     def read_squared_norms(self) -> NDArray[np.float64]:
-        """Return (N,) squared norms.
-
-        Raises
-        ------
-        StorageError
-            If some are missing or damaged.
-        """
-        return self._read_part(SQUARED_NORM, slice(None))
+        """Return (N,) squared norms; raises StorageError if some are missing or damaged."""
+        return self._read(SQUARED_NORM, slice(None))
 
     def read_pooled(self, images: slice = slice(None)) -> NDArray[np.float32]:
         """Return (n, C) mean concept vectors of some images, or of all.
 
-        Raises
-        ------
-        StorageError
-            If some are missing or damaged.
+        Raises StorageError if some are missing or damaged.
         """
-        return self._read_part(POOLED, images)
+        return self._read(POOLED, images)
 
-    def _read_part(self, name: str, images: slice) -> NDArray[Any]:
+    def read_chunk(self, number: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+        """Return what `read` and `read_token_counts` return of the images of a chunk."""
+        images = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
+        return self.read(images), self.read_token_counts(images)
+
+    def _read(self, name: str, images: slice) -> NDArray[Any]:
         array = self._arrays[name]
-        lengths = array.shape[1:]
+        start, stop, _ = images.indices(array.shape[0])
         return chunks.read_region(
-            array, (slice(*images.indices(array.shape[0])[:2]), *(slice(0, length) for length in lengths))
+            array, (slice(start, stop), *(slice(0, length) for length in array.shape[1:]))
         )
+
+
+class FeatureReader:
+    """Reads the features of single images, each with its own number of tokens.
+
+    Parameters
+    ----------
+    store
+        Where they are.
+    held
+        How many of the chunks that were read last are kept.
+    """
+
+    def __init__(self, store: FeatureStore, held: int = 4) -> None:
+        self._store = store
+        self._read_chunk = lru_cache(held)(store.read_chunk)
+
+    def __call__(self, image: int) -> NDArray[np.floating[Any]]:
+        """Return (S_i, C) of an image; raises what `FeatureStore.read` raises."""
+        number, place = divmod(image, self._store.chunk_size)
+        z, counts = self._read_chunk(number)
+        features: NDArray[np.floating[Any]] = z[place, : counts[place]]
+        return features

@@ -30,9 +30,9 @@ from semrsm_dist.matching.compiled.product import padded, rounding_of_product
 from semrsm_dist.matching.device import cuda
 from semrsm_dist.matching.device.forms import CAPACITIES
 from semrsm_dist.matching.device.solver import solve, solve_pair
-from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
+from semrsm_dist.matching.matcher import Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import PackedPanel, Panel, prepare_packed_panel
-from semrsm_dist.matching.result import TileResult
+from semrsm_dist.matching.result import UNMATCHED, TileResult
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)

@@ -12,8 +12,9 @@ from typing_extensions import override
 from semrsm_dist.matching.bounds import float64_rounding, matched_value, norm_bound
 from semrsm_dist.matching.compiled.jit import compiled
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded
-from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
+from semrsm_dist.matching.matcher import Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel
+from semrsm_dist.matching.result import UNMATCHED
 
 
 class Greedy(Matcher):

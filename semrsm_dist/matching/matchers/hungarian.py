@@ -9,8 +9,9 @@ import numpy as np
 from typing_extensions import override
 
 from semrsm_dist.matching.bounds import float64_rounding, matched_value
-from semrsm_dist.matching.matcher import UNMATCHED, Matcher, PairMatch, product_seconds
+from semrsm_dist.matching.matcher import Matcher, PairMatch, product_seconds
 from semrsm_dist.matching.panel import Panel
+from semrsm_dist.matching.result import UNMATCHED
 
 
 class Hungarian(Matcher):

@@ -36,7 +36,7 @@ from semrsm_dist.report.maps import (
     order_images,
     read_pairs,
 )
-from semrsm_dist.report.matches import Similarities, match_pairs
+from semrsm_dist.report.matches import match_pairs
 from semrsm_dist.report.model import Data, Images, Layer, Order, PairFacts, Tiles
 from semrsm_dist.report.page import render
 from semrsm_dist.report.pictures import SIZES, read_picture
@@ -46,6 +46,7 @@ from semrsm_dist.report.view.filling import Filler, Source
 from semrsm_dist.report.view.pyramid import Tile
 from semrsm_dist.report.view.tiles import VERSION, CachedTiles, MapTiles, describe_tiles
 from semrsm_dist.results.images import NO_HASH, ImageReader
+from semrsm_dist.results.neighbours import Similarities
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.inventory import read_generation
 
@@ -196,12 +197,7 @@ class LiveRun:
     def pair(self, layer: str, row: int, column: int) -> PairFacts | None:
         """Return what the run has of a pair, matched again; None of a pair that it does not keep.
 
-        In a symmetric run, the earlier image comes first.
-
-        Raises
-        ------
-        IndexError
-            If there is no such pair.
+        In a symmetric run, the earlier image comes first. Raises IndexError if there is no such pair.
         """
         self._require(layer)
         counts = self.run.record.counts
@@ -217,10 +213,7 @@ class LiveRun:
     def picture(self, side: str, image: int, *, large: bool) -> tuple[bytes | None, str]:
         """Return the picture of an image as a JPEG file, large as the model sees it, and what is wrong with it.
 
-        Raises
-        ------
-        ConfigError, IndexError
-            If there is no such side or image.
+        Raises ConfigError or IndexError if there is no such side or image.
         """
         require_known("side", side, self._readers)
         if image >= self.run.record.counts[side]:
@@ -271,13 +264,8 @@ class LiveRun:
         if self.run.record.neighbours is None:
             values = read_pairs(self.run.matrices(layer), np.array([row]), np.array([column]))
             return Similarities(*(float(part[0]) for part in (values.semantic, values.spatial, values.gap)))
-        neighbours = self.run.layer_neighbours(layer)
-        for image, other in ((row, column), (column, row))[: 1 + self.run.is_symmetric]:
-            found = neighbours.read(slice(image, image + 1))
-            for rank in np.flatnonzero(found.indices[0] == other):
-                numbers = (found.similarity, found.identity, found.gap)
-                return Similarities(*(float(part[0, rank]) for part in numbers))
-        return None
+        kept = self.run.layer_neighbours(layer).find(row, column, symmetric=self.run.is_symmetric)
+        return None if kept is None else kept[0]
 
     def _name(self, kind: str, layer: str, more: str = "") -> str:
         """Return the name in the cache of something that depends on a layer's numbers, and on more."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +12,7 @@ from semrsm_dist.features.arrays import hash_token_counts
 from semrsm_dist.results.verification.inspection import ArrayChunks, Inspection
 from semrsm_dist.results.verification.numbers import Problem, check_features
 from semrsm_dist.results.verification.report import Kind
-from semrsm_dist.store.features import ARRAYS, FEATURES, FeatureStore, chunk_index
-
-PANELS_HELD = 4
-"""Feature chunks that are kept while pairs are solved."""
+from semrsm_dist.store.features import ARRAYS, FEATURES, FeatureReader, FeatureStore, chunk_index
 
 
 @dataclass(frozen=True)
@@ -38,26 +33,7 @@ class SoundFeatures:
 
     def reader(self) -> FeatureReader:
         """Return a reader of single images."""
-        return FeatureReader(self)
-
-
-class FeatureReader:
-    """Reads the features of single images; the chunks that were read last are kept."""
-
-    def __init__(self, features: SoundFeatures) -> None:
-        self._features = features
-        self._read = lru_cache(PANELS_HELD)(self._read_chunk)
-
-    def __call__(self, image: int) -> NDArray[np.floating[Any]]:
-        """Return (S, C) of an image, with its own number of tokens."""
-        number, place = divmod(image, self._features.chunk_size)
-        z: NDArray[np.floating[Any]] = self._read(number)[place]
-        return z[: self._features.token_counts[image]]
-
-    def _read_chunk(self, number: int) -> NDArray[np.floating[Any]]:
-        start = number * self._features.chunk_size
-        stop = min(start + self._features.chunk_size, len(self._features.token_counts))
-        return self._features.store.read(slice(start, stop))
+        return FeatureReader(self.store)
 
 
 def inspect_features(inspection: Inspection, side: str, layer: str, *, needed: bool) -> SoundFeatures:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.http import HttpProcessingError
 
 from semrsm_dist.errors import ConfigError, SemrsmError, first_line
@@ -72,17 +72,13 @@ def make_app(live: LiveRun, token: str, host: str = LOOPBACK) -> web.Application
         return response
 
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    # What is no request is answered before any handler, so the header that names versions is replaced at its source.
+    vars(web_response)["SERVER_SOFTWARE"] = "semrsm"
     pages = _Pages(live)
     app = web.Application(middlewares=[guard])
     app.add_routes(pages.routes())
-    app.on_response_prepare.append(_hide_software)
     app.on_cleanup.append(pages.close)
     return app
-
-
-async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
-    """Remove the header that names the versions at work."""
-    response.headers.pop("Server", None)
 
 
 def _is_addressed(request: web.Request, host: str) -> bool:

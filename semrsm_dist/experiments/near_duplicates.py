@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import SEMANTIC, Names, RetrievalImages, RetrievalTask
-from semrsm_dist.pipeline.stages.evaluation import require_labels
+from semrsm_dist.experiments.labels import require_labels
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.record import Side
 
@@ -79,12 +79,8 @@ def make_task(
 ) -> RetrievalTask:
     """Return the retrieval task of a run, in which no image of a query's group is a hit; None for no groups.
 
-    Labels whose objects cover less of an image than `min_area` do not count; see `Manifest.labels`.
-
-    Raises
-    ------
-    InputError
-        If no image of a side has labels.
+    Labels whose objects cover less of an image than `min_area` do not count; see `Manifest.labels`. Raises InputError
+    if no image of a side has labels.
     """
     manifests = {side: run.manifest(side) for side in run.record.sides}
     require_labels(manifests["images"], manifests.get("queries"))

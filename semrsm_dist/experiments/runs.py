@@ -22,10 +22,7 @@ def complete_run(config: RunConfig, reporter: Reporter) -> Run:
 def evaluation_folder(config: RunConfig) -> Path:
     """Return the folder in a run's directory for what experiments make.
 
-    Raises
-    ------
-    ConfigError
-        If the run is in an object store: experiments map large arrays from files.
+    Raises ConfigError if the run is in an object store: experiments map large arrays from files.
     """
     if not isinstance(config.run, Path):
         raise ConfigError(

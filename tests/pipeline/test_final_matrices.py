@@ -147,7 +147,7 @@ def test_evaluation_block_by_block_is_that_of_whole_matrices(shop, monkeypatch, 
     sections = {"matching": {"tile": 7}, "retrieval": {"k": [1, 3]}, "kernels": ["cosine"]}
     summary = shop.run(labelled(shop, **sections))
     run = srs.open_run(shop.path / "run")
-    task = evaluation.retrieval_task(run.manifest())
+    task = evaluation.retrieval_task({"images": run.manifest()})
     pooled = np.load(shop.path / "z.npy").astype(np.float64).mean(axis=1)
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     similarities = {

@@ -53,7 +53,7 @@ def test_patches_are_matched_again_as_the_matcher_does_it(run, gathered):
 
 
 def test_hits_are_those_of_the_runs_own_retrieval(run, gathered):
-    task = retrieval_task(run.manifest())
+    task = retrieval_task({"images": run.manifest()})
     layer = gathered.data.layers[0]
     for ranking in layer.queries.rankings[:2]:
         expected = find_hits(run.similarity_rows(layer.name, "cosine", ranking.method), task, 8).indices

@@ -24,7 +24,7 @@ from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.evaluation.bootstrap import Interval, mean_interval
 from semrsm_dist.evaluation.correlation import pearson_interval
 from semrsm_dist.evaluation.entries import Entries, RowReader
-from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL, RetrievalTask, find_hits, score_hits
+from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL, RetrievalTask
 from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.kernels import KernelsParameters
 from semrsm_dist.experiments.kernels.report import (
@@ -46,9 +46,10 @@ from semrsm_dist.experiments.kernels.token_variants import (
     list_variants,
     match_variants,
 )
+from semrsm_dist.experiments.near_duplicates import find_groups, make_task
+from semrsm_dist.experiments.query_scores import score_rows
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.matching.kernels import KERNELS
-from semrsm_dist.pipeline.stages.evaluation import require_labels, retrieval_task
 from semrsm_dist.progress import Reporter
 
 SATURATED = 0.01
@@ -62,9 +63,7 @@ def evaluate(config: RunConfig, parameters: KernelsParameters, reporter: Reporte
     """Sweep the width of the RBF kernel, and normalise and centre the tokens of a run on images with labels."""
     resamples, seed = parameters.resamples, parameters.seed
     run = complete_run(config, reporter)
-    images, queries = run.manifest("images"), None if run.is_symmetric else run.manifest("queries")
-    require_labels(images, queries)
-    task = retrieval_task(images, queries)
+    task = make_task(run, find_groups(run, None))
     judge = _Judge(task, task.overlap_rows(), resamples, seed)
     derived = match_variants(config, run, evaluation_folder(config) / "kernels", reporter)
     rows: list[dict[str, Any]] = []
@@ -97,8 +96,7 @@ class _Judge:
 
     def score(self, variant: Variant, read: RowReader) -> NDArray[np.float64]:
         """Return F1@1 of each query."""
-        hits = find_hits(read, self.task, 1, rows_at_once=variant.rows_at_once)
-        return score_hits(hits.indices, self.task, (1,))[:, 0]
+        return score_rows(read, self.task, variant.rows_at_once)
 
     def mean(self, scores: NDArray[np.float64]) -> dict[str, Any]:
         interval = mean_interval(scores, resamples=self.resamples, seed=self.seed)

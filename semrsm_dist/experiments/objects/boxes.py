@@ -28,10 +28,7 @@ PREDICTORS = {
 def read_boxes(path: Path) -> pd.DataFrame:
     """Return the table of boxes, one row an object.
 
-    Raises
-    ------
-    InputError
-        If it cannot be read, lacks a column, or a box is empty or outside its image.
+    Raises InputError if it cannot be read, lacks a column, or a box is empty or outside its image.
     """
     require_input(path)
     try:

@@ -30,6 +30,7 @@ from semrsm_dist.evaluation.retrieval import (
     score_hits,
 )
 from semrsm_dist.experiments.evidence import Findings
+from semrsm_dist.experiments.labels import require_areas, require_weights
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.near_duplicates import Groups, find_groups, make_task
 from semrsm_dist.experiments.retrieval import RetrievalParameters
@@ -48,7 +49,6 @@ from semrsm_dist.experiments.retrieval.report import (
 from semrsm_dist.experiments.retrieval.search import progressive_hits
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
 from semrsm_dist.machine import available_cpus
-from semrsm_dist.pipeline.stages.evaluation import require_areas, require_weights
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 

@@ -18,7 +18,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
-from semrsm_dist.data.manifest import OK
 from semrsm_dist.data.sources.crops import ShiftedCrops, crop_id
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
@@ -124,7 +123,7 @@ def _find_crops(run: Run, shifts: Sequence[float]) -> tuple[NDArray[np.intp], li
 
 def _alike(run: Run) -> NDArray[np.bool_]:
     """Return which pairs of different images are of one group or one content: neither the same nor different."""
-    images = [row for row in run.manifest("images").rows if row.status == OK]
+    images = run.manifest("images").readable
     alike = np.zeros((len(images), len(images)), dtype=bool)
     for names in ([row.sha256 for row in images], [row.group for row in images]):
         known = {name: code for code, name in enumerate(dict.fromkeys(names))}

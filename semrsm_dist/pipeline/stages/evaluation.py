@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Task
-from semrsm_dist.errors import InputError, WorkError, counted
+from semrsm_dist.errors import WorkError
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import (
     POOLED,
@@ -78,7 +78,7 @@ def _evaluate_matrices(
     scoring = None
     with session.timed("evaluation"):
         if _are_labelled(record, manifests) and ks:
-            task = retrieval_task(manifests["images"], manifests.get("queries"))
+            task = retrieval_task(manifests)
             widths = {
                 (layer, kind): run.kernel_matrix(layer, kernel, kind).sigma
                 for layer in record.requested
@@ -147,89 +147,17 @@ def _are_labelled(record: RunRecord, manifests: Mapping[Side, Manifest]) -> bool
     return all(any(manifests[side].labels()) for side in record.sides)
 
 
-def retrieval_task(
-    images: Manifest, queries: Manifest | None = None, *, near_duplicates: bool = False
-) -> RetrievalTask:
-    """Return the retrieval task of a run: its images among themselves, or queries against them.
-
-    Images of the query's group count as hits only with `near_duplicates`.
-    """
-
-    def side(manifest: Manifest) -> RetrievalImages:
-        groups = None if near_duplicates else manifest.groups()
-        return RetrievalImages(manifest.labels(), groups, manifest.contents())
-
-    return RetrievalTask(side(images)) if queries is None else RetrievalTask(side(queries), side(images))
-
-
-def require_labels(images: Manifest, queries: Manifest | None = None) -> None:
-    """Raise InputError unless some image of each side has labels."""
-    for side, manifest in (("images", images), ("queries", queries)):
-        if manifest is not None and not any(manifest.labels()):
-            raise InputError(
-                f"{side}: none has labels, and without them hits cannot be judged: give a table with labels, or a "
-                "folder with a subfolder for each class"
-            )
-
-
-def require_areas(images: Manifest, queries: Manifest | None, min_area: float) -> list[str]:
-    """Return a warning of images whose labels count whatever their area, which is unknown; see `Manifest.labels`.
-
-    Raises
-    ------
-    InputError
-        If areas are unknown on a side altogether, or no label of a side is large enough.
-    """
-    warnings: list[str] = []
-    for side, manifest in (("images", images), ("queries", queries)):
-        if manifest is None or min_area <= 0:
-            continue
-        unknown, labelled = manifest.count_without_areas(), sum(map(bool, manifest.labels()))
-        if unknown == labelled:
-            raise InputError(
-                f"{side}: how much of an image a label covers is not known, so min_area cannot be applied: use a "
-                "source that knows it (docs/own-data.md), give a table with label_areas, or leave min_area at 0"
-            )
-        kept = sum(map(bool, manifest.labels(min_area)))
-        if not kept:
-            raise InputError(
-                f"{side}: no label covers {min_area:g} of its image, so there is nothing to retrieve; lower min_area"
-            )
-        warnings.append(
-            f"{side}: labels that cover less than {min_area:g} of an image do not count: {kept} of {labelled} labelled "
-            f"images keep one{f'; of {unknown}, areas are unknown, and all labels count' if unknown else ''}"
-        )
-    return warnings
-
-
-def require_weights(
-    images: Manifest, queries: Manifest | None, by: Literal["count", "area"], min_area: float
-) -> list[str]:
-    """Return a note of the weights of labels, and of images whose weights are unknown, which do not take part.
-
-    Raises
-    ------
-    InputError
-        If they are unknown, or 0, for all images of a side.
-    """
-    unit, column = ("number of objects", "label_counts") if by == "count" else ("area", "label_areas")
-    notes: list[str] = []
-    for side, manifest in (("images", images), ("queries", queries)):
-        if manifest is None:
-            continue
-        labelled = sum(map(bool, manifest.labels(min_area)))
-        weighed = sum(map(any, manifest.label_weights(by, min_area)))
-        if not weighed:
-            raise InputError(
-                f"{side}: the {unit} of labels is not known, so weights: {by} cannot be applied: use a source that "
-                f"knows it (docs/own-data.md), give a table with {column}, or leave weights at none"
-            )
-        left_out = labelled - weighed
-        notes.append(
-            f"{side}: labels are weighed by the {unit} of each"
-            + (f"; {counted(left_out, 'image')} without it left out" if left_out else "")
-        )
-    return notes
+def retrieval_task(manifests: Mapping[Side, Manifest]) -> RetrievalTask:
+    """Return the retrieval task of a run: its images among themselves, or queries against them."""
+    sides = {
+        side: RetrievalImages(manifest.labels(), manifest.groups(), manifest.contents())
+        for side, manifest in manifests.items()
+    }
+    return (
+        RetrievalTask(sides["queries"], sides["images"])
+        if "queries" in sides
+        else RetrievalTask(sides["images"])
+    )
 
 
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
@@ -292,7 +220,7 @@ def _retrieval_of_neighbours(
     None where hits are not the neighbours: of images without labels or with exact copies, or above a threshold.
     """
     k, threshold = run.record.neighbours or NeighbourSettings(0, None)
-    task, retrieval = retrieval_task(manifests["images"], manifests.get("queries")), session.config.retrieval
+    task, retrieval = retrieval_task(manifests), session.config.retrieval
     ks = [wanted for wanted in retrieval.k if wanted <= k]
     if retrieval.kernel != "cosine" or threshold is not None or not task.depends_on_groups_alone() or not ks:
         session.warn(

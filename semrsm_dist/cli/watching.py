@@ -21,18 +21,18 @@ CLEAR = "\x1b[{lines}F\x1b[J"
 def follow(
     statuses: Iterable[dict[str, Any]], write: Callable[[str], None], *, as_json: bool
 ) -> dict[str, Any]:
-    """Show statuses as they come, at least one, and return the last; as JSON, each that differs from the one before."""
-    show = _as_json(write) if as_json else _in_place(write) if sys.stdout.isatty() else _by_line(write)
+    """Show statuses as they come, at least one, and return the last; as JSON, all of them."""
+    in_place = sys.stdout.isatty()
+    show = _in_place(write) if in_place else _by_line(write)
     status: dict[str, Any] = {}
     for status in statuses:
-        show(status)
-    if not as_json and not sys.stdout.isatty():
+        if as_json:
+            write(json.dumps(status))
+        else:
+            show(status)
+    if not as_json and not in_place:
         write(format_status(status))
     return status
-
-
-def _as_json(write: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    return lambda status: write(json.dumps(status))
 
 
 def _in_place(write: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:

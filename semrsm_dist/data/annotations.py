@@ -21,10 +21,7 @@ _logger = logging.getLogger(__name__)
 def list_below(folder: str, remedy: str) -> list[str]:
     """Return the files below a folder at any depth, as sorted paths with forward slashes.
 
-    Raises
-    ------
-    InputError
-        There is no such folder; `remedy` says what to put there.
+    Raises InputError if there is no such folder; `remedy` says what to put there.
     """
     if not is_folder(folder):
         raise MissingInputError(f"there is no folder {folder!r}: {remedy}")
@@ -105,10 +102,8 @@ def parse_json(
 def place_below(folder: str, name: str, where: str) -> str:
     """Return the location of a file that an annotation file names.
 
-    Raises
-    ------
-    InputError
-        It would lie outside the folder, or no file can have such a name; `where` is the annotation file.
+    Raises InputError if it would lie outside the folder, or no file can have such a name; `where` is the annotation
+    file.
     """
     if "\0" in name:
         raise InputError(

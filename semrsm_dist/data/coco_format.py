@@ -106,13 +106,7 @@ def read_document(
 
 
 def name_categories(document: CocoDocument) -> dict[object, str]:
-    """Return the names of the categories by id.
-
-    Raises
-    ------
-    InputError
-        There are none, or an id is repeated.
-    """
+    """Return the names of the categories by id; raises InputError if there are none, or an id is repeated."""
     if not document.categories:
         raise InputError(
             f"{document.where}: names no categories, so no image would have a label; give a file of annotated objects, "
@@ -182,10 +176,7 @@ def take_list(
 ) -> list[dict[str, Any]]:
     """Return a list of a JSON file, each entry of which must have the needed keys.
 
-    Raises
-    ------
-    InputError
-        There is no such list, or an entry lacks one.
+    Raises InputError if there is no such list, or an entry lacks one.
     """
     entries = document.get(key)
     if not isinstance(entries, list):

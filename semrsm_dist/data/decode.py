@@ -164,10 +164,7 @@ def _refuse_large(image: Image.Image, name: str, max_bytes: int) -> None:
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Return an opened image as 8-bit RGB; see `decode_with_mode`.
 
-    Raises
-    ------
-    UnreadableImageError
-        If it has pixels that are NaN or infinite.
+    Raises UnreadableImageError if it has pixels that are NaN or infinite.
     """
     if image.mode == "RGB":
         return image.copy()  # detached from the file

@@ -103,10 +103,7 @@ def _opens(file: pa.NativeFile) -> bool:
 def list_files(root: str) -> Iterator[str]:
     """Yield the files below a folder, at any depth, by their paths with forward slashes; links are followed.
 
-    Raises
-    ------
-    InputError
-        If there is no such folder, or a part of it cannot be listed.
+    Raises InputError if there is no such folder, or a part of it cannot be listed.
     """
     return _list_remote(root) if is_uri(root) else _list_local(Path(root))
 

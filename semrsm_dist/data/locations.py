@@ -45,10 +45,7 @@ def is_uri(location: str) -> bool:
 def locate(location: str) -> tuple[fs.FileSystem, str]:
     """Return pyarrow's file system for a path or URI, and the path within it.
 
-    Raises
-    ------
-    InputError
-        If the URI names a file system that pyarrow does not know.
+    Raises InputError if the URI names a file system that pyarrow does not know.
     """
     if not is_uri(location):
         return _local(), str(Path(location).absolute())
@@ -168,10 +165,7 @@ def _read_up_to(stream: NativeFile, most: int) -> bytes:
 def storage_errors(location: str) -> Iterator[None]:
     """Report an error of the operating system or of a remote service, unless it is about the one file.
 
-    Raises
-    ------
-    StorageError
-        With the remedy for this kind of storage.
+    Raises StorageError with the remedy for this kind of storage.
     """
     try:
         yield

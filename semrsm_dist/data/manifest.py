@@ -126,10 +126,7 @@ class Manifest:
     def from_entries(cls, entries: Iterable[ImageEntry]) -> Manifest:
         """Return the manifest of ready-made features, which have ids, and images only where the entries say so.
 
-        Raises
-        ------
-        InputError
-            If ids repeat.
+        Raises InputError if ids repeat.
         """
         return cls(tuple(ManifestRow(entry.image_id).listed_as(entry) for entry in entries))
 
@@ -140,15 +137,15 @@ class Manifest:
 
     # --- read by the stages -----------------------------------------------------------------------------
 
-    @property
-    def readable(self) -> list[ImageEntry]:
-        """The readable images, in order: the rows and columns of the matrices."""
-        return [row.entry for row in self._readable_rows]
+    @cached_property
+    def readable(self) -> list[ManifestRow]:
+        """The rows of readable images, in order: the rows and columns of the matrices."""
+        return [row for row in self.rows if row.status == OK]
 
     @property
     def n_readable(self) -> int:
         """How many images are readable."""
-        return len(self._readable_rows)
+        return len(self.readable)
 
     @property
     def unreadable(self) -> list[ManifestRow]:
@@ -157,7 +154,7 @@ class Manifest:
 
     def image_ids(self) -> list[str]:
         """Return the ids of the readable images, in order."""
-        return [row.image_id for row in self._readable_rows]
+        return [row.image_id for row in self.readable]
 
     def labels(self, min_area: float = 0.0) -> list[tuple[str, ...]]:
         """Return the labels of each readable image, in order.
@@ -174,7 +171,7 @@ class Manifest:
                 for label, keep in zip(row.labels, self._large_enough(row, min_area), strict=True)
                 if keep
             )
-            for row in self._readable_rows
+            for row in self.readable
         ]
 
     @staticmethod
@@ -187,7 +184,7 @@ class Manifest:
     def label_weights(self, by: Literal["count", "area"], min_area: float = 0.0) -> list[tuple[float, ...]]:
         """Return the number or the area of the objects of each label that `labels` returns; 0 where it is unknown."""
         found = []
-        for row in self._readable_rows:
+        for row in self.readable:
             known = row.label_counts if by == "count" else row.label_areas
             weights = known or (0.0,) * len(row.labels)
             kept = self._large_enough(row, min_area)
@@ -196,15 +193,15 @@ class Manifest:
 
     def count_without_areas(self) -> int:
         """Return how many readable images have labels whose areas are unknown."""
-        return sum(bool(row.labels) and row.label_areas is None for row in self._readable_rows)
+        return sum(bool(row.labels) and row.label_areas is None for row in self.readable)
 
     def groups(self) -> list[str | None]:
         """Return the group of each readable image, in order."""
-        return [row.group for row in self._readable_rows]
+        return [row.group for row in self.readable]
 
     def contents(self) -> list[str | None]:
         """Return the hash of the content of each readable image, in order."""
-        return [row.sha256 for row in self._readable_rows]
+        return [row.sha256 for row in self.readable]
 
     def digest(self) -> str:
         """Return one SHA-256 over the ids and content hashes of the readable images, in order.
@@ -213,17 +210,13 @@ class Manifest:
         times do not enter.
         """
         digest = hashlib.sha256()
-        for row in self._readable_rows:
+        for row in self.readable:
             digest.update(json.dumps([row.image_id, row.sha256]).encode() + b"\n")
         return digest.hexdigest()
 
     def get(self, image_id: str) -> ManifestRow | None:
         """Return the row of an image, or None."""
         return self._by_id.get(image_id)
-
-    @cached_property
-    def _readable_rows(self) -> list[ManifestRow]:
-        return [row for row in self.rows if row.status == OK]
 
     @cached_property
     def _by_id(self) -> dict[str, ManifestRow]:
@@ -243,10 +236,7 @@ class Manifest:
     def from_parquet(cls, content: bytes, path: object) -> Manifest:
         """Read what `to_parquet` returned; `path` is where it was kept, for messages.
 
-        Raises
-        ------
-        StorageError
-            If it is damaged, or no manifest.
+        Raises StorageError if it is damaged, or no manifest.
         """
         try:
             # `read_table` would load pandas, which takes longer than all else here.
@@ -280,13 +270,8 @@ class Manifest:
 def scan(source: ImageSource, entries: Iterable[ImageEntry]) -> list[ManifestRow]:
     """Open, decode and hash images, each in one read; unreadable ones become rows that say why.
 
-    A function of its arguments and the files alone: slices of the entries can be scanned by many workers
-    and the rows joined in order.
-
-    Raises
-    ------
-    StorageError
-        If the storage fails, which says nothing about the images.
+    A function of its arguments and the files alone: slices of the entries can be scanned by many workers and the rows
+    joined in order. Raises StorageError if the storage fails, which says nothing about the images.
     """
     return [_scan_one(source, entry) for entry in entries]
 

@@ -65,10 +65,7 @@ def read_file(path: Path) -> bytes:
 def require_input(path: Path) -> None:
     """Check that a file that a user names, and another library opens, is there and may be read.
 
-    Raises
-    ------
-    MissingInputError, InputError
-        If it is not there, or cannot be read.
+    Raises MissingInputError or InputError if it is not there, or cannot be read.
     """
     try:
         require_file(path)

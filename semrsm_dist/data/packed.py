@@ -88,10 +88,7 @@ class PackedSource(FileSource):
     def list_packs(self) -> dict[str, str]:
         """Return the location of each file by its path below the folder without its ending, sorted.
 
-        Raises
-        ------
-        InputError
-            If there are none.
+        Raises InputError if there are none.
         """
         root, kinds = absolute(self.path), " or ".join(self.endings)
         if not is_folder(root):
@@ -129,13 +126,7 @@ def _split_uri(uri: str) -> tuple[str, str]:
 
 
 def parse_numbers(part: str) -> tuple[int, int]:
-    """Return the two numbers of a part written as ``1+2``.
-
-    Raises
-    ------
-    ValueError
-        If it is not written so.
-    """
+    """Return the two numbers of a part written as ``1+2``; raises ValueError if it is not written so."""
     first, _, second = part.partition("+")
     if not (first.isdecimal() and second.isdecimal()):
         raise ValueError(f"{part!r} is not a part of a file")

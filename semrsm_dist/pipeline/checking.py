@@ -16,11 +16,8 @@ from semrsm_dist.store.record import Side
 def check_run(config: RunConfig) -> None:
     """Find what a run would refuse, as far as that takes neither the content of images nor a download.
 
-    Raises
-    ------
-    InputError, ConfigError
-        If there are no such images or features, features do not fit their token counts, their table, each other or the
-        matcher, or there is no such model, layer or pretrained weights.
+    Raises InputError or ConfigError if there are no such images or features, features do not fit their token counts,
+    their table, each other or the matcher, or there is no such model, layer or pretrained weights.
     """
     check_sources(config)
     sides: Mapping[Side, Data | None] = {"images": config.data, "queries": config.queries}

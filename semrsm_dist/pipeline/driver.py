@@ -175,15 +175,15 @@ def run_session(
     discard: Callable[[], None] | None = None,
 ) -> None:
     """Run all stages; `discard` removes what a repair will compute again, once nothing forbids to go on."""
-    started = time.perf_counter()
+    started, directory = time.perf_counter(), session.directory
     session.engine.require_room(Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     inputs = resolve_inputs(session, matcher, known)
-    is_new = not session.directory.has_results()
+    is_new = not directory.has_results()
     if is_new:
         _start_over(session, inputs, known)
         known = None
     if known is not None:
-        require_same(*compare(inputs, known), run=session.directory.path)
+        require_same(*compare(inputs, known), run=directory.path)
     require_enough("queries" in inputs.manifests, inputs.counts())
     record = adopt_sizes(session, make_record(session, matcher, inputs, known), known)
     require_memory(session, matcher, record)
@@ -194,28 +194,24 @@ def run_session(
         require_disk(session, matcher, record)
     else:
         _remove_damaged_results(session)
-    session.directory.remove_partial_files()
+    directory.remove_partial_files()
     _keep(session, inputs, record)
     remove_damaged_tiles(session, record)
     provide_features(session, record, inputs.manifests)
-    provided = Inventory.take(session.directory, session.directory.features)
+    provided = Inventory.take(directory, directory.features)
     failures = match_layers(session, matcher, record)
     failed = {failure.unit.layer for failure in failures if isinstance(failure.unit, Tile)}
     assemble = assemble_layers if record.neighbours is None else choose_neighbours
     assemble(session, record, [layer for layer in record.requested if layer not in failed], inputs.manifests)
     if failures:
         raise _tiles_failed(failures)
-    inventory = Inventory.take(session.directory, *_needed_groups(session.directory))
-    warn_of_damaged(session, provided, session.directory.features)
+    needed = (directory.features, directory.tiles, directory.neighbours, directory.matrices)
+    inventory = Inventory.take(directory, *needed)
+    warn_of_damaged(session, provided, directory.features)
     summary = summarise(session, record, inputs.manifests, total_seconds=time.perf_counter() - started)
-    session.directory.write_summary(summary)
+    directory.write_summary(summary)
     inventory.write()
-    session.directory.append_event("finished", seconds=summary["seconds"]["total"])
-
-
-def _needed_groups(directory: RunDirectory) -> tuple[RunPath, ...]:
-    """Return the groups that a finished run needs."""
-    return directory.features, directory.tiles, directory.neighbours, directory.matrices
+    directory.append_event("finished", seconds=summary["seconds"]["total"])
 
 
 def _remove_damaged_results(session: Session) -> None:

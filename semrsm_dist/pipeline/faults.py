@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 Unit = TypeVar("Unit", bound=Hashable)
 
+SHOWN = 10
+"""Failed units that a message names."""
+
 
 def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: RunPath) -> Iterator[Receipt]:
     """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue.
@@ -45,11 +48,11 @@ def first_cause(failures: Sequence[Failure]) -> str:
     return _gist(failures[0].error)
 
 
-def list_failures(failures: Sequence[Failure], shown: int = 10) -> str:
+def list_failures(failures: Sequence[Failure]) -> str:
     """Return one line per failed unit, for a message."""
-    lines = [f"  {failure.unit}: {_gist(failure.error)}" for failure in failures[:shown]]
-    if len(failures) > shown:
-        lines.append(f"  and {len(failures) - shown} more")
+    lines = [f"  {failure.unit}: {_gist(failure.error)}" for failure in failures[:SHOWN]]
+    if len(failures) > SHOWN:
+        lines.append(f"  and {len(failures) - SHOWN} more")
     return "\n".join(lines)
 
 

@@ -34,10 +34,7 @@ def resolve_features(
 ) -> Features:
     """Resolve the ready-made features of a run; `cached` is what an earlier session recorded.
 
-    Raises
-    ------
-    InputError, ConfigError
-        If they cannot be read, or do not fit each other or the matcher.
+    Raises InputError or ConfigError if they cannot be read, or do not fit each other or the matcher.
     """
     manifests: dict[Side, Manifest] = {}
     layers: dict[str, LayerSizes] = {}

@@ -60,10 +60,7 @@ class RunInputs:
 def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None) -> RunInputs:
     """Resolve a configuration to the inputs of its run; `record` is None for a new one.
 
-    Raises
-    ------
-    InputError, ConfigError
-        If images, features, model or layers cannot be used.
+    Raises InputError or ConfigError if images, features, model or layers cannot be used.
     """
     config = session.config
     sides: dict[Side, Data] = {"images": config.data}
@@ -201,10 +198,8 @@ def _origin(config: ModelConfig) -> str:
 def check_model(config: ModelConfig) -> None:
     """Find what is wrong with the model of a run, without downloading weights.
 
-    Raises
-    ------
-    ConfigError, InputError
-        If there is no such model, layer, input size, file of weights or pretrained weights.
+    Raises ConfigError or InputError if there is no such model, layer, input size, file of weights or pretrained
+    weights.
     """
     spec = model_spec(config)
     from semrsm_dist.features import registry  # noqa: PLC0415 - timm only where a model is needed

@@ -27,12 +27,8 @@ from semrsm_dist.store.record import Side
 def continue_without(session: Session, gone: str, features: Iterable[tuple[Side, str]]) -> None:
     """Warn that an input of the run is gone, if all features that are made from it are there.
 
-    `gone` says what is gone and where it was, `features` the side and layer of what is made from it.
-
-    Raises
-    ------
-    InputError
-        If some of them are missing.
+    `gone` says what is gone and where it was, `features` the side and layer of what is made from it. Raises InputError
+    if some of them are missing.
     """
     missing = lacking(session, features)
     if missing:
@@ -59,10 +55,7 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
 def read_copy(session: Session, side: Side) -> Manifest | None:
     """Return the run's own manifest of a side, or None if that is gone, too, or damaged.
 
-    Raises
-    ------
-    UnreadableFileError
-        If the file system cannot read it.
+    Raises UnreadableFileError if the file system cannot read it.
     """
     if side in session.distrusted or not paths.exists(session.directory.manifest(side)):
         return None

@@ -267,13 +267,7 @@ class Broken:
         return f"removed, and computed again: {'; '.join(parts)}"
 
     def remove(self) -> None:
-        """Remove it.
-
-        Raises
-        ------
-        StorageError
-            If something cannot be removed.
-        """
+        """Remove it; raises StorageError if something cannot be removed."""
         if paths.is_folder(self.directory.view):  # what is kept there may be made of what is wrong
             with paths.writing(self.directory.view):
                 paths.remove_folder(self.directory.view)

@@ -61,10 +61,7 @@ def count_workers(engine: Engine, matcher: Matcher) -> int:
 def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: RunRecord | None) -> RunRecord:
     """Return the record of the run with what this session requests; sizes once chosen are kept.
 
-    Raises
-    ------
-    ConfigError
-        As `choose_sizes`.
+    Raises ConfigError as `choose_sizes` does.
     """
     config = session.config
     before = known.layers if known else {}
@@ -232,10 +229,7 @@ def largest_disk_bytes(config: RunConfig, matcher: Matcher, record: RunRecord) -
 def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse to begin a run that the disk cannot hold.
 
-    Raises
-    ------
-    StorageError
-        If the uncompressed results and features are larger than the free space.
+    Raises StorageError if the uncompressed results and features are larger than the free space.
     """
     needed = largest_disk_bytes(session.config, matcher, record)
     free = free_bytes(session.directory.path)
@@ -249,12 +243,8 @@ def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
 def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse a session whose first worker of matching would be killed for its memory.
 
-    Only on one machine: a cluster may grow by nodes whose memory is not known yet.
-
-    Raises
-    ------
-    LimitError
-        If a worker takes more than the machines, or the container, allow in all.
+    Only on one machine: a cluster may grow by nodes whose memory is not known yet. Raises LimitError if a worker takes
+    more than the machines, or the container, allow in all.
     """
     needed = largest_worker(session.config, matcher, record)
     facts = session.engine.describe()

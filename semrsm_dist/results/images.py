@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from semrsm_dist.data.entries import UnreadableImageError
-from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
+from semrsm_dist.data.manifest import Manifest, ManifestRow
 from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.data.sources import SOURCES
 from semrsm_dist.data.sources.table import TableImages
@@ -31,7 +31,7 @@ class ImageReader:
     """
 
     def __init__(self, run: RunReader, side: str, manifest: Manifest | None = None) -> None:
-        self._rows = [row for row in (manifest or run.manifest(side)).rows if row.status == OK]
+        self._rows = (manifest or run.manifest(side)).readable
         self.n_unknown = sum(row.sha256 is None and bool(row.uri) for row in self._rows)
         model = run.record.cached.model
         self._preprocessing = model.facts["preprocessing"] if model else {}
@@ -72,10 +72,7 @@ class ImageReader:
 def _open_source(run: RunReader, side: str, rows: Iterable[ManifestRow]) -> ImageSource | None:
     """Return the source of a side's images as it was when the run read them, or None if it had none.
 
-    Raises
-    ------
-    ConfigError
-        If the source is of a distribution that is no longer installed.
+    Raises ConfigError if the source is of a distribution that is no longer installed.
     """
     if run.record.cached.model is None:  # ready-made features, whose table may name images
         if not any(row.uri for row in rows):

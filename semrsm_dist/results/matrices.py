@@ -53,13 +53,7 @@ class LayerMatrices:
 
     @classmethod
     def open(cls, store: TileStore, layout: Layout) -> LayerMatrices:
-        """Open a finished layer.
-
-        Raises
-        ------
-        IncompleteError
-            If it has not been finished.
-        """
+        """Open a finished layer; raises IncompleteError if it has not been finished."""
         return cls(store, layout, store.squared_norms(), store.read_attributes()["kernels"])
 
     @property

@@ -91,13 +91,7 @@ def _among_neighbours(
 
 
 def find_image(image: int | str, ids: NDArray[np.str_], side: Side) -> int:
-    """Return the index of an image that is given by index or id.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such image.
-    """
+    """Return the index of an image that is given by index or id; raises ConfigError if there is no such image."""
     if isinstance(image, str):
         found = np.flatnonzero(ids == image)
         if found.size:

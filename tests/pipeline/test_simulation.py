@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semrsm_dist.pipeline.forecast.simulation import LayerModel, simulate
+from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulation
 from semrsm_dist.plan.blocks import LayerWork
 from semrsm_dist.plan.estimate import TileCost
 from semrsm_dist.plan.tiling import Layout
@@ -20,7 +20,10 @@ def model(n_images, tile, *, symmetric=True, n_rows=None, pair=1e-4, image=0.0, 
 
 
 def run(models, workers, *, budget=10**6, message_seconds=0.0):
-    return simulate(models, workers=workers, task_seconds=1.0, budget=budget, message_seconds=message_seconds)
+    cluster = Simulation(
+        models, workers=workers, task_seconds=1.0, budget=budget, message_seconds=message_seconds
+    )
+    return cluster.run()
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,7 +66,7 @@ def test_more_workers_are_never_slower(n_images, tile, pair):
     layer = replace(layer, work=replace(layer.work, pair_seconds=pair))
     counts = (1, 2, 5, 10, 50, 200, 1000, 5000)
     seconds = [
-        simulate([layer], workers=count, task_seconds=15, budget=100, message_seconds=0.005).seconds
+        Simulation([layer], workers=count, task_seconds=15, budget=100, message_seconds=0.005).run().seconds
         for count in counts
     ]
     assert all(more <= 1.01 * fewer for fewer, more in pairwise(seconds))

@@ -167,10 +167,7 @@ class _Images:
             raise StorageError(
                 f"{self.place}: a trial left no record or no readable image: see why with semrsm run"
             )
-        sizes = {
-            name: LayerSizes(n_tokens=layer.n_tokens, n_channels=layer.n_channels)
-            for name, layer in record.layers.items()
-        }
+        sizes: dict[str, LayerSizes] = {**record.layers}
         image_seconds = (
             trials[0].seconds["scan"] + trials[0].seconds["extraction"] - trials[0].seconds["load"]
         ) / trials[0].n_images
@@ -203,10 +200,7 @@ class _Images:
             }
             for layer in layers
         }
-        entries = {
-            side: [row.entry for row in manifest.rows if row.status == "ok"]
-            for side, manifest in manifests.items()
-        }
+        entries = {side: [row.entry for row in manifest.readable] for side, manifest in manifests.items()}
         return Pool(features, {}, entries)
 
 

@@ -43,10 +43,7 @@ class Starter:
 def time_loading(matcher: Matcher) -> float:
     """Return the seconds in which a process starts and loads what a run needs, its matcher compiled before.
 
-    Raises
-    ------
-    WorkError
-        If a process of its own cannot.
+    Raises WorkError if a process of its own cannot.
     """
     program = [sys.executable, "-c", LOADED, matcher.name, json.dumps(matcher.parameters)]
     started = time.perf_counter()

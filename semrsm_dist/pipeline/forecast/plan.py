@@ -23,7 +23,7 @@ from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.forecast.calibration import Calibration, calibrate
 from semrsm_dist.pipeline.forecast.costs import Costs, Space
 from semrsm_dist.pipeline.forecast.overhead import time_loading, time_workers
-from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulated, simulate
+from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulated, Simulation
 from semrsm_dist.pipeline.inputs import RunInputs
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
@@ -304,13 +304,13 @@ class _Plan:
 
     def _simulate(self, workers: int) -> Simulated:
         local = self.machine["engine"] == "local" and workers == self.workers
-        return simulate(
+        return Simulation(
             [self._model(layer, sizes) for layer, sizes in self.record.layers.items()],
             workers=workers,
             task_seconds=self.config.matching.task_seconds,
             budget=panel_budget(self.config, self.matcher, self.record),
             message_seconds=LOCAL_MESSAGE_SECONDS if local else TASK_OVERHEAD,
-        )
+        ).run()
 
     def _model(self, layer: str, sizes: LayerRecord) -> LayerModel:
         layout = self.record.layout(layer)

@@ -51,27 +51,17 @@ class _Worker:
     held: OrderedDict[tuple[str, str, int], None] = field(default_factory=OrderedDict)
 
 
-def simulate(
-    models: Sequence[LayerModel],
-    *,
-    workers: int,
-    task_seconds: float,
-    budget: int,
-    message_seconds: float,
-) -> Simulated:
-    """Return what the matching takes on a number of workers, each of which has one running and one waiting task.
+class Simulation:
+    """The driver, and workers each of which has one running and one waiting task.
 
-    `message_seconds` is the driver's processor time for a task: it is handed out, and its receipts come back.
+    Events are ends of tasks, in the order of time. `message_seconds` is the driver's processor time for a task: it is
+    handed out, and its receipts come back.
     """
-    return _Cluster(models, workers, task_seconds, budget, message_seconds).run()
-
-
-class _Cluster:
-    """The driver and the workers; events are ends of tasks, in the order of time."""
 
     def __init__(
         self,
         models: Sequence[LayerModel],
+        *,
         workers: int,
         task_seconds: float,
         budget: int,
@@ -89,7 +79,7 @@ class _Cluster:
         self.ends: list[tuple[float, int, _Worker, Task, float, float]] = []
 
     def run(self) -> Simulated:
-        """Run to the end."""
+        """Run to the end, and return what that took."""
         started = time.process_time()
         self._fill()
         while self.ends:

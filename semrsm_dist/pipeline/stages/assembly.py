@@ -55,10 +55,7 @@ def assemble_layers(
 ) -> None:
     """Finish layers whose tiles are all solved, unless they are finished for these kernels and labels.
 
-    Raises
-    ------
-    WorkError
-        If matrices are to be stored, and chunks of them could not be written.
+    Raises WorkError if matrices are to be stored, and chunks of them could not be written.
     """
     recipe = {
         "kernels": [kernel.model_dump() for kernel in session.config.kernels],

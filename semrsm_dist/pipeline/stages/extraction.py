@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from semrsm_dist.data.manifest import OK, Manifest
+from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, WorkError
@@ -51,10 +51,9 @@ def extract_features(
     if config is None or record.batch_size is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
     chunks = [
-        FeatureChunk(side, index, rows[start:stop])
+        FeatureChunk(side, index, tuple(manifest.readable[start:stop]))
         for side, (_, manifest) in sides.items()
-        for rows in [tuple(row for row in manifest.rows if row.status == OK)]
-        for index, (start, stop) in enumerate(slices(len(rows), record.chunk_size))
+        for index, (start, stop) in enumerate(slices(manifest.n_readable, record.chunk_size))
     ]
     present = {
         (side, index) for side in sides for index in _present(session.directory.features, side, layers)

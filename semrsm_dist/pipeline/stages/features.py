@@ -21,10 +21,7 @@ from semrsm_dist.store.results import result_store
 def provide_features(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:
     """Import or extract what is missing of the features of the requested layers.
 
-    Raises
-    ------
-    InputError, ResumeError, WorkError
-        As `import_features` and `extract_features`.
+    Raises InputError, ResumeError or WorkError as `import_features` and `extract_features` do.
     """
     config = session.config
     unfinished = [

@@ -221,13 +221,7 @@ class ActorFactory:
     worker: MatchingWorker
 
     def __call__(self) -> Worker:
-        """Return the worker.
-
-        Raises
-        ------
-        ConfigError, WorkerLostError
-            As `Matcher.start_worker`.
-        """
+        """Return the worker; raises ConfigError or WorkerLostError as `Matcher.start_worker` does."""
         self.worker.matcher.start_worker()
         return self.worker
 

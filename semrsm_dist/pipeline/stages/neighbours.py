@@ -38,10 +38,7 @@ def choose_neighbours(
 ) -> None:
     """Write the neighbours of layers whose tiles are all searched, unless they are there.
 
-    Raises
-    ------
-    WorkError
-        If neighbours could not be written; the candidates are kept.
+    Raises WorkError if neighbours could not be written; the candidates are kept.
     """
     stores = {layer: NeighbourStore(session.directory.neighbours, layer) for layer in layers}
     for layer in layers:

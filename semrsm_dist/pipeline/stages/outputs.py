@@ -36,11 +36,8 @@ class ModelOutputs:
 def require_outputs(config: RunConfig, meaning: str | None = None) -> tuple[LoadedModel, str]:
     """Return the model of a configuration and what its outputs mean, before anything is computed.
 
-    Raises
-    ------
-    ConfigError
-        If there is no model, or no probabilities can be made of its outputs; see
-        `semrsm_dist.features.outputs.find_meaning`.
+    Raises ConfigError if there is no model, or no probabilities can be made of its outputs; see
+    `semrsm_dist.features.outputs.find_meaning`.
     """
     if config.model is None or not isinstance(config.data, ImageSource):
         raise ConfigError(

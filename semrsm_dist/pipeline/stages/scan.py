@@ -79,12 +79,8 @@ def scan_images(
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
     Workers are started only if there is something to scan. `features` are the side and layer of what is made from the
-    images; see `semrsm_dist.pipeline.kept`.
-
-    Raises
-    ------
-    InputError
-        If some are unreadable and the configuration does not say to skip them.
+    images; see `semrsm_dist.pipeline.kept`. Raises InputError if some are unreadable and the configuration does not say
+    to skip them.
     """
     previous = None if source.generated else read_copy(session, side)
     with session.timed("scan"):
@@ -175,10 +171,7 @@ def _scan_new(
 def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:
     """Refuse a matrix without pairs.
 
-    Raises
-    ------
-    InputError
-        If a symmetric run has fewer than two images or a side of a rectangular run has none.
+    Raises InputError if a symmetric run has fewer than two images or a side of a rectangular run has none.
     """
     least = 1 if rectangular else 2
     for side, count in counts.items():

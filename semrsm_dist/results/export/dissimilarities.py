@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from semrsm_dist.results.export.selection import (
     ChosenMatrix,
     Selection,
     describe_matching,
+    group_by,
     image_columns,
     write_facts,
     write_ids,
@@ -67,7 +69,7 @@ def write_rsatoolbox(selection: Selection, folder: Path) -> list[Path]:
             "rsatoolbox's files need h5py, which is not installed: pip install h5py, or rsatoolbox"
         )
     h5py, written = importlib.import_module("h5py"), []
-    for kernel, matrices in _by_kernel(_open(selection)).items():
+    for kernel, matrices in group_by(_open(selection), attrgetter("kernel")).items():
         written.append(folder / f"{kernel}.rdms.hdf5")
         content = _describe_rdms(selection.run, matrices)
         n_images = matrices[0].matrix.shape[0]
@@ -110,10 +112,7 @@ def condense(selection: Selection) -> NDArray[np.float64]:
 def _open(selection: Selection) -> list[ChosenMatrix]:
     """Return the matrices that have dissimilarities.
 
-    Raises
-    ------
-    ConfigError
-        For a rectangular run, or if inner products were chosen, or are all that there is.
+    Raises ConfigError for a rectangular run, or if inner products were chosen, or are all that there is.
     """
     run, kernels = selection.run, selection.kernels
     if not run.is_symmetric:
@@ -132,13 +131,6 @@ def _open(selection: Selection) -> list[ChosenMatrix]:
 
 def _dissimilarities(chosen: ChosenMatrix) -> Iterator[NDArray[np.float64]]:
     return (1.0 - similarities for similarities in chosen.pairs())
-
-
-def _by_kernel(matrices: Sequence[ChosenMatrix]) -> dict[str, list[ChosenMatrix]]:
-    together: dict[str, list[ChosenMatrix]] = {}
-    for chosen in matrices:
-        together.setdefault(chosen.kernel, []).append(chosen)
-    return together
 
 
 def _describe_rdms(run: RunReader, matrices: Sequence[ChosenMatrix]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,16 @@ class ChosenMatrix:
         }
 
 
+def group_by(
+    matrices: Iterable[ChosenMatrix], key: Callable[[ChosenMatrix], str]
+) -> dict[str, list[ChosenMatrix]]:
+    """Return matrices by what a key says of each, in their order."""
+    together: dict[str, list[ChosenMatrix]] = {}
+    for chosen in matrices:
+        together.setdefault(key(chosen), []).append(chosen)
+    return together
+
+
 def _blocks(matrix: DerivedMatrix) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
     """Yield rows that are read together, and which entries, from their first column on, are right of the diagonal."""
     (n_rows, n_columns), size = matrix.shape, matrix.layer.chunks.tile_size
@@ -95,13 +105,7 @@ class Selection:
     """None means both."""
 
     def matrices(self) -> list[ChosenMatrix]:
-        """Open all matrices.
-
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `Run.similarity`.
-        """
+        """Open all matrices; raises ConfigError or IncompleteError as `Run.similarity` does."""
         return [
             ChosenMatrix(self.run, layer, kind, kernel, self.run.kernel_matrix(layer, kernel, kind))
             for layer in self._layers
@@ -112,10 +116,7 @@ class Selection:
     def neighbours(self) -> dict[str, LayerNeighbours]:
         """Open the neighbours of all layers, by the beginning of the names of their files; by default for cosine.
 
-        Raises
-        ------
-        ConfigError, IncompleteError
-            As `Run.neighbours`.
+        Raises ConfigError or IncompleteError as `Run.neighbours` does.
         """
         return {
             f"{layer}.{kernel}": self.run.layer_neighbours(layer, kernel)

@@ -19,6 +19,7 @@ from semrsm_dist.results.export.selection import (
     SIMILARITY,
     ChosenMatrix,
     Selection,
+    group_by,
     image_columns,
     write_facts,
     write_ids,
@@ -104,9 +105,7 @@ def write_parquet(selection: Selection, folder: Path) -> list[Path]:
     similarity of each kind and, with the semantic one, `gap`.
     """
     run = selection.run
-    together: dict[str, list[ChosenMatrix]] = {}
-    for chosen in selection.matrices():
-        together.setdefault(f"{chosen.layer}.{chosen.kernel}", []).append(chosen)
+    together = group_by(selection.matrices(), lambda chosen: f"{chosen.layer}.{chosen.kernel}")
     names = {
         side: pa.array(image_columns(run, side)["image"], pa.string())
         for side in {run.record.row_side, "images"}

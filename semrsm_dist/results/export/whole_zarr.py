@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
-from semrsm_dist.results.export.selection import Selection
+from semrsm_dist.results.export.selection import Selection, group_by
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.paths import writing
@@ -15,12 +16,10 @@ from semrsm_dist.store.tiles import QUANTITIES
 def write_zarr(selection: Selection, folder: Path) -> list[Path]:
     """Write groups `rsm.zarr/<layer>` of `matched`, `identity`, `gap`, `<kind>_<kernel>`, in the type of the tiles."""
     record = selection.run.record
-    together: dict[str, list[DerivedMatrix]] = {}
-    for chosen in selection.matrices():
-        together.setdefault(chosen.layer, []).append(chosen.matrix)
+    together = group_by(selection.matrices(), attrgetter("layer"))
     for layer, derived in together.items():
-        matrices, store = derived[0].layer, MatrixStore(folder / "rsm.zarr", layer)
-        every = [*map(matrices.matrix, QUANTITIES), *derived]
+        matrices, store = derived[0].matrix.layer, MatrixStore(folder / "rsm.zarr", layer)
+        every = [*map(matrices.matrix, QUANTITIES), *(chosen.matrix for chosen in derived)]
         make_matrices(store, matrices, every, record.id_of(layer))
         with writing(store.group):
             for chunk in matrices.chunks.tiles():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.entries import UnreadableImageError, smallest
-from semrsm_dist.data.manifest import OK, Manifest, ManifestRow
+from semrsm_dist.data.manifest import Manifest, ManifestRow
 from semrsm_dist.data.source import ImageSource, load_image
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.errors import InputError, MissingInputError, SemrsmError
@@ -48,7 +48,7 @@ def inspect_images(
             for layer in data.layers:
                 _compare_source(inspection, side, layer, data, features[side, layer])
         elif isinstance(data, ImageSource):
-            intact = _hash_images(inspection, side, data, [row for row in manifest.rows if row.status == OK])
+            intact = _hash_images(inspection, side, data, manifest.readable)
             if not inspection.fast:
                 _extract_sample(inspection, config, side, data, intact, features)
 

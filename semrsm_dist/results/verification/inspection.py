@@ -83,7 +83,8 @@ class Inspection:
             self.reporter.stage(f"verify {stage}", len(items), unit) as shown,
             ThreadPoolExecutor(THREADS) as pool,
         ):
-            for some in batched(items, AT_ONCE):
+            rest = iter(items)
+            while some := list(itertools.islice(rest, AT_ONCE)):
                 for _ in pool.map(check, some):
                     shown.advance(1)
         self.count(unit, len(items))
@@ -94,13 +95,6 @@ def kind_of(error: chunks.DamagedChunkError) -> Kind:
     if error.fault == chunks.MISSING:
         return Kind.MISSING
     return Kind.FOREIGN if error.fault.startswith(chunks.FOREIGN) else Kind.DAMAGED
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield consecutive items in lists of at most `size`."""
-    rest = iter(items)
-    while some := list(itertools.islice(rest, size)):
-        yield some
 
 
 class ArrayChunks:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching.kernels import cosine_of_pairs
-from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.results.verification.features import SoundFeatures
-from semrsm_dist.results.verification.inspection import ArrayChunks, Inspection
+from semrsm_dist.results.verification.inspection import ArrayChunks
 from semrsm_dist.results.verification.numbers import (
     ROUNDING,
     Numbers,
@@ -28,24 +27,19 @@ from semrsm_dist.store.record import NeighbourSettings
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]] | None
 
 
+@dataclass
 class NeighbourInspection(LayerInspection):
     """The verification of a layer's neighbours, and of the candidates that they were chosen from.
 
-    Of a layer that is `finished`, all neighbours must be there; then candidates need not be.
+    Of a finished layer, all neighbours must be there; then candidates need not be.
     """
 
-    def __init__(
-        self,
-        inspection: Inspection,
-        layer: str,
-        features: tuple[SoundFeatures, SoundFeatures],
-        matcher: Matcher | None,
-        groups: Groups,
-        *,
-        finished: bool,
-    ) -> None:
-        super().__init__(inspection, layer, features, matcher, finished=finished)
-        self._groups, layout, size = groups, self._layout, self._layout.tile_size
+    groups: Groups
+    """Of the images of rows and columns; None if there are none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inspection, layer, layout, size = self.inspection, self.layer, self._layout, self._layout.tile_size
         self._k, self._threshold = inspection.record.neighbours or NeighbourSettings(0, None)
         k, n_rows, most = self._k, layout.n_rows, most_candidates(layout, self._k)
         self._store = NeighbourStore(inspection.directory.neighbours, layer)
@@ -57,11 +51,11 @@ class NeighbourInspection(LayerInspection):
         )
         self._arrays = {
             name: ArrayChunks(
-                inspection, self._store.group, name, layer, (n_rows, k), (size, k), optional=not finished
+                inspection, self._store.group, name, layer, (n_rows, k), (size, k), optional=not self.finished
             )
             for name in DESCRIPTIONS
         }
-        self._readers = tuple(side.reader() for side in features)
+        self._readers = tuple(side.reader() for side in self.features)
         self._sound = np.zeros(layout.row_panels, bool)
         self._worst = np.full(layout.n_rows, np.nan)  # the similarity of each image's k-th neighbour
         self._solvable = np.zeros(
@@ -70,16 +64,16 @@ class NeighbourInspection(LayerInspection):
 
     def inspect(self) -> None:
         """Check everything that is there, a sample of neighbours, and a sample of images by brute force."""
-        layout, layer = self._layout, self._layer
+        layout, layer = self._layout, self.layer
         panels = [(panel, 0) for panel in range(layout.row_panels)]
-        there = [set(array.find(panels, needed=self._finished)) for array in self._arrays.values()]
+        there = [set(array.find(panels, needed=self.finished)) for array in self._arrays.values()]
         found = sorted(set.intersection(*there))
-        self._inspection.each(f"neighbours of {layer}", "panels of neighbours", found, self._check_panel)
+        self.inspection.each(f"neighbours of {layer}", "panels of neighbours", found, self._check_panel)
         tiles = self._candidates.find([(0, *tile) for tile in layout.tiles()], needed=False)
-        self._inspection.each(f"candidates of {layer}", "tiles of candidates", tiles, self._check_candidates)
+        self.inspection.each(f"candidates of {layer}", "tiles of candidates", tiles, self._check_candidates)
         floors = self._known.find([(0, *panel) for panel in panels], needed=False)
-        self._inspection.each(f"floors of {layer}", "panels of floors", floors, self._check_floors)
-        if not self._inspection.fast:
+        self.inspection.each(f"floors of {layer}", "panels of floors", floors, self._check_floors)
+        if not self.inspection.fast:
             self._solve_sample()
             self._search_sample()
 
@@ -87,7 +81,7 @@ class NeighbourInspection(LayerInspection):
 
     def _check_panel(self, index: tuple[int, ...]) -> None:
         parts = {name: array.read(index) for name, array in self._arrays.items()}
-        if self._inspection.fast or any(part is None for part in parts.values()):
+        if self.inspection.fast or any(part is None for part in parts.values()):
             return
         rows, indices = self._layout.rows(index[0]), np.asarray(parts[INDICES])
         numbers = Numbers(*(np.asarray(parts[name], np.float64) for name in NUMBERS))
@@ -100,7 +94,7 @@ class NeighbourInspection(LayerInspection):
 
     def _is_solvable(self, rows: slice, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of the neighbours of some rows are there, with sound features of both images."""
-        left, right = (features.known for features in self._features)
+        left, right = (features.known for features in self.features)
         solvable: NDArray[np.bool_] = left[rows, None] & (indices != NOBODY) & right[indices]
         return solvable
 
@@ -146,21 +140,21 @@ class NeighbourInspection(LayerInspection):
         again = np.zeros(indices.shape, bool)
         again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
         yield "a neighbour is there twice", again
-        if self._groups is not None:
-            left, right = self._groups[0][rows, None], self._groups[1][indices]
+        if self.groups is not None:
+            left, right = self.groups[0][rows, None], self.groups[1][indices]
             yield "a neighbour of the same group", there & (left == right) & (left >= 0)
 
     def _similarity(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], matched: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        features_i, features_j = self._features
+        features_i, features_j = self.features
         return cosine_of_pairs(matched, features_i.squared_norms[rows], features_j.squared_norms[columns])
 
     # --- candidates and floors ------------------------------------------------------------------------
 
     def _check_candidates(self, index: tuple[int, ...]) -> None:
         chunk = self._candidates.read(index)
-        if chunk is None or self._inspection.fast:
+        if chunk is None or self.inspection.fast:
             return
         fields = chunk[:, 0, ~np.isnan(chunk[0, 0])].astype(np.float64)
         places, numbers = fields[:2], Numbers(*fields[2:])
@@ -175,7 +169,7 @@ class NeighbourInspection(LayerInspection):
 
     def _check_floors(self, index: tuple[int, ...]) -> None:
         known = self._known.read(index)
-        if known is None or self._inspection.fast:
+        if known is None or self.inspection.fast:
             return
         rows = self._layout.rows(index[1])
         similarity, images = known
@@ -194,26 +188,26 @@ class NeighbourInspection(LayerInspection):
 
     def _sound_rows(self) -> NDArray[np.int64]:
         """Return the images whose neighbours and features are sound."""
-        rows = np.flatnonzero(self._features[0].known)
+        rows = np.flatnonzero(self.features[0].known)
         return rows[self._sound[rows // self._layout.tile_size]]
 
     def _solve_sample(self) -> None:
         """Solve a sample of all neighbours again, drawn uniformly; all if there are no more."""
         ends = np.cumsum(self._solvable)
         total = int(ends[-1])
-        rng = self._inspection.rng(self._layer, "neighbours")
-        drawn = np.sort(rng.choice(total, min(self._inspection.sample, total), replace=False))
+        rng = self.inspection.rng(self.layer, "neighbours")
+        drawn = np.sort(rng.choice(total, min(self.inspection.sample, total), replace=False))
         images = np.searchsorted(ends, drawn, side="right")
         places = drawn - (ends - self._solvable)[images]  # among those of the image that can be solved
         panels, solved = images // self._layout.tile_size, 0
-        with self._inspection.reporter.stage(f"verify pairs of {self._layer}", drawn.size, "pairs") as shown:
+        with self.inspection.reporter.stage(f"verify pairs of {self.layer}", drawn.size, "pairs") as shown:
             for panel in np.unique(panels).tolist():
                 chosen = panels == panel
-                with self._inspection.reading(self._store.group, self._layer, (panel, 0)):
+                with self.inspection.reading(self._store.group, self.layer, (panel, 0)):
                     self._solve_pairs(panel, images[chosen], places[chosen])
                     solved += int(chosen.sum())
                 shown.advance(int(chosen.sum()))
-        has_none = self._sound.all() and self._features[0].known.all()
+        has_none = self._sound.all() and self.features[0].known.all()
         self._count_solved(solved, "no image has a neighbour" if has_none else UNSOUND)
 
     def _solve_pairs(self, panel: int, images: NDArray[np.int64], places: NDArray[np.int64]) -> None:
@@ -233,33 +227,31 @@ class NeighbourInspection(LayerInspection):
 
     def _search_sample(self) -> None:
         """Look for better neighbours of a few random images among all others, with nothing left out but by a bound."""
-        rows, rng = self._sound_rows(), self._inspection.rng(self._layer, "search")
-        count = max(1, self._inspection.sample // self._layout.n_columns)
+        rows, rng = self._sound_rows(), self.inspection.rng(self.layer, "search")
+        count = max(1, self.inspection.sample // self._layout.n_columns)
         chosen = np.sort(rng.choice(rows, min(count, rows.size), replace=False))
-        read_i = self._features[0].reader()
-        with self._inspection.reporter.stage(
-            f"verify search of {self._layer}", chosen.size, "images"
-        ) as shown:
+        read_i = self.features[0].reader()
+        with self.inspection.reporter.stage(f"verify search of {self.layer}", chosen.size, "images") as shown:
             for i in chosen.tolist():
                 index = (i // self._layout.tile_size, 0)
-                with self._inspection.reading(self._store.group, self._layer, index):
+                with self.inspection.reading(self._store.group, self.layer, index):
                     missed = self._find_missed(i, read_i(i), self._store.read(INDICES, slice(i, i + 1))[0])
                     if missed is not None:
                         text = f"image {i} has a better neighbour: {missed}"
                         self._arrays[INDICES].add(index, Problem(Kind.NEIGHBOURS, text))
                 shown.advance(1)
-        self._inspection.count("images searched by brute force", chosen.size)
+        self.inspection.count("images searched by brute force", chosen.size)
 
     def _find_missed(self, i: int, z: NDArray[Any], neighbours: NDArray[np.int64]) -> str | None:
         """Return an image that is clearly more similar to image i than its last neighbour, but is no neighbour."""
-        features = self._features[1]
+        features = self.features[1]
         tolerance = self._certificate.tolerance or 0.0
         least = max(float(self._worst[i]), -np.inf if self._threshold is None else self._threshold)
         least += tolerance + ROUNDING
         others = np.flatnonzero(features.known & (features.squared_norms > 0))
         others = others[~np.isin(others, [*neighbours, *([i] if self._layout.symmetric else [])])]
-        if self._groups is not None and self._groups[0][i] >= 0:
-            others = others[self._groups[1][others] != self._groups[0][i]]
+        if self.groups is not None and self.groups[0][i] >= 0:
+            others = others[self.groups[1][others] != self.groups[0][i]]
         left, norm = z.astype(np.float64), float(np.linalg.norm(z.astype(np.float64)))
         if not norm:
             return None

@@ -16,10 +16,7 @@ SECTIONS = {"images": "data", "queries": "queries"}
 def recorded_config(directory: RunDirectory, record: RunRecord) -> RunConfig:
     """Return the configuration of a run's last session.
 
-    Raises
-    ------
-    ConfigError
-        If this installation does not understand it: a plugin is missing.
+    Raises ConfigError if this installation does not understand it: a plugin is missing.
     """
     document = copy.deepcopy(record.config) | {"run": str(directory.path.absolute())}
     for side in record.sides:

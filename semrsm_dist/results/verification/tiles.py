@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -40,25 +41,24 @@ def certificate_of(matcher: Matcher | None) -> Certificate:
     return Certificate(getattr(matcher, "tolerance", 0.0) if certified else None, certified)
 
 
+@dataclass
 class LayerInspection:
-    """What the verifications of a layer's tiles and of its neighbours share.
+    """What the verifications of a layer's tiles and of its neighbours share."""
 
-    `features` are those of rows and of columns, and `matcher` is None if it is not installed here; `finished` says
-    whether all results must be there.
-    """
+    inspection: Inspection
+    layer: str
+    features: tuple[SoundFeatures, SoundFeatures]
+    """Of rows and of columns."""
+    matcher: Matcher | None
+    """None if it is not installed here."""
+    finished: bool
+    """Whether all results must be there."""
 
-    def __init__(
-        self,
-        inspection: Inspection,
-        layer: str,
-        features: tuple[SoundFeatures, SoundFeatures],
-        matcher: Matcher | None,
-        *,
-        finished: bool,
-    ) -> None:
-        self._inspection, self._layer, self._features = inspection, layer, features
-        self._certificate, self._finished = certificate_of(matcher), finished
-        self._layout = inspection.record.layout(layer)
+    def __post_init__(self) -> None:
+        self._certificate, self._layout = (
+            certificate_of(self.matcher),
+            self.inspection.record.layout(self.layer),
+        )
 
     def _check_numbers(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], numbers: Numbers
@@ -66,7 +66,7 @@ class LayerInspection:
         """Yield what is wrong with the numbers of pairs of images, whose indices broadcast to their shape."""
         (norms_i, counts_i), (norms_j, counts_j) = (
             (features.squared_norms[images], features.token_counts[images])
-            for features, images in zip(self._features, (rows, columns), strict=True)
+            for features, images in zip(self.features, (rows, columns), strict=True)
         )
         norms = np.sqrt(norms_i) * np.sqrt(norms_j)
         known = ~np.isnan(norms)
@@ -81,31 +81,24 @@ class LayerInspection:
 
     def _count_solved(self, solved: int, why_none: str) -> None:
         """Count the pairs that were solved again, and note the reason if there are none."""
-        self._inspection.count(SOLVED, solved)
+        self.inspection.count(SOLVED, solved)
         if not solved:
-            reason = why_none if self._inspection.sample else "the sample is 0"
-            self._inspection.notes.append(f"layer {self._layer}: no pairs were solved again: {reason}")
+            reason = why_none if self.inspection.sample else "the sample is 0"
+            self.inspection.notes.append(f"layer {self.layer}: no pairs were solved again: {reason}")
 
 
+@dataclass
 class TileInspection(LayerInspection):
     """The verification of a layer's tiles."""
 
-    def __init__(
-        self,
-        inspection: Inspection,
-        layer: str,
-        features: tuple[SoundFeatures, SoundFeatures],
-        matcher: Matcher | None,
-        *,
-        finished: bool,
-    ) -> None:
-        super().__init__(inspection, layer, features, matcher, finished=finished)
-        layout = self._layout
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inspection, layer, layout = self.inspection, self.layer, self._layout
         self._store = TileStore(inspection.directory.tiles, layer)
         shape = (len(QUANTITIES), layout.n_rows, layout.n_columns)
         size = (len(QUANTITIES), layout.tile_size, layout.tile_size)
         self._array = ArrayChunks(
-            inspection, self._store.group, ARRAY, layer, shape, size, optional=not finished
+            inspection, self._store.group, ARRAY, layer, shape, size, optional=not self.finished
         )
         self._sound = np.zeros((layout.row_panels, layout.column_panels), np.bool_)
 
@@ -117,15 +110,15 @@ class TileInspection(LayerInspection):
     def inspect(self) -> None:
         """Check all tiles that are there, and pairs of a sample."""
         wanted = [(0, row, column) for row, column in self._layout.tiles()]
-        there = self._array.find(wanted, needed=self._finished)
-        self._inspection.each(f"tiles of {self._layer}", "tiles", there, self._check)
-        if not self._inspection.fast:
+        there = self._array.find(wanted, needed=self.finished)
+        self.inspection.each(f"tiles of {self.layer}", "tiles", there, self._check)
+        if not self.inspection.fast:
             self._solve_sample()
 
     def _check(self, index: tuple[int, ...]) -> None:
         _, row, column = index
         tile = self._array.read(index)
-        problems = [] if tile is None or self._inspection.fast else self._find_problems(row, column, tile)
+        problems = [] if tile is None or self.inspection.fast else self._find_problems(row, column, tile)
         for problem in problems:
             self._array.add(index, problem)
         self._sound[row, column] = tile is not None and not problems
@@ -136,15 +129,15 @@ class TileInspection(LayerInspection):
         places = np.arange(rows.start, rows.stop)[:, None], np.arange(columns.start, columns.stop)
         problems = list(self._check_numbers(*places, numbers))
         if self._layout.symmetric and row == column and not problems:
-            problems = list(check_diagonal(numbers, self._features[0].squared_norms[rows]))
+            problems = list(check_diagonal(numbers, self.features[0].squared_norms[rows]))
         return problems
 
     def _solve_sample(self) -> None:
         """Solve random pairs again, those of sound tiles and features."""
-        layout, (features_i, features_j) = self._layout, self._features
-        rng = self._inspection.rng(self._layer, "pairs")
+        layout, (features_i, features_j) = self._layout, self.features
+        rng = self.inspection.rng(self.layer, "pairs")
         drawn = draw_pairs(
-            layout.n_rows, layout.n_columns, self._inspection.sample, rng, symmetric=layout.symmetric
+            layout.n_rows, layout.n_columns, self.inspection.sample, rng, symmetric=layout.symmetric
         )
         tiles = drawn // layout.tile_size
         usable = features_i.known[drawn[:, 0]] & features_j.known[drawn[:, 1]] & self._sound[tuple(tiles.T)]
@@ -152,10 +145,10 @@ class TileInspection(LayerInspection):
         order = np.lexsort((drawn[:, 1], drawn[:, 0], tiles[:, 1], tiles[:, 0]))
         read_i, read_j = features_i.reader(), features_j.reader()
         read_tile = lru_cache(TILES_HELD)(self._store.read)
-        with self._inspection.reporter.stage(f"verify pairs of {self._layer}", len(order), "pairs") as shown:
+        with self.inspection.reporter.stage(f"verify pairs of {self.layer}", len(order), "pairs") as shown:
             for (i, j), (row, column) in zip(drawn[order].tolist(), tiles[order].tolist(), strict=True):
                 at = i - layout.rows(row).start, j - layout.columns(column).start
-                with self._inspection.reading(self._array.path, self._layer, (0, row, column)):
+                with self.inspection.reading(self._array.path, self.layer, (0, row, column)):
                     matched, identity, gap = (float(n) for n in read_tile((row, column))[:, at[0], at[1]])
                     for problem in check_match(read_i(i), read_j(j), (matched, identity, gap)):
                         text = f"pair {i}, {j}: {problem.message}"
@@ -165,18 +158,18 @@ class TileInspection(LayerInspection):
 
     def inspect_kernels(self, attributes: Mapping[str, Any]) -> None:
         """Compare the kernels that the layer names, and their widths, with those that its tiles give."""
-        norms = self._features[0].squared_norms, self._features[1].squared_norms
+        norms = self.features[0].squared_norms, self.features[1].squared_norms
         matrices = LayerMatrices(self._store, self._layout, norms, {})
         for kernel in attributes["recipe"]["kernels"]:
             for kind in KINDS:
                 name, sigma = f"{kind}_{kernel['name']}", kernel["sigma"]
                 if kernel["name"] == "rbf" and sigma is None:
-                    sigma, _ = median_width(matrices, kind, reporter=self._inspection.reporter)
+                    sigma, _ = median_width(matrices, kind, reporter=self.inspection.reporter)
                 facts = attributes["kernels"].get(name, {})
                 found = facts.get("sigma")
                 same = found == sigma or (found and sigma and abs(found - sigma) <= ROUNDING * sigma)
                 if (facts.get("kind"), facts.get("kernel")) != (kind, kernel["name"]) or not same:
                     text = f"{name} is {facts}, but the tiles give the width {sigma!r}"
-                    self._inspection.add(
-                        self._store.group, self._layer, DESCRIPTION, Problem(Kind.KERNEL, text)
+                    self.inspection.add(
+                        self._store.group, self.layer, DESCRIPTION, Problem(Kind.KERNEL, text)
                     )

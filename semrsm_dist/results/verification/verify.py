@@ -118,11 +118,11 @@ def _inspect_layer(
         features[side, layer] = inspect_features(inspection, side, layer, needed=finished)
     both = features[record.row_side, layer], features["images", layer]
     if record.neighbours is None:
-        tiles = TileInspection(inspection, layer, both, matcher, finished=finished)
+        tiles = TileInspection(inspection, layer, both, matcher, finished)
         tiles.inspect()
     else:
         groups = number_groups(manifests) if len(manifests) == len(record.sides) else None
-        NeighbourInspection(inspection, layer, both, matcher, groups, finished=finished).inspect()
+        NeighbourInspection(inspection, layer, both, matcher, finished, groups).inspect()
     if not finished:
         return
     attributes = store.read_attributes()

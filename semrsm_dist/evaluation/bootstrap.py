@@ -38,10 +38,7 @@ class Interval:
 def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
     """Return how often each image is drawn in each resample, (resamples, n_images); rows sum to n_images.
 
-    Raises
-    ------
-    ConfigError
-        If there is no image or no resample.
+    Raises ConfigError if there is no image or no resample.
     """
     if n_images < 1 or resamples < 1:
         raise ConfigError(
@@ -54,12 +51,8 @@ def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> 
 def percentile_interval(estimate: float, replicates: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval that holds the middle `confidence` of the replicates.
 
-    Replicates that are NaN (a resample in which the quantity is undefined) are left out.
-
-    Raises
-    ------
-    ConfigError
-        If `confidence` is not between 0 and 1.
+    Replicates that are NaN (a resample in which the quantity is undefined) are left out. Raises ConfigError if
+    `confidence` is not between 0 and 1.
     """
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must lie between 0 and 1, found {confidence}")

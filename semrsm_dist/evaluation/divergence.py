@@ -60,10 +60,7 @@ def outputs_of_labels(logits: NDArray[np.floating[Any]]) -> Outputs:
 def outputs_from_probabilities(probabilities: ArrayLike, *, where: str = "probabilities") -> Outputs:
     """Return outputs from ready-made (N, K) probabilities of K classes; each row is divided by its sum.
 
-    Raises
-    ------
-    InputError
-        If they are not such an array: negative, not finite, or rows that do not sum to one.
+    Raises InputError if they are not such an array: negative, not finite, or rows that do not sum to one.
     """
     values = np.asarray(probabilities)
     if values.ndim != 2 or 0 in values.shape or not np.issubdtype(values.dtype, np.floating):

@@ -43,10 +43,7 @@ class Entries:
     def of(cls, x: NDArray[np.float64], y: NDArray[np.float64], rows_at_once: int = ROWS_AT_ONCE) -> Entries:
         """Return the pairs of two symmetric matrices in memory.
 
-        Raises
-        ------
-        InputError
-            If they are not square or not of one size.
+        Raises InputError if they are not square or not of one size.
         """
         if x.ndim != 2 or x.shape[0] != x.shape[1] or x.shape != y.shape:
             raise InputError(f"expected two square matrices of one size, found {x.shape} and {y.shape}")

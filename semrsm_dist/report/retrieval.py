@@ -78,10 +78,7 @@ def find_queries(
 ) -> tuple[Queries, list[Pair]]:
     """Return queries of a finished layer with their hits, and their pairs, those of the largest changes first.
 
-    Raises
-    ------
-    IncompleteError
-        If the layer has not been finished.
+    Raises IncompleteError if the layer has not been finished.
     """
     most = max(1, QUERY_BYTES // n_layers // (3 * SHOWN * HIT_BYTES))
     ks = [k for k in run.record.config["retrieval"]["k"] if k <= SHOWN] or [1]

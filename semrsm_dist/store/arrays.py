@@ -93,10 +93,7 @@ def create_array(
 def _is_described(path: RunPath, wanted: zarr.Array[Any]) -> bool:
     """Return whether an array is described as it should be; not if there is no description, or it is damaged.
 
-    Raises
-    ------
-    StorageError
-        If it is another array's.
+    Raises StorageError if it is another array's.
     """
     try:
         existing = _open_if_there(path)
@@ -186,10 +183,7 @@ def _describe_absence(path: RunPath) -> str:
 def _labelling(array: zarr.Array[Any], path: RunPath) -> zarr.Array[Any]:
     """Return an array whose chunks are labelled, also those that equal the fill value.
 
-    Raises
-    ------
-    StorageError
-        If the array belongs to another place.
+    Raises StorageError if the array belongs to another place.
     """
     origin = array.attrs.get(ORIGIN)
     if not isinstance(origin, str) or not str(path).endswith(f"/{origin.partition('/')[2]}"):

@@ -131,10 +131,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
 def chunk_region(array: zarr.Array[Any], index: Sequence[int]) -> tuple[slice, ...]:
     """Return the part of an array that a chunk covers, cut at the array's end.
 
-    Raises
-    ------
-    ValueError
-        If the array has no such chunk.
+    Raises ValueError if the array has no such chunk.
     """
     grid = tuple(-(-length // size) for length, size in zip(array.shape, array.chunks, strict=True))
     if len(index) != len(grid) or not all(0 <= position < n for position, n in zip(index, grid, strict=True)):
@@ -158,10 +155,7 @@ def list_chunks(group: RunPath, name: str) -> set[tuple[int, ...]]:
 def find_fault(array: zarr.Array[Any], index: Sequence[int]) -> str | None:
     """Return what is wrong with a chunk: it is missing, damaged or another one; None if nothing is.
 
-    Raises
-    ------
-    UnreadableFileError
-        If the file system cannot read it, which says nothing about the chunk.
+    Raises UnreadableFileError if the file system cannot read it, which says nothing about the chunk.
     """
     try:
         read_chunk(array, index)
@@ -184,13 +178,7 @@ def find_damaged(array: zarr.Array[Any], indices: Iterable[tuple[int, ...]]) -> 
 
 
 def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
-    """Remove a damaged chunk, so that it counts as missing.
-
-    Raises
-    ------
-    StorageError
-        If it cannot be removed.
-    """
+    """Remove a damaged chunk, so that it counts as missing; raises StorageError if it cannot be removed."""
     file = _chunk_path(group / name, index)
     with paths.writing(file):
         paths.remove_file(file)

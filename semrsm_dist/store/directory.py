@@ -88,41 +88,20 @@ class RunDirectory:
     def __init__(self, path: str | RunPath) -> None:
         self.path = paths.as_run_path(path)
         self._lock = paths.driver_lock(self.path / LOCK)
-
-    @property
-    def features(self) -> RunPath:
+        self.features: RunPath = self.path / "features.zarr"
         """The Zarr group of features."""
-        return self.path / "features.zarr"
-
-    @property
-    def tiles(self) -> RunPath:
+        self.tiles: RunPath = self.path / "tiles.zarr"
         """The Zarr group of solved tiles."""
-        return self.path / "tiles.zarr"
-
-    @property
-    def candidates(self) -> RunPath:
+        self.candidates: RunPath = self.path / "candidates.zarr"
         """The Zarr group of candidates, in a run that keeps neighbours."""
-        return self.path / "candidates.zarr"
-
-    @property
-    def neighbours(self) -> RunPath:
+        self.neighbours: RunPath = self.path / "neighbours.zarr"
         """The Zarr group of neighbours, in a run that keeps them."""
-        return self.path / "neighbours.zarr"
-
-    @property
-    def matrices(self) -> RunPath:
+        self.matrices: RunPath = self.path / "rsm.zarr"
         """The Zarr group of final matrices."""
-        return self.path / "rsm.zarr"
-
-    @property
-    def view(self) -> RunPath:
+        self.view: RunPath = self.path / "view"
         """The folder of what the page of `semrsm view` has taken time to make."""
-        return self.path / "view"
-
-    @property
-    def figures(self) -> RunPath:
+        self.figures: RunPath = self.path / "figures"
         """The folder of pictures."""
-        return self.path / "figures"
 
     def manifest(self, side: str) -> RunPath:
         """Return the path of the manifest of `images` or `queries`."""
@@ -349,10 +328,7 @@ class RunDirectory:
     def require_held(self) -> None:
         """Check that this driver still holds the run, if it did.
 
-        Raises
-        ------
-        StorageError
-            If it does not: what is written now would be lost, or another driver may be at work.
+        Raises StorageError if it does not: what is written now would be lost, or another driver may be at work.
         """
         loss = self._lock.loss()
         if loss is None:

@@ -51,10 +51,7 @@ def differences(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> li
 def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run: object) -> None:
     """Refuse to continue a run whose numbers would change.
 
-    Raises
-    ------
-    ResumeError
-        With one line per field that differs, and the way out.
+    Raises ResumeError with one line per field that differs, and the way out.
     """
     changed = differences(recorded, requested)
     if not changed:

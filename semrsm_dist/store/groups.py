@@ -29,12 +29,7 @@ class DamagedDescriptionError(StorageError):
 def create_group(root: RunPath, name: str) -> zarr.Group:
     """Open a group below a root, making it and all groups above it, so that the root opens as a whole.
 
-    A damaged description is written anew, without attributes.
-
-    Raises
-    ------
-    StorageError
-        If it cannot be made.
+    A damaged description is written anew, without attributes. Raises StorageError if it cannot be made.
     """
     with paths.writing(root / name):
         parts = name.split("/")
@@ -73,10 +68,7 @@ def read_attributes(group: RunPath) -> dict[str, Any]:
 def read_description(node: RunPath) -> dict[str, Any]:
     """Return the description of an array or a group as it is written; empty if it is missing or damaged.
 
-    Raises
-    ------
-    UnreadableFileError
-        If the file system cannot read it.
+    Raises UnreadableFileError if the file system cannot read it.
     """
     file = node / "zarr.json"
     try:
@@ -93,10 +85,7 @@ def read_description(node: RunPath) -> dict[str, Any]:
 def reading_metadata(node: RunPath) -> Iterator[None]:
     """Turn Zarr's errors for a damaged description of an array or a group into one that names it.
 
-    Raises
-    ------
-    DamagedDescriptionError
-        If `zarr.json` of the node is truncated or invalid.
+    Raises DamagedDescriptionError if `zarr.json` of the node is truncated or invalid.
     """
     file = node / "zarr.json"
     try:

@@ -56,13 +56,7 @@ class Inventory:
             return cls(directory)
 
     def write(self) -> None:
-        """Replace the inventory in the run, unless it says just that.
-
-        Raises
-        ------
-        StorageError
-            If it cannot be written.
-        """
+        """Replace the inventory in the run, unless it says just that; raises StorageError if it cannot be written."""
         if self.files == Inventory.read(self.directory).files:
             return
         stamps = self.files.values()

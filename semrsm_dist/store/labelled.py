@@ -100,10 +100,7 @@ class LabelledGroup:
     ) -> None:
         """Write coordinates, each with its dimension, and attributes, and mark the group complete.
 
-        Raises
-        ------
-        StorageError
-            If it cannot be written, or another array of the group has lost its description.
+        Raises StorageError if it cannot be written, or another array of the group has lost its description.
         """
         group = self.begin()
         with paths.writing(self.group):
@@ -159,10 +156,7 @@ class LabelledGroup:
     def coordinate(self, name: str) -> NDArray[Any]:
         """Return what goes with the rows or columns, one entry each: numbers, or text as `<U`.
 
-        Raises
-        ------
-        StorageError
-            If it is missing or damaged.
+        Raises StorageError if it is missing or damaged.
         """
         array = arrays.open_array(self.group, name)
         values = chunks.read_region(array, (slice(0, array.shape[0]),))
@@ -171,10 +165,7 @@ class LabelledGroup:
     def squared_norms(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the squared norms of the images of rows and columns of the finished group.
 
-        Raises
-        ------
-        IncompleteError
-            If it has not been finished.
+        Raises IncompleteError if it has not been finished.
         """
         self.require_finished()
         return self.coordinate("squared_norm_i"), self.coordinate("squared_norm_j")

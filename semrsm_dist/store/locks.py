@@ -40,10 +40,7 @@ class DriverLock(Protocol):
     def is_held(self) -> bool:
         """Return whether a driver holds it, in this process or in any other.
 
-        Raises
-        ------
-        UnreadableFileError
-            If it cannot be looked at, so that nobody knows.
+        Raises UnreadableFileError if it cannot be looked at, so that nobody knows.
         """
 
     def loss(self) -> str | None:

@@ -51,10 +51,7 @@ class NeighbourStore(LabelledGroup):
     def read(self, name: str, rows: slice) -> NDArray[Any]:
         """Return one of the arrays for some rows: indices as int64, numbers as float64.
 
-        Raises
-        ------
-        StorageError
-            If a chunk is missing or damaged.
+        Raises StorageError if a chunk is missing or damaged.
         """
         array = self._arrays[name]
         start, stop, _ = rows.indices(array.shape[0])

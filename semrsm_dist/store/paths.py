@@ -49,10 +49,7 @@ class StoredFile(NamedTuple):
 def as_run_path(location: RunPath | str) -> RunPath:
     """Return a path that is given as such or as text, which may be the URI of a folder in an object store.
 
-    Raises
-    ------
-    ConfigError
-        If the URI is of no such folder, or holds what may be secret.
+    Raises ConfigError if the URI is of no such folder, or holds what may be secret.
     """
     if isinstance(location, str) and "://" in location:
         return ObjectPath(check_run_uri(location))
@@ -70,10 +67,7 @@ def make_folder(folder: RunPath) -> None:
 def is_file(path: RunPath) -> bool:
     """Return whether there is a file, or a link to one.
 
-    Raises
-    ------
-    UnreadableFileError
-        If the file system does not tell: what cannot be looked up is not missing.
+    Raises UnreadableFileError if the file system does not tell: what cannot be looked up is not missing.
     """
     return path.is_file() if isinstance(path, ObjectPath) else stat.S_ISREG(_mode_of(path))
 
@@ -142,12 +136,7 @@ def look_up_file(path: RunPath) -> StoredFile | None:
 def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> None:
     """Replace a file so that a reader or a crash sees the old or the new content, never a part.
 
-    With `durably`, wait until a crash of the machine cannot undo it.
-
-    Raises
-    ------
-    StorageError
-        If it cannot be written.
+    With `durably`, wait until a crash of the machine cannot undo it. Raises StorageError if it cannot be written.
     """
     with writing(path):
         if isinstance(path, ObjectPath):
@@ -161,10 +150,7 @@ def write_atomically(path: RunPath, content: bytes, *, durably: bool = True) -> 
 def writing(path: RunPath) -> Iterator[None]:
     """Turn errors of a full or read-only file system in this block into one that names `path`.
 
-    Raises
-    ------
-    StorageError
-        For any OSError that is not one already.
+    Raises StorageError for any OSError that is not one already.
     """
     try:
         yield
@@ -321,10 +307,7 @@ def _mode_of(path: Path) -> int:
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder, each with the path of its own folder from there.
 
-    Raises
-    ------
-    UnreadableFileError
-        If the file system cannot list them.
+    Raises UnreadableFileError if the file system cannot list them.
     """
     try:
         with os.scandir(folder) as entries:

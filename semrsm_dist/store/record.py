@@ -162,13 +162,7 @@ class RunRecord(_Part):
 
     @property
     def model(self) -> ModelAnswer:
-        """The model of a run of images.
-
-        Raises
-        ------
-        ValueError
-            If the run has ready-made features.
-        """
+        """The model of a run of images; raises ValueError if the run has ready-made features."""
         if self.cached.model is None:
             raise ValueError("a run of ready-made features has no model")
         return self.cached.model

@@ -17,13 +17,7 @@ def seal(content: Mapping[str, Any]) -> bytes:
 
 
 def unseal(file: bytes) -> dict[str, Any]:
-    """Return the JSON object of a file that `seal` made.
-
-    Raises
-    ------
-    ValueError, RecursionError
-        If it is damaged.
-    """
+    """Return the JSON object of a file that `seal` made; raises ValueError or RecursionError if it is damaged."""
     content = json.loads(file)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")  # noqa: TRY004 - damaged like any other

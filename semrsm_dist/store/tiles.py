@@ -137,10 +137,7 @@ class TileStore(TileFiles):
     def read(self, tile: tuple[int, int]) -> NDArray[np.floating[Any]]:
         """Return (3, R, K): matched, identity and gap of one tile, in the stored type.
 
-        Raises
-        ------
-        StorageError
-            If it is damaged or missing.
+        Raises StorageError if it is damaged or missing.
         """
         return chunks.read_chunk(self._array, (0, *tile))
 
@@ -197,10 +194,7 @@ def encode(
 ) -> NDArray[np.floating[Any]]:
     """Return (3, R, K), or (3, n) of a list of pairs, as stored: `matched + gap` in float64 is at least `upper_bound`.
 
-    Raises
-    ------
-    InputError
-        If a number is too large for the type.
+    Raises InputError if a number is too large for the type.
     """
     if dtype == np.float64:
         return np.stack([matched, identity, upper_bound - matched])

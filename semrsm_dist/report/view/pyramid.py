@@ -66,13 +66,7 @@ class Shape:
         return -(-self.n_rows >> row), -(-self.n_columns >> column)
 
     def window(self, tile: Tile) -> Window:
-        """Return the cells of a tile.
-
-        Raises
-        ------
-        IndexError
-            If there is no such tile.
-        """
+        """Return the cells of a tile; raises IndexError if there is no such tile."""
         if 0 <= tile.level <= self.top and min(tile.row, tile.column) >= 0:
             rows, columns = (
                 range(at * TILE, min((at + 1) * TILE, length))

@@ -56,13 +56,7 @@ class MapTiles:
         """The finest of the levels that are made together."""
 
     def window(self, tile: Tile) -> Window:
-        """Return the cells of a tile.
-
-        Raises
-        ------
-        IndexError
-            If there is no such tile, or it is below the diagonal.
-        """
+        """Return the cells of a tile; raises IndexError if there is no such tile, or it is below the diagonal."""
         if self._is_mirrored(tile):
             raise IndexError(tile)
         return self.shape.window(tile)

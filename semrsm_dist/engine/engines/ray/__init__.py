@@ -115,10 +115,7 @@ class RayEngine(Engine):
     def fitting(self, resources: Resources) -> int:
         """Return how many workers with these needs the living nodes could hold if they were idle.
 
-        Raises
-        ------
-        WorkError
-            If a process of Ray on this machine has died without which the driver cannot go on.
+        Raises WorkError if a process of Ray on this machine has died without which the driver cannot go on.
         """
         _require_ray()
         wanted = ray_request(resources)

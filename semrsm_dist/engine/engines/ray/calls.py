@@ -33,10 +33,7 @@ def wait_for_news(waitables: list[Any], timeout: float) -> list[Any]:
 def read_news(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
     """Return what a call with news has to say; its end is always the last event.
 
-    Raises
-    ------
-    RayTaskError
-        If the worker could not be loaded.
+    Raises RayTaskError if the worker could not be loaded.
     """
     events: list[Event] = []
     while True:

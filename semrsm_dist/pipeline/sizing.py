@@ -12,8 +12,8 @@ from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine.protocol import Engine
 from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.search.block import search_bytes
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
+from semrsm_dist.pipeline.memory import PAIR_BYTES, WorkerMemory
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
 from semrsm_dist.plan.tiling import (
@@ -25,7 +25,7 @@ from semrsm_dist.plan.tiling import (
     smallest_tile,
 )
 from semrsm_dist.store.paths import free_bytes
-from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
+from semrsm_dist.store.record import LayerRecord, RunRecord, Side
 
 LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
@@ -36,12 +36,6 @@ of a network's output depend on the batch, so the number of workers or the size 
 
 IMPORTED_CHUNK_BYTES = 2**20
 """About the size of a chunk of ready-made features: fewer and larger files, which no model's batch limits."""
-
-PROCESS_BYTES = 8 * 1024**2
-"""Memory of a worker in addition to panels and workspace, with results of tiles up to 256 x 256, in bytes."""
-
-PAIR_BYTES = 96
-"""Memory of a pair of a tile: three float64 as solved, as one array to write, as encoded, and of the next tile."""
 
 RESULTS_SHARE = 8
 """The results of a tile take at most one part in so many of a worker's memory, unless images are very many."""
@@ -120,7 +114,7 @@ def choose_sizes(
     ConfigError
         If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
-    layers, fitting = {}, []
+    layers, fitting, memory = {}, [], WorkerMemory(config, matcher, inputs.counts())
     for layer, sizes in inputs.layers.items():
         pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
         size = _tile_size(config, matcher, inputs.counts(), pair_seconds, workers)
@@ -139,7 +133,7 @@ def choose_sizes(
             pair_seconds=pair_seconds,
             facts=inputs.layer_facts.get(layer, {}),
         )
-        fitting.append(_require_memory(config, matcher, layer, layers[layer], inputs.counts()))
+        fitting.append(memory.count_fitting(layer, layers[layer]))
     return layers, min(_chunk_size(config, inputs, layers), _power_of_two(min(fitting)))
 
 
@@ -165,34 +159,6 @@ def _power_of_two(most: int) -> int:
     return 1 << (max(1, most).bit_length() - 1)
 
 
-def panel_size(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
-    """Return the images of a panel: those along an edge of a tile, or a power of two of which two panels fit."""
-    fitting = _budget(config, matcher, layer, counts) // (2 * _image_bytes(config, matcher, layer))
-    wanted = min(config.matching.tile or layer.tile_size, layer.tile_size)
-    return wanted if wanted <= fitting else 1 << max(fitting.bit_length() - 1, 0)
-
-
-def panel_budget(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
-    """Return the memory that one worker has for prepared panels in the largest requested layer, in bytes.
-
-    Reading a tile's images decodes whole feature chunks, for which memory is set aside.
-    """
-    itemsize = storage_itemsize(config.features)
-    return min(
-        _budget(config, matcher, layer, record.counts)
-        - _loading_bytes(
-            layer, max(panel_size(config, matcher, layer, record.counts), record.chunk_size), itemsize
-        )
-        for layer in (record.layers[name] for name in record.requested)
-    )
-
-
-def worker_bytes(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
-    """Return the memory that a worker takes for two panels of a layer and its workspace, in bytes."""
-    panels = 2 * panel_size(config, matcher, layer, counts) * _image_bytes(config, matcher, layer)
-    return int(config.matching.worker_memory) - _budget(config, matcher, layer, counts) + panels
-
-
 def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> int:
     """Return the uncompressed size of a layer's results, in bytes."""
     itemsize = 8 if matcher.is_exact else 4
@@ -200,19 +166,6 @@ def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> i
         return neighbour_bytes(layout.n_rows, layout.row_panels, config.output.neighbours.k, itemsize)
     n_kernels = len(config.kernels) if config.output.matrices == "stored" else None
     return result_bytes(layout.total_pairs, layout.n_rows * layout.n_columns, n_kernels, itemsize)
-
-
-def largest_worker(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
-    """Return the memory that a worker of matching takes at most, in bytes: it keeps as many panels as there is room."""
-    n_images = sum(record.counts.values())
-    return min(
-        int(config.matching.worker_memory),
-        max(
-            worker_bytes(config, matcher, layer, record.counts)
-            + prepared_bytes(config, matcher, n_images, layer)
-            for layer in record.layers.values()
-        ),
-    )
 
 
 def largest_disk_bytes(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
@@ -246,7 +199,7 @@ def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> Non
     Only on one machine: a cluster may grow by nodes whose memory is not known yet. Raises LimitError if a worker takes
     more than the machines, or the container, allow in all.
     """
-    needed = largest_worker(session.config, matcher, record)
+    needed = WorkerMemory(session.config, matcher, record.counts).largest(record)
     facts = session.engine.describe()
     limit = int(str(facts["memory"]))
     if needed > limit and is_one_machine(facts):
@@ -286,51 +239,6 @@ def _tile_size(
 def _shape(counts: Mapping[Side, int]) -> tuple[int, int]:
     """Return the numbers of rows and columns of a run's matrices."""
     return counts.get("queries", counts["images"]), counts["images"]
-
-
-def _require_memory(
-    config: RunConfig, matcher: Matcher, layer: str, sizes: LayerRecord, counts: Mapping[Side, int]
-) -> int:
-    """Return the images of the largest panel of which two fit into a worker, refusing a worker that takes no pair."""
-    image_bytes, budget = _image_bytes(config, matcher, sizes), _budget(config, matcher, sizes, counts)
-    fitting = budget // (2 * image_bytes)
-    if fitting < 1:
-        needed = -(-(int(config.matching.worker_memory) - budget + 2 * image_bytes) // 2**20)
-        raise ConfigError(
-            f"matching.worker_memory: {int(config.matching.worker_memory) // 2**20} MiB for a worker, but a pair of "
-            f"images of layer {layer!r} and the results of a tile of {sizes.tile_size} x {sizes.tile_size} take up to "
-            f"{needed} MiB; nothing was computed: set it to at least {needed}MiB, set a smaller matching.tile, or "
-            "choose layers with fewer tokens or channels"
-        )
-    return fitting
-
-
-def _budget(config: RunConfig, matcher: Matcher, layer: LayerRecord, counts: Mapping[Side, int]) -> int:
-    """Return the memory that one worker has for panels, in bytes."""
-    workspace = matcher.workspace_bytes(layer.n_tokens, layer.n_channels)
-    pairs = math.prod(min(layer.tile_size, count) for count in _shape(counts))
-    results = max(0, pairs - 256**2) * PAIR_BYTES
-    return int(config.matching.worker_memory) - PROCESS_BYTES - workspace - results
-
-
-def _image_bytes(config: RunConfig, matcher: Matcher, sizes: LayerSizes) -> int:
-    """Return the memory of one image of a panel.
-
-    Two panels are prepared and one is being loaded: that is counted as two of half as much again.
-    """
-    loading = _loading_bytes(sizes, 1, storage_itemsize(config.features))
-    return prepared_bytes(config, matcher, 1, sizes) + loading // 2
-
-
-def prepared_bytes(config: RunConfig, matcher: Matcher, n_images: int, sizes: LayerSizes) -> int:
-    """Return the memory of a panel that is prepared for matching or, for neighbours, for a search, in bytes."""
-    more = 0 if config.output.neighbours is None else search_bytes(n_images, sizes.n_tokens, sizes.n_channels)
-    return matcher.panel_bytes(n_images, sizes.n_tokens, sizes.n_channels) + more
-
-
-def _loading_bytes(sizes: LayerSizes, n_images: int, itemsize: int) -> int:
-    """Return the memory of a panel between the disk and its preparation: as stored, and one wider copy."""
-    return n_images * sizes.n_tokens * sizes.n_channels * (itemsize + 8)
 
 
 @functools.cache

@@ -25,14 +25,12 @@ from semrsm_dist.pipeline.forecast.costs import Costs, Space
 from semrsm_dist.pipeline.forecast.overhead import time_loading, time_workers
 from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulated, Simulation
 from semrsm_dist.pipeline.inputs import RunInputs
+from semrsm_dist.pipeline.memory import WorkerMemory
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
     count_workers,
     is_one_machine,
     largest_disk_bytes,
-    largest_worker,
-    panel_budget,
-    prepared_bytes,
 )
 from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
 from semrsm_dist.plan.estimate import CONFIDENCE
@@ -147,6 +145,11 @@ class _Plan:
     @cached_property
     def costs(self) -> Costs:
         return Costs(self.calibration, self.layouts)
+
+    @property
+    def of_worker(self) -> WorkerMemory:
+        """The memory of a worker of matching."""
+        return WorkerMemory(self.config, self.matcher, self.record.counts)
 
     @property
     def layouts(self) -> dict[str, Layout]:
@@ -264,7 +267,7 @@ class _Plan:
     @cached_property
     def memory(self) -> dict[str, int]:
         """Bytes of memory: of a worker, of all at the peak, and what is allowed."""
-        worker = largest_worker(self.config, self.matcher, self.record)
+        worker = self.of_worker.largest(self.record)
         return {
             "worker_memory_bytes": worker,
             "peak_memory_bytes": max(
@@ -308,13 +311,13 @@ class _Plan:
             [self._model(layer, sizes) for layer, sizes in self.record.layers.items()],
             workers=workers,
             task_seconds=self.config.matching.task_seconds,
-            budget=panel_budget(self.config, self.matcher, self.record),
+            budget=self.of_worker.panel_budget(self.record),
             message_seconds=LOCAL_MESSAGE_SECONDS if local else TASK_OVERHEAD,
         ).run()
 
     def _model(self, layer: str, sizes: LayerRecord) -> LayerModel:
         layout = self.record.layout(layer)
-        panel_bytes = prepared_bytes(self.config, self.matcher, layout.tile_size, sizes)
+        panel_bytes = self.of_worker.prepared_bytes(layout.tile_size, sizes)
         work = LayerWork(layer, layout, layout.wanted(), sizes.pair_seconds, panel_bytes)
         trial = max(self.calibration.trials, key=lambda each: each.n_images)
         features = trial.written["features"].n_bytes / trial.n_images if "features" in trial.written else 0.0

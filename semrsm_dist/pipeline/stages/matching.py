@@ -17,8 +17,9 @@ from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.tile import Neighbours
 from semrsm_dist.pipeline.faults import list_failures
+from semrsm_dist.pipeline.memory import WorkerMemory
 from semrsm_dist.pipeline.session import Estimate, Session
-from semrsm_dist.pipeline.sizing import count_workers, panel_budget, panel_size, prepared_bytes
+from semrsm_dist.pipeline.sizing import count_workers
 from semrsm_dist.pipeline.stages.matching_worker import ActorFactory, MatchingWorker, TileChecker
 from semrsm_dist.pipeline.stages.neighbours import read_groups
 from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
@@ -45,11 +46,12 @@ def remove_damaged_tiles(session: Session, record: RunRecord) -> None:
 
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
     """Solve the missing tiles of the requested layers, and return those that were set aside."""
-    works = [_find_work(session, matcher, record, layer) for layer in record.requested]
+    memory = WorkerMemory(session.config, matcher, record.counts)
+    works = [_find_work(session, memory, record, layer) for layer in record.requested]
     if not any(work.n_missing for work in works):
         return []
-    budget = panel_budget(session.config, matcher, record)
-    worker = _make_worker(session, matcher, record, {work.layer: work.layout for work in works}, budget)
+    budget = memory.panel_budget(record)
+    worker = _make_worker(session, memory, record, {work.layer: work.layout for work in works}, budget)
     with session.timed("compile"):
         worker.compile()
     planners = [
@@ -105,11 +107,15 @@ def _start_workers(session: Session, matcher: Matcher, worker: MatchingWorker) -
 
 
 def _make_worker(
-    session: Session, matcher: Matcher, record: RunRecord, layouts: Mapping[str, Layout], budget: int
+    session: Session, memory: WorkerMemory, record: RunRecord, layouts: Mapping[str, Layout], budget: int
 ) -> MatchingWorker:
     """Return the worker that solves tiles or, in a run that keeps neighbours, searches them."""
-    run, side = session.directory.path, record.row_side
-    panels = {layer: _panel(session, matcher, record, layer) for layer in layouts}
+    run, side, matcher = session.directory.path, record.row_side, memory.matcher
+    panels: dict[str, tuple[int, int]] = {}
+    for layer in layouts:
+        sizes = record.layers[layer]
+        images = memory.panel_size(sizes)
+        panels[layer] = images, memory.prepared_bytes(images, sizes)
     if record.neighbours is None:
         return MatchingWorker(run, side, layouts, matcher, panels, budget)
     k, threshold = record.neighbours
@@ -136,16 +142,9 @@ def _diagonal_first(works: Sequence[LayerWork]) -> list[list[LayerWork]]:
     return [first, rest]
 
 
-def _panel(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> tuple[int, int]:
-    """Return the images of a panel of a layer, and the memory that it takes when it is prepared."""
-    sizes = record.layers[layer]
-    images = panel_size(session.config, matcher, sizes, record.counts)
-    return images, prepared_bytes(session.config, matcher, images, sizes)
-
-
-def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str) -> LayerWork:
+def _find_work(session: Session, memory: WorkerMemory, record: RunRecord, layer: str) -> LayerWork:
     """Create the array of a layer's tiles and return its missing tiles."""
-    sizes, layout = record.layers[layer], record.layout(layer)
+    matcher, sizes, layout = memory.matcher, record.layers[layer], record.layout(layer)
     store = tile_files(session.directory, record, layer)
     is_done = result_store(session.directory, record, layer).is_done(layout)
     store.create(layout, _choose_dtype(session, matcher, record, store), record.id_of(layer))
@@ -161,7 +160,7 @@ def _find_work(session: Session, matcher: Matcher, record: RunRecord, layer: str
         layout,
         layout.wanted() & ~present,
         matcher.pair_seconds(sizes.n_tokens, sizes.n_channels),
-        prepared_bytes(session.config, matcher, layout.tile_size, sizes),
+        memory.prepared_bytes(layout.tile_size, sizes),
     )
 
 

@@ -25,7 +25,7 @@ from semrsm_dist.data.sources.open_images import OpenImages
 from semrsm_dist.data.sources.table import TableImages
 from semrsm_dist.data.sources.voc import MAX_BYTES, VocImages
 from semrsm_dist.errors import InputError
-from semrsm_dist.pipeline.stages.evaluation import require_areas
+from semrsm_dist.experiments.labels import require_areas
 
 
 def write_image(path: Path, value: int = 100, size: tuple[int, int] = (20, 10)) -> None:

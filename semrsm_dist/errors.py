@@ -7,6 +7,7 @@ its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -60,9 +61,10 @@ def unreadable(
 ) -> UnreadableFileError:
     """Return the error of what the file system does not let be read, with what is not known then."""
     consequence = f", so {so}" if so else ""
+    lacks_handles = error.errno in (errno.EMFILE, errno.ENFILE)
+    remedy = "raise the limit of open files (ulimit -n)" if lacks_handles else "check the disk and the permissions"
     return UnreadableFileError(
-        f"{path}: {what} ({reason_of(error)}){consequence}; nothing was changed: check the disk and the permissions, "
-        "then repeat the command"
+        f"{path}: {what} ({reason_of(error)}){consequence}; nothing was changed: {remedy}, then repeat the command"
     )
 
 

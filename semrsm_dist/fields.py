@@ -231,6 +231,8 @@ _EXPECTED = {
     "float_parsing": "expected a number",
     "string_type": "expected text",
     "finite_number": "expected a finite number",
+    "byte_size": "expected a size such as 512MiB or 1GiB",
+    "byte_size_unit": "expected a size such as 512MiB or 1GiB",
 }
 
 

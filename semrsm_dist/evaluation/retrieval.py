@@ -135,6 +135,10 @@ class RetrievalTask:
         """N, with the queries that cannot be judged."""
         return len(self._queries)
 
+    def most_hits(self, k: int) -> int:
+        """Return k, or how many images the database has if these are fewer: nobody has more hits."""
+        return min(k, len(self._candidates))
+
     def rule_out(self, block: NDArray[np.float64], first: int, first_column: int = 0) -> None:
         """Set to NaN whatever is no hit, in (B, M) similarities of queries `first` and following to candidates."""
         columns = slice(first_column, first_column + block.shape[1])
@@ -180,7 +184,7 @@ class RetrievalTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
-    """The best hits of N queries, with ties and undefined similarities."""
+    """The best hits of N queries, with ties and undefined similarities; k is at most the number of images to find."""
 
     indices: NDArray[np.intp]
     """(N, k) columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k."""
@@ -218,7 +222,7 @@ class HitSearch:
     def __init__(self, task: RetrievalTask, k: int, queries: slice) -> None:
         _require_hits(k)
         self._task, self._queries = task, queries
-        self._best = Largest(queries.stop - queries.start, k + 1)
+        self._best = Largest(queries.stop - queries.start, task.most_hits(k) + 1)
         self._n_candidates, self._n_undefined = np.zeros((2, queries.stop - queries.start), dtype=np.intp)
         self._column = 0
 
@@ -252,7 +256,7 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
     task
         Which images may be hits of which query.
     k
-        Hits per query.
+        Hits per query; with more than there are images, all of them.
     rows_at_once
         How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
 
@@ -262,7 +266,7 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
         If k is below 1.
     """
     _require_hits(k)
-    n = task.n_queries
+    n, k = task.n_queries, task.most_hits(k)
     found = Hits(
         np.full((n, k), NO_HIT, dtype=np.intp),
         np.zeros((n, k), dtype=bool),
@@ -291,7 +295,7 @@ def score_hits(
     Parameters
     ----------
     hits
-        (N, K) `Hits.indices`, with K at least the largest of `ks`.
+        (N, K) `Hits.indices`, of at least the largest of `ks` or of all images.
     first
         The query that the first row belongs to.
 
@@ -303,10 +307,10 @@ def score_hits(
     Raises
     ------
     ConfigError
-        If a k is below 1 or above K.
+        If a k is below 1, or above K though there are more images.
     """
     for k in ks:
-        if not 1 <= k <= hits.shape[1]:
+        if not 1 <= task.most_hits(k) <= hits.shape[1]:
             raise ConfigError(f"F1@{k}: k must be 1 to {hits.shape[1]}, the number of hits per query")
     scores = np.full((len(hits), len(ks)), np.nan)
     for place, row in enumerate(hits):

@@ -36,6 +36,26 @@ ARRAYS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 """The arrays of a layer in the order in which a chunk of them is written: type, if it is fixed, and dimensions."""
 
 
+def round_features(
+    z: NDArray[np.floating[Any]], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Return finite features (T, S, C) in the type that is stored, and which images (T,) that type can hold.
+
+    It cannot if values overflow, or lie so far below its range that digits are lost: if what rounding takes from an
+    image is more than twice the type's precision, relative to the image's norm.
+    """
+    with np.errstate(over="ignore"):
+        stored = z.astype(dtype, copy=False)
+    if dtype.itemsize >= z.dtype.itemsize:
+        return stored, np.ones(len(z), np.bool_)
+    fits = np.empty(len(z), np.bool_)
+    for t, image in enumerate(z):
+        size = np.abs(image).max() or 1.0  # so that squares neither overflow nor vanish
+        lost = np.linalg.norm((stored[t].astype(np.float64) - image) / size)
+        fits[t] = lost <= np.finfo(dtype).eps * np.linalg.norm(image.astype(np.float64) / size)
+    return stored, fits
+
+
 def chunk_index(name: str, number: int) -> tuple[int, ...]:
     """Return the position of a chunk in an array's grid: only the images are divided."""
     return (number, *(0 for _ in ARRAYS[name][1][1:]))

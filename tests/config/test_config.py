@@ -462,7 +462,7 @@ def test_all_problems_are_told_at_once(refused):
         ),
         (
             "matching: {worker_memory: 1 parsec}",
-            "matching.worker_memory: '1 parsec': could not interpret byte unit",
+            "matching.worker_memory: '1 parsec': expected a size such as 512MiB or 1GiB",
         ),
         (
             "matching: {worker_memory: 1KiB}",

@@ -260,6 +260,16 @@ def test_hits_and_scores_are_per_query():
         score_hits(hits.indices, task, (3,))
 
 
+@pytest.mark.parametrize("k", [4, 5, 2**62])
+def test_more_hits_than_there_are_images_are_all_of_them(k):
+    labels = [("a",), ("a", "b"), ("b",), ("c",)]
+    task = RetrievalTask(RetrievalImages(labels))
+    hits = find_hits(reader(np.ones((4, 4))), task, k)
+    np.testing.assert_array_equal(hits.indices[0], [1, 2, 3, NO_HIT])
+    assert not hits.tied[:, -1].any()
+    np.testing.assert_allclose(score_hits(hits.indices, task, (1, k))[0], [2 / 3, 2 / 9])
+
+
 def test_hits_that_leave_out_their_equals_are_told():
     labels = [("a",)] * 5
     matrix = np.array(

@@ -180,11 +180,14 @@ def test_features_of_the_queries_that_are_not_finite(shop):
     assert_refused(shop, document, InputError, "queries: features of '0' (index 0")
 
 
-@pytest.mark.parametrize(("scale", "stored"), [(1e6, "float16"), (1e300, "float32")])
-def test_features_that_overflow_the_stored_type(shop, scale, stored):
-    z = np.random.default_rng(0).normal(size=(5, 6, 4)) * scale
-    document = shop.of_features("run", shop.save("big.npy", z), features={"dtype": stored})
-    assert_refused(shop, document, InputError, "overflow the stored type")
+@pytest.mark.parametrize(
+    ("scale", "stored"), [(1e6, "float16"), (1e300, "float32"), (1e-6, "float16"), (1e-200, "float32")]
+)
+def test_features_that_do_not_fit_the_stored_type(shop, scale, stored):
+    z = np.random.default_rng(0).normal(size=(5, 6, 4))
+    z[3] *= scale
+    document = shop.of_features("run", shop.save("odd.npy", z), features={"dtype": stored})
+    assert_refused(shop, document, InputError, "'3' (index 3, layer last) do not fit", "scale the features")
 
 
 def test_features_of_any_scale_that_float32_holds(shop):

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.store import chunks
-from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, TOKEN_COUNT, FeatureStore
+from semrsm_dist.store.features import (
+    FEATURES,
+    POOLED,
+    SQUARED_NORM,
+    TOKEN_COUNT,
+    FeatureStore,
+    round_features,
+)
 
 N, S, C, CHUNK = 7, 4, 3, 3
 Z = np.random.default_rng(0).normal(size=(N, S, C)).astype(np.float32)
@@ -51,6 +58,33 @@ def test_any_cut_gives_the_same_features(tmp_path_factory, n_images, chunk, dtyp
     # Of the stored values: the norm of the values before rounding would make a cosine larger than 1.
     np.testing.assert_allclose(store.read_squared_norms(), (wide**2).sum(axis=(1, 2)), rtol=1e-14)
     np.testing.assert_allclose(store.read_pooled(), wide.mean(axis=1), rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(st.integers(-330, 308), st.sampled_from([("d", "f"), ("d", "e"), ("f", "e"), ("e", "f")]))
+def test_a_type_holds_an_image_if_it_keeps_its_digits(exponent, types):
+    given_in, kept_in = map(np.dtype, types)
+    with np.errstate(over="ignore"):
+        z = np.nan_to_num((Z * 10.0**exponent).astype(given_in))
+    z[1, 1:] = 0  # one token, whose digits count
+    z[2] = 0
+    stored, fits = round_features(z, kept_in)
+    assert stored.dtype == kept_in
+    assert fits[2]
+    for image, found, is_held in zip(z, stored, fits, strict=True):
+        exact, size = image.astype(np.longdouble), np.abs(image).max()
+        if is_held:
+            lost = np.sqrt((((found - exact) / (size or 1)) ** 2).sum())
+            assert lost <= np.finfo(kept_in).eps * np.sqrt(((exact / (size or 1)) ** 2).sum())
+        else:
+            usual = np.finfo(kept_in)
+            assert size > usual.max or size < 1e3 * usual.tiny
+
+
+def test_small_numbers_beside_large_ones_are_held():
+    z = Z.copy()
+    z[:, 1] *= 1e-9
+    assert round_features(z, np.dtype(np.float16))[1].all()
 
 
 def test_norms_do_not_depend_on_the_cut(tmp_path):

@@ -72,7 +72,7 @@ class DigitScenes(ImageSource):
     generated: ClassVar[bool] = True
 
     source: Literal["digits"] = "digits"
-    n_images: Annotated[Count, AffectsResult()] = 400
+    n_images: Annotated[Count, Field(le=10**7), AffectsResult()] = 400
     digits: Annotated[Pair, AffectsResult()] = (1, 4)
     """Smallest and largest number of digits in a scene, drawn uniformly."""
     canvas: Annotated[Count, Field(ge=DIGIT_SIDE), AffectsResult()] = 96

@@ -135,8 +135,13 @@ def add_doubts(table: pd.DataFrame, hits: Mapping[Key, Hits]) -> None:
         rows = table["against"].isna()
         for name, value in key._asdict().items():
             rows &= table[name] == value
-        table.loc[rows, "n_tied"] = [int(found.tied[:, k - 1].sum()) for k in table.loc[rows, "k"]]
+        table.loc[rows, "n_tied"] = [_count_tied(found, k) for k in table.loc[rows, "k"]]
         table.loc[rows, ["n_undefined", "n_pairs"]] = found.n_undefined.sum(), found.n_candidates.sum()
+
+
+def _count_tied(found: Hits, k: int) -> int:
+    """Return at how many queries the best k hits leave out an image that is as similar as the last of them."""
+    return int(found.tied[:, k - 1].sum()) if k <= found.tied.shape[1] else 0
 
 
 def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
@@ -151,7 +156,7 @@ def write_doubts(hits: Mapping[Key, Hits], ks: Sequence[int]) -> Iterator[str]:
             undefined.setdefault(place, []).append(
                 f"{found.n_undefined.sum()} of {found.n_candidates.sum()} by {name}"
             )
-        n_tied = int(found.tied[:, min(ks) - 1].sum())
+        n_tied = _count_tied(found, min(ks))
         if n_tied:
             tied.setdefault(place, []).append(f"{n_tied} by {name}")
         judged = found.n_candidates[found.n_candidates > 0]

@@ -139,6 +139,7 @@ def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:
     more = f" and {len(images) - 5} more" if len(images) > 5 else ""
     raise InputError(
         f"features of {', '.join(repr(image) for image in images[:5])}{more} in layer {', '.join(layers)} are NaN or "
-        "infinite; no similarity can be computed from them: if half precision overflowed, use model.precision: float32 "
-        "and features.dtype: float32, else leave these images out; then start in a new run directory"
+        "infinite, or do not fit the stored type; no similarity can be computed from them: with half precision, use "
+        "model.precision: float32 and features.dtype: float32, else leave these images out; then start in a new run "
+        "directory"
     )

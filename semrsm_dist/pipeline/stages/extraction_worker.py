@@ -23,7 +23,7 @@ from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.inputs import describe_model
 from semrsm_dist.pipeline.stages.image_readers import GROUP, ImageReader, ReaderPool
 from semrsm_dist.store.directory import RunDirectory
-from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.features import FeatureStore, round_features
 from semrsm_dist.store.fingerprint import Fingerprint, differences, flatten
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
@@ -158,7 +158,7 @@ class ChunkNews:
     Attributes
     ----------
     refused
-        Layers and images whose features are not finite; the chunk was not written.
+        Layers and images whose features are not finite or do not fit the stored type; the chunk was not written.
     smaller_batch
         Size of the batches from now on in this worker, if the GPU's memory did not suffice for more.
     """
@@ -233,7 +233,7 @@ class _ExtractionWorker:
         return writers.submit(self._write, chunk, coming, news)
 
     def _write(self, chunk: FeatureChunk, coming: ComingFeatures, news: ChunkNews | None) -> Receipt:
-        """Write a chunk's features, or refuse those that are not finite."""
+        """Write a chunk's features, or refuse those that are not finite or do not fit the stored type."""
         from semrsm_dist.features.extractor import NonFiniteFeaturesError  # noqa: PLC0415 - as above
 
         done = replace(chunk, rows=())  # receipts are small
@@ -244,18 +244,14 @@ class _ExtractionWorker:
             return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         stores = self._stores[chunk.side]
         missing = {layer: store for layer, store in stores.items() if not store.has_chunk(chunk.number)}
-        with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
-            stored = {
-                layer: features[layer].astype(store.dtype(), copy=False) for layer, store in missing.items()
-            }
+        rounded = {layer: round_features(features[layer], store.dtype()) for layer, store in missing.items()}
         refused = [
             (layer, chunk.rows[index].image_id)
-            for layer, z in stored.items()
-            if z.dtype != np.float32  # in which the features are finite
-            for index in np.flatnonzero(~np.isfinite(z).all(axis=(1, 2)))
+            for layer, (_, fits) in rounded.items()
+            for index in np.flatnonzero(~fits)
         ]
         if refused:
             return Receipt(done, counts={"images": 0}, value=ChunkNews(refused=tuple(refused)))
         for layer, store in missing.items():
-            store.write_chunk(chunk.number, stored[layer])
+            store.write_chunk(chunk.number, rounded[layer][0])
         return Receipt(done, counts={"images": len(chunk.rows)}, value=news)

@@ -25,7 +25,7 @@ from semrsm_dist.pipeline.kept import continue_without, settle
 from semrsm_dist.pipeline.session import Session, slices
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
-from semrsm_dist.store.features import FeatureStore
+from semrsm_dist.store.features import FeatureStore, round_features
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord, Side, SourceAnswer
 
@@ -43,11 +43,11 @@ class ImportChunk(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An image whose features are not finite as stored, and whether they were finite before."""
+    """An image whose features are not finite, or do not fit the stored type."""
 
     layer: str
     image: int
-    overflows: bool
+    is_finite: bool
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class ImportWorker:
         start = chunk.number * self.chunk_size
         stop = min(start + self.chunk_size, source.n_images)
         z, counts = source.read(start, stop), all_counts[start:stop]
-        with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
-            stored = z.astype(store.dtype(), copy=False)
-        beyond = np.arange(source.n_tokens) >= counts[:, None]
-        bad = np.flatnonzero(~(np.isfinite(stored).all(axis=2) | beyond).all(axis=1))
+        z[np.arange(source.n_tokens) >= counts[:, None]] = 0
+        finite = np.isfinite(z).all(axis=(1, 2))
+        z[~finite] = 0
+        stored, fits = round_features(z, store.dtype())
+        bad = np.flatnonzero(~(finite & fits))
         if bad.size:
-            overflows = bool(np.isfinite(z[bad]).all())
-            refused = [Refused(chunk.layer, start + int(k), overflows) for k in bad]
+            refused = [Refused(chunk.layer, start + int(k), bool(finite[k])) for k in bad]
             return Receipt(chunk, value=refused, counts={"images": 0})
         store.write_chunk(chunk.number, stored, counts)
         return Receipt(chunk, counts={"images": stop - start})
@@ -100,8 +100,8 @@ def import_features(
     Raises
     ------
     InputError
-        If features are NaN or infinite, naming the images and the layer; or if a source changed meanwhile: what was
-        copied from it is then removed.
+        If features are NaN or infinite, or do not fit the stored type, naming the images and the layer; or if a source
+        changed meanwhile: what was copied from it is then removed.
     WorkError
         If some chunks could not be copied.
     """
@@ -178,12 +178,13 @@ def _has_changed(data: FeaturesData, known: SourceAnswer, store: FeatureStore) -
 def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> None:
     names = [f"{image_ids[index]!r} (index {index}, layer {layer})" for layer, index, _ in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-    remedy = (
-        "they overflow the stored type: scale them, or use features.dtype: float32 if it is float16"
-        if all(image.overflows for image in refused)
-        else "fix the source, or leave these images out of it"
+    what = (
+        "do not fit the stored type: values overflow it, or are so small that it loses their digits; the similarities "
+        "would be wrong: scale the features, or use features.dtype: float32 if it is float16"
+        if all(image.is_finite for image in refused)
+        else "are NaN or infinite; no similarity can be computed from them: fix the source, or leave these images out "
+        "of it"
     )
     raise InputError(
-        f"{side}: features of {', '.join(names)}{more} are NaN or infinite; no similarity can be computed from "
-        f"them: {remedy}; then start in a new run directory"
+        f"{side}: features of {', '.join(names)}{more} {what}; then start in a new run directory"
     )

@@ -62,7 +62,9 @@ def unreadable(
     """Return the error of what the file system does not let be read, with what is not known then."""
     consequence = f", so {so}" if so else ""
     lacks_handles = error.errno in (errno.EMFILE, errno.ENFILE)
-    remedy = "raise the limit of open files (ulimit -n)" if lacks_handles else "check the disk and the permissions"
+    remedy = (
+        "raise the limit of open files (ulimit -n)" if lacks_handles else "check the disk and the permissions"
+    )
     return UnreadableFileError(
         f"{path}: {what} ({reason_of(error)}){consequence}; nothing was changed: {remedy}, then repeat the command"
     )

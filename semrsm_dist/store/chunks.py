@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import StorageError, UnreadableFileError, first_line
 from semrsm_dist.store import paths
+from semrsm_dist.store.labels import read_label
 from semrsm_dist.store.paths import RunPath
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)
@@ -100,7 +101,7 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
     DamagedChunkError
         If a chunk in it is missing, cannot be decoded, or is another one.
     UnreadableFileError
-        If the file system cannot read it.
+        If the file system cannot read it, or this process lacks what decoding it takes.
     """
     spans = (
         range(part.start // size, -(-min(part.stop, length) // size))
@@ -118,6 +119,12 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> NDArray[An
         for index in touched[1:] and touched:  # of several chunks, it is the first that cannot be read alone
             read_chunk(array, index)
         file = _chunk_path(folder, touched[0])
+        if isinstance(error, RuntimeError) and _is_intact(file):
+            raise UnreadableFileError(
+                f"{file}: cannot be decoded ({first_line(error)}), although its bytes are intact; nothing was changed: "
+                "use fewer workers (--workers) or raise the limits of memory and threads, then repeat the command; if "
+                "that is no help, remove this file, which is then computed again"
+            ) from error
         raise DamagedChunkError(file, f"holds damaged bytes ({_describe_damage(error)})") from error
     except StorageError:
         raise
@@ -182,6 +189,17 @@ def delete_chunk(group: RunPath, name: str, index: Sequence[int]) -> None:
     file = _chunk_path(group / name, index)
     with paths.writing(file):
         paths.remove_file(file)
+
+
+def _is_intact(file: RunPath) -> bool:
+    """Return whether a chunk's bytes are those that were written, so that something else keeps it from being decoded.
+
+    For lack of threads or memory, Zarr and its codecs raise the same type of error as for damaged bytes.
+    """
+    try:
+        return read_label(paths.read_file(file)) is not None
+    except OSError:
+        return True  # as far as anybody knows
 
 
 def _describe_damage(error: Exception) -> str:

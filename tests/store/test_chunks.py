@@ -384,3 +384,29 @@ def test_errors_of_the_file_system_name_the_path(tmp_path):
         raise StorageError("as it was")
     with pytest.raises(ZeroDivisionError), paths.writing(tmp_path):
         raise ZeroDivisionError
+
+
+WITHOUT_THREADS = """
+import resource, sys
+from pathlib import Path
+from semrsm_dist.errors import UnreadableFileError
+from semrsm_dist.store import arrays, chunks
+
+array = arrays.open_array(Path(sys.argv[1]), "a")
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (2**20, limits[1]))  # less than what is in use: no thread can start
+try:
+    found = chunks.read_region(array, (slice(0, 5), slice(0, 7)))  # several chunks: more threads than there are
+except UnreadableFileError as error:
+    found = str(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(found)
+"""
+
+
+@pytest.mark.slow
+def test_chunks_that_lack_threads_to_be_decoded_are_not_damaged(group, array):
+    command = [sys.executable, "-c", WITHOUT_THREADS, group]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "cannot be decoded (can't start new thread), although its bytes are intact" in done.stdout
+    assert f"{group}/a/c/" in done.stdout

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from semrsm_dist.matching.compiled.jit import compiled
+from semrsm_dist.matching.compiled.lane_packing import pack_lanes
 from semrsm_dist.matching.compiled.lanes import LANES
-from semrsm_dist.matching.compiled.product import inverse_factors, pack, padded
+from semrsm_dist.matching.compiled.product import inverse_factors, padded
 from semrsm_dist.matching.representations import checked_representations, checked_squared_norms
 
 _ALIGNMENT = 64
@@ -207,27 +208,25 @@ def _pack_image(
 ) -> tuple[float, float, float, float, float]:
     """Write the packed tokens of an image and their lengths; return its scale and its four norms."""
     n_tokens, n_channels = z.shape
-    largest = 0.0
+    largest = np.zeros(n_channels)  # of each channel, so that channels are compared side by side
     for s in range(n_tokens):
         for c in range(n_channels):
-            largest = max(largest, abs(np.float64(z[s, c]) - mean[c]))
-    scale = math.ldexp(1.0, math.frexp(largest)[1])
-    pack(z, mean, scale, packed)
-    first, second = inverse_factors(scale)
+            largest[c] = max(largest[c], abs(np.float64(z[s, c]) - mean[c]))
+    for c in range(n_channels):
+        largest[0] = max(largest[0], largest[c])
+    scale = math.ldexp(1.0, math.frexp(largest[0])[1])
+    factors = inverse_factors(scale)
+    flat, sums = z.ravel(), np.empty(3 * LANES)
     squares, lost_squares, filling, lost_filling = 0.0, 0.0, 0.0, 0.0
-    for s in range(n_tokens):
-        exact, rounded, lost = 0.0, 0.0, 0.0
-        start = s // LANES * LANES * n_channels + s % LANES
-        for c in range(n_channels):
-            value = (np.float64(z[s, c]) - mean[c]) * first * second
-            single = np.float64(packed[start + c * LANES])
-            exact += value * value
-            rounded += single * single
-            lost += (value - single) ** 2
-        lengths[s] = np.sqrt(exact)
-        if s < count:
-            squares += rounded
-            lost_squares += lost
-        elif s == count:
-            filling, lost_filling = rounded, lost
+    for first in range(0, n_tokens, LANES):
+        n = min(LANES, n_tokens - first)
+        pack_lanes(flat, first * n_channels, n, mean, factors, packed, first * n_channels, sums)
+        for lane in range(n):
+            lengths[first + lane] = np.sqrt(sums[lane])
+            rounded, lost = sums[LANES + lane], sums[2 * LANES + lane]
+            if first + lane < count:
+                squares += rounded
+                lost_squares += lost
+            elif first + lane == count:
+                filling, lost_filling = rounded, lost
     return scale, np.sqrt(squares), np.sqrt(lost_squares), np.sqrt(filling), np.sqrt(lost_filling)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.matching.bounds import inner_product
 from semrsm_dist.matching.compiled.product import multiply_packed, pack, padded, rounding_of_product
-from semrsm_dist.matching.panel import empty_aligned
+from semrsm_dist.matching.panel import empty_aligned, prepare_packed_panel
 
 dtypes = st.sampled_from((np.float32, np.float64))
 
@@ -67,3 +67,41 @@ def test_inner_products_are_sums_in_float64(size, dtype):
     exact = float(np.sum(a.astype(np.longdouble) * b.astype(np.longdouble)))
     bound = 2.0**-52 * size * np.linalg.norm(a) * np.linalg.norm(b)
     assert abs(inner_product(a, b) - exact) <= bound
+
+
+@settings(max_examples=40)
+@given(
+    n_tokens=st.integers(1, 40),
+    n_channels=st.integers(1, 20),
+    dtype=st.sampled_from((np.float16, np.float32, np.float64)),
+    exponent=st.integers(-3, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_panels_hold_centred_tokens_and_what_rounding_them_took_away(
+    n_tokens, n_channels, dtype, exponent, seed
+):
+    rng = np.random.default_rng(seed)
+    z = (
+        rng.normal(size=(3, n_tokens, n_channels)) * 10.0 ** (exponent + rng.integers(-2, 2, (3, 1, 1)))
+    ).astype(dtype)
+    counts = rng.integers(1, n_tokens + 1, 3)
+    panel = prepare_packed_panel(z, counts)
+    groups = (
+        panel.packed.reshape(3, -1, n_channels, 16)
+        .swapaxes(2, 3)
+        .reshape(3, -1, n_channels)
+        .astype(np.float64)
+    )
+    for t, count in enumerate(counts):
+        tokens = np.where(np.arange(n_tokens)[:, None] < count, z[t].astype(np.float64), 0)
+        exact = (tokens - panel.means[t]) / panel.scales[t]
+        assert 0.5 <= np.abs(exact).max() < 1 or not exact.any()
+        np.testing.assert_array_equal(groups[t, :n_tokens], exact.astype(np.float32))
+        assert not groups[t, n_tokens:].any()
+        lost = exact - groups[t, :n_tokens]
+        norms = np.linalg.norm(groups[t, :count]), np.linalg.norm(lost[:count])
+        np.testing.assert_allclose((panel.centred_norms[t], panel.rounding_norms[t]), norms, rtol=1e-12)
+        filling = [np.linalg.norm(part[count : count + 1]) for part in (groups[t, :n_tokens], lost)]
+        found = panel.filling_norms[t], panel.filling_rounding_norms[t]
+        np.testing.assert_allclose(found, filling, rtol=1e-12)
+        np.testing.assert_allclose(panel.lengths[t], np.linalg.norm(exact, axis=1), rtol=1e-12)

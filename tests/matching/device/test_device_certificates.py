@@ -341,6 +341,19 @@ def test_the_slack_is_no_larger_than_the_roundings_it_covers():
     assert np.isfinite(tasks["target"]).all()
 
 
+def test_wanted_pairs_alone_are_sent_and_the_hardest_come_about_first():
+    rng = np.random.default_rng(0)
+    panel = Auction().prepare(smooth(30, 9, 4) + 10 * rng.exponential(size=(30, 1, 1)))
+    wanted = np.triu(np.ones((30, 30), np.bool_), 1)
+    tasks, _ = frame_pairs(panel, panel, 1e-3, wanted)
+    assert sorted(zip(tasks["row"], tasks["column"], strict=True)) == list(
+        zip(*np.nonzero(wanted), strict=True)
+    )
+    ease = tasks["target"] / tasks["size"]
+    assert ease.max() > 4 * ease.min()
+    assert (np.maximum.accumulate(ease) < 1.25 * ease).all()
+
+
 @pytest.mark.gpu
 def test_ten_thousand_pairs_are_certified_and_agree_with_scipy(device, request):
     if "emulated" in request.node.name:

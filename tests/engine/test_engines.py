@@ -361,10 +361,11 @@ def test_a_factory_that_raises_reaches_the_caller_at_once(engine, error):
 
 def test_close_waits_for_what_was_submitted(engine, tmp_path):
     worker = Recorder(tmp_path, lambda unit, times: time.sleep(0.1))
-    for pool in (
-        engine.start_tasks(worker, Resources()),
-        engine.start_actors(lambda: worker, 1, Resources()),
+    for start in (
+        lambda: engine.start_tasks(worker, Resources()),
+        lambda: engine.start_actors(lambda: worker, 1, Resources()),
     ):
+        pool = start()
         while pool.capacity() == 0:
             pool.collect(0.1)
         pool.submit(Task((0, 1)))

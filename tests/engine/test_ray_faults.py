@@ -285,7 +285,7 @@ def test_a_worker_with_a_gpu_runs_on_a_node_without_cpu_slots(cluster, engine):
 
 
 def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, engine, tmp_path, caplog):
-    nodes = [cluster.add_node(num_cpus=0, num_gpus=count, **LEAN) for count in (1, 2)]
+    nodes = [cluster.add_node(num_cpus=0, num_gpus=1, **LEAN) for _ in range(2)]
     cluster.wait_for_nodes()
     good, bad = (node.node_id for node in nodes)
 
@@ -298,10 +298,10 @@ def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, 
         return factory
 
     done = []
-    pool = engine.start_actors(factory_failing_on({bad}), 3, Resources(gpus=1))
+    pool = engine.start_actors(factory_failing_on({bad}), 2, Resources(gpus=1))
     failures = run_tasks(pool, batches(8, 1), on_receipt=lambda receipt: done.extend(receipt.units))
     for _ in range(600):  # the good one may be through with all before the others have failed for good
-        if sum("one worker fewer goes on" in said for said in caplog.messages) == 2:
+        if any("one worker fewer goes on" in said for said in caplog.messages):
             break
         pool.collect(0.1)
     pool.close()

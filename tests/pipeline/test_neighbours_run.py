@@ -1,4 +1,4 @@
-"""Runs that keep neighbours: those of the matrix to the last bit, on both engines, resumed, damaged and exported."""
+"""Runs that keep neighbours: those of the matrix to the last bit, resumed, damaged and exported."""
 
 from __future__ import annotations
 
@@ -14,19 +14,11 @@ import zarr
 from scipy import sparse
 
 import semrsm_dist as srs
-from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import ConfigError, ResumeError
 from semrsm_dist.pipeline.summary import format_summary
 from semrsm_dist.results.verification.report import format_report
 
 K = 4
-
-
-@pytest.fixture(scope="module", params=["local", "ray"])
-def engine(request):
-    engine = make_engine(request.param, workers=2)
-    yield engine
-    engine.close()
 
 
 def clusters(shop, name="z.npy", n=70, seed=0):
@@ -60,11 +52,11 @@ def neighbours_of_matrix(run, layer, k, groups=None, threshold=None):
     )
 
 
-def assert_neighbours_of_the_matrix(shop, document, engine=None, *, k=K, groups=None, threshold=None):
+def assert_neighbours_of_the_matrix(shop, document, *, k=K, groups=None, threshold=None):
     """Run a document once for neighbours and once for the matrix, and compare them bit by bit."""
     wanted = {"k": k} | ({} if threshold is None else {"threshold": threshold})
-    shop.run({**document, "run": f"{document['run']}-n", "output": {"neighbours": wanted}}, engine=engine)
-    shop.run(document, engine=engine)
+    shop.run({**document, "run": f"{document['run']}-n", "output": {"neighbours": wanted}})
+    shop.run(document)
     run, matrix = srs.open_run(f"{document['run']}-n"), srs.open_run(document["run"])
     for layer in run.requested_layers:
         found = run.neighbours(layer)
@@ -74,11 +66,9 @@ def assert_neighbours_of_the_matrix(shop, document, engine=None, *, k=K, groups=
     return run
 
 
-def test_neighbours_are_those_of_the_matrix(shop, engine):
+def test_neighbours_are_those_of_the_matrix(shop):
     layers = {"a": clusters(shop), "b": shop.features("b.npy", (70, 6, 4))}
-    run = assert_neighbours_of_the_matrix(
-        shop, shop.of_features("run", layers, matching={"tile": 16}), engine
-    )
+    run = assert_neighbours_of_the_matrix(shop, shop.of_features("run", layers, matching={"tile": 16}))
     found = run.neighbours("a")
     assert found["neighbour"].values[0, 0] == "69"  # its exact copy
     assert found["similarity"].values[0, 0] == 1.0
@@ -86,11 +76,11 @@ def test_neighbours_are_those_of_the_matrix(shop, engine):
     assert found.sizes == {"image": 70, "rank": K}
 
 
-def test_queries_have_neighbours_among_the_images(shop, engine):
+def test_queries_have_neighbours_among_the_images(shop):
     document = shop.of_features("run", clusters(shop), matching={"tile": 16})
     queries = clusters(shop, "queries.npy", 23, seed=1)
     document["queries"] = {"source": "features", "layers": {"last": str(queries)}}
-    run = assert_neighbours_of_the_matrix(shop, document, engine)
+    run = assert_neighbours_of_the_matrix(shop, document)
     assert run.neighbours("last").sizes == {"image": 23, "rank": K}
 
 

@@ -120,6 +120,10 @@ def images_of_unequal_size(shop):
     return document | {"queries": {"source": "features", "layers": {"last": str(asked)}}}
 
 
+def neighbours(shop):
+    return shop.of_features("-", shop.features(), matching={"tile": 7}) | {"output": {"neighbours": 3}}
+
+
 CASES = [
     folder_through_a_convolutional_network,
     tables_through_a_transformer,
@@ -223,11 +227,12 @@ def test_a_run_agrees_with_scipy_on_the_features_it_stored(done):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("done", CASES, indirect=True)
+@pytest.mark.parametrize("done", [*CASES, neighbours], indirect=True)
 def test_both_engines_write_the_same_bytes(done, module_shop, hashes, request):
     case = request.node.callspec.params["done"]
-    found = {group: module_shop.tree(done / group) for group in ("features.zarr", "tiles.zarr")}
-    assert found["tiles.zarr"]
+    computed = "neighbours.zarr" if case is neighbours else "tiles.zarr"
+    found = {group: module_shop.tree(done / group) for group in ("features.zarr", computed)}
+    assert found[computed]
     assert found == hashes.setdefault(case, found)
 
 
@@ -362,7 +367,7 @@ def test_images_of_a_gpu_that_fails_are_extracted_by_another_process(shop, engin
     made.mkdir()
     document = shop.of_images("run", folder)
     document["model"]["actors"] = 1
-    srs.run(parse_config(document | {"run": str(shop.path / "undisturbed")}), engine=engine)
+    shop.run(document | {"run": str(shop.path / "undisturbed")})
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setenv("SEMRSM_TEST_FOLDER", str(made))
     monkeypatch.setattr(extraction, "ExtractorFactory", FailingFactory)

@@ -61,19 +61,14 @@ def living(mark):
     return found
 
 
-# A worker of Ray loads libraries after it has begun its first task.
-@pytest.mark.parametrize(("engine", "stall_seconds", "attempts"), [("local", 2, 3), ("ray", 12, 2)])
-def test_tiles_that_fail_or_hang_are_set_aside_and_listed(
-    tmp_path, environment, engine, stall_seconds, attempts
-):
+def test_tiles_that_fail_or_hang_are_set_aside_and_listed(tmp_path, environment):
     z = np.random.default_rng(0).normal(size=(20, 4, 3))
     z[:, 0, 0] = np.arange(20)  # an image knows which it is
     np.save(tmp_path / "z.npy", z.astype(np.float32))
     document = {
         "run": str(tmp_path / "run"),
         "data": {"source": "features", "layers": {"last": str(tmp_path / "z.npy")}},
-        "matching": {"matcher": "moody", "tile": 5, "stall_seconds": stall_seconds, "attempts": attempts},
-        "engine": engine,
+        "matching": {"matcher": "moody", "tile": 5, "stall_seconds": 2, "attempts": 3},
         "workers": 2,
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
@@ -95,8 +90,7 @@ def test_tiles_that_fail_or_hang_are_set_aside_and_listed(
         for path in (tmp_path / "run/tiles.zarr/last/tiles/c/0").glob("*/*")
     }
     assert tiles == {f"{row}.{column}" for row in range(4) for column in range(row, 4)} - {"0.0", "1.2"}
-    if engine == "local":
-        assert "it is in match_prepared (moody.py:" in said  # which sleeps
+    assert "it is in match_prepared (moody.py:" in said  # which sleeps
     deadline = time.monotonic() + 60
     while (left := living(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -110,7 +110,3 @@ def test_submitted_job_computes_the_matrix_and_resumes(
     status, logs = submit(dashboard, working_dir, "--set", f"run={run}")
     assert status == "SUCCEEDED", logs
     assert "nothing was computed" in logs
-
-    status, logs = submit(dashboard, working_dir)
-    assert status == "FAILED"
-    assert "absolute path" in logs

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 import semrsm_dist as srs
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import make_engine
-from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.errors import ConfigError, InputError, WorkError
 from semrsm_dist.features.models import ModelSpec, load_model
 from semrsm_dist.pipeline.stages import extraction
 from semrsm_dist.pipeline.stages.extraction_worker import ExtractorFactory
@@ -478,6 +478,17 @@ def test_relative_paths_belong_to_the_working_directory(module_shop, tmp_path):
     done = shop.command("run", config)
     assert done.returncode == 0, done.stderr
     assert srs.open_run(shop.path / "runs" / "mine").similarity("last").shape == (20, 20)
+
+
+def test_a_relative_run_directory_of_a_submitted_job_is_refused(shop, monkeypatch):
+    copy = shop.path / "working_dir_files" / "_ray_pkg_0123456789abcdef"  # as Ray makes it, and deletes it
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(
+        ConfigError, match=r"run: runs/features: .*is deleted when it ends.*give an absolute path"
+    ):
+        shop.run(shop.of_features("-", shop.features()) | {"run": "runs/features"})
+    assert list(copy.iterdir()) == []
 
 
 def test_a_run_directory_may_be_reached_through_a_link(shop):

@@ -8,6 +8,7 @@ from semrsm_dist.engine import ENGINES as SHIPPED
 from semrsm_dist.engine import Engine
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.plugins import Plugins
+from tests import distributions
 
 WHOLE = """
 from semrsm_dist.engine import Engine
@@ -28,12 +29,9 @@ def install(tmp_path, monkeypatch):
     """Install a distribution with one engine, and return all engines as they are found then."""
 
     def install(source, point="mine = {0}:Mine", distribution="toys"):
-        info = tmp_path / distribution / f"{distribution}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info.parent / f"{distribution}.py").write_text(source)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[semrsm_dist.engines]\n{point.format(distribution)}\n")
-        monkeypatch.syspath_prepend(info.parent)
+        site, points = tmp_path / distribution, f"[semrsm_dist.engines]\n{point.format(distribution)}\n"
+        distributions.install(site, distribution, points, source)
+        monkeypatch.syspath_prepend(site)
         monkeypatch.delitem(sys.modules, distribution, raising=False)
         return Plugins("engine", "semrsm_dist.engine.engines", Engine, check=SHIPPED.check)
 

@@ -1,11 +1,7 @@
 """Each recipe of docs/extending.md works as written: its file and its entry point, in their own distribution."""
 
-import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import pandas as pd
 import pytest
 
 import semrsm_dist as srs
+from tests import distributions
 
 ROOT = Path(__file__).parents[1]
 RECIPES = (ROOT / "docs/extending.md").read_text()
@@ -40,25 +37,14 @@ def read_recipe(title):
     return source, path, f"[{group}]\n{name} = {target}\n", shlex.split(command, comments=True)
 
 
-PROGRAM = """
-import contextlib, io, json, os, sys
+IN_MEMORY = """
 import numpy as np
 import semrsm_dist as srs
-from semrsm_dist.cli.commands import main
-
-for folder, arguments in json.loads(sys.argv[1]):
-    os.chdir(folder)
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            status = main(arguments)
-        except SystemExit as end:  # after its help
-            status = end.code
-    print(json.dumps([status, out.getvalue(), errors.getvalue()]))
 z = np.load("features.npy")
 m = srs.match(z[0], z[1], matcher="by-norm", order=1)
 assert np.isclose(m.value, (z[0] * z[1][m.permutation]).sum()) and m.value <= m.upper_bound
 """
-"""Give commands in their folders, with the libraries loaded once, and match in memory with the recipe's matcher."""
+"""Match in memory with the recipe's matcher, in its folder."""
 
 TITLES = ("A matcher", "A data source", "An experiment", "An engine")
 Z = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float32)
@@ -67,11 +53,7 @@ Z = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float32)
 def install(folder, title):
     """Make a folder with some features, the jobs that ship, and an installed recipe; return the recipe's command."""
     source, path, points, command = read_recipe(title)
-    info = folder / "site" / f"{Path(path).stem}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (folder / "site" / path).write_text(source)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {Path(path).stem}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(points)
+    distributions.install(folder / "site", Path(path).stem, points, source)
     (folder / "jobs").symlink_to(ROOT / "jobs")
     np.save(folder / "features.npy", Z)
     program, *arguments = command
@@ -84,21 +66,12 @@ def followed(tmp_path_factory):
     """The folder and the output of each recipe's own command, by its title; of `evaluate --help`, too."""
     home = tmp_path_factory.mktemp("recipes")
     folders = {title: home / title for title in TITLES}
-    commands = [[str(folder), install(folder, title)] for title, folder in folders.items()]
-    commands += [[str(folders["A matcher"]), ["evaluate", "--help"]]]
-    sites = [str(folder / "site") for folder in folders.values()]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(commands)],
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([*sites, str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    commands = [(folder, install(folder, title)) for title, folder in folders.items()]
+    commands += [(folders["A matcher"], ["evaluate", "--help"])]
+    sites = [folder / "site" for folder in folders.values()]
+    answers = distributions.give(commands, *sites, more=IN_MEMORY)
     for status, _, errors in answers:
         assert status == 0, errors
-    assert done.returncode == 0, done.stderr
     outputs = dict(zip([*TITLES, "help"], (output for _, output, _ in answers), strict=True))
     return folders, outputs
 

@@ -28,6 +28,7 @@ from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.data.sources.table import TableImages
 from semrsm_dist.errors import ConfigError, InputError, SemrsmError, hide_secrets
 from semrsm_dist.store.feature_source import open_array
+from tests.distributions import install
 
 TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What must not reach a terminal raw."""
@@ -107,10 +108,8 @@ def test_a_table_in_parquet_with_a_pickled_type_runs_nothing(tmp_path):
 def test_entry_points_in_a_run_directory_are_not_found(tmp_path):
     """The command looks for plugins among what is installed, not where it is called (`python -m` does, by its own)."""
     run = srs.run(parse_config(document(tmp_path))).directory.path
-    (run / "evil-1.dist-info").mkdir()
-    (run / "evil-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
-    (run / "evil-1.dist-info" / "entry_points.txt").write_text("[semrsm_dist.experiments]\nevil = evil:it\n")
-    (run / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'ran')!r})\n")
+    module = f"import os; os.mkdir({str(tmp_path / 'ran')!r})\n"
+    install(run, "evil", "[semrsm_dist.experiments]\nevil = evil:it\n", module)
     command = [sys.executable, "-P", "-m", "semrsm_dist", "evaluate", "evil"]
     done = subprocess.run(command, cwd=run, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

@@ -1,7 +1,6 @@
 """What every data source keeps to, and that one of another distribution is a source like any other."""
 
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -28,6 +27,7 @@ from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.pipeline.checking import check_run
+from tests.distributions import give, install
 
 MODEL = {"name": "test_resnet", "weights": "random", "layers": ["layer1"]}
 TOY = '''
@@ -64,26 +64,7 @@ model: {name: test_resnet, weights: random, layers: [layer1]}
 """
 
 
-def install(folder, module, text, point):
-    """Write a distribution with one entry point, as an installer leaves it."""
-    info = folder / f"{module}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (folder / f"{module}.py").write_text(text)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[semrsm_dist.data_sources]\n{point}\n")
-
-
-IN_TURN = """\
-import contextlib, io, json, sys
-from semrsm_dist.cli.commands import main
-
-for arguments in json.loads(sys.argv[1]):
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
-        status = main(arguments)
-    print(json.dumps([status, errors.getvalue()]))
-"""
-
-
+POINTS = "[semrsm_dist.data_sources]\n"
 LISTED = "return [ImageEntry("
 LOADED = "return LoadedImage("
 TOYS = {
@@ -107,10 +88,10 @@ TOYS = {
 def home(tmp_path_factory):
     """A folder with jobs of a source that works, of one that cannot be loaded, and of each toy: all are installed."""
     home = tmp_path_factory.mktemp("home")
-    install(home / "site", "toy", TOY, "greys = toy:Greys")
+    install(home / "site", "toy", POINTS + "greys = toy:Greys\n", TOY)
     (home / "job.yaml").write_text(JOB)
     (home / "misspelt.yaml").write_text(JOB.replace("n_images", "n_imags"))
-    install(home / "site", "broken", "import nowhere_to_be_found\n", "broken = broken:Broken")
+    install(home / "site", "broken", POINTS + "broken = broken:Broken\n", "import nowhere_to_be_found\n")
     (home / "digits.yaml").write_text(
         "run: run\ndata: {source: digits}\nmodel: {name: test_resnet, weights: random, layers: [layer1]}\n"
     )
@@ -119,7 +100,7 @@ def home(tmp_path_factory):
         assert old in TOY
         name = f"toy{number}"
         toy = text.replace(old, new).replace('["greys"] = "greys"', f'["{name}"] = "{name}"')
-        install(home / "site", name, toy, f"{name} = {name}:Greys")
+        install(home / "site", name, f"{POINTS}{name} = {name}:Greys\n", toy)
         (home / f"{name}.yaml").write_text(JOB.replace("run: run", f"run: {name}").replace("greys", name))
     return home
 
@@ -138,17 +119,8 @@ def answers(home):
             toy: [command, f"toy{number}.yaml"] for number, (toy, (*_, command, _)) in enumerate(TOYS.items())
         },
     }
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(home / "site"), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_TURN, json.dumps(list(commands.values()))],
-        cwd=home,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
+    answers = give([(home, each) for each in commands.values()], home / "site")
+    return {name: (status, errors) for name, (status, _, errors) in zip(commands, answers, strict=True)}
 
 
 def test_a_source_of_another_distribution_is_read_cropped_and_run(answers, home):
@@ -162,7 +134,7 @@ def test_a_source_of_another_distribution_is_read_cropped_and_run(answers, home)
 
 
 def test_a_broken_source_hurts_only_those_who_choose_it(answers):
-    assert answers["beside a broken one"] == [0, ""]
+    assert answers["beside a broken one"] == (0, "")
     assert "did you mean 'n_images'" in answers["misspelt beside a broken one"][1]
     status, errors = answers["broken"]
     assert status == 2
@@ -197,7 +169,7 @@ def test_a_source_that_lists_or_loads_its_images_wrongly_is_named(answers, toy, 
 
 
 def test_a_source_may_yield_its_images(answers):
-    assert answers["a generator"] == [0, ""]
+    assert answers["a generator"] == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from semrsm_dist.experiments.embedded import DIGITS
 from semrsm_dist.experiments.evaluating import check_parameters, evaluate
 from semrsm_dist.experiments.evidence import METADATA, Evidence
 from semrsm_dist.experiments.experiment import Experiment
+from tests import distributions
 
 JOBS = Path(__file__).parents[2] / "jobs"
 NAMES = EXPERIMENTS.names()
@@ -197,11 +198,8 @@ def install(tmp_path, monkeypatch):
     """Return a function that installs a distribution with the experiment `toy-count`."""
 
     def write(text):
-        (tmp_path / "toy_experiment.py").write_text(text)
-        info = tmp_path / "toy_experiment-1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-experiment\nVersion: 1\n")
-        (info / "entry_points.txt").write_text("[semrsm_dist.experiments]\ntoy-count = toy_experiment:TOY\n")
+        points = "[semrsm_dist.experiments]\ntoy-count = toy_experiment:TOY\n"
+        distributions.install(tmp_path, "toy_experiment", points, text)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.chdir(tmp_path)
         importlib.invalidate_caches()
@@ -245,7 +243,7 @@ def test_an_incomplete_experiment_is_refused_when_it_is_loaded(install, capsys, 
     assert main(["evaluate", "toy-count"]) == 2
     error = capsys.readouterr().err
     assert words in error
-    assert "toy_experiment:TOY of the distribution toy-experiment 1) cannot be used" in error
+    assert "toy_experiment:TOY of the distribution toy_experiment 1.0) cannot be used" in error
     assert "update or remove the distribution" in error
     assert not (tmp_path / "runs").exists()
 

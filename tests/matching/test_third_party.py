@@ -1,14 +1,14 @@
 """A matcher that another distribution brings through an entry point works wherever one that ships does."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+
+from tests.distributions import finding, give, install
 
 TOY = '''
 from typing import Annotated, ClassVar
@@ -76,16 +76,13 @@ json.dump([findings.text, sorted(set(tried["parameter"])), sorted(set(tried["siz
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    site = home / "site"
-    (site / "toy-1.0.dist-info").mkdir(parents=True)
-    (site / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (site / "toy-1.0.dist-info" / "entry_points.txt").write_text(
-        "[semrsm_dist.matchers]\ntoy-shift = toy_shift:Shift\nother-name = toy_shift:Shift\nbroken = toy_gone:Gone\n"
-        "nameless = toy_shift:Nameless\n"
+    entry_points = (
+        "[semrsm_dist.matchers]\ntoy-shift = toy:Shift\nother-name = toy:Shift\nbroken = toy_gone:Gone\n"
+        "nameless = toy:Nameless\n"
         "[semrsm_dist.experiments]\nbroken = toy_gone:Gone\n"
         "[semrsm_dist.data_sources]\nbroken = toy_gone:Gone\n"
     )
-    (site / "toy_shift.py").write_text(TOY)
+    install(home / "site", "toy", entry_points, TOY)
     np.save(home / "z.npy", np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32))
     write_job(home, matcher="toy-shift", shifts=3)
     return home
@@ -98,10 +95,9 @@ def write_job(home, name="job.yaml", **matching):
 
 
 def python(home, *arguments, site="site"):
-    package = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home / site), package])}
+    command = [sys.executable, *arguments]
     return subprocess.run(
-        [sys.executable, *arguments], cwd=home, env=environment, capture_output=True, text=True, check=False
+        command, cwd=home, env=finding(home / site), capture_output=True, text=True, check=False
     )
 
 
@@ -145,26 +141,13 @@ WRONG = [
     ({"matcher": "other-name"}, "it calls itself 'toy-shift'"),
     (
         {"matcher": "nameless"},
-        "toy_shift:Nameless of the distribution toy 1.0) cannot be used: it does not define",
+        "toy:Nameless of the distribution toy 1.0) cannot be used: it does not define",
     ),
     (
         {"matcher": "broken"},
         "toy_gone:Gone of the distribution toy 1.0) cannot be loaded (ModuleNotFoundError: No module",
     ),
 ]
-
-IN_TURN = """
-import contextlib, io, json, sys
-from semrsm_dist.cli.commands import main
-
-for arguments in json.loads(sys.argv[1]):
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            status = main(arguments)
-        except SystemExit as end:  # after its help
-            status = end.code
-    print(json.dumps([status, out.getvalue(), errors.getvalue()]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +160,7 @@ def answers(home):
     model = ["--set", "model={name: test_resnet, weights: digits, layers: [layer4]}"]
     commands = {number: ["validate", f"{number}.yaml"] for number in range(len(WRONG))}
     commands |= {"plain": ["validate", "plain.yaml", *crops, *model], "help": ["evaluate", "--help"]}
-    done = python(home, "-c", IN_TURN, json.dumps(list(commands.values())))
-    assert done.returncode == 0, done.stderr
-    return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(commands, give([(home, each) for each in commands.values()], home / "site"), strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))

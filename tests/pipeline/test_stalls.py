@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import yaml
 
+from tests.distributions import finding, install
 from tests.pipeline.conftest import COMMAND
 
 MATCHER = '''
@@ -37,16 +36,8 @@ class Moody(Identity):
 @pytest.fixture
 def environment(tmp_path):
     site = tmp_path / "site"
-    (site / "moody-1.0.dist-info").mkdir(parents=True)
-    (site / "moody-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: moody\nVersion: 1.0\n"
-    )
-    (site / "moody-1.0.dist-info" / "entry_points.txt").write_text(
-        "[semrsm_dist.matchers]\nmoody = moody:Moody\n"
-    )
-    (site / "moody.py").write_text(MATCHER)
-    package = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(site), package]), "SEMRSM_TEST": str(tmp_path)}
+    install(site, "moody", "[semrsm_dist.matchers]\nmoody = moody:Moody\n", MATCHER)
+    return finding(site) | {"SEMRSM_TEST": str(tmp_path)}
 
 
 def living(mark):

@@ -49,7 +49,7 @@ def _open_missing_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
-        if getattr(sys, name) is None:  # which Ray cannot bear
+        if getattr(sys, name) is None:  # Ray fails on it
             setattr(sys, name, Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115 - until the process ends
 
 

@@ -54,7 +54,7 @@ def test_what_may_pass_is_tried_again(number):
     assert not receipt_of(OSError(number, os.strerror(number))).fatal
 
 
-def test_errors_for_users_are_told_as_they_are():
+def test_errors_for_users_are_reported_as_they_are():
     for error in (InputError("image 'a' holds NaN"), WorkError("two\nlines")):
         receipt = receipt_of(error)
         assert (receipt.error, receipt.fatal) == (str(error), False)

@@ -75,7 +75,7 @@ def test_a_stage_says_once_how_long_it_took_and_before_that_only_what_is_so(cloc
     ]
 
 
-def test_silence_of_the_workers_is_told_as_well(clock):
+def test_silence_of_the_workers_is_reported_as_well(clock):
     stream = io.StringIO()
     with ConsoleReporter(stream).stage("matching", 10, "pairs") as stage:
         clock.now += 10
@@ -112,7 +112,7 @@ def test_nothing_to_do_and_no_time_at_all_do_not_break_it(clock):
     assert stream.getvalue() == "import: 0/0 panels (100 %), 0.0 panels/s, took 0.0 s\n"
 
 
-def test_an_interrupt_passes_through_and_the_last_line_is_told(clock):
+def test_an_interrupt_passes_through_and_the_last_line_is_reported(clock):
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), ConsoleReporter(stream).stage("scan", 4, "images") as stage:
         clock.now += 1

@@ -16,7 +16,7 @@ LABELS = ("label", "labels")
 def labels_in(
     cell: Any, path: str = "", names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Return the labels at a place, and, if they are those of objects, how many objects bear each.
+    """Return the labels at a place, and, if they are those of objects, how many objects have each.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class ImageEntry:
     group : str or None
         Images of one group are near-duplicates (frames of one video); retrieval can exclude them.
     label_counts : tuple of int or None
-        How many objects bear each of the labels; None if unknown.
+        How many objects have each of the labels; None if unknown.
     label_areas : tuple of float or None
         The area of these objects as a share of the image's, from 0 to 1: where they overlap, it counts for each of
         them, but never beyond 1. None if unknown.

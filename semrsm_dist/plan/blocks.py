@@ -1,8 +1,8 @@
 """Blocks: in which order, and how many at once, missing tiles are handed to workers. Pure: no I/O, no clock.
 
 The tiles of a layer are taken band by band. A *band* is as many row panels as a worker can hold, and within it the
-tiles go column by column: whoever solves consecutive tiles loads each column panel once for the whole band. Only the
-map of missing tiles is in memory, never a list of them.
+tiles go column by column: a worker that solves consecutive tiles loads each column panel once for the whole band. Only
+the map of missing tiles is in memory, never a list of them.
 """
 
 from __future__ import annotations

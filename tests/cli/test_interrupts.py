@@ -49,7 +49,7 @@ def test_another_error_made_of_one_is_an_interrupt():
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_what_the_user_has_to_know_is_told_even_so():
+def test_what_the_user_has_to_know_is_reported_even_so():
     with pytest.raises(StorageError), stopping_in_order() as stop:
         stop.set()
         raise StorageError("the disk is full")

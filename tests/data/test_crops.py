@@ -96,7 +96,7 @@ def test_files_of_any_shape_are_cropped_and_stamped(folder):
     np.testing.assert_array_equal(np.asarray(crops.read(records[3])), tall[25:40, 7:22])
 
 
-def test_an_unreadable_file_is_told_by_its_own_name(folder):
+def test_an_unreadable_file_is_reported_by_its_own_name(folder):
     crops = ShiftedCrops(of=folder)
     with pytest.raises(UnreadableImageError, match=r"cat/z\.png"):
         crops.read(crops.entries()[2])

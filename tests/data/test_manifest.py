@@ -146,7 +146,7 @@ def test_added_and_removed_images(folder):
     assert set(READ) == {"b.png", "cut.png", "empty.png", "note.png"}
 
 
-def test_what_is_known_is_told_in_order_and_the_rest_is_left_to_be_scanned(tmp_path):
+def test_what_is_known_is_reported_in_order_and_the_rest_is_left_to_be_scanned(tmp_path):
     for index in range(150):  # more than one look
         Image.new("L", (2, 2), index).save(tmp_path / f"{index:03d}.png")
     first = scanned(tmp_path)

@@ -109,7 +109,7 @@ def test_egoobjects_can_lie_in_several_places(tmp_path):
     assert len([moved.read(record) for record in moved.entries()]) == 4
 
 
-def test_objects_of_a_category_without_a_name_are_told_and_add_no_label(tmp_path, caplog):
+def test_objects_of_a_category_without_a_name_are_reported_and_add_no_label(tmp_path, caplog):
     document = egoobjects_document()
     document["annotations"].append({"image_id": 4, "category_id": 1234})
     with caplog.at_level(logging.WARNING):
@@ -510,7 +510,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_ignores_the_order():
         ("imagenet", r"no folder '.*nowhere': put the validation images.*ILSVRC2012_img_val\.tar"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_to_put_where(tmp_path, source, message):
+def test_what_is_not_there_is_reported_with_what_to_put_where(tmp_path, source, message):
     with pytest.raises(InputError, match=rf"{message}.*{tmp_path}/nowhere.*--set data\.path=FOLDER"):
         from_config(source, tmp_path / "nowhere").entries()
 

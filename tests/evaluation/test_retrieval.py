@@ -270,7 +270,7 @@ def test_more_hits_than_there_are_images_are_all_of_them(k):
     np.testing.assert_allclose(score_hits(hits.indices, task, (1, k))[0], [2 / 3, 2 / 9])
 
 
-def test_hits_that_leave_out_their_equals_are_told():
+def test_hits_that_leave_out_their_equals_are_reported():
     labels = [("a",)] * 5
     matrix = np.array(
         [[9, 3, 3, 1, math.nan], [1, 9, 4, 4, 4], [4, 3, 9, 2, 2], [0, 0, 0, 9, 0], [5, 4, 3, 2, 9]]

@@ -156,14 +156,14 @@ def test_each_condition_changes_its_control_alone():
     assert {c.input_size[0] == c.data.canvas for c in conditions if c.factor == "canvas"} == {True}
 
 
-def test_what_a_base_does_not_allow_is_told():
+def test_what_a_base_does_not_allow_is_reported():
     conditions, left_out = list_conditions(BASE.model_copy(update={"scale": (5.0, 6.0)}), (96, 96))
     assert any(item.startswith("digits 6: DigitScenes: 6 digits of up to 48 px") for item in left_out)
     assert all(c.level < 5 for c in conditions if c.factor == "digits")
     assert any(c.factor == "displacement" for c in conditions)
 
 
-def test_conditions_that_are_all_impossible_are_told(tmp_path):
+def test_conditions_that_are_all_impossible_are_reported(tmp_path):
     wide = {"source": "digits", "n_images": 6, "scale": [7.0, 9.0], "digits": [1, 1]}
     with pytest.raises(ConfigError, match=r"none of the conditions.*\n  .*digit"):
         evaluate(

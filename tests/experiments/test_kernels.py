@@ -173,7 +173,7 @@ def test_no_labels_at_all_are_refused(small, tmp_path):
         evaluate(config, **OPTIONS)
 
 
-def test_a_single_class_is_told_and_its_figure_drawn(small, tmp_path):
+def test_a_single_class_is_reported_and_its_figure_drawn(small, tmp_path):
     config = small.make_config(tmp_path, wanted=["late"], n=6, labels=[["a"]] * 6)
     evidence = evaluate(config, **OPTIONS)
     correlations = evidence.table[evidence.table["quantity"] == CORRELATION]

@@ -160,7 +160,7 @@ def estimates(**values):
     }
 
 
-def test_the_layer_that_changed_most_is_told_with_how_sure_it_is():
+def test_the_layer_that_changed_most_is_reported_with_how_sure_it_is():
     found = estimates(
         semantic={"a": [0.5, 0.6, 0.5, 0.9], "b": [0.8] * 4}, spatial={"a": [0.9] * 4, "b": [0.2] * 4}
     )

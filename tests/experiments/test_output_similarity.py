@@ -67,7 +67,7 @@ def test_values_are_those_of_the_network_and_scipy(found):
                 assert row.low < row.high and (row.n_pairs, row.n_left_out) == (N * (N - 1) // 2, 0)
 
 
-def test_the_difference_of_the_kinds_is_told_with_an_interval_of_its_own(found):
+def test_the_difference_of_the_kinds_is_reported_with_an_interval_of_its_own(found):
     table = found[1].table.query("kernel == 'cosine' and measure == 'pearson'").set_index("kind")
     difference = table.loc["semantic - spatio-semantic"]
     assert difference.value == table.loc["semantic"].value - table.loc["spatio-semantic"].value

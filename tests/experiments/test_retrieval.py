@@ -225,14 +225,14 @@ def test_hits_are_weighed_by_number_or_area_if_that_is_requested(
     assert f"labels are weighed by the {unit} of each; " in evidence.text
 
 
-def test_a_single_class_makes_every_hit_right_and_is_told(small, tmp_path):
+def test_a_single_class_makes_every_hit_right_and_is_reported(small, tmp_path):
     config = small.make_config(tmp_path, n=6, labels=[["a"]] * 6, wanted=["late"])
     evidence = evaluate_small(config)
     assert set(evidence.table[evidence.table["against"].isna()]["f1"]) == {1.0}
     assert "every hit is right" in evidence.text
 
 
-def test_ties_and_what_cannot_be_compared_are_told(small, tmp_path):
+def test_ties_and_what_cannot_be_compared_are_reported(small, tmp_path):
     config = small.make_config(tmp_path, n=6, labels=[["a"], ["b"]] * 3, wanted=["late"])
     z = np.load(config.data.layers["late"])
     z[:5] = z[0]  # five images alike
@@ -259,7 +259,7 @@ def test_a_query_without_a_norm_is_told_apart_by_method(small, tmp_path):
     assert rows.loc[("average pooling", "cosine", 1), "n_left_out"] == 1
 
 
-def test_more_hits_than_there_are_images_are_told(small, tmp_path):
+def test_more_hits_than_there_are_images_are_reported(small, tmp_path):
     config = small.make_config(tmp_path, n=6, labels=[["a"], ["b"]] * 3, wanted=["late"])
     evidence = evaluate_small(config, k=[1, 50])
     assert "6 of 6 queries have fewer than 50 images to find, the fewest 5" in evidence.text

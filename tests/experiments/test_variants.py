@@ -82,7 +82,7 @@ def test_a_network_of_other_classes_is_not_fine_tuned(tmp_path):
         save_tuned(ModelSpec("test_resnet", "random"), tmp_path / "tuned.safetensors")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         save_pruned(SHIPPED, 0.5, tmp_path / "file" / "pruned.safetensors")

@@ -159,13 +159,13 @@ def test_features_of_large_jpegs_are_those_of_pillows_drafts(shop):
         shop.run(with_model(document, jpeg_draft=False))
 
 
-def test_batches_larger_than_a_chunk_are_told(shop):
+def test_batches_larger_than_a_chunk_are_reported(shop):
     summary = shop.run(with_model(shop.of_images("run", shop.images(n=4)), batch_size=64))
     assert any("batches of 32, as chunks of 32" in line for line in summary["warnings"])
     assert srs.open_run(shop.path / "run").record.batch_size == 32
 
 
-def test_batches_that_a_gpu_could_not_hold_are_told_in_the_summary(shop, request):
+def test_batches_that_a_gpu_could_not_hold_are_reported_in_the_summary(shop, request):
     def limited(module, inputs):
         if isinstance(module, torch.nn.Conv2d) and len(inputs[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")

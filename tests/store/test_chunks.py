@@ -357,7 +357,7 @@ def test_a_full_disk_raises_what_the_scheduler_knows_as_fatal(group, array, monk
     np.testing.assert_array_equal(array[:], VALUES)
 
 
-def test_a_full_disk_while_an_array_is_made_is_told(group, array, monkeypatch):
+def test_a_full_disk_while_an_array_is_made_is_reported(group, array, monkeypatch):
     Failing(monkeypatch, errno.ENOSPC, "wax", name="/b")
     with pytest.raises(
         StorageError, match=r"/b/zarr\.json: cannot be written \(No space left on device\); .* make room"

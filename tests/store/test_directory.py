@@ -350,7 +350,7 @@ def test_a_directory_that_can_never_be_made_is_a_mistake_of_the_configuration():
 
 
 @pytest.mark.parametrize("number", sorted(FATAL_ERRNOS))
-def test_a_directory_that_cannot_be_made_is_told(tmp_path, monkeypatch, number):
+def test_a_directory_that_cannot_be_made_is_reported(tmp_path, monkeypatch, number):
     def refuse(path, *args, **kwargs):
         raise OSError(number, os.strerror(number), str(path))
 
@@ -451,7 +451,7 @@ def test_a_record_tells_how_matrices_are_cut():
     assert symmetric.layout("a") == Layout(5, 5, 2, symmetric=True)
 
 
-def test_a_directory_for_a_record_is_told(run):
+def test_a_directory_for_a_record_is_reported(run):
     (run.path / "run.json").mkdir()
     with pytest.raises(StorageError, match="cannot be read"):
         run.read_record()

@@ -186,7 +186,7 @@ def test_another_layer_of_the_same_name_is_not_overwritten(store, tmp_path):
     assert store.is_complete()
 
 
-def test_a_layer_that_is_gone_is_told(store):
+def test_a_layer_that_is_gone_is_reported(store):
     shutil.rmtree(store.group)
     later = FeatureStore(store.root, store.side, store.layer)
     for reading in (

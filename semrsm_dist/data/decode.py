@@ -174,7 +174,9 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         except ValueError as error:
             raise UnreadableImageError(name, str(error)) from error
         return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("P", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("P", "PA", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")  # directly, Pillow would warn, or refuse
     return image.convert("RGB")
 

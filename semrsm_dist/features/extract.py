@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,6 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from semrsm_dist.data.decode import decode, to_rgb
-from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.data.opening import read_file
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, reproducible
@@ -28,6 +28,9 @@ from semrsm_dist.fields import AutoPair, Count, Section, Seed
 from semrsm_dist.machine import count_readers
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+
+_LOADING = threading.Lock()
+"""Held to read an object of Pillow, which may load its pixels only now, from a file that others share with it."""
 
 
 def _name_or_module(value: object) -> object:
@@ -215,7 +218,9 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
     }
 
     def prepare(index: int) -> Prepared:
-        return extractor.transform(_read(pictures[index], index))
+        picture = pictures[index]
+        name = str(picture) if isinstance(picture, (str, Path)) else f"images[{index}]"
+        return extractor.transform(_read(picture, name), name)
 
     size = extractor.batch_size
     n_readers = count_readers(on_gpu=extractor.device.type == "cuda")
@@ -269,26 +274,35 @@ def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Pict
     return pictures
 
 
-def _read(picture: Picture, index: int) -> Image.Image:
-    """Return an image as RGB; `index` is what errors call an image without a path."""
+def _read(picture: Picture, name: str) -> Image.Image:
+    """Return an image as RGB."""
     try:
         if isinstance(picture, Image.Image):
-            return to_rgb(picture, f"images[{index}]")
+            with _LOADING:
+                return to_rgb(picture, name)
         if isinstance(picture, (str, Path)):
-            path = Path(picture).expanduser()
-            return decode(read_file(path), str(path))
-    except (OSError, UnreadableImageError) as error:
-        name = error.name if isinstance(error, UnreadableImageError) else str(picture)
-        cause = error.cause if isinstance(error, UnreadableImageError) else error.strerror or str(error)
+            return decode(read_file(Path(picture).expanduser()), name)
+    except MemoryError:
+        raise
+    # Pillow raises whatever comes: for a file that is closed ValueError, or AssertionError without a text.
+    except Exception as error:
+        cause = (
+            getattr(error, "cause", "")
+            or getattr(error, "strerror", "")
+            or str(error)
+            or "is its file closed?"
+        )
         raise InputError(
             f"image {name!r} cannot be read: {cause}. No features were computed: replace it or leave it out"
         ) from error
+    if np.ma.is_masked(picture):
+        raise InputError(
+            f"{name}: some pixels are masked, and what lies below the mask is no part of the image: fill them"
+        )
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         found = f"{array.dtype} {array.shape}: {_advise(array)}" if array.ndim else type(picture).__name__
-        raise InputError(
-            f"images[{index}]: expected a path, a PIL image or a uint8 array (H, W, 3), found {found}"
-        )
+        raise InputError(f"{name}: expected a path, a PIL image or a uint8 array (H, W, 3), found {found}")
     return Image.fromarray(array)
 
 

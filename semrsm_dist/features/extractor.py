@@ -250,12 +250,12 @@ class Extractor:
         """What is done to images before the network; it can be sent to other processes."""
         return Preprocessing(self.model.transform)
 
-    def transform(self, image: Image.Image) -> Prepared:
-        """Return an image as `begin` takes it; may be called from any thread.
+    def transform(self, image: Image.Image, name: str = "") -> Prepared:
+        """Return an image as `begin` takes it; may be called from any thread. Errors, with its name, as in `prepare`.
 
         Apply it as soon as an image is read: what it returns is small and of one size, a photograph is neither.
         """
-        return self.preprocessing.prepare(image)
+        return self.preprocessing.prepare(image, name)
 
     def __call__(self, images: Sequence[Image.Image | Prepared]) -> dict[str, NDArray[np.float32]]:
         """Return layer -> (B, S, C) in float32, one row per image in the order given.

@@ -14,7 +14,8 @@ from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.data.decode import MAX_BYTES
+from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.models import Transform
 
 Prepared: TypeAlias = Tensor
@@ -57,23 +58,38 @@ class Preprocessing:
         ConfigError
             The transform does not begin with a resize.
         """
+        resized = self._resized(size)
+        if resized is None:
+            raise ConfigError(
+                f"model.jpeg_draft: true: the preprocessing begins with {self._first!r} and not with a resize, so the "
+                "size that it needs is unknown; nothing was extracted: use model.jpeg_draft: false in a new run "
+                "directory"
+            )
+        return max(1, DRAFT_FACTOR * resized[0]), max(1, DRAFT_FACTOR * resized[1])
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return to which width and height an image of `size` is resized; None if the transform does not say."""
         step: Any = self._first
         if not isinstance(step, Resize | ResizeKeepRatio):
-            raise ConfigError(
-                f"model.jpeg_draft: true: the preprocessing begins with {step!r} and not with a resize, so the size "
-                "that it needs is unknown; nothing was extracted: use model.jpeg_draft: false in a new run directory"
-            )
+            return None
         height, width = np.broadcast_to(step.size, 2).tolist()
         ratios = [Fraction(size[0], width), Fraction(size[1], height)]
-        if isinstance(step, ResizeKeepRatio) or np.size(step.size) == 1:
-            ratios = [max(ratios) if getattr(step, "longest", 0) == 1 else min(ratios)] * 2
-        least_width, least_height = (
-            max(1, int(DRAFT_FACTOR * length / ratio)) for length, ratio in zip(size, ratios, strict=True)
-        )
-        return least_width, least_height
+        if isinstance(step, ResizeKeepRatio):
+            ratio = max(ratios) if step.longest == 1 else min(ratios)
+            return round(size[0] / ratio), round(size[1] / ratio)
+        if np.size(step.size) == 1:
+            ratios = [min(ratios)] * 2
+        return int(size[0] / ratios[0]), int(size[1] / ratios[1])
 
-    def prepare(self, image: Image.Image) -> Prepared:
-        """Return an image at the network's size; may be called from any thread."""
+    def prepare(self, image: Image.Image, name: str = "") -> Prepared:
+        """Return an image at the network's size; may be called from any thread.
+
+        Raises
+        ------
+        InputError
+            It is empty, or so narrow that it would be resized to nothing, or to more than memory holds.
+        """
+        self._require_shape(image.size, name)
         image = image if image.mode == "RGB" else image.convert("RGB")
         if self._resize is None:
             return self._transform(image)
@@ -82,6 +98,16 @@ class Preprocessing:
             return torch.from_numpy(np.array(resized))
         converted: Tensor = self._convert(resized)
         return converted
+
+    def _require_shape(self, size: tuple[int, int], name: str) -> None:
+        """Raise InputError for an image that cannot be resized."""
+        width, height = (self._resized(size) if all(size) else None) or size
+        if not 0 < 3 * width * height <= MAX_BYTES:
+            raise InputError(
+                f"image {name!r} has {size[0]} x {size[1]} pixels, which the preprocessing would make {width} x "
+                f"{height}: at least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible; it has no features: leave "
+                "it out, or use preprocessing: squash, which suits images of any shape"
+            )
 
     def finish(self, batch: Tensor) -> Tensor:
         """Return the network's input (B, 3, H, W) for a batch of prepared images, on the device of the batch."""

@@ -1,5 +1,7 @@
 """Features in memory are those of a run, whatever form the images have."""
 
+import io
+
 import numpy as np
 import pytest
 import timm
@@ -159,11 +161,42 @@ def test_images_without_finite_features_are_named_by_their_place_among_all(pictu
         (["nowhere.png"], r"'nowhere\.png' cannot be read: No such file.*replace it or leave it out$"),
         ([__file__], r"cannot be read: its content is not in a known image format.*leave it out$"),
         ([None], r"images\[0\].*found NoneType"),
+        (np.zeros((1, 0, 5, 3), np.uint8), r"image 'images\[0\]' has 5 x 0 pixels.*leave it out"),
+        ([Image.new("RGB", (1, 40_000))], r"1 x 40000 pixels, which.* would make 96 x 3840000: .*squash"),
+        (np.ma.masked_less(np.zeros((1, 9, 9, 3), np.uint8), 1), r"images\[0\]: some pixels are masked"),
+        (["~nobody-of-this-name/image.png"], r"image '~nobody-of-this-name/image\.png' cannot be read"),
     ],
 )
 def test_what_is_no_image_is_refused(images, message):
     with pytest.raises(InputError, match=message):
         srs.extract("test_resnet", images, "layer4", **MODEL)
+
+
+def test_an_image_that_was_closed_is_refused(paths):
+    with Image.open(paths[0]) as image:
+        pass
+    with pytest.raises(InputError, match=r"'images\[1\]' cannot be read: .*closed.*leave it out"):
+        srs.extract("test_resnet", [paths[1], image], "layer4", **MODEL)
+
+
+def test_objects_of_pillow_that_load_their_pixels_late_may_share_a_file(pictures, features):
+    """And be read by several threads: one object many times, and the pages of one file."""
+    content = io.BytesIO()
+    pages = [Image.fromarray(picture) for picture in pictures]
+    pages[0].save(content, "TIFF", save_all=True, append_images=pages[1:])
+    opened = []
+    for number in range(N):
+        opened += [Image.open(content)] * 8
+        opened[-1].seek(number)
+    found = srs.extract("test_resnet", opened, "layer4", batch_size=N, **MODEL)["layer4"]
+    np.testing.assert_allclose(found, features["layer4"].repeat(8, axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["La", "LA"])
+def test_transparency_is_dropped_however_it_is_multiplied(mode):
+    grey = Image.merge("LA", [Image.new("L", (96, 96), value) for value in (100, 255)])
+    found = srs.extract("test_resnet", [grey.convert(mode), Image.new("L", (96, 96), 100)], "layer4", **MODEL)
+    np.testing.assert_array_equal(*found["layer4"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from timm.data.transforms_factory import create_transform
 
-from semrsm_dist.data.manifest import OK, ManifestRow
+from semrsm_dist.data.manifest import OK, ManifestRow, scan
 from semrsm_dist.data.source import list_entries, load_image
 from semrsm_dist.data.sources.folder import FolderImages
 from semrsm_dist.errors import InputError, WorkError
@@ -46,6 +46,15 @@ def test_processes_read_what_threads_read_and_end_with_the_pool(shop):
     del pool
     gc.collect()
     assert set(psutil.Process().children()) <= before
+
+
+def test_an_image_that_is_too_thin_is_named(shop):
+    source = FolderImages(path=shop.image("images/strip.png", size=(1, 300)).parent)
+    transform = create_transform((3, 32, 32), is_training=False, crop_mode="border")
+    with pytest.raises(InputError, match=r"image 'strip\.png' has 1 x 300 pixels"):
+        ImageReader({"images": source}, Preprocessing(transform))(
+            "images", scan(source, list_entries(source))
+        )
 
 
 @pytest.mark.slow

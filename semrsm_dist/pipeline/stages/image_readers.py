@@ -72,7 +72,7 @@ class ImageReader:
                 f"not {str(row.sha256)[:12]}); its features were not taken, as the matrix would show them under the "
                 "old content: put the old content back and start the run's command, or begin a new run directory"
             )
-        return self.preprocessing.prepare(loaded.image)
+        return self.preprocessing.prepare(loaded.image, row.image_id)
 
 
 class ReaderPool:

@@ -70,7 +70,7 @@ class Preprocessing:
     def _resized(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Return to which width and height an image of `size` is resized; None if the transform does not say."""
         step: Any = self._first
-        if not isinstance(step, Resize | ResizeKeepRatio):
+        if not isinstance(step, Resize | ResizeKeepRatio) or getattr(step, "max_size", None) is not None:
             return None
         height, width = np.broadcast_to(step.size, 2).tolist()
         ratios = [Fraction(size[0], width), Fraction(size[1], height)]
@@ -101,12 +101,12 @@ class Preprocessing:
 
     def _require_shape(self, size: tuple[int, int], name: str) -> None:
         """Raise InputError for an image that cannot be resized."""
-        width, height = (self._resized(size) if all(size) else None) or size
-        if not 0 < 3 * width * height <= MAX_BYTES:
+        resized = self._resized(size) if all(size) else (0, 0)
+        if resized is not None and not 0 < 3 * resized[0] * resized[1] <= MAX_BYTES:
             raise InputError(
-                f"image {name!r} has {size[0]} x {size[1]} pixels, which the preprocessing would make {width} x "
-                f"{height}: at least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible; it has no features: leave "
-                "it out, or use preprocessing: squash, which suits images of any shape"
+                f"image {name!r} has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x "
+                f"{resized[1]}: at least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible; it has no features: "
+                "leave it out, or use preprocessing: squash, which suits images of any shape"
             )
 
     def finish(self, batch: Tensor) -> Tensor:

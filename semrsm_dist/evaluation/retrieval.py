@@ -184,7 +184,7 @@ class RetrievalTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
-    """The best hits of N queries, with ties and undefined similarities; k is at most the number of images to find."""
+    """The best hits of N queries, with ties and undefined similarities."""
 
     indices: NDArray[np.intp]
     """(N, k) columns of the matrix, the most similar first, ties by index; `NO_HIT` where there are fewer than k."""
@@ -222,7 +222,7 @@ class HitSearch:
     def __init__(self, task: RetrievalTask, k: int, queries: slice) -> None:
         _require_hits(k)
         self._task, self._queries = task, queries
-        self._best = Largest(queries.stop - queries.start, task.most_hits(k) + 1)
+        self._best = Largest(queries.stop - queries.start, k + 1)
         self._n_candidates, self._n_undefined = np.zeros((2, queries.stop - queries.start), dtype=np.intp)
         self._column = 0
 
@@ -256,7 +256,7 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
     task
         Which images may be hits of which query.
     k
-        Hits per query; with more than there are images, all of them.
+        Hits per query. Memory is taken for as many: see `RetrievalTask.most_hits`.
     rows_at_once
         How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
 
@@ -266,7 +266,7 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
         If k is below 1.
     """
     _require_hits(k)
-    n, k = task.n_queries, task.most_hits(k)
+    n = task.n_queries
     found = Hits(
         np.full((n, k), NO_HIT, dtype=np.intp),
         np.zeros((n, k), dtype=bool),

@@ -264,7 +264,7 @@ def test_hits_and_scores_are_per_query():
 def test_more_hits_than_there_are_images_are_all_of_them(k):
     labels = [("a",), ("a", "b"), ("b",), ("c",)]
     task = RetrievalTask(RetrievalImages(labels))
-    hits = find_hits(reader(np.ones((4, 4))), task, k)
+    hits = find_hits(reader(np.ones((4, 4))), task, task.most_hits(k))
     np.testing.assert_array_equal(hits.indices[0], [1, 2, 3, NO_HIT])
     assert not hits.tied[:, -1].any()
     np.testing.assert_allclose(score_hits(hits.indices, task, (1, k))[0], [2 / 3, 2 / 9])

@@ -114,7 +114,8 @@ def _find(
         notes += [f"{layer}: {method.name}: {method.note}"] * bool(method.note)
         for groups, task in tasks.items():
             key = Key(layer, method.name, method.kernel, groups)
-            hits[key] = find_hits(method.read_rows, task, k, rows_at_once=run.chunk_size(layer))
+            most, at_once = task.most_hits(k), run.chunk_size(layer)
+            hits[key] = find_hits(method.read_rows, task, most, rows_at_once=at_once)
     return hits, notes
 
 

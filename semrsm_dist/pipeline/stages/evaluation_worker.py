@@ -151,7 +151,8 @@ class _Scores:
         self, worker: EvaluationWorker, scoring: Scoring, unit: Rows, matrices: LayerMatrices
     ) -> None:
         self.scoring, self.rows = scoring, slice(unit.start, unit.stop)
-        self.searches = {method: HitSearch(scoring.task, max(scoring.ks), self.rows) for method in METHODS}
+        most = scoring.task.most_hits(max(scoring.ks))
+        self.searches = {method: HitSearch(scoring.task, most, self.rows) for method in METHODS}
         self.kernels = {
             kind: matrices.kernel_matrix(kind, scoring.kernel, scoring.widths[unit.layer, kind])
             for kind in KINDS

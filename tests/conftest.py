@@ -36,6 +36,7 @@ SLOW = (
     "engine/test_engines.py",
     "pipeline/test_verification.py",
     "cli/test_cli.py",
+    "pipeline/test_changed_inputs.py",
     "engine/test_ray_start.py",
     "objects/test_object_runs.py",
     "engine/test_ray_faults.py",

@@ -27,6 +27,8 @@ from semrsm_dist.config.schema import parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.progress import Reporter, SilentReporter, Stage
 
+GROUPS = ("features.zarr", "tiles.zarr", "rsm.zarr")
+
 COMMAND = (sys.executable, "-m", "semrsm_dist")
 
 Document = dict[str, Any]
@@ -296,3 +298,23 @@ def module_shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="session")
 def until() -> Callable[..., bool]:
     return wait_until
+
+
+def quick(shop: Workshop, run: str, **sections: Any) -> dict[str, Any]:
+    """A run of 10 tiles in each of two layers, which takes a moment."""
+    layers = {"a": shop.features("a.npy", (28, 6, 4)), "b": shop.features("b.npy", (28, 4, 3), seed=1)}
+    return shop.of_features(
+        run, layers, **({"matching": {"tile": 7}, "output": {"matrices": "stored"}} | sections)
+    )
+
+
+def trees(shop: Workshop, run: str) -> dict[str, Any]:
+    """What a run has on disk, by group."""
+    return {group: shop.tree(shop.path / run / group) for group in GROUPS}
+
+
+@pytest.fixture(scope="module")
+def quick_whole(module_shop: Workshop) -> dict[str, Any]:
+    """What an uninterrupted quick run has on disk."""
+    module_shop.run(quick(module_shop, "quick"))
+    return trees(module_shop, "quick")

@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.max_core_hours is not None:
             from semrsm_dist.pipeline.forecast.plan import require_core_hours
 
-            require_core_hours(config, options.max_core_hours)
+            require_core_hours(config, options.max_core_hours, options.reporter)
         finished = run(config, reporter=options.reporter, stop=stop)
         keeps_matrices = finished.record.neighbours is None
         # This reads results, before anything is said of them.
@@ -131,7 +131,7 @@ def _plan(options: argparse.Namespace) -> int:
     from semrsm_dist.pipeline.forecast.text import format_plan
 
     with stopping_in_order():
-        plan = plan_run(config)
+        plan = plan_run(config, options.reporter)
     show(json.dumps(plan, indent=1) if options.json else format_plan(plan))
     return 0 if plan["fits"] else 1
 

@@ -59,7 +59,7 @@ def list_images(root: str) -> list[str]:
     others = Counter(endings.values()) - Counter(endings[name] for name in images)
     if images and others:
         _logger.warning(
-            "%s: passed over %s, as Pillow opens no such images: %s",
+            "%s: skipped %s that Pillow does not read: %s",
             printable_name(root),
             counted(others.total(), "file"),
             ", ".join(

@@ -54,7 +54,7 @@ def evaluate(
     Returns
     -------
     Evidence
-        The table, the figure and the words.
+        Its `table` (a DataFrame), its `text`, and `draw`, which draws the figure into a `matplotlib.figure.Figure`.
 
     Raises
     ------

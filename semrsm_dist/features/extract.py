@@ -253,6 +253,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:
+    if isinstance(images, (str, Path)) and Path(images).is_dir():
+        raise InputError(
+            f"images: {str(images)!r} is a folder, but a sequence of images is expected: list its files, as "
+            "sorted(Path(folder).rglob('*.jpg')) does"
+        )
     if isinstance(images, (str, Path, Image.Image)):
         raise InputError(f"images: one {type(images).__name__}, but a sequence is expected: put it in a list")
     if isinstance(images, np.ndarray) and images.ndim != 4:

@@ -20,15 +20,14 @@ STAGES = ("scan", "model", "extraction", "import", "check", "compile", "matching
 WORKER_PARTS = {
     "product": "affinity products",
     "match": "matching",
-    "solve": "solving",
+    "solve": "other",
     "load": "loading",
     "write": "writing",
 }
-"""The parts of a worker's time on tiles, and their names for people.
+"""The parts of a worker's time on tiles, and their names for people."""
 
-Solving is all of it, or the rest if the matcher measures products and matching separately.
-"""
-
+LEAST_OTHER = 0.1
+"""Seconds outside of all stages, such as loading libraries and listing inputs, from which on they are shown."""
 
 DECISIONS = {
     "by_bounds": "by bounds",
@@ -121,11 +120,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if computed == 0:
         lines.append("everything was complete already; nothing was computed")
     lines += ["", _layer_table(summary), *_gap_note(summary), ""]
-    seconds = summary["seconds"]
-    stages = ", ".join(
-        f"{stage} {format_seconds(value)}" for stage, value in seconds.items() if stage != "total"
-    )
-    lines.append(f"time: {format_seconds(seconds['total'])} ({stages})")
+    lines.append(_format_times(summary["seconds"]))
     if summary["pairs_per_second"]:
         lines.append(
             f"matching: {summary['pairs_computed']} pairs, {summary['pairs_per_second']:.0f} pairs/s on "
@@ -140,8 +135,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append(f"pairs were decided {shares}")
     parts = summary["worker_seconds"]
     if parts:
+        # Of a matcher that does not measure its products and matching, all is in one part.
+        names = WORKER_PARTS if "match" in parts else WORKER_PARTS | {"solve": "matching"}
         shares = ", ".join(
-            f"{100 * value / sum(parts.values()):.0f} % {WORKER_PARTS[part]}" for part, value in parts.items()
+            f"{100 * value / sum(parts.values()):.0f} % {names[part]}" for part, value in parts.items()
         )
         lines.append(f"the workers' time on tiles: {shares}")
     for stage, count in work.items():
@@ -152,6 +149,16 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         count = len(summary["warnings"])
         lines.append(f"{count} warning{'s' * (count > 1)}: see above (standard error) or summary.json")
     return "\n".join(lines)
+
+
+def _format_times(seconds: Mapping[str, float]) -> str:
+    """Return the time of a session and of its stages, and what passed outside of all stages."""
+    stages = {stage: value for stage, value in seconds.items() if stage != "total"}
+    other = seconds["total"] - sum(stages.values())
+    if other >= LEAST_OTHER:
+        stages["other"] = other
+    parts = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
+    return f"time: {format_seconds(seconds['total'])} ({parts})"
 
 
 def _describe(record: RunRecord, images: Manifest) -> str:

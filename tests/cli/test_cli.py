@@ -361,7 +361,9 @@ def test_validate_refuses_scenes_that_cannot_be(place, monkeypatch, capsys):
 def test_plan_computes_nothing_but_a_calibration(place, monkeypatch, capsys):
     before = sorted(place.rglob("*"))
     assert call(monkeypatch, place, "plan", "config.yaml", "--json", "--set", "run=runs/planned") == 0
-    plan = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    plan = json.loads(shown.out)
+    assert re.search(r"^calibration: 9/9 trials \(100 %\)", shown.err, re.M), "it takes a while"
     assert sorted(place.rglob("*")) == before
     assert plan["images"] == {"images": 24}
     assert (plan["pairs"], plan["tiles"]) == (552, 20)
@@ -412,7 +414,9 @@ def test_a_plan_that_the_disk_cannot_hold_fails_as_its_run_does(place, monkeypat
 def test_a_run_that_takes_more_core_hours_than_allowed_is_refused_before_work(place, monkeypatch, capsys):
     new = ("run", "config.yaml", "--set", "run=runs/limited")
     assert call(monkeypatch, place, *new, "--max-core-hours", "1e-9") == 1
-    assert "core-hours, more than --max-core-hours 1e-09; nothing was computed" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "core-hours, more than --max-core-hours 1e-09; nothing was computed" in refusal
+    assert "calibration: 5/5 trials" in refusal
     assert not (place / "runs" / "limited").exists()
     assert call(monkeypatch, place, *new, "--max-core-hours", "1") == 0
 

@@ -103,7 +103,7 @@ def test_which_of_several_images_of_a_sample_is_meant_must_be_said(tmp_path, cap
     source = WebDatasetImages(path=path, image=".SEG.png")
     (row,) = scan(source, source.entries())
     assert row.sha256 == hashlib.sha256(picture(2)).hexdigest()
-    assert "passed over 1 sample without an image: 2" in caplog.text
+    assert "skipped 1 sample without an image: 2" in caplog.text
     with pytest.raises(InputError, match="hold no image"):
         WebDatasetImages(path=path, image="webp").entries()
 

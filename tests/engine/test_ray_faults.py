@@ -507,7 +507,7 @@ def test_rays_alarm_does_not_abort_a_program_that_was_stopped(monkeypatch):
     [
         ("ray://somewhere:10001", "Ray Client"),
         ("http://127.0.0.1:8265", "ray job submit"),
-        ("127.0.0.1:1", "cannot join"),
+        ("127.0.0.1:1", "cannot join.*its token is on this machine"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_is_refused_at_once(address, says, monkeypatch):

@@ -1,6 +1,7 @@
 """Features in memory are those of a run, whatever form the images have."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,7 @@ def test_images_without_finite_features_are_named_by_their_place_among_all(pictu
     [
         ([], "none were given"),
         ("image.png", "put it in a list"),
+        (Path(__file__).parent, "is a folder, but a sequence of images is expected: list its files"),
         (None, r"images: expected paths.*found NoneType"),
         (7, r"images: expected paths.*found int"),
         (np.zeros((96, 96, 3), np.uint8), r"\(96, 96, 3\), but \(N, H, W, 3\) is expected.*images\[None\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -187,10 +188,14 @@ def test_work_is_what_the_workers_said(shop):
     assert summary["work"]["matching"] == {"found": 0, "computed": 3}
     assert {"solve", "load", "write"} <= set(summary["worker_seconds"]) <= set(WORKER_PARTS)
     assert min(summary["worker_seconds"].values()) > 0
-    assert "% solving" in format_summary(summary)
+    text = format_summary(summary)
+    assert re.search(r"tiles: \d+ % affinity products, \d+ % matching, \d+ % other, ", text)
+    assert "time: 15 s (matching 3.0 s, other 12 s)" in format_summary(
+        summary | {"seconds": {"matching": 3.0, "total": 15.0}}
+    )
     again = shop.run(document)
     assert again["work"]["matching"] == {"found": 3, "computed": 0}
-    assert "solving" not in format_summary(again)
+    assert "time on tiles" not in format_summary(again)
     assert again["computed_by"] == summary["computed_by"]
     assert summary["computed_by"]["seconds"] == summary["seconds"]
 

@@ -18,7 +18,7 @@ class FolderImages(FileSource):
     The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
     directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
     are taken by their ending, if Pillow decodes such images, and by their content if they have no ending; a warning
-    counts the others. Names that start with a dot are passed over. Symbolic links are followed.
+    counts the others. Names that start with a dot are skipped. Symbolic links are followed.
 
     Parameters
     ----------

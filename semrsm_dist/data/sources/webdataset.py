@@ -44,7 +44,7 @@ class WebDatasetImages(PackedSource):
     ``0001.json``. The id of its image is ``FILE/0001``, with the tar file's path below the folder without ``.tar``.
     Nothing is unpacked: a worker reads an image from its place in the file. Listing reads the header of each member, on
     an object store with one request for each. Compressed tar files cannot be read like that and are refused. Samples
-    without an image are passed over, and a warning counts them.
+    without an image are skipped, and a warning counts them.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class WebDatasetImages(PackedSource):
                 entries.append(ImageEntry(f"{name}/{sample.key}", uri, labels, label_counts=counts))
         if without:
             _logger.warning(
-                "%s: passed over %s without an image: %s",
+                "%s: skipped %s without an image: %s",
                 location,
                 counted(len(without), "sample"),
                 shorten(without),

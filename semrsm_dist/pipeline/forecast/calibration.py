@@ -39,6 +39,7 @@ from semrsm_dist.pipeline.forecast.samples import (
 from semrsm_dist.pipeline.forecast.search_sample import SearchSample, sample_search
 from semrsm_dist.pipeline.forecast.trials import Trial, measure
 from semrsm_dist.plan.tiling import FEWEST_PANELS
+from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.paths import RunPath, temporary_folder
@@ -76,7 +77,9 @@ class Calibration:
     """Of a run that keeps neighbours, what a sample of each layer says about its pairs."""
 
 
-def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath) -> Calibration:
+def calibrate(
+    config: RunConfig, matcher: Matcher, *, workers: int, folder: RunPath, reporter: Reporter
+) -> Calibration:
     """Measure trials of a run.
 
     Parameters
@@ -87,6 +90,8 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
         Number of workers of a trial, which contend for caches and memory as those of the run do.
     folder
         Where trials are written, and removed again.
+    reporter
+        Where progress is reported, trial by trial.
 
     Raises
     ------
@@ -100,6 +105,7 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
     with (
         temporary_folder(folder, ".semrsm-plan-") as (place, scratch),
         _quiet(),
+        reporter.stage("calibration", 1 + 2 * ROUNDS, "trials") as stage,
     ):
         if isinstance(config.data, FeaturesData):
             ready_made = cast("dict[Side, FeaturesData]", sides)
@@ -112,8 +118,13 @@ def calibrate(config: RunConfig, matcher: Matcher, *, workers: int, folder: RunP
             counts = {side: len(found) for side, found in entries.items()}
             images = _Images(config, sources, entries, place)
             through_model, pool, sizes = images.measure(matcher)
+        stage.advance(1)  # images went through the model, or features were read
         most = _affordable(through_model, matcher, sizes, workers, limit)
-        trials = list(_repeat(config, pool, most, place, scratch))
+        trials = []
+        for trial in _repeat(config, pool, most, place, scratch):
+            trials.append(trial)
+            stage.advance(1)
+        stage.advance(2 * ROUNDS - len(trials))  # what was left out for lack of time
         picture, samples = None, {}
         if searched:
             samples = _sample_searches(config, matcher, pool, workers)

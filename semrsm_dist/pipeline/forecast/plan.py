@@ -35,6 +35,7 @@ from semrsm_dist.pipeline.sizing import (
 from semrsm_dist.plan.blocks import TASK_OVERHEAD, LayerWork
 from semrsm_dist.plan.estimate import CONFIDENCE
 from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.progress import Reporter
 from semrsm_dist.store.paths import RunPath, as_run_path, free_bytes, nearest_folder
 from semrsm_dist.store.record import LayerRecord, RunRecord
 
@@ -45,7 +46,7 @@ LOCAL_MESSAGE_SECONDS = 2e-4
 """The driver's processor time for a task on threads of its own process; elsewhere it is `TASK_OVERHEAD`."""
 
 
-def plan_run(config: RunConfig) -> dict[str, Any]:
+def plan_run(config: RunConfig, reporter: Reporter) -> dict[str, Any]:
     """Return what a run would cost and need. Nothing is left behind, and nothing but a calibration is computed.
 
     Returns
@@ -59,11 +60,11 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     InputError, ConfigError, StorageError, WorkError
         As `run`, if the calibration meets the cause.
     """
-    plan, started = _calibrate(config)
+    plan, started = _calibrate(config, reporter)
     return plan.describe(started + time_loading(plan.matcher))
 
 
-def require_core_hours(config: RunConfig, limit: float) -> None:
+def require_core_hours(config: RunConfig, limit: float, reporter: Reporter) -> None:
     """Refuse a run that takes too much time: calibrate, and compare what it would take as a whole, or what is left.
 
     Raises
@@ -73,7 +74,7 @@ def require_core_hours(config: RunConfig, limit: float) -> None:
     InputError, ConfigError, StorageError, WorkError
         As `plan_run`.
     """
-    plan, _ = _calibrate(config)
+    plan, _ = _calibrate(config, reporter)
     if (hours := plan.hours["core_hours"]) > limit:
         raise LimitError(
             f"{config.run}: the run takes about {hours:.2g} core-hours, more than --max-core-hours {limit:g}; nothing "
@@ -83,7 +84,7 @@ def require_core_hours(config: RunConfig, limit: float) -> None:
         raise LimitError("\n".join([f"{config.run}: nothing was computed", *plan.problems]))
 
 
-def _calibrate(config: RunConfig) -> tuple[_Plan, float]:
+def _calibrate(config: RunConfig, reporter: Reporter) -> tuple[_Plan, float]:
     """Return the plan of a run, and the seconds to start its engine and workers."""
     check_sources(config)
     matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
@@ -100,7 +101,7 @@ def _calibrate(config: RunConfig) -> tuple[_Plan, float]:
         engine.close()
     folder = nearest_folder(as_run_path(config.run))
     contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
-    calibration = calibrate(config, matcher, workers=contending, folder=folder)
+    calibration = calibrate(config, matcher, workers=contending, folder=folder, reporter=reporter)
     record = _record(config, matcher, calibration, slots)
     return _Plan(config, matcher, calibration, record, machine, workers, folder), starting
 

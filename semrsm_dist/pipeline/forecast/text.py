@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from semrsm_dist.errors import counted
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.record import NeighbourSettings
 
@@ -36,10 +37,11 @@ def format_plan(plan: Mapping[str, Any]) -> str:
         )
     low, high = plan["seconds_interval"]
     files = plan["files"]
+    gpus = f", {plan['gpu_hours']:.2f} GPU-hours" if plan["gpu_hours"] else ""
     free = "no limit" if plan["disk_free_bytes"] is None else f"{_size(plan['disk_free_bytes'])} free"
     lines += [
-        f"work: {plan['pairs']} pairs, {plan['tiles']} tiles, about {plan['tasks']} tasks; {plan['core_hours']:.2f} "
-        f"core-hours, {plan['gpu_hours']:.2f} GPU-hours",
+        f"work: {counted(plan['pairs'], 'pair')}, {counted(plan['tiles'], 'tile')}, about "
+        f"{counted(plan['tasks'], 'task')}; {plan['core_hours']:.2f} core-hours{gpus}",
         f"disk: about {_size(plan['disk_bytes'])} in {sum(files.values())} files, uncompressed up to "
         f"{_size(plan['disk_bytes_at_most'])}; {free}",
         f"features read by workers: {_size(plan['read_bytes'])}",

@@ -261,8 +261,9 @@ def _join(address: str) -> None:
             ray.init(address=address, **_quiet())
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"cannot join the Ray cluster at address={place!r}: {error}. Check that it runs (ray status), or "
-            "leave the address out and unset RAY_ADDRESS to start Ray on this machine"
+            f"cannot join the Ray cluster at address={place!r}: {error}. Check that it runs (ray status) and that its "
+            "token is on this machine (~/.ray/auth_token, with RAY_AUTH_MODE=token in the environment), or leave the "
+            "address out and unset RAY_ADDRESS to start Ray on this machine"
         ) from error
 
 

@@ -20,6 +20,14 @@ LEAST_READERS = 4
 _place = threading.local()
 
 
+def user_cache_folder() -> Path:
+    """Return where this package may keep what it can make again: in the user's cache folder.
+
+    Raises RuntimeError if the user has none.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "semrsm-dist"
+
+
 def available_cpus() -> int:
     """Return the CPUs this process may use: its affinity, cut to the container's quota, at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -279,15 +279,21 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _layers(options: argparse.Namespace) -> int:
-    from semrsm_dist.features.layers import describe_layers
+    from semrsm_dist.features.layers import class_token_layers, describe_layers
     from semrsm_dist.features.models import ModelSpec, load_model
 
     # Names and sizes do not depend on pretrained weights, so none are fetched.
     model = load_model(ModelSpec(name=options.model, weights=options.weights, input_size=options.input_size))
     show(f"{'layer':<40} {'S':>6} {'C':>6}  grid      kind")
-    for layer in describe_layers(model, modules=options.modules):
+    layers = describe_layers(model, modules=options.modules)
+    for layer in layers:
         grid = f"{layer.grid[0]} x {layer.grid[1]}" if layer.grid else "-"
         show(f"{layer.name:<40} {layer.n_tokens:>6} {layer.n_channels:>6}  {grid:<9} {layer.kind}")
+    listed = {layer.name for layer in layers}
+    if names := [layer.name for layer in class_token_layers(model) if layer.module in listed]:
+        show(
+            f"\nclass tokens, as layers of one token: {', '.join(dict.fromkeys((names[0], '...', names[-1])))}"
+        )
     return 0
 
 

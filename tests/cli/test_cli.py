@@ -570,6 +570,11 @@ def test_models_and_layers(place, monkeypatch, capsys):
     assert call(monkeypatch, place, "layers", "test_resnet", "--input-size", "96") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["layer3", "36", "192", "6", "x", "6", "stage"] in rows
+    assert call(monkeypatch, place, "layers", "test_vit") == 0
+    assert (
+        "\nclass tokens, as layers of one token: blocks.0@class, ..., blocks.5@class"
+        in capsys.readouterr().out
+    )
     assert call(monkeypatch, place, "layers", "test_resne") == 2
     assert "'test_resnet'" in capsys.readouterr().err
 

@@ -229,7 +229,7 @@ def test_a_folder_takes_what_pillow_opens_and_counts_the_rest(tmp_path, caplog):
     assert all(images.read(entry).size == (16, 16) for entry in images.entries())
     [message] = {record.getMessage() for record in caplog.records}
     assert message.startswith(f"{tmp_path}: skipped 8 files that Pillow does not read: ")
-    assert set(message.split("images: ")[1].split(", ")) == {
+    assert set(message.split("read: ")[1].split(", ")) == {
         *(".heic (2)", "no ending (2)", ".svg (1)", ".txt (1)", ".mpg (1)", ".h5 (1)")
     }
 

@@ -116,11 +116,12 @@ def batches(n_units, size):
     return [Task(tuple(range(i, min(i + size, n_units)))) for i in range(0, n_units, size)]
 
 
-def test_a_process_lost_once_costs_only_what_was_not_receipted(start, tmp_path):
+def test_a_process_lost_once_costs_only_what_was_not_receipted(start, tmp_path, caplog):
     worker = Fatal(tmp_path, {5})
     assert run_tasks(start(worker), batches(12, 4), on_receipt=worker.note) == []
     assert worker.receipted() == list(range(12))
     assert worker.begun() == {unit: 2 if unit == 5 else 1 for unit in range(12)}
+    assert "a worker was lost, and another takes its place" in caplog.text
 
 
 def test_a_unit_that_always_kills_its_process_is_set_aside(start, tmp_path):

@@ -141,6 +141,22 @@ def test_cached_code_of_types_that_are_gone_is_compiled_anew(tmp_path, monkeypat
     cache._sources_digest.cache_clear()
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_pip_can_remove_all_of_an_installed_package(tmp_path, monkeypatch, is_writable):
+    site, home = tmp_path / "site-packages", tmp_path / "home"
+    site.mkdir()
+    (site / "installed_room.py").write_text(SOURCE.format(name="Pair"))
+    if not is_writable:
+        home.touch()  # root may write wherever there is a folder
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.syspath_prepend(site)
+    assert importlib.import_module("installed_room").answer == 42.0
+    del sys.modules["installed_room"]
+    kept, beside = ({path.suffix for path in folder.rglob("*.nb?")} for folder in (home, site))
+    assert (kept, beside) == (({".nbi", ".nbc"}, set()) if is_writable else (set(), {".nbi", ".nbc"}))
+
+
 TOGETHER = """
 import sys
 sys.path.insert(0, {folder!r})

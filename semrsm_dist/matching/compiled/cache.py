@@ -11,14 +11,18 @@ import fcntl
 import functools
 import hashlib
 import logging
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba.core.caching import IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
+
+from semrsm_dist.machine import user_cache_folder
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
@@ -53,14 +57,29 @@ def share_cache(dispatcher: Any, source: str) -> None:
     cache = dispatcher._cache
     if not hasattr(cache, "_cache_file"):  # numba's switch NUMBA_DISABLE_JIT or NUMBA_DISABLE_CACHING
         return
-    folder, name = cache._cache_path, cache._impl.filename_base
+    folder, name = _choose_folder(Path(source), Path(cache._cache_path)), cache._impl.filename_base
     # numba looks only at the file of the function itself, not at those of the functions it calls:
     # without this, a change there would leave old machine code in use.
     make_index: Any = _Index  # numba has no annotations
-    cache._cache_file = make_index(folder, name, _sources_digest(Path(source).parent))
-    dispatcher.compile = functools.partial(
-        _compile_in_turn, dispatcher.compile, Path(folder) / f"{name}.lock"
-    )
+    cache._cache_file = make_index(str(folder), name, _sources_digest(Path(source).parent))
+    dispatcher.compile = functools.partial(_compile_in_turn, dispatcher.compile, folder / f"{name}.lock")
+
+
+def _choose_folder(source: Path, usual: Path) -> Path:
+    """Return where code of a source file is kept: as numba has it, but of an installed file in the user's cache.
+
+    Files beside an installed one would outlive it, as pip removes only what it has installed. To Python, the folders
+    that are left are a namespace package, which hides a checkout that is installed in place of the package.
+    """
+    if numba.config.CACHE_DIR or not {"site-packages", "dist-packages"} & set(source.parts):
+        return usual
+    place = hashlib.sha256(str(source.parent).encode()).hexdigest()[:16]
+    try:
+        folder = user_cache_folder() / "compiled" / f"{source.parent.name}-{place}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that cannot be written, or none
+        return usual
+    return folder if os.access(folder, os.W_OK) else usual
 
 
 class _Index(IndexDataCacheFile):

@@ -18,9 +18,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compile `function` with numba on its first call; threads run it in parallel.
 
-    The machine code is cached next to the source, or in the user's cache directory where the
-    installation is read-only, or not at all, which is reported, where neither can be written. Of processes that start
-    together, one compiles a function, and the others wait and read what it has cached.
+    The machine code is cached in `NUMBA_CACHE_DIR` if that is set; else next to the source in a checkout, and in the
+    user's cache directory for an installed package; where neither can be written, not at all, which is reported. Of
+    processes that start together, one compiles a function, and the others wait and read what it has cached.
     """
     try:
         dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from semrsm_dist.errors import ConfigError
+from semrsm_dist.machine import user_cache_folder
 from semrsm_dist.matching.device.forms import Form
 from semrsm_dist.matching.device.source import kernel_source
 
@@ -93,8 +94,7 @@ def cached_kernels(form: Form | None, arch: str, folder: Path | None = None) -> 
 
 def cache_folder() -> Path:
     """Return where compiled kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "semrsm-dist" / "kernels"
+    return user_cache_folder() / "kernels"
 
 
 def fetch_or_make(key: str, make: Callable[[], bytes], folder: Path) -> bytes:

@@ -89,8 +89,10 @@ class TaskPool:
             events += news
             if any(isinstance(event, Progress) for event in news):
                 self._failed_loads = 0
-            if news and isinstance(news[-1], Finished):
+            if news and isinstance(last := news[-1], Finished):
                 del self._calls[call]
+                if last.system:
+                    log.warning("a worker was lost, and another takes its place: %s", last.error)
         if not self._calls:
             self._watch.rest()
         elif not has_news:

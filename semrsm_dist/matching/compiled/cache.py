@@ -71,7 +71,8 @@ def _choose_folder(source: Path, usual: Path) -> Path:
     Files beside an installed one would outlive it, as pip removes only what it has installed. To Python, the folders
     that are left are a namespace package, which hides a checkout that is installed in place of the package.
     """
-    if numba.config.CACHE_DIR or not {"site-packages", "dist-packages"} & set(source.parts):
+    settings: Any = numba.config
+    if settings.CACHE_DIR or not {"site-packages", "dist-packages"} & set(source.parts):
         return usual
     place = hashlib.sha256(str(source.parent).encode()).hexdigest()[:16]
     try:

@@ -126,7 +126,7 @@ FRAME = np.dtype(
 
 _STEPS = 8  # of ease, an octave
 _MOST_EASE = 160  # of an image, in steps: where what differs between its tokens is a millionth of it
-_CACHED_BYTES = 2**16  # of the columns that all rows meet before the next columns: they stay in the cache
+_CACHED_BYTES = 2**15  # of the columns that all rows meet before the next columns: they stay in the cache
 
 
 class Framed(NamedTuple):

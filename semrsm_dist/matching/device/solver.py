@@ -227,6 +227,7 @@ def _solve_blocks(
         found = match_pairs(device, Panels(*sent, rows.n_tokens, rows.n_channels), framed.tasks)
         origin = block.rows.start, block.columns.start
         conclude(framed, found.outcomes, found.values, origin, results, is_open)
+        del framed, found  # so that the next block has the same memory
     return is_open
 
 

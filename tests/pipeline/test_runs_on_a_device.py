@@ -21,7 +21,7 @@ from semrsm_dist.results.pair import PairMatcher
 from semrsm_dist.store.record import LayerSizes
 from tests.matching.device.conftest import EmulatedDevice
 
-JOB = Path(__file__).parents[2] / "jobs" / "gpu_check.py"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +180,14 @@ def test_the_job_that_checks_a_gpu_names_what_is_not_installed(monkeypatch, caps
     assert "pip install some-package" in capsys.readouterr().out
 
 
-def load_job():
-    spec = importlib.util.spec_from_file_location("gpu_check", JOB)
+def test_what_tiles_of_a_gpu_cost_the_cpus_is_measured_without_a_gpu():
+    measured = load_job("bench_driver").measure_device((9, 4, 40), tile=16, threads=2)
+    assert (measured["threads"], measured["tile"]) == (2, 16)
+    assert all(cost > 0 for cost in measured.values())
+
+
+def load_job(name="gpu_check"):
+    spec = importlib.util.spec_from_file_location(name, JOBS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

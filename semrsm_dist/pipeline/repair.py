@@ -17,7 +17,7 @@ from semrsm_dist.engine import Engine
 from semrsm_dist.errors import counted
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.driver import open_session, run_session
-from semrsm_dist.pipeline.session import slices
+from semrsm_dist.plan.tiling import cut
 from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.verification.recorded import recorded_config
@@ -194,13 +194,14 @@ class Broken:
         side = fault.array.split("/")[1]
         if fault.place == DESCRIPTION:
             return
-        chunks_of_images = slices(self.record.counts[side], self.record.chunk_size)
-        numbers = {_index(fault)[0]} if fault.place else set(range(len(chunks_of_images)))
+        images = range(self.record.counts[side])
+        chunks = [images[part] for part in cut(slice(0, len(images)), self.record.chunk_size)]
+        numbers = {_index(fault)[0]} if fault.place else set(range(len(chunks)))
         self.features[side, layer] |= numbers
         if fault.kind in UNREADABLE:
             return
         size = self.record.layout(layer).tile_size
-        panels = {image // size for number in numbers for image in range(*chunks_of_images[number])}
+        panels = {image // size for number in numbers for image in chunks[number]}
         tiles = self._tiles(
             layer, panels if side == self.record.row_side else (), panels if side == "images" else ()
         )

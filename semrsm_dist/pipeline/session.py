@@ -176,8 +176,3 @@ class Session:
         for failure in outcome.failures:
             self.directory.append_event("failed", stage=stage, unit=str(failure.unit), error=failure.error)
         return outcome
-
-
-def slices(total: int, size: int) -> list[tuple[int, int]]:
-    """Cut `range(total)` into consecutive (start, stop) of at most `size`."""
-    return [(start, min(start + size, total)) for start in range(0, total, size)]

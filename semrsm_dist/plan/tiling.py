@@ -208,7 +208,7 @@ def choose_tile_size(
 
 
 def cut(part: slice, most: int) -> list[slice]:
-    """Cut consecutive images into panels of `most` images; the last may have fewer.
+    """Cut what is consecutive into slices of `most`; the last may have fewer.
 
     >>> cut(slice(100, 110), 4)
     [slice(100, 104, None), slice(104, 108, None), slice(108, 110, None)]

@@ -12,12 +12,13 @@ from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import InputError, WorkError
 from semrsm_dist.pipeline.faults import first_cause
 from semrsm_dist.pipeline.inputs import model_spec
-from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.extraction_worker import (
     ChunkNews,
     ExtractorFactory,
     FeatureChunk,
 )
+from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
@@ -51,9 +52,9 @@ def extract_features(
     if config is None or record.batch_size is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
     chunks = [
-        FeatureChunk(side, index, tuple(manifest.readable[start:stop]))
+        FeatureChunk(side, index, tuple(manifest.readable[part]))
         for side, (_, manifest) in sides.items()
-        for index, (start, stop) in enumerate(slices(manifest.n_readable, record.chunk_size))
+        for index, part in enumerate(cut(slice(0, manifest.n_readable), record.chunk_size))
     ]
     present = {
         (side, index) for side in sides for index in _present(session.directory.features, side, layers)
@@ -88,7 +89,7 @@ def extract_features(
     outcome = session.work(
         "extraction",
         lambda: session.engine.start_actors(factory, count, resources),
-        [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), batch)],
+        [Task(units=tuple(missing[part])) for part in cut(slice(0, len(missing)), batch)],
         unit="images",
         total=sum(len(chunk.rows) for chunk in chunks),
         done=sum(len(chunk.rows) for chunk in chunks) - sum(len(chunk.rows) for chunk in missing),

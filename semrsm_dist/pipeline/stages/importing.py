@@ -22,7 +22,8 @@ from semrsm_dist.errors import InputError, MissingInputError, WorkError
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, settle
-from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore, round_features
@@ -105,7 +106,7 @@ def import_features(
     WorkError
         If some chunks could not be copied.
     """
-    sizes = [stop - start for start, stop in slices(record.counts[side], record.chunk_size)]
+    sizes = [part.stop - part.start for part in cut(slice(0, record.counts[side]), record.chunk_size)]
     everything = [ImportChunk(layer, number) for layer in data.layers for number in range(len(sizes))]
     stores = {layer: FeatureStore(session.directory.features, side, layer) for layer in data.layers}
     present = {ImportChunk(layer, number) for layer in stores for number in stores[layer].present()}
@@ -131,7 +132,7 @@ def import_features(
     outcome = session.work(
         "import",
         lambda: session.start_tasks(worker),
-        [Task(units=tuple(missing[start:stop])) for start, stop in slices(len(missing), TASK_CHUNKS)],
+        [Task(units=tuple(missing[part])) for part in cut(slice(0, len(missing)), TASK_CHUNKS)],
         unit="images",
         total=len(data.layers) * sum(sizes),
         done=sum(sizes[unit.number] for unit in present),

@@ -14,7 +14,8 @@ from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
-from semrsm_dist.pipeline.session import Session, slices
+from semrsm_dist.pipeline.session import Session
+from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import Side
 
@@ -103,7 +104,7 @@ def _rows_without_workers(
     """Return what can be found in the driver: all of generated images, and what is as an earlier session saw it."""
     parts: Iterator[list[ManifestRow]] | Iterator[list[ManifestRow | None]]
     if source.generated:
-        parts = (scan(source, entries[start:stop]) for start, stop in slices(len(entries), SCAN_BATCH))
+        parts = (scan(source, entries[part]) for part in cut(slice(0, len(entries)), SCAN_BATCH))
     elif previous is not None:
         parts = find_known(source, entries, previous)
     else:
@@ -144,8 +145,8 @@ def _scan_new(
 ) -> Iterator[tuple[int, ManifestRow]]:
     """Let the engine's workers scan images; yield the index and the row of each."""
     batches = [
-        ScanBatch(start, tuple(entries[index] for index in new[start:stop]))
-        for start, stop in slices(len(new), SCAN_BATCH)
+        ScanBatch(part.start, tuple(entries[index] for index in new[part]))
+        for part in cut(slice(0, len(new)), SCAN_BATCH)
     ]
     worker = ScanWorker(session.directory.path, source)
     outcome = session.work(

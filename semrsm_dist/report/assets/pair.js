@@ -1,7 +1,7 @@
 // One pair of images: what matching pairs up, and position by position beside it.
 
 import { patchColour } from "./colours.js";
-import { bound, count, el, significant, similarity } from "./dom.js";
+import { bound, el, significant, similarity } from "./dom.js";
 
 const LISTED = 8;
 const COVERED = 0.8;
@@ -45,7 +45,8 @@ export class Pair {
     }
     this.most = Math.max(...match.matched.filter(Number.isFinite), ...match.identity.filter(Number.isFinite), 1e-12);
     this.nShown = Math.min(this.strongest.length, Math.max(needed, 1));
-    const share = sum > 0 ? `${count(needed, "patch", "patches")} of ${this.strongest.length} carry ${Math.round(100 * COVERED)} % of the similarity after matching; the others had to be paired.` : "";
+    const all = this.strongest.length;
+    const share = sum > 0 && needed < all ? `${Math.round(100 * COVERED)} % of the similarity after matching comes from ${needed} of ${all} patches; the rest are paired because each patch must have a partner.` : "";
     const slider = el("input", { type: "range", id: "strongest", min: 1, max: this.strongest.length, value: this.nShown, oninput: (event) => { this.nShown = Number(event.target.value); this.#draw(); } });
     this.sliderText = el("output", { htmlFor: "strongest" });
     const canvas = (name, text) => el("canvas", { id: name, tabIndex: 0, role: "application", "aria-label": text });

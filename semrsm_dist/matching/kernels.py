@@ -119,7 +119,8 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
 
 
 def _rbf_of_distances(distances: Matrix, sigma: float) -> Matrix:
-    return np.exp(-0.5 * distances / sigma / sigma)
+    with np.errstate(over="ignore"):  # infinitely far for this width
+        return np.exp(-0.5 * distances / sigma / sigma)
 
 
 KERNELS: Mapping[str, Callable[..., Matrix]] = MappingProxyType(

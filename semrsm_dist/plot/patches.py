@@ -38,10 +38,12 @@ def matches(pair: Pair, *, least: float = 0.02, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ConfigError
-        If `least` is not a number from 0 to 1.
+        If `least` is not a number from 0 to 1, or `pair` is no pair.
     """
     if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
         raise ConfigError(f"least: {least!r}: expected a share, a number from 0 to 1")
+    if not hasattr(pair, "grids"):
+        raise ConfigError(f"pair: {pair!r:.100}: expected what Run.pair(i, j) returns")
     axes = axes_or_current(ax)
     left = 0.0
     corners, widths = [], []

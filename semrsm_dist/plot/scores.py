@@ -52,10 +52,12 @@ def retrieval(
     ConfigError
         If there are no scores for this `k`.
     InputError
-        If a table lacks a column, or there are no scores at all.
+        If it is neither a run nor a table, a table lacks a column, or there are no scores at all.
     IncompleteError
         If no session of the run has finished.
     """
+    if not isinstance(scores, Run) and not hasattr(scores, "columns"):
+        raise InputError(f"expected a run, or a table of retrieval scores, found {scores!r:.100}")
     if isinstance(scores, Run):
         scores = as_table(scores.summary()["retrieval"])
     table = select_scores(scores)

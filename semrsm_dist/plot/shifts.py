@@ -56,7 +56,7 @@ def translation(
     InputError
         If it is not the table of `translation`.
     """
-    missing = _COLUMNS - set(table.columns)
+    missing = _COLUMNS - set(getattr(table, "columns", ()))
     if missing or table.empty:
         raise InputError(
             f"expected the table of the experiment translation, which has the columns {sorted(missing)}, too"

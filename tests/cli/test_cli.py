@@ -417,6 +417,8 @@ def test_a_run_that_takes_more_core_hours_than_allowed_is_refused_before_work(pl
     refusal = capsys.readouterr().err
     assert "core-hours, more than --max-core-hours 1e-09; nothing was computed" in refusal
     assert "calibration: 5/5 trials" in refusal
+    assert call(monkeypatch, place, *new, "--max-core-hours", "nan") == 2
+    assert "--max-core-hours: nan: expected a finite number" in capsys.readouterr().err
     assert not (place / "runs" / "limited").exists()
     assert call(monkeypatch, place, *new, "--max-core-hours", "1") == 0
 

@@ -156,6 +156,10 @@ def test_scores_with_intervals_are_points_and_no_scores_are_said_to_be_none(axes
     for nothing in (pd.DataFrame(), table.drop(columns="f1")):
         with pytest.raises(srs.InputError, match="there are no retrieval scores"):
             srs.plot.retrieval(nothing, ax=axes)
+    with pytest.raises(srs.InputError, match="expected a run, or a table"):
+        srs.plot.retrieval("runs/mine", ax=axes)
+    with pytest.raises(srs.ConfigError, match=r"expected what Run.pair\(i, j\) returns"):
+        srs.plot.matches("runs/mine", ax=axes)
 
 
 def test_similarities_of_shifted_crops_are_lines_with_quartiles(axes):

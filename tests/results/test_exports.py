@@ -151,7 +151,7 @@ def test_an_undefined_similarity_is_an_undefined_dissimilarity(tmp_path):
     data = {"source": "features", "layers": {"a": str(tmp_path / "z.npy")}}
     run = srs.run({"run": str(tmp_path / "run"), "data": data})
     assert np.isnan(run.to_mne_rsa()).tolist() == [False, True, False, True, False, True]
-    path, *_ = run.export("csv", tmp_path, kinds=["semantic"])
+    path, *_ = run.export("csv", tmp_path, kinds="semantic")
     assert pd.read_csv(path, index_col=0).isna().sum().sum() == 7
 
 

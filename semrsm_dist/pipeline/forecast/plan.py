@@ -17,7 +17,9 @@ from semrsm_dist.config.schema import RunConfig, check_sources
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import LimitError
+from semrsm_dist.fields import Positive
 from semrsm_dist.machine import available_cpus
+from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.forecast.calibration import Calibration, calibrate
@@ -71,9 +73,12 @@ def require_core_hours(config: RunConfig, limit: float, reporter: Reporter) -> N
     ------
     LimitError
         If the estimate exceeds `limit`, or disk or memory would not suffice.
+    ConfigError
+        If `limit` is not a positive number.
     InputError, ConfigError, StorageError, WorkError
         As `plan_run`.
     """
+    limit = argument("--max-core-hours", limit, Positive, "leave it out for no limit")
     plan, _ = _calibrate(config, reporter)
     if (hours := plan.hours["core_hours"]) > limit:
         raise LimitError(

@@ -48,7 +48,8 @@ def export(
             f"{path}: this run keeps {keeps}, which are exported as {', '.join(fitting)}, not as {to}"
         )
     if to in OF_NEIGHBOURS and kinds:
-        raise ConfigError(f"kind {kinds[0]}: neighbours are semantic; leave it out with {to}")
+        kind = kinds if isinstance(kinds, str) else kinds[0]
+        raise ConfigError(f"kind {kind}: neighbours are semantic; leave it out with {to}")
     if folder is None:
         if not isinstance(path, Path):
             raise ConfigError(

@@ -104,6 +104,12 @@ class Selection:
     kinds: Sequence[str] | None = None
     """None means both."""
 
+    def __post_init__(self) -> None:
+        """Take a single name for a list of one."""
+        for name in ("layers", "kernels", "kinds"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, [getattr(self, name)])
+
     def matrices(self) -> list[ChosenMatrix]:
         """Open all matrices; raises ConfigError or IncompleteError as `Run.similarity` does."""
         return [

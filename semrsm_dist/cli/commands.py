@@ -105,6 +105,7 @@ def _run(options: argparse.Namespace) -> int:
     from semrsm_dist.pipeline.driver import run
     from semrsm_dist.pipeline.summary import format_summary
     from semrsm_dist.plot.overview import draw_overview
+    from semrsm_dist.store.paths import as_run_path
 
     with stopping_in_order() as stop:
         if options.max_core_hours is not None:
@@ -121,7 +122,10 @@ def _run(options: argparse.Namespace) -> int:
         show(f"\nmatrices: {opened}, or semrsm export; picture: {figure}")
     else:
         show(f"\nneighbours: {opened}.neighbours(LAYER), or semrsm export --to edges, csr or atlas")
-    show(f"a page to explore them: semrsm report {shlex.quote(str(config.run))}")
+    out = (
+        "" if isinstance(as_run_path(config.run), Path) else " -o report.html"
+    )  # no page goes into an object store
+    show(f"a page to explore them: semrsm report {shlex.quote(str(config.run))}{out}")
     return 0
 
 

@@ -308,7 +308,7 @@ def _translate(error: Exception, path: ObjectPath) -> OSError:
     status = re.search(r"status code: (\d{3})([A-Za-z ]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
-        return OSError(errno.EIO, f"there is no bucket {path.root!r}")
+        return OSError(errno.EIO, f"there is no bucket {path.root!r}: create it, or correct the URI")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "no such object", str(path))
     reason = f"{status[1]}{status[2].rstrip()}{f', {code[1]}' if code else ''}" if status else ""

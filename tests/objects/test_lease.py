@@ -191,7 +191,7 @@ def test_so_is_a_wrong_key_of_azure(bucket, monkeypatch):
 @pytest.mark.parametrize("server", ["s3", "az"], indirect=True)  # fake-gcs-server fails instead
 def test_a_bucket_that_is_missing_is_named(bucket):
     missing = f"{bucket}x"
-    with pytest.raises(StorageError, match=f"there is no bucket '{missing}'"):
+    with pytest.raises(StorageError, match=f"there is no bucket '{missing}': create it"):
         RunDirectory(f"{missing}/run").create()
 
 

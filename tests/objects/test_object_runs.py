@@ -218,6 +218,7 @@ def test_commands_take_uris(bucket, tmp_path, capsys, caplog):
         assert (status, "there is no run here" in err) == (2, True)
         status, out, _ = semrsm("run", config)
         assert (status, f"open_run('{uri}')" in out) == (0, True)
+        assert f"semrsm report {uri} -o report.html\n" in out
         status, out, _ = semrsm("status", uri)
         assert (status, "10/10 tiles" in out) == (0, True)
         status, out, _ = semrsm("run", config)

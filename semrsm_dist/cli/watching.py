@@ -15,7 +15,7 @@ from semrsm_dist.progress import LINE_SECONDS
 from semrsm_dist.results.status_text import format_line, format_status
 
 CLEAR = "\x1b[{lines}F\x1b[J"
-"""Moves the cursor up so many lines, and clears all that follows."""
+"""Moves the cursor up this many lines, and clears all that follows."""
 
 
 def follow(

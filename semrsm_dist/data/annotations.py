@@ -29,7 +29,7 @@ def list_below(folder: str, remedy: str) -> list[str]:
 
 
 def read_annotation(location: str, remedy: str, most: int | None = None) -> bytes:
-    """Return the content of an annotation file; with `most`, little more than so many bytes of it.
+    """Return the content of an annotation file; with `most`, little more than this many bytes of it.
 
     Raises
     ------

@@ -112,7 +112,7 @@ def read_bytes(location: str, most: int | None = None) -> bytes:
     location
         Of the file.
     most
-        Read little more than so many bytes: a longer result says that the file is larger.
+        Read little more than this many bytes: a longer result says that the file is larger.
 
     Raises
     ------

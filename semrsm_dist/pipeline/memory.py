@@ -23,7 +23,7 @@ PAIR_BYTES = 96
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """The memory of a worker, in bytes, in a run of so many images by side."""
+    """The memory of a worker, in bytes, in a run of this many images by side."""
 
     config: RunConfig
     matcher: Matcher

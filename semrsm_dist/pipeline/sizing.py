@@ -38,7 +38,7 @@ IMPORTED_CHUNK_BYTES = 2**20
 """About the size of a chunk of ready-made features: fewer and larger files, which no model's batch limits."""
 
 RESULTS_SHARE = 8
-"""The results of a tile take at most one part in so many of a worker's memory, unless images are very many."""
+"""The results of a tile take at most 1/8 of a worker's memory, unless there are very many images."""
 
 
 GPU_TILE_SECONDS = 1.0

@@ -22,7 +22,7 @@ LARGEST_SHARE = 0.01
 """unless writing one takes more than this share of the time, as on slow storage."""
 
 RECENT_SECONDS = 120.0
-"""The recent rate is that of so much time."""
+"""The recent rate is that of this much time."""
 
 MOST_SHOWN = 5
 """Slow workers, and units set aside, that a heartbeat names."""

@@ -68,7 +68,7 @@ class TileCost:
     image: float
 
     def seconds(self, tiles: float, pairs: float, images: float) -> float:
-        """Return the seconds of so many tiles and pairs with so many images loaded."""
+        """Return the seconds of this many tiles and pairs with this many images loaded."""
         return self.tile * tiles + self.pair * pairs + self.image * images
 
 

@@ -31,7 +31,7 @@ from semrsm_dist.plan.tiling import Layout
 Numbers = NDArray[np.float64]
 
 Share = Callable[[Numbers, Numbers], Numbers]
-"""The share of undecided pairs of tiles, (T,), whose rows and columns have seen so many images, (T,) each."""
+"""The share of undecided pairs of tiles, (T,), whose rows and columns have seen this many images, (T,) each."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1e-6, 8.0
 
@@ -123,7 +123,7 @@ class BoundShares:
         return cls(np.array(places), np.array([[share(one, other) for other in kept] for one in kept]))
 
     def __call__(self, rows: Numbers, columns: Numbers) -> Numbers:
-        """Return the share where rows and columns have seen so many images, (T,) each."""
+        """Return the share where rows and columns have seen this many images, (T,) each."""
         if self.seen.size < 2:
             return np.full(np.shape(rows), float(self.shares[0, 0]))
         first, last = self.seen[0], self.seen[-1]
@@ -167,7 +167,7 @@ class MatchedShares:
     mutual: float | None
 
     def __call__(self, rows: Numbers, columns: Numbers) -> Numbers:
-        """Return the share where rows and columns have seen so many images, (T,) each."""
+        """Return the share where rows and columns have seen this many images, (T,) each."""
         of_rows = self._one_sided(rows)
         if self.mutual is None:
             return of_rows

@@ -15,7 +15,7 @@ MOST_LEAVES = 2000
 """Images whose optimal leaf order is found; it takes a minute then, and eight times as long for twice as many."""
 
 SAMPLE, PER_CLUSTER = 1000, 8
-"""Of more images, this many are ordered; the others join clusters of about so many of them."""
+"""Of more images, this many are ordered; the others join clusters of about this many."""
 
 BLOCK = 2048
 """Images that join clusters at once."""

@@ -59,7 +59,7 @@ class PairChoice:
 
 
 def count_pairs(run: Run, layer: str, n_bytes: int) -> int:
-    """Return how many pairs of a layer fit into so many bytes."""
+    """Return how many pairs of a layer fit into this many bytes."""
     sizes = run.record.layers[layer]
     return int(min(MOST_PAIRS, n_bytes // pair_bytes(sizes.n_tokens), MOST_SECONDS / sizes.pair_seconds))
 

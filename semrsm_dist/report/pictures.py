@@ -41,7 +41,7 @@ class Gallery:
 
 
 def read_thumbnails(reader: ImageReader, indices: Sequence[int], most_bytes: int, stage: Stage) -> Gallery:
-    """Return whole images, of the largest of `SIZES` in which the files of all have at most so many bytes."""
+    """Return whole images, of the largest of `SIZES` in which the files of all have at most this many bytes."""
     found, problems = _read(reader, indices, lambda image: _shrink(image, SIZES[0]), stage)
     for size in SIZES:
         pictures = _lay_out([image and _shrink(image.copy(), size) for image in found], size)

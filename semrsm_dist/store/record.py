@@ -104,7 +104,7 @@ class NeighbourSettings(NamedTuple):
     threshold: float | None
 
     def describe(self, counts: Mapping[Any, int]) -> str:
-        """Return what a run of so many images, and maybe queries, keeps.
+        """Return what a run of this many images, and maybe queries, keeps.
 
         >>> NeighbourSettings(5, None).describe({"images": 6}), NeighbourSettings(9, None).describe({"images": 9})
         ('5 neighbours of each image', 'up to 9 neighbours of each image')

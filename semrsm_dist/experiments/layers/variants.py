@@ -79,7 +79,7 @@ def require_network(config: RunConfig, variants: tuple[str, ...]) -> None:
 def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
     """Return the run of a variant, or of the original, on the images of a run; the variant's weights are made here.
 
-    Of scenes of digits at most so many images are taken, other images are all taken.
+    Of scenes of digits, at most this many images are taken; of other images, all.
     """
     if config.model is None:
         raise ConfigError("a variant needs a network; give a run with the section model")

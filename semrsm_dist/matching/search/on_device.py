@@ -18,7 +18,7 @@ from semrsm_dist.matching.search.search import Groups, Search
 from semrsm_dist.matching.similarity import most_threads, solve_tiles
 
 _PAIR_BYTES = 2 * (4 + 4 + 8)  # of a candidate: row, column and bound, and a copy while they are sorted
-_MEMORY_SHARE = 4  # candidates take at most one part in so many
+_MEMORY_SHARE = 4  # candidates take at most 1/4
 
 
 class DeviceSearch(Search):

@@ -216,7 +216,7 @@ class _Images:
 
 
 def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: Path) -> Iterator[Trial]:
-    """Yield trials of at most so many random images of the pool, in turns with half of them and with all.
+    """Yield trials of at most this many random images of the pool, in turns with half of them and with all.
 
     If neighbours are kept, those of all images have more tiles, as their number counts beside that of pairs.
     """

@@ -57,7 +57,7 @@ def time_loading(matcher: Matcher) -> float:
 
 
 def time_workers(engine: Engine, matcher: Matcher, count: int) -> float:
-    """Return the seconds in which an engine starts so many workers of matching, and ends them."""
+    """Return the seconds in which an engine starts this many workers of matching, and ends them."""
     started = time.perf_counter()
     pool = engine.start_tasks(Starter(matcher), Resources(cpus=matcher.cpus, gpus=matcher.gpus))
     run_tasks(pool, [Task((number,)) for number in range(count)], on_receipt=lambda _: None)

@@ -37,7 +37,7 @@ class Pool:
 
 
 def spread(total: int, wanted: int, seed: int = 0) -> list[int]:
-    """Return so many different indices below `total`, one at random from each of as many parts, about equally long."""
+    """Return different indices below `total`: a random one of each of `wanted` parts of about equal length."""
     wanted = min(total, wanted)
     draws = np.random.default_rng(seed).random(wanted)
     bounds = [part * total // wanted for part in range(wanted + 1)]

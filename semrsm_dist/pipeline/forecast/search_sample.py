@@ -99,7 +99,7 @@ def _search(
     k: int,
     workers: int,
 ) -> TopK:
-    """Return the k best of rows among so many columns; of the same images, without the image itself."""
+    """Return the k best of rows among this many columns; of the same images, without the image itself."""
     if rows is not columns:
         return top_k(rows, columns[:n_seen], k, tolerance=matcher.tolerance, workers=workers)
     if n_seen == len(rows) - 1:

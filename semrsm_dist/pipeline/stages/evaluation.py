@@ -39,7 +39,7 @@ from semrsm_dist.store.tiles import KINDS
 
 CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
 POOLED_SHARE = 4
-"""Pooled vectors that a worker holds take at most one part in so many of its memory."""
+"""Pooled vectors that a worker holds take at most 1/4 of its memory."""
 
 NAMED = 5
 """Maximum images that a warning names."""

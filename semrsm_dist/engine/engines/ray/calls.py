@@ -56,7 +56,7 @@ def read_news(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
 
 
 def report_seconds(workers: int) -> float:
-    """Return how often each of so many workers may report, so that one driver can follow."""
+    """Return how often each of this many workers may report, so that one driver can follow."""
     return MESSAGE_SECONDS * workers
 
 

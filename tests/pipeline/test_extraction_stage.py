@@ -154,7 +154,7 @@ def test_features_of_large_jpegs_are_those_of_pillows_drafts(shop):
         True,
     ]
 
-    assert shop.command("verify", shop.path / "run").returncode == 0
+    assert shop.command("verify", "--images", shop.path / "run").returncode == 0
     with pytest.raises(ResumeError, match=r"model\.jpeg_draft"):
         shop.run(with_model(document, jpeg_draft=False))
 

@@ -19,7 +19,7 @@ from torch import nn
 from semrsm_dist.data.decode import decode, to_rgb
 from semrsm_dist.data.opening import read_file
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.extractor import Extractor, NonFiniteFeaturesError, reproducible
+from semrsm_dist.features.extractor import ALIKE, Extractor, NonFiniteFeaturesError, reproducible
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
 from semrsm_dist.features.preprocessing import Prepared
 from semrsm_dist.features.probing import device_of
@@ -148,7 +148,7 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
     ------
     ConfigError
         An argument of a wrong type; an unknown model, layer, precision or device; a module without `transform` that is
-        not of timm.
+        not of timm, or whose features of an image depend on the others or on chance.
     InputError
         No images, an image that cannot be read, an array of another shape or type, features that are NaN or infinite.
 
@@ -199,6 +199,8 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
             source, given.layers, precision=given.precision, device=device, batch_size=given.batch_size
         )
         found = _extract_all(extractor, pictures)
+        if isinstance(model, nn.Module):
+            _require_own_features(extractor, pictures[0], found)
         facts = extractor.model.describe()
     return Features(
         found,
@@ -218,9 +220,7 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
     }
 
     def prepare(index: int) -> Prepared:
-        picture = pictures[index]
-        name = str(picture) if isinstance(picture, (str, Path)) else f"images[{index}]"
-        return extractor.transform(_read(picture, name), name)
+        return _prepare(extractor, pictures[index], index)
 
     size = extractor.batch_size
     n_readers = count_readers(on_gpu=extractor.device.type == "cuda")
@@ -237,6 +237,34 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
             for name, z in features.items():
                 found[name][start : start + len(batch)] = z
     return found
+
+
+def _prepare(extractor: Extractor, picture: Picture, index: int) -> Prepared:
+    """Return an image as the extractor takes it; `index` is what errors call one without a path."""
+    name = str(picture) if isinstance(picture, (str, Path)) else f"images[{index}]"
+    prepared = extractor.transform(_read(picture, name), name)
+    height, width = extractor.model.input_size
+    if tuple(prepared.shape) not in {(3, height, width), (height, width, 3)}:
+        raise ConfigError(
+            f"transform: it made {tuple(prepared.shape)} of {name}, and {(3, height, width)} of another image; images "
+            "of any size must become tensors of one size: let it resize or crop"
+        )
+    return prepared
+
+
+def _require_own_features(
+    extractor: Extractor, picture: Picture, found: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Raise ConfigError unless a module finds about the same in the first image when it is alone."""
+    for name, alone in extractor([_prepare(extractor, picture, 0)]).items():
+        size = float(np.linalg.norm(alone))
+        difference = float(np.linalg.norm(alone[0] - found[name][0]))
+        if difference > ALIKE[extractor.precision] * size:
+            raise ConfigError(
+                f"model: layer {name!r} differs for an image alone and among others (difference "
+                f"{difference / max(size, 1e-30):.1g} of its norm), so its features also depend on other images or on "
+                "chance; let the module normalise by statistics that it keeps, and draw no random numbers"
+            )
 
 
 @contextmanager

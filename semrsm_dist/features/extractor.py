@@ -34,8 +34,8 @@ from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)
 _COMPILING = threading.Lock()
-_ALIKE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-"""Most that features of a compiled network differ, relative to their norm: it rounds fewer intermediate results."""
+ALIKE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""Most that features of an image differ between batches, or once compiled, relative to their norm: by rounding."""
 
 
 class NonFiniteFeaturesError(InputError):
@@ -233,7 +233,7 @@ class Extractor:
         for name, z in expected.parts[0].features.items():
             size = float(torch.linalg.vector_norm(z))
             difference = float(torch.linalg.vector_norm(z - found.parts[0].features[name]))
-            if np.isfinite(size) and not difference <= _ALIKE[self.precision] * size:
+            if np.isfinite(size) and not difference <= ALIKE[self.precision] * size:
                 raise ConfigError(
                     f"model.compile: true: compiled, {self.model.spec.name!r} returns other features of layer {name!r} "
                     f"than not compiled (difference {difference / size:.1g} of their norm, for {self.precision}); "

@@ -184,9 +184,16 @@ def adopt_module(
     Raises
     ------
     ConfigError
-        Nothing says how images are preprocessed, or the module cannot work at this input size.
+        Nothing says how images are preprocessed, or the module cannot work at this input size, or in float32.
     """
     name, size = type(module).__name__, _checked_size(input_size)
+    kinds = {(str(each.dtype), each.is_meta) for each in module.parameters() if each.is_floating_point()}
+    if kinds and ("torch.float32", False) not in kinds:
+        found = "on the device 'meta', without numbers" if (*kinds,)[0][1] else f"of {(*kinds,)[0][0]}"
+        raise ConfigError(
+            f"model: the parameters of the module {name} are {found}, but images come in float32: give module.float(), "
+            "with its weights; what it then computes in is precision"
+        )
     if transform is None and not getattr(module, "pretrained_cfg", None):
         raise ConfigError(
             f"model: the module {name} does not say how images are preprocessed, as those of timm do: give transform, "
@@ -199,9 +206,12 @@ def adopt_module(
         for key, value in {"input_size": size, "preprocessing": preprocessing}.items():
             if value is not None:
                 raise ConfigError(f"{key}: transform already determines it; give one of the two")
-        shape = tuple(transform(Image.new("RGB", (256, 256))).shape)
-        if len(shape) != 3 or shape[0] != 3:
-            raise ConfigError(f"transform: expected a tensor of shape (3, H, W), got {shape}")
+        made: Any = transform(Image.new("RGB", (256, 256)))
+        shape, kind = tuple(getattr(made, "shape", ())), getattr(made, "dtype", None)
+        if not isinstance(made, torch.Tensor) or kind != torch.float32 or len(shape) != 3 or shape[0] != 3:
+            raise ConfigError(
+                f"transform: expected a float32 tensor of shape (3, H, W), got {type(made).__name__} {kind} {shape}"
+            )
         size = (shape[1], shape[2])
     spec = ModelSpec(name, IN_MEMORY, size, preprocessing=preprocessing)
     model = _describe(module, spec, size, {"crop_pct": 1.0} if transform else None)

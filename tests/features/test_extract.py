@@ -120,7 +120,9 @@ def test_any_module_of_torch_is_read_with_its_preprocessing(pictures):
         srs.extract(module, pictures, "0")
     with pytest.raises(ConfigError, match=r"no layer 'conv1'.*named_modules"):
         srs.extract(module, pictures, "conv1", transform=transform)
-    with pytest.raises(ConfigError, match=r"transform: expected a tensor of shape \(3, H, W\), got \(24,"):
+    with pytest.raises(
+        ConfigError, match=r"transform: expected a float32 tensor of shape \(3, H, W\), got .*\(24,"
+    ):
         srs.extract(module, pictures, "0", transform=lambda image: transform(image).permute(1, 2, 0))
     with pytest.raises(ConfigError, match="leave transform out"):
         srs.extract("test_resnet", pictures, "layer4", transform=transform, **MODEL)
@@ -172,6 +174,66 @@ def test_images_without_finite_features_are_named_by_their_place_among_all(pictu
 def test_what_is_no_image_is_refused(images, message):
     with pytest.raises(InputError, match=message):
         srs.extract("test_resnet", images, "layer4", **MODEL)
+
+
+class Unsteady(torch.nn.Module):
+    """Features that depend on the other images (by their mean), or on chance."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 16, 16)
+        self.change = torch.nn.BatchNorm2d(8, track_running_stats=False) if change == "batch" else None
+        self.end = torch.nn.Identity()
+
+    def forward(self, batch):
+        z = self.conv(batch)
+        return self.end(self.change(z) if self.change else torch.nn.functional.dropout(z, 0.5, training=True))
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image.resize((64, 64)), np.float32)).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("change", ["batch", "chance"])
+def test_features_that_are_not_of_an_image_alone_are_refused(pictures, change):
+    with pytest.raises(
+        ConfigError, match=r"layer 'end' differs for an image alone and among others .*on chance"
+    ):
+        srs.extract(Unsteady(change), pictures, "end", transform=to_tensor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda module: module.half(), r"parameters .* are of torch\.float16, but .*module\.float\(\)"),
+        (lambda module: module.double(), r"are of torch\.float64"),
+        (lambda module: module.to("meta"), "on the device 'meta', without numbers"),
+    ],
+)
+def test_modules_that_do_not_take_float32_are_refused(pictures, change, message):
+    with pytest.raises(ConfigError, match=message):
+        srs.extract(change(timm.create_model("test_resnet")), pictures, "layer4")
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (
+            lambda image: to_tensor(image).numpy(),
+            r"expected a float32 tensor .* got ndarray float32 \(3, 64, 64\)",
+        ),
+        (lambda image: to_tensor(image).double(), r"got Tensor torch\.float64"),
+        (lambda image: to_tensor(image)[0], r"\(64, 64\)"),
+        (lambda image: None, "got NoneType"),
+        (
+            lambda image: torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1),
+            r"it made \(3, 96, 96\) of images\[0\], and \(3, 256, 256\) of another",
+        ),
+    ],
+)
+def test_transforms_that_do_not_make_tensors_of_one_size_are_refused(pictures, transform, message):
+    with pytest.raises(ConfigError, match=message):
+        srs.extract(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16)), pictures, "0", transform=transform)
 
 
 def test_an_image_that_was_closed_is_refused(paths):

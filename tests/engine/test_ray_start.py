@@ -112,7 +112,7 @@ victims = []
 def kill(receipt):
     if not victims:
         processes = psutil.Process().children(recursive=True)
-        victims.extend(each for each in processes if each.cmdline()[:1] and each.cmdline()[0].endswith(program))
+        victims.extend(each for each in processes if program in "".join(each.cmdline()[:1]))
         for each in victims:
             each.kill()
 
@@ -225,7 +225,12 @@ def test_nobody_gets_into_a_ray_of_our_own_without_its_token(ours, homes):
 @pytest.mark.parametrize(
     ("whose", "kind", "program", "says"),
     [
-        ("own", "tasks", "raylet", r"Ray's process raylet on this machine died, .* the run's command"),
+        (
+            "own",
+            "tasks",
+            "DashboardAgent",
+            r"Ray's process raylet on this machine died, .* the run's command",
+        ),
         ("joined", "actors", "gcs_server", r"head of the Ray cluster at .* does not answer .* run's command"),
     ],
 )

@@ -73,13 +73,16 @@ class LocalEngine(Engine):
         count = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
         if resources.gpus:
             count = min(count, int(self.gpus / resources.gpus))
-        return self.start_actors(lambda: worker, count, resources)
+        return self._start(lambda: worker, count, resources)
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
         """Return a pool of `count` threads, or as many as the memory allows, each with a worker that `factory` made.
 
         GPUs are assigned in turn: if there are more actors than GPUs, they share them.
         """
+        return self._start(factory, count, resources)
+
+    def _start(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
         self.require_room(resources)
         if resources.memory:
             count = min(count, self._memory // resources.memory)

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -175,12 +175,19 @@ def _require_ray() -> None:
             raylet.connect(node.raylet_socket_name)
         except (ConnectionRefusedError, FileNotFoundError):
             dead.add("raylet")
-    if dead:
-        raise WorkError(
-            f"Ray's process {' and '.join(sorted(dead))} on this machine died, perhaps for lack of memory; what was "
-            "finished is kept: start the run's command"
-        )
+    _refuse_dead(dead)
     _await_head(node.gcs_address)
+    own = ray.get_runtime_context().get_node_id()
+    if any(each["NodeID"] == own and not each["Alive"] for each in _nodes()):
+        _refuse_dead({"raylet"})  # the head knows before it has ended
+
+
+def _refuse_dead(processes: Set[str]) -> None:
+    if processes:
+        raise WorkError(
+            f"Ray's process {' and '.join(sorted(processes))} on this machine died, perhaps for lack of memory; what "
+            "was finished is kept: start the run's command"
+        )
 
 
 def _await_head(address: str) -> None:
@@ -200,8 +207,12 @@ def _await_head(address: str) -> None:
 
 def _living_nodes() -> list[Mapping[str, float]]:
     """Return the resources of each living node."""
+    return [node["Resources"] for node in _nodes() if node["Alive"]]
+
+
+def _nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    return nodes
 
 
 def _start(cpus: int) -> None:

@@ -21,9 +21,13 @@ CARRIED_VARIABLES = ("SEMRSM_", "NUMBA_")
 """Beginnings of the driver's variables that workers on other nodes get as well."""
 
 
+MOST_INLINE_BYTES = 64 * 2**10
+"""Of a pickled worker that goes with each call; Ray itself puts arguments of 100 KiB into its object store."""
+
+
 @dataclass(frozen=True)
 class Payload:
-    """What a worker process needs: shipped once per pool, unpacked once per process."""
+    """What a worker process needs: unpacked once per process."""
 
     token: str
     work: str
@@ -32,14 +36,19 @@ class Payload:
     environment: dict[str, str]
 
 
-def pack(thing: object, resources: Resources) -> ray.ObjectRef[Payload]:
-    """Put a worker, or a factory of workers, into Ray's object store, from which each process takes it once."""
+def pack(thing: object, resources: Resources) -> Payload | ray.ObjectRef[Payload]:
+    """Return an argument for calls that a worker, or a factory of workers, is to serve.
+
+    Large ones are put into Ray's object store, from which each process takes them once. Others are not: when a node
+    dies, Ray at once tries to recover what a driver there has put, and without its raylet that ends the driver, before
+    it can say why.
+    """
     # Pickled apart from the payload, so that the variables are set before any module is imported for it.
     environment = {name: text for name, text in os.environ.items() if name.startswith(CARRIED_VARIABLES)}
     pickled: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
-    return ray.put(
-        Payload(uuid.uuid4().hex, type(thing).__name__.strip("_"), pickled, resources.cpus, environment)
-    )
+    name = type(thing).__name__.strip("_")
+    payload = Payload(uuid.uuid4().hex, name, pickled, resources.cpus, environment)
+    return payload if len(pickled) <= MOST_INLINE_BYTES else ray.put(payload)
 
 
 def _unpack(payload: Payload) -> Any:

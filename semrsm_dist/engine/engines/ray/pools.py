@@ -92,6 +92,7 @@ class TaskPool:
             if news and isinstance(last := news[-1], Finished):
                 del self._calls[call]
                 if last.system:
+                    self._watch.lose()
                     log.warning("a worker was lost, and another takes its place: %s", last.error)
         if not self._calls:
             self._watch.rest()
@@ -210,6 +211,7 @@ class ActorPool:
             warn_of_load(error)
             self._start_again(member, error.cause or error)
         except RayError as error:
+            self._watch.lose()
             if self._is_last_try(member):
                 raise WorkError(
                     f"the workers die before they are ready: {one_line(error)}. Nothing can be computed; look "
@@ -250,6 +252,7 @@ class ActorPool:
         if isinstance(last, Finished):
             member.calls.popleft()
             if last.system:  # the actor is gone, and with it the calls that had not begun
+                self._watch.lose()
                 log.warning("a worker was lost, and another takes its place: %s", last.error)
                 self._replace(member, [waiting for _, waiting in member.calls])
         return events

@@ -43,6 +43,14 @@ class Watch:
             self._fit_until = time.monotonic() + FIT_SECONDS
         return self._fit
 
+    def lose(self) -> None:
+        """Note that a worker was lost: look at the cluster before it is given anything else.
+
+        Raises what `Fitting` does: if it was Ray's own process, whatever is submitted ends the driver without a word.
+        """
+        self._fit_until = 0.0
+        self.fit()
+
     def rest(self) -> None:
         """Note that nothing is to be expected, or that something has come back."""
         self._quiet_since = time.monotonic()

@@ -14,6 +14,13 @@ from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedI
 from semrsm_dist.data.entries import Least, LoadedImage, UnreadableImageError
 from semrsm_dist.errors import SemrsmError
 
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # markers of a JPEG before its sizes: SOF0 to SOF15
+_LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+
 MAX_BYTES = 512 * 2**20
 """Bytes of an image as RGB, unless its source says otherwise: 179 million pixels, beyond which Pillow refuses."""
 
@@ -83,7 +90,7 @@ def decode_with_mode(
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             _refuse_large(image, name, max_bytes)
             full_size = image.size
-            if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+            if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile) and _has_drafts(data):
                 image.draft(None, least(full_size))
             is_draft = image.size != full_size
             image.load()
@@ -100,9 +107,24 @@ def decode_with_mode(
         raise UnreadableImageError(name, "its content is not in a known image format") from error
     # Pillow's decoders raise whatever a damaged file drives them to (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
-        if least is not None:  # a lossless JPEG is good, but has no drafts
+        if least is not None:  # judged as a whole, whatever a draft of it lacks
             return decode_with_mode(data, name, max_bytes=max_bytes)
         raise UnreadableImageError(name, f"{error} ({type(error).__name__})") from error
+
+
+def _has_drafts(data: bytes) -> bool:
+    """Return whether a JPEG is made of cosines, of which a decoder can leave out some; a lossless one is not.
+
+    Asked for a draft of that, decoders raise, return the whole image, or end the process (Pillow 10.3).
+    """
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _FRAMES:
+            return marker not in _LOSSLESS_FRAMES
+        # A filling byte, or a segment with its length.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return False
 
 
 def scale_to_8_bits(values: NDArray[np.generic], full_scale: float | None = None) -> NDArray[np.uint8]:

@@ -317,14 +317,11 @@ def _read(picture: Picture, name: str) -> Image.Image:
             return decode(read_file(Path(picture).expanduser()), name)
     except MemoryError:
         raise
-    # Pillow raises whatever comes: for a file that is closed ValueError, or AssertionError without a text.
+    # Pillow raises whatever comes: for a file that is closed ValueError or, by its release, one of two others.
     except Exception as error:
-        cause = (
-            getattr(error, "cause", "")
-            or getattr(error, "strerror", "")
-            or str(error)
-            or "is its file closed?"
-        )
+        cause = getattr(error, "cause", "") or getattr(error, "strerror", "") or str(error)
+        if isinstance(error, AttributeError | AssertionError):
+            cause = "its file seems to be closed"
         raise InputError(
             f"image {name!r} cannot be read: {cause}. No features were computed: replace it or leave it out"
         ) from error

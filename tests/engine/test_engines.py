@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -357,6 +358,22 @@ def test_a_factory_that_raises_reaches_the_caller_at_once(engine, error):
     pool = engine.start_actors(factory, 2, Resources())
     with pytest.raises(type(error), match=str(error.args[0])):
         run_tasks(pool, batches(4, 1), on_receipt=lambda receipt: None)
+
+
+def test_a_large_worker_arrives_whole(engine):
+    numbers = np.random.default_rng(0).integers(0, 256, 2**18, dtype=np.uint8)  # not sent with each call
+
+    def worker(units):
+        for unit in units:
+            yield Receipt(unit, value=int(numbers.sum()))
+
+    sums = []
+    run_tasks(
+        engine.start_tasks(worker, Resources()),
+        batches(3, 1),
+        on_receipt=lambda each: sums.append(each.value),
+    )
+    assert sums == [int(numbers.sum())] * 3
 
 
 def test_close_waits_for_what_was_submitted(engine, tmp_path):

@@ -118,12 +118,23 @@ class RayEngine(Engine):
         Raises WorkError if a process of Ray on this machine has died without which the driver cannot go on.
         """
         _require_ray()
+        nodes, own = _nodes(), ray.get_runtime_context().get_node_id()
+        if any(node["NodeID"] == own and not node["Alive"] for node in nodes):
+            _refuse_dead({"raylet"})  # the head knows before it has ended
         wanted = ray_request(resources)
         return sum(
             int(
-                min((node.get(kind, 0) // amount for kind, amount in wanted.items() if amount > 0), default=1)
+                min(
+                    (
+                        node["Resources"].get(kind, 0) // amount
+                        for kind, amount in wanted.items()
+                        if amount > 0
+                    ),
+                    default=1,
+                )
             )
-            for node in _living_nodes()
+            for node in nodes
+            if node["Alive"]
         )
 
     def growing(self, resources: Resources) -> int:
@@ -177,9 +188,6 @@ def _require_ray() -> None:
             dead.add("raylet")
     _refuse_dead(dead)
     _await_head(node.gcs_address)
-    own = ray.get_runtime_context().get_node_id()
-    if any(each["NodeID"] == own and not each["Alive"] for each in _nodes()):
-        _refuse_dead({"raylet"})  # the head knows before it has ended
 
 
 def _refuse_dead(processes: Set[str]) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -79,7 +80,8 @@ def head_alone(config, monkeypatch):
     """An engine that has joined the cluster while all groups are empty."""
     head = config["available_node_types"][config["head_node_type"]]["resources"]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(head)}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "head", "Alive": True, "Resources": dict(head)}])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
     monkeypatch.setattr(ray_pools, "pack", lambda thing, resources: None)
     return RayEngine()
 

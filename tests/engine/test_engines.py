@@ -360,7 +360,7 @@ def test_a_factory_that_raises_reaches_the_caller_at_once(engine, error):
         run_tasks(pool, batches(4, 1), on_receipt=lambda receipt: None)
 
 
-def test_a_large_worker_arrives_whole(engine):
+def test_a_large_worker_arrives_whole(start):
     numbers = np.random.default_rng(0).integers(0, 256, 2**18, dtype=np.uint8)  # not sent with each call
 
     def worker(units):
@@ -368,11 +368,7 @@ def test_a_large_worker_arrives_whole(engine):
             yield Receipt(unit, value=int(numbers.sum()))
 
     sums = []
-    run_tasks(
-        engine.start_tasks(worker, Resources()),
-        batches(3, 1),
-        on_receipt=lambda each: sums.append(each.value),
-    )
+    run_tasks(start(worker), batches(3, 1), on_receipt=lambda each: sums.append(each.value))
     assert sums == [int(numbers.sum())] * 3
 
 

@@ -86,10 +86,15 @@ def cached_kernels(form: Form | None, arch: str, folder: Path | None = None) -> 
     """Return what `compile_kernels` does, from the cache if it is there.
 
     Machine code depends on the source, the options, the architecture and NVRTC's version, which make its key. It does
-    not depend on the driver, which loads it or refuses to.
+    not depend on the driver, which loads it or refuses to. Where the user has no folder for caches, nothing is kept.
     """
     key = repr((kernel_source(form), OPTIONS, arch, compiler_version()))
-    return fetch_or_make(key, lambda: compile_kernels(form, arch), folder or cache_folder())
+    try:
+        folder = folder or cache_folder()
+    except RuntimeError as error:
+        logger.warning("compiled kernels cannot be kept (%s): set XDG_CACHE_HOME to a folder", error)
+        return compile_kernels(form, arch)
+    return fetch_or_make(key, lambda: compile_kernels(form, arch), folder)
 
 
 def cache_folder() -> Path:

@@ -10,13 +10,13 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from semrsm_dist.errors import ConfigError, UnusableGpuError, WorkerLostError
+from semrsm_dist.errors import ConfigError, UnusableGpuError, WorkerLostError, first_line
 from semrsm_dist.machine import available_gpus, own_gpu
 from semrsm_dist.matching.device.compiling import cached_kernels, choose_architecture, compiler_version
 from semrsm_dist.matching.device.forms import Form
@@ -127,7 +127,7 @@ class CudaDevice:
     Raises
     ------
     UnusableGpuError
-        If the driver cannot be used, or the GPU is too old.
+        If driver or compiler cannot be used, or the GPU is too old.
     ConfigError
         If the GPU is too new.
     WorkerLostError
@@ -149,8 +149,8 @@ class CudaDevice:
         self.name += f" ({self._read_name()})"
         self.arch = self._choose_arch()
         (self._context,) = self._driver("cuDevicePrimaryCtxRetain", self._device)
-        self._driver("cuCtxSetCurrent", self._context)
         (self._stream,) = self._driver("cuStreamCreate", 1)  # which does not wait for the default stream
+        (self._done,) = self._driver("cuEventCreate", 1 | 2)  # waits for it sleep (1); it takes no time (2)
         self._multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
         self.panels: MutableMapping[PackedPanel, Sent] = weakref.WeakKeyDictionary()
         self._unused: dict[int, list[int]] = defaultdict(list)  # memory by its size
@@ -207,8 +207,9 @@ class CudaDevice:
     def fetch(self, memory: Memory, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return what memory holds, once all that was launched has ended."""
         array = np.empty(shape, dtype)
+        self._sync()  # as the copy would wait in a loop
         self._driver("cuMemcpyDtoHAsync", array.ctypes.data, memory.address, array.nbytes, self._stream)
-        self._sync()
+        self._driver("cuStreamSynchronize", self._stream)
         return array
 
     def launch(self, kernel: str, form: Form | None, launch: Launch, *arguments: Any) -> None:
@@ -234,10 +235,24 @@ class CudaDevice:
             return int(self._driver("cuMemAlloc", size)[0])
         except DeviceMemoryError:
             self.release_unused()
+            _release_torch_cache()
         return int(self._driver("cuMemAlloc", size)[0])
 
     def _load(self, form: Form | None) -> Any:
-        return self._driver("cuModuleLoadData", cached_kernels(form, self.arch))[0]
+        with self._needing_compiler():
+            code = cached_kernels(form, self.arch)
+        return self._driver("cuModuleLoadData", code)[0]
+
+    @contextlib.contextmanager
+    def _needing_compiler(self) -> Iterator[None]:
+        """Raise UnusableGpuError if the compiler fails within the block, or is not there."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise UnusableGpuError(
+                f"device: cuda: the kernels cannot be compiled for {self.name} ({first_line(error)}): the compiler "
+                "NVRTC comes with pip install 'cuda-bindings[all]'; or use device: cpu"
+            ) from error
 
     def _find_kernel(self, kernel: str, form: Form | None) -> Any:
         """Return a kernel that may use as much shared memory as every GPU has."""
@@ -269,7 +284,9 @@ class CudaDevice:
                 f"device: cuda: {self.name} has compute capability {'.'.join(map(str, capability))}, but the kernels "
                 f"need {'.'.join(map(str, LEAST_CAPABILITY))}: use device: cpu, or a later GPU"
             )
-        version, compiler = int(self._driver("cuDriverGetVersion")[0]) // 1000, compiler_version()[0]
+        with self._needing_compiler():
+            compiler = compiler_version()[0]
+        version = int(self._driver("cuDriverGetVersion")[0]) // 1000
         if version < compiler:
             raise UnusableGpuError(
                 f"device: cuda: the driver of {self.name} is for CUDA {version}, but the installed compiler (NVRTC) is "
@@ -279,16 +296,17 @@ class CudaDevice:
         return choose_architecture(self.name, capability)
 
     def _sync(self) -> None:
-        self._driver("cuStreamSynchronize", self._stream)
+        self._driver("cuEventRecord", self._done, self._stream)
+        self._driver("cuEventSynchronize", self._done)
         self._sending.clear()
 
     def _driver(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         """Call a function of the driver; return what it returns beside its status."""
         from cuda.bindings import driver  # noqa: PLC0415 - as above
 
-        if self._context is not None:
-            driver.cuCtxSetCurrent(self._context)
-        status, *results = getattr(driver, function)(*arguments)
+        call = getattr(driver, function)
+        with contextlib.nullcontext() if self._context is None else _current(self._context):
+            status, *results = call(*arguments)
         if status == driver.CUresult.CUDA_SUCCESS:
             return tuple(results)
         if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -302,6 +320,30 @@ class CudaDevice:
             "elsewhere, if there is another GPU. Look for Xid in the machine's log (dmesg); if it fails again, use "
             "device: cpu"
         )
+
+
+@contextlib.contextmanager
+def _current(context: Any) -> Iterator[None]:
+    """Within the block, make a context the thread's own; afterwards PyTorch finds the one that it had chosen."""
+    from cuda.bindings import driver  # noqa: PLC0415 - as above
+
+    _, before = driver.cuCtxGetCurrent()
+    if int(before) == int(context):
+        yield
+        return
+    driver.cuCtxSetCurrent(context)
+    try:
+        yield
+    finally:
+        if int(before):
+            driver.cuCtxSetCurrent(before)
+
+
+def _release_torch_cache() -> None:
+    """Let PyTorch give back the memory that it keeps for later, if this process uses it on a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Memory:

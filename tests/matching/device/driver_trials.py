@@ -1,17 +1,20 @@
 """Trials of a GPU's faults, each in a process with the driver of `driver_on_cpu`: `python -m ... NAME FOLDER`."""
 
+import functools
 import hashlib
 import os
 import sys
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"
 
 import numpy as np
+from cuda.bindings import driver
 
 import semrsm_dist as srs
-from semrsm_dist.errors import WorkerLostError, WorkError
+from semrsm_dist.errors import UnusableGpuError, WorkerLostError, WorkError
+from semrsm_dist.machine import set_own_gpu
 from semrsm_dist.matching.device import cuda
 from tests.matching.device import driver_on_cpu
 
@@ -39,7 +42,7 @@ def run(folder, name, matching=MappingProxyType({"device": "cuda"}), output=Mapp
 def neighbours(folder):
     """Neighbours are the CPU's to the last bit, also where a GPU fails meanwhile."""
     driver_on_cpu.set_up(devices=2)
-    driver_on_cpu.fail("cuStreamSynchronize", after=20, status=UNCORRECTABLE, device=1)
+    driver_on_cpu.fail("cuEventSynchronize", after=20, status=UNCORRECTABLE, device=1)
     found = []
     for device in ("cpu", "cuda"):
         run(folder, device, {"device": device}, {"neighbours": 3})
@@ -68,11 +71,49 @@ def memory(folder):
         raise AssertionError("there is no room for a pair")
 
 
+def beside_torch(folder):
+    """PyTorch finds the GPU that it had chosen, and gives back what it only keeps; a missing compiler is named."""
+    driver_on_cpu.set_up(devices=2)
+    set_own_gpu(1)
+    cuda.own_device().free_bytes()
+    _, chosen = driver.cuCtxGetCurrent()
+    set_own_gpu(0)
+    z, gpu = features(), cuda.own_device()
+    expected = srs.match(z[0], z[1], device="cuda").value
+    assert int(driver.cuCtxGetCurrent()[1]) == int(chosen)
+
+    gpu.release_unused()
+    driver_on_cpu.set_up(devices=2, n_bytes=0)
+    give_back = functools.partial(driver_on_cpu.set_up, devices=2)
+    sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=bool, empty_cache=give_back))
+    try:
+        srs.match(z[0], z[1], device="cuda")
+    except WorkError as error:
+        assert "too little free memory" in str(error)
+    else:
+        raise AssertionError("PyTorch has not used the GPU, and there is no memory")
+    sys.modules["torch"].cuda.is_initialized = lambda: True
+    assert srs.match(z[0], z[1], device="cuda").value == expected
+
+    def fail(*_):
+        raise RuntimeError("Failure finding libnvrtc.so")
+
+    cuda.compiler_version = fail
+    try:
+        cuda.CudaDevice(1)
+    except UnusableGpuError as error:
+        assert "cannot be compiled for GPU 1 (CPU in place of a GPU) (Failure finding libnvrtc.so)" in str(
+            error
+        )
+    else:
+        raise AssertionError("there is no compiler")
+
+
 def one_of_two(folder):
     """When one GPU fails, the other does what is left, with the same bytes, and no tile is given up."""
     driver_on_cpu.set_up(devices=2)
     whole = run(folder, "whole")
-    driver_on_cpu.fail("cuStreamSynchronize", after=2, status=UNCORRECTABLE, device=1)
+    driver_on_cpu.fail("cuEventSynchronize", after=2, status=UNCORRECTABLE, device=1)
     assert run(folder, "run") == whole
 
 

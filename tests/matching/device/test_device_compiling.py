@@ -124,6 +124,15 @@ def test_where_nothing_can_be_kept_it_is_made_each_time(tmp_path, caplog):
     assert "compiled kernels cannot be kept" in caplog.text
 
 
+def test_a_user_without_a_home_compiles_each_time(monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("semrsm_dist.matching.device.compiling.compile_kernels", lambda form, arch: b"code")
+    assert cached_kernels(None, "sm_90") == b"code"
+    assert "compiled kernels cannot be kept" in caplog.text
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "os.fdopen", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))

@@ -5,9 +5,12 @@ show that a GPU runs the kernels.
 """
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -35,7 +38,7 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("trial", ["memory", "one_of_two", "the_only_one", "neighbours"])
+@pytest.mark.parametrize("trial", ["memory", "beside_torch", "one_of_two", "the_only_one", "neighbours"])
 def test_a_gpu_that_fails_loses_nothing(run, trial, tmp_path):
     run("-m", "tests.matching.device.driver_trials", trial, str(tmp_path))
 
@@ -49,9 +52,21 @@ def test_what_needs_a_gpu_passes(run):
     assert "2 passed" in out
 
 
-def test_the_job_that_checks_a_gpu_finds_nothing_off(run):
+def not_needed():
+    """Return the modules among the package's dependencies that the job says it does without."""
+    job = runpy.run_path(str(ROOT / "jobs/gpu_check.py"))
+    needed = [*job["NEEDED"].values(), *job["NEEDED_BY_RUNS"].values(), "llvmlite"]  # which is Numba's
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", one)[0] for one in required}.difference(needed)
+    return [{"scikit-learn": "sklearn"}.get(name, name.replace("-", "_")) for name in names]
+
+
+def test_the_job_that_checks_a_gpu_finds_nothing_off_with_what_it_says_it_needs(run):
+    absent = not_needed()
+    assert {"ray", "torch"} <= set(absent)
     code = (
         "import runpy, sys, tests.matching.device.driver_on_cpu;"
+        f"sys.modules.update(dict.fromkeys({absent}));"  # so that their import fails
         "from semrsm_dist.matching.device import forms; known = forms.known_forms()[:1];"
         "forms.known_forms = lambda: known;"
         "sys.argv = ['gpu_check', '--sizes', '9x6', '--images', '4', '--runs', '9x6x12', '--skip-tests'];"

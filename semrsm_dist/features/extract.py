@@ -19,10 +19,11 @@ from torch import nn
 from semrsm_dist.data.decode import decode, to_rgb
 from semrsm_dist.data.opening import read_file
 from semrsm_dist.errors import ConfigError, InputError
-from semrsm_dist.features.extractor import ALIKE, Extractor, NonFiniteFeaturesError, reproducible
+from semrsm_dist.features.extractor import ALIKE, Extractor, NonFiniteFeaturesError
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
 from semrsm_dist.features.preprocessing import Prepared
 from semrsm_dist.features.probing import device_of
+from semrsm_dist.features.reproducible import reproducible
 from semrsm_dist.features.spec import ModelSpec
 from semrsm_dist.fields import AutoPair, Count, Section, Seed
 from semrsm_dist.machine import count_readers
@@ -224,7 +225,7 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
 
     size = extractor.batch_size
     n_readers = count_readers(on_gpu=extractor.device.type == "cuda")
-    with reproducible(extractor.precision), ThreadPoolExecutor(n_readers) as readers:
+    with reproducible(), ThreadPoolExecutor(n_readers) as readers:
         coming = readers.map(prepare, range(size)[: len(pictures)])
         for start in range(0, len(pictures), size):
             batch = list(coming)

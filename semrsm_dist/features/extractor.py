@@ -6,8 +6,8 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import LoadedModel, load_model
 from semrsm_dist.features.preprocessing import Prepared, Preprocessing
 from semrsm_dist.features.probing import LayerInfo
+from semrsm_dist.features.reproducible import reproducible
 from semrsm_dist.features.spec import ModelSpec, resolve_precision
 
 _logger = logging.getLogger(__name__)
@@ -126,9 +127,9 @@ class ComingFeatures:
 class Extractor:
     """A model with the layers to read, on its device.
 
-    On a GPU the network runs under autocast in the given precision, with channels last in memory; products stay in full
-    float32, never TF32, with float32. On a CPU it runs in one thread: with a worker on every core that is fastest, and
-    the rounding does not depend on the machine's number of cores.
+    On a GPU the network runs under autocast in the given precision, with channels last in memory; what is computed in
+    float32 is computed in full float32, never TF32. On a CPU it runs in one thread: with a worker on every core that is
+    fastest, and the rounding does not depend on the machine's number of cores.
 
     Parameters
     ----------
@@ -181,7 +182,7 @@ class Extractor:
         self.precision = resolve_precision(precision, gpu=self.device.type == "cuda")
         self.batch_size = batch_size
         self.layers: list[LayerInfo]
-        with reproducible(self.precision):
+        with reproducible():
             self.model = load_model(model) if isinstance(model, ModelSpec) else model
             self.layers, self._read = self._find(layers)
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
@@ -287,7 +288,7 @@ class Extractor:
             The GPU has failed.
         """
         parts, done = list[_Part](), 0
-        with reproducible(self.precision), noticing_faults(self.device):
+        with reproducible(), noticing_faults(self.device):
             while done < len(images):
                 chosen = images[done : done + self.batch_size]
                 batch = torch.stack([i if isinstance(i, Tensor) else self.transform(i) for i in chosen])
@@ -359,7 +360,11 @@ class Extractor:
             with torch.cuda.stream(fetching):
                 features = {name: _fetch(z, fetching) for name, z in part.features.items()}
                 finite = _fetch(part.finite, fetching)
-                return _Part(features, finite, fetching.record_event())
+                event: Any = torch.cuda.Event  # as above
+                done = event(
+                    blocking=True
+                )  # a thread that waits for it sleeps, and leaves its CPU to readers
+                return _Part(features, finite, fetching.record_event(done))
 
 
 def _fetch(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
@@ -386,24 +391,3 @@ def _resolve_device(device: str) -> torch.device:
             "the CPU"
         )
     return chosen
-
-
-@contextmanager
-def reproducible(precision: str) -> Iterator[None]:
-    """Within the block, let torch give the same numbers every time; afterwards its settings are as before.
-
-    One CPU thread, the same algorithm of cuDNN for the same shapes, and no TF32 where `precision` is float32. Threads
-    that are started within the block inherit the number of threads.
-    """
-    settings = {"benchmark": False, "deterministic": True, "allow_tf32": precision != "float32"}
-    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
-    before = {name: getattr(cudnn, name) for name in settings}
-    try:
-        torch.set_num_threads(1)
-        for name, value in settings.items():
-            setattr(cudnn, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(cudnn, name, value)
-        torch.set_num_threads(threads)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from semrsm_dist.errors import StorageError, reason_of
 from semrsm_dist.features import registry
-from semrsm_dist.features.extractor import reproducible
 from semrsm_dist.features.models import LoadedModel
+from semrsm_dist.features.reproducible import reproducible
 
 MADE_FROM = "made_from"
 """Key in the head of a weight file of what it was made from and how, as JSON."""
@@ -54,7 +54,7 @@ def train_further(model: LoadedModel, batches: Iterable[Batch], *, steps: int, l
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
     criterion = nn.BCEWithLogitsLoss()
-    with reproducible("float32"):
+    with reproducible():
         for images, labels in batches:
             inputs = torch.stack([model.transform(image) for image in images])
             optimiser.zero_grad()

@@ -187,11 +187,11 @@ class _ExtractionWorker:
 
     def __call__(self, units: tuple[Hashable, ...]) -> Iterator[Receipt]:
         """Extract chunks; while the model is at work, the next images are read and the last features are written."""
-        from semrsm_dist.features.extractor import reproducible  # noqa: PLC0415 - torch only where a model runs
+        from semrsm_dist.features.reproducible import reproducible  # noqa: PLC0415 - torch only where a model runs
 
         chunks = cast("tuple[FeatureChunk, ...]", units)
         with (
-            reproducible(self._extractor.precision),
+            reproducible(),
             ThreadPoolExecutor(self._writers) as writers,
             closing(self._work_ahead(chunks, writers)) as coming,
         ):

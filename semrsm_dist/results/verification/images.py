@@ -104,7 +104,8 @@ def _extract_sample(
     rng = inspection.rng("", f"images of {side}")
     chosen = [intact[place] for place in sorted(rng.permutation(len(intact))[:EXTRACTED])]
     layers = [layer for layer in record.model.layers if (side, layer) in features]
-    from semrsm_dist.features.extractor import Extractor, reproducible  # noqa: PLC0415 - torch only where a model runs
+    from semrsm_dist.features.extractor import Extractor  # noqa: PLC0415 - torch only where a model runs
+    from semrsm_dist.features.reproducible import reproducible  # noqa: PLC0415 - as above
 
     spec = ModelSpec(
         model.name, model.weights, model.input_size, model.seed, model.prompt, model.preprocessing
@@ -116,7 +117,7 @@ def _extract_sample(
         found = extractor.model.describe()["weights_sha256"]
         if found != record.model.facts["weights_sha256"]:
             raise InputError(f"the weights found here have the hash {found}, not that of the run")
-        with reproducible(extractor.precision):
+        with reproducible():
             least = extractor.preprocessing.least_size if model.jpeg_draft else None
             images = [extractor.transform(load_image(source, row.entry, least).image) for _, row in chosen]
             extracted = extractor(images)

@@ -4,8 +4,8 @@
     python jobs/gpu_check.py --renew-forms    # instead: measure the forms of auctions, and note the fastest
 
 Needs a checkout and the package's requirements with the extra `cuda`, but no Ray, no network and no installation; what
-is missing is named, and what needs it is skipped. Exit status 0 if all is right, 1 if anything is off, 2 if nothing
-could be checked, 3 if nothing is off but something could not be checked.
+is missing is named, and what needs it is skipped, as is what a slow GPU has no time for. Exit status 0 if all is right,
+1 if anything is off, 2 if nothing could be checked, 3 if nothing is off but something could not be checked.
 
 Rates are of pairs of features that are random walks over the tokens with noise. `kernels` is product, auctions and
 values of one tile whose features are on the GPU; `tiles` is all that workers do with tiles, but for reading and
@@ -19,6 +19,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import math
+import shlex
 import statistics
 import subprocess
 import sys
@@ -35,16 +36,25 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 ROUNDING = 1e-12  # of float64 sums, relative to the norms
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 TEST_SECONDS = 150
+MOST_SECONDS = 270  # after which nothing more is begun
+MEDIAN_SECONDS = 2  # after which a call is not repeated
 FORM_TOLERANCE = 1e-3  # at which forms are measured,
-FORM_BYTES = 2**33  # with so many bytes of affinities
+FORM_BYTES = 2**33  # with at most so many bytes of affinities
 NEEDED = {
     "numpy": "numpy",
     "scipy": "scipy",
     "numba": "numba",
+    "psutil": "psutil",
     "pydantic": "pydantic",
-    "cuda.bindings": "cuda-bindings",
+    "threadpoolctl": "threadpoolctl",
+    "typing_extensions": "typing-extensions",
+    "yaml": "pyyaml",
+    "cuda.bindings": "cuda-bindings[all]",
 }
 NEEDED_BY_RUNS = {
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "tqdm": "tqdm",
     "zarr": "zarr",
     "pyarrow": "pyarrow",
     "pandas": "pandas",
@@ -60,6 +70,10 @@ class Row(NamedTuple):
     what: str
     state: str  # "ok", "OFF" or "skipped"
     detail: str
+
+
+Check = Callable[[], tuple[str, str]]
+"""Returns state and detail of a row."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -111,7 +125,7 @@ def why_nothing() -> str:
     """Return why nothing can be checked here, or an empty text."""
     missing = find_missing(NEEDED)
     if missing:
-        return f"packages are missing: pip install {' '.join(missing)}"
+        return f"packages are missing: pip install {shlex.join(missing)}"
     from semrsm_dist.matching.device import cuda  # noqa: PLC0415 - once it is known that it can be imported
 
     return cuda.why_no_gpu()
@@ -132,27 +146,33 @@ def find_missing(needed: dict[str, str]) -> list[str]:
 
 def check_all(given: argparse.Namespace) -> Iterator[Row]:
     """Yield the rows as they come; what breaks is a row, too."""
-    yield attempt("GPU", describe)
-    yield attempt("kernels", compile_all)
+    deadline = time.monotonic() + MOST_SECONDS
+    for what, check in list_checks(given):
+        in_time = time.monotonic() < deadline
+        yield attempt(what, check) if in_time else Row(what, "skipped", f"{MOST_SECONDS} s were over")
+
+
+def list_checks(given: argparse.Namespace) -> Iterator[tuple[str, Check]]:
+    """Yield what is checked, row by row."""
+    yield "GPU", describe
+    yield "kernels", compile_all
     for product in ("float32", "halves"):
-        yield attempt(f"product in {product}", lambda product=product: check_product(product))
+        yield f"product in {product}", lambda product=product: check_product(product)
     if not given.skip_tests:
-        yield attempt("tests", run_tests)
+        yield "tests", run_tests
     for size in given.sizes:
         n_tokens, n_channels = map(int, size.split("x"))
         n_images = max(2, min(given.images, int(given.images * 196 / n_tokens)))
         for tolerance in TOLERANCES:
             name = f"S = {n_tokens}, C = {n_channels}, tolerance {tolerance:g}"
-            yield attempt(
-                name, lambda size=(n_tokens, n_channels, n_images), tol=tolerance: measure(*size, tol)
-            )
+            yield name, lambda size=(n_tokens, n_channels, n_images), tol=tolerance: measure(*size, tol)
     for size in given.runs:
         n_tokens, n_channels, n_images = map(int, size.split("x"))
         name = f"run, S = {n_tokens}, C = {n_channels}, N = {n_images}"
-        yield attempt(name, lambda size=(n_tokens, n_channels, n_images): measure_run(*size))
+        yield name, lambda size=(n_tokens, n_channels, n_images): measure_run(*size)
 
 
-def attempt(what: str, do: Callable[[], tuple[str, str]]) -> Row:
+def attempt(what: str, do: Check) -> Row:
     """Return the row of a check."""
     try:
         return Row(what, *do())
@@ -231,7 +251,8 @@ def measure_forms(capacity: int, n_images: int, fastest: list[Any]) -> tuple[str
     from semrsm_dist.matching.matchers.auction import Auction  # noqa: PLC0415
 
     device, n_tokens = cuda.own_device(), capacity * 49 // 64
-    n_images = min(n_images, math.isqrt(FORM_BYTES // (4 * capacity**2)))
+    n_bytes = min(FORM_BYTES, device.free_bytes() // 4)
+    n_images = max(1, min(n_images, math.isqrt(n_bytes // (4 * capacity**2))))
     panel: Any = Auction().prepare(make_features(2 * n_images, n_tokens, 64))
     halves = panel.part(slice(n_images)), panel.part(slice(n_images, None))
     layout = solver.choose_layout(*halves, FORM_TOLERANCE)
@@ -320,11 +341,13 @@ def measure(n_tokens: int, n_channels: int, n_images: int, tolerance: float) -> 
 
 
 def kernel_rate(device: Any, rows: Any, columns: Any, tolerance: float) -> float:
-    """Return pairs a second of the kernels, with features that are on the GPU."""
+    """Return pairs a second of the kernels, with features that are on the GPU: as many as are matched at once."""
     from semrsm_dist.matching.device import solver  # noqa: PLC0415
     from semrsm_dist.matching.device.certificate import frame_pairs  # noqa: PLC0415
 
     layout = solver.choose_layout(rows, columns, tolerance)
+    block = next(solver.blocks_of(device.free_bytes(), rows, columns, layout))
+    rows, columns = rows.part(block.rows), columns.part(block.columns)
     sent = [solver.send_panel(device, panel, layout) for panel in (rows, columns)]
     panels = solver.Panels(*sent, rows.n_tokens, rows.n_channels)
     tasks = frame_pairs(rows, columns, tolerance).tasks
@@ -336,10 +359,10 @@ def tile_rate(matcher: Any, rows: Any, columns: Any) -> float:
     workers = round(1 / matcher.gpus)
     with ThreadPoolExecutor(workers) as pool:
 
-        def solve_all() -> None:
-            list(pool.map(lambda _: matcher.solve_tile(rows, columns), range(2 * workers)))
+        def solve_all(rows: Any = rows, each: int = 2) -> None:
+            list(pool.map(lambda _: matcher.solve_tile(rows, columns), range(each * workers)))
 
-        solve_all()  # each thread opens the GPU
+        solve_all(rows.part(slice(1)), 8)  # each thread opens the GPU
         seconds = median_seconds(solve_all, 3)
     return float(2 * workers * rows.n_images * columns.n_images / seconds)
 
@@ -379,9 +402,9 @@ def measure_run(n_tokens: int, n_channels: int, n_images: int) -> tuple[str, str
 
 
 def median_seconds(do: Callable[[], Any], repeats: int = 5) -> float:
-    """Return the median time of a call."""
-    seconds = []
-    for _ in range(repeats):
+    """Return the median time of a call, of fewer repeats if they take long."""
+    seconds = list[float]()
+    while len(seconds) < repeats and sum(seconds) < MEDIAN_SECONDS:
         started = time.perf_counter()
         do()
         seconds.append(time.perf_counter() - started)

@@ -167,6 +167,16 @@ def test_the_job_that_checks_a_gpu_fails_where_results_are_wrong(device, monkeyp
     assert out[-1] == "something is off"
 
 
+def test_the_job_that_checks_a_gpu_begins_nothing_when_its_time_is_over(monkeypatch, capsys):
+    job = load_job()
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(job, "MOST_SECONDS", 0)
+    assert job.main([]) == 3
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert all("skipped" in row for row in rows)
+    assert last == "nothing is off, but not all was checked"
+
+
 def test_the_job_that_checks_a_gpu_says_why_there_is_none(monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert load_job().main([]) == 2

@@ -73,12 +73,28 @@ def _kill_ray(program: str) -> Callable[[Scene], bool]:
     """Return a fault's `do` that kills a process of the run's own Ray."""
 
     def do(scene: Scene) -> bool:
-        children = psutil.Process(scene.process.pid).children(recursive=True)
-        return _signal_some(
-            scene, [each for each in children if program in title_of(each)][:1], signal.SIGKILL, 1
-        )
+        return _signal_some(scene, _processes_of_ray(scene, program), signal.SIGKILL, 1)
 
     return do
+
+
+def _pause_ray(program: str) -> Callable[[Scene], bool]:
+    """Return a fault's `do` that stops a process of the run's own Ray for a while."""
+
+    def do(scene: Scene) -> bool:
+        found = _processes_of_ray(scene, program)
+        _signal_some(scene, found, signal.SIGSTOP, 1)
+        time.sleep(scene.rng.uniform(0.5, 5))
+        _signal_some(scene, found, signal.SIGCONT, 1)
+        return bool(found)
+
+    return do
+
+
+def _processes_of_ray(scene: Scene, program: str) -> list[psutil.Process]:
+    """Return the first process of the run's own Ray whose title has that in it, in a list, or none."""
+    children = psutil.Process(scene.process.pid).children(recursive=True)
+    return [each for each in children if program in title_of(each)][:1]
 
 
 RAY = ("ray", "cluster")
@@ -108,4 +124,8 @@ FAULTS = (
     ),
     Fault("SIGKILL of the raylet", "during", _kill_ray("raylet/raylet"), ("ray",)),
     Fault("SIGKILL of the GCS", "during", _kill_ray("gcs_server"), ("ray",)),
+    Fault("SIGKILL of the agent", "during", _kill_ray("dashboard/agent.py"), ("ray",)),
+    Fault("SIGKILL of the agent of environments", "during", _kill_ray("runtime_env/agent"), ("ray",)),
+    Fault("raylet stopped for a while", "during", _pause_ray("raylet/raylet"), ("ray",)),
+    Fault("GCS stopped for a while", "during", _pause_ray("gcs_server"), ("ray",)),
 )

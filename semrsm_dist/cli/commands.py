@@ -49,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "matching.worker_memory, then start the same command"
             )
             return 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            by = f" by {error}" if error.args else ""
             # A repair that is started again may find no fault any more.
             command = "the run's" if getattr(options, "repair", False) else "the same"
-            report_error(f"interrupted; what was finished is kept, {command} command continues")
+            report_error(f"interrupted{by}; what was finished is kept, {command} command continues")
             return INTERRUPTED
 
 

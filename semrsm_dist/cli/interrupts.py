@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
-from semrsm_dist.errors import SemrsmError
+from semrsm_dist.errors import SemrsmError, WorkError
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,11 +46,15 @@ def stopping_in_order() -> Iterator[threading.Event]:
     Raises
     ------
     KeyboardInterrupt
-        If it was interrupted, even if a library turned that into another error.
+        If it was interrupted, even if a library turned that into another error; its text is the signal's name.
+    WorkError
+        If a library raised KeyboardInterrupt although no signal came.
     """
     stop = threading.Event()
+    came: list[str] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number).name)
         stop.set()
         raise KeyboardInterrupt
 
@@ -58,18 +63,28 @@ def stopping_in_order() -> Iterator[threading.Event]:
         yield stop
     except SemrsmError:
         raise
-    except Exception as error:
-        if stop.is_set():
-            raise KeyboardInterrupt from error
+    except (Exception, KeyboardInterrupt) as error:
+        if came:
+            raise KeyboardInterrupt(came[0]) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise _without_signal(error) from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _without_signal(error: KeyboardInterrupt) -> WorkError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkError(
+        f"the command ended by a KeyboardInterrupt, but no signal came: a library raised it, at {place.filename}:"
+        f"{place.lineno} ({place.name}); what was finished is kept: start the same command"
+    )
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):  # nobody may be reading any more
-        os.write(2, b"semrsm: interrupted\n")
+        os.write(2, f"semrsm: interrupted by {signal.Signals(number).name}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -676,7 +676,7 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
     assert process.returncode == 130
     assert out == b""
     assert [line for line in err.splitlines() if not line.startswith(b"import time:")] == [
-        b"semrsm: interrupted"
+        f"semrsm: interrupted by {number.name}".encode()
     ]
     assert not (place / "runs" / "early").exists()
 
@@ -702,4 +702,7 @@ def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, 
 
     monkeypatch.setattr(driver, "resolve_inputs", resolve_and_swallow)
     assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/swallowed") == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert (
+        "interrupted by SIGINT; what was finished is kept, the same command continues"
+        in capsys.readouterr().err
+    )

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from semrsm_dist.cli.interrupts import SIGNALS, end_while_loading, stopping_in_order
-from semrsm_dist.errors import StorageError
+from semrsm_dist.errors import StorageError, WorkError
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +23,15 @@ def _handlers_as_before():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupt_is_raised_and_remembered(number):
-    with pytest.raises(KeyboardInterrupt), stopping_in_order() as stop:
+    with pytest.raises(KeyboardInterrupt, match=number.name), stopping_in_order() as stop:
         os.kill(os.getpid(), number)
     assert stop.is_set()
+
+
+def test_one_without_a_signal_is_reported_as_what_it_is():
+    said = r"no signal came.*test_interrupts\.py:\d+.*start the same command"
+    with pytest.raises(WorkError, match=said), stopping_in_order():
+        raise KeyboardInterrupt
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -1,5 +1,6 @@
 """What only Ray can suffer: lost processes, lost nodes, clusters that are too small or not there."""
 
+import contextlib
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -17,8 +19,8 @@ from ray.cluster_utils import Cluster
 from semrsm_dist.cli.interrupts import stopping_in_order
 from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks, schedule
 from semrsm_dist.engine.engines import ray as ray_engine
-from semrsm_dist.engine.engines.ray import watch
-from semrsm_dist.errors import ConfigError, StorageError, UnusableGpuError
+from semrsm_dist.engine.engines.ray import calls, watch
+from semrsm_dist.errors import ConfigError, StorageError, UnusableGpuError, WorkError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
@@ -36,20 +38,38 @@ LEAN = {"include_log_monitor": False}
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def joined():
+    """The engine that has joined the cluster, in a list, if one has."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def cluster(joined):
     """A head without work and one node of two CPUs; tests add what they lose."""
     head = {"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS, "no_monitor": True, **LEAN}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, **LEAN)
     yield cluster
+    leave(joined)
     cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def engine(cluster):
-    engine = make_engine("ray", address=cluster.address)
-    yield engine
-    engine.close()
+def leave(joined):
+    while joined:
+        joined.pop().close()
+
+
+@pytest.fixture
+def engine(cluster, joined):
+    if not joined:
+        joined.append(make_engine("ray", address=cluster.address))
+    return joined[0]
+
+
+@pytest.fixture
+def apart(joined):
+    """Without a cluster that is joined."""
+    leave(joined)
 
 
 @pytest.fixture(params=["tasks", "actors"])
@@ -122,6 +142,49 @@ def test_a_process_lost_once_costs_only_what_was_not_receipted(start, tmp_path, 
     assert worker.receipted() == list(range(12))
     assert worker.begun() == {unit: 2 if unit == 5 else 1 for unit in range(12)}
     assert "a worker was lost, and another takes its place" in caplog.text
+
+
+def test_ray_is_looked_at_before_the_units_of_a_lost_worker_are_handed_out(
+    start, engine, tmp_path, monkeypatch
+):
+    worker, fitting = Fatal(tmp_path, {1}), engine.fitting
+
+    def finds_ray_dead_too(resources):
+        if worker.begun():
+            raise WorkError("Ray's process raylet died")
+        return fitting(resources)
+
+    monkeypatch.setattr(watch, "FIT_SECONDS", 3600.0)  # only a loss makes it look again
+    monkeypatch.setattr(engine, "fitting", finds_ray_dead_too)
+    with pytest.raises(WorkError, match="raylet died"):
+        run_tasks(start(worker, count=1), batches(2, 2), on_receipt=worker.note)
+    assert worker.begun() == {0: 1, 1: 1}
+
+
+def test_a_pool_that_is_closed_names_the_tasks_that_do_not_end_and_kills_them(
+    start, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(calls, "CLOSE_SECONDS", 0.5)
+    begun = tmp_path / "begun"
+
+    def hangs(units):
+        begun.write_text(str(os.getpid()))
+        threading.Event().wait()
+        yield Receipt(units[0])
+
+    pool = start(hangs, count=1)
+    while not pool.capacity():
+        pool.collect(0.1)
+    pool.submit(Task((7,)))
+    wait_for(begun)
+    pool.close()
+    assert "whose processes are killed: 1 (first units: 7)" in caplog.text
+    await_end_of(int(begun.read_text()))
+
+
+def await_end_of(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(process).wait(60)
 
 
 def test_a_unit_that_always_kills_its_process_is_set_aside(start, tmp_path):
@@ -454,8 +517,8 @@ def test_a_ray_that_was_joined_before_is_used_and_left_alone(engine):
     assert ray.is_initialized()
 
 
-def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, engine, monkeypatch):
-    engine.close()
+@pytest.mark.usefixtures("apart")
+def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     handler = signal.getsignal(signal.SIGTERM)
     job = make_engine("ray")
@@ -468,8 +531,8 @@ def test_inside_a_job_the_cluster_of_the_job_is_joined(cluster, engine, monkeypa
     assert not ray.is_initialized()
 
 
-def test_a_sigterm_while_ray_starts_is_kept_for_the_program(cluster, engine, monkeypatch):
-    engine.close()
+@pytest.mark.usefixtures("apart")
+def test_a_sigterm_while_ray_starts_is_kept_for_the_program(cluster, monkeypatch):
     connect = ray_engine.ray_worker.connect
     went_on = []
 
@@ -487,6 +550,7 @@ def test_a_sigterm_while_ray_starts_is_kept_for_the_program(cluster, engine, mon
     assert not ray.is_initialized()
 
 
+@pytest.mark.usefixtures("apart")
 def test_rays_alarm_does_not_abort_a_program_that_was_stopped(monkeypatch):
     seconds, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the limit of this test's own time
 
@@ -503,6 +567,7 @@ def test_rays_alarm_does_not_abort_a_program_that_was_stopped(monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize(
     ("address", "says"),
     [

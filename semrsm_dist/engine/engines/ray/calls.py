@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeAlias
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -15,6 +16,14 @@ from semrsm_dist.errors import SemrsmError, WorkerLostError, first_line
 
 MESSAGE_SECONDS = 0.005
 """The driver's time for each message of a worker."""
+
+CLOSE_SECONDS = 60.0
+"""How long a pool that is closed waits for its tasks."""
+
+MOST_NAMED = 5
+"""Tasks that are named of those that did not end."""
+
+Call: TypeAlias = ray.ObjectRefGenerator
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +39,27 @@ def wait_for_news(waitables: list[Any], timeout: float) -> list[Any]:
     return list(ready)
 
 
-def read_news(call: ray.ObjectRefGenerator, task: Task) -> list[Event]:
+def await_end(calls: Iterable[tuple[Call, Task]]) -> list[Call]:
+    """Wait at most `CLOSE_SECONDS` until calls have ended; report and return those that have not."""
+    ends = {call.completed(): (call, task) for call, task in calls}
+    if not ends:
+        return []
+    _, left = ray.wait(list(ends), num_returns=len(ends), timeout=CLOSE_SECONDS, fetch_local=False)
+    late = [ends[end] for end in left]
+    if late:
+        names = ", ".join(str(task.units[0]) for _, task in late[:MOST_NAMED])
+        log.warning(
+            "tasks that have not ended %.0f s after their pool was closed, whose processes are killed: %d (first "
+            "units: %s%s)",
+            CLOSE_SECONDS,
+            len(late),
+            names,
+            ", ..." if len(late) > MOST_NAMED else "",
+        )
+    return [call for call, _ in late]
+
+
+def read_news(call: Call, task: Task) -> list[Event]:
     """Return what a call with news has to say; its end is always the last event.
 
     Raises RayTaskError if the worker could not be loaded.

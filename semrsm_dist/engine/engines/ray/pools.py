@@ -18,6 +18,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from semrsm_dist.engine.engines.ray.calls import (
+    Call,
+    await_end,
     is_meant_for_users,
     one_line,
     raise_cause,
@@ -54,7 +56,7 @@ class TaskPool:
         self._growing = growing  # workers that the cluster may hold when it has grown; 0 if it cannot grow
         self._payload = pack(worker, resources)
         self._function = run_task.options(**ray_options(resources))
-        self._calls: dict[ray.ObjectRefGenerator, Task] = {}
+        self._calls: dict[Call, Task] = {}
         self._watch = Watch(resources, fitting)
         self._failed_loads = 0  # in a row
 
@@ -100,7 +102,7 @@ class TaskPool:
             self._watch.check()
         return events
 
-    def _load_elsewhere(self, call: ray.ObjectRefGenerator, error: RayTaskError) -> None:
+    def _load_elsewhere(self, call: Call, error: RayTaskError) -> None:
         """Hand out a task again whose process could not load the worker: that counts no attempt. Or raise the cause."""
         self._failed_loads += 1
         raise_cause_of_many(error, self._failed_loads, START_ATTEMPTS * max(1, self._watch.fit()))
@@ -114,12 +116,9 @@ class TaskPool:
         return ""
 
     def close(self, *, cancel: bool = False) -> None:
-        """Wait for the tasks in flight, or with `cancel` kill them."""
-        for call in self._calls:
-            if cancel:
-                ray.cancel(call, force=True)
-            else:
-                ray.wait([call.completed()], fetch_local=False)
+        """Kill the tasks in flight that do not end in time, or with `cancel` all of them at once."""
+        for call in self._calls if cancel else await_end(self._calls.items()):
+            ray.cancel(call, force=True)
         self._calls.clear()
 
 
@@ -130,7 +129,7 @@ class _Member:
     actor: Any = None
     starting: ray.ObjectRef[None] | None = None
     failed_starts: int = 0  # in a row
-    calls: deque[tuple[ray.ObjectRefGenerator, Task]] = field(default_factory=deque)
+    calls: deque[tuple[Call, Task]] = field(default_factory=deque)
 
 
 class ActorPool:
@@ -187,10 +186,10 @@ class ActorPool:
         return ""
 
     def close(self, *, cancel: bool = False) -> None:
-        """End the actors, after the calls in flight or with `cancel` at once."""
+        """End the actors: after their calls in flight if those end in time, or with `cancel` at once."""
+        if not cancel:
+            await_end(call for member in self._members for call in member.calls)
         for member in self._members:
-            for call, _ in () if cancel else member.calls:
-                ray.wait([call.completed()], fetch_local=False)
             ray.kill(member.actor)
         self._members.clear()
 

@@ -61,7 +61,12 @@ NEEDED_BY_RUNS = {
     "xarray": "xarray",
     "google_crc32c": "google-crc32c",
 }
-NEEDED_BY_TESTS = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "hypothesis": "hypothesis"}
+NEEDED_BY_TESTS = {
+    "pytest": "pytest",
+    "pytest_timeout": "pytest-timeout",
+    "hypothesis": "hypothesis",
+    "matplotlib": "matplotlib",
+}
 
 
 class Row(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ def available_gpus() -> int:
     if visible is None:
         return _count_gpus()
     names = [name.strip() for name in visible.split(",")]
-    return min(_count_gpus(), sum(1 for name in names if name and name != "-1"))
+    usable = itertools.takewhile(lambda name: name not in ("", "-1"), names)  # CUDA reads no further either
+    return min(_count_gpus(), sum(1 for _ in usable))
 
 
 def _count_gpus() -> int:

@@ -76,7 +76,15 @@ def test_visible_gpus_are_counted_without_a_gpu_library(tmp_path, monkeypatch):
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.setattr(machine, "DEVICES", tmp_path)
-    for visible, count in ((None, 3), ("", 0), ("-1", 0), ("1", 1), ("0, 1", 2), ("0,1,2,3,4", 3)):
+    for visible, count in (
+        (None, 3),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("0, 1", 2),
+        ("0,1,2,3,4", 3),
+        ("1,-1,0", 1),
+    ):
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:

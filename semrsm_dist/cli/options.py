@@ -10,7 +10,7 @@ from typing import Any
 
 from semrsm_dist.cli.output import show
 from semrsm_dist.engine import logs
-from semrsm_dist.errors import printable
+from semrsm_dist.errors import ConfigError, printable
 from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS
 
 Parser = argparse.ArgumentParser
@@ -58,7 +58,7 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument(
         "-h", "--help", action=_ExperimentsHelp, nargs=0, help="show this help message and exit"
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="one of the experiments below")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="its name; semrsm evaluate --help lists all")
     parser.add_argument(
         "config", metavar="CONFIG", nargs="?", help="the run it uses; digit scenes by default"
     )
@@ -258,11 +258,14 @@ class _Version(argparse.Action):
 
 
 class _ExperimentsHelp(argparse.Action):
-    """Shows help with all experiments, which are loaded for it alone."""
+    """Shows help with the experiment that is named before it, or with all; they are loaded for it alone."""
 
-    def __call__(self, parser: Parser, *_: Any) -> None:
+    def __call__(self, parser: Parser, namespace: argparse.Namespace, *_: Any) -> None:
         from semrsm_dist.experiments.evaluating import describe_experiments
 
-        parser.epilog = describe_experiments()
+        try:
+            parser.epilog = describe_experiments(getattr(namespace, "experiment", None))
+        except ConfigError as error:
+            parser.error(str(error))
         parser.print_help()
         parser.exit()

@@ -25,6 +25,9 @@ OVERDUE_SECONDS = 30.0
 HUNG_FACTOR = 10.0
 """A task hangs when nothing has come of it for this many times as long as it should take, and for a set time."""
 
+QUIET_SECONDS = 60.0
+"""A worker without a task that has not been heard of for so long is counted no longer: it may be gone."""
+
 MOST_NAMED = 20
 """Units that are set aside with a warning each; of more of them, the number is reported at each power of ten."""
 
@@ -131,6 +134,9 @@ class Schedule:
         self._tried: dict[Hashable, int] = {}  # failed attempts of the units that are still to be done
         self._flights: dict[int, Flight] = {}  # by the identity of the task, which is in its flight
         self._overdue: deque[Flight] = deque()  # to be tried elsewhere
+        self._heard: dict[
+            str, float
+        ] = {}  # when something last came from each worker that is not known to be lost
         self._abandoned = 0  # tasks in flight whose units another one has done
         self._cost = self._seconds = 0.0  # of tasks that ended, recent ones counting more
 
@@ -148,6 +154,16 @@ class Schedule:
     def has_work(self) -> bool:
         """Whether anything is to be handed out or waited for."""
         return bool(self._next or self._retries or len(self._flights) > self._abandoned)
+
+    def workers(self, now: float) -> set[str]:
+        """Return the workers that have a task or were heard of lately; not those that are known to be lost."""
+        at_work = {flight.place for flight in self._flights.values() if flight.place}
+        self._heard = {
+            place: heard
+            for place, heard in self._heard.items()
+            if place in at_work or now - heard <= QUIET_SECONDS
+        }
+        return at_work | self._heard.keys()
 
     def next_task(self, now: float) -> Task | None:
         """Return what to hand out: the given tasks in order, then units to try again, then overdue tasks once more."""
@@ -178,10 +194,7 @@ class Schedule:
         flight = self._flights.get(id(task))
         if flight is None:
             return None
-        if flight.begun is None:
-            self._note_begun(flight, now)
-        flight.heard = now
-        flight.is_overdue, flight.stack = False, ""
+        self._hear(flight, receipt.place, now)
         missing = flight.batch.missing
         new = tuple(unit for unit in receipt.units if unit in missing)
         if receipt.error is None and flight.batch.tries > 1:
@@ -209,11 +222,13 @@ class Schedule:
         seconds = receipt.seconds * share
         return dataclasses.replace(receipt, unit=new[0], also=new[1:], counts=counts, seconds=seconds)
 
-    def finish(self, task: Task, error: str | None, now: float) -> None:
-        """Note that a task has ended: units without a good receipt are tried again, or set aside."""
+    def finish(self, task: Task, error: str | None, now: float, *, is_lost: bool = False) -> None:
+        """Note that a task has ended, perhaps as its worker was lost: units not done are tried again, or set aside."""
         flight = self._flights.pop(id(task), None)
         if flight is None:
             return
+        if is_lost and flight.place:
+            self._heard.pop(flight.place, None)
         batch = flight.batch
         batch.flights.remove(flight)
         self._abandoned -= flight.is_abandoned
@@ -235,7 +250,7 @@ class Schedule:
         if flight is not None:
             flight.batch.hung += 1
             self.hung_in_a_row += 1
-            self.finish(task, error, now)
+            self.finish(task, error, now, is_lost=True)
 
     def missing(self, task: Task) -> tuple[Hashable, ...]:
         """Return the units of a task in flight without a good receipt."""
@@ -287,6 +302,16 @@ class Schedule:
     def _pace(self) -> float:
         """Return the seconds that a task takes for its cost, which is in seconds if nothing else is known."""
         return self._seconds / self._cost if self._cost > 0 else 1.0
+
+    def _hear(self, flight: Flight, place: str, now: float) -> None:
+        """Note that a worker, if it says which, has sent a receipt of a task."""
+        if flight.begun is None:
+            self._note_begun(flight, now)
+        flight.heard = now
+        flight.is_overdue, flight.stack = False, ""
+        if place:
+            flight.place = place
+            self._heard[place] = now
 
     def _note_begun(self, flight: Flight, begun: float) -> None:
         flight.begun = begun

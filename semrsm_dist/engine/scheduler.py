@@ -162,7 +162,7 @@ def _handle(
     if isinstance(event, Finished):
         if event.system:
             _recover(event.task, schedule, on_receipt, recover)
-        schedule.finish(event.task, event.error, now)
+        schedule.finish(event.task, event.error, now, is_lost=event.system)
     elif isinstance(event, Begun):
         schedule.begin(event.task, event.place, now - event.seconds, event.stack)
     else:

@@ -112,11 +112,15 @@ def default_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     return default_config(EXPERIMENTS.load(name).default, overrides, origin=f"experiment {name}")
 
 
-def describe_experiments() -> str:
-    """Return every experiment with its parameters and their defaults, as the help of the command line lists them."""
-    lines = ["experiments, and the parameters that --with sets:"]
-    for name, experiment in EXPERIMENTS.usable():
-        lines += ["", f"  {name}: {experiment.summary}"]
+def describe_experiments(name: str | None = None) -> str:
+    """Return an experiment, or each, with its parameters and their defaults, for the help of the command line.
+
+    Raises ConfigError if there is no such experiment.
+    """
+    chosen = EXPERIMENTS.usable() if name is None else [(name, EXPERIMENTS.load(name))]
+    lines = [f"experiment{'s' * (name is None)}, and the parameters that --with sets:"]
+    for each, experiment in chosen:
+        lines += ["", f"  {each}: {experiment.summary}"]
         for parameter, field in experiment.parameters.model_fields.items():
             lines.append(f"    {parameter:<18} {field.description}{_format_default(field.default)}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
@@ -23,6 +24,9 @@ Prepared: TypeAlias = Tensor
 
 DRAFT_FACTOR = 2
 """Least size of a draft, as a multiple of the size that it is resized to: a decoder scales more roughly."""
+
+
+SQUASH = "use preprocessing: squash, which suits images of any shape"
 
 
 class Preprocessing:
@@ -89,7 +93,8 @@ class Preprocessing:
         InputError
             It is empty, or so narrow that it would be resized to nothing, or to more than memory holds.
         """
-        self._require_shape(image.size, name)
+        if (fault := self.find_fault(image.size)) is not None:
+            raise InputError(f"image {name!r}: {fault}; it has no features: leave it out, or {SQUASH}")
         image = image if image.mode == "RGB" else image.convert("RGB")
         if self._resize is None:
             return self._transform(image)
@@ -99,15 +104,15 @@ class Preprocessing:
         converted: Tensor = self._convert(resized)
         return converted
 
-    def _require_shape(self, size: tuple[int, int], name: str) -> None:
-        """Raise InputError for an image that cannot be resized."""
+    def find_fault(self, size: tuple[int, int]) -> str | None:
+        """Return why an image of this width and height cannot be resized; None if it can."""
         resized = self._resized(size) if all(size) else (0, 0)
-        if resized is not None and not 0 < 3 * resized[0] * resized[1] <= MAX_BYTES:
-            raise InputError(
-                f"image {name!r} has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x "
-                f"{resized[1]}: at least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible; it has no features: "
-                "leave it out, or use preprocessing: squash, which suits images of any shape"
-            )
+        if resized is None or 0 < 3 * resized[0] * resized[1] <= MAX_BYTES:
+            return None
+        return (
+            f"it has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x {resized[1]}: at "
+            f"least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible"
+        )
 
     def finish(self, batch: Tensor) -> Tensor:
         """Return the network's input (B, 3, H, W) for a batch of prepared images, on the device of the batch."""
@@ -120,6 +125,15 @@ class Preprocessing:
             pixels = pixels.contiguous()
         mean, std = (each.to(batch.device, non_blocking=True) for each in (self._mean, self._std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def find_unsuitable(
+    sizes: Iterable[tuple[int, int]], data_config: Mapping[str, Any]
+) -> dict[tuple[int, int], str]:
+    """Return why images of some widths and heights cannot be resized as `LoadedModel.data_config` says."""
+    preprocessing = Preprocessing(create_transform(**data_config, is_training=False))
+    faults = {size: preprocessing.find_fault(size) for size in sizes}
+    return {size: f"{fault}; {SQUASH}" for size, fault in faults.items() if fault is not None}
 
 
 def from_arrays(arrays: Iterable[NDArray[Any]]) -> list[Prepared]:

@@ -130,12 +130,11 @@ def _resolve_images(
     model = _identify_model(session, config, cached.model, tuple(sources))
     manifests = {}
     for side, source in sources.items():
-        features = [(side, layer) for layer in model.layers]
         if side in copies:
             manifests[side], gone = copies[side]
-            continue_without(session, f"{side}: {gone}", features)
+            continue_without(session, f"{side}: {gone}", [(side, layer) for layer in model.layers])
         else:
-            manifests[side] = scan_images(session, side, source, entries[side], features)
+            manifests[side] = scan_images(session, side, source, entries[side], model)
     warn_of_copies(session, manifests)
     return manifests, model
 

@@ -125,6 +125,7 @@ class StageWatch:
         span, whole = max(now - since, 1e-3), max(now - self._clock, 1e-3)
         pace = (self._effort - effort) / span or self._effort / whole
         failures = self._schedule.failures if self._schedule else []
+        workers = self._schedule.workers(now) if self._schedule else set()
         return StageProgress(
             name=self._name,
             unit=self._unit,
@@ -142,15 +143,16 @@ class StageWatch:
             set_aside=tuple(
                 SetAside(unit=str(one.unit), error=_last_line(one.error)) for one in failures[-MOST_SHOWN:]
             ),
-            n_workers=len(self._workers),
-            slowest=self._slowest(),
+            n_workers=len(workers),
+            slowest=self._slowest(workers),
         )
 
-    def _slowest(self) -> tuple[WorkerSpeed, ...]:
+    def _slowest(self, workers: set[str]) -> tuple[WorkerSpeed, ...]:
+        """Return the slowest of those workers that are still there."""
         speeds = {
             place: worker.effort / worker.seconds
             for place, worker in self._workers.items()
-            if worker.seconds > 0
+            if worker.seconds > 0 and place in workers
         }
         if len(speeds) < 2:
             return ()

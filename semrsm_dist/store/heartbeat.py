@@ -61,7 +61,7 @@ class StageProgress(_Part):
     set_aside: tuple[SetAside, ...] = ()
     """The last of them."""
     n_workers: int = 0
-    """How many workers have finished something."""
+    """How many workers have a task or were heard of in the last minute, and are not known to be lost."""
     slowest: tuple[WorkerSpeed, ...] = ()
     """The slowest of them, if there are several."""
 

@@ -441,6 +441,10 @@ def test_plan_of_images_skips_unreadable_ones_where_the_run_would(place, monkeyp
     plan = json.loads(capsys.readouterr().out)
     assert plan["image_seconds"] > 0
     assert plan["seconds"] > plan["start_seconds"] > 0
+    assert (
+        "\nmodel test_resnet, weights random, input_size [64, 64], precision float32, batch_size 32\n"
+        in format_plan(plan)
+    )
 
 
 # --- status, models, layers, export ----------------------------------------------------------------------

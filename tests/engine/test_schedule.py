@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from semrsm_dist.engine import Receipt, Task
-from semrsm_dist.engine.schedule import MOST_RETRIES, OVERDUE_SECONDS, Schedule
+from semrsm_dist.engine.schedule import MOST_RETRIES, OVERDUE_SECONDS, QUIET_SECONDS, Schedule
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile, smallest_tile
 
@@ -382,3 +382,18 @@ def test_tasks_that_hang_are_counted_until_a_unit_is_done():
     assert schedule.hung_in_a_row == 2
     schedule.receive(third, Receipt(2), 201.0)
     assert schedule.hung_in_a_row == 0
+
+
+def test_workers_are_counted_while_they_have_a_task_or_were_heard_of_lately():
+    schedule = Schedule([Task((name,)) for name in "abc"])
+    tasks = [schedule.next_task(0.0) for _ in "abc"]
+    assert schedule.workers(0.0) == set()
+    schedule.begin(tasks[0], "a", 0.0)
+    for task in tasks[1:]:
+        schedule.receive(task, Receipt(task.units[0], place=task.units[0]), 1.0)
+    schedule.finish(tasks[1], None, 1.0)
+    assert schedule.workers(QUIET_SECONDS) == {"a", "b", "c"}
+    assert schedule.workers(QUIET_SECONDS + 2) == {"a", "c"}
+    schedule.give_up(tasks[0], "it hangs", QUIET_SECONDS + 3)
+    schedule.finish(tasks[2], "killed", QUIET_SECONDS + 3, is_lost=True)
+    assert schedule.workers(QUIET_SECONDS + 3) == set()

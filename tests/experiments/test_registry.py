@@ -175,6 +175,23 @@ def test_help_lists_every_experiment_with_its_parameters_and_their_defaults(caps
     assert "hits per query, one score each (default: [1, 3, 5, 10])" in shown
 
 
+@pytest.mark.parametrize("more", [["--help"], ["my.yaml", "-h"], ["--with", "k=[1]", "--help"]])
+def test_help_of_an_experiment_lists_its_parameters_alone(more, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "layers", *more])
+    assert caught.value.code == 0
+    shown, chosen = capsys.readouterr().out, EXPERIMENTS.load("layers")
+    assert all(f"    {parameter} " in shown for parameter in chosen.parameters.model_fields)
+    assert [name for name in NAMES if f"  {name}: " in shown] == ["layers"]
+
+
+def test_help_of_an_unknown_experiment_says_so(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "retreival", "--help"])
+    assert caught.value.code == 2
+    assert "retrieval" in capsys.readouterr().err
+
+
 TOY = """
 import pandas as pd
 from pydantic import Field

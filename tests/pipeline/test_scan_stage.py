@@ -22,6 +22,10 @@ from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, list_images, scan_images
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.record import ModelAnswer
+
+PADDING = {"input_size": [3, 32, 32], "crop_mode": "border", "crop_pct": 1.0}
+MODEL = ModelAnswer(question={}, precision="float32", facts={"data_config": PADDING}, layers={})
 
 
 class Watched(LocalEngine):
@@ -55,7 +59,7 @@ def scan_again(shop, folder: Path, engine, **sections):
     directory = RunDirectory(config.run)
     directory.create()
     session = Session(config, directory, engine, SilentReporter())
-    manifest = scan_images(session, "images", config.data, list_images(session, config.data), ())
+    manifest = scan_images(session, "images", config.data, list_images(session, config.data), MODEL)
     directory.write_manifest("images", manifest)
     return manifest
 
@@ -89,6 +93,18 @@ def test_an_unreadable_image_gets_another_chance_without_workers(shop, engine):
     handed_out(engine)
     assert scan_again(shop, folder, engine, unreadable="skip") == first
     assert engine.workers == []
+
+
+def test_images_too_thin_to_be_resized_are_refused_or_skipped_by_the_scan(shop, engine):
+    folder = shop.images(n=3)
+    Image.new("RGB", (2000, 1)).save(folder / "thin.png")
+    Image.new("RGB", (1, 60)).save(folder / "narrow.png")  # still a pixel wide, once it is resized
+    with pytest.raises(InputError, match=r"thin\.png: it has 2000 x 1 pixels, .* 32 x 0: .*squash.*\n.*skip"):
+        scan_again(shop, folder, engine)
+    found = scan_again(shop, folder, engine, unreadable="skip")
+    assert [row.image_id for row in found.unreadable] == ["thin.png"]
+    assert found.n_readable == 4
+    assert scan_again(shop, folder, engine, unreadable="skip") == found
 
 
 @pytest.mark.parametrize("source", ["folder", "digits"])

@@ -191,12 +191,15 @@ def test_a_killed_driver_is_missed_and_its_work_continued(tmp_path):
 
 
 def test_a_stage_knows_its_rates_its_slow_workers_and_its_failures(tmp_path):
-    directory = RunDirectory(tmp_path)
-    schedule = Schedule([Task((0,)), Task((1,))], attempts=2)
-    watch = Pulse(directory).begin("matching", "pairs", 100, 20, left=160.0, schedule=schedule)
-    for place, seconds in (("a", 1.0), ("b", 2.0), ("c", 4.0)):
+    directory, now = RunDirectory(tmp_path), time.monotonic()
+    schedule = Schedule([Task((unit,)) for unit in ("a", "b", "c", "lost", 0, 1)], attempts=2)
+    watch = Pulse(directory).begin("matching", "pairs", 100, 20, left=200.0, schedule=schedule)
+    for place, seconds in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("lost", 9.0)):
+        task, receipt = schedule.next_task(now), Receipt(place, seconds=seconds, place=place)
+        schedule.receive(task, receipt, now)
         for _ in range(3):
-            watch.receive(Receipt(0, seconds=seconds, place=place), 5, 10.0)
+            watch.receive(receipt, 5, 10.0)
+        schedule.finish(task, None, now, is_lost=place == "lost")
     for attempt in range(2):
         task = schedule.next_task(attempt)
         while task.units != (0,):
@@ -206,7 +209,8 @@ def test_a_stage_knows_its_rates_its_slow_workers_and_its_failures(tmp_path):
         schedule.finish(task, None, attempt)
     time.sleep(0.05)
     found = watch.progress()
-    assert (found.done, found.before, found.total) == (65, 20, 100)
+    assert (found.done, found.before, found.total) == (80, 20, 100)
+    assert found.n_workers == 3
     assert found.rate == pytest.approx(found.overall_rate, rel=0.2)
     assert 0 < found.seconds_left < 60
     assert [(one.place, round(one.speed, 3)) for one in found.slowest] == [("c", 0.5), ("b", 1.0), ("a", 2.0)]

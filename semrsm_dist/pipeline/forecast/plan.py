@@ -17,6 +17,7 @@ from semrsm_dist.config.schema import RunConfig, check_sources
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine import make_engine
 from semrsm_dist.errors import LimitError
+from semrsm_dist.features.spec import resolve_precision
 from semrsm_dist.fields import Positive
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.arguments import argument
@@ -195,6 +196,7 @@ class _Plan:
         return {
             "run": str(self.config.run),
             "images": dict(self.record.counts),
+            "model": self.model,
             "matcher": {"name": self.matcher.name, **self.matcher.parameters},
             "neighbours": None if self.config.output.neighbours is None else self.config.output.neighbours.k,
             "layers": self.layers,
@@ -214,6 +216,15 @@ class _Plan:
             "fits": not self.problems,
             "problems": self.problems,
         }
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        """The settings of the model that change time or numbers, as far as they are given; None without a model."""
+        config = self.config.model
+        if config is None:
+            return None
+        found = config.model_dump(mode="json", exclude={"layers", "actors", "precision"}, exclude_none=True)
+        return {**found, "precision": resolve_precision(config.precision, gpu=bool(self.gpus))}
 
     @property
     def problems(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semrsm_dist.errors import counted
+from semrsm_dist.errors import counted, printable_name
 from semrsm_dist.progress import format_seconds
 from semrsm_dist.store.record import NeighbourSettings
 
@@ -24,7 +24,7 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     counts = " x ".join(f"{count} {side}" for side, count in plan["images"].items())
     matcher = ", ".join(f"{name} {value}" for name, value in plan["matcher"].items() if name != "name")
     head = f"{plan['run']}: {counts}, matcher {plan['matcher']['name']}{matcher and f', {matcher}'}"
-    lines = [head, *_layer_lines(plan["layers"])]
+    lines = [head, *_model_lines(plan["model"]), *_layer_lines(plan["layers"])]
     if plan["neighbours"] is not None:
         kept = NeighbourSettings(plan["neighbours"], None).describe(plan["images"])
         lines.append(
@@ -55,6 +55,16 @@ def format_plan(plan: Mapping[str, Any]) -> str:
         *_scaling_lines(plan["scaling"]),
     ]
     return "\n".join([*lines, *plan["problems"]])
+
+
+def _model_lines(model: Mapping[str, Any] | None) -> list[str]:
+    """Return which model is assumed, and those of its settings that change time or numbers, in one line."""
+    if model is None:
+        return []
+    valued = ("weights", "input_size", "preprocessing", "prompt", "precision", "batch_size")
+    settings = [f"{name} {model[name]}" for name in valued if name in model]
+    settings += [name for name in ("compile", "jpeg_draft") if model[name]]
+    return [printable_name(f"model {', '.join([model['name'], *settings])}")]
 
 
 def _layer_lines(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:

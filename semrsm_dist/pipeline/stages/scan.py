@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
-from semrsm_dist.data.manifest import OK, Manifest, ManifestRow, find_known, scan
+from semrsm_dist.data.manifest import OK, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError
@@ -17,10 +17,13 @@ from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.paths import RunPath
-from semrsm_dist.store.record import Side
+from semrsm_dist.store.record import ModelAnswer, Side
 
 SCAN_BATCH = 64
 SHOWN = 10
+
+THIN = 16
+"""Ratio of an image's sides from which on the preprocessing is asked whether it can resize the image."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,12 @@ def scan_images(
     side: Side,
     source: ImageSource,
     entries: Sequence[ImageEntry],
-    features: Sequence[tuple[Side, str]],
+    model: ModelAnswer,
 ) -> Manifest:
     """Return the manifest of one side, scanning what is new or changed since an earlier session.
 
-    Workers are started only if there is something to scan. `features` are the side and layer of what is made from the
-    images; see `semrsm_dist.pipeline.kept`. Raises InputError if some are unreadable and the configuration does not say
-    to skip them.
+    Workers are started only if there is something to scan. Images that the model's preprocessing cannot resize count as
+    unreadable. Raises InputError if some are unreadable and the configuration does not say to skip them.
     """
     previous = None if source.generated else read_copy(session, side)
     with session.timed("scan"):
@@ -92,7 +94,9 @@ def scan_images(
             rows[index] = row
     manifest = Manifest(tuple(row for row in rows if row is not None))
     if previous is not None:
+        features = [(side, layer) for layer in model.layers]
         manifest = _restore_gone(session, source, manifest, previous, features)
+    manifest = _without_thin(manifest, model)
     _check_readable(session, side, manifest)
     _warn_of_remarks(session, side, manifest)
     return manifest
@@ -117,6 +121,23 @@ def _rows_without_workers(
             if session.stop.is_set():
                 raise KeyboardInterrupt
     return rows
+
+
+def _without_thin(manifest: Manifest, model: ModelAnswer) -> Manifest:
+    """Return the manifest in which images that are too thin to be resized count as unreadable."""
+    sizes = {(row.width, row.height) for row in manifest.readable if row.width and row.height}
+    thin = {(width, height) for width, height in sizes if max(width, height) >= THIN * min(width, height)}
+    if not thin:
+        return manifest
+    from semrsm_dist.features.preprocessing import find_unsuitable  # noqa: PLC0415 - torch only where it is needed
+
+    faults = find_unsuitable(thin, model.facts["data_config"])
+
+    def judged(row: ManifestRow) -> ManifestRow:
+        fault = faults.get((row.width or 0, row.height or 0)) if row.status == OK else None
+        return row if fault is None else replace(row, sha256=None, status=UNREADABLE, error=fault)
+
+    return Manifest(tuple(map(judged, manifest.rows)))
 
 
 def _restore_gone(

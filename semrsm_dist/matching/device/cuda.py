@@ -69,7 +69,7 @@ def own_device() -> CudaDevice:
     UnusableGpuError
         If there is none that the kernels can run on.
     WorkerLostError
-        If it does not answer, or computes otherwise than certificates need.
+        If it does not answer, has no memory left, or computes otherwise than certificates need.
     """
     leases: dict[int, _Lease] = _held.__dict__.setdefault("leases", {})
     index = own_gpu()
@@ -91,8 +91,7 @@ class _Lease:
         try:
             self.device = _idle[index].pop()
         except IndexError:
-            self.device = CudaDevice(index)
-            require_sound(self.device, self.device.name)
+            self.device = _open(index)
 
     def __del__(self) -> None:
         device = self.__dict__.get("device")  # not if it could not be made
@@ -101,6 +100,16 @@ class _Lease:
                 device.panels.clear()
                 device.release_unused()
                 _idle[self._index].append(device)
+
+
+def _open(index: int) -> CudaDevice:
+    """Return a GPU that has been tried; raise WorkerLostError also where others have taken all its memory."""
+    try:
+        device = CudaDevice(index)
+        require_sound(device, device.name)
+    except DeviceMemoryError as error:
+        raise WorkerLostError(str(error)) from error
+    return device
 
 
 class CudaDevice:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
@@ -84,6 +85,11 @@ def beside_torch(folder):
 
     gpu.release_unused()
     driver_on_cpu.set_up(devices=2, n_bytes=0)
+    with ThreadPoolExecutor(1) as pool:  # for another worker there is no GPU
+        assert (
+            "GPU 0 (CPU in place of a GPU) has too little free memory"
+            in pool.submit(cuda.why_no_gpu).result()
+        )
     give_back = functools.partial(driver_on_cpu.set_up, devices=2)
     sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=bool, empty_cache=give_back))
     try:

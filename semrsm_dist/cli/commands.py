@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SemrsmError as error:
             report_error(str(error))
             return error.exit_code
-        except MemoryError:
+        except (MemoryError, SystemError) as error:
+            if not _is_out_of_memory(error):
+                raise
             report_error(
                 "the memory does not suffice; what was finished is kept: use fewer workers (--workers) or lower "
                 "matching.worker_memory, then start the same command"
@@ -55,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = "the run's" if getattr(options, "repair", False) else "the same"
             report_error(f"interrupted{by}; what was finished is kept, {command} command continues")
             return INTERRUPTED
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is a MemoryError, or what Python makes of one that an extension did not pass on."""
+    cause: BaseException | None = error
+    while isinstance(cause, SystemError):
+        cause = cause.__cause__
+    return isinstance(cause, MemoryError)
 
 
 @contextlib.contextmanager

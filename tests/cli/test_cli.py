@@ -685,13 +685,23 @@ def test_an_interrupt_while_the_command_still_loads_ends_it(place, slow, module,
     assert not (place / "runs" / "early").exists()
 
 
-def test_a_driver_without_enough_memory_says_so(place, slow, monkeypatch, capsys):
-    def exhausted(*arguments):
-        raise MemoryError
+def raising(error):
+    def fail(path):
+        raise error
 
-    monkeypatch.setattr("semrsm_dist.pipeline.driver.resolve_inputs", exhausted)
-    assert call(monkeypatch, place, "run", "slow.yaml", "--set", "run=runs/exhausted") == 1
-    assert "semrsm: the memory does not suffice; what was finished is kept" in capsys.readouterr().err
+    return fail
+
+
+def test_a_command_without_enough_memory_says_so(monkeypatch, capsys):
+    swallowed = SystemError("returned a result with an exception set")
+    swallowed.__cause__ = MemoryError()
+    for error in (MemoryError(), swallowed):
+        monkeypatch.setattr("semrsm_dist.results.status.read_status", raising(error))
+        assert cli.main(["status", "run"]) == 1
+        assert "semrsm: the memory does not suffice; what was finished is kept" in capsys.readouterr().err
+    monkeypatch.setattr("semrsm_dist.results.status.read_status", raising(SystemError("another fault")))
+    with pytest.raises(SystemError, match="another fault"):
+        cli.main(["status", "run"])
 
 
 def test_an_interrupt_that_a_library_swallows_stops_the_run_all_the_same(place, slow, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from semrsm_dist.errors import ConfigError, did_you_mean, hide_secrets
@@ -218,6 +218,7 @@ Location = Annotated[Path | str, BeforeValidator(_location)]
 Pair = Annotated[tuple[Count, Count], BeforeValidator(_one_or_two)]
 AutoCount = Annotated[Count | None, BeforeValidator(_auto_is_none)]
 AutoPair = Annotated[Pair | None, BeforeValidator(_auto_is_none)]
+AutoSize = Annotated[ByteSize | None, BeforeValidator(_auto_is_none)]
 
 _EXPECTED = {
     "tuple_type": "expected a list in brackets, such as [a, b]",

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, ByteSize, Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from semrsm_dist.errors import ConfigError, did_you_mean
-from semrsm_dist.fields import AffectsResult, AutoCount, Count, Real, Section
+from semrsm_dist.fields import AffectsResult, AutoCount, AutoSize, Count, Real, Section
 
 if TYPE_CHECKING:
     from semrsm_dist.matching.matcher import Matcher
+
+CPU_MEMORY = 2**30
+"""Memory of a worker on CPUs where none is configured, in bytes."""
 
 
 def _matcher_name(value: str) -> str:
@@ -33,9 +36,10 @@ class _Matching(Section):
     tile: AutoCount = None
     """Images along an edge of a tile, which workers match at a time; None chooses by time. Of very many images, tiles
     are written in larger squares, so that there are not too many files."""
-    worker_memory: ByteSize = Field(default=ByteSize(1024**3), ge=16 * 1024**2)
+    worker_memory: AutoSize = Field(default=None, ge=16 * 1024**2)
     """Memory of a worker, of matching and of every other stage: features beyond it are cut into smaller chunks and
-    tiles, and a machine runs only as many workers at once as it has memory for."""
+    tiles, and a machine runs only as many workers at once as it has memory for. None is 1 GiB; a worker that matches on
+    a GPU takes up to 16 GiB, but no more than its share of half the memory of its machine."""
     task_seconds: Annotated[Real, Field(gt=0)] = 15.0
     """How long a task of matching is to take."""
     attempts: Count = 3
@@ -61,6 +65,11 @@ class MatchingConfig(_Matching, extra="allow"):
             return own
         parameters = {name: given for name, given in value.items() if name not in own and given is not None}
         return section.model_validate(own | parameters).model_dump(exclude_unset=True)
+
+    @property
+    def cpu_memory(self) -> int:
+        """Memory of a worker on CPUs, in bytes."""
+        return CPU_MEMORY if self.worker_memory is None else int(self.worker_memory)
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -284,7 +284,11 @@ class Engine(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
-        """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes; 0: not known)."""
+        """Return the engine's name (`engine`), `nodes`, `cpus`, `gpus` and `memory` (bytes; 0: not known).
+
+        With GPUs also `memory_per_gpu`: that of their node for each of them, of the node that has least; workers that
+        match on GPUs may take more memory then.
+        """
 
     def close(self) -> None:  # noqa: B027 - many engines have nothing to give back
         """Release everything that the engine has started."""

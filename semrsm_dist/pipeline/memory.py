@@ -21,21 +21,33 @@ PAIR_BYTES = 96
 """Memory of a pair of a tile: three float64 as solved, as one array to write, as encoded, and of the next tile."""
 
 
+GPU_MEMORY = 16 * 2**30
+"""Most memory of a worker that matches on a GPU, where none is configured: a GPU matches faster than panels are
+prepared, so workers keep them."""
+
+
+def allowed_memory(config: RunConfig, matcher: Matcher, machine: Mapping[str, object]) -> int:
+    """Return the memory that a worker of matching may take on an engine's machine, in bytes."""
+    if config.matching.worker_memory is not None or not matcher.gpus:
+        return config.matching.cpu_memory
+    share = int(int(str(machine.get("memory_per_gpu", 0))) * matcher.gpus / 2)
+    return min(max(share, config.matching.cpu_memory), GPU_MEMORY)
+
+
 @dataclass(frozen=True)
 class WorkerMemory:
-    """The memory of a worker, in bytes, in a run of this many images by side."""
+    """The memory of a worker of matching, in bytes: `allowed` in all, in a run of this many images by side."""
 
     config: RunConfig
     matcher: Matcher
     counts: Mapping[Side, int]
-
-    @property
-    def allowed(self) -> int:
-        """The memory that a worker may take."""
-        return int(self.config.matching.worker_memory)
+    allowed: int
 
     def count_fitting(self, layer: str, sizes: LayerRecord) -> int:
-        """Return the images of the largest panel of which two fit; raises ConfigError if no pair fits."""
+        """Return the images of the largest panel of which two fit, here and in a worker on CPUs.
+
+        Raises ConfigError if no pair fits.
+        """
         image_bytes, budget = self._image_bytes(sizes), self._budget(sizes)
         fitting = budget // (2 * image_bytes)
         if fitting < 1:
@@ -46,7 +58,7 @@ class WorkerMemory:
                 f"MiB; nothing was computed: set it to at least {needed}MiB, set a smaller matching.tile, or choose "
                 "layers with fewer tokens or channels"
             )
-        return fitting
+        return min(fitting, max(1, self.config.matching.cpu_memory // (2 * image_bytes)))
 
     def panel_size(self, layer: LayerRecord) -> int:
         """Return the images of a panel: those along an edge of a tile, or a power of two of which two panels fit."""

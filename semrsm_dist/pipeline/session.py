@@ -93,7 +93,7 @@ class Session:
 
     def start_tasks(self, worker: Worker, *, cpus: float = 1, gpus: float = 0) -> Pool:
         """Return a pool of workers, each with the configured memory."""
-        memory = int(self.config.matching.worker_memory)
+        memory = self.config.matching.cpu_memory
         return self.engine.start_tasks(worker, Resources(cpus=cpus, gpus=gpus, memory=memory))
 
     def work_on_each(

@@ -13,7 +13,7 @@ from semrsm_dist.engine.protocol import Engine
 from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
-from semrsm_dist.pipeline.memory import PAIR_BYTES, WorkerMemory
+from semrsm_dist.pipeline.memory import PAIR_BYTES, WorkerMemory, allowed_memory
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
 from semrsm_dist.plan.tiling import (
@@ -60,7 +60,12 @@ def make_record(session: Session, matcher: Matcher, inputs: RunInputs, known: Ru
     config = session.config
     before = known.layers if known else {}
     layers, chunk_size = choose_sizes(
-        config, matcher, inputs, before, workers=count_workers(session.engine, matcher)
+        config,
+        matcher,
+        inputs,
+        before,
+        workers=count_workers(session.engine, matcher),
+        allowed=allowed_memory(config, matcher, session.engine.describe()),
     )
     _warn_of_larger_tiles(session, layers)
     if known:
@@ -99,8 +104,11 @@ def choose_sizes(
     known: Mapping[str, LayerRecord],
     *,
     workers: int,
+    allowed: int,
 ) -> tuple[dict[str, LayerRecord], int]:
     """Choose the sizes of tiles and feature chunks; layers that an earlier session has sized keep their tiles.
+
+    There are so many `workers` of matching, which are `allowed` so many bytes of memory each.
 
     Returns
     -------
@@ -114,10 +122,10 @@ def choose_sizes(
     ConfigError
         If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
-    layers, fitting, memory = {}, [], WorkerMemory(config, matcher, inputs.counts())
+    layers, fitting, memory = {}, [], WorkerMemory(config, matcher, inputs.counts(), allowed)
     for layer, sizes in inputs.layers.items():
         pair_seconds = matcher.pair_seconds(sizes.n_tokens, sizes.n_channels)
-        size = _tile_size(config, matcher, inputs.counts(), pair_seconds, workers)
+        size = _tile_size(memory, pair_seconds, workers)
         if layer in known:
             if config.matching.tile is not None and size != known[layer].tile_size:
                 raise ConfigError(
@@ -193,13 +201,19 @@ def require_disk(session: Session, matcher: Matcher, record: RunRecord) -> None:
         )
 
 
+def matching_memory(session: Session, matcher: Matcher, record: RunRecord) -> WorkerMemory:
+    """Return the memory of a worker that matches in this session."""
+    allowed = allowed_memory(session.config, matcher, session.engine.describe())
+    return WorkerMemory(session.config, matcher, record.counts, allowed)
+
+
 def require_memory(session: Session, matcher: Matcher, record: RunRecord) -> None:
     """Refuse a session whose first worker of matching would be killed for its memory.
 
     Only on one machine: a cluster may grow by nodes whose memory is not known yet. Raises LimitError if a worker takes
     more than the machines, or the container, allow in all.
     """
-    needed = WorkerMemory(session.config, matcher, record.counts).largest(record)
+    needed = matching_memory(session, matcher, record).largest(record)
     facts = session.engine.describe()
     limit = int(str(facts["memory"]))
     if needed > limit and is_one_machine(facts):
@@ -214,25 +228,22 @@ def is_one_machine(facts: Mapping[str, object]) -> bool:
     return facts["nodes"] == 1 and facts["memory"] != 0
 
 
-def _tile_size(
-    config: RunConfig, matcher: Matcher, counts: Mapping[Side, int], pair_seconds: float, workers: int
-) -> int:
+def _tile_size(memory: WorkerMemory, pair_seconds: float, workers: int) -> int:
     """Return the tile size: as requested, or its first multiple that makes few enough files, within the matrix."""
-    n_rows, n_columns = _shape(counts)
-    smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in counts)
-    requested, longest = config.matching.tile, max(n_rows, n_columns)
+    matching, gpus = memory.config.matching, memory.matcher.gpus
+    n_rows, n_columns = _shape(memory.counts)
+    smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in memory.counts)
+    requested, longest = matching.tile, max(n_rows, n_columns)
     if requested is not None:
         return min(requested * -(-smallest // requested), longest)
     share = pair_seconds * longest * longest / 2 / (8 * workers)
     return choose_tile_size(
         longest,
         smallest,
-        math.isqrt(int(config.matching.worker_memory) // (RESULTS_SHARE * PAIR_BYTES)),
+        math.isqrt(memory.allowed // (RESULTS_SHARE * PAIR_BYTES)),
         pair_seconds=pair_seconds,
-        tile_seconds=min(
-            GPU_TILE_SECONDS if matcher.gpus else config.matching.task_seconds, max(share, 0.05)
-        ),
-        limit=LARGEST_GPU_TILE if matcher.gpus else LARGEST_TILE,
+        tile_seconds=min(GPU_TILE_SECONDS if gpus else matching.task_seconds, max(share, 0.05)),
+        limit=LARGEST_GPU_TILE if gpus else LARGEST_TILE,
     )
 
 

@@ -156,8 +156,8 @@ def _images(run: Run, summary: Summary) -> dict[str, Any]:
 
 def _machine(summary: Summary) -> dict[str, Any]:
     engine = dict(_session(summary).get("engine", {}))
-    if "memory" in engine:
-        engine["memory"] = f"{engine['memory'] / 2**30:.1f} GiB" if engine["memory"] else None
+    for name in ("memory", "memory_per_gpu"):
+        engine[name] = f"{engine[name] / 2**30:.1f} GiB" if engine.get(name) else None
     return engine
 
 

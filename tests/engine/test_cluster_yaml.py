@@ -87,7 +87,7 @@ def head_alone(config, monkeypatch):
 
 
 def test_matching_fills_the_cpu_group_at_once(config, head_alone):
-    needs = Resources(cpus=1, memory=int(MatchingConfig().worker_memory))
+    needs = Resources(cpus=1, memory=MatchingConfig().cpu_memory)
     pool = head_alone.start_tasks(print, needs)
     assert isinstance(pool, TaskPool)
     most = config["available_node_types"]["cpu"]["max_workers"]
@@ -96,7 +96,7 @@ def test_matching_fills_the_cpu_group_at_once(config, head_alone):
 
 
 def test_extraction_gets_a_node_for_each_actor(config, head_alone):
-    needs = Resources(cpus=1, gpus=1, memory=int(MatchingConfig().worker_memory))
+    needs = Resources(cpus=1, gpus=1, memory=MatchingConfig().cpu_memory)
     head_alone.require_room(needs)
     assert launched(config, demand(needs, head_alone.gpus)) == ({"gpu": 4}, [])
 

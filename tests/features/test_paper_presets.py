@@ -105,7 +105,7 @@ def test_a_worker_has_room_for_its_tiles(name):
     for n_tokens, n_channels in SIZES[name].values():
         workspace = matcher.workspace_bytes(n_tokens, n_channels)
         panels = 2 * matcher.panel_bytes(8, n_tokens, n_channels)
-        assert workspace + 2 * panels < matching.worker_memory
+        assert workspace + 2 * panels < matching.cpu_memory
 
 
 # --- weights -------------------------------------------------------------------------------------------

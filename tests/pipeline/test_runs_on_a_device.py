@@ -16,6 +16,7 @@ from semrsm_dist.errors import ResumeError, WorkError
 from semrsm_dist.matching.device import cuda
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import RunInputs
+from semrsm_dist.pipeline.memory import allowed_memory
 from semrsm_dist.pipeline.sizing import choose_sizes
 from semrsm_dist.results.pair import PairMatcher
 from semrsm_dist.store.record import LayerSizes
@@ -87,17 +88,36 @@ def test_a_gpu_has_four_workers_and_cpus_do_not_join_in(shop, device, monkeypatc
     assert started == [(4 * local.available_gpus(), 0.25)]
 
 
+def config_of(**matching):
+    data = {"source": "features", "layers": {"last": "z.npy"}}
+    return parse_config({"run": "run", "data": data, "matching": matching})
+
+
+@pytest.mark.parametrize(
+    ("gib_per_gpu", "matching", "gib"),
+    [
+        (128, {"device": "cuda"}, 16),
+        (64, {"device": "cuda"}, 8),  # four workers take half of the memory
+        (4, {"device": "cuda"}, 1),
+        (0, {"device": "cuda"}, 1),  # not known, as where a cluster has yet to grow
+        (128, {"device": "cpu"}, 1),
+        (128, {"device": "cuda", "worker_memory": "2GiB"}, 2),
+    ],
+)
+def test_a_worker_on_a_gpu_takes_its_share_of_half_the_memory(device, gib_per_gpu, matching, gib):
+    matcher = make_matcher("auction", device=matching["device"])
+    machine = {"memory_per_gpu": gib_per_gpu * 2**30}
+    assert allowed_memory(config_of(**matching), matcher, machine) == gib * 2**30
+
+
 @pytest.mark.parametrize(("n_tokens", "n_channels"), [(49, 512), (196, 1024), (1024, 256)])
 def test_tiles_grow_until_one_takes_about_a_second(device, n_tokens, n_channels):
-    document = {
-        "run": "run",
-        "data": {"source": "features", "layers": {"last": "z.npy"}},
-        "matching": {"device": "cuda", "worker_memory": "16GiB"},
-    }
-    matcher = make_matcher("auction", device="cuda")
+    config, matcher = config_of(device="cuda"), make_matcher("auction", device="cuda")
+    allowed = allowed_memory(config, matcher, {"memory_per_gpu": 128 * 2**30})
     manifests = {"images": Manifest.from_ids(map(str, range(50_000)))}
     sizes = {"last": LayerSizes(n_tokens=n_tokens, n_channels=n_channels)}
-    layers, _ = choose_sizes(parse_config(document), matcher, RunInputs(manifests, sizes, {}), {}, workers=4)
+    inputs = RunInputs(manifests, sizes, {})
+    layers, _ = choose_sizes(config, matcher, inputs, {}, workers=4, allowed=allowed)
     seconds = matcher.pair_seconds(n_tokens, n_channels) * layers["last"].tile_size ** 2
     assert 0.2 < seconds <= 1.0
 

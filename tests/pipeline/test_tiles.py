@@ -11,7 +11,7 @@ from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import LimitError
 from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline import sizing
-from semrsm_dist.pipeline.memory import WorkerMemory
+from semrsm_dist.pipeline.memory import WorkerMemory, allowed_memory
 from semrsm_dist.plan import tiling
 from semrsm_dist.store.record import LayerRecord
 
@@ -74,7 +74,8 @@ def test_a_panel_is_a_power_of_two_where_a_whole_one_does_not_fit(shop):
         config = parse_config(
             shop.of_features("-", shop.features("z.npy"), matching={"worker_memory": memory})
         )
-        return WorkerMemory(config, make_matcher("auction"), {"images": 100}).panel_size(layer)
+        matcher, counts = make_matcher("auction"), {"images": 100}
+        return WorkerMemory(config, matcher, counts, allowed_memory(config, matcher, {})).panel_size(layer)
 
     assert size("1GiB") == 50
     assert size("16MiB") in {1, 2, 4, 8, 16, 32}

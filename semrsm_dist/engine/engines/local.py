@@ -107,6 +107,7 @@ class LocalEngine(Engine):
             "cpus": self._slots,
             "gpus": self._gpus,
             "memory": self._memory,
+            "memory_per_gpu": self._memory // self._gpus if self._gpus else 0,
         }
 
 

@@ -28,7 +28,7 @@ from semrsm_dist.pipeline.forecast.costs import Costs, Space
 from semrsm_dist.pipeline.forecast.overhead import time_loading, time_workers
 from semrsm_dist.pipeline.forecast.simulation import LayerModel, Simulated, Simulation
 from semrsm_dist.pipeline.inputs import RunInputs
-from semrsm_dist.pipeline.memory import WorkerMemory
+from semrsm_dist.pipeline.memory import WorkerMemory, allowed_memory
 from semrsm_dist.pipeline.sizing import (
     choose_sizes,
     count_workers,
@@ -108,13 +108,13 @@ def _calibrate(config: RunConfig, reporter: Reporter) -> tuple[_Plan, float]:
     folder = nearest_folder(as_run_path(config.run))
     contending = min(workers, available_cpus()) if is_one_machine(machine) else 1
     calibration = calibrate(config, matcher, workers=contending, folder=folder, reporter=reporter)
-    record = _record(config, matcher, calibration, slots)
+    record = _record(config, matcher, calibration, slots, allowed_memory(config, matcher, machine))
     return _Plan(config, matcher, calibration, record, machine, workers, folder), starting
 
 
 def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) -> int:
     """Return how many workers of matching run at once, as slots, GPUs and memory allow."""
-    limits = [int(machine["memory"]) // int(config.matching.worker_memory)]
+    limits = [int(machine["memory"]) // allowed_memory(config, matcher, machine)]
     if matcher.cpus:
         limits.append(int(int(machine["cpus"]) / matcher.cpus))
     if matcher.gpus:
@@ -122,14 +122,16 @@ def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) ->
     return max(1, min(limits))
 
 
-def _record(config: RunConfig, matcher: Matcher, calibration: Calibration, slots: int) -> RunRecord:
+def _record(
+    config: RunConfig, matcher: Matcher, calibration: Calibration, slots: int, allowed: int
+) -> RunRecord:
     """Return the record that the run would have, as far as sizes go."""
     manifests = {
         side: Manifest.from_ids([str(index) for index in range(count)])
         for side, count in calibration.counts.items()
     }
     inputs = RunInputs(manifests, dict(calibration.sizes), {})
-    layers, chunk_size = choose_sizes(config, matcher, inputs, {}, workers=slots)
+    layers, chunk_size = choose_sizes(config, matcher, inputs, {}, workers=slots, allowed=allowed)
     return RunRecord(
         fingerprint={},
         layers=layers,
@@ -156,7 +158,8 @@ class _Plan:
     @property
     def of_worker(self) -> WorkerMemory:
         """The memory of a worker of matching."""
-        return WorkerMemory(self.config, self.matcher, self.record.counts)
+        allowed = allowed_memory(self.config, self.matcher, self.machine)
+        return WorkerMemory(self.config, self.matcher, self.record.counts, allowed)
 
     @property
     def layouts(self) -> dict[str, Layout]:

@@ -91,7 +91,7 @@ def _evaluate_matrices(
         for rows in row_slices(record.counts[record.row_side], run.chunk_size(layer))
     ]
     layouts = {layer: record.layout(layer) for layer in record.requested}
-    room = int(session.config.matching.worker_memory) // POOLED_SHARE
+    room = session.config.matching.cpu_memory // POOLED_SHARE
     worker = EvaluationWorker(session.directory.path, record.row_side, layouts, scoring, room)
     outcome = session.work(
         "evaluation",

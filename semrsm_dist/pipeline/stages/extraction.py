@@ -77,7 +77,7 @@ def extract_features(
         jpeg_draft=config.jpeg_draft,
         n_images=sum(len(chunk.rows) for chunk in missing) // count,
     )
-    resources = Resources(cpus=1, gpus=factory.gpus, memory=int(session.config.matching.worker_memory))
+    resources = Resources(cpus=1, gpus=factory.gpus, memory=session.config.matching.cpu_memory)
     batch = max(1, min(GPU_TASK_CHUNKS if gpus else TASK_CHUNKS, len(missing) // (4 * count)))
     _warn_of_other_batches(session, config.batch_size, record)
 

@@ -19,7 +19,7 @@ from semrsm_dist.matching.search.tile import Neighbours
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.memory import WorkerMemory
 from semrsm_dist.pipeline.session import Estimate, Session
-from semrsm_dist.pipeline.sizing import count_workers
+from semrsm_dist.pipeline.sizing import count_workers, matching_memory
 from semrsm_dist.pipeline.stages.matching_worker import ActorFactory, MatchingWorker, TileChecker
 from semrsm_dist.pipeline.stages.neighbours import read_groups
 from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
@@ -46,7 +46,7 @@ def remove_damaged_tiles(session: Session, record: RunRecord) -> None:
 
 def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[Failure]:
     """Solve the missing tiles of the requested layers, and return those that were set aside."""
-    memory = WorkerMemory(session.config, matcher, record.counts)
+    memory = matching_memory(session, matcher, record)
     works = [_find_work(session, memory, record, layer) for layer in record.requested]
     if not any(work.n_missing for work in works):
         return []
@@ -81,7 +81,7 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
 
     outcome = session.work(
         "matching",
-        lambda: _start_workers(session, matcher, worker),
+        lambda: _start_workers(session, memory, worker),
         (Task(units=tuple(tiles), cost=cost) for tiles, cost in chain.from_iterable(planners)),
         unit="pairs",
         total=sum(work.layout.total_pairs for work in works),
@@ -93,14 +93,15 @@ def match_layers(session: Session, matcher: Matcher, record: RunRecord) -> list[
     return outcome.failures
 
 
-def _start_workers(session: Session, matcher: Matcher, worker: MatchingWorker) -> Pool:
+def _start_workers(session: Session, memory: WorkerMemory, worker: MatchingWorker) -> Pool:
     """Start the workers: tasks or, on GPUs, actors that keep what they have there; all of one kind.
 
     CPUs do not help GPUs with a matrix: their numbers would differ, if only within the tolerance.
     """
+    matcher = memory.matcher
     if not matcher.gpus:
         return session.start_tasks(worker, cpus=matcher.cpus)
-    resources = Resources(matcher.cpus, matcher.gpus, int(session.config.matching.worker_memory))
+    resources = Resources(matcher.cpus, matcher.gpus, memory.allowed)
     return session.engine.start_actors(
         ActorFactory(worker), count_workers(session.engine, matcher), resources
     )

@@ -96,6 +96,7 @@ class RayEngine(Engine):
     def describe(self) -> dict[str, object]:
         """Return the cluster's living nodes and what they offer to workers (memory in bytes)."""
         nodes = [node for node in _living_nodes() if node.get("CPU", 0) > 0 or node.get("GPU", 0) > 0]
+        per_gpu = [node.get("memory", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) > 0]
         return {
             "engine": self.name,
             "address": ray.get_runtime_context().gcs_address,
@@ -103,6 +104,7 @@ class RayEngine(Engine):
             "cpus": self.slots,
             "gpus": self.gpus,
             "memory": int(sum(node.get("memory", 0) for node in nodes)),
+            "memory_per_gpu": int(min(per_gpu, default=0)),
         }
 
     def close(self) -> None:

@@ -312,7 +312,7 @@ class _Lines:
         self._is_discarded = True
 
     def close(self) -> None:
-        if not self._is_discarded:
+        if self._total and not self._is_discarded:
             word = "ended after" if self._done < self._total else "took"
             self._write(f"{word} {format_seconds(self._pace.elapsed)}")
 

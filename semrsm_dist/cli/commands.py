@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from semrsm_dist.results.run import Run
 
 INCOMPLETE = 3
+_RESUMABLE = ("run", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             by = f" by {error}" if error.args else ""
             # A repair that is started again may find no fault any more.
-            command = "the run's" if getattr(options, "repair", False) else "the same"
-            report_error(f"interrupted{by}; what was finished is kept, {command} command continues")
+            repairs = getattr(options, "repair", False)
+            command = "the run's" if repairs else "the same"
+            kept = f"; what was finished is kept, {command} command continues"
+            report_error(f"interrupted{by}{kept if repairs or options.command in _RESUMABLE else ''}")
             return INTERRUPTED
 
 

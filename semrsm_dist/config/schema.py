@@ -106,6 +106,8 @@ class OutputConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: object) -> object:
+        if isinstance(value, str) and value != "neighbours":
+            raise ValueError(f"expected neighbours, or keys and values{did_you_mean(value, ['neighbours'])}")
         return {"neighbours": {}} if value == "neighbours" else value
 
     @model_validator(mode="after")

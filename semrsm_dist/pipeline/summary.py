@@ -142,7 +142,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         )
         lines.append(f"the workers' time on tiles: {shares}")
     for stage, count in work.items():
-        lines.append(f"{stage}: {count['computed']} computed, {count['found']} found done")
+        unit = "tiles" if stage == "matching" else "chunks"
+        lines.append(f"{stage}: {count['computed']} {unit} computed, {count['found']} found done")
     if summary["retrieval"]:
         lines += ["", _retrieval_table(summary["retrieval"])]
     if summary["warnings"]:

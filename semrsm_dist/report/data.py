@@ -245,6 +245,7 @@ def _images(
     for problem in dict.fromkeys(gallery.problems.values()):
         count = sum(one == problem for one in gallery.problems.values())
         parts.notes.append(f"{count:,} of {len(pictured):,} {side}: {problem}.")
+        log.warning("the page lacks pictures of %d of %d %s: %s", count, len(pictured), side, problem)
     return Images(
         count=len(ids),
         rows=None if is_whole else Array.indices(np.array(listed), len(ids)),

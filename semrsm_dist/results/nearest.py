@@ -97,7 +97,7 @@ def find_image(image: int | str, ids: NDArray[np.str_], side: Side) -> int:
         if found.size:
             return int(found[0])
         similar = difflib.get_close_matches(image, ids[:MOST_COMPARED].tolist(), n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        hint = f"; did you mean {similar[0]!r}?" if similar else f"; they are such as {str(ids[0])[:80]!r}"
         raise ConfigError(f"image: {image!r}: the {ids.size} {side} have no such id{hint}")
     try:
         index = -1 if isinstance(image, bool | np.bool_) else operator.index(image)

@@ -75,8 +75,8 @@ def _driver(status: dict[str, Any]) -> list[str]:
             "or its machine was lost; what is finished is kept"
         ]
     if driver["state"] == "failed":
-        reason = printable_name(driver["reason"].partition("\n")[0])
-        return [f"the last driver ({place}) failed {ago} ago{at}: {reason}"]
+        reason, *more = map(printable_name, driver["reason"].splitlines() or [""])
+        return [f"the last driver ({place}) failed {ago} ago{at}: {reason}", *(f"  {line}" for line in more)]
     return (
         [f"the last driver ({place}) was interrupted {ago} ago{at}"]
         if driver["state"] == "interrupted"

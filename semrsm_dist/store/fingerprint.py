@@ -36,6 +36,10 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Fingerprint:
     return flat
 
 
+_MEANINGS = dict.fromkeys(("images.sha256", "queries.sha256"), "  (other ids, contents or order)")
+"""What it means that fields differ whose values say nothing to people."""
+
+
 def differences(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (field, recorded value, requested value) where two fingerprints differ, sorted by field."""
     fields = sorted(recorded.keys() | requested.keys())
@@ -57,7 +61,10 @@ def require_same(recorded: Mapping[str, Any], requested: Mapping[str, Any], run:
     if not changed:
         return
     width = max(len(name) for name, _, _ in changed)
-    lines = [f"  {name:<{width}}  {' -> '.join(_shorten(old, new))}" for name, old, new in changed]
+    lines = [
+        f"  {name:<{width}}  {' -> '.join(_shorten(old, new))}{_MEANINGS.get(name, '')}"
+        for name, old, new in changed
+    ]
     raise ResumeError(
         f"{run}: the run was begun with another configuration; continuing could mix two different matrices, so "
         "nothing was changed. Recorded -> requested:\n"

@@ -16,6 +16,10 @@ from tests.config.conftest import FEATURES, IMAGES, with_data
         ("data: digits", "data: 'digits': expected keys and values below it"),
         ("data:", "data: no value: expected keys and values below it"),
         ("model: resnet18", "model: 'resnet18': expected keys and values below it"),
+        (
+            "output: neighbors",
+            "output: 'neighbors': expected neighbours, or keys and values; did you mean 'neighbours'?",
+        ),
         ("matching:", "matching: no value: expected keys and values below it"),
         ("run:", "run: no value: expected a path"),
         ("run: ''", "run: '': expected a path"),

@@ -107,7 +107,7 @@ def test_thumbnails_are_the_images(run, gathered):
     assert len(images.ids) == 24
 
 
-def test_missing_images_are_reported_and_not_shown(copy):
+def test_missing_images_are_reported_and_not_shown(copy, caplog):
     folder = copy.directory.path.parent
     for path in sorted(folder.glob("data 1*.png")):
         path.unlink()
@@ -119,6 +119,7 @@ def test_missing_images_are_reported_and_not_shown(copy):
     assert shown[[0, 3, 4]].all()
     assert "no such file" in images.problems[1]
     assert any("11 of 24 images: there is no such file" in note for note in found.notes)
+    assert "lacks pictures of 11 of 24 images: there is no such file" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_neighbours_are_the_nearest_and_more_than_are_kept_are_refused(symmetric
         (-1, {}, "an index from 0 to 13"),
         (True, {}, "an index from 0 to 13"),
         (1.5, {}, "an index from 0 to 13"),
+        ("elsewhere", {}, r"have no such id; they are such as '.+'"),
         ("größe data", {}, "have no such id; did you mean 'größe data"),
         (0, {"k": 0}, "k: 0: expected a whole number from 1 on"),
         (0, {"layer": "lat"}, "did you mean 'late'"),

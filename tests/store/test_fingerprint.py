@@ -90,6 +90,11 @@ def test_values_are_shown_so_that_they_can_be_told_apart(old, new, line):
     assert "same" not in str(caught.value)
 
 
+def test_a_refusal_says_what_other_images_are():
+    with pytest.raises(ResumeError, match=r"images\.sha256  aa -> bb  \(other ids, contents or order\)"):
+        require_same({"images.sha256": "aa"}, {"images.sha256": "bb"}, "run")
+
+
 @given(st.text("ab", max_size=200), st.text("ab", max_size=100), st.text("ab", max_size=100))
 def test_long_values_are_cut_where_they_differ(same, old, new):
     if old == new:

@@ -90,8 +90,8 @@ class _Index(IndexDataCacheFile):
         data = super().load(key)  # type: ignore[no-untyped-call]
         if data is None:
             _warn_once(
-                "compiling the matching for this processor: about half a minute on a quiet machine, once for this "
-                "version of the package"
+                "compiling the matching for this processor: up to half a minute on a quiet machine; it is kept for "
+                "the next time"
             )
         return data
 

@@ -45,7 +45,8 @@ def export(
             ("matrices", OF_MATRICES) if run.record.neighbours is None else ("neighbours", OF_NEIGHBOURS)
         )
         raise ConfigError(
-            f"{path}: this run keeps {keeps}, which are exported as {', '.join(fitting)}, not as {to}"
+            f"{path}: this run keeps {keeps}, which are exported as {', '.join(fitting)}, not as {to}: choose one, "
+            f"as in --to {next(iter(fitting))}"
         )
     if to in OF_NEIGHBOURS and kinds:
         kind = kinds if isinstance(kinds, str) else kinds[0]

@@ -32,6 +32,7 @@ TILES_HELD = 2
 """Tiles that are kept while pairs of them are solved."""
 
 UNSOUND = "what is stored of them, or their features, is not there or at fault"
+UNFINISHED = "none of those drawn lies in a tile that is finished and sound"
 """Why no pairs are solved again."""
 
 
@@ -154,7 +155,7 @@ class TileInspection(LayerInspection):
                         text = f"pair {i}, {j}: {problem.message}"
                         self._array.add((0, row, column), Problem(problem.kind, text))
                 shown.advance(1)
-        self._count_solved(len(order), UNSOUND)
+        self._count_solved(len(order), UNSOUND if self.finished else UNFINISHED)
 
     def inspect_kernels(self, attributes: Mapping[str, Any]) -> None:
         """Compare the kernels that the layer names, and their widths, with those that its tiles give."""

@@ -23,7 +23,9 @@ def receipt_of(error):
         return failure_receipt(UNIT, caught)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
+)
 def test_what_fails_every_other_unit_too_is_fatal(number):
     receipt = receipt_of(OSError(number, os.strerror(number), "/run/tiles.zarr/c/0/2/3"))
     assert number in FATAL_ERRNOS

@@ -50,7 +50,7 @@ from semrsm_dist.store.sealed import seal, unseal
 
 log = logging.getLogger(__name__)
 
-FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 """Storage errors that no retry fixes."""
 
 RECORD, RECORD_COPY, LOCK = "run.json", "run.copy.json", "lock"

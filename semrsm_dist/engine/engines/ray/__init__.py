@@ -119,7 +119,6 @@ class RayEngine(Engine):
 
         Raises WorkError if a process of Ray on this machine has died without which the driver cannot go on.
         """
-        _require_ray()
         nodes, own = _nodes(), ray.get_runtime_context().get_node_id()
         if any(node["NodeID"] == own and not node["Alive"] for node in nodes):
             _refuse_dead({"raylet"})  # the head knows before it has ended
@@ -221,6 +220,8 @@ def _living_nodes() -> list[Mapping[str, float]]:
 
 
 def _nodes() -> list[dict[str, Any]]:
+    """Return what the head knows of each node, once it has answered: without it Ray waits and ends the driver."""
+    _require_ray()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
 

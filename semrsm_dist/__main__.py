@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_despite_hung_threads(status: int) -> None:
-    """End the process at once if a worker of the local engine hangs: the interpreter could wait for it for ever."""
-    local = sys.modules.get("semrsm_dist.engine.engines.local")
-    if local is not None and local.has_hung_threads():
+    """End the process at once if threads of an engine hang: the interpreter could wait for them for ever."""
+    engines = [sys.modules.get(f"semrsm_dist.engine.engines.{name}") for name in ("local", "ray")]
+    if any(engine is not None and engine.has_hung_threads() for engine in engines):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # nobody may be reading any more
                 stream.flush()

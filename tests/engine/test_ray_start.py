@@ -93,8 +93,8 @@ from semrsm_dist.engine import Receipt, Resources, Task, make_engine, run_tasks
 from semrsm_dist.engine.engines import ray as ray_engine
 from semrsm_dist.errors import WorkError
 
-whose, kind, program = sys.argv[1:]
-ray_engine.HEAD_SECONDS = 1.0
+whose, kind, fault, program = sys.argv[1:]
+ray_engine.HEAD_SECONDS = ray_engine.KNOCK_SECONDS = 1.0
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cluster = None
 if whose == "joined":
@@ -114,7 +114,7 @@ def kill(receipt):
         processes = psutil.Process().children(recursive=True)
         victims.extend(each for each in processes if program in "".join(each.cmdline()[:1]))
         for each in victims:
-            each.kill()
+            each.kill() if fault == "dies" else each.suspend()
 
 if kind == "tasks":
     pool = engine.start_tasks(worker, Resources())
@@ -131,8 +131,13 @@ for work in (
     except WorkError as error:
         print(error)
 engine.close()
+for each in victims:
+    if each.is_running():
+        each.kill()
 """
-"""A process of Ray is killed while there is work; what is tried after that fails for the same reason."""
+"""A process of Ray dies or hangs while there is work; what is tried after that fails for the same reason."""
+
+HEAD_IS_AWAY = r"head of the Ray cluster at .* does not answer .* run's command"
 
 WITHOUT_RAY = """
 import importlib.metadata, sys
@@ -230,19 +235,23 @@ def test_nobody_gets_into_a_ray_of_our_own_without_its_token(ours, homes):
 
 
 @pytest.mark.parametrize(
-    ("whose", "kind", "program", "says"),
+    ("whose", "kind", "fault", "program", "says"),
     [
         (
             "own",
             "tasks",
+            "dies",
             "DashboardAgent",
             r"Ray's process raylet on this machine died, .* the run's command",
         ),
-        ("joined", "actors", "gcs_server", r"head of the Ray cluster at .* does not answer .* run's command"),
+        ("joined", "actors", "dies", "gcs_server", HEAD_IS_AWAY),
+        ("joined", "actors", "hangs", "gcs_server", HEAD_IS_AWAY),
     ],
 )
-def test_a_process_that_ray_cannot_replace_ends_the_work_with_reason_and_remedy(whose, kind, program, says):
-    done = python(LOST, whose, kind, program)
+def test_a_process_that_ray_cannot_replace_ends_the_work_with_reason_and_remedy(
+    whose, kind, fault, program, says
+):
+    done = python(LOST, whose, kind, fault, program)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-3:]
     assert [bool(re.search(says, line)) for line in said] == [True] * 3, done.stdout

@@ -29,6 +29,7 @@ from semrsm_dist.engine.protocol import Engine, Resources, Worker
 from semrsm_dist.errors import ConfigError, WorkError, first_line, reason_of
 from semrsm_dist.machine import available_cpus
 
+log = logging.getLogger(__name__)
 ray_log = logging.getLogger(f"{__name__}.messages")
 
 # Workers write their results themselves and send back receipts, so the object store holds almost nothing.
@@ -40,6 +41,9 @@ VITAL = ("gcs_server", "raylet")
 """Processes of a Ray on this machine that it cannot lose."""
 # Custom resources by which an autoscaling cluster states its maximum size (see cluster.yaml): Ray does not report it.
 GROWTH = {"CPU": "semrsm_max_cpus", "GPU": "semrsm_max_gpus"}
+
+
+_heads_that_hang: set[str] = set()
 
 
 class RayEngine(Engine):
@@ -112,7 +116,7 @@ class RayEngine(Engine):
         if self._joined:
             self._joined = False
             with self._messages:
-                ray.shutdown()
+                _leave()
 
     def fitting(self, resources: Resources) -> int:
         """Return how many workers with these needs the living nodes could hold if they were idle.
@@ -200,18 +204,28 @@ def _refuse_dead(processes: Set[str]) -> None:
 
 
 def _await_head(address: str) -> None:
-    """Raise if nothing has listened where a cluster's head should for `HEAD_SECONDS`; it may be started again."""
+    """Raise if a cluster's head has not answered for `HEAD_SECONDS`; it may be started again."""
     deadline = time.monotonic() + HEAD_SECONDS
     while True:
         try:
-            return _knock(address)
-        except OSError as error:
+            return _ask_head(address)
+        except (OSError, RayError) as error:
             if time.monotonic() > deadline:
                 raise WorkError(
                     f"the head of the Ray cluster at {address} does not answer any more ({reason_of(error)}); what was "
                     "finished is kept: start the run's command once the cluster runs again"
                 ) from error
         time.sleep(1)
+
+
+def _ask_head(address: str) -> None:
+    """Raise OSError or RayError if a cluster's head does not answer: other calls of Ray wait for it for ever.
+
+    One that hangs still takes connections; where nothing listens, knocking is quicker.
+    """
+    _knock(address)
+    client = ray_worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    client.check_alive([], timeout=KNOCK_SECONDS)
 
 
 def _living_nodes() -> list[Mapping[str, float]]:
@@ -224,6 +238,31 @@ def _nodes() -> list[dict[str, Any]]:
     _require_ray()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
+
+
+def _leave() -> None:
+    """Leave the cluster; one whose head hangs is not told, as Ray would wait for it for ever."""
+    node = getattr(ray_worker, "_global_node", None)
+    if node is not None:
+        try:
+            _ask_head(node.gcs_address)
+        except RayError as error:
+            log.warning(
+                "the head of the Ray cluster at %s hangs (%s), so it is not told that this process leaves: Ray may "
+                "wait for it when the process ends",
+                node.gcs_address,
+                reason_of(error),
+            )
+            _heads_that_hang.add(node.gcs_address)
+            return
+        except OSError:  # nothing listens, and Ray notices that
+            pass
+    ray.shutdown()
+
+
+def has_hung_threads() -> bool:
+    """Return whether threads of Ray wait for a head that hangs: the interpreter could wait for them for ever."""
+    return bool(_heads_that_hang)
 
 
 def _start(cpus: int) -> None:

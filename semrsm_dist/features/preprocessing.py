@@ -94,7 +94,7 @@ class Preprocessing:
             It is empty, or so narrow that it would be resized to nothing, or to more than memory holds.
         """
         if (fault := self.find_fault(image.size)) is not None:
-            raise InputError(f"image {name!r}: {fault}; it has no features: leave it out, or {SQUASH}")
+            raise InputError(f"image {name!r} {fault}; it has no features: leave it out, or {SQUASH}")
         image = image if image.mode == "RGB" else image.convert("RGB")
         if self._resize is None:
             return self._transform(image)
@@ -110,7 +110,7 @@ class Preprocessing:
         if resized is None or 0 < 3 * resized[0] * resized[1] <= MAX_BYTES:
             return None
         return (
-            f"it has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x {resized[1]}: at "
+            f"has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x {resized[1]}: at "
             f"least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible"
         )
 
@@ -133,7 +133,7 @@ def find_unsuitable(
     """Return why images of some widths and heights cannot be resized as `LoadedModel.data_config` says."""
     preprocessing = Preprocessing(create_transform(**data_config, is_training=False))
     faults = {size: preprocessing.find_fault(size) for size in sizes}
-    return {size: f"{fault}; {SQUASH}" for size, fault in faults.items() if fault is not None}
+    return {size: f"it {fault}; {SQUASH}" for size, fault in faults.items() if fault is not None}
 
 
 def from_arrays(arrays: Iterable[NDArray[Any]]) -> list[Prepared]:

@@ -94,7 +94,7 @@ def test_without_a_resize_at_its_beginning_the_least_size_is_unknown(transform):
 @pytest.mark.parametrize(
     ("mode", "size", "message"),
     [
-        ("border", (300, 1), "'thin.png': it has 300 x 1 pixels, which .* would make 36 x 0: .*squash"),
+        ("border", (300, 1), "'thin.png' has 300 x 1 pixels, which .* would make 36 x 0: .*squash"),
         ("center", (1, 40_000), "1 x 40000 pixels, which .* would make 36 x 1440000: "),
         ("center", (0, 3), "0 x 3 pixels"),
     ],

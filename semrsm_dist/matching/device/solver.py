@@ -308,15 +308,16 @@ def multiply(device: Device, left: Sent, right: Sent, width: int, n_channels: in
     """Return memory with the affinities of all pairs of tokens of two panels of `width` tokens an image."""
     n_left, n_right = left.n_images * width, right.n_images * width
     affinity = device.reserve(4 * n_left * n_right)
-    in_halves = left.layout.product == "halves"
+    if left.layout.product == "halves":
+        kernel, n_bytes = "multiply_halves", source.halves_bytes()
+        blocks = -(-n_right // source.HALVES_TILE), -(-n_left // source.HALVES_TILE)
+    else:
+        kernel, n_bytes = "multiply_panels", source.product_bytes()
+        blocks = -(-n_right // source.TILE_COLUMNS), -(-n_left // source.TILE_ROWS)
     device.launch(
-        "multiply_halves" if in_halves else "multiply_panels",
+        kernel,
         None,
-        Launch(
-            (-(-n_right // source.TILE_COLUMNS), -(-n_left // source.TILE_ROWS)),
-            source.PRODUCT_THREADS,
-            source.halves_bytes() if in_halves else source.product_bytes(),
-        ),
+        Launch(blocks, source.PRODUCT_THREADS, n_bytes),
         *(left.packed, right.packed),
         *(np.int32(n_left), np.int32(n_right), np.int32(n_channels)),
         affinity,

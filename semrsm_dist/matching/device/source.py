@@ -26,6 +26,7 @@ STEP: Final = 16
 SPLIT_THREADS: Final = 128
 VALUE_THREADS: Final = 128
 LANES: Final = 32
+HALVES_TILE: Final = 128
 _COPIED: Final = 32
 _HALVES_PITCH: Final = 36
 _HALVES_HEADER: Final = 4
@@ -56,8 +57,8 @@ def product_bytes() -> int:
 
 
 def halves_bytes() -> int:
-    """Return the shared memory of a block of `multiply_halves`: the struct Halves."""
-    return 4 * _HALVES_PITCH * (TILE_ROWS + TILE_COLUMNS)
+    """Return the shared memory of a block of `multiply_halves`: two of the struct Halves."""
+    return 2 * 4 * _HALVES_PITCH * 2 * HALVES_TILE
 
 
 def split_token_bytes(n_channels: int) -> int:

@@ -1,9 +1,10 @@
 // CUDA on a CPU, for tests: kernels compile as C++, and run thread by thread as they are.
 //
 // Each thread of a block is a fiber. It runs until it must wait for others, at a barrier or to exchange values. Who goes
-// on next changes all the time, so that results which depend on the order, for want of a barrier, differ from run to run.
+// on next changes all the time, and in half of the blocks one warp only goes on where no other can, so that results which
+// depend on the order, for want of a barrier, differ from run to run.
 // Threads that wait at different places, or for one that has ended, are an error, and so is writing beyond the shared
-// memory of a launch.
+// memory of a launch. What a thread copies while it goes on arrives at once, or no sooner than the thread waits for it.
 //
 // Sums of tensor cores are rounded as badly as the certificate takes for possible; `round_tensor_sums` says how.
 #include <setjmp.h>
@@ -15,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <tuple>
 #include <utility>
@@ -25,7 +27,7 @@
 #define __forceinline__ inline
 #define __shared__
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 using std::max;
 using std::min;
 
@@ -40,12 +42,20 @@ namespace emulator {
 enum Place { NOWHERE, BARRIER, WARP, EXCHANGE };
 constexpr unsigned char UNTOUCHED = 0xcd;
 
+// Words on their way to shared memory; `from` is null for zeros.
+struct Copy {
+    unsigned* to;
+    const unsigned* from;
+};
+
 struct Fiber {
     ucontext_t start;
     jmp_buf place;
     std::vector<char> stack = std::vector<char>(1 << 16);
     bool started, ended;
     int turn;  // which of two slots the next exchange takes
+    std::vector<Copy> begun;
+    std::deque<std::vector<Copy>> groups;  // of copies, the oldest first
 };
 
 struct Meeting {
@@ -101,6 +111,8 @@ static void resume(int thread) {
 }
 
 // Runs the block's threads in an order that changes from sweep to sweep. Returns whether all came to their end.
+//
+// A warp that lags, if any, is left out until a sweep gets no other on.
 static bool run_block() {
     block = {};
     for (Meeting& warp : warps) warp = {};
@@ -110,21 +122,30 @@ static bool run_block() {
         Fiber& fiber = fibers[t];
         fiber.started = fiber.ended = false;
         fiber.turn = 0;
+        fiber.begun.clear();
+        fiber.groups.clear();
         getcontext(&fiber.start);
         fiber.start.uc_stack.ss_sp = fiber.stack.data();
         fiber.start.uc_stack.ss_size = fiber.stack.size();
         makecontext(&fiber.start, enter, 0);
     }
+    const int lagging = seed >> 12 & 1 ? static_cast<int>((seed >> 24) % (n_threads / 32)) : -1;
+    bool all = true;
     for (left = n_threads; left > 0 && !failed;) {
         n_met = 0;
         seed = seed * 1664525u + 1013904223u;
         for (step = 0; step < n_threads && !failed; step++) {
             const int thread = (step * (2 * (seed >> 20) + 1) + (seed >> 8)) % n_threads;  // n_threads: a power of two
-            if (!fibers[thread].ended) resume(thread);
+            if (!fibers[thread].ended && (all || thread / 32 != lagging)) resume(thread);
         }
-        if (n_met == 0) failed = true;
+        if (n_met == 0 && all) failed = true;
+        all = lagging < 0 || n_met == 0;
     }
     return !failed;
+}
+
+static void carry_out(const Copy& copy) {
+    for (int k = 0; k < 4; k++) copy.to[k] = copy.from ? copy.from[k] : 0;
 }
 
 template <typename T>
@@ -285,6 +306,25 @@ static void add_products(float (&sums)[4], const unsigned (&rows)[4], const unsi
             for (int k = 0; k < 16; k += emulator::products_at_once)
                 sum = emulator::tensor_sum(sum, products + k, emulator::products_at_once);
         }
+}
+
+static void begin_copy(unsigned* to, const unsigned* from, bool zeros) {
+    const emulator::Copy copy = {to, zeros ? nullptr : from};
+    if (emulator::seed >> 16 & 1)
+        emulator::carry_out(copy);
+    else
+        emulator::fibers[emulator::current].begun.push_back(copy);
+}
+static void close_group() {
+    emulator::Fiber& fiber = emulator::fibers[emulator::current];
+    fiber.groups.push_back(std::move(fiber.begun));
+    fiber.begun.clear();
+}
+template <int GROUPS>
+static void await_copies() {
+    auto& groups = emulator::fibers[emulator::current].groups;
+    for (; groups.size() > GROUPS; groups.pop_front())
+        for (const emulator::Copy& copy : groups.front()) emulator::carry_out(copy);
 }
 
 static int __popc(unsigned x) { return __builtin_popcount(x); }

@@ -16,7 +16,8 @@ constexpr int COPIED = 32;
 constexpr int HALVES_PITCH = COPIED + 4;  // words of a token in shared memory: a warp's loads meet every bank once
 constexpr int HEADER = 4;                 // words of a token before its halves; the first is its unit, a float
 constexpr int SPLIT_THREADS = 128;
-constexpr int WARP_SIZE = 32;             // rows and columns of a warp: two pieces of 16 rows, four of 8 columns
+constexpr int HALVES_TILE = 128;                  // rows and columns of a block
+constexpr int WARP_ROWS = 64, WARP_COLUMNS = 32;  // of a warp: four pieces of 16 rows, four of 8 columns
 constexpr int TOP_EXPONENT = 14;          // of a token's largest number when it is split
 constexpr int LEAST_EXPONENT = -100;      // of a token's largest number; what is smaller is far below every allowance
 
@@ -44,6 +45,23 @@ DEVICE void add_products(float (&sums)[4], const unsigned (&rows)[4], const unsi
         "{%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(columns[0]), "r"(columns[1]));
+}
+
+// Begins to copy four words to shared memory, or four zeros, while the thread goes on.
+DEVICE void begin_copy(unsigned* to, const unsigned* from, bool zeros) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from), "r"(zeros ? 0 : 16)
+                 : "memory");
+}
+
+// Makes the copies that the thread began since the last call one group.
+DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for the thread's copies, but for the last GROUPS groups.
+template <int GROUPS>
+DEVICE void await_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
 #endif
@@ -92,86 +110,112 @@ split_panel(const float* packed, int n_groups, int n_channels, unsigned* halves)
 
 // What a block has copied.
 struct Halves {
-    unsigned left[TILE_ROWS][HALVES_PITCH];
-    unsigned right[TILE_COLUMNS][HALVES_PITCH];
+    unsigned left[HALVES_TILE][HALVES_PITCH];
+    unsigned right[HALVES_TILE][HALVES_PITCH];
 };
-static_assert(sizeof(Halves) == 4 * HALVES_PITCH * (TILE_ROWS + TILE_COLUMNS), "as `source.py` has it");
+static_assert(2 * sizeof(Halves) == 16 * HALVES_PITCH * HALVES_TILE, "as `source.py` has it");
 
-// Copies the words from `word` on of the tokens from `first` on; tokens that the panel lacks are zero.
-template <int TOKENS>
+// Begins to copy the words from `word` on of the tokens from `first` on; tokens that the panel lacks are zero.
 DEVICE void copy_halves(const unsigned* halves, int n_tokens, int token_words, int first, int word,
-                        unsigned (&to)[TOKENS][HALVES_PITCH]) {
-    for (int part = threadIdx.x; part < TOKENS * COPIED / 4; part += PRODUCT_THREADS) {
-        const int token = part / (COPIED / 4), w = part % (COPIED / 4) * 4;
-        Pack<unsigned, 4> four = {};
-        if (first + token < n_tokens)
-            four = load<4>(halves + static_cast<long long>(first + token) * token_words + HEADER + word + w);
-        store(&to[token][w], four);
+                        unsigned (&to)[HALVES_TILE][HALVES_PITCH]) {
+    constexpr int AT_ONCE = PRODUCT_THREADS / (COPIED / 4);  // tokens
+    const int token = threadIdx.x / (COPIED / 4), w = threadIdx.x % (COPIED / 4) * 4;
+    const unsigned* const from = halves + static_cast<long long>(first + token) * token_words + HEADER + word + w;
+#pragma unroll
+    for (int t = 0; t < HALVES_TILE; t += AT_ONCE) {
+        const bool lacks = first + token + t >= n_tokens;
+        begin_copy(&to[token + t][w], lacks ? halves : from + t * token_words, lacks);
     }
 }
 
-// Writes panel[i * n_right + j], as `multiply_panels` does: the same tiles, of which each warp has 32 x 32.
-KERNEL __launch_bounds__(PRODUCT_THREADS)
+// Adds the products of STEP channels to a warp's sums; `rows` and `columns` are its lane's first words of them.
+DEVICE void add_step(const unsigned (*rows)[HALVES_PITCH], const unsigned (*columns)[HALVES_PITCH],
+                     float (&total)[WARP_ROWS / 16][WARP_COLUMNS / 8][4]) {
+    constexpr int LOW = COPIED / 2;  // words from a high half to its low one
+    unsigned high[WARP_COLUMNS / 8][2], low[WARP_COLUMNS / 8][2];
+#pragma unroll
+    for (int j = 0; j < WARP_COLUMNS / 8; j++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            high[j][k] = columns[j * 8][k * 4];
+            low[j][k] = columns[j * 8][LOW + k * 4];
+        }
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS / 16; i++) {
+        unsigned row_high[4], row_low[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            row_high[k] = rows[i * 16 + k % 2 * 8][k / 2 * 4];
+            row_low[k] = rows[i * 16 + k % 2 * 8][LOW + k / 2 * 4];
+        }
+#pragma unroll
+        for (int j = 0; j < WARP_COLUMNS / 8; j++) {
+            float sums[4] = {};
+            add_products(sums, row_high, low[j]);
+            add_products(sums, row_low, high[j]);
+            add_products(sums, row_high, high[j]);
+#pragma unroll
+            for (int k = 0; k < 4; k++) total[i][j][k] += sums[k];
+        }
+    }
+}
+
+// Writes panel[i * n_right + j], as `multiply_panels` does, a block 128 x 128 affinities. While it multiplies the words
+// of one half of its memory, the next ones arrive in the other.
+KERNEL __launch_bounds__(PRODUCT_THREADS, 2)
 multiply_halves(const unsigned* left, const unsigned* right, int n_left, int n_right, int n_channels, float* panel) {
     extern __shared__ __align__(16) unsigned char memory[];
-    Halves& halves = *reinterpret_cast<Halves*>(memory);
-    const int first_row = blockIdx.y * TILE_ROWS, first_column = blockIdx.x * TILE_COLUMNS;
+    Halves* const copied = reinterpret_cast<Halves*>(memory);
+    const int first_row = blockIdx.y * HALVES_TILE, first_column = blockIdx.x * HALVES_TILE;
     const int warp = threadIdx.x / LANES, y = threadIdx.x % LANES / 4, x = threadIdx.x % 4;
-    const int warp_row = warp / (TILE_COLUMNS / WARP_SIZE) * WARP_SIZE;
-    const int warp_column = warp % (TILE_COLUMNS / WARP_SIZE) * WARP_SIZE;
+    const int warp_row = warp / (HALVES_TILE / WARP_COLUMNS) * WARP_ROWS;
+    const int warp_column = warp % (HALVES_TILE / WARP_COLUMNS) * WARP_COLUMNS;
     const int n_words = words_of(n_channels);
-    float total[2][4][4] = {};
-    for (int word = 0; word < n_words; word += COPIED) {
-        copy_halves(left, n_left, HEADER + n_words, first_row, word, halves.left);
-        copy_halves(right, n_right, HEADER + n_words, first_column, word, halves.right);
-        __syncthreads();
-#pragma unroll
-        for (int step = 0; step < COPIED / STEP; step++) {
-            unsigned rows[2][2][4], columns[2][4][2];  // of high and low halves
-#pragma unroll
-            for (int low = 0; low < 2; low++) {
-                const int w = low * COPIED / 2 + step * STEP / 2 + x;
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        rows[low][i][k] = halves.left[warp_row + i * 16 + k % 2 * 8 + y][w + k / 2 * 4];
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-#pragma unroll
-                    for (int k = 0; k < 2; k++)
-                        columns[low][j][k] = halves.right[warp_column + j * 8 + y][w + k * 4];
-            }
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    float sums[4] = {};
-                    add_products(sums, rows[0][i], columns[1][j]);
-                    add_products(sums, rows[1][i], columns[0][j]);
-                    add_products(sums, rows[0][i], columns[0][j]);
-#pragma unroll
-                    for (int k = 0; k < 4; k++) total[i][j][k] += sums[k];
-                }
+    const auto copy = [&](int word) {
+        Halves& to = copied[word / COPIED % 2];
+        if (word < n_words) {
+            copy_halves(left, n_left, HEADER + n_words, first_row, word, to.left);
+            copy_halves(right, n_right, HEADER + n_words, first_column, word, to.right);
         }
-        __syncthreads();  // before the next words are copied over these
+        close_group();  // an empty one at the end, so that the last words are waited for as all others are
+    };
+    float total[WARP_ROWS / 16][WARP_COLUMNS / 8][4] = {};
+    copy(0);
+    for (int word = 0; word < n_words; word += COPIED) {
+        copy(word + COPIED);
+        await_copies<1>();
+        __syncthreads();  // what other threads have copied is there, too
+        const Halves& now = copied[word / COPIED % 2];
+#pragma unroll 1  // both steps at once would need more registers than there are
+        for (int w = x; w < COPIED / 2; w += STEP / 2) {
+            const auto rows = [&](const unsigned(*of)[HALVES_PITCH], int first) {
+                return reinterpret_cast<const unsigned(*)[HALVES_PITCH]>(&of[first + y][w]);
+            };
+            add_step(rows(now.left, warp_row), rows(now.right, warp_column), total);
+        }
+        __syncthreads();  // before words are copied over these
     }
     const auto unit_of = [&](const unsigned* from, int token) {
         return __int_as_float(from[static_cast<long long>(token) * (HEADER + n_words)]);
     };
+    const int column = first_column + warp_column + 2 * x;
+    float units[WARP_COLUMNS / 8][2];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int j = 0; j < WARP_COLUMNS / 8; j++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) units[j][k] = column + j * 8 < n_right ? unit_of(right, column + j * 8 + k) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS / 8; i++) {
         const int row = first_row + warp_row + i * 8 + y;
-        if (row >= n_left) continue;
+        if (row >= n_left) return;
         const float unit = unit_of(left, row);
+        float* const to = panel + static_cast<long long>(row) * n_right + column;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int column = first_column + warp_column + j * 8 + 2 * x;
-            if (column >= n_right) continue;
+        for (int j = 0; j < WARP_COLUMNS / 8; j++) {
             const float(&sums)[4] = total[i / 2][j];
-            const Pack<float, 2> two = {{sums[i % 2 * 2] * unit * unit_of(right, column),
-                                         sums[i % 2 * 2 + 1] * unit * unit_of(right, column + 1)}};
-            store(panel + static_cast<long long>(row) * n_right + column, two);
+            const Pack<float, 2> two = {
+                {sums[i % 2 * 2] * unit * units[j][0], sums[i % 2 * 2 + 1] * unit * units[j][1]}};
+            if (column + j * 8 < n_right) store(to + j * 8, two);
         }
     }
 }

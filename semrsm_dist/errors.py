@@ -137,6 +137,17 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def shorten(names: Iterable[object], n: int = 5, *, counts: bool = False) -> str:
+    """Write out the first few of some names; `counts` says how many others there are.
+
+    >>> shorten("abc", 2), shorten("abc", 2, counts=True)
+    ('a, b, ...', 'a, b and 1 more')
+    """
+    shown = [printable_name(str(name)) for name in names]
+    others = f" and {len(shown) - n} more" if counts else ", ..."
+    return ", ".join(shown[:n]) + (others if len(shown) > n else "")
+
+
 def hide_secrets(text: str) -> str:
     """Return a text with asterisks for passwords, keys and tokens that are written into URIs.
 
@@ -176,10 +187,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def require_known(kind: str, name: object, known: Iterable[str], where: str = "") -> None:
     """Refuse a name that is not known.
 
-    Raises
-    ------
-    ConfigError
-        With the names that it may have meant, and all that are known; `where` begins the message.
+    Raises ConfigError with the names that it may have meant, and all that are known; `where` begins the message.
     """
     known = list(known)
     if not isinstance(name, str) or name not in known:

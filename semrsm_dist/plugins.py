@@ -79,11 +79,8 @@ class Plugins(Generic[T]):
     def load(self, name: str) -> T:
         """Return a plugin.
 
-        Raises
-        ------
-        ConfigError
-            If there is no such plugin, there are two of this name, or it cannot be used: the message names the
-            distribution, the class and what is missing.
+        Raises ConfigError if there is no such plugin, there are two of this name, or it cannot be used: the message
+        names the distribution, the class and what is missing.
         """
         require_known(self.kind, name, self.names())
         if name not in self._loaded:

@@ -66,10 +66,7 @@ class Reporter(Protocol):
 def require_reporter(reporter: object) -> Reporter:
     """Return a reporter, or refuse what is none; None means a bar in a notebook, and nothing elsewhere.
 
-    Raises
-    ------
-    ConfigError
-        If it lacks a method.
+    Raises ConfigError if it lacks a method.
     """
     if reporter is None:
         return ConsoleReporter(sys.stdout) if in_notebook() else SilentReporter()

@@ -99,10 +99,7 @@ def _read_text(path: Path) -> str:
 def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequence[str]) -> None:
     """Replace values of a document by `dotted.key=value` settings, and their places by the settings.
 
-    Raises
-    ------
-    ConfigError
-        If a setting is not of that form or cannot be applied.
+    Raises ConfigError if a setting is not of that form or cannot be applied.
     """
     if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise ConfigError(f"expected a list of settings such as ['workers=2'], found {overrides!r}")
@@ -118,10 +115,7 @@ def apply_overrides(document: dict[str, Any], places: Places, overrides: Sequenc
 def parse_settings(settings: Sequence[str], option: str) -> dict[str, Any]:
     """Return `name=value` settings of an option as a mapping; values are YAML.
 
-    Raises
-    ------
-    ConfigError
-        If one is not of that form, or a name is given twice.
+    Raises ConfigError if one is not of that form, or a name is given twice.
     """
     values: dict[str, Any] = {}
     for setting in settings:

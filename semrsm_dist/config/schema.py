@@ -239,10 +239,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
     """Return a configuration that is given as such, as nested mappings, or as the path of a YAML file.
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be read or anything in it is not understood.
+    Raises ConfigError if it cannot be read or anything in it is not understood.
     """
     if isinstance(config, RunConfig):
         return config
@@ -258,10 +255,7 @@ def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
 def check_sources(config: RunConfig) -> None:
     """Look whether what a configuration's data sources name is there.
 
-    Raises
-    ------
-    InputError
-        With one line for `data` and one for `queries`.
+    Raises InputError with one line for `data` and one for `queries`.
     """
     problems = []
     for key in SIDES:
@@ -278,10 +272,7 @@ def check_sources(config: RunConfig) -> None:
 def default_config(document: Mapping[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
     """Return a configuration that ships as nested mappings, with overrides as in `load_config`.
 
-    Raises
-    ------
-    ConfigError
-        If an override is not understood.
+    Raises ConfigError if an override is not understood.
     """
     own, places = deepcopy(dict(document)), Places()
     apply_overrides(own, places, overrides)
@@ -293,10 +284,7 @@ def parse_config(
 ) -> RunConfig:
     """Validate a configuration given as nested mappings; `places` says where each key is written, by its path.
 
-    Raises
-    ------
-    ConfigError
-        With one line per problem: place, key, value, what is expected.
+    Raises ConfigError with one line per problem: place, key, value, what is expected.
     """
     if not isinstance(document, Mapping):
         raise ConfigError(f"{origin}: expected nested mappings, found {document!r}")

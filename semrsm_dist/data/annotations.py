@@ -13,7 +13,15 @@ from typing import Any
 from semrsm_dist.data.listing import list_files
 from semrsm_dist.data.locations import ABOUT_THE_FILE, below, is_folder, read_bytes
 from semrsm_dist.data.opening import NotAFileError
-from semrsm_dist.errors import InputError, MissingInputError, StorageError, counted, printable_name, reason_of
+from semrsm_dist.errors import (
+    InputError,
+    MissingInputError,
+    StorageError,
+    counted,
+    printable_name,
+    reason_of,
+    shorten,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -138,9 +146,3 @@ def warn_unlabelled(source: str, names: Sequence[str]) -> None:
             counted(len(names), "image"),
             shorten(names),
         )
-
-
-def shorten(names: Iterable[object], n: int = 5) -> str:
-    """Write out the first few of some names."""
-    shown = [printable_name(str(name)) for name in names]
-    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")

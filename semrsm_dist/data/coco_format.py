@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from semrsm_dist.data.annotations import parse_json, read_annotation, shorten
+from semrsm_dist.data.annotations import parse_json, read_annotation
 from semrsm_dist.data.entries import check_unique_ids
 from semrsm_dist.data.objects import ObjectBox, ObjectTally
-from semrsm_dist.errors import InputError, counted
+from semrsm_dist.errors import InputError, counted, shorten
 
 _logger = logging.getLogger(__name__)
 

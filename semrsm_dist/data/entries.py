@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from semrsm_dist.errors import InputError, printable
+from semrsm_dist.errors import InputError, printable, shorten
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,10 +131,10 @@ def check_unique_ids(image_ids: Iterable[str], source: str) -> None:
     """Raise `InputError` naming the ids that occur more than once in `source`."""
     repeated = [name for name, count in Counter(image_ids).items() if count > 1]
     if repeated:
-        shown = ", ".join(repr(name) for name in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         raise InputError(
             f"{source}: {len(repeated)} image id{' occurs' if len(repeated) == 1 else 's occur'} more than once "
-            f"({shown}); rows of the result could not be distinguished. Give every image an id of its own"
+            f"({shorten(map(repr, repeated))}); rows of the result could not be distinguished. Give every image an id "
+            "of its own"
         )
 
 
@@ -160,11 +160,8 @@ def format_labels(labels: Sequence[str]) -> str:
 def parse_labels(text: str) -> tuple[str, ...]:
     """Return the labels in a text: with ``|`` between them, or written as JSON or as a list of Python.
 
-    Raises
-    ------
-    ValueError
-        If the text begins as JSON does, with a bracket, a brace or a quotation mark, but is neither a list of labels
-        nor one label in quotation marks.
+    Raises ValueError if the text begins as JSON does, with a bracket, a brace or a quotation mark, but is neither a
+    list of labels nor one label in quotation marks.
     """
     text = text.strip()
     if not text.startswith(("[", "{", '"')):
@@ -188,10 +185,7 @@ def _evaluate(text: str) -> object:
 def clean_labels(values: Iterable[object]) -> tuple[str, ...]:
     """Return labels without the blanks around them; missing (None or NaN) and blank ones are left out.
 
-    Raises
-    ------
-    ValueError
-        If one is neither text nor a number.
+    Raises ValueError if one is neither text nor a number.
     """
     labels = []
     for value in values:

@@ -19,7 +19,7 @@ from pyarrow import fs
 from semrsm_dist.data.decode import formats
 from semrsm_dist.data.locations import below, is_uri, locate, open_file, storage_errors
 from semrsm_dist.data.opening import NotAFileError
-from semrsm_dist.errors import InputError, MissingInputError, counted, printable_name
+from semrsm_dist.errors import InputError, MissingInputError, counted, printable_name, shorten
 
 _logger = logging.getLogger(__name__)
 
@@ -62,11 +62,7 @@ def list_images(root: str) -> list[str]:
             "%s: skipped %s that Pillow does not read: %s",
             printable_name(root),
             counted(others.total(), "file"),
-            ", ".join(
-                f"{printable_name(ending) or 'no ending'} ({count})"
-                for ending, count in others.most_common(10)
-            )
-            + (", ..." if len(others) > 10 else ""),
+            shorten((f"{ending or 'no ending'} ({count})" for ending, count in others.most_common()), 10),
         )
     return images
 

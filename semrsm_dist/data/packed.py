@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pyarrow import fs
 
-from semrsm_dist.data.annotations import annotation_errors, list_below, shorten
+from semrsm_dist.data.annotations import annotation_errors, list_below
 from semrsm_dist.data.entries import ImageEntry, UnreadableImageError
 from semrsm_dist.data.files import FILE_FACTOR, FileSource, describe_cause
 from semrsm_dist.data.locations import (
@@ -23,7 +23,7 @@ from semrsm_dist.data.locations import (
     locate_file,
     look_up,
 )
-from semrsm_dist.errors import InputError, MissingInputError
+from semrsm_dist.errors import InputError, MissingInputError, shorten
 
 _MARK = "#"
 

@@ -64,10 +64,7 @@ def make_engine(name: str, *, address: str | None = None, workers: int | None = 
 def require_engine(engine: object) -> Engine:
     """Return an engine whose properties can be used.
 
-    Raises
-    ------
-    ConfigError
-        If it is none, or a property is of a wrong type.
+    Raises ConfigError if it is none, or a property is of a wrong type.
     """
     if not isinstance(engine, Engine):
         raise ConfigError(

@@ -213,10 +213,7 @@ class RetrievalScore:
 class HitSearch:
     """The best hits of a few consecutive queries, whose similarities come in blocks of columns, from left to right.
 
-    Raises
-    ------
-    ConfigError
-        If k is below 1.
+    Raises ConfigError if k is below 1.
     """
 
     def __init__(self, task: RetrievalTask, k: int, queries: slice) -> None:

@@ -34,10 +34,7 @@ LEAST_ENTROPY = 0.03
 class Transport:
     """The parameters of entropic transport between tokens of length at most 1.
 
-    Raises
-    ------
-    ConfigError
-        If one of them is too small.
+    Raises ConfigError if one of them is too small.
     """
 
     entropy: float = 0.1

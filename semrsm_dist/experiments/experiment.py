@@ -114,10 +114,7 @@ class Experiment:
     def load(self) -> Computation[Any]:
         """Return its function.
 
-        Raises
-        ------
-        ConfigError
-            If there is none, or it does not take a configuration, parameters and a reporter.
+        Raises ConfigError if there is none, or it does not take a configuration, parameters and a reporter.
         """
         try:
             found = pkgutil.resolve_name(self.computation)

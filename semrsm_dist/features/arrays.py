@@ -180,10 +180,8 @@ class FeatureArray(ABC):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return images start..stop-1 as a contiguous (T, S, C) array of its own; nothing else is loaded.
 
-        Raises
-        ------
-        InputError
-            The range is not inside the array, where slicing would silently shorten it; or it cannot be read.
+        Raises InputError if the range is not inside the array, where slicing would silently shorten it; or it cannot be
+        read.
         """
         if not 0 <= start <= stop <= self.n_images:
             raise InputError(
@@ -279,10 +277,7 @@ def map_npy(path: Path) -> np.memmap[Any, Any]:
 def load_token_counts(path: Path | None, n_images: int, n_tokens: int) -> NDArray[np.int64]:
     """Return the (N,) token counts of a `.npy` file, or S for all images if there is none.
 
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or does not hold N whole numbers from 1 to S.
+    Raises InputError if the file cannot be read, or does not hold N whole numbers from 1 to S.
     """
     if path is None:
         return np.full(n_images, n_tokens, np.int64)

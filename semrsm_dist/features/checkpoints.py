@@ -21,7 +21,7 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
-from semrsm_dist.errors import InputError, first_line
+from semrsm_dist.errors import InputError, first_line, shorten
 from semrsm_dist.features.arrays import READ_ERRORS
 from semrsm_dist.features.renaming import rename_efficientnet
 
@@ -152,10 +152,7 @@ def _read_state(path: Path) -> State:
 def load_state(model: nn.Module, state: State, *, source: str) -> None:
     """Fill a model with a state dict, converted by timm's own rules where it is not in timm's form.
 
-    Raises
-    ------
-    InputError
-        Tensors are missing, left over or of another shape; they are named, `source` too.
+    Raises InputError if tensors are missing, left over or of another shape; they are named, `source` too.
     """
     state = _converted(model, rename_efficientnet(model, state, source))
     classifiers = _classifiers(model)
@@ -195,11 +192,7 @@ def _differences(model: nn.Module, state: State) -> list[str]:
         if name in state and state[name].shape != own[name].shape
     ]
     found = (("missing", missing), ("unexpected", unexpected), ("other shape", reshaped))
-    return [f"{len(names)} {what} ({_some(names)})" for what, names in found if names]
-
-
-def _some(names: list[str], n: int = 4) -> str:
-    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+    return [f"{len(names)} {what} ({shorten(names, 4)})" for what, names in found if names]
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -239,7 +232,7 @@ def _load_npz(model: nn.Module, path: Path) -> None:
         _fit_classifier(model, 0, str(path))
     elif unset:
         raise InputError(
-            f"{path}: leaves {len(unset)} tensors of {_architecture(model)} unset ({_some(unset)})"
+            f"{path}: leaves {len(unset)} tensors of {_architecture(model)} unset ({shorten(unset, 4)})"
         )
 
 

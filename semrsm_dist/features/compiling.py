@@ -19,11 +19,7 @@ def compile_network(read: Reader, device: torch.device) -> Reader:
 
     Code is generated for one shape of the batch. What the compiler would choose by how long it takes is left at what it
     takes for best, so that another session has the same code. On a CPU it works in one thread, as the network does.
-
-    Raises
-    ------
-    ConfigError
-        This version of torch would choose by time.
+    Raises ConfigError if this version of torch would choose by time.
     """
     import torch._inductor.config as inductor  # noqa: PLC0415 - slow to load, and few runs need it
 

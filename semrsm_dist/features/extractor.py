@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from semrsm_dist.errors import (
-    ConfigError,
-    InputError,
-    UnusableGpuError,
-    WorkerLostError,
-    WorkError,
-)
+from semrsm_dist.errors import ConfigError, InputError, UnusableGpuError, WorkerLostError, WorkError, shorten
 from semrsm_dist.features.compiling import compile_network, explain_failure
 from semrsm_dist.features.gpu_faults import is_out_of_memory, noticing_faults
 from semrsm_dist.features.layers import LayerReader, resolve_layers
@@ -54,7 +48,6 @@ class NonFiniteFeaturesError(InputError):
         self.layer = layer
         self.indices = tuple(indices)
         self.precision = precision
-        shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
         remedy = (
             "look at these images and at the model's weights"
             if precision == "float32"
@@ -62,8 +55,8 @@ class NonFiniteFeaturesError(InputError):
         )
         place = "position" if len(self.indices) == 1 else "positions"
         super().__init__(
-            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at {place} {shown}, so "
-            f"no similarity is defined for them; {remedy}"
+            f"layer {layer!r} is NaN or infinite for {len(self.indices)} of the given images, at {place} "
+            f"{shorten(self.indices, 8)}, so no similarity is defined for them; {remedy}"
         )
 
     def __reduce__(self) -> tuple[type[NonFiniteFeaturesError], tuple[str, tuple[int, ...], str]]:

@@ -58,14 +58,10 @@ def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerI
 def resolve_layers(model: LoadedModel, patterns: Sequence[str]) -> list[LayerInfo]:
     """Turn names and globs into layers, in network order and without duplicates.
 
-    A pattern is tried on the stages; only one that matches no stage is tried on all modules. A glob takes
-    the modules that can be read; a plain name of one that cannot is an error that says why. A pattern followed by
-    `@class` means the class token of those layers, as layers of one token; they come last.
-
-    Raises
-    ------
-    ConfigError
-        A pattern matches nothing, or the named module has no vector per position, or no class token.
+    A pattern is tried on the stages; only one that matches no stage is tried on all modules. A glob takes the modules
+    that can be read; a plain name of one that cannot is an error that says why. A pattern followed by `@class` means
+    the class token of those layers, as layers of one token; they come last. Raises ConfigError if a pattern matches
+    nothing, or the named module has no vector per position, or no class token.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:

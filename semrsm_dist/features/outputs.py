@@ -21,10 +21,7 @@ MEANINGS = ("classes", "labels")
 def describe_outputs(model: LoadedModel) -> LayerInfo:
     """Return the outputs of a model as a layer: one token, a channel for each output, before softmax or sigmoid.
 
-    Raises
-    ------
-    ConfigError
-        The model has no head.
+    Raises ConfigError if the model has no head.
     """
     if not model.n_classes:
         raise ConfigError(

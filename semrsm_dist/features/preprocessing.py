@@ -57,10 +57,7 @@ class Preprocessing:
     def least_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the least width and height of a draft of an image of `size`, for `decode_with_mode`.
 
-        Raises
-        ------
-        ConfigError
-            The transform does not begin with a resize.
+        Raises ConfigError if the transform does not begin with a resize.
         """
         resized = self._resized(size)
         if resized is None:
@@ -88,10 +85,8 @@ class Preprocessing:
     def prepare(self, image: Image.Image, name: str = "") -> Prepared:
         """Return an image at the network's size; may be called from any thread.
 
-        Raises
-        ------
-        InputError
-            It is empty, or so narrow that it would be resized to nothing, or to more than memory holds.
+        Raises InputError if it is empty, or so narrow that it would be resized to nothing, or to more than memory
+        holds.
         """
         if (fault := self.find_fault(image.size)) is not None:
             raise InputError(f"image {name!r} {fault}; it has no features: leave it out, or {SQUASH}")

@@ -65,12 +65,8 @@ def read_description(path: Path, arch: str) -> dict[str, Any]:
     """Return the description of the network in the head of a weight file; empty if there is none, as in most files.
 
     Keys: architecture, model_kwargs, num_classes, input_size (H, W), mean, std, interpolation, classes, and outputs:
-    `classes` (one of them is true) or `labels` (each is true or false).
-
-    Raises
-    ------
-    InputError
-        The file describes another architecture.
+    `classes` (one of them is true) or `labels` (each is true or false). Raises InputError if the file describes another
+    architecture.
     """
     meta = {key: _from_json(value) for key, value in read_head(path).items()}
     if not {"architecture", "input_size", "num_classes"} <= meta.keys():
@@ -183,10 +179,7 @@ def read_hub(name: str) -> tuple[dict[str, Any], str]:
 def require_tag(name: str) -> None:
     """Refuse a name that leaves open which pretrained weights are meant.
 
-    Raises
-    ------
-    ConfigError
-        `name` has no tag, or timm knows the tag but nowhere to download it from.
+    Raises ConfigError if `name` has no tag, or timm knows the tag but nowhere to download it from.
     """
     arch, tag = split_name(name)
     if name.startswith(HUB) or (tag and name in tagged_names()):

@@ -34,14 +34,10 @@ def rename_efficientnet(
 ) -> dict[str, torch.Tensor]:
     """Bring the names of EfficientNet-PyTorch (`_blocks.3._expand_conv.weight`) into timm's form.
 
-    That project counts blocks through, and calls a block's layers by what they do; timm counts stages and blocks
-    within them. What it does not know keeps its name, so that the comparison with the model reports it.
-
-    Raises
-    ------
-    InputError
-        The model is one of those that timm does not call `tf_`: their padding and their normalisation differ from
-        those that these weights were trained with.
+    That project counts blocks through, and calls a block's layers by what they do; timm counts stages and blocks within
+    them. What it does not know keeps its name, so that the comparison with the model reports it. Raises InputError if
+    the model is one of those that timm does not call `tf_`: their padding and their normalisation differ from those
+    that these weights were trained with.
     """
     if not isinstance(model, EfficientNet) or "_conv_stem.weight" not in state:
         return state

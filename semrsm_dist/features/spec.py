@@ -90,10 +90,7 @@ def shipped_architectures() -> dict[str, Path]:
 def find_shipped(arch: str) -> Path:
     """Return the file of the weights that ship for an architecture.
 
-    Raises
-    ------
-    ConfigError
-        There is none.
+    Raises ConfigError if there is none.
     """
     shipped = shipped_architectures()
     if arch not in shipped:
@@ -104,10 +101,7 @@ def find_shipped(arch: str) -> Path:
 def resolve_precision(precision: str, *, gpu: bool) -> str:
     """Return the precision to compute in: "auto" is float16 on a GPU and float32 without one.
 
-    Raises
-    ------
-    ConfigError
-        The precision is unknown.
+    Raises ConfigError if the precision is unknown.
     """
     if precision == "auto":
         return "float16" if gpu else "float32"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.locations import file_of
 from semrsm_dist.data.opening import require_input
-from semrsm_dist.errors import InputError, did_you_mean, first_line
+from semrsm_dist.errors import InputError, did_you_mean, first_line, shorten
 from semrsm_dist.features.arrays import READ_ERRORS, FeatureArray
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _choose(path: Path, names: list[str], key: str | None, layer: str | None) ->
         return names[0]
     if key is None and layer in names:
         return str(layer)
-    listed = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
+    listed = shorten(sorted(names), 8)
     if not names:
         raise InputError(f"{path}: holds no dense tensor; write the features with torch.save(tensor, path)")
     if key is not None:

@@ -72,10 +72,7 @@ def is_made(path: Path, recipe: Mapping[str, Any]) -> bool:
 def save_variant(model: LoadedModel, path: Path, recipe: Mapping[str, Any]) -> None:
     """Write the weights with how they were made, and with the description of the network, if its source has one.
 
-    Raises
-    ------
-    StorageError
-        The file cannot be written.
+    Raises StorageError if the file cannot be written.
     """
     source = replace(model.spec, name=model.architecture).weights_file()
     described = registry.read_head(source) if source else {}

@@ -18,10 +18,7 @@ _adapter = functools.cache(TypeAdapter)
 def argument(name: str, value: Any, kind: Any, hint: str = "") -> Any:
     """Return a value of a type of `semrsm_dist.fields`; scalars of NumPy are numbers, text is none.
 
-    Raises
-    ------
-    ConfigError
-        Another type or out of range; the message ends with `hint`.
+    Raises ConfigError if it is of another type, or out of range; the message ends with `hint`.
     """
     if isinstance(value, np.generic):
         value = value.item()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, as_config
-from semrsm_dist.engine import Engine, Failure, Resources, make_engine, require_engine
+from semrsm_dist.engine import Engine, Resources, make_engine, require_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
@@ -204,7 +204,11 @@ def run_session(
     assemble = assemble_layers if record.neighbours is None else choose_neighbours
     assemble(session, record, [layer for layer in record.requested if layer not in failed], inputs.manifests)
     if failures:
-        raise _tiles_failed(failures)
+        raise WorkError(
+            f"Tiles that failed and were set aside: {len(failures)}; all others are kept, but the results of their "
+            f"layers are not complete:\n{list_failures(failures)}\nThe run's command tries them again (full errors in "
+            "events.jsonl)"
+        )
     needed = (directory.features, directory.tiles, directory.neighbours, directory.matrices)
     inventory = Inventory.take(directory, *needed)
     warn_of_damaged(session, provided, directory.features)
@@ -245,12 +249,4 @@ def _keep(session: Session, inputs: RunInputs, record: RunRecord) -> None:
     session.directory.write_record(record)
     session.directory.append_event(
         "started", engine=session.engine.describe(), versions=dict(record.versions)
-    )
-
-
-def _tiles_failed(failures: list[Failure]) -> WorkError:
-    return WorkError(
-        f"Tiles that failed and were set aside: {len(failures)}; all others are kept, but the results of their "
-        f"layers are not complete:\n{list_failures(failures)}\nThe run's command tries them again (full errors in "
-        "events.jsonl)"
     )

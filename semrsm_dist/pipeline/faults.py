@@ -20,16 +20,13 @@ log = logging.getLogger(__name__)
 Unit = TypeVar("Unit", bound=Hashable)
 
 SHOWN = 10
-"""Failed units that a message names."""
+"""Lines of a list in a message."""
 
 
 def attempt_each(units: Iterable[Unit], do: Callable[[Unit], Receipt], run: RunPath) -> Iterator[Receipt]:
     """Yield a receipt for each unit; one that fails is recorded, to be tried again, and the others continue.
 
-    Raises
-    ------
-    WorkerLostError
-        As `do` raises it.
+    Raises WorkerLostError as `do` raises it.
     """
     limit_threads()  # of this process, if it is not the driver's
     for unit in units:
@@ -50,10 +47,13 @@ def first_cause(failures: Sequence[Failure]) -> str:
 
 def list_failures(failures: Sequence[Failure]) -> str:
     """Return one line per failed unit, for a message."""
-    lines = [f"  {failure.unit}: {_gist(failure.error)}" for failure in failures[:SHOWN]]
-    if len(failures) > SHOWN:
-        lines.append(f"  and {len(failures) - SHOWN} more")
-    return "\n".join(lines)
+    return list_some([f"{failure.unit}: {_gist(failure.error)}" for failure in failures])
+
+
+def list_some(lines: Sequence[str]) -> str:
+    """Return the first of some lines, for a message, and how many more there are."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:SHOWN], *more])
 
 
 def _gist(error: str) -> str:

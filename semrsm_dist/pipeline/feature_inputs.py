@@ -68,17 +68,9 @@ def resolve_features(
 
 
 def check_features(sides: Mapping[Side, FeaturesData], matcher: Matcher) -> list[str]:
-    """Find what `resolve_features` would refuse, without reading the features.
+    """Find what `resolve_features` would refuse, without reading the features; it raises the same errors.
 
-    Returns
-    -------
-    list of str
-        The layers whose images differ in their number of tokens.
-
-    Raises
-    ------
-    InputError, ConfigError
-        As `resolve_features`.
+    Returns the layers whose images differ in their number of tokens.
     """
     layers: dict[str, LayerSizes] = {}
     answers: dict[str, list[SourceAnswer]] = defaultdict(list)

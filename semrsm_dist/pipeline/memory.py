@@ -11,7 +11,7 @@ from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.block import search_bytes
 from semrsm_dist.pipeline.inputs import storage_itemsize
-from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.plan.tiling import matrix_shape
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
 PROCESS_BYTES = 8 * 1024**2
@@ -19,7 +19,6 @@ PROCESS_BYTES = 8 * 1024**2
 
 PAIR_BYTES = 96
 """Memory of a pair of a tile: three float64 as solved, as one array to write, as encoded, and of the next tile."""
-
 
 GPU_MEMORY = 16 * 2**30
 """Most memory of a worker that matches on a GPU, where none is configured: a GPU matches faster than panels are
@@ -99,8 +98,7 @@ class WorkerMemory:
     def _budget(self, layer: LayerRecord) -> int:
         """Return the memory for panels."""
         workspace = self.matcher.workspace_bytes(layer.n_tokens, layer.n_channels)
-        layout = Layout.of_sides(self.counts, layer.tile_size)
-        pairs = math.prod(min(layer.tile_size, length) for length in (layout.n_rows, layout.n_columns))
+        pairs = math.prod(min(layer.tile_size, length) for length in matrix_shape(self.counts))
         return self.allowed - PROCESS_BYTES - workspace - max(0, pairs - 256**2) * PAIR_BYTES
 
     def _image_bytes(self, sizes: LayerSizes) -> int:

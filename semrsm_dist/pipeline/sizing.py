@@ -22,10 +22,11 @@ from semrsm_dist.plan.tiling import (
     MOST_PANELS,
     Layout,
     choose_tile_size,
+    matrix_shape,
     smallest_tile,
 )
 from semrsm_dist.store.paths import free_bytes
-from semrsm_dist.store.record import LayerRecord, RunRecord, Side
+from semrsm_dist.store.record import LayerRecord, RunRecord
 
 LARGEST_CHUNK = 32
 """Images of a feature chunk: one batch of a model, and the granularity in which extraction resumes.
@@ -39,7 +40,6 @@ IMPORTED_CHUNK_BYTES = 2**20
 
 RESULTS_SHARE = 8
 """The results of a tile take at most 1/8 of a worker's memory, unless there are very many images."""
-
 
 GPU_TILE_SECONDS = 1.0
 """Longest that a tile should take on a GPU: its results are large by then."""
@@ -231,7 +231,7 @@ def is_one_machine(facts: Mapping[str, object]) -> bool:
 def _tile_size(memory: WorkerMemory, pair_seconds: float, workers: int) -> int:
     """Return the tile size: as requested, or its first multiple that makes few enough files, within the matrix."""
     matching, gpus = memory.config.matching, memory.matcher.gpus
-    n_rows, n_columns = _shape(memory.counts)
+    n_rows, n_columns = matrix_shape(memory.counts)
     smallest = smallest_tile(n_rows, n_columns, symmetric="queries" not in memory.counts)
     requested, longest = matching.tile, max(n_rows, n_columns)
     if requested is not None:
@@ -245,11 +245,6 @@ def _tile_size(memory: WorkerMemory, pair_seconds: float, workers: int) -> int:
         tile_seconds=min(GPU_TILE_SECONDS if gpus else matching.task_seconds, max(share, 0.05)),
         limit=LARGEST_GPU_TILE if gpus else LARGEST_TILE,
     )
-
-
-def _shape(counts: Mapping[Side, int]) -> tuple[int, int]:
-    """Return the numbers of rows and columns of a run's matrices."""
-    return counts.get("queries", counts["images"]), counts["images"]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semrsm_dist.data.manifest import Manifest
+from semrsm_dist.errors import counted
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.matching.matcher import MATCHERS
 from semrsm_dist.pipeline.session import Session
@@ -43,10 +44,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the summary of a session whose requested layers are all assembled.
 
-    Returns
-    -------
-    dict
-        JSON values only; numbers that are undefined are None.
+    JSON values only; numbers that are undefined are None.
     """
     warn_of_zeros(session, record, manifests)
     found = evaluate(session, record, manifests)
@@ -109,11 +107,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     """Format a summary for people."""
     work = summary["work"]
     counts = ", ".join(f"{count} {side}" for side, count in summary["images"].items())
-    n_layers = len(summary["layers"])
     kept = summary["neighbours"]
     what = "" if kept is None else f", {NeighbourSettings(**kept).describe(summary['images'])}"
     lines = [
-        f"{summary['run']}: {counts}, {n_layers} layer{'s' * (n_layers > 1)}{what}, complete",
+        f"{summary['run']}: {counts}, {counted(len(summary['layers']), 'layer')}{what}, complete",
         summary["about"],
     ]
     computed = sum(stage["computed"] for stage in work.values())
@@ -147,8 +144,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["retrieval"]:
         lines += ["", _retrieval_table(summary["retrieval"])]
     if summary["warnings"]:
-        count = len(summary["warnings"])
-        lines.append(f"{count} warning{'s' * (count > 1)}: see above (standard error) or summary.json")
+        warnings = counted(len(summary["warnings"]), "warning")
+        lines.append(f"{warnings}: see above (standard error) or summary.json")
     return "\n".join(lines)
 
 

@@ -68,10 +68,8 @@ class Layout:
 
     @classmethod
     def of_sides(cls, counts: Mapping[str, int], tile_size: int) -> Layout:
-        """Return the layout for this many `images`, or for `queries` (rows) against them, if there are any."""
-        return cls(
-            counts.get("queries", counts["images"]), counts["images"], tile_size, "queries" not in counts
-        )
+        """Return the layout of a run's matrices, see `matrix_shape`."""
+        return cls(*matrix_shape(counts), tile_size, "queries" not in counts)
 
     @property
     def row_panels(self) -> int:
@@ -150,6 +148,11 @@ class Layout:
 
     def _width(self, column: int) -> int:
         return min(self.tile_size, self.n_columns - column * self.tile_size)
+
+
+def matrix_shape(counts: Mapping[str, int]) -> tuple[int, int]:
+    """Return the rows and columns for this many `images`, or for `queries` (rows) against them, if there are any."""
+    return counts.get("queries", counts["images"]), counts["images"]
 
 
 def smallest_tile(n_rows: int, n_columns: int, *, symmetric: bool) -> int:

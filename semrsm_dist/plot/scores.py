@@ -90,10 +90,7 @@ def as_table(scores: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def select_scores(table: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of methods by cosine, with near-duplicates handled in the first of several ways.
 
-    Raises
-    ------
-    InputError
-        If the table lacks a column, or has no scores.
+    Raises InputError if the table lacks a column, or has no scores.
     """
     missing = {"layer", "method", "k", "f1"} - set(table.columns)
     if table.empty or missing:

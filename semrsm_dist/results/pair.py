@@ -71,10 +71,7 @@ class TokenMatch:
 class PairMatcher:
     """Matches pairs of a layer's images as the run did: by its matcher, on its features, but always on the CPU.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such layer, or its matcher is of a distribution that is no longer installed.
+    Raises ConfigError if there is no such layer, or its matcher is of a distribution that is no longer installed.
     """
 
     def __init__(self, run: RunReader, layer: str) -> None:

@@ -312,10 +312,7 @@ class RunReader:
     def chosen_layer(self, layer: str | None) -> str:
         """Return a layer that may be left out where there is only one.
 
-        Raises
-        ------
-        ConfigError
-            If it is unknown, or left out where there are several.
+        Raises ConfigError if it is unknown, or left out where there are several.
         """
         if layer is None and len(self.layers) > 1:
             raise ConfigError(

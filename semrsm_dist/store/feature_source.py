@@ -78,12 +78,8 @@ def open_array(path: str | Path, layout: str = "auto", layer: str | None = None)
 class ZarrFeatures(FeatureArray):
     """Features in a Zarr array, of which every chunk must be there: Zarr reads missing ones as its fill value.
 
-    Reading images costs the chunks that they touch, each decoded as a whole.
-
-    Raises
-    ------
-    InputError
-        There is no array, it does not hold features, or, on reading, a chunk is missing.
+    Reading images costs the chunks that they touch, each decoded as a whole. Raises InputError if there is no array, it
+    does not hold features, or, on reading, a chunk is missing.
     """
 
     def __init__(self, path: Path, layout: str = "auto") -> None:

@@ -8,18 +8,12 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from semrsm_dist.data.annotations import (
-    draw_sample,
-    list_below,
-    read_annotation,
-    read_lines,
-    shorten,
-)
+from semrsm_dist.data.annotations import draw_sample, list_below, read_annotation, read_lines
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import below, is_folder, join
-from semrsm_dist.errors import InputError, MissingInputError
+from semrsm_dist.errors import InputError, MissingInputError, shorten
 from semrsm_dist.fields import Count, Location, Seed
 
 TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from semrsm_dist.data.annotated import CocoFormatSource
-from semrsm_dist.data.annotations import place_below, shorten
+from semrsm_dist.data.annotations import place_below
 from semrsm_dist.data.coco_format import Annotation, CocoDocument, read_document
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.locations import absolute, join
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, shorten
 
 Frequency = Literal["r", "c", "f"]
 

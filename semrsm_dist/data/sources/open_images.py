@@ -25,14 +25,13 @@ from semrsm_dist.data.annotations import (
     draw_sample,
     list_below,
     read_annotation,
-    shorten,
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import absolute, below, join, locate_file, storage_errors
 from semrsm_dist.data.objects import ObjectBox, ObjectTally
-from semrsm_dist.errors import InputError, MissingInputError, counted, first_line
+from semrsm_dist.errors import InputError, MissingInputError, counted, first_line, shorten
 from semrsm_dist.fields import Location
 
 _logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from semrsm_dist.data.annotations import annotation_errors, shorten
+from semrsm_dist.data.annotations import annotation_errors
 from semrsm_dist.data.columns import LABELS, labels_in
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.packed import PackedSource, parse_numbers, part_uri
 from semrsm_dist.data.parquet_rows import BYTES, iterate, open_parquet, read_value
-from semrsm_dist.errors import InputError, did_you_mean, first_line
+from semrsm_dist.errors import InputError, did_you_mean, first_line, shorten
 
 _LISTED_AT_ONCE = 8  # files, perhaps far away
 _BINARY = (

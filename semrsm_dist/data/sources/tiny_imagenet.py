@@ -6,19 +6,12 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Literal
 
-from semrsm_dist.data.annotations import (
-    draw_sample,
-    list_below,
-    place_below,
-    read_lines,
-    shorten,
-    warn_unlabelled,
-)
+from semrsm_dist.data.annotations import draw_sample, list_below, place_below, read_lines, warn_unlabelled
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import absolute, below, join
-from semrsm_dist.errors import InputError, MissingInputError
+from semrsm_dist.errors import InputError, MissingInputError, shorten
 from semrsm_dist.fields import Count, Seed
 
 

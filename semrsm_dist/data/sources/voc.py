@@ -20,14 +20,13 @@ from semrsm_dist.data.annotations import (
     place_below,
     read_annotation,
     read_lines,
-    shorten,
     warn_unlabelled,
 )
 from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import ListedSource
 from semrsm_dist.data.locations import absolute, exists, is_folder, join
 from semrsm_dist.data.objects import Corners, ObjectBox, ObjectTally, box_area
-from semrsm_dist.errors import InputError, MissingInputError, counted
+from semrsm_dist.errors import InputError, MissingInputError, counted, shorten
 from semrsm_dist.fields import Count, Seed
 
 _logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from semrsm_dist.data.annotations import annotation_errors, shorten
+from semrsm_dist.data.annotations import annotation_errors
 from semrsm_dist.data.columns import labels_in
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.listing import extensions
 from semrsm_dist.data.locations import open_file, read_range
 from semrsm_dist.data.packed import PackedSource, parse_numbers, part_uri
-from semrsm_dist.errors import InputError, counted, first_line, printable_name
+from semrsm_dist.errors import InputError, counted, first_line, printable_name, shorten
 
 _logger = logging.getLogger(__name__)
 

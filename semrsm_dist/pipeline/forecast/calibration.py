@@ -125,11 +125,8 @@ def calibrate(
             trials.append(trial)
             stage.advance(1)
         stage.advance(2 * ROUNDS - len(trials))  # what was left out for lack of time
-        picture, samples = None, {}
-        if searched:
-            samples = _sample_searches(config, matcher, pool, workers)
-        else:
-            picture = draw_picture(place / _name_trial(0, 1) / "run")
+        picture = None if searched else draw_picture(place / _name_trial(0, 1) / "run")
+        samples = _sample_searches(config, matcher, pool, workers)
         return Calibration(counts, sizes, through_model, trials, picture, samples)
 
 
@@ -237,6 +234,7 @@ def _repeat(config: RunConfig, pool: Pool, most: int, place: RunPath, scratch: P
 def _sample_searches(
     config: RunConfig, matcher: Matcher, pool: Pool, workers: int
 ) -> dict[str, SearchSample]:
+    """Return a sample of each layer of a run that keeps neighbours; of any other run, none."""
     kept = config.output.neighbours
     if kept is None:
         return {}

@@ -15,7 +15,7 @@ from semrsm_dist.pipeline.forecast.calibration import Calibration
 from semrsm_dist.pipeline.forecast.trials import TileTime, Trial
 from semrsm_dist.plan.cost import neighbour_bytes
 from semrsm_dist.plan.estimate import Line, TileCost, fit_line, fit_parts, interval_factor
-from semrsm_dist.plan.tiling import Layout
+from semrsm_dist.plan.tiling import Layout, matrix_shape
 from semrsm_dist.store.record import RunRecord
 
 OUTSIDE = ("total", "load", "compile", "matching", "scan", "model", "extraction", "assembly", "evaluation")
@@ -146,9 +146,15 @@ class Costs:
     @cached_property
     def factor(self) -> float:
         """How many times as long as predicted a run may take, or as short."""
-        return interval_factor([sum(map(_warm, two)) / sum(map(self._predict, two)) for two in self.rounds])
+        measured = [
+            sum(trial.seconds["matching"] + _finishing(trial) + _other(trial) for trial in two)
+            for two in self.rounds
+        ]
+        predicted = [sum(map(self._predict, two)) for two in self.rounds]
+        return interval_factor([one / other for one, other in zip(measured, predicted, strict=True)])
 
     def _predict(self, trial: Trial) -> float:
+        """Return the predicted seconds of a trial, without what happens once in a process."""
         cost = sum(
             float(self._parts[tile.layer] @ _amounts(tile)) + tile.load_seconds for tile in trial.tiles
         )
@@ -176,11 +182,6 @@ def _fit_tiles(tiles: Sequence[TileTime]) -> NDArray[np.float64]:
     undecided = [(search.multiplied, search.matched) for _, search in searched]
     decisions = fit_parts(undecided, [search.decide_seconds for _, search in searched])
     return np.array([fixed + bounds, image, pair, *decisions])
-
-
-def _warm(trial: Trial) -> float:
-    """Return the seconds of a trial without what happens once in a process."""
-    return trial.seconds["matching"] + _finishing(trial) + _other(trial)
 
 
 def _finishing(trial: Trial) -> float:
@@ -211,13 +212,13 @@ class Space:
         counts = self.record.counts
         chunks = sum(-(-count // self.record.chunk_size) for count in counts.values())
         trial_chunks = sum(-(-count // trial.chunk_size) for count in trial.counts.values())
-        n_images, entries = sum(counts.values()), math.prod(self._shape(counts))
+        n_images, entries = sum(counts.values()), math.prod(matrix_shape(counts))
         files, sizes = {"features": 0.0, "matrices": 0.0}, {"features": 0.0, "matrices": 0.0}
         if "features" in trial.written:
             files["features"] = trial.written["features"].files * chunks / trial_chunks
             sizes["features"] = trial.written["features"].n_bytes * n_images / trial.n_images
         if "matrices" in trial.written:
-            share = entries / math.prod(self._shape(trial.counts))
+            share = entries / math.prod(matrix_shape(trial.counts))
             files["matrices"] = trial.written["matrices"].files * max(1.0, share)
             sizes["matrices"] = trial.written["matrices"].n_bytes * share
         if self.k:
@@ -258,9 +259,6 @@ class Space:
             sum(layout.n_tiles for layout in layouts),
             sum(layout.row_panels for layout in layouts),
         )
-
-    def _shape(self, counts: Mapping[str, int]) -> tuple[int, int]:
-        return counts.get("queries", counts["images"]), counts["images"]
 
 
 def _entries(layout: Layout) -> int:

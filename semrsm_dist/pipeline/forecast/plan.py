@@ -52,16 +52,8 @@ LOCAL_MESSAGE_SECONDS = 2e-4
 def plan_run(config: RunConfig, reporter: Reporter) -> dict[str, Any]:
     """Return what a run would cost and need. Nothing is left behind, and nothing but a calibration is computed.
 
-    Returns
-    -------
-    dict
-        JSON values: see docs/performance.md for all. `fits` is whether disk and memory suffice, `problems` says what
-        does not.
-
-    Raises
-    ------
-    InputError, ConfigError, StorageError, WorkError
-        As `run`, if the calibration meets the cause.
+    These are JSON values: see docs/performance.md for all. `fits` is whether disk and memory suffice, `problems` says
+    what does not. Errors as in `run`, if the calibration meets the cause.
     """
     plan, started = _calibrate(config, reporter)
     return plan.describe(started + time_loading(plan.matcher))
@@ -212,7 +204,14 @@ class _Plan:
             **self._describe_time(outside),
             **self.space,
             **self.memory,
-            "scaling": [self._describe_scale(each) for each in self.simulated.values()],
+            "scaling": [
+                {
+                    **asdict(each),
+                    "read_bytes_per_worker": each.read_bytes / each.workers,
+                    "limit": _find_limit(each, self.costs.storage),
+                }
+                for each in self.simulated.values()
+            ],
             "driver_seconds_per_tile": self.here.driver_seconds / self.total("tiles"),
             "read_bytes": self.here.read_bytes,
             "limit": self._find_limit_here(),
@@ -232,7 +231,21 @@ class _Plan:
     @property
     def problems(self) -> list[str]:
         """Why the run would be refused, or end early."""
-        return _problems(self.space, self.memory, self.machine)
+        problems = []
+        free, needed = self.space["disk_free_bytes"], self.space["disk_bytes_at_most"]
+        limit, peak = self.memory["memory_limit_bytes"], self.memory["peak_memory_bytes"]
+        if free is not None and needed > free:
+            problems.append(
+                "the disk may be too small, and the run would be refused: free space, choose another run directory, "
+                "use features.dtype: float16, or fewer layers or kernels"
+            )
+        if is_one_machine(self.machine) and peak > limit:
+            problems.append(
+                f"the memory is too small: {peak / 2**30:.1f} GiB are needed at the peak, and {limit / 2**30:.1f} GiB "
+                "are allowed here: use fewer workers, a smaller matching.worker_memory, or a machine or container with "
+                "more"
+            )
+        return problems
 
     @property
     def hours(self) -> dict[str, float]:
@@ -296,13 +309,6 @@ class _Plan:
             "memory_limit_bytes": int(self.machine["memory"]),
         }
 
-    def _describe_scale(self, simulated: Simulated) -> dict[str, Any]:
-        return {
-            **asdict(simulated),
-            "read_bytes_per_worker": simulated.read_bytes / simulated.workers,
-            "limit": _find_limit(simulated, self.costs.storage),
-        }
-
     def _describe_layer(self, layer: str) -> dict[str, Any]:
         sizes, layout = self.record.layers[layer], self.record.layout(layer)
         cost = self.costs.tiles[layer]
@@ -357,24 +363,6 @@ def _find_limit(simulated: Simulated, storage: float) -> str:
     if simulated.busy < 1 / 2:
         return "work"
     return "storage" if storage > 1 / 2 else "workers"
-
-
-def _problems(space: Mapping[str, Any], memory: Mapping[str, int], machine: Mapping[str, Any]) -> list[str]:
-    """Return why the run would be refused, or end early."""
-    problems = []
-    free, limit = space["disk_free_bytes"], memory["memory_limit_bytes"]
-    peak = max(memory["peak_memory_bytes"], memory["worker_memory_bytes"])
-    if free is not None and space["disk_bytes_at_most"] > free:
-        problems.append(
-            "the disk may be too small, and the run would be refused: free space, choose another run directory, use "
-            "features.dtype: float16, or fewer layers or kernels"
-        )
-    if is_one_machine(machine) and peak > limit:
-        problems.append(
-            f"the memory is too small: {peak / 2**30:.1f} GiB are needed at the peak, and {limit / 2**30:.1f} GiB are "
-            "allowed here: use fewer workers, a smaller matching.worker_memory, or a machine or container with more"
-        )
-    return problems
 
 
 def _peak_memory() -> int:

@@ -28,13 +28,9 @@ _STEP = 3  # from one number of images seen to the next
 
 @dataclass(frozen=True)
 class SearchSample:
-    """What a sample says about the pairs of a layer.
+    """The shares of a layer's pairs that `bounds` do not decide, and that must be `matched`, by a sample.
 
-    Attributes
-    ----------
-    bounds, matched
-        The shares of pairs that bounds do not decide, and that must be matched, by what rows and columns have seen.
-        `bounds` is None where GPUs bound all pairs: what these leave open grows like what must be matched.
+    `bounds` is None where GPUs bound all pairs: what these leave open grows like what must be matched.
     """
 
     bounds: BoundShares | None

@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.engine.schedule import Schedule
@@ -46,9 +46,8 @@ class Simulated:
     """Processor time of the driver: messages, and what scheduling took here."""
 
 
-@dataclass
-class _Worker:
-    held: OrderedDict[tuple[str, str, int], None] = field(default_factory=OrderedDict)
+_Panels = OrderedDict[tuple[str, str, int], None]
+"""A worker: the panels that it holds, by layer, side and number, the last used at the end."""
 
 
 class Simulation:
@@ -74,9 +73,9 @@ class Simulation:
         self.n_workers, self.budget, self.message_seconds = workers, budget, message_seconds
         self.now = self.busy = self.driver_free = self.read_bytes = self.images = 0.0
         self.tasks = self.number = 0
-        self.idle = [_Worker() for _ in range(workers)]
+        self.idle = [_Panels() for _ in range(workers)]
         self.waiting: deque[Task] = deque()
-        self.ends: list[tuple[float, int, _Worker, Task, float, float]] = []
+        self.ends: list[tuple[float, int, _Panels, Task, float, float]] = []
 
     def run(self) -> Simulated:
         """Run to the end, and return what that took."""
@@ -108,7 +107,7 @@ class Simulation:
         while self.idle and self.waiting:
             self._begin(self.idle.pop(), self.waiting.popleft())
 
-    def _begin(self, worker: _Worker, task: Task) -> None:
+    def _begin(self, worker: _Panels, task: Task) -> None:
         self.driver_free = max(self.driver_free, self.now) + self.message_seconds
         tiles = [unit for unit in task.units if isinstance(unit, Tile)]
         model = self.models[tiles[0].layer]
@@ -123,7 +122,7 @@ class Simulation:
         self.schedule.begin(task, "", self.now)
         heapq.heappush(self.ends, (self.driver_free + seconds, self.number, worker, task, pairs, seconds))
 
-    def _finish(self, worker: _Worker, task: Task, pairs: float, seconds: float) -> None:
+    def _finish(self, worker: _Panels, task: Task, pairs: float, seconds: float) -> None:
         tile = task.units[0]
         if not isinstance(tile, Tile):
             raise TypeError(f"{tile!r} is not a tile")
@@ -132,7 +131,7 @@ class Simulation:
         self.schedule.finish(task, None, self.now)
         self.idle.append(worker)
 
-    def _load(self, worker: _Worker, tiles: Sequence[Tile], work: LayerWork) -> int:
+    def _load(self, worker: _Panels, tiles: Sequence[Tile], work: LayerWork) -> int:
         """Return the images that a worker loads for a task, and note what it holds then.
 
         The planner's bands are no higher than memory allows, so within a task each panel is loaded once.
@@ -146,10 +145,10 @@ class Simulation:
         }
         loaded = 0
         for key, part in {**columns, **rows}.items():
-            loaded += 0 if key in worker.held else part.stop - part.start
-            worker.held[key] = None
-            worker.held.move_to_end(key)
+            loaded += 0 if key in worker else part.stop - part.start
+            worker[key] = None
+            worker.move_to_end(key)
         most = max(2, self.budget // max(work.panel_bytes, 1))
-        while len(worker.held) > most:
-            worker.held.popitem(last=False)
+        while len(worker) > most:
+            worker.popitem(last=False)
         return loaded

@@ -68,13 +68,12 @@ def _model_lines(model: Mapping[str, Any] | None) -> list[str]:
 
 
 def _layer_lines(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"]
-    lines += [
+    head = f"{'layer':<24} {'S':>6} {'C':>6} {'pairs':>12} {'tile':>5} {'ms/pair':>9} {'core-hours':>11}"
+    return [head] + [
         f"{layer:<24} {facts['n_tokens']:>6} {facts['n_channels']:>6} {facts['pairs']:>12} {facts['tile']:>5} "
         f"{1e3 * facts['pair_seconds']:>9.3f} {facts['core_seconds'] / 3600:>11.2f}"
         for layer, facts in layers.items()
     ]
-    return lines
 
 
 def _scaling_lines(scaling: Sequence[Mapping[str, Any]]) -> list[str]:

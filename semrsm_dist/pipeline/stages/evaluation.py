@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine.protocol import Task
-from semrsm_dist.errors import WorkError
+from semrsm_dist.errors import WorkError, shorten
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import (
     POOLED,
@@ -41,22 +41,12 @@ CERTIFICATE = ("mean_gap", "max_gap", "undefined_images")
 POOLED_SHARE = 4
 """Pooled vectors that a worker holds take at most 1/4 of its memory."""
 
-NAMED = 5
-"""Maximum images that a warning names."""
-
 
 def evaluate(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> dict[str, Any]:
     """Return certificates and retrieval scores, from the last summary if they are still valid.
 
-    Returns
-    -------
-    dict
-        `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores.
-
-    Raises
-    ------
-    WorkError
-        If some of the matrices could not be read.
+    These are `evaluated`, what the numbers depend on; `certificates` by layer; `retrieval`, a list of scores. Raises
+    WorkError if some of the matrices could not be read.
     """
     evaluated = _dependence(session, record)
     known = session.directory.read_summary() or {}
@@ -169,11 +159,10 @@ def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, 
             zero = np.flatnonzero(norms == 0)
             if zero.size:
                 names = manifest.image_ids()
-                shown = ", ".join(repr(names[index]) for index in zero[:NAMED])
+                shown = shorten(repr(names[index]) for index in zero)
                 session.warn(
-                    f"layer {layer}: the representation of {zero.size} of {norms.size} {side} is zero ({shown}"
-                    f"{', ...' if zero.size > NAMED else ''}); their cosine similarities are undefined (NaN), and "
-                    "retrieval leaves them out"
+                    f"layer {layer}: the representation of {zero.size} of {norms.size} {side} is zero ({shown}); "
+                    "their cosine similarities are undefined (NaN), and retrieval leaves them out"
                 )
 
 
@@ -204,10 +193,10 @@ def _count_zeros(run: Run, squared_norms: tuple[NDArray[np.float64], NDArray[np.
 
 
 def _certified(gaps: Sequence[Gaps], undefined: int) -> dict[str, Any]:
-    count = sum(part.count for part in gaps)
+    known = sum(gaps, Gaps())
     return {
-        "mean_gap": sum(part.total for part in gaps) / count if count else None,
-        "max_gap": max(part.largest for part in gaps) if count else None,
+        "mean_gap": known.total / known.count if known.count else None,
+        "max_gap": known.largest if known.count else None,
         "undefined_images": undefined,
     }
 

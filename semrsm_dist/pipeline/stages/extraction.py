@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import InputError, WorkError
+from semrsm_dist.errors import InputError, WorkError, shorten
 from semrsm_dist.pipeline.faults import first_cause
 from semrsm_dist.pipeline.inputs import model_spec
 from semrsm_dist.pipeline.session import Session
@@ -20,7 +20,6 @@ from semrsm_dist.pipeline.stages.extraction_worker import (
 )
 from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.features import FeatureStore
-from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import LayerSizes, RunRecord, Side
 
 TASK_CHUNKS = 8
@@ -51,13 +50,18 @@ def extract_features(
     config = session.config.model
     if config is None or record.batch_size is None:
         raise ValueError("extraction needs a model section; the configuration was validated to have one")
+    stores = {
+        side: [FeatureStore(session.directory.features, side, layer) for layer in layers] for side in sides
+    }
     chunks = [
         FeatureChunk(side, index, tuple(manifest.readable[part]))
         for side, (_, manifest) in sides.items()
         for index, part in enumerate(cut(slice(0, manifest.n_readable), record.chunk_size))
     ]
     present = {
-        (side, index) for side in sides for index in _present(session.directory.features, side, layers)
+        (side, index)
+        for side, of_layers in stores.items()
+        for index in set.intersection(*(store.present() for store in of_layers))
     }
     missing = [chunk for chunk in chunks if (chunk.side, chunk.number) not in present]
     session.counts["extraction"]["found"] += len(present)
@@ -82,8 +86,7 @@ def extract_features(
     _warn_of_other_batches(session, config.batch_size, record)
 
     def recover(chunk: FeatureChunk) -> Receipt | None:
-        stores = (FeatureStore(session.directory.features, chunk.side, layer) for layer in layers)
-        is_there = all(store.has_chunk(chunk.number) for store in stores)
+        is_there = all(store.has_chunk(chunk.number) for store in stores[chunk.side])
         return Receipt(replace(chunk, rows=()), counts={"images": len(chunk.rows)}) if is_there else None
 
     outcome = session.work(
@@ -103,11 +106,6 @@ def extract_features(
             f"{len(outcome.failures)} of {len(chunks)} chunks of {' and '.join(sides)} could not be extracted; the "
             f"others are kept and the run's command tries again. First cause: {first_cause(outcome.failures)}"
         )
-
-
-def _present(features: RunPath, side: str, layers: Iterable[str]) -> set[int]:
-    """Return the numbers of the chunks that all layers have."""
-    return set.intersection(*(FeatureStore(features, side, layer).present() for layer in layers))
 
 
 def _warn_of_other_batches(session: Session, requested: int, record: RunRecord) -> None:
@@ -136,11 +134,9 @@ def _raise_if_refused(refused: Sequence[tuple[str, str]]) -> None:
     if not refused:
         return
     layers = sorted({layer for layer, _ in refused})
-    images = sorted({image for _, image in refused})
-    more = f" and {len(images) - 5} more" if len(images) > 5 else ""
+    images = shorten(map(repr, sorted({image for _, image in refused})), counts=True)
     raise InputError(
-        f"features of {', '.join(repr(image) for image in images[:5])}{more} in layer {', '.join(layers)} are NaN or "
-        "infinite, or do not fit the stored type; no similarity can be computed from them: with half precision, use "
-        "model.precision: float32 and features.dtype: float32, else leave these images out; then start in a new run "
-        "directory"
+        f"features of {images} in layer {', '.join(layers)} are NaN or infinite, or do not fit the stored type; no "
+        "similarity can be computed from them: with half precision, use model.precision: float32 and features.dtype: "
+        "float32, else leave these images out; then start in a new run directory"
     )

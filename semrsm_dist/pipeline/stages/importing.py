@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine.protocol import Receipt, Task
-from semrsm_dist.errors import InputError, MissingInputError, WorkError
+from semrsm_dist.errors import InputError, MissingInputError, WorkError, shorten
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
 from semrsm_dist.pipeline.kept import continue_without, settle
@@ -177,8 +177,7 @@ def _has_changed(data: FeaturesData, known: SourceAnswer, store: FeatureStore) -
 
 
 def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> None:
-    names = [f"{image_ids[index]!r} (index {index}, layer {layer})" for layer, index, _ in refused[:5]]
-    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+    names = (f"{image_ids[index]!r} (index {index}, layer {layer})" for layer, index, _ in refused)
     what = (
         "do not fit the stored type: values overflow it, or are so small that it loses their digits; the similarities "
         "would be wrong: scale the features, or use features.dtype: float32 if it is float16"
@@ -187,5 +186,5 @@ def _refuse(refused: Sequence[Refused], image_ids: Sequence[str], side: str) -> 
         "of it"
     )
     raise InputError(
-        f"{side}: features of {', '.join(names)}{more} {what}; then start in a new run directory"
+        f"{side}: features of {shorten(names, counts=True)} {what}; then start in a new run directory"
     )

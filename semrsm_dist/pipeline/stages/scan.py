@@ -6,13 +6,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from semrsm_dist.data.annotations import shorten
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import OK, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import ConfigError, InputError, StorageError
-from semrsm_dist.pipeline.faults import attempt_each, first_cause
+from semrsm_dist.errors import ConfigError, InputError, StorageError, counted, shorten
+from semrsm_dist.pipeline.faults import attempt_each, first_cause, list_some
 from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import cut
@@ -20,7 +19,6 @@ from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import ModelAnswer, Side
 
 SCAN_BATCH = 64
-SHOWN = 10
 
 THIN = 16
 """Ratio of an image's sides from which on the preprocessing is asked whether it can resize the image."""
@@ -199,7 +197,7 @@ def require_enough(rectangular: bool, counts: Mapping[Side, int]) -> None:
     for side, count in counts.items():
         if count < least:
             raise InputError(
-                f"{side}: {count} usable image{'' if count == 1 else 's'}, but a similarity matrix needs at least "
+                f"{side}: {counted(count, 'usable image')}, but a similarity matrix needs at least "
                 f"{least}; add images, or check the path and the file types"
             )
 
@@ -208,16 +206,15 @@ def _check_readable(session: Session, side: str, manifest: Manifest) -> None:
     bad = manifest.unreadable
     if not bad:
         return
-    shown = "\n".join(f"  {row.image_id}: {row.error}" for row in bad[:SHOWN])
-    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    shown = list_some([f"{row.image_id}: {row.error}" for row in bad])
     if session.config.unreadable == "refuse":
         raise InputError(
-            f"{side}: {len(bad)} of {len(manifest)} images cannot be read, so nothing was computed:\n{shown}{more}\n"
+            f"{side}: {len(bad)} of {len(manifest)} images cannot be read, so nothing was computed:\n{shown}\n"
             "Fix or remove them, or go on without them with unreadable: skip"
         )
     session.warn(
         f"{side}: {len(bad)} of {len(manifest)} images cannot be read and are left out (listed in "
-        f"{session.directory.manifest(side).name}):\n{shown}{more}"
+        f"{session.directory.manifest(side).name}):\n{shown}"
     )
 
 

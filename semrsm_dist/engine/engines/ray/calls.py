@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from semrsm_dist.engine.engines.ray.reporting import SignOfLife
 from semrsm_dist.engine.protocol import Begun, Crash, Event, Finished, Progress, Task
-from semrsm_dist.errors import SemrsmError, WorkerLostError, first_line
+from semrsm_dist.errors import SemrsmError, WorkerLostError, first_line, shorten
 
 MESSAGE_SECONDS = 0.005
 """The driver's time for each message of a worker."""
@@ -47,14 +47,12 @@ def await_end(calls: Iterable[tuple[Call, Task]]) -> list[Call]:
     _, left = ray.wait(list(ends), num_returns=len(ends), timeout=CLOSE_SECONDS, fetch_local=False)
     late = [ends[end] for end in left]
     if late:
-        names = ", ".join(str(task.units[0]) for _, task in late[:MOST_NAMED])
         log.warning(
             "tasks that have not ended %.0f s after their pool was closed, whose processes are killed: %d (first "
-            "units: %s%s)",
+            "units: %s)",
             CLOSE_SECONDS,
             len(late),
-            names,
-            ", ..." if len(late) > MOST_NAMED else "",
+            shorten((task.units[0] for _, task in late), MOST_NAMED),
         )
     return [call for call, _ in late]
 

@@ -58,9 +58,14 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument(
         "-h", "--help", action=_ExperimentsHelp, nargs=0, help="show this help message and exit"
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="its name; semrsm evaluate --help lists all")
     parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="the run it uses; digit scenes by default"
+        "experiment", metavar="EXPERIMENT", help="name of the experiment; semrsm evaluate --help lists them"
+    )
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="configuration of the run to judge; digit scenes by default",
     )
     _add_set(parser)
     parser.add_argument(
@@ -69,89 +74,106 @@ def _add_evaluate(parser: Parser) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="parameters",
-        help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'",
+        help="a parameter of the experiment, such as seed=1 or 'k=[1, 5]'; may be repeated",
     )
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder for table and figure; RUN/evaluation by default",
+        help="folder for the table and the figure; RUN/evaluation by default",
     )
     _add_engine(parser)
 
 
 def _add_status(parser: Parser) -> None:
     _add_directory(parser)
-    _add_json(parser, "for programs; with --watch, one object per line")
+    _add_json(parser, "print JSON, for programs; with --watch, one object per line")
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="again and again, in place on a terminal, until no driver is at work",
+        help="repeat until no driver is at work: in place on a terminal, else a line for each change",
     )
 
 
 def _add_report(parser: Parser) -> None:
-    _add_directory(parser, "the run directory; of an unfinished run, what there is is shown")
+    _add_directory(parser, "the run directory; the page of an unfinished run shows what there is")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="the HTML file to write; RUN/report.html by default"
     )
 
 
 def _add_view(parser: Parser) -> None:
-    _add_directory(parser, "the run directory; of an unfinished run, what there is is shown")
+    _add_directory(parser, "the run directory; the page of an unfinished run shows what there is")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="name or address to listen at; by default, only this machine can connect",
-    )
-    parser.add_argument("--port", type=int, default=0, help="any that is free by default")
-    parser.add_argument(
-        "--no-browser", action="store_true", help="only print the address, and open no browser at it"
+        help="name or address to listen on; by default, only this machine can connect",
     )
     parser.add_argument(
-        "--bundle", type=Path, metavar="FOLDER", help="serve nothing; write a static site for any web server"
+        "--port", type=int, default=0, metavar="N", help="port to listen on; by default, any free one"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="print the address, but open no browser")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="FOLDER",
+        help="write a static site for any web server, and serve nothing",
     )
 
 
 def _add_verify(parser: Parser) -> None:
     _add_directory(parser)
-    parser.add_argument("--fast", action="store_true", help="only list and decode all chunks")
     parser.add_argument(
-        "--images", action="store_true", help="read the images, or ready-made features, and compare them too"
+        "--fast", action="store_true", help="list and decode all chunks, and check nothing else"
     )
     parser.add_argument(
-        "--sample", type=int, default=1000, metavar="N", help="pairs of each layer that are solved again"
+        "--images", action="store_true", help="read and compare the images, or ready-made features, too"
     )
-    parser.add_argument("--seed", type=int, help="of the sample; another one each time by default")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of pairs of each layer to solve again; 1000 by default",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the sample; by default, a new one each time"
+    )
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="remove what is broken, and compute it again as the last session would have",
+        help="remove what is broken, and compute it again with the configuration of the last session",
     )
     _add_json(parser)
     _add_engine(parser)
 
 
 def _add_models(parser: Parser) -> None:
-    parser.add_argument("pattern", nargs="?", default="*", help="a glob such as 'resnet*'")
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="*",
+        help="a glob, such as 'resnet*'; by default, all",
+    )
     parser.add_argument(
         "--weights",
         choices=("digits", "package", "pretrained", "random"),
-        help="only models with these weights",
+        help="list only models with these weights",
     )
 
 
 def _add_layers(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, as semrsm models lists it")
     parser.add_argument(
-        "--modules", action="store_true", help="every module that can be read, not only the stages"
+        "--modules", action="store_true", help="list every module that can be read, not only the stages"
     )
     parser.add_argument(
         "--weights",
         choices=("random", "digits"),
         default="random",
-        help="digits: the network as shipped, whose patches may differ from timm's",
+        help="digits: the network that ships with the package, whose patches may differ from timm's; random by default",
     )
     parser.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the input image, in pixels")
 
@@ -162,18 +184,21 @@ def _add_export(parser: Parser) -> None:
         "--to",
         choices=(*OF_MATRICES, *OF_NEIGHBOURS),
         default="npy",
-        help="; ".join(
-            f"of {kept}, {', '.join(f'{name} ({about})' for name, about in formats.items())}"
+        help="output format, npy by default: "
+        + "; ".join(
+            f"for {kept}, {', '.join(f'{name} ({about})' for name, about in formats.items())}"
             for kept, formats in (("matrices", OF_MATRICES), ("neighbours", OF_NEIGHBOURS))
         ),
     )
     parser.add_argument(
-        "--layer", action="append", help="a layer; by default, those that the last session requested"
+        "--layer",
+        action="append",
+        help="a layer; may be repeated; by default, those that the last session requested",
     )
     parser.add_argument(
         "--kernel",
         action="append",
-        help="linear, cosine or rbf; by default, those of the configuration that the format can hold",
+        help="linear, cosine or rbf; may be repeated; by default, those of the configuration that the format can hold",
     )
     parser.add_argument("--kind", action="append", help="semantic or spatio-semantic; by default, both")
     parser.add_argument(
@@ -184,12 +209,12 @@ def _add_export(parser: Parser) -> None:
 _COMMANDS = {
     "run": ("compute a run, or what is missing of it", _add_run),
     "plan": ("estimate the cost of a run, from a calibration on its own images", _add_plan),
-    "validate": ("print the resolved configuration, or its mistakes", _add_validate),
+    "validate": ("print the configuration with all defaults, or list its mistakes", _add_validate),
     "evaluate": ("run an experiment: what are the matrices worth?", _add_evaluate),
     "status": ("show progress, rate, time left and failed tiles of a run", _add_status),
     "report": ("write a page that shows the results of a run in any browser", _add_report),
     "view": ("show the results of a run of any size in a browser", _add_view),
-    "verify": ("check all that is stored of a run, and repair what is broken", _add_verify),
+    "verify": ("check everything that is stored of a run, and repair what is broken", _add_verify),
     "models": ("list models by name, with their available weights", _add_models),
     "layers": ("list the layers of a model, with their tokens (S) and channels (C)", _add_layers),
     "export": ("write similarity matrices, or neighbours, in another format", _add_export),
@@ -209,7 +234,7 @@ def _add_directory(parser: Parser, text: str = "the run directory") -> None:
     parser.add_argument("run", metavar="RUN", help=text)
 
 
-def _add_json(parser: Parser, text: str = "for programs") -> None:
+def _add_json(parser: Parser, text: str = "print JSON, for programs") -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
 
@@ -219,7 +244,7 @@ def _add_set(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace a value of the configuration, by dotted key",
+        help="replace a value of the configuration, named by its dotted key; may be repeated",
     )
 
 
@@ -228,15 +253,19 @@ def _add_engine(parser: Parser) -> None:
         "--log-format",
         choices=logs.FORMATS,
         default=os.environ.get(logs.VARIABLE, "text"),
-        help=f"of progress, warnings and errors; json is one object per line, also of workers ({logs.VARIABLE})",
+        help=f"format of progress, warnings and errors; json: one object per line, on workers too ({logs.VARIABLE})",
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="where the work runs: local, ray or one that is installed"
+        "--engine",
+        metavar="NAME",
+        help="where the work runs: local, ray, or an engine of an installed plugin",
     )
     parser.add_argument(
-        "--address", help="cluster that the engine joins; without it Ray starts one on this machine"
+        "--address", help="cluster that the engine joins; without it, ray starts one on this machine"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="maximum CPU slots; all by default")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="use at most this many CPU slots; by default, all"
+    )
 
 
 # --- what argparse lacks -----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Parameters(Section):
     model_config = ConfigDict(strict=True)
 
     seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="of the bootstrap, and of whatever else is drawn by chance"
+        0, ge=0, le=2**32 - 1, description="random seed of the bootstrap and of everything else that is drawn"
     )
 
     @model_validator(mode="before")

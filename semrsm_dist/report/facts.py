@@ -174,7 +174,7 @@ def _times(run: Run, summary: Summary) -> str:
         rows.append(
             [stage, Number(format_seconds(value)), rate, tally.get("computed", ""), tally.get("found", "")]
         )
-    head = ["stage", "time", "throughput", "units computed", "found done"]
+    head = ["stage", "time", "throughput", "units computed", "already there"]
     return table(head, rows, caption="Times of the last session that computed anything")
 
 

@@ -144,7 +144,7 @@ def test_a_run_tells_results_on_stdout_and_progress_on_stderr(place):
     assert re.search(r"^last +6 +4 +276 +\S+ +\S+ +0$", out, re.M)
     assert re.search(r"^time: .*import.*matching.*assembly", out, re.M)
     assert re.search(r"^matching: 552 pairs, \d+ pairs/s", out, re.M)
-    assert "matching: 20 tiles computed, 0 found done" in out
+    assert "matching: 20 tiles computed, 0 already there" in out
     assert re.search(r"^layer +k +spatio-semantic F1@k +average pooling F1@k +semantic F1@k$", out, re.M)
     assert "open_run('runs/mine')" in out
     assert (place / "runs" / "mine" / "figures" / "overview.png").stat().st_size > 1000

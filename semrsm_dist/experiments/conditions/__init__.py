@@ -16,7 +16,7 @@ class ConditionsParameters(Parameters):
     layers: Many[str] | None = Field(
         None,
         min_length=1,
-        description="as in a configuration; by default an early and the last one of the run's",
+        description="names or globs, as in a configuration; by default an early layer and the last one of the run",
     )
     factors: Many[Factor] = Field(
         get_args(Factor), min_length=1, description="which conditions to vary; by default all"
@@ -24,7 +24,7 @@ class ConditionsParameters(Parameters):
     kernel: Kernel = Field(
         "cosine", description="linear, cosine or rbf; average pooling is compared by cosine"
     )
-    resamples: Positive = Field(1000, description="of the bootstrap over queries")
+    resamples: Positive = Field(1000, description="bootstrap samples, over queries")
 
 
 EXPERIMENT = Experiment(

@@ -16,7 +16,7 @@ class KernelsParameters(Parameters):
         description="RBF widths, in units of the median width",
     )
     resamples: Positive = Field(
-        1000, description="of the bootstrap, over queries for F1 and over images for correlations"
+        1000, description="bootstrap samples, over queries for F1 and over images for correlations"
     )
 
 

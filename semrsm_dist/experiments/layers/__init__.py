@@ -26,13 +26,13 @@ class LayersParameters(Parameters):
     """What is compared with what."""
 
     kernel: Kernel = Field("cosine", description="linear, cosine or rbf")
-    resamples: Positive = Field(200, description="of the bootstrap over images")
+    resamples: Positive = Field(200, description="bootstrap samples, over images")
     variants: Annotated[Many[str], AfterValidator(_require_variants)] | None = Field(
         None,
-        description="networks to make of the run's own and to compare with it: pruned-SHARE, fine-tuned; by default "
+        description="networks to make from the run's own and to compare with it: pruned-SHARE, fine-tuned; by default "
         "some of each if the network is one that ships, else none",
     )
-    images: int = Field(200, ge=2, description="scenes of digits that variants are run on, at most")
+    images: int = Field(200, ge=2, description="largest number of digit scenes that variants are run on")
     other: LocalPath | None = Field(None, description="configuration of another run of the same images")
 
 

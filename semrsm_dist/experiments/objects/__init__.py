@@ -25,7 +25,7 @@ class ObjectsParameters(Parameters):
         "hits, and resampled together",
     )
     resamples: Positive = Field(
-        4000, description="of the bootstrap over queries, or groups of near-duplicates"
+        4000, description="bootstrap samples, over queries or groups of near-duplicates"
     )
 
 

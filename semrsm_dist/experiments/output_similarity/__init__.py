@@ -11,7 +11,7 @@ from semrsm_dist.fields import LocalPath
 class OutputSimilarityParameters(Parameters):
     """Which outputs."""
 
-    resamples: Positive = Field(300, description="of the bootstrap over images")
+    resamples: Positive = Field(300, description="bootstrap samples, over images")
     probabilities: LocalPath | None = Field(
         None,
         description="a .npy file (images, classes) in the order of the run's images, in place of the model's own",

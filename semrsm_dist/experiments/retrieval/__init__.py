@@ -10,11 +10,13 @@ from semrsm_dist.experiments.experiment import Experiment, Many, Parameters, Pos
 class RetrievalParameters(Parameters):
     """Which scores, and how baselines are fitted."""
 
-    k: Many[Positive] = Field((1, 3, 5, 10), min_length=1, description="hits per query, one score each")
+    k: Many[Positive] = Field(
+        (1, 3, 5, 10), min_length=1, description="hits per query, with one score for each"
+    )
     variance: float = Field(
         0.95, gt=0, le=1, description="share of the variance that PCA keeps before whitening"
     )
-    centroids: Positive = Field(16, description="of VLAD")
+    centroids: Positive = Field(16, description="number of centroids of VLAD")
     gem: float = Field(
         3.0, ge=1, allow_inf_nan=False, description="power of GeM pooling; 1 is average pooling"
     )
@@ -33,7 +35,7 @@ class RetrievalParameters(Parameters):
         "addition to the groups of the data",
     )
     resamples: Positive = Field(
-        1000, description="of the bootstrap over queries; the database stays as it is"
+        1000, description="bootstrap samples, over queries; the database stays as it is"
     )
     min_area: float = Field(
         0.0,
@@ -43,8 +45,9 @@ class RetrievalParameters(Parameters):
     )
     weights: Literal["none", "count", "area"] = Field(
         "none",
-        description="of labels in F1, where the source knows them: the number or the area of their objects, so that a "
-        "hit need not share what is small; F1 is then the complement of the Bray-Curtis dissimilarity",
+        description="how labels are weighted in F1, where the source knows this: by the number or the area of their "
+        "objects, so that a hit need not share what is small; F1 is then the complement of the Bray-Curtis "
+        "dissimilarity",
     )
     search: Literal["matrix", "progressive"] = Field(
         "matrix",

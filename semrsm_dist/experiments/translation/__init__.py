@@ -13,7 +13,7 @@ from semrsm_dist.experiments.experiment import Experiment, Many, Parameters, Pos
 class TranslationParameters(Parameters):
     """Which crops."""
 
-    images: int = Field(80, ge=2, description="how many of the run's images to take, drawn by chance")
+    images: int = Field(80, ge=2, description="how many of the run's images to take, drawn at random")
     shifts: Many[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16),
         min_length=1,
@@ -22,7 +22,7 @@ class TranslationParameters(Parameters):
     share: float = Field(
         SHARE, gt=0, le=1, description="side of the crops, as a share of the image's shorter side"
     )
-    resamples: Positive = Field(1000, description="of the bootstrap over images")
+    resamples: Positive = Field(1000, description="bootstrap samples, over images")
 
     @model_validator(mode="after")
     def _require_room(self) -> TranslationParameters:

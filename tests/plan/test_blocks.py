@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.matching.matchers import make_matcher
-from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker
+from semrsm_dist.pipeline.stages.matching_worker import MatchingWorker, PanelLimits
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
 from semrsm_dist.plan.tiling import Layout, Tile
 
@@ -48,7 +48,12 @@ class Loader(MatchingWorker):
     def __init__(self, row_side, layouts, room, most=1000):
         sizes = {layer: min(most, layout.tile_size) for layer, layout in layouts.items()}
         super().__init__(
-            "run", row_side, layouts, None, {layer: (size, PANEL) for layer, size in sizes.items()}, room
+            "run",
+            row_side,
+            layouts,
+            None,
+            {layer: PanelLimits(size, PANEL) for layer, size in sizes.items()},
+            room,
         )
         object.__setattr__(self, "loads", [])
         object.__setattr__(self, "most", 0)
@@ -165,7 +170,7 @@ def test_two_panels_are_held_whatever_the_memory():
 
 def test_a_worker_travels_without_its_panels():
     layouts = {"a": Layout(4, 4, 1, symmetric=True)}
-    worker = MatchingWorker("run", "images", layouts, make_matcher("auction"), {"a": (1, 1)}, 9)
+    worker = MatchingWorker("run", "images", layouts, make_matcher("auction"), {"a": PanelLimits(1, 1)}, 9)
     worker._held.panels["images", "a", 0, 1] = object()
     sent = pickle.loads(pickle.dumps(worker))
     assert sent == worker

@@ -20,7 +20,7 @@ from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.memory import WorkerMemory
 from semrsm_dist.pipeline.session import Estimate, Session
 from semrsm_dist.pipeline.sizing import count_workers, matching_memory
-from semrsm_dist.pipeline.stages.matching_worker import ActorFactory, MatchingWorker, TileChecker
+from semrsm_dist.pipeline.stages.matching_worker import ActorFactory, MatchingWorker, PanelLimits, TileChecker
 from semrsm_dist.pipeline.stages.neighbours import read_groups
 from semrsm_dist.pipeline.stages.neighbours_worker import SearchWorker
 from semrsm_dist.plan.blocks import BlockPlanner, LayerWork
@@ -112,13 +112,13 @@ def _make_worker(
 ) -> MatchingWorker:
     """Return the worker that solves tiles or, in a run that keeps neighbours, searches them."""
     run, side, matcher = session.directory.path, record.row_side, memory.matcher
-    panels: dict[str, tuple[int, int]] = {}
+    limits: dict[str, PanelLimits] = {}
     for layer in layouts:
         sizes = record.layers[layer]
         images = memory.panel_size(sizes)
-        panels[layer] = images, memory.prepared_bytes(images, sizes)
+        limits[layer] = PanelLimits(images, memory.prepared_bytes(images, sizes))
     if record.neighbours is None:
-        return MatchingWorker(run, side, layouts, matcher, panels, budget)
+        return MatchingWorker(run, side, layouts, matcher, limits, budget)
     k, threshold = record.neighbours
     wanted = {
         layer: Neighbours(
@@ -129,7 +129,7 @@ def _make_worker(
         for layer in layouts
     }
     groups = read_groups(session.directory, record)
-    return SearchWorker(run, side, layouts, matcher, panels, budget, wanted, groups)
+    return SearchWorker(run, side, layouts, matcher, limits, budget, wanted, groups)
 
 
 def _diagonal_first(works: Sequence[LayerWork]) -> list[list[LayerWork]]:

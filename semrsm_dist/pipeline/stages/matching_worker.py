@@ -30,6 +30,9 @@ from semrsm_dist.store.tiles import TileStore
 LOOK_AHEAD = 1000
 """Parts of tiles among which the panel is sought that is needed last."""
 
+UNSOLVED = TileResult(*np.empty((3, 0, 0)))
+"""The result of a tile of which no part has been solved yet."""
+
 
 class Key(NamedTuple):
     """A panel: consecutive images of a side."""
@@ -45,6 +48,13 @@ class Part(NamedTuple):
 
     rows: Key
     columns: Key
+
+
+class PanelLimits(NamedTuple):
+    """How large a prepared panel of a layer can be."""
+
+    n_images: int
+    n_bytes: int
 
 
 class _Held(threading.local):
@@ -84,8 +94,8 @@ class MatchingWorker:
     layouts: Mapping[str, Layout]
     """The layout of each layer."""
     matcher: Matcher
-    panels: Mapping[str, tuple[int, int]]
-    """For each layer, the most images of a panel, and the memory of one that is prepared, in bytes."""
+    panel_limits: Mapping[str, PanelLimits]
+    """The limits of each layer."""
     room: int
     """Memory for panels in bytes. The two that are being matched are held even if they take more."""
     _held: _Held = field(default_factory=_Held, init=False, repr=False, compare=False)
@@ -120,7 +130,7 @@ class MatchingWorker:
         """Solve the first of the remaining tiles; return what writes it."""
         tile, layout = tiles[0], self.layouts[tiles[0].layer]
         started = time.perf_counter()
-        whole = TileResult(*np.empty((3, 0, 0)))
+        whole = UNSOLVED
         seconds = dict.fromkeys(self.SECONDS, 0.0)
         for number, part in enumerate(self._parts(tile)):
             before = time.perf_counter()
@@ -129,7 +139,7 @@ class MatchingWorker:
             result = self.matcher.solve_tile(*panels, triangular=part.rows == part.columns)
             self.matcher.check_tile(result, *panels)
             del panels  # or they would stay while those of the next part are loaded
-            whole = self._placed(tile, part, result, whole)
+            whole = self._place(tile, part, result, whole)
             seconds["load_seconds"] += loaded - before
             seconds["product_seconds"] += result.products
             seconds["match_seconds"] += result.solving
@@ -140,14 +150,17 @@ class MatchingWorker:
         numbers = whole.matched, whole.identity, whole.upper_bound
         return partial(write_timed, tile, partial(store.write, (tile.row, tile.column), *numbers), counts)
 
-    def _placed(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> TileResult:
-        """Return the tile's result with that of a part, and its mirror image if the tile is on the diagonal."""
+    def _place(self, tile: Tile, part: Part, result: TileResult, whole: TileResult) -> TileResult:
+        """Put the result of a part, and its mirror image if the tile is on the diagonal, into that of the tile.
+
+        `whole` is what earlier parts have made of the tile, `UNSOLVED` for the first part.
+        """
         layout = self.layouts[tile.layer]
         tile_rows, tile_columns = layout.rows(tile.row), layout.columns(tile.column)
         shape = (tile_rows.stop - tile_rows.start, tile_columns.stop - tile_columns.start)
         if result.matched.shape == shape:  # most tiles are solved at once
             return result
-        if whole.matched.shape != shape:
+        if whole is UNSOLVED:
             whole = TileResult(np.empty(shape), np.empty(shape), np.empty(shape))
         rows = slice(part.rows.start - tile_rows.start, part.rows.stop - tile_rows.start)
         columns = slice(part.columns.start - tile_columns.start, part.columns.stop - tile_columns.start)
@@ -160,9 +173,10 @@ class MatchingWorker:
 
     def _parts(self, tile: Tile) -> Iterator[Part]:
         """Yield the parts of a tile: bands of as many row panels as fit, each column by column."""
-        layout, (most, panel_bytes) = self.layouts[tile.layer], self.panels[tile.layer]
-        rows, columns = cut(layout.rows(tile.row), most), cut(layout.columns(tile.column), most)
-        height = max(1, self.room // max(panel_bytes, 1) - 1)
+        layout, limits = self.layouts[tile.layer], self.panel_limits[tile.layer]
+        rows = cut(layout.rows(tile.row), limits.n_images)
+        columns = cut(layout.columns(tile.column), limits.n_images)
+        height = max(1, self.room // max(limits.n_bytes, 1) - 1)
         for first in range(0, len(rows), height):
             for column, row in product(columns, rows[first : first + height]):
                 if not (layout.symmetric and tile.row == tile.column and row.start > column.start):
@@ -186,7 +200,7 @@ class MatchingWorker:
 
     def _make_room(self, key: Key, needed: Part, coming: Iterable[Part]) -> None:
         panels = self._held.panels
-        taken = sum(self.panels[held.layer][1] for held in [*panels, key])
+        taken = sum(self.panel_limits[held.layer].n_bytes for held in [*panels, key])
         if taken <= self.room:
             return
         wanted: dict[Key, int] = {}
@@ -198,7 +212,7 @@ class MatchingWorker:
         while leaving and taken > self.room:
             gone = leaving.pop()
             del panels[gone]
-            taken -= self.panels[gone.layer][1]
+            taken -= self.panel_limits[gone.layer].n_bytes
 
     def _read(self, key: Key) -> Any:
         store = self._held.features(RunDirectory(self.run).features, key.side, key.layer)

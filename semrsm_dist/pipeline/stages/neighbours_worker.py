@@ -186,7 +186,7 @@ class SearchWorker(MatchingWorker):
     def _choose_directions(self, key: Key) -> NDArray[np.float64]:
         """Return the directions of a layer's sketches, from a few images from all over it."""
         n_images = self.layouts[key.layer].n_columns
-        count = min(SAMPLED, n_images, self.panels[key.layer][0])
+        count = min(SAMPLED, n_images, self.panel_limits[key.layer].n_images)
         store = self._held.features(RunDirectory(self.run).features, "images", key.layer)
         spans = [slice(n, n + 1) for n in np.linspace(0, n_images - 1, count).astype(int).tolist()]
         z, counts = (

@@ -37,7 +37,7 @@ class InputError(SemrsmError, ValueError):
 
 
 class MissingInputError(InputError):
-    """There is nothing where an input should be; see `semrsm_dist.pipeline.kept` for those that may be gone."""
+    """There is nothing where an input should be; see `semrsm_dist.pipeline.gone_inputs` for those that may be gone."""
 
 
 class ResumeError(SemrsmError):

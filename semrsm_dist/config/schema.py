@@ -54,6 +54,11 @@ class StorageConfig(Section):
 
     dtype: Annotated[Literal["float32", "float16"], AffectsResult()] = "float32"
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one stored number."""
+        return 2 if self.dtype == "float16" else 4
+
 
 class KernelConfig(Section):
     """A kernel of the run's matrices; `sigma` is the RBF width, from the median distance when absent."""

@@ -17,10 +17,11 @@ from semrsm_dist.engine.protocol import Receipt, Task
 log = logging.getLogger(__name__)
 
 OVERDUE_FACTOR = 4.0
-"""A task is overdue when nothing has come of it for this many times as long as the whole task should take,"""
+"""A task is overdue when nothing has come of it for this many times as long as the whole task should take, and for at
+least `OVERDUE_SECONDS`."""
 
 OVERDUE_SECONDS = 30.0
-"""and for at least this long."""
+"""A task is not overdue before this long, however short it should be."""
 
 HUNG_FACTOR = 10.0
 """A task hangs when nothing has come of it for this many times as long as it should take, and for a set time."""

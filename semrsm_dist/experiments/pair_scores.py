@@ -16,7 +16,7 @@ from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store import arrays, chunks, groups, paths
-from semrsm_dist.store.labels import origin
+from semrsm_dist.store.chunk_labels import origin
 
 Scores = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, is_read_as, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
-from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
+from semrsm_dist.pipeline.gone_inputs import continue_without, read_copy, with_absolute_paths
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.store.feature_source import open_array
 from semrsm_dist.store.features import FeatureStore
@@ -52,7 +52,7 @@ def resolve_features(
             sources[f"{side}/{layer}"] = source
             layer_facts[layer] = layer_facts.get(layer, {}) | _facts(side, layer, source)
         _require_equal(side, counts)
-        listings[side] = settle(data.find_table(cached.listings.get(side)))
+        listings[side] = with_absolute_paths(data.find_table(cached.listings.get(side)))
         manifests[side] = _identify_images(
             session, side, data, next(iter(counts.values())), cached.listings.get(side)
         )
@@ -109,7 +109,7 @@ def _identify_images(
         return _list_images(side, data, n_images, known)
     except MissingInputError as error:
         copy = read_copy(session, side)
-        if copy is None or known != settle(data.find_table(known)):
+        if copy is None or known != with_absolute_paths(data.find_table(known)):
             raise
         continue_without(session, str(error), [])  # no features are made from it
         return copy
@@ -184,7 +184,11 @@ def _find_source(
     try:
         source = open_array(path, data.layout, layer)
     except MissingInputError as error:
-        if known is None or known.path != settle(path) or not is_read_as(data.layout, known.layout):
+        if (
+            known is None
+            or known.path != with_absolute_paths(path)
+            or not is_read_as(data.layout, known.layout)
+        ):
             raise
         continue_without(session, str(error), [(side, layer)])
         found = known
@@ -192,7 +196,7 @@ def _find_source(
         found = _describe(path, source)
     counts = _load_counts(session, side, layer, data, found, known)
     about_counts = {
-        "token_counts_path": settle(counts_path),
+        "token_counts_path": with_absolute_paths(counts_path),
         "token_counts_sha256": None if counts_path is None else hash_token_counts(counts),
         "unequal": bool(counts.min() < found.sizes.n_tokens),
     }
@@ -202,7 +206,7 @@ def _find_source(
 def _describe(path: Path, source: FeatureArray) -> SourceAnswer:
     """Return what is found by opening features, without their digest."""
     return SourceAnswer(
-        path=settle(path),
+        path=with_absolute_paths(path),
         signature=source.signature(),
         layout=source.layout,
         sha256="",
@@ -225,7 +229,7 @@ def _load_counts(
     try:
         return load_token_counts(path, features.n_images, features.sizes.n_tokens)
     except MissingInputError as error:
-        if known is None or known.token_counts_path != settle(path):
+        if known is None or known.token_counts_path != with_absolute_paths(path):
             raise
         continue_without(session, str(error), [(side, layer)])
         return FeatureStore(session.directory.features, side, layer).read_token_counts()

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semrsm_dist.config.schema import ModelConfig, StorageConfig
+from semrsm_dist.config.schema import ModelConfig
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.opening import require_input
@@ -26,7 +26,7 @@ from semrsm_dist.features.spec import WEIGHTS, ModelSpec, resolve_precision, wei
 from semrsm_dist.fields import fingerprint_fields
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.feature_inputs import resolve_features
-from semrsm_dist.pipeline.kept import continue_without, read_copy, settle
+from semrsm_dist.pipeline.gone_inputs import continue_without, read_copy, with_absolute_paths
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import list_images, scan_images, warn_of_copies
 from semrsm_dist.store.fingerprint import Fingerprint, flatten
@@ -75,7 +75,7 @@ def resolve_inputs(session: Session, matcher: Matcher, record: RunRecord | None)
         sources = {side: data for side, data in sides.items() if isinstance(data, ImageSource)}
         manifests, model = _resolve_images(session, sources, cached)
         layers, layer_facts = model.layers, {}
-        listings = {side: settle(source) for side, source in sources.items()}
+        listings = {side: with_absolute_paths(source) for side, source in sources.items()}
         cached = Answers(model=model, listings=listings)
         facts = flatten({"model": {**model.facts, "precision": model.precision}})
         facts |= {f"model.{key}": True for key in ("compile", "jpeg_draft") if getattr(config.model, key)}
@@ -124,7 +124,7 @@ def _resolve_images(
             entries[side] = list_images(session, source)
         except MissingInputError as error:
             copy = read_copy(session, side)
-            if copy is None or cached.listings.get(side) != settle(source):
+            if copy is None or cached.listings.get(side) != with_absolute_paths(source):
                 raise
             copies[side] = copy, str(error)
     model = _identify_model(session, config, cached.model, tuple(sources))
@@ -255,8 +255,3 @@ def compare(inputs: RunInputs, record: RunRecord) -> tuple[Fingerprint, Fingerpr
             recorded |= record.layers[layer].facts
             requested |= facts
     return recorded, requested
-
-
-def storage_itemsize(config: StorageConfig) -> int:
-    """Return the bytes of one stored feature."""
-    return 2 if config.dtype == "float16" else 4

@@ -10,7 +10,6 @@ from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.errors import ConfigError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.search.block import search_bytes
-from semrsm_dist.pipeline.inputs import storage_itemsize
 from semrsm_dist.plan.tiling import matrix_shape
 from semrsm_dist.store.record import LayerRecord, LayerSizes, RunRecord, Side
 
@@ -110,4 +109,4 @@ class WorkerMemory:
 
     def _loading_bytes(self, sizes: LayerSizes, n_images: int) -> int:
         """Return the memory of a panel between the disk and its preparation: as stored, and one wider copy."""
-        return n_images * sizes.n_tokens * sizes.n_channels * (storage_itemsize(self.config.features) + 8)
+        return n_images * sizes.n_tokens * sizes.n_channels * (self.config.features.itemsize + 8)

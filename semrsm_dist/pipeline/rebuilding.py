@@ -1,7 +1,8 @@
 """A record that was lost with its copy is made anew, from the configuration, the images, and the arrays that are left.
 
-Each array names its origin: an id of the fingerprint and the array's place in the run (`semrsm_dist.store.labels`). So
-arrays that were made from other inputs, or by another configuration, are never taken for those of this run.
+Each array names its origin: an id of the fingerprint and the array's place in the run
+(`semrsm_dist.store.chunk_labels`). So arrays that were made from other inputs, or by another configuration, are never
+taken for those of this run.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from semrsm_dist.errors import ResumeError, StorageError
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.store import chunks, groups
+from semrsm_dist.store.chunk_labels import ORIGIN, origin
 from semrsm_dist.store.directory import RECORD
 from semrsm_dist.store.features import FEATURES, FeatureStore
-from semrsm_dist.store.labels import ORIGIN, origin
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import RunRecord
 from semrsm_dist.store.results import tile_files

@@ -17,7 +17,7 @@ from semrsm_dist.engine.protocol import Engine, Pool, Receipt, Resources, Task, 
 from semrsm_dist.engine.schedule import Failure, Schedule
 from semrsm_dist.engine.scheduler import run_schedule
 from semrsm_dist.errors import printable
-from semrsm_dist.pipeline.watching import Pulse
+from semrsm_dist.pipeline.pulse import Pulse
 from semrsm_dist.progress import Reporter
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.inventory import Inventory

@@ -12,7 +12,7 @@ from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.engine.protocol import Engine
 from semrsm_dist.errors import ConfigError, LimitError, StorageError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.pipeline.inputs import RunInputs, find_version, storage_itemsize
+from semrsm_dist.pipeline.inputs import RunInputs, find_version
 from semrsm_dist.pipeline.memory import PAIR_BYTES, WorkerMemory, allowed_memory
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.cost import feature_bytes, neighbour_bytes, result_bytes
@@ -156,7 +156,7 @@ def _chunk_size(config: RunConfig, inputs: RunInputs, layers: Mapping[str, Layer
         size *= 2
     if not all(isinstance(data, FeaturesData) for data in (config.data, config.queries or config.data)):
         return size
-    itemsize = storage_itemsize(config.features)
+    itemsize = config.features.itemsize
     image_bytes = max(layer.n_tokens * layer.n_channels * itemsize for layer in layers.values())
     tile = min(layer.tile_size for layer in layers.values())
     return max(size, _power_of_two(min(tile, IMPORTED_CHUNK_BYTES // image_bytes)))
@@ -178,7 +178,7 @@ def layer_result_bytes(config: RunConfig, matcher: Matcher, layout: Layout) -> i
 
 def largest_disk_bytes(config: RunConfig, matcher: Matcher, record: RunRecord) -> int:
     """Return the bytes of a run's features and results if nothing could be compressed."""
-    itemsize, needed = storage_itemsize(config.features), 0
+    itemsize, needed = config.features.itemsize, 0
     for name, layer in record.layers.items():
         needed += layer_result_bytes(config, matcher, record.layout(name)) + sum(
             feature_bytes(count, layer.n_tokens, layer.n_channels, itemsize)

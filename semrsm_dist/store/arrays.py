@@ -19,9 +19,9 @@ from zarr.storage import MemoryStore, StorePath
 from semrsm_dist.data.opening import NOT_THERE, NotAFileError
 from semrsm_dist.errors import StorageError, reason_of, unreadable
 from semrsm_dist.store import paths
+from semrsm_dist.store.chunk_labels import ORIGIN, LabellingStore, read_label
 from semrsm_dist.store.chunks import FOREIGN, DamagedChunkError, find_fault, list_chunks
 from semrsm_dist.store.groups import DamagedDescriptionError, reading_metadata
-from semrsm_dist.store.labels import ORIGIN, LabellingStore, read_label
 from semrsm_dist.store.paths import RunPath
 
 COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
@@ -61,7 +61,7 @@ def create_array(
     dimensions
         The length of each dimension, and that of a chunk, by its name.
     origin
-        What the chunks' labels name; see `semrsm_dist.store.labels.origin`.
+        What the chunks' labels name; see `semrsm_dist.store.chunk_labels.origin`.
 
     Raises
     ------

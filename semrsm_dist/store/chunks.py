@@ -1,8 +1,9 @@
 """Chunks of Zarr arrays, each written once, whole, by one writer.
 
-A chunk that is there, can be decoded and is labelled as the one that belongs there (`semrsm_dist.store.labels`) is
-finished work. Writes go to a temporary name and are renamed (Zarr's local store does that), so a killed writer leaves
-no half chunk under a chunk's name; checksums turn a flipped bit into an error on reading.
+A chunk that is there, can be decoded and is labelled as the one that belongs there
+(`semrsm_dist.store.chunk_labels`) is finished work. Writes go to a temporary name and are renamed (Zarr's local store
+does that), so a killed writer leaves no half chunk under a chunk's name; checksums turn a flipped bit into an error on
+reading.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import StorageError, UnreadableFileError, first_line
 from semrsm_dist.store import paths
-from semrsm_dist.store.labels import read_label
+from semrsm_dist.store.chunk_labels import read_label
 from semrsm_dist.store.paths import RunPath
 
 DECODING_ERRORS = (ValueError, RuntimeError, TypeError, EOFError)

@@ -42,8 +42,8 @@ from semrsm_dist.errors import (
     unreadable,
 )
 from semrsm_dist.store import groups, paths
+from semrsm_dist.store.chunk_labels import ORIGIN
 from semrsm_dist.store.heartbeat import Heartbeat
-from semrsm_dist.store.labels import ORIGIN
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.record import OtherFormatError, RunRecord, read_record
 from semrsm_dist.store.sealed import seal, unseal

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.store import arrays, chunks, groups, paths
-from semrsm_dist.store.labels import origin
+from semrsm_dist.store.chunk_labels import origin
 from semrsm_dist.store.paths import RunPath
 
 FEATURES = "features"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import IncompleteError, StorageError
 from semrsm_dist.store import arrays, chunks, groups, paths
-from semrsm_dist.store.labels import origin
+from semrsm_dist.store.chunk_labels import origin
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.sealed import digest
 
@@ -142,7 +142,7 @@ class LabelledGroup:
             chunks.write_chunk(array, index, values[chunks.chunk_region(array, index)])
 
     def origin(self, run: str, array: str) -> str:
-        """Return the origin of the chunks of an array; see `semrsm_dist.store.labels.origin`."""
+        """Return the origin of the chunks of an array; see `semrsm_dist.store.chunk_labels.origin`."""
         return origin(run, self.root.name, self.layer, array)
 
     def require_finished(self) -> None:

@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, StoreLike
 from semrsm_dist.data import opening
 from semrsm_dist.errors import StorageError, unreadable
 from semrsm_dist.fields import check_run_uri
-from semrsm_dist.store.labels import LabellingStore
+from semrsm_dist.store.chunk_labels import LabellingStore
 from semrsm_dist.store.lease import Lease
 from semrsm_dist.store.locks import DriverLock, FileLock
 from semrsm_dist.store.objects import ObjectPath, ZarrFolder

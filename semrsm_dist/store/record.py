@@ -14,8 +14,8 @@ from semrsm_dist.errors import StorageError, UnreadableFileError, reason_of
 from semrsm_dist.fields import Count, LayerName
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store import paths
+from semrsm_dist.store.chunk_labels import run_id
 from semrsm_dist.store.fingerprint import Fingerprint
-from semrsm_dist.store.labels import run_id
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.sealed import DIGEST, digest
 

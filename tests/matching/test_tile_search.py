@@ -14,7 +14,7 @@ from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.representations import stack_tokens
 from semrsm_dist.matching.search.block import SearchPanel
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
-from semrsm_dist.matching.search.tile import Neighbours, Pairs, TileSearch, rank_pairs
+from semrsm_dist.matching.search.tile import Criterion, Pairs, TileSearch, rank_pairs
 
 NUMBERS = ("matched", "identity", "upper_bound")
 
@@ -74,7 +74,7 @@ def test_tiles_keep_the_neighbours_of_the_full_matrix(
     n_images, size, k, threshold, single, unequal, symmetric, grouped, known, on_device, seed
 ):
     rng = np.random.default_rng(seed)
-    wanted = Neighbours(k, threshold, single)
+    wanted = Criterion(k, threshold, single)
     z, counts = make(rng, n_images, unequal)
     n_rows = n_images if symmetric else rng.integers(1, n_images)
     first = 0 if symmetric else n_rows  # of the columns
@@ -135,7 +135,7 @@ def test_floors_spare_most_of_the_work():
     z, counts = make(rng, 60, unequal=False)
     panel = Auction().prepare(z, counts)
     rows = SearchPanel.of(panel, principal_directions(panel), double=False)
-    search = TileSearch(Auction(), Neighbours(3, -np.inf, single=True), both=True)
+    search = TileSearch(Auction(), Criterion(3, -np.inf, single=True), both=True)
     none, apart = np.full(60, -np.inf), (np.full(60, -1),) * 2
     pairs, before, _ = search.search(rows, rows, (none, none), apart, triangular=True)
     best, both = merge([pairs], search.wanted, 60, symmetric=True)
@@ -154,7 +154,7 @@ def test_most_pairs_are_left_to_the_gpu_where_images_differ():
     )
     none, apart = np.full(30, -np.inf), (np.full(30, -1),) * 2
     rows = SearchPanel.of(panel, np.zeros((6, 0)), double=False, on_device=True)
-    search = TileSearch(Auction(), Neighbours(2, -np.inf, single=True), True, Auction(tolerance=1e-3))
+    search = TileSearch(Auction(), Criterion(2, -np.inf, single=True), True, Auction(tolerance=1e-3))
     _, counts, _ = search.search(rows, rows, (none, none), apart, triangular=True)
     assert counts.sum() == 30 * 29 / 2
     assert counts[0] > 0.5 * counts.sum()

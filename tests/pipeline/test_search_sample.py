@@ -7,7 +7,7 @@ from semrsm_dist.matching.kernels import cosine
 from semrsm_dist.matching.matchers.auction import Auction
 from semrsm_dist.matching.search.block import SearchPanel
 from semrsm_dist.matching.search.progressive import NOBODY, merge
-from semrsm_dist.matching.search.tile import Neighbours, TileSearch
+from semrsm_dist.matching.search.tile import Criterion, TileSearch
 from semrsm_dist.pipeline.forecast.samples import Pool
 from semrsm_dist.pipeline.forecast.search_sample import sample_search
 from semrsm_dist.plan.tiling import Layout
@@ -37,7 +37,7 @@ def search(z, size, k, threshold):
         SearchPanel.of(matcher.prepare(z[layout.rows(row)]), np.zeros((z.shape[2], 0)), double=False)
         for row in range(layout.row_panels)
     ]
-    tile_search = TileSearch(matcher, Neighbours(k, threshold, single=True), both=True)
+    tile_search = TileSearch(matcher, Criterion(k, threshold, single=True), both=True)
     best, indices = np.full((len(z), k), -np.inf), np.full((len(z), k), NOBODY)
     counts = np.zeros(4, np.int64)
     for row, column in sorted(layout.tiles(), key=lambda tile: tile[0] != tile[1]):

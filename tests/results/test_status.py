@@ -19,7 +19,7 @@ from semrsm_dist.cli.commands import main
 from semrsm_dist.cli.watching import follow
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.engine.schedule import Schedule
-from semrsm_dist.pipeline.watching import Pulse
+from semrsm_dist.pipeline.pulse import Pulse
 from semrsm_dist.results.status import read_status, watch_status
 from semrsm_dist.results.status_text import format_line, format_status
 from semrsm_dist.store.directory import RunDirectory
@@ -225,7 +225,7 @@ def test_a_slow_storage_gets_fewer_heartbeats(tmp_path, monkeypatch):
         time.sleep(0.05)
 
     monkeypatch.setattr(directory, "write_heartbeat", write)
-    monkeypatch.setattr("semrsm_dist.pipeline.watching.BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("semrsm_dist.pipeline.pulse.BEAT_SECONDS", 0.0)
     pulse = Pulse(directory)
     pulse.begin("matching")
     deadline = time.monotonic() + 1

@@ -76,7 +76,7 @@ class Searched(NamedTuple):
     bound_seconds: float
 
 
-class Neighbours(NamedTuple):
+class Criterion(NamedTuple):
     """What decides whether a pair is kept."""
 
     k: int
@@ -92,7 +92,7 @@ class TileSearch:
     """Searches tiles."""
 
     matcher: Auction
-    wanted: Neighbours
+    wanted: Criterion
     """What decides whether a pair is kept."""
     both: bool
     """Whether columns have neighbours, too: rows and columns are the same images."""

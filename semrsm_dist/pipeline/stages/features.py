@@ -40,7 +40,12 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
                 config.features.dtype,
                 record.id_of(layer),
             )
-            _check(session, side, layer, is_needed=layer in unfinished)
+            with session.timed("check"):
+                if layer in unfinished:
+                    _remove_damaged(session, side, layer)
+                else:
+                    group = FeatureStore(session.directory.features, side, layer).group
+                    warn_of_damaged(session, session.inventory, group)
         data = config.data if side == "images" else config.queries
         if isinstance(data, FeaturesData):
             import_features(session, record, side, data, manifest)
@@ -51,16 +56,13 @@ def provide_features(session: Session, record: RunRecord, manifests: Mapping[Sid
         extract_features(session, record, to_extract, sizes)
 
 
-def _check(session: Session, side: Side, layer: str, *, is_needed: bool) -> None:
-    """Read the features that have changed since the last session; of an unfinished layer, remove those damaged."""
+def _remove_damaged(session: Session, side: Side, layer: str) -> None:
+    """Read the features of a layer that have changed since the last session, and remove those that are damaged."""
     group = FeatureStore(session.directory.features, side, layer).group
-    with session.timed("check"):
-        if not is_needed:
-            return warn_of_damaged(session, session.inventory, group)
-        damaged = session.inventory.find_damaged(group)
-        for (_, name), places in damaged.items():
-            for place in places:
-                chunks.delete_chunk(group, name, place)
+    damaged = session.inventory.find_damaged(group)
+    for (_, name), places in damaged.items():
+        for place in places:
+            chunks.delete_chunk(group, name, place)
     if damaged:
         numbers = {place[0] for places in damaged.values() for place in places}
         session.warn(

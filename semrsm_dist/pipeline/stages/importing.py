@@ -21,7 +21,7 @@ from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import InputError, MissingInputError, WorkError, shorten
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, load_token_counts
 from semrsm_dist.pipeline.faults import attempt_each, first_cause
-from semrsm_dist.pipeline.kept import continue_without, settle
+from semrsm_dist.pipeline.gone_inputs import continue_without, with_absolute_paths
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.directory import RunDirectory
@@ -123,7 +123,9 @@ def import_features(
             open_array(data.layers[layer], data.layout, layer)
         except MissingInputError as error:  # features of a run were damaged, and their source is gone
             continue_without(session, str(error), [(side, layer)])
-    worker = ImportWorker(session.directory.path, side, FeaturesData(**settle(data)), record.chunk_size)
+    worker = ImportWorker(
+        session.directory.path, side, FeaturesData(**with_absolute_paths(data)), record.chunk_size
+    )
 
     def recover(unit: ImportChunk) -> Receipt | None:
         is_there = stores[unit.layer].has_chunk(unit.number)

@@ -15,7 +15,7 @@ from semrsm_dist.engine.protocol import Pool, Receipt, Resources, Task
 from semrsm_dist.engine.schedule import Failure
 from semrsm_dist.errors import StorageError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.search.tile import Neighbours
+from semrsm_dist.matching.search.tile import Criterion
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.memory import WorkerMemory
 from semrsm_dist.pipeline.session import Estimate, Session
@@ -121,7 +121,7 @@ def _make_worker(
         return MatchingWorker(run, side, layouts, matcher, limits, budget)
     k, threshold = record.neighbours
     wanted = {
-        layer: Neighbours(
+        layer: Criterion(
             k,
             -np.inf if threshold is None else threshold,
             tile_files(session.directory, record, layer).dtype == np.float32,

@@ -19,7 +19,7 @@ from semrsm_dist.matching.panel import PackedPanel
 from semrsm_dist.matching.search.block import SearchPanel
 from semrsm_dist.matching.search.device_bounds import divide_work
 from semrsm_dist.matching.search.pruning_bounds import principal_directions
-from semrsm_dist.matching.search.tile import Neighbours, Pairs, Searched, TileSearch, rank_pairs
+from semrsm_dist.matching.search.tile import Criterion, Pairs, Searched, TileSearch, rank_pairs
 from semrsm_dist.pipeline.faults import attempt_each
 from semrsm_dist.pipeline.stages.matching_worker import Key, MatchingWorker, Part, write_timed
 from semrsm_dist.plan.tiling import Layout, Tile
@@ -45,7 +45,7 @@ class SearchWorker(MatchingWorker):
     With a matcher on GPUs, these bound all pairs, and the CPU decides what that leaves open.
     """
 
-    wanted: Mapping[str, Neighbours]
+    wanted: Mapping[str, Criterion]
     """For each layer, what decides whether a pair is kept."""
     groups: Groups | None
     """The groups of the images; None if there are none."""
@@ -53,7 +53,7 @@ class SearchWorker(MatchingWorker):
     @override
     def compile(self) -> None:
         matcher, _ = divide_work(cast(Auction, self.matcher))
-        TileSearch(matcher, Neighbours(1, -np.inf, single=True), both=True).compile()
+        TileSearch(matcher, Criterion(1, -np.inf, single=True), both=True).compile()
 
     @override
     def _solve(self, tiles: Sequence[Tile]) -> Callable[[], Receipt]:

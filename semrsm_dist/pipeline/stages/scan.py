@@ -12,7 +12,7 @@ from semrsm_dist.data.source import ImageSource, list_entries
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError, counted, shorten
 from semrsm_dist.pipeline.faults import attempt_each, first_cause, list_some
-from semrsm_dist.pipeline.kept import continue_without, lacking, read_copy
+from semrsm_dist.pipeline.gone_inputs import continue_without, lacking, read_copy
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.plan.tiling import cut
 from semrsm_dist.store.paths import RunPath

@@ -16,10 +16,10 @@ from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.heartbeat import Heartbeat, SetAside, StageProgress, WorkerSpeed
 
 BEAT_SECONDS = 2.0
-"""Time between two heartbeats,"""
+"""Time between two heartbeats, unless `LARGEST_SHARE` makes it longer."""
 
 LARGEST_SHARE = 0.01
-"""unless writing one takes more than this share of the time, as on slow storage."""
+"""Largest share of the time that writing heartbeats may take, as on slow storage."""
 
 RECENT_SECONDS = 120.0
 """The recent rate is that of this much time."""

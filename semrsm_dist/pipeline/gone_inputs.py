@@ -68,12 +68,12 @@ def read_copy(session: Session, side: Side) -> Manifest | None:
         return None
 
 
-def settle(value: Any) -> Any:
+def with_absolute_paths(value: Any) -> Any:
     """Return a section of the configuration for the record: its paths mean the same in any working directory."""
     if isinstance(value, BaseModel):
-        return {name: settle(getattr(value, name)) for name in type(value).model_fields}
+        return {name: with_absolute_paths(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
-        return {name: settle(each) for name, each in value.items()}
+        return {name: with_absolute_paths(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [settle(each) for each in value]
+        return [with_absolute_paths(each) for each in value]
     return str(value.absolute()) if isinstance(value, Path) else value

@@ -21,8 +21,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {
 }  # markers of a JPEG before its sizes: SOF0 to SOF15
 _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 
-MAX_BYTES = 512 * 2**20
-"""Bytes of an image as RGB, unless its source says otherwise: 179 million pixels, beyond which Pillow refuses."""
+PILLOW_MAX_BYTES = 512 * 2**20
+"""Bytes of an image as RGB beyond which Pillow refuses it (179 million pixels): the limit where no source sets one."""
 
 STRIP_PIXELS = 2**18
 """Pixels that are scaled at a time, so that a large image is not held in double precision as a whole."""
@@ -55,7 +55,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def decode_with_mode(
-    data: bytes, name: str, *, max_bytes: int = MAX_BYTES, least: Least | None = None
+    data: bytes, name: str, *, max_bytes: int = PILLOW_MAX_BYTES, least: Least | None = None
 ) -> LoadedImage:
     """Return the image as 8-bit RGB, with the mode it was stored in and the hash of the file.
 

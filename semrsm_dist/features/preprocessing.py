@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from semrsm_dist.data.decode import MAX_BYTES
+from semrsm_dist.data.decode import PILLOW_MAX_BYTES
 from semrsm_dist.errors import ConfigError, InputError
 from semrsm_dist.features.models import Transform
 
@@ -102,11 +102,11 @@ class Preprocessing:
     def find_fault(self, size: tuple[int, int]) -> str | None:
         """Return why an image of this width and height cannot be resized; None if it can."""
         resized = self._resized(size) if all(size) else (0, 0)
-        if resized is None or 0 < 3 * resized[0] * resized[1] <= MAX_BYTES:
+        if resized is None or 0 < 3 * resized[0] * resized[1] <= PILLOW_MAX_BYTES:
             return None
         return (
             f"has {size[0]} x {size[1]} pixels, which the preprocessing would make {resized[0]} x {resized[1]}: at "
-            f"least 1 x 1 and at most {MAX_BYTES // 3} pixels are possible"
+            f"least 1 x 1 and at most {PILLOW_MAX_BYTES // 3} pixels are possible"
         )
 
     def finish(self, batch: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 
 from semrsm_dist.data.entries import UnreadableImageError
 from semrsm_dist.data.manifest import Manifest, scan
-from semrsm_dist.data.sources.voc import MAX_BYTES, VocImages
+from semrsm_dist.data.sources.voc import MAX_ANNOTATION_BYTES, VocImages
 from semrsm_dist.errors import InputError
 from tests.data.annotated_sets import about, voc_object, write_image, write_voc
 
@@ -114,7 +114,7 @@ FETCH = (
         ("<html></html>", "holds <html>, not <annotation>"),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "unknown encoding"),
         ("<annotation><object><name> </name></object></annotation>", "object 1 has no name"),
-        (f"<annotation>{' ' * MAX_BYTES}</annotation>", f"more than {MAX_BYTES} bytes"),
+        (f"<annotation>{' ' * MAX_ANNOTATION_BYTES}</annotation>", f"more than {MAX_ANNOTATION_BYTES} bytes"),
     ],
 )
 def test_voc_annotations_that_are_none_are_refused(tmp_path, text, words):

@@ -100,7 +100,7 @@ def test_without_a_resize_at_its_beginning_the_least_size_is_unknown(transform):
     ],
 )
 def test_images_that_are_too_thin_are_refused_by_name(mode, size, message, monkeypatch):
-    monkeypatch.setattr(preprocessing, "MAX_BYTES", 3 * 36 * 1_000_000)
+    monkeypatch.setattr(preprocessing, "PILLOW_MAX_BYTES", 3 * 36 * 1_000_000)
     found = Preprocessing(create_transform((3, 32, 32), is_training=False, crop_mode=mode))
     with pytest.raises(InputError, match=message):
         found.prepare(Image.new("RGB", size), "thin.png")

@@ -32,7 +32,7 @@ from semrsm_dist.fields import Count, Seed
 _logger = logging.getLogger(__name__)
 
 IMAGES, ANNOTATIONS, SPLITS = "JPEGImages", "Annotations", "ImageSets/Main"
-MAX_BYTES = 2**24
+MAX_ANNOTATION_BYTES = 2**24
 """Of an annotation: those of Pascal VOC take about a thousandth."""
 
 _MARKED = re.compile(r"\S+\s+(-1|0|1)")
@@ -145,7 +145,7 @@ class VocImages(ListedSource):
         where = self._annotation(name)
         if not is_annotated:
             return ImageEntry(name, place_below(self.folder, f"{name}.jpg", where))
-        root = _parse(read_annotation(where, self._remedy(), MAX_BYTES), where)
+        root = _parse(read_annotation(where, self._remedy(), MAX_ANNOTATION_BYTES), where)
         tally = ObjectTally()
         for label, thing in self._objects(root, where):
             tally.add(name, label, box_area(*_box(thing, root)))
@@ -154,7 +154,7 @@ class VocImages(ListedSource):
 
     def _read_boxes(self, name: str) -> list[ObjectBox]:
         where = self._annotation(name)
-        root = _parse(read_annotation(where, self._remedy(), MAX_BYTES), where)
+        root = _parse(read_annotation(where, self._remedy(), MAX_ANNOTATION_BYTES), where)
         return [ObjectBox.within(name, *_box(thing, root)) for _, thing in self._objects(root, where)]
 
     def _annotation(self, name: str) -> str:
@@ -187,9 +187,9 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def _parse(content: bytes, where: str) -> ElementTree.Element:
     """Return the root of an annotation."""
-    if len(content) > MAX_BYTES:
+    if len(content) > MAX_ANNOTATION_BYTES:
         raise InputError(
-            f"{where}: has more than {MAX_BYTES} bytes, so it is no annotation of an image; remove it"
+            f"{where}: has more than {MAX_ANNOTATION_BYTES} bytes, so it is no annotation of an image; remove it"
         )
     try:
         root: ElementTree.Element = ElementTree.fromstring(

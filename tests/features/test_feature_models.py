@@ -283,6 +283,7 @@ def test_position_embeddings_are_resampled_to_another_input_size(tmp_path):
     model = load_model(ModelSpec("test_vit", str(path), 96))
     state, original = model.module.state_dict(), source.module.state_dict()
     assert {name for name in state if not torch.equal(state[name], original[name])} == {"pos_embed"}
+    torch.testing.assert_close(state["pos_embed"], resample_abs_pos_embed(original["pos_embed"], [6, 6]))
 
 
 def save_vit(folder, size, n_classes, **described):

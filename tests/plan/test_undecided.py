@@ -164,6 +164,8 @@ def test_thresholds_that_few_pairs_reach_leave_as_many_whatever_the_rank():
     shares = MatchedShares(5, reaching, 1.0)
     seen = np.array([5.0, 100.0, 1e6])
     np.testing.assert_allclose(shares(seen, seen), [(1 + 0.02) / 4, (0.05 + 0.02) / 4, 10e-6 / 4])
+    few, many = np.array([2.0, 100.0]), np.array([2.0, 1e6])  # 2 are fewer than there are neighbours
+    np.testing.assert_allclose(shares(few, many), [(1 + 0.02) / 4, (0.05 + 0.02) / 4])
 
 
 @settings(max_examples=30)

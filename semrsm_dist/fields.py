@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from semrsm_dist.errors import ConfigError, did_you_mean, hide_secrets
+from semrsm_dist.errors import ConfigError, counted, did_you_mean, hide_secrets
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -242,12 +242,16 @@ def expected(problem: Problem) -> str:
     kind, given, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
     limits = problem.get("ctx", {})
     if kind == "too_short":
-        return f"expected at least {limits['min_length']} of them"
+        return f"expected at least {counted(limits['min_length'], 'item')}"
     if kind == "too_long":
-        return f"expected at most {limits['max_length']} of them"
+        return f"expected at most {counted(limits['max_length'], 'item')}"
     text: str = _EXPECTED.get(kind, message.replace("Input should be", "must be"))
     if kind == "string_type" and isinstance(given, int | float):
         text += "; write it in quotes"
+    if kind == "greater_than_equal" and limits["ge"] and limits["ge"] % 2**20 == 0:
+        text = (
+            f"must be at least {limits['ge'] // 2**20}MiB"  # a number of bytes that people write with a unit
+        )
     if kind == "literal_error":
         text += did_you_mean(str(given), re.findall(r"'([^']+)'", message))
     return text

@@ -78,7 +78,7 @@ from tests.config.conftest import FEATURES, IMAGES, with_data
         ),
         (
             "matching: {worker_memory: 1KiB}",
-            "matching.worker_memory: '1KiB': must be greater than or equal to 167",
+            "matching.worker_memory: '1KiB': must be at least 16MiB",
         ),
         (
             "matching: {matcher: auktion}",
@@ -113,7 +113,7 @@ def test_wrong_values_are_reported_with_their_key(refused, text, message):
             "digits: [4, 1]",
             "data.digits: [4, 1]: expected [smallest, largest], both positive; swap or correct them",
         ),
-        ("digits: [1, 2, 3]", "data.digits: [1, 2, 3]: expected at most 2 of them"),
+        ("digits: [1, 2, 3]", "data.digits: [1, 2, 3]: expected at most 2 items"),
         ("scale: 3", "data.scale: 3: expected a list in brackets, such as [a, b]"),
         ("scale: [4, 2.5]", "data.scale: [4, 2.5]: expected [smallest, largest]"),
         ("scale: [true, 2]", "data.scale.0: True: expected a number"),
@@ -132,7 +132,7 @@ def test_wrong_values_of_digit_scenes(refused, line, message):
     ("layers", "lines"),
     [
         ("{a: b}", ["model.layers: {'a': 'b'}: expected a list in brackets, such as [a, b]"]),
-        ("[]", ["model.layers: []: expected at least 1 of them"]),
+        ("[]", ["model.layers: []: expected at least 1 item"]),
         ("[1, 2]", [f"model.layers.{i}: {i + 1}: expected text; write it in quotes" for i in range(2)]),
     ],
 )
@@ -164,7 +164,7 @@ def test_features_are_local_files(refused):
         "job.yaml:5: data.layers.last: 's3://bucket/last.npy': expected a path in a file system"
     )
     assert refused(FEATURES.replace("\n    last: last.npy", " {}")) == [
-        "job.yaml:4: data.layers: {}: expected at least 1 of them"
+        "job.yaml:4: data.layers: {}: expected at least 1 item"
     ]
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from semrsm_dist.evaluation.retrieval import POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.progress import format_seconds
-from semrsm_dist.report.data import is_certified
 from semrsm_dist.report.evaluations import MOST_ROWS, Evaluation
+from semrsm_dist.report.gathering import is_certified
 from semrsm_dist.report.maps import DECADES, PER_DECADE
 from semrsm_dist.results.run import Run
 

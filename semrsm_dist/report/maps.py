@@ -15,7 +15,7 @@ from semrsm_dist.matching.kernels import derive, derive_pairs, kernel_gap
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.plot.orders import Indices, order_by_label, order_by_similarity, profile_affinity
 from semrsm_dist.progress import Reporter, Stage
-from semrsm_dist.report.model import Array, Derived, Map, Maps, Order, Sequence, Widths
+from semrsm_dist.report.page_data import Array, Derived, Map, Maps, Order, Sequence, Widths
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.tiles import QUANTITIES

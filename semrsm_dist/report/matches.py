@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.errors import StorageError, first_line
 from semrsm_dist.progress import Reporter
-from semrsm_dist.report.model import Array, Matches
+from semrsm_dist.report.page_data import Array, Matches
 from semrsm_dist.results.neighbours import Similarities
 from semrsm_dist.results.run import Run
 

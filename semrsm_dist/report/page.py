@@ -11,9 +11,9 @@ from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.report import facts
 from semrsm_dist.report.bundle import bundle, read_asset
-from semrsm_dist.report.data import Gathered, as_json, gather
 from semrsm_dist.report.evaluations import read_evaluations
-from semrsm_dist.report.model import Data
+from semrsm_dist.report.gathering import Gathered, as_json, gather
+from semrsm_dist.report.page_data import Data
 from semrsm_dist.report.still import still_maps
 from semrsm_dist.results.run import Run
 from semrsm_dist.results.status import read_status

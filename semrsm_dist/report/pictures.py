@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from semrsm_dist.progress import Stage
-from semrsm_dist.report.model import Array, Pictures
+from semrsm_dist.report.page_data import Array, Pictures
 from semrsm_dist.results.images import ImageReader
 
 SHEET = 2048

@@ -24,7 +24,7 @@ from semrsm_dist.evaluation.retrieval import (
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.maps import choose_images, read_pairs
 from semrsm_dist.report.matches import Pair
-from semrsm_dist.report.model import Array, Queries, Ranking
+from semrsm_dist.report.page_data import Array, Queries, Ranking
 from semrsm_dist.results.neighbours import LayerNeighbours, Neighbours
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.features import FeatureStore

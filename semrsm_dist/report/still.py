@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semrsm_dist.plot.heatmap import colour_limits
-from semrsm_dist.report.model import Array, Layer, Map, Maps, Order
+from semrsm_dist.report.page_data import Array, Layer, Map, Maps, Order
 from semrsm_dist.report.pictures import as_url
 
 SIZE = 256

@@ -143,7 +143,7 @@ def test_a_hovered_cell_has_the_numbers_of_the_store(page, run):
 
 def test_a_click_pins_the_pair_and_shows_its_patches(page, run):
     pairs = page.evaluate("JSON.parse(document.getElementById('data').textContent).layers[1].matches.pairs")
-    from semrsm_dist.report.model import Array
+    from semrsm_dist.report.page_data import Array
 
     row, column = map(int, Array.model_validate(pairs).read()[0])
     page.mouse.click(*point_at(page, row, column))

@@ -11,9 +11,9 @@ import semrsm_dist as srs
 from semrsm_dist.evaluation.retrieval import find_hits
 from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import SilentReporter
-from semrsm_dist.report import data as report_data
+from semrsm_dist.report import gathering as report_data
 from semrsm_dist.report import matches as report_matches
-from semrsm_dist.report.data import gather
+from semrsm_dist.report.gathering import gather
 from semrsm_dist.report.pictures import read_picture
 from semrsm_dist.results.images import CHANGED, ImageReader, see, seen_box
 

@@ -12,8 +12,8 @@ from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.report import facts
 from semrsm_dist.report.bundle import MODULES, bundle, colour_scale, read_asset
-from semrsm_dist.report.model import Data
 from semrsm_dist.report.page import write_report
+from semrsm_dist.report.page_data import Data
 from semrsm_dist.store.tiles import TileStore
 
 from .conftest import HOSTILE, make_run

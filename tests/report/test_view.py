@@ -17,7 +17,7 @@ from aiohttp import web
 import semrsm_dist as srs
 from semrsm_dist.cli.commands import main
 from semrsm_dist.errors import ConfigError, StorageError, first_line
-from semrsm_dist.report.model import Data, PairFacts, Queries
+from semrsm_dist.report.page_data import Data, PairFacts, Queries
 from semrsm_dist.report.view import filling, pyramid, tiles
 from semrsm_dist.report.view.cache import Cache
 from semrsm_dist.report.view.listening import listen

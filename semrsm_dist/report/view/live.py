@@ -19,7 +19,7 @@ from semrsm_dist.errors import ConfigError, require_known
 from semrsm_dist.plot.orders import Indices
 from semrsm_dist.progress import Reporter, SilentReporter
 from semrsm_dist.report.bundle import colour_scale
-from semrsm_dist.report.data import (
+from semrsm_dist.report.gathering import (
     LARGE,
     Gathered,
     choose_first,
@@ -37,8 +37,8 @@ from semrsm_dist.report.maps import (
     read_pairs,
 )
 from semrsm_dist.report.matches import match_pairs
-from semrsm_dist.report.model import Data, Images, Layer, Order, PairFacts, Tiles
 from semrsm_dist.report.page import render
+from semrsm_dist.report.page_data import Data, Images, Layer, Order, PairFacts, Tiles
 from semrsm_dist.report.pictures import SIZES, read_picture
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
 from semrsm_dist.report.view.cache import Cache
@@ -187,7 +187,7 @@ class LiveRun:
         return as_bytes(found, symmetric=self.run.is_symmetric), 1.0
 
     def queries(self, layer: str) -> Answer:
-        """Return the queries of a layer as JSON, see `semrsm_dist.report.model.Queries`."""
+        """Return the queries of a layer as JSON, see `semrsm_dist.report.page_data.Queries`."""
         self._require(layer)
         groups = [manifest.groups() for manifest in self._manifests.values()]
         settings = self.run.record.config["retrieval"]["k"], self._labels, groups

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.plot.orders import Indices
 from semrsm_dist.report.maps import Values
-from semrsm_dist.report.model import round_up
+from semrsm_dist.report.page_data import round_up
 from semrsm_dist.results.matrices import Places, compact
 
 TILE = 256

@@ -9,10 +9,10 @@ import numpy as np
 
 from semrsm_dist.errors import ConfigError, StorageError
 from semrsm_dist.progress import Reporter
-from semrsm_dist.report.data import gather
+from semrsm_dist.report.gathering import gather
 from semrsm_dist.report.maps import Orders, cluster_images, kernels_of, order_images
-from semrsm_dist.report.model import Layer, Maps
 from semrsm_dist.report.page import render
+from semrsm_dist.report.page_data import Layer, Maps
 from semrsm_dist.report.view.filling import Source
 from semrsm_dist.report.view.live import as_bytes
 from semrsm_dist.report.view.pyramid import Tile, Window

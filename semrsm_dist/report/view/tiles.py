@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from semrsm_dist.plot.orders import Indices
 from semrsm_dist.report.maps import Orders, kernels_of
-from semrsm_dist.report.model import Order, Tiles
+from semrsm_dist.report.page_data import Order, Tiles
 from semrsm_dist.report.view.cache import Cache
 from semrsm_dist.report.view.filling import Filler, Filling, Source
 from semrsm_dist.report.view.pyramid import TILE, Shape, Sums, Tile, Window, cut, places_of

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from semrsm_dist.report.model import Array
+from semrsm_dist.report.page_data import Array
 
 numbers = arrays(np.float64, st.integers(1, 9), elements=st.floats(-1e30, 1e30) | st.just(np.nan))
 

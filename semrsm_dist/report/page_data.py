@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
 VERSION: Literal[1] = 1
-"""Of this model: a page and its data are of one version."""
+"""Of the format: a page and its data are of one version."""
 
 Order = Literal["given", "label", "cluster"]
 

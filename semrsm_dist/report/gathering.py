@@ -17,7 +17,7 @@ from semrsm_dist.report.bundle import colour_scale
 from semrsm_dist.report.maps import Seen as SeenPairs
 from semrsm_dist.report.maps import make_maps, read_pairs
 from semrsm_dist.report.matches import MATCH_BYTES, Pair, PairChoice, count_pairs, match_pairs
-from semrsm_dist.report.model import Array, Data, Images, Layer, Queries, Seen
+from semrsm_dist.report.page_data import Array, Data, Images, Layer, Queries, Seen
 from semrsm_dist.report.pictures import read_seen, read_thumbnails
 from semrsm_dist.report.retrieval import RetrievalSet, find_queries
 from semrsm_dist.results.images import ImageReader

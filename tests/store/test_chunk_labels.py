@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
 from semrsm_dist.plan.tiling import Layout
-from semrsm_dist.store import arrays, chunks, labels
+from semrsm_dist.store import arrays, chunk_labels, chunks
 from semrsm_dist.store.features import FEATURES, POOLED, SQUARED_NORM, TOKEN_COUNT, FeatureStore
 from semrsm_dist.store.tiles import TileStore
 
@@ -133,14 +133,14 @@ def test_swapped_feature_chunks_are_found_and_made_again(tmp_path, name):
 @given(st.binary(max_size=300), st.text(max_size=60), st.text(max_size=60))
 def test_a_label_is_read_as_it_was_written(content, address, other):
     chunk = content + labels.google_crc32c.value(content).to_bytes(4, "little")
-    labelled = labels.add_label(chunk, address)
+    labelled = chunk_labels.add_label(chunk, address)
     assert labels.google_crc32c.value(labelled[:-4]).to_bytes(4, "little") == labelled[-4:]
-    assert labels.has_label(labelled, address)
-    assert labels.has_label(labelled, other) == (address == other)
+    assert chunk_labels.has_label(labelled, address)
+    assert chunk_labels.has_label(labelled, other) == (address == other)
 
 
 def test_ids_tell_runs_apart():
     facts = {"matching.matcher": "jv", "images.sha256": "0" * 64}
-    assert labels.run_id(facts) == labels.run_id(dict(reversed(facts.items())))
-    assert labels.run_id(facts) != labels.run_id(facts | {"images.sha256": "1" * 64})
-    assert len(labels.run_id(facts)) == 16
+    assert chunk_labels.run_id(facts) == chunk_labels.run_id(dict(reversed(facts.items())))
+    assert chunk_labels.run_id(facts) != chunk_labels.run_id(facts | {"images.sha256": "1" * 64})
+    assert len(chunk_labels.run_id(facts)) == 16

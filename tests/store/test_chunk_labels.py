@@ -132,9 +132,9 @@ def test_swapped_feature_chunks_are_found_and_made_again(tmp_path, name):
 @settings(max_examples=200)
 @given(st.binary(max_size=300), st.text(max_size=60), st.text(max_size=60))
 def test_a_label_is_read_as_it_was_written(content, address, other):
-    chunk = content + labels.google_crc32c.value(content).to_bytes(4, "little")
+    chunk = content + chunk_labels.google_crc32c.value(content).to_bytes(4, "little")
     labelled = chunk_labels.add_label(chunk, address)
-    assert labels.google_crc32c.value(labelled[:-4]).to_bytes(4, "little") == labelled[-4:]
+    assert chunk_labels.google_crc32c.value(labelled[:-4]).to_bytes(4, "little") == labelled[-4:]
     assert chunk_labels.has_label(labelled, address)
     assert chunk_labels.has_label(labelled, other) == (address == other)
 

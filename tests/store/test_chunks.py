@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semrsm_dist.errors import StorageError
-from semrsm_dist.store import arrays, chunks, groups, labels, paths
+from semrsm_dist.store import arrays, chunk_labels, chunks, groups, paths
 
 SHAPE, CHUNKS, GRID = (5, 7), (2, 3), (3, 3)
 rng = np.random.default_rng(0)
@@ -27,7 +27,7 @@ VALUES = rng.normal(size=SHAPE)
 def make(group, name="a", shape=SHAPE, sizes=CHUNKS, dtype="float64", run="id"):
     dimensions = dict(zip("xy", zip(shape, sizes, strict=True), strict=True))
     return arrays.create_array(
-        group, name, dimensions=dimensions, dtype=dtype, origin=labels.origin(run, group.name, name)
+        group, name, dimensions=dimensions, dtype=dtype, origin=chunk_labels.origin(run, group.name, name)
     )
 
 

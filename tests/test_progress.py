@@ -69,6 +69,7 @@ def test_a_stage_says_once_how_long_it_took_and_before_that_only_what_is_so(cloc
         clock.now += 10
         stage.tick()
         clock.now += 5
+        stage.tick()  # the next line is not due yet
     assert stream.getvalue().splitlines() == [
         "matching: 10/10 pairs (100 %), 0.5 pairs/s, finishing",
         "matching: 10/10 pairs (100 %), 0.4 pairs/s, took 25 s",

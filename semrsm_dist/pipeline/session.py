@@ -145,6 +145,7 @@ class Session:
         outcome, schedule = Outcome(), Schedule(tasks, matching.attempts, matching.stall_seconds)
         left = None if estimate is None else estimate.left
         with self.timed(stage), self.reporter.stage(stage, total, unit, done, effort=left) as shown:
+            # `timed` has begun the stage, but without its tasks, of which the heartbeat tells from here on.
             watch = self.pulse.begin(stage, unit, total, done, left, schedule)
             pool = start_pool()
 

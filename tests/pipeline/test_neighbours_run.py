@@ -86,10 +86,13 @@ def test_queries_have_neighbours_among_the_images(shop):
 
 def test_images_of_unequal_numbers_of_tokens_have_neighbours(shop):
     document = shop.of_features("run", clusters(shop), matching={"tile": 16})
-    counts = shop.path / "counts.npy"
-    np.save(counts, np.random.default_rng(2).integers(2, 10, 70))
-    document["data"]["token_counts"] = {"last": str(counts)}
-    assert_neighbours_of_the_matrix(shop, document)
+    counts = np.random.default_rng(2).integers(2, 10, 70)
+    document["data"]["token_counts"] = {"last": str(shop.save("counts.npy", counts))}
+    found = assert_neighbours_of_the_matrix(shop, document).neighbours("last")
+    rows, ranks = np.nonzero(found["index"].values >= 0)
+    differ = counts[rows] != counts[found["index"].values[rows, ranks]]
+    assert differ.any()
+    np.testing.assert_array_equal(np.isnan(found["identity"].values[rows, ranks]), differ)
 
 
 @pytest.mark.parametrize("threshold", (0.9, 1.0))
@@ -121,9 +124,10 @@ def test_more_neighbours_than_images(shop):
 
 def test_norms_that_float32_does_not_hold_are_ranked_in_float64(shop):
     z = np.load(clusters(shop)) * np.float32(1e-17)
-    assert_neighbours_of_the_matrix(
-        shop, shop.of_features("run", shop.save("small.npy", z), matching={"tile": 16})
-    )
+    document = shop.of_features("run", shop.save("small.npy", z), matching={"tile": 16})
+    assert_neighbours_of_the_matrix(shop, document)
+    stored = zarr.open_group(f"{document['run']}-n/neighbours.zarr/last", mode="r")
+    assert stored["matched"].dtype == np.float64
 
 
 def test_tiles_that_do_not_fit_into_memory_are_searched_in_parts(shop):

@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(run, 
 def test_the_size_does_not_grow_with_the_number_of_pairs(tmp_path, monkeypatch):
     for name, n_bytes in (
         ("maps.MAP_BYTES", 50_000),
-        ("data.MATCH_BYTES", 20_000),
+        ("gathering.MATCH_BYTES", 20_000),
         ("retrieval.QUERY_BYTES", 50_000),
     ):
         monkeypatch.setattr(f"semrsm_dist.report.{name}", n_bytes)

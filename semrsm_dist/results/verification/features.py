@@ -67,7 +67,9 @@ def inspect_features(inspection: Inspection, side: str, layer: str, *, needed: b
         {index[0] for index in array.find([chunk_index(name, n) for n in numbers], needed=needed)}
         for name, array in arrays.items()
     ]
-    inspection.each(f"features of {side} {layer}", "feature chunks", sorted(set.intersection(*there)), check)
+    inspection.each(
+        f"features of {layer} ({side})", "feature chunks", sorted(set.intersection(*there)), check
+    )
     if known.known.all():
         _check_digest(inspection, side, layer, known)
     return known

@@ -81,7 +81,7 @@ def _hash_images(
                 text = f"its content has the hash {loaded.sha256[:12]}, not {str(row.sha256)[:12]}"
                 inspection.add(path, None, row.image_id, Problem(Kind.IMAGE, text))
 
-    inspection.each(f"images of {side}", "images", list(enumerate(rows)), check)
+    inspection.each(side, "images", list(enumerate(rows)), check)
     if gone:
         inspection.unchecked.append(
             f"{len(gone)} of {len(rows)} {side} are no longer there, such as {gone[0]!r}"
@@ -165,7 +165,7 @@ def _compare_source(
             )
 
     numbers = list(range(-(-source.n_images // known.chunk_size)))
-    inspection.each(f"source of {side} {layer}", "source chunks", numbers, check)
+    inspection.each(f"source of {layer} ({side})", "source chunks", numbers, check)
 
 
 def _compare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -34,11 +34,16 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
         raise InputError("expected a dense array, found a sparse one: give its .toarray()")
     if hasattr(given, "detach"):  # a tensor of torch, which is not imported here
         given = _tensor_as_array(given)
+    if isinstance(given, Iterator | Set):
+        raise InputError(
+            f"expected an array, or a list of arrays, found a {type(given).__name__}: make a list of it, as in "
+            "[image for image in z]"
+        )
     n_masked = _count_masked(given)
     if n_masked:
         raise InputError(
             f"the array has {n_masked} masked numbers, without similarities: leave their images out, or, where images "
-            "end early, give the array without mask and with token counts"
+            "end early, give a list of arrays of the tokens that they have"
         )
     try:
         array = np.asarray(given)
@@ -55,14 +60,17 @@ def as_array(z: ArrayLike) -> NDArray[Any]:
 
 def _tensor_as_array(tensor: Any) -> NDArray[Any]:
     """Return the numbers of a tensor of torch."""
+    nested = getattr(tensor, "is_nested", False)
     for wrong, remedy in (
+        (nested, "it is nested: give a list of its parts, as in list(z.unbind())"),
         (str(tensor.layout) != "torch.strided", f"it is of layout {tensor.layout}: give its .to_dense()"),
         (tensor.is_meta, "it is on the device 'meta', which holds no numbers: compute it on another device"),
+        (tensor.is_quantized, f"it is of {tensor.dtype}, which NumPy lacks: give its .dequantize()"),
         ("float8" in str(tensor.dtype), f"it is of {tensor.dtype}, which NumPy lacks: give its .float()"),
     ):
         if wrong:
             raise InputError(f"the tensor cannot be read: {remedy}")
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg().resolve_conj()
     array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).cpu().numpy()
     return array
 
@@ -78,10 +86,16 @@ def as_representations(z: ArrayLike) -> NDArray[Any]:
     """Return an array (T, S, C) of a floating type, or raise InputError."""
     array = as_array(z)
     if array.ndim != 3 or 0 in array.shape:
-        hint = "; a feature map (N, C, H, W) becomes (N, S, C) by z.reshape(N, C, H * W).transpose(0, 2, 1)"
+        hint = ""
+        if array.ndim == 4:
+            hint = (
+                "; a feature map (N, C, H, W) becomes (N, S, C) by z.reshape(N, C, H * W).transpose(0, 2, 1)"
+            )
+        elif array.dtype == object and array.ndim == 1:
+            hint = ", an array of objects; give the arrays of its images as a list, as in list(z)"
         raise InputError(
             f"expected representations of shape (images, tokens, channels), none of them 0, "
-            f"found {array.shape}{hint if array.ndim == 4 else ''}"
+            f"found {array.shape}{hint}"
         )
     require_floating(array)
     return array
@@ -90,9 +104,13 @@ def as_representations(z: ArrayLike) -> NDArray[Any]:
 def require_floating(array: NDArray[Any]) -> None:
     """Raise InputError unless representations are of a type that can be matched."""
     if array.dtype not in (np.float16, np.float32, np.float64):
+        remedy = "convert them with z.astype('float32'), or z.float() where z is a tensor"
+        if array.dtype.kind == "c":
+            remedy = (
+                "give their real and imaginary parts as channels, np.concatenate([z.real, z.imag], axis=-1)"
+            )
         raise InputError(
-            f"expected representations of float16, float32 or float64, found {array.dtype}: "
-            "convert them with z.astype('float32')"
+            f"expected representations of float16, float32 or float64, found {array.dtype}: {remedy}"
         )
 
 
@@ -105,8 +123,8 @@ def stack_tokens(images: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.
     for index, array in enumerate(arrays):
         if array.ndim != 2 or 0 in array.shape or array.shape[1] != arrays[0].shape[-1]:
             raise InputError(
-                f"expected representations of shape (tokens, channels), with equal channels, found {array.shape} for "
-                f"image {index} and {arrays[0].shape} for image 0"
+                f"expected representations of shape (tokens, channels), none of them 0, with equal channels, found "
+                f"{array.shape} for image {index} and {arrays[0].shape} for image 0"
             )
         if array.dtype != arrays[0].dtype:
             raise InputError(

@@ -26,6 +26,7 @@ from semrsm_dist.matching.representations import (
     as_representations,
     fill_tokens,
     naming,
+    require_floating,
     stack_tokens,
 )
 from semrsm_dist.matching.result import Match, TileResult
@@ -213,6 +214,9 @@ def _stack(images: ArrayLike | Sequence[ArrayLike]) -> Stack:
     """Return representations as one array (N, S, C), and the number of tokens of each."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         images = [as_array(image) for image in images]
+        for index, image in enumerate(images):
+            with naming(f"image {index}"):
+                require_floating(image)
         if len({image.shape for image in images}) > 1:
             return stack_tokens(images)
     array = as_representations(cast("ArrayLike", images))

@@ -178,6 +178,26 @@ UNREADABLE = {
     "sparse tensor": (lambda z: torch.from_numpy(z).to_sparse(), r"torch.sparse_coo: give its .to_dense\(\)"),
     "sparse matrix": (lambda z: csr_matrix(z[0]), r"give its .toarray\(\)"),
     "meta tensor": (lambda z: torch.empty(z.shape, device="meta"), "'meta', which holds no numbers"),
+    "nested tensor": (
+        lambda z: torch.nested.nested_tensor(list(torch.from_numpy(z))),
+        r"list\(z.unbind\(\)\)",
+    ),
+    "quantized tensor": (
+        lambda z: torch.quantize_per_tensor(torch.from_numpy(z).float(), 0.1, 0, torch.qint8),
+        r"torch.qint8, which NumPy lacks: give its .dequantize\(\)",
+    ),
+    "generator": (lambda z: (image for image in z), r"found a generator: make a list of it"),
+    "complex": (lambda z: z + 0j, r"found complex128: give their real and imaginary parts as channels"),
+    "objects": (
+        lambda z: np.array([*z, z[0, :1]], object)[:3],
+        r"found \(3,\), an array of objects.*list\(z\)",
+    ),
+    "whole numbers": (
+        lambda z: z.astype(int),
+        r"found int64: convert them with z.astype\('float32'\), or z.float\(\) where z is a tensor",
+    ),
+    "pictures": (lambda z: list((z > 0).astype(np.uint8)), r"image 0: .*found uint8: convert"),
+    "one of truths": (lambda z: [z[0], z[1] > 0, z[2]], r"image 1: .*found bool: convert"),
     "8 bits": (lambda z: torch.from_numpy(z).to(torch.float8_e4m3fn), r"float8_e4m3fn.*give its .float\(\)"),
     "too small": (lambda z: z * 1e-160, "image 0 holds values up to .*, whose squares underflow"),
     "ragged": (lambda z: [[[1.0, 2.0], [3.0]]], "with equal channels"),
@@ -185,12 +205,20 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("form", UNREADABLE)
 def test_what_holds_no_numbers_is_refused_with_the_remedy(form):
     make, message = UNREADABLE[form]
     for compute in (similarity_matrix, top_k):
         with pytest.raises(InputError, match=message):
             compute(make(images(3)))
+
+
+def test_lazily_negated_tensors_are_taken():
+    z = images(3)
+    lazy = torch.complex(torch.from_numpy(z), torch.from_numpy(-z)).conj().imag
+    assert lazy.is_neg()
+    np.testing.assert_array_equal(similarity_matrix(lazy), similarity_matrix(z))
 
 
 def test_values_just_large_enough_have_the_same_cosine():
@@ -257,5 +285,7 @@ def test_masked_numbers_are_refused_and_an_empty_mask_is_none():
     expected = similarity_matrix(z)
     np.testing.assert_array_equal(similarity_matrix(np.ma.masked_array(z)), expected)
     masked = np.ma.masked_array(z, mask=z > 1)
-    with pytest.raises(InputError, match=rf"the array has {(z > 1).sum()} masked numbers, .*token counts"):
+    with pytest.raises(
+        InputError, match=rf"the array has {(z > 1).sum()} masked numbers, .*give a list of arrays"
+    ):
         similarity_matrix(masked)

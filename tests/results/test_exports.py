@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import spearmanr
 
 import semrsm_dist as srs
-from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS, dissimilarities, tables
+from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS, dissimilarities, selection, tables
 from semrsm_dist.results.export.exporting import WRITERS
 
 IDS = [f"größe data {index}" for index in range(14)]
@@ -50,6 +50,26 @@ def test_numpy_files_say_what_they_hold(run, tmp_path):
     assert (facts["matcher"], facts["tolerance"]) == ("auction", 1e-4)
     assert (tmp_path / "new" / "out" / "image_j.txt").read_text("utf-8").splitlines() == IDS
     assert sorted(written) == sorted((tmp_path / "new" / "out").iterdir())  # nothing else is left
+
+
+def test_a_line_of_ids_is_an_image_whatever_its_name(symmetric, tmp_path, monkeypatch):
+    breaks = [chr(code) for code in range(0x11000) if len(f"a{chr(code)}b".splitlines()) == 2]
+    assert len(breaks) == 10
+    names = [f"an{character}image" for character in breaks] + ["plain", "back\\slash", "größe", "tab\t"]
+    columns = {"image": names, "labels": names[::-1]}
+    monkeypatch.setattr(selection, "image_columns", lambda run, side: columns)
+    for path in selection.write_ids(symmetric, tmp_path):
+        lines = path.read_bytes().decode().splitlines()
+        assert len(lines) == 14, path
+        assert {
+            "an\\nimage",
+            "an\\x85image",
+            "an\\u2028image",
+            "plain",
+            "back\\slash",
+            "größe",
+            "tab\t",
+        } < set(lines)
 
 
 def test_text_files_have_ids_and_every_digit(run, tmp_path):

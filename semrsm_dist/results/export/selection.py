@@ -20,6 +20,12 @@ from semrsm_dist.store.tiles import KINDS
 
 SIMILARITY, DISSIMILARITY = "similarity", "dissimilarity"
 
+_ESCAPED_BREAKS = {
+    ord(character): character.encode("unicode_escape").decode()
+    for character in "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
+}
+"""All that Python's `str.splitlines` breaks lines at."""
+
 
 @dataclass(frozen=True)
 class ChosenMatrix:
@@ -170,4 +176,4 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> Path:
 
 def _one_line(text: str) -> str:
     """Return a text with line breaks escaped, so that each line of the file is one row of the matrix."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    return text.translate(_ESCAPED_BREAKS)

@@ -139,8 +139,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         )
         lines.append(f"the workers' time on tiles: {shares}")
     for stage, count in work.items():
-        unit = "tiles" if stage == "matching" else "chunks"
-        lines.append(f"{stage}: {count['computed']} {unit} computed, {count['found']} already there")
+        computed = counted(count["computed"], "tile" if stage == "matching" else "chunk")
+        lines.append(f"{stage}: {computed} computed, {count['found']} already there")
     if summary["retrieval"]:
         lines += ["", _retrieval_table(summary["retrieval"])]
     if summary["warnings"]:

@@ -35,9 +35,11 @@ class Watched(LocalEngine):
         super().__init__(workers=2)
         self.workers = []
         self.units = []
+        self.memory = []
 
     def start_tasks(self, worker, resources):
         self.workers.append(worker)
+        self.memory.append(resources.memory)
         pool = super().start_tasks(worker, resources)
         submit = pool.submit
         pool.submit = lambda task: (self.units.extend(task.units), submit(task))
@@ -127,6 +129,11 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_number_of_images(shop, eng
     assert abs(sizes[1] - sizes[0]) < 10  # the lengths of two paths
     entries = FolderImages(path=many).entries()
     assert repr(ScanBatch(64, tuple(entries))) == "ScanBatch(first=64)"  # in messages about a failed unit
+
+
+def test_a_scan_takes_the_memory_of_a_worker_as_other_stages_do(shop, engine):
+    scan_again(shop, shop.images(n=2), engine, matching={"worker_memory": "48MiB"})
+    assert engine.memory == [48 * 2**20]
 
 
 def test_the_order_is_kept_over_many_batches(shop, monkeypatch):

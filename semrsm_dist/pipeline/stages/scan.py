@@ -9,7 +9,7 @@ from typing import Any, cast
 from semrsm_dist.data.entries import ImageEntry
 from semrsm_dist.data.manifest import OK, UNREADABLE, Manifest, ManifestRow, find_known, scan
 from semrsm_dist.data.source import ImageSource, list_entries
-from semrsm_dist.engine.protocol import Receipt, Resources, Task
+from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.errors import ConfigError, InputError, StorageError, counted, shorten
 from semrsm_dist.pipeline.faults import attempt_each, first_cause, list_some
 from semrsm_dist.pipeline.gone_inputs import continue_without, lacking, read_copy
@@ -170,7 +170,7 @@ def _scan_new(
     worker = ScanWorker(session.directory.path, source)
     outcome = session.work(
         "scan",
-        lambda: session.engine.start_tasks(worker, Resources(cpus=1)),
+        lambda: session.start_tasks(worker),
         [Task(units=(batch,)) for batch in batches],
         unit="images",
         total=len(entries),

@@ -1,7 +1,9 @@
 """What all tests share."""
 
+import gc
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
 
 # Hundreds of processes that tests start load the package: they compile its sources once, whatever the shell says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Threads of OpenBLAS that have nothing to do sleep at once, instead of taking the cores of the tests beside them.
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
 
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("any machine", deadline=None)
@@ -109,6 +114,17 @@ def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a plan measure as little as it can be made of, for tests that do not judge how well it predicts."""
     monkeypatch.setattr("semrsm_dist.pipeline.forecast.calibration.ROUNDS", 2)
     monkeypatch.setattr("semrsm_dist.pipeline.forecast.calibration.MOST_SEARCHED", 512)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from what is collected: it stays to the end, and going through it takes long."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -36,6 +36,8 @@ QUICK_HEALTH_CHECKS = {
 LEAN = {"include_log_monitor": False}
 """What a node can do without: each of its processes takes a second to start."""
 
+LEAN_HEAD = {**LEAN, "no_monitor": True, "include_dashboard": False}
+
 
 @pytest.fixture(scope="module")
 def joined():
@@ -46,7 +48,7 @@ def joined():
 @pytest.fixture(scope="module")
 def cluster(joined):
     """A head without work and one node of two CPUs; tests add what they lose."""
-    head = {"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS, "no_monitor": True, **LEAN}
+    head = {"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS, **LEAN_HEAD}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, **LEAN)
     yield cluster

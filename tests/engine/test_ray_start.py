@@ -98,7 +98,8 @@ ray_engine.HEAD_SECONDS = ray_engine.KNOCK_SECONDS = 1.0
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cluster = None
 if whose == "joined":
-    head = {"num_cpus": 1, "no_monitor": True, "include_log_monitor": False}
+    lean = {"no_monitor": True, "include_log_monitor": False, "include_dashboard": False}
+    head = {"num_cpus": 1, **lean}
     cluster = Cluster(initialize_head=True, head_node_args=head)
 engine = make_engine("ray", workers=1, address=cluster and cluster.address)
 

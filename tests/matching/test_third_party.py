@@ -47,7 +47,6 @@ class Nameless(Matcher):
 '''
 
 USE = """
-import json, sys
 import numpy as np
 import semrsm_dist as srs
 from semrsm_dist.experiments.approximation import ApproximationParameters
@@ -69,7 +68,8 @@ np.savez(
 from matplotlib.figure import Figure
 findings.draw(Figure())
 tried = findings.table[findings.table.matcher == "toy-shift"]
-json.dump([findings.text, sorted(set(tried["parameter"])), sorted(set(tried["size"]))], sys.stdout)
+with open("found.json", "w") as file:
+    json.dump([findings.text, sorted(set(tried["parameter"])), sorted(set(tried["size"]))], file)
 """
 
 
@@ -94,25 +94,16 @@ def write_job(home, name="job.yaml", **matching):
     (home / name).write_text(yaml.safe_dump(job))
 
 
-def python(home, *arguments, site="site"):
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=home, env=finding(home / site), capture_output=True, text=True, check=False
-    )
-
-
 def best_of_shifts(z, shifts):
     z = z.astype(np.float64)
     values = [np.einsum("isc,jsc->ij", z, np.roll(z, k, axis=1)) for k in range(shifts)]
     return np.max(values, axis=0)
 
 
-def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
-    done = python(home, "-m", "semrsm_dist", "run", "job.yaml")
-    assert done.returncode == 0, done.stderr
-    done = python(home, "-c", USE)
-    assert done.returncode == 0, done.stderr
-    text, parameters, sizes = json.loads(done.stdout)
+def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home, answers):
+    status, _, errors = answers["run"]
+    assert status == 0, errors
+    text, parameters, sizes = json.loads((home / "found.json").read_text())
     assert "toy-shift" in text
     assert (parameters, sizes) == (["shifts"], [2, 4])
     expected = best_of_shifts(np.load(home / "z.npy"), 3)
@@ -124,8 +115,8 @@ def test_it_matches_in_memory_in_a_run_and_in_the_experiment(home):
         np.testing.assert_allclose(
             np.diag(found[name]), np.einsum("isc,isc->i", *[np.load(home / "z.npy")] * 2)
         )
-    (home / "elsewhere").mkdir()  # a machine without the distribution
-    status = python(home, "-m", "semrsm_dist", "status", "run", site="elsewhere")
+    elsewhere = [sys.executable, "-m", "semrsm_dist", "status", "run"]  # without the distribution
+    status = subprocess.run(elsewhere, cwd=home, env=finding(), capture_output=True, text=True, check=False)
     assert "15/15 pairs" in status.stdout, status.stderr
     record = json.loads((home / "run" / "run.json").read_text())
     assert record["fingerprint"]["matching.shifts"] == 3
@@ -152,15 +143,20 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def answers(home):
-    """Status, output and errors of commands that compute nothing, all in one process."""
+    """Status, output and errors of commands, all in one process; then the matcher is used in memory."""
     for number, (matching, _) in enumerate(WRONG):
         write_job(home, f"{number}.yaml", **matching)
     write_job(home, "plain.yaml")
     crops = ["--set", "data={source: crops, of: {source: digits, n_images: 4}}"]
     model = ["--set", "model={name: test_resnet, weights: digits, layers: [layer4]}"]
     commands = {number: ["validate", f"{number}.yaml"] for number in range(len(WRONG))}
-    commands |= {"plain": ["validate", "plain.yaml", *crops, *model], "help": ["evaluate", "--help"]}
-    return dict(zip(commands, give([(home, each) for each in commands.values()], home / "site"), strict=True))
+    commands |= {
+        "run": ["run", "job.yaml"],
+        "plain": ["validate", "plain.yaml", *crops, *model],
+        "help": ["evaluate", "--help"],
+    }
+    given = give([(home, each) for each in commands.values()], home / "site", more=USE)
+    return dict(zip(commands, given, strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))

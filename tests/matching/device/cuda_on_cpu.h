@@ -271,14 +271,12 @@ static unsigned half_of(float x) {
     memcpy(&bits, &half, sizeof bits);
     return bits;
 }
-static float value_of(unsigned half) {
-    static const std::vector<float> values = [] {
-        std::vector<float> all(1 << 16);
-        for (unsigned k = 0; k < all.size(); k++) all[k] = emulator::half_value(k);
-        return all;
-    }();
-    return values[half];
-}
+static const std::vector<float> values_of_halves = [] {
+    std::vector<float> all(1 << 16);
+    for (unsigned k = 0; k < all.size(); k++) all[k] = emulator::half_value(k);
+    return all;
+}();
+static float value_of(unsigned half) { return values_of_halves[half]; }
 
 // As documented for `mma.m16n8k16`; see `halves.cu`.
 static void add_products(float (&sums)[4], const unsigned (&rows)[4], const unsigned (&columns)[2]) {
@@ -289,18 +287,23 @@ static void add_products(float (&sums)[4], const unsigned (&rows)[4], const unsi
     std::copy(columns, columns + 2, mine.columns);
     const Words* of = emulator::exchange(mine);
     const int lane = emulator::current % 32, y = lane / 4, x = lane % 4;
-    const auto half = [](unsigned word, int k) { return value_of(word >> 16 * (k % 2) & 0xffff); };
+    double left[2][16], right[2][16];  // of the two rows and the two columns of this lane's sums
+    bool is_zero[4] = {true, true, true, true};
+    const auto read = [](unsigned word, int k, double& value, bool& zero) {
+        const unsigned half = word >> 16 * (k % 2) & 0xffff;
+        value = value_of(half);
+        zero &= (half & 0x7fff) == 0;
+    };
+    for (int r = 0; r < 2; r++)
+        for (int k = 0; k < 16; k++) {
+            read(of[4 * y + k % 8 / 2].rows[r + k / 8 * 2], k, left[r][k], is_zero[r]);
+            read(of[4 * (2 * x + r) + k % 8 / 2].columns[k / 8], k, right[r][k], is_zero[2 + r]);
+        }
     for (int r = 0; r < 2; r++)
         for (int c = 0; c < 2; c++) {
+            if (is_zero[r] || is_zero[2 + c]) continue;
             double products[16];
-            bool is_zero = true;
-            for (int k = 0; k < 16; k++) {
-                const float left = half(of[4 * y + k % 8 / 2].rows[r + k / 8 * 2], k);
-                const float right = half(of[4 * (2 * x + c) + k % 8 / 2].columns[k / 8], k);
-                products[k] = static_cast<double>(left) * right;
-                is_zero &= products[k] == 0.0;
-            }
-            if (is_zero) continue;
+            for (int k = 0; k < 16; k++) products[k] = left[r][k] * right[c][k];
             if (emulator::last_first) std::reverse(products, products + 16);
             float& sum = sums[2 * r + c];
             for (int k = 0; k < 16; k += emulator::products_at_once)

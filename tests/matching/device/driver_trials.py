@@ -1,7 +1,11 @@
-"""Trials of a GPU's faults, each in a process with the driver of `driver_on_cpu`: `python -m ... NAME FOLDER`."""
+"""Trials of a GPU's faults with the driver of `driver_on_cpu`: `python -m ... FOLDER NAME...`.
+
+Each has a process of its own, forked from one that has loaded the package.
+"""
 
 import functools
 import hashlib
+import importlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -143,4 +147,14 @@ def the_only_one(folder):
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    for part in ("matching.matchers.auction", "pipeline.driver", "results.run"):
+        importlib.import_module(f"semrsm_dist.{part}")
+    for name in sys.argv[2:]:
+        place = Path(sys.argv[1]) / name
+        place.mkdir()
+        child = os.fork()
+        if not child:
+            globals()[name](place)
+            sys.exit()
+        if os.waitpid(child, 0)[1] != 0:
+            (place / "failed").touch()

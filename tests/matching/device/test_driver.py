@@ -30,17 +30,36 @@ def run(tmp_path_factory):
 
     def run(*command):
         done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert done.returncode == 0, done.stdout[-4000:]
         return done.stdout
 
     return run
 
 
-@pytest.mark.parametrize("trial", ["memory", "beside_torch", "one_of_two", "the_only_one", "neighbours"])
-def test_a_gpu_that_fails_loses_nothing(run, trial, tmp_path):
-    run("-m", "tests.matching.device.driver_trials", trial, str(tmp_path))
+TRIALS = ("memory", "beside_torch", "one_of_two", "the_only_one", "neighbours")
+
+
+@pytest.fixture(scope="module")
+def tried(run, tmp_path_factory):
+    """The folder of each trial's process, and what all of them said."""
+    folder = tmp_path_factory.mktemp("trials")
+    said = run("-m", "tests.matching.device.driver_trials", str(folder), *TRIALS)
+    return folder, said
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_a_gpu_that_fails_loses_nothing(tried, trial):
+    folder, said = tried
+    assert (folder / trial).exists()
+    assert not (folder / trial / "failed").exists(), said
 
 
 def test_what_needs_a_gpu_passes(run):

@@ -41,11 +41,7 @@ LONGEST_NAME = 200
 class AffectsResult:
     """Marks a field whose value alters the entries of the matrix.
 
-    Attributes
-    ----------
-    added
-        The field was added when runs already existed: at its default it is not in the fingerprint, so that these runs
-        can resume.
+    One that was `added` when runs already existed is not in the fingerprint at its default, so that these can resume.
     """
 
     added: bool = False

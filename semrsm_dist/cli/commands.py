@@ -156,13 +156,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
-    from semrsm_dist.matching.matchers import make_matcher
     from semrsm_dist.pipeline.checking import check_run
 
     with stopping_in_order():
         check_run(config)
     document = config.model_dump(mode="json")
-    document["matching"] |= make_matcher(config.matching.matcher, **config.matching.parameters).parameters
+    document["matching"] |= config.matching.make_matcher().parameters
     if options.json:
         show(json.dumps(document, indent=1))
     else:

@@ -71,10 +71,11 @@ class MatchingConfig(_Matching, extra="allow"):
         """Memory of a worker on CPUs, in bytes."""
         return CPU_MEMORY if self.worker_memory is None else int(self.worker_memory)
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Return the matcher's parameters that were given."""
-        return dict(self.model_extra or {})
+    def make_matcher(self) -> Matcher:
+        """Return the matcher with the parameters that were given; raises ConfigError as the matcher's own."""
+        from semrsm_dist.matching.matcher import make_matcher  # noqa: PLC0415 - loads numba; not needed for --help
+
+        return make_matcher(self.matcher, **(self.model_extra or {}))
 
 
 def _section_of_matcher(name: object) -> type[Section] | None:

@@ -105,15 +105,10 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a run in their order; ids are unique.
-
-    Parameters
-    ----------
-    rows : tuple of ManifestRow
-        In the order of the images; joined from the slices that `scan` returned.
-    """
+    """The images of a run in their order; ids are unique."""
 
     rows: tuple[ManifestRow, ...]
+    """In the order of the images; joined from the slices that `scan` returned."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -159,11 +154,7 @@ class Manifest:
     def labels(self, min_area: float = 0.0) -> list[tuple[str, ...]]:
         """Return the labels of each readable image, in order.
 
-        Parameters
-        ----------
-        min_area
-            Leave out labels whose objects cover less than this share of the image. The label of an image whose areas
-            are unknown counts.
+        Those whose objects cover less than `min_area` of the image are left out, where areas are known.
         """
         return [
             tuple(

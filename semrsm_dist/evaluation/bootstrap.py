@@ -67,12 +67,9 @@ def percentile_interval(estimate: float, replicates: ArrayLike, confidence: floa
 def mean_interval(
     values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the mean of one value per image, and its interval.
+    """Return the mean of one value per image, (n_images,), and its interval.
 
-    Parameters
-    ----------
-    values : (n_images,)
-        NaN for images without a value: they are left out. With none left, everything is NaN.
+    NaN, for images without a value, is left out. With none left, everything is NaN.
     """
     defined = np.asarray(values, dtype=np.float64)
     defined = defined[~np.isnan(defined)]

@@ -54,10 +54,7 @@ def judge_matches(
 def mean_over_pairs(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Return the mean over the pairs of two disjoint sets of images, with an interval from resampling both sets.
 
-    Parameters
-    ----------
-    values : (R, K)
-        One per pair of a row image and a column image; NaN for pairs without a value, which are left out.
+    `values` (R, K) are one per pair of a row image and a column image; NaN, for pairs without a value, is left out.
     """
     table = np.asarray(values, np.float64)
     defined = ~np.isnan(table)
@@ -73,12 +70,9 @@ def mean_over_pairs(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int 
 
 
 def pareto_front(cost: ArrayLike, quality: ArrayLike) -> NDArray[np.bool_]:
-    """Return which candidates are Pareto-optimal: no other is as good in both and better in one; NaN never is.
+    """Return which candidates (n,) are Pareto-optimal: no other is as good in both and better in one; NaN never is.
 
-    Parameters
-    ----------
-    cost, quality : (n,)
-        Smaller cost and larger quality are better.
+    Smaller cost and larger quality are better.
     """
     cost, quality = np.asarray(cost, np.float64), np.asarray(quality, np.float64)
     cheaper = cost[None, :] <= cost[:, None]

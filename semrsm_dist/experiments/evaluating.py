@@ -134,10 +134,8 @@ def _format_default(value: Any) -> str:
 def check_parameters(name: str, given: Mapping[str, Any]) -> Parameters:
     """Return the parameters of an experiment; None stands for the default.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such experiment or parameter, or a value is not what it must be. One line per problem.
+    Raises ConfigError, with one line per problem, if there is no such experiment or parameter, or a value is not what
+    it must be.
     """
     model = EXPERIMENTS.load(name).parameters
     try:

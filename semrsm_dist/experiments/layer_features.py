@@ -61,6 +61,10 @@ class LayerFeatures:
             [pool_tokens(store.read(images), counts[images], power=power) for images in self.chunks(side)]
         )
 
+    def read_pooled(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the mean tokens of the images of rows and columns, (N, C) each."""
+        return self.store(self.query_side).read_pooled(), self.store("images").read_pooled()
+
     def mean_token(self) -> NDArray[np.float64]:
         """Return the mean, over the images of the database, of their mean tokens, (C,)."""
         mean: NDArray[np.float64] = self.store("images").read_pooled().mean(axis=0, dtype=np.float64)

@@ -93,11 +93,7 @@ def make_task(
         )
         for side, manifest in manifests.items()
     }
-    return (
-        RetrievalTask(sides["images"])
-        if run.is_symmetric
-        else RetrievalTask(sides["queries"], sides["images"])
-    )
+    return RetrievalTask(*(sides[side] for side in ("queries", "images") if side in sides))
 
 
 def _similar_pairs(run: Run, layer: str, threshold: float) -> Iterator[NDArray[np.intp]]:

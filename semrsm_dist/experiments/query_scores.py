@@ -26,11 +26,9 @@ Scores = NDArray[np.float64]
 
 def score_methods(run: Run, layer: str, kernel: str, task: RetrievalTask) -> dict[str, Scores]:
     """Return each query's F1@1 by method: both similarities, average pooling, and a random hit."""
-    features = LayerFeatures(run, layer)
-    pooled = [features.store(side).read_pooled() for side in (features.query_side, "images")]
     readers: dict[str, RowReader] = {
         SPATIAL: run.similarity_rows(layer, kernel, SPATIAL),
-        POOLED: cosine_rows(*pooled),
+        POOLED: cosine_rows(*LayerFeatures(run, layer).read_pooled()),
         SEMANTIC: run.similarity_rows(layer, kernel, SEMANTIC),
     }
     scores = {method: score_rows(read, task, run.chunk_size(layer)) for method, read in readers.items()}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+SIGNIFICANT = 0.05
+
 
 def write_number(value: float) -> str:
     """Return a number with three decimals, `-` for NaN."""
@@ -17,6 +19,11 @@ def write_number(value: float) -> str:
 def write_interval(row: Mapping[Hashable, Any] | pd.Series, value: str = "value", form: str = "+.3f") -> str:
     """Return the value of a row with its interval, from the columns `low` and `high`."""
     return f"{row[value]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+
+
+def mark_interval(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Return the same, with * if the p-value in the column `p_holm` is below `SIGNIFICANT`."""
+    return write_interval(row) + ("*" if row["p_holm"] < SIGNIFICANT else "")
 
 
 def write_grid(table: pd.DataFrame, value: str, rows: str | list[str], columns: str | list[str]) -> str:

@@ -202,12 +202,8 @@ class FeatureArray(ABC):
     def digest(self, token_counts: NDArray[np.int64] | None = None) -> str:
         """Return the SHA-256 of shape, type and numbers, the same for equal features in any file format.
 
-        The array is read once, in bounded chunks.
-
-        Parameters
-        ----------
-        token_counts
-            (N,) tokens of each image; S for all if not given. What lies beyond them is taken for zeros.
+        The array is read once, in bounded chunks. What lies beyond an image's tokens, by (N,) token counts, is taken
+        for zeros.
         """
         digest = hashlib.sha256(f"{self.n_images} {self.n_tokens} {self.n_channels} {self.dtype}\n".encode())
         step = max(1, _DIGEST_BYTES // (self.n_tokens * self.n_channels * self.dtype.itemsize))

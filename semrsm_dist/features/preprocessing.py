@@ -34,11 +34,6 @@ class Preprocessing:
 
     Pixels take a quarter of the memory of the network's input on their way from the reader, and a GPU does the rest in
     no time. The numbers are those of the transform, to the last bit: these steps treat each number by itself.
-
-    Parameters
-    ----------
-    transform
-        The whole preprocessing.
     """
 
     def __init__(self, transform: Transform) -> None:

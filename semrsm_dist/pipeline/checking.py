@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from semrsm_dist.config.schema import RunConfig, check_sources
 from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.pipeline.inputs import check_model
 from semrsm_dist.store.record import Side
@@ -22,6 +21,6 @@ def check_run(config: RunConfig) -> None:
     check_sources(config)
     sides: Mapping[Side, Data | None] = {"images": config.data, "queries": config.queries}
     ready = {side: data for side, data in sides.items() if isinstance(data, FeaturesData)}
-    check_features(ready, make_matcher(config.matching.matcher, **config.matching.parameters))
+    check_features(ready, config.matching.make_matcher())
     if config.model is not None:
         check_model(config.model)

@@ -14,7 +14,6 @@ from semrsm_dist.config.schema import RunConfig, as_config
 from semrsm_dist.engine import Engine, Resources, make_engine, require_engine
 from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
 from semrsm_dist.pipeline.rebuilding import adopt_sizes
@@ -82,7 +81,7 @@ def run(
         If it was interrupted or `stop` was set; what was finished is kept.
     """
     config = as_config(config)
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher = config.matching.make_matcher()
     with open_session(config, engine, reporter, stop) as (session, record):
         run_session(session, matcher, record)
     return Run(session.directory.path)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.data.sources import Data
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
 from semrsm_dist.errors import ConfigError, InputError, MissingInputError
@@ -30,7 +29,7 @@ Features = tuple[dict[Side, Manifest], dict[str, LayerSizes], dict[str, Fingerpr
 
 
 def resolve_features(
-    session: Session, matcher: Matcher, sides: Mapping[Side, Data], cached: Answers
+    session: Session, matcher: Matcher, sides: Mapping[Side, FeaturesData], cached: Answers
 ) -> Features:
     """Resolve the ready-made features of a run; `cached` is what an earlier session recorded.
 
@@ -42,8 +41,6 @@ def resolve_features(
     sources: dict[str, SourceAnswer] = {}
     listings: dict[Side, Any] = {}
     for side, data in sides.items():
-        if not isinstance(data, FeaturesData):
-            raise ConfigError(f"{side}: expected ready-made features on both sides")
         counts: dict[str, int] = {}
         for layer, path in data.layers.items():
             source = _identify_source(session, side, layer, data, cached.sources.get(f"{side}/{layer}"))

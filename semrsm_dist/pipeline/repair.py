@@ -15,7 +15,6 @@ from typing import Any
 from semrsm_dist.config.schema import RunConfig, parse_config
 from semrsm_dist.engine import Engine
 from semrsm_dist.errors import counted
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.driver import open_session, run_session
 from semrsm_dist.plan.tiling import cut
 from semrsm_dist.progress import Reporter, require_reporter
@@ -110,7 +109,7 @@ def _run(
     stop: threading.Event | None,
 ) -> None:
     """Let a session compute what is broken, once it has been removed."""
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher = config.matching.make_matcher()
     with open_session(config, engine, reporter, stop) as (session, record):
         session.discarded, session.distrusted = frozenset(broken.features), frozenset(broken.manifests)
 

@@ -77,12 +77,9 @@ class LostRecordError(StorageError):
 
 
 class RunDirectory:
-    """Paths and small files of one run.
+    """Paths and small files of one run, by its path or URI.
 
-    Parameters
-    ----------
-    path
-        Path or URI of the run. On a cluster, all nodes must see it: in an object store, or a shared file system.
+    On a cluster, all nodes must see it: in an object store, or a shared file system.
     """
 
     def __init__(self, path: str | RunPath) -> None:

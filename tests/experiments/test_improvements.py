@@ -86,14 +86,14 @@ def test_a_spatial_prior_is_the_cosine_less_a_penalty_for_displacement(penalty):
 def test_an_image_of_zeros_has_no_similarity_with_a_prior_either():
     z = make_tokens(2).z
     z[1] = 0
-    solve = match_treated(Treatment("", "", lambda tokens: add_places(tokens.z, 1.0)), HUNGARIAN)
+    solve = match_treated(Treatment("", "", lambda z: add_places(z, 1.0)), HUNGARIAN)
     cosine = solve(Tokens(z, np.full(2, 9)), Tokens(z, np.full(2, 9)))["cosine"].forward
     assert np.isnan(cosine).tolist() == [[False, True], [True, True]]
 
 
 def test_treated_tokens_are_matched_with_a_certificate():
     left, right = make_tokens(2), make_tokens(3, seed=1)
-    treatment = Treatment("", "", lambda tokens: weigh(tokens.z, 2.0))
+    treatment = Treatment("", "", lambda z: weigh(z, 2.0))
     found = match_treated(treatment, make_matcher("auction", tolerance=0.05))(left, right)
     for i, one in enumerate(weigh(left.z, 2.0).astype(float)):
         for j, other in enumerate(weigh(right.z, 2.0).astype(float)):

@@ -27,7 +27,6 @@ from semrsm_dist.experiments.evidence import Findings
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.runs import complete_run
 from semrsm_dist.machine import limit_threads
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.feature_inputs import check_features
 from semrsm_dist.progress import Reporter, Stage
 from semrsm_dist.results.run import Run
@@ -88,7 +87,7 @@ def _require_equal_tokens(config: RunConfig) -> None:
     """Refuse images that differ in their number of tokens before the run is computed."""
     sides: dict[Side, Data | None] = {"images": config.data, "queries": config.queries}
     ready = {side: data for side, data in sides.items() if isinstance(data, FeaturesData)}
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher = config.matching.make_matcher()
     with contextlib.suppress(MissingInputError):  # a run may hold them already, whose copy is checked then
         for layer in check_features(ready, matcher):
             raise _unequal(layer)

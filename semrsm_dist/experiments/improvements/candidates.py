@@ -26,7 +26,6 @@ from semrsm_dist.experiments.improvements.treatments import (
 )
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.pair_scores import Both, PairScores, Tokens, symmetric
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.progress import Reporter
 from semrsm_dist.results.run import Run
 from semrsm_dist.store.record import Side
@@ -106,7 +105,7 @@ def mean_rows(readers: Sequence[RowReader], weights: Sequence[float]) -> RowRead
 
 def _list_pooling(features: LayerFeatures, parameters: ImprovementsParameters) -> Iterator[Candidate]:
     sides: tuple[Side, Side] = (features.query_side, "images")
-    queries, database = (features.store(side).read_pooled() for side in sides)
+    queries, database = features.read_pooled()
     yield Candidate(features.layer, POOLING, AVERAGE, cosine_rows(queries, database))
     for power in (*parameters.gem, np.inf):
         pooled = [features.pool(side, power) for side in sides]
@@ -119,7 +118,7 @@ def _list_pooling(features: LayerFeatures, parameters: ImprovementsParameters) -
 
 
 def _list_treated(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
-    matcher = make_matcher(bench.config.matching.matcher, **bench.config.matching.parameters)
+    matcher = bench.config.matching.make_matcher()
     for treatment in list_treatments(features, bench.parameters):
         root = bench.folder / f"{treatment.family} {treatment.setting}.zarr"
         scores = PairScores(features, root, (COSINE, GAP), match_treated(treatment, matcher))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.improvements.candidates import POOLING
-from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid
 from semrsm_dist.plot.looks import draw_beside, name_layers, share_legend, style_names
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 CHOOSING, REPORTED = "F1@1 of the half that chooses", "F1@1 of the other half"
 """The quantities of the table; with `against`, the second is a difference."""
-
-SIGNIFICANT = 0.05
 
 
 def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
@@ -39,12 +37,7 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
     ]
     for against in (SEMANTIC, POOLING):
         compared = reported[reported["against"] == against]
-        shown = compared.assign(
-            cell=[
-                write_interval(row) + ("*" if row["p_holm"] < SIGNIFICANT else "")
-                for _, row in compared.iterrows()
-            ]
-        )
+        shown = compared.assign(cell=[mark_interval(row) for _, row in compared.iterrows()])
         parts.append(
             f"less {against}, mean over queries [{compared['confidence'].iloc[0]:.0%} interval]; *: p < {SIGNIFICANT} "
             f"after Holm's adjustment for {len(compared)} comparisons:\n"
@@ -58,8 +51,7 @@ def _conclude(reported: pd.DataFrame) -> Iterator[str]:
     against = reported[(reported["against"] == POOLING) & (reported["p_holm"] < SIGNIFICANT)]
     for layer in dict.fromkeys(reported["layer"]):
         here = against[against["layer"] == layer]
-        better = [f"{row['family']}" for _, row in here[here["value"] > 0].iterrows()]
-        worse = [f"{row['family']}" for _, row in here[here["value"] < 0].iterrows()]
+        better, worse = here[here["value"] > 0]["family"], here[here["value"] < 0]["family"]
         yield (
             f"{layer}: better than pooling for sure: {', '.join(better) or 'nothing'}; worse: "
             f"{', '.join(worse) or 'nothing'}"

@@ -43,41 +43,37 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """One setting of a family, and what it makes of tokens (T, S, C): zeros beyond an image's own stay zeros."""
+    """One setting of a family, and what it makes of tokens (T, S, C): zeros beyond an image's own stay zeros.
+
+    `mean` is taken from the tokens before.
+    """
 
     family: str
     setting: str
-    apply: Callable[[Tokens], Array]
+    transform: Callable[[Array], Array]
+    mean: NDArray[np.float64] | None = None
+
+    def __call__(self, tokens: Tokens) -> Array:
+        """Return the treated tokens."""
+        return self.transform(tokens.z if self.mean is None else centre(tokens, self.mean))
 
 
 def list_treatments(features: LayerFeatures, parameters: ImprovementsParameters) -> Iterator[Treatment]:
     """Yield the treatments of a layer's tokens. What they need is fitted to the database, without labels."""
     mean = features.mean_token()
     for power in parameters.norms:
-        yield Treatment(NORMS, f"{power:g}", partial(_weigh, power=power))
-    yield Treatment(CENTRED, "mean", partial(centre, mean=mean))
+        yield Treatment(NORMS, f"{power:g}", partial(weigh, power=power))
+    yield Treatment(CENTRED, "mean", lambda z: z, mean)
     for power in parameters.saliency:
-        yield Treatment(SALIENCY, f"{power:g}", partial(_weigh, power=power, mean=mean))
+        yield Treatment(SALIENCY, f"{power:g}", partial(weigh, power=power), mean)
     if parameters.whitening:
         sample = features.sample_tokens(SAMPLE, parameters.seed)
         for variance in parameters.whitening:
             whiten = Whitening(sample, variance=variance)
-            yield Treatment(WHITENED, f"{variance:g}", partial(_whiten, whiten=whiten))
+            yield Treatment(WHITENED, f"{variance:g}", partial(whiten_tokens, whiten=whiten))
     if math.isqrt(features.n_tokens) ** 2 == features.n_tokens and not features.has_unequal_tokens():
         for penalty in parameters.prior:
-            yield Treatment(PRIOR, f"{penalty:g}", partial(_add_places, penalty=penalty))
-
-
-def _weigh(tokens: Tokens, power: float, mean: NDArray[np.float64] | None = None) -> Array:
-    return weigh(tokens.z if mean is None else centre(tokens, mean), power)
-
-
-def _whiten(tokens: Tokens, whiten: Whitening) -> Array:
-    return whiten_tokens(tokens.z, whiten)
-
-
-def _add_places(tokens: Tokens, penalty: float) -> Array:
-    return add_places(tokens.z, penalty)
+            yield Treatment(PRIOR, f"{penalty:g}", partial(add_places, penalty=penalty))
 
 
 def weigh(z: Array, power: float) -> Array:
@@ -117,9 +113,9 @@ def match_treated(treatment: Treatment, matcher: Matcher) -> Solve:
     """Return what matches treated tokens: their `COSINE`, and by how much it can be below the best, `GAP`."""
 
     def solve(rows: Tokens, columns: Tokens) -> dict[str, Both]:
-        left = matcher.prepare(treatment.apply(rows), rows.counts)
+        left = matcher.prepare(treatment(rows), rows.counts)
         same = columns is rows
-        right = left if same else matcher.prepare(treatment.apply(columns), columns.counts)
+        right = left if same else matcher.prepare(treatment(columns), columns.counts)
         tile = matcher.solve_tile(left, right, triangular=same)
         scale = np.sqrt(left.squared_norms)[:, None] * np.sqrt(right.squared_norms)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -113,8 +113,7 @@ def list_variants(run: Run, derived: Mapping[str, Run], layer: str) -> Iterator[
 
 def _derive_centred(run: Run, plain: Variant, layer: str) -> Iterator[Variant]:
     features = LayerFeatures(run, layer)
-    pooled_j = features.store("images").read_pooled()
-    pooled_i = features.store(features.query_side).read_pooled()
+    pooled_i, pooled_j = features.read_pooled()
     mean = pooled_j.mean(axis=0, dtype=np.float64)
     for name, offsets_i, offsets_j in ((CENTRED, mean, mean), (CENTRED_EACH, pooled_i, pooled_j)):
         left = Centring(pooled_i, offsets_i, features.n_tokens)

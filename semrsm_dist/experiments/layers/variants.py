@@ -90,17 +90,12 @@ def derive_config(config: RunConfig, name: str, images: int) -> RunConfig:
         run = folder / f"{data.n_images}-images" / name  # fewer scenes are another run
     if name != ORIGINAL:
         weights = (folder / "weights" / f"{model.name}.{name}.safetensors").absolute()
-        _make_weights(model_spec(model), name, weights)
+        if pruned := PRUNED.fullmatch(name):
+            save_pruned(model_spec(model), float(pruned[1]), weights)
+        else:
+            save_tuned(model_spec(model), weights)
         model = model.model_copy(update={"weights": str(weights)})
     return config.model_copy(update={"run": run, "data": data, "model": model})
-
-
-def _make_weights(spec: ModelSpec, name: str, path: Path) -> None:
-    pruned = PRUNED.fullmatch(name)
-    if pruned is None:
-        save_tuned(spec, path)
-    else:
-        save_pruned(spec, float(pruned[1]), path)
 
 
 def save_pruned(spec: ModelSpec, share: float, path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.objects.boxes import PREDICTORS
-from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid, write_interval
 from semrsm_dist.plot.looks import draw_beside, make_panels, share_legend, style_names
 
 if TYPE_CHECKING:
@@ -18,18 +18,12 @@ if TYPE_CHECKING:
 GAIN, SLOPE, LEVEL = "mean gain", "slope", "mean gain of a third"
 """The quantities of the table."""
 
-SIGNIFICANT = 0.05
-
 
 def write_text(table: pd.DataFrame, correlations: pd.DataFrame, notes: Sequence[str]) -> str:
     """Return slopes and mean gains, which slopes are not chance, and how the predictors go together."""
     first = table.iloc[0]
     slopes = table[table["quantity"] == SLOPE]
-    shown = slopes.assign(
-        value=[
-            write_interval(row) + ("*" if row["p_holm"] < SIGNIFICANT else "") for _, row in slopes.iterrows()
-        ]
-    )
+    shown = slopes.assign(value=[mark_interval(row) for _, row in slopes.iterrows()])
     gains = table[table["quantity"] == GAIN]
     levels = table[table["quantity"] == LEVEL].assign(
         level=lambda rows: rows["level"] + " (" + rows["predictor_mean"].map("{:.2f}".format) + ")"

@@ -50,15 +50,14 @@ def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter
     """Correlate RSM entries with the divergence of the classifier's outputs, for all layers, kernels and kinds."""
     resamples, seed, probabilities = parameters.resamples, parameters.seed, parameters.probabilities
     require_symmetric(config, "output-similarity")
-    given = None  # or unusable: found out before hours of matching
+    # What cannot be used is found out before hours of matching.
     if probabilities is None:
         require_outputs(config, parameters.outputs)
+        run = complete_run(config, reporter)
+        said, meaning = _find_outputs(config, parameters.outputs, reporter)
     else:
-        given = outputs_from_probabilities(_load(probabilities), where=str(probabilities))
-    run = complete_run(config, reporter)
-    said, meaning = (
-        (given, "given") if given is not None else _find_outputs(config, parameters.outputs, reporter)
-    )
+        said, meaning = outputs_from_probabilities(_load(probabilities), where=str(probabilities)), "given"
+        run = complete_run(config, reporter)
     n_images = len(run.manifest().image_ids())
     if len(said.probabilities) != n_images:
         raise InputError(

@@ -55,7 +55,7 @@ from semrsm_dist.results.run import Run
 
 def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Reporter) -> Findings:
     """Compare retrieval by semantic similarity with the other methods, on a run of images with labels."""
-    ks, search = tuple(sorted(set(parameters.k))), parameters.search
+    ks = tuple(sorted(set(parameters.k)))
     _require_search(parameters, config)
     run = complete_run(config, reporter)
     groups = find_groups(run, parameters.near_duplicates)
@@ -78,17 +78,13 @@ def evaluate(config: RunConfig, parameters: RetrievalParameters, reporter: Repor
         hits |= found
         notes += about
         scores |= {key: score_hits(item.indices, tasks[key.groups], ks) for key, item in found.items()}
-        for (
-            handling,
-            task,
-        ) in tasks.items():  # what random hits can be expected to score, the same for every k
+        for handling, task in tasks.items():
+            # What random hits can be expected to score, the same for every k.
             chance = chance_scores(task)[:, None]
             scores[Key(layer, CHANCE, "-", handling)] = np.repeat(chance, len(ks), axis=1)
-        if search == "progressive":
-            for handling, task in tasks.items():
-                scores[Key(layer, SEMANTIC, "cosine", handling)], took = _search(
-                    run, layer, handling, task, ks, workers
-                )
+            if parameters.search == "progressive":
+                key = Key(layer, SEMANTIC, "cosine", handling)
+                scores[key], took = _search(run, layer, handling, task, ks, workers)
                 effort.append(took)
     table = tabulate(scores, ks, resamples=parameters.resamples, seed=parameters.seed)
     table["weights"] = parameters.weights
@@ -200,7 +196,6 @@ def _read_class_tokens(config: RunConfig, run: Run, folder: Path, reporter: Repo
     )
     tokens, found = complete_run(derived, reporter), {}
     for layer in there:
-        features = LayerFeatures(tokens, names[layer])
-        queries, database = (features.store(side).read_pooled() for side in (features.query_side, "images"))
-        found[layer] = Method(CLASS_TOKEN, "cosine", cosine_rows(queries, database))
+        pooled = LayerFeatures(tokens, names[layer]).read_pooled()
+        found[layer] = Method(CLASS_TOKEN, "cosine", cosine_rows(*pooled))
     return found

@@ -58,8 +58,7 @@ def list_methods(
     for kernel in KERNELS:
         for kind in (SPATIAL, SEMANTIC):
             yield Method(kind, kernel, run.similarity_rows(layer, kernel, kind))
-    database = features.store("images").read_pooled()
-    queries = features.store(features.query_side).read_pooled()
+    queries, database = features.read_pooled()
     yield Method(POOLED, "cosine", cosine_rows(queries, database))
     yield _whitened(queries, database, fitting)
     yield _pooled(features, GEM, fitting.gem)

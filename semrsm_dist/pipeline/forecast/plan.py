@@ -22,7 +22,6 @@ from semrsm_dist.fields import Positive
 from semrsm_dist.machine import available_cpus
 from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.matcher import Matcher
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.forecast.calibration import Calibration, calibrate
 from semrsm_dist.pipeline.forecast.costs import Costs, Space
 from semrsm_dist.pipeline.forecast.overhead import time_loading, time_workers
@@ -85,7 +84,7 @@ def require_core_hours(config: RunConfig, limit: float, reporter: Reporter) -> N
 def _calibrate(config: RunConfig, reporter: Reporter) -> tuple[_Plan, float]:
     """Return the plan of a run, and the seconds to start its engine and workers."""
     check_sources(config)
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher = config.matching.make_matcher()
     matcher.compile()
     started = time.perf_counter()
     engine = make_engine(config.engine, address=config.address, workers=config.workers)

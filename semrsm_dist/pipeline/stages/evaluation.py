@@ -143,11 +143,7 @@ def retrieval_task(manifests: Mapping[Side, Manifest]) -> RetrievalTask:
         side: RetrievalImages(manifest.labels(), manifest.groups(), manifest.contents())
         for side, manifest in manifests.items()
     }
-    return (
-        RetrievalTask(sides["queries"], sides["images"])
-        if "queries" in sides
-        else RetrievalTask(sides["images"])
-    )
+    return RetrievalTask(*(sides[side] for side in ("queries", "images") if side in sides))
 
 
 def warn_of_zeros(session: Session, record: RunRecord, manifests: Mapping[Side, Manifest]) -> None:

@@ -25,12 +25,9 @@ _CHECKSUM = 4
 
 
 class Cache:
-    """Bytes by name. Losing it costs time and nothing else.
+    """Bytes by name, kept in a folder from one session to the next, or in memory alone.
 
-    Parameters
-    ----------
-    folder
-        Where it is kept from one session to the next; None for memory alone.
+    Losing it costs time and nothing else.
     """
 
     def __init__(self, folder: Path | None) -> None:

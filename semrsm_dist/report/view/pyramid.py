@@ -35,15 +35,10 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a pyramid.
+    """The sizes of a pyramid, by the numbers of images along the edges of its maps.
 
     A map that is much longer one way than the other is made shorter that way first: its short edge keeps its images
     while they are fewer than the cells of the long one.
-
-    Parameters
-    ----------
-    n_rows, n_columns
-        Images along the edges of the maps.
     """
 
     n_rows: int

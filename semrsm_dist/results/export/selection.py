@@ -50,10 +50,7 @@ class ChosenMatrix:
     def pairs(self, matrix: DerivedMatrix | None = None) -> Iterator[NDArray[np.float64]]:
         """Yield the entries right of the diagonal, row after row, as scipy's `squareform` has them.
 
-        Parameters
-        ----------
-        matrix
-            Another matrix of the same layer, to be read so.
+        They are those of another `matrix` of the same layer, if it is given.
         """
         matrix = matrix or self.matrix
         for rows, is_right in _blocks(matrix):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.errors import ConfigError, StorageError
-from semrsm_dist.matching.matcher import Matcher, make_matcher
+from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.progress import Reporter, require_reporter
 from semrsm_dist.results.coordinates import number_groups
 from semrsm_dist.results.matrices import LayerMatrices
@@ -94,7 +94,7 @@ def _read_config(inspection: Inspection) -> RunConfig | None:
 
 
 def _find_matcher(inspection: Inspection, config: RunConfig) -> Matcher | None:
-    matcher = make_matcher(config.matching.matcher, **config.matching.parameters)
+    matcher = config.matching.make_matcher()
     known = inspection.record.matching
     found = {"matcher": matcher.name, "version": matcher.version, **matcher.parameters}
     if found == {name: known.get(name) for name in found}:

@@ -118,12 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{row.what:36} {row.state:7} {row.detail}", flush=True)
         rows.append(row)
     states = {row.state for row in rows}
-    print(
-        {"OFF": "something is off", "skipped": "nothing is off, but not all was checked"}.get(
-            "OFF" if "OFF" in states else "skipped" if "skipped" in states else "", "all is right"
-        )
-    )
-    return 1 if "OFF" in states else 3 if "skipped" in states else 0
+    if "OFF" in states:
+        verdict, status = "something is off", 1
+    elif "skipped" in states:
+        verdict, status = "nothing is off, but not all was checked", 3
+    else:
+        verdict, status = "all is right", 0
+    print(verdict)
+    return status
 
 
 def why_nothing() -> str:

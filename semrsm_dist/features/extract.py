@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +15,16 @@ from PIL import Image
 from pydantic import BeforeValidator, Field
 from torch import nn
 
-from semrsm_dist.data.decode import decode, to_rgb
-from semrsm_dist.data.opening import read_file
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.features.extractor import ALIKE, Extractor, NonFiniteFeaturesError
 from semrsm_dist.features.models import LoadedModel, Transform, adopt_module
+from semrsm_dist.features.pictures import Picture, as_pictures, read_picture
 from semrsm_dist.features.preprocessing import Prepared
 from semrsm_dist.features.probing import device_of
 from semrsm_dist.features.reproducible import reproducible
 from semrsm_dist.features.spec import ModelSpec
 from semrsm_dist.fields import AutoPair, Count, Section, Seed
 from semrsm_dist.machine import count_readers
-
-Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
-
-_LOADING = threading.Lock()
-"""Held to read an object of Pillow, which may load its pixels only now, from a file that others share with it."""
 
 
 def _name_or_module(value: object) -> object:
@@ -181,26 +174,18 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
         batch_size=batch_size,
         seed=seed,
     )
-    pictures = _as_pictures(images)
-    with ExitStack() as stack:
-        if isinstance(model, nn.Module):
-            stack.enter_context(_evaluating(model))
-            device = given.device or str(device_of(model))
-            source: ModelSpec | LoadedModel = adopt_module(
-                model, given.input_size, given.transform, given.preprocessing
-            )
-        elif transform is not None:
-            raise ConfigError(f"transform: model {model!r} brings its own preprocessing; leave transform out")
-        else:
-            device = given.device or "auto"
-            source = ModelSpec(
-                model, given.weights, given.input_size, given.seed, preprocessing=given.preprocessing
-            )
+    pictures = as_pictures(images)
+    is_module = isinstance(given.model, nn.Module)
+    with _evaluating(given.model) if is_module else nullcontext():
         extractor = Extractor(
-            source, given.layers, precision=given.precision, device=device, batch_size=given.batch_size
+            _find_source(given),
+            given.layers,
+            precision=given.precision,
+            device=given.device or (str(device_of(given.model)) if is_module else "auto"),
+            batch_size=given.batch_size,
         )
         found = _extract_all(extractor, pictures)
-        if isinstance(model, nn.Module):
+        if is_module:
             _require_own_features(extractor, pictures[0], found)
         facts = extractor.model.describe()
     return Features(
@@ -210,6 +195,18 @@ def extract(  # noqa: PLR0913 - the public function's options, by keyword
             "preprocessing": facts["data_config"] if transform is None else repr(transform),
             "precision": extractor.precision,
         },
+    )
+
+
+def _find_source(given: Extraction) -> ModelSpec | LoadedModel:
+    if isinstance(given.model, nn.Module):
+        return adopt_module(given.model, given.input_size, given.transform, given.preprocessing)
+    if given.transform is not None:
+        raise ConfigError(
+            f"transform: model {given.model!r} brings its own preprocessing; leave transform out"
+        )
+    return ModelSpec(
+        given.model, given.weights, given.input_size, given.seed, preprocessing=given.preprocessing
     )
 
 
@@ -243,7 +240,7 @@ def _extract_all(extractor: Extractor, pictures: Sequence[Picture]) -> dict[str,
 def _prepare(extractor: Extractor, picture: Picture, index: int) -> Prepared:
     """Return an image as the extractor takes it; `index` is what errors call one without a path."""
     name = str(picture) if isinstance(picture, (str, Path)) else f"images[{index}]"
-    prepared = extractor.transform(_read(picture, name), name)
+    prepared = extractor.transform(read_picture(picture, name), name)
     height, width = extractor.model.input_size
     if tuple(prepared.shape) not in {(3, height, width), (height, width, 3)}:
         raise ConfigError(
@@ -279,76 +276,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.to(device)
         for part in training:
             part.training = True
-
-
-def _as_pictures(images: Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:
-    if isinstance(images, (str, Path)) and Path(images).is_dir():
-        raise InputError(
-            f"images: {str(images)!r} is a folder, but a sequence of images is expected: list its files, as "
-            "sorted(Path(folder).rglob('*.jpg')) does"
-        )
-    if isinstance(images, (str, Path, Image.Image)):
-        raise InputError(f"images: one {type(images).__name__}, but a sequence is expected: put it in a list")
-    if isinstance(images, np.ndarray) and images.ndim != 4:
-        remedy = {
-            2: "give colour images, or repeat one grey channel",
-            3: "of one image, give images[None]"
-            if images.shape[-1:] == (3,)
-            else "of grey images, give numpy.stack([images] * 3, axis=-1)",
-        }.get(images.ndim, "give one image per entry of the first axis")
-        raise InputError(f"images: an array of shape {images.shape}, but (N, H, W, 3) is expected: {remedy}")
-    if not isinstance(images, Iterable):
-        raise InputError(
-            f"images: expected paths, PIL images or arrays in a sequence, or an array (N, H, W, 3), found "
-            f"{type(images).__name__}"
-        )
-    pictures = list(images)
-    if not pictures:
-        raise InputError("images: none were given, so there is nothing to extract; check the list of paths")
-    return pictures
-
-
-def _read(picture: Picture, name: str) -> Image.Image:
-    """Return an image as RGB."""
-    try:
-        if isinstance(picture, Image.Image):
-            with _LOADING:
-                return to_rgb(picture, name)
-        if isinstance(picture, (str, Path)):
-            return decode(read_file(Path(picture).expanduser()), name)
-    except MemoryError:
-        raise
-    # Pillow raises whatever comes: for a file that is closed ValueError or, by its release, one of two others.
-    except Exception as error:
-        cause = getattr(error, "cause", "") or getattr(error, "strerror", "") or str(error)
-        if isinstance(error, AttributeError | AssertionError):
-            cause = "its file seems to be closed"
-        raise InputError(
-            f"image {name!r} cannot be read: {cause}. No features were computed: replace it or leave it out"
-        ) from error
-    if np.ma.is_masked(picture):
-        raise InputError(
-            f"{name}: some pixels are masked, and what lies below the mask is no part of the image: fill them"
-        )
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        found = f"{array.dtype} {array.shape}: {_advise(array)}" if array.ndim else type(picture).__name__
-        raise InputError(f"{name}: expected a path, a PIL image or a uint8 array (H, W, 3), found {found}")
-    return Image.fromarray(array)
-
-
-def _advise(array: NDArray[Any]) -> str:
-    """Return how to make an RGB image of an array that is none."""
-    if array.dtype != np.uint8:
-        return "scale values to 0..255 and convert them with astype('uint8')"
-    if array.ndim == 2:
-        return "repeat the grey channel with numpy.stack([image] * 3, axis=-1)"
-    if array.ndim != 3:
-        return "give each image as an array of its own"
-    if array.shape[2] in (1, 2):
-        return "repeat the grey channel with image[..., :1].repeat(3, axis=2)"
-    if array.shape[2] == 4:
-        return "leave out the fourth channel with image[..., :3]"
-    return (
-        "put channels last with image.transpose(1, 2, 0)" if array.shape[0] == 3 else "choose three channels"
-    )

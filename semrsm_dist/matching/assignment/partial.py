@@ -104,7 +104,15 @@ def match_partially(
     """
     shape = (len(shares) + len(thresholds), rows.n_images, columns.n_images)
     found = PartialMatches(np.full(shape, np.nan), np.full(shape, np.nan))
-    work = _make_workspace(padded(rows.lengths.shape[1]))
+    width = padded(rows.lengths.shape[1])
+    work = _Workspace(
+        empty_aligned((width * width,), np.float32),
+        empty_aligned((width * width,), np.float32),
+        make_market(width),
+        np.empty(width, np.intp),
+        np.empty(width),
+        np.empty(width),
+    )
     slack = rounding_of_product(rows.n_channels) + _ROUNDED
     settings = _Settings(shares, thresholds, tolerance, slack)
     for r in range(rows.n_images):  # short enough a call for an interrupt to wait for
@@ -131,17 +139,6 @@ class _Workspace(NamedTuple):
     permutation: NDArray[np.intp]
     prices: NDArray[np.float64]  # of columns, and of rows: no affinity exceeds their sum
     row_prices: NDArray[np.float64]
-
-
-def _make_workspace(width: int) -> _Workspace:
-    return _Workspace(
-        empty_aligned((width * width,), np.float32),
-        empty_aligned((width * width,), np.float32),
-        make_market(width),
-        np.empty(width, np.intp),
-        np.empty(width),
-        np.empty(width),
-    )
 
 
 @compiled

@@ -100,10 +100,7 @@ def _path(value: object) -> object:
 def check_run_uri(uri: str) -> str:
     """Return the URI of a run's folder in an object store, without a slash at its end.
 
-    Raises
-    ------
-    ConfigError
-        If it is none. What may be secret in it is not shown.
+    Raises ConfigError if it is none. What may be secret in it is not shown.
     """
     if _may_hold_secrets(uri):
         raise ConfigError(f"run: {_NO_SECRETS}")
@@ -167,10 +164,7 @@ class _SectionType(ModelMetaclass):
 class Section(BaseModel, metaclass=_SectionType):
     """Fields that users set together: unknown keys are refused, values are checked and frozen.
 
-    Raises
-    ------
-    ConfigError
-        If one is created with values that are not allowed. One line per problem.
+    Raises ConfigError, with one line per problem, if one is created with values that are not allowed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)

@@ -230,9 +230,8 @@ class _Bar:
             initial=done,
             unit=f" {unit}",
             file=stream,
-            **(
-                {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
-            ),  # 0 columns would show no bar
+            # 0 columns would show no bar.
+            **({"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}),
             smoothing=0.05,
             bar_format=_bar_format(total, unit, columns or 80),
         )

@@ -136,9 +136,8 @@ def _run(options: argparse.Namespace) -> int:
         show(f"\nmatrices: {opened}, or semrsm export; picture: {figure}")
     else:
         show(f"\nneighbours: {opened}.neighbours(LAYER), or semrsm export --to edges, csr or atlas")
-    out = (
-        "" if isinstance(as_run_path(config.run), Path) else " -o report.html"
-    )  # no page goes into an object store
+    # No page goes into an object store.
+    out = "" if isinstance(as_run_path(config.run), Path) else " -o report.html"
     show(f"a page to explore them: semrsm report {shlex.quote(str(config.run))}{out}")
     return 0
 

@@ -38,10 +38,7 @@ def ignore_from_now_on() -> None:
 def stopping_in_order() -> Iterator[threading.Event]:
     """Raise KeyboardInterrupt in the block when it is interrupted, and set an event in case the exception gets lost.
 
-    Yields
-    ------
-    threading.Event
-        Set by an interrupt; for code that checks from time to time whether it has to stop.
+    The event is for code that checks from time to time whether it has to stop.
 
     Raises
     ------

@@ -82,6 +82,8 @@ def parse_json(
 ) -> Mapping[str, Any]:
     """Return the object that the content of a JSON file holds.
 
+    Raises InputError if it is not JSON, or holds anything but an object.
+
     Parameters
     ----------
     content
@@ -90,11 +92,6 @@ def parse_json(
         Of the file, for messages.
     pairs_hook
         Returns what to keep of an object, from its keys and values, as soon as it has been read.
-
-    Raises
-    ------
-    InputError
-        It is not JSON, or holds anything but an object.
     """
     try:
         document = json.loads(content, object_pairs_hook=pairs_hook)

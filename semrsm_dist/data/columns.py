@@ -18,6 +18,9 @@ def labels_in(
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Return the labels at a place, and, if they are those of objects, how many objects have each.
 
+    Returns each label once, in the order in which they come; the counts are None where there is no path. Raises
+    ValueError if there is no such place, or something else there.
+
     Parameters
     ----------
     cell
@@ -27,16 +30,6 @@ def labels_in(
         list: "categories" in ``{"categories": ["cat", "cat"]}``, "name" in ``[{"name": "cat"}, {"name": "cat"}]``.
     names
         Of the classes, if labels are their numbers; a negative one is no label.
-
-    Returns
-    -------
-    labels, counts
-        Each label once, in the order in which they come. The counts are None where there is no path.
-
-    Raises
-    ------
-    ValueError
-        If there is no such place, or something else there.
     """
     if isinstance(cell, str) and path:
         cell = json.loads(cell) if cell.strip() else None

@@ -14,11 +14,9 @@ from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedI
 from semrsm_dist.data.entries import Least, LoadedImage, UnreadableImageError
 from semrsm_dist.errors import SemrsmError
 
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # markers of a JPEG before its sizes: SOF0 to SOF15
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG before its sizes: SOF0 to SOF15."""
+
 _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 
 PILLOW_MAX_BYTES = 512 * 2**20
@@ -59,11 +57,12 @@ def decode_with_mode(
 ) -> LoadedImage:
     """Return the image as 8-bit RGB, with the mode it was stored in and the hash of the file.
 
-    The orientation tag of EXIF is not applied, which a remark says, and transparency is dropped without blending,
-    as the evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale
-    of more than 8 bits is scaled, never clipped: see `scale_to_8_bits`. White is 65535 in 16 bits, or what a TIFF
-    states in its tags BitsPerSample and MaxSampleValue. (The chunk sBIT of a PNG does not move its white.) Values
-    that use few of the 16 bits, as 12-bit data do that were stored as they are, are kept dark and get a remark.
+    The orientation tag of EXIF is not applied, which a remark says, and transparency is dropped without blending, as
+    the evaluation pipelines of torchvision and timm do. Of several frames or pages the first is taken. Greyscale of
+    more than 8 bits is scaled, never clipped: see `scale_to_8_bits`. White is 65535 in 16 bits, or what a TIFF states
+    in its tags BitsPerSample and MaxSampleValue. (The chunk sBIT of a PNG does not move its white.) Values that use few
+    of the 16 bits, as 12-bit data do that were stored as they are, are kept dark and get a remark. Raises
+    UnreadableImageError if the data is empty, no image, truncated, damaged, or of an image of more than `max_bytes`.
 
     Parameters
     ----------
@@ -76,11 +75,6 @@ def decode_with_mode(
     least : callable, optional
         A JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 of its width and height, rounded up, that is not below
         what this returns for them, as the decoder can leave out the rest; its other facts are those of the whole image.
-
-    Raises
-    ------
-    UnreadableImageError
-        If the data is empty, no image, truncated, damaged, or of an image of more than `max_bytes`.
     """
     if not data:
         raise UnreadableImageError(name, "it is empty (0 bytes)")
@@ -130,6 +124,8 @@ def _has_drafts(data: bytes) -> bool:
 def scale_to_8_bits(values: NDArray[np.generic], full_scale: float | None = None) -> NDArray[np.uint8]:
     """Return grey values scaled linearly to 0..255 and rounded.
 
+    Raises ValueError if a value is NaN or infinite.
+
     Parameters
     ----------
     values : ndarray
@@ -138,11 +134,6 @@ def scale_to_8_bits(values: NDArray[np.generic], full_scale: float | None = None
         The value of white where the format fixes it (65535 for 16 bits). Without it, floats within
         [0, 1] are taken as shares of white, floats within [0, 255] as they are, and everything else is
         stretched from the image's own smallest to its largest value (a constant image becomes black).
-
-    Raises
-    ------
-    ValueError
-        If a value is NaN or infinite.
     """
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are NaN or infinite")

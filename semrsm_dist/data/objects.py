@@ -76,17 +76,8 @@ class ObjectTally:
 def box_area(box: Corners, width: float, height: float) -> float | None:
     """Return the area of the part of a box that lies in an image, as a share of the image's area.
 
-    Parameters
-    ----------
-    box
-        Left, upper, right and lower border, in the unit of width and height.
-    width, height
-        Of the image.
-
-    Returns
-    -------
-    float or None
-        None if it is unknown: a border is no number, the box ends before it begins, or the image has no size.
+    Box, width and height of the image are in one unit. None if it is unknown: a border is no number, the box ends
+    before it begins, or the image has no size.
     """
     left, top, right, bottom = box
     if not all(map(math.isfinite, (*box, width, height))) or min(width, height) <= 0:

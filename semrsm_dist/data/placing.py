@@ -37,6 +37,8 @@ def place_boxes(
 ) -> list[Corner] | None:
     """Return corners for boxes, one after the other, each uniform over what the ones before leave of its window.
 
+    None if they did not fit in any of `LAYOUT_ATTEMPTS` attempts.
+
     Parameters
     ----------
     sizes
@@ -49,11 +51,6 @@ def place_boxes(
         Largest share of the smaller of two boxes that the other may cover.
     rng
         Random generator.
-
-    Returns
-    -------
-    list of Corner or None
-        None if the boxes did not fit in any of `LAYOUT_ATTEMPTS` attempts.
     """
     for _ in range(LAYOUT_ATTEMPTS):
         corners: list[Corner] = []

@@ -46,17 +46,14 @@ ENGINES: Plugins[type[Engine]] = Plugins("engine", "semrsm_dist.engine.engines",
 def make_engine(name: str, *, address: str | None = None, workers: int | None = None) -> Engine:
     """Return a running engine; the caller closes it.
 
+    Raises ConfigError if the name is unknown, or the engine cannot run or cannot be reached.
+
     Parameters
     ----------
     name
         A name in `ENGINES`: `local` for threads of this process, `ray` for a Ray cluster.
     address, workers
         As in `Engine`.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown, or the engine cannot run or cannot be reached.
     """
     return require_engine(ENGINES.load(name)(workers=workers, address=address))
 

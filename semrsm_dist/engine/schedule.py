@@ -88,7 +88,8 @@ class Schedule:
     """Decides what is handed out next, and keeps account of each unit.
 
     Times are seconds of any clock that only goes forward. Every unit ends in exactly one of two ways: with one good
-    receipt, or as a `Failure`. Memory is bounded by what is in flight, waits to be tried again, or has failed.
+    receipt, or as a `Failure`. Memory is bounded by what is in flight, waits to be tried again, or has failed. Raises
+    ValueError if `attempts` is below 1.
 
     Parameters
     ----------
@@ -113,11 +114,6 @@ class Schedule:
         Number of times that units which had failed were put in line again.
     duplicates
         Number of units that were done twice, as a second try of an overdue task was late or needless.
-
-    Raises
-    ------
-    ValueError
-        If `attempts` is below 1.
     """
 
     def __init__(self, tasks: Iterable[Task], attempts: int = 3, stall_seconds: float = math.inf) -> None:
@@ -135,9 +131,8 @@ class Schedule:
         self._tried: dict[Hashable, int] = {}  # failed attempts of the units that are still to be done
         self._flights: dict[int, Flight] = {}  # by the identity of the task, which is in its flight
         self._overdue: deque[Flight] = deque()  # to be tried elsewhere
-        self._heard: dict[
-            str, float
-        ] = {}  # when something last came from each worker that is not known to be lost
+        # When something last came from each worker that is not known to be lost.
+        self._heard: dict[str, float] = {}
         self._abandoned = 0  # tasks in flight whose units another one has done
         self._cost = self._seconds = 0.0  # of tasks that ended, recent ones counting more
 

@@ -77,6 +77,8 @@ def agreement(
 ) -> dict[str, Estimate]:
     """Return measures of the agreement of two matrices, by name.
 
+    Raises InputError as `cka`.
+
     Parameters
     ----------
     pairs
@@ -87,11 +89,6 @@ def agreement(
         Of the bootstrap over images; 0 for none. The biased CKA never has one: copies of an image raise it.
     bootstrap_images
         Maximum images to resample.
-
-    Raises
-    ------
-    InputError
-        See `cka`.
     """
     estimates = _without_bootstrap(pairs, measures)
     if not resamples:

@@ -46,6 +46,8 @@ class Alignment:
 def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] | None = None) -> Alignment:
     """Return the CKA of two symmetric matrices.
 
+    Raises InputError if an entry between two images with a defined diagonal is NaN.
+
     Parameters
     ----------
     matrices
@@ -56,11 +58,6 @@ def cka(matrices: Entries, *, debiased: bool = True, counts: NDArray[np.int64] |
         How often each image is drawn in each of R resamples; by default each once. A pair of images weighs as much as
         the product of their counts. The debiased CKA leaves out pairs of an image with its own copy. For the biased
         one a copy is as similar as an image to itself; that raises it, so its resamples make no interval.
-
-    Raises
-    ------
-    InputError
-        If an entry between two images with a defined diagonal is NaN.
     """
     n = matrices.n_rows
     survey = _survey(matrices)

@@ -39,6 +39,8 @@ class Contrast:
 def contrast_pairs(similarity: Values, counts: NDArray[np.int64]) -> Contrast:
     """Compare the diagonal of a matrix with the rest of it.
 
+    Raises InputError if the matrix is not square or the counts are of another number of images.
+
     Parameters
     ----------
     similarity
@@ -47,11 +49,6 @@ def contrast_pairs(similarity: Values, counts: NDArray[np.int64]) -> Contrast:
     counts
         (resamples, n), how often each image is drawn: `draw_counts`. A pair of different images weighs the product of
         their counts.
-
-    Raises
-    ------
-    InputError
-        If the matrix is not square or the counts are of another number of images.
     """
     n_images = counts.shape[1]
     if similarity.shape != (n_images, n_images):

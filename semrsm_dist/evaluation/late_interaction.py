@@ -28,7 +28,7 @@ def max_similarities(
     token_counts: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     product_bytes: int = PRODUCT_BYTES,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return MaxSim in both directions between all images of two sets.
+    """Return MaxSim(query, database image), and MaxSim(database image, query), of all images of two sets: (A, B) each.
 
     MaxSim(Q, D) is the mean over the tokens q of Q of max_d <q, d> over the tokens d of D. ColBERT takes the sum,
     which ranks the images of a database in the same order.
@@ -43,11 +43,6 @@ def max_similarities(
         Tokens that each image of both sets has: what is beyond them is ignored. By default S and T for all.
     product_bytes
         Memory for affinities; at least one pair of images is always held.
-
-    Returns
-    -------
-    forward, backward : (A, B) float64
-        MaxSim(query, database image) and MaxSim(database image, query).
     """
     left, right = (np.ascontiguousarray(z, dtype=np.float32) for z in (queries, database))
     is_full = True

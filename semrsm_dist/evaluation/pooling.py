@@ -51,7 +51,9 @@ def cosine_rows(queries: Vectors, database: Vectors) -> RowReader:
 def pool_tokens(
     z: Vectors, token_counts: NDArray[np.int64] | None = None, *, power: float
 ) -> NDArray[np.float32]:
-    """Return generalised means over the tokens of each image, channel by channel.
+    """Return generalised means over the tokens of each image, channel by channel, (N, C).
+
+    Raises ConfigError if the power is below 1.
 
     Parameters
     ----------
@@ -62,15 +64,6 @@ def pool_tokens(
     power
         1 for the mean; larger ones weigh large values more, and infinity is the maximum. Powers keep the sign of a
         value, so that channels with negative values are not cut off.
-
-    Returns
-    -------
-    (N, C) array
-
-    Raises
-    ------
-    ConfigError
-        If the power is below 1.
     """
     if not power >= 1.0:
         raise ConfigError(f"the power of a generalised mean must be at least 1, found {power}")
@@ -138,7 +131,9 @@ class Whitening:
 
 
 def fit_centroids(tokens: Vectors, n_centroids: int, *, seed: int) -> NDArray[np.float64]:
-    """Return k-means centroids of tokens.
+    """Return k-means centroids of tokens, (K, C).
+
+    Raises ConfigError if `n_centroids` is below 1.
 
     Parameters
     ----------
@@ -148,15 +143,6 @@ def fit_centroids(tokens: Vectors, n_centroids: int, *, seed: int) -> NDArray[np
         How many; fewer are returned where the sample has fewer different tokens.
     seed
         Of the initial centroids.
-
-    Returns
-    -------
-    (K, C) array
-
-    Raises
-    ------
-    ConfigError
-        If `n_centroids` is below 1.
     """
     from sklearn.cluster import KMeans  # noqa: PLC0415 - slow to import
 
@@ -171,7 +157,7 @@ def fit_centroids(tokens: Vectors, n_centroids: int, *, seed: int) -> NDArray[np
 def vlad(
     z: Vectors, centroids: NDArray[np.float64], token_counts: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Return the VLAD vectors of images.
+    """Return the VLAD vectors of images, (N, K * C), of length 1, or 0 for an image whose tokens are all centroids.
 
     Each token adds its residual to its nearest centroid. The sum of each centroid is scaled to length 1, and then the
     whole vector. Centroids without tokens contribute zeros.
@@ -184,11 +170,6 @@ def vlad(
         From `fit_centroids`.
     token_counts : (N,)
         Vectors that each image has: what `z` holds beyond them is ignored. By default S for all.
-
-    Returns
-    -------
-    (N, K * C) array
-        Length 1, or 0 for an image whose tokens are all centroids.
     """
     result = np.empty((len(z), centroids.size), dtype=np.float32)
     half_squares = 0.5 * np.einsum("kc,kc->k", centroids, centroids)

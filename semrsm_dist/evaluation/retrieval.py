@@ -245,6 +245,8 @@ class HitSearch:
 def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once: int = ROWS_AT_ONCE) -> Hits:
     """Return the k most similar candidates of each query.
 
+    Raises ConfigError if k is below 1.
+
     Parameters
     ----------
     read_rows
@@ -256,11 +258,6 @@ def find_hits(read_rows: RowReader, task: RetrievalTask, k: int, *, rows_at_once
         Hits per query. Memory is taken for as many: see `RetrievalTask.most_hits`.
     rows_at_once
         How many rows to read at once; with a stored matrix's chunk size, each chunk is read once.
-
-    Raises
-    ------
-    ConfigError
-        If k is below 1.
     """
     _require_hits(k)
     n = task.n_queries
@@ -287,7 +284,10 @@ def _require_hits(k: int) -> None:
 def score_hits(
     hits: NDArray[np.intp], task: RetrievalTask, ks: Sequence[int], *, first: int = 0
 ) -> NDArray[np.float64]:
-    """Return each query's mean label F1 over its best k hits, for several k.
+    """Return each query's mean label F1 over its best k hits, for several k, (N, len(ks)).
+
+    NaN for queries without hits; those with fewer than k are judged on what they have. Raises ConfigError if a k is
+    below 1, or above K though there are more images.
 
     Parameters
     ----------
@@ -295,16 +295,6 @@ def score_hits(
         (N, K) `Hits.indices`, of at least the largest of `ks` or of all images.
     first
         The query that the first row belongs to.
-
-    Returns
-    -------
-    (N, len(ks)) array
-        NaN for queries without hits; those with fewer than k are judged on what they have.
-
-    Raises
-    ------
-    ConfigError
-        If a k is below 1, or above K though there are more images.
     """
     for k in ks:
         if not 1 <= task.most_hits(k) <= hits.shape[1]:

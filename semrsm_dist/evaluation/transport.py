@@ -59,7 +59,7 @@ class Transport:
         *,
         product_bytes: int = PRODUCT_BYTES,
     ) -> NDArray[np.float64]:
-        """Return the affinity that the best plan transports, sum(P * A), between all images of two sets.
+        """Return the affinity that the best plan transports, sum(P * A), between all images of two sets, (A, B).
 
         Parameters
         ----------
@@ -69,10 +69,6 @@ class Transport:
             Of the tokens, each image's with sum 1; 0 for places that hold no token. See `token_masses`.
         product_bytes
             Memory for affinities; at least one pair of images is always held.
-
-        Returns
-        -------
-        (A, B) float64 array
         """
         left, right = (np.ascontiguousarray(z, dtype=np.float32) for z in (queries, database))
         a, b = (mass.astype(np.float32) for mass in masses)

@@ -65,6 +65,9 @@ def load_file(
 ) -> None:
     """Fill every tensor of a model with the weights of a local file.
 
+    Raises InputError if the file cannot be read without executing code, is not of this architecture, or does not say on
+    which grid its position embeddings lie.
+
     Parameters
     ----------
     model
@@ -74,12 +77,6 @@ def load_file(
         ``.safetensors``, or a state dict saved by torch, or timm's ``.npz`` where the model reads it.
     own, size, is_stated
         See `move_positions`; needed for a network with position embeddings on a grid.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read without executing code, is not of this architecture, or does not say on which grid its
-        position embeddings lie.
     """
     if path.suffix == ".npz":
         _load_npz(model, path)
@@ -115,9 +112,8 @@ def move_positions(
             state[in_file], new_size=list(target), old_size=list(origin), num_prefix_tokens=n_prefix
         )
         return {**state, in_file: moved}
-    n_file -= (
-        n_prefix if in_file == name and "mask_token" not in state else 1
-    )  # a class token in other projects
+    # A class token in other projects.
+    n_file -= n_prefix if in_file == name and "mask_token" not in state else 1
     root = math.isqrt(n_file)
     possible = {grid for grid in (origin, target, (root, root)) if math.prod(grid) == n_file}
     if len(possible) != 1:

@@ -354,9 +354,8 @@ class Extractor:
                 features = {name: _fetch(z, fetching) for name, z in part.features.items()}
                 finite = _fetch(part.finite, fetching)
                 event: Any = torch.cuda.Event  # as above
-                done = event(
-                    blocking=True
-                )  # a thread that waits for it sleeps, and leaves its CPU to readers
+                # A thread that waits for it sleeps, and leaves its CPU to readers.
+                done = event(blocking=True)
                 return _Part(features, finite, fetching.record_event(done))
 
 

@@ -18,7 +18,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def downloading(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ()) -> Iterator[None]:
     """Report a download that fails within the block, with the file to fetch elsewhere and how to use it.
 
-    A host that has no address from here is reported at once, instead of after a minute of retries.
+    A host that has no address from here is reported at once, instead of after a minute of retries. Raises InputError if
+    the file is not in the cache and cannot be downloaded.
 
     Parameters
     ----------
@@ -28,11 +29,6 @@ def downloading(name: str, cfg: Mapping[str, Any], files: Sequence[str] = ()) ->
         Its configuration in timm, with `hf_hub_id`, `hf_hub_filename` or `url`.
     files
         Any one of these files of its repository will do; without them, those that timm would take.
-
-    Raises
-    ------
-    InputError
-        The file is not in the cache and cannot be downloaded.
     """
     filename = cfg.get("hf_hub_filename")
     wanted = files or ((filename,) if filename else WEIGHTS)

@@ -35,18 +35,9 @@ from semrsm_dist.features.probing import (
 
 
 def describe_layers(model: LoadedModel, *, modules: bool = False) -> list[LayerInfo]:
-    """List the layers of a model, in network order, by passing a blank image through it.
+    """List the layers of a model, in network order, by passing a blank image of its input size through it.
 
-    Parameters
-    ----------
-    model
-        The model, at its input size.
-    modules
-        Also list the modules between the stages that can be read.
-
-    Returns
-    -------
-    The stages first, then the modules in the order in which they run.
+    With `modules`, the modules between the stages that can be read follow, in the order in which they run.
     """
     stages = describe_stages(model)
     if not modules:

@@ -170,6 +170,9 @@ def adopt_module(
 ) -> LoadedModel:
     """Return a module that is in memory already, in evaluation mode, as a model to read layers from.
 
+    Raises ConfigError if nothing says how images are preprocessed, or the module cannot work at this input size, or in
+    float32.
+
     Parameters
     ----------
     module
@@ -180,11 +183,6 @@ def adopt_module(
         Preprocessing of a module that is not of timm: PIL image -> (3, H, W) tensor of the input size.
     preprocessing
         See `ModelSpec`.
-
-    Raises
-    ------
-    ConfigError
-        Nothing says how images are preprocessed, or the module cannot work at this input size, or in float32.
     """
     name, size = type(module).__name__, _checked_size(input_size)
     kinds = {(str(each.dtype), each.is_meta) for each in module.parameters() if each.is_floating_point()}

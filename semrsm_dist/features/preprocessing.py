@@ -109,9 +109,8 @@ class Preprocessing:
         if self._resize is None or batch.dtype != torch.uint8:
             return batch
         pixels = batch.permute(0, 3, 1, 2)
-        if (
-            not batch.is_cuda
-        ):  # a GPU prefers channels last, but the last bits of a CPU's features depend on the order
+        # A GPU prefers channels last, but the last bits of a CPU's features depend on the order.
+        if not batch.is_cuda:
             pixels = pixels.contiguous()
         mean, std = (each.to(batch.device, non_blocking=True) for each in (self._mean, self._std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)

@@ -223,19 +223,10 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
 def list_models(pattern: str = "*", *, weights: str | None = None) -> list[ModelRow]:
     """List the models whose name matches a glob pattern, from timm's registry and `CLIPSEG` alone.
 
-    Parameters
-    ----------
-    pattern
-        Glob over ``arch`` and ``arch.tag``; a plain architecture lists all its tags.
-    weights
-        Keep only rows with these weights: "digits", "package", "pretrained" or "random".
-
-    Returns
-    -------
-    Rows sorted by name, the shipped ones first: name to use in configurations, ``arch.tag`` if weights can be
-    downloaded, else ``arch``; weights, "digits" (shipped with this package), "package" (to be installed for them),
-    "pretrained" (downloaded by timm) or "random" (no weights known); height and width that the model was made for, in
-    pixels.
+    The pattern is for ``arch`` and ``arch.tag``; a plain architecture lists all its tags. Rows are sorted by name, the
+    shipped ones first. The name is the one to use in configurations: ``arch.tag`` if weights can be downloaded, else
+    ``arch``. Weights are "digits" (shipped with this package), "package" (to be installed for them), "pretrained"
+    (downloaded by timm) or "random" (no weights known); if they are given, only rows with these are listed.
     """
     names = timm.list_models(pattern, include_tags=True)
     rows = [

@@ -76,9 +76,8 @@ def _settings() -> list[_Setting]:
         (cudnn, "allow_tf32", False),
         (_Products(), "precision", "highest"),
     ]
-    if hasattr(
-        cudnn, "conv"
-    ):  # since torch 2.9, without which the switches above leave it to a more general one
+    # Since torch 2.9, without which the switches above leave it to a more general one.
+    if hasattr(cudnn, "conv"):
         settings += [(part, "fp32_precision", "ieee") for part in (cudnn.conv, cudnn.rnn, matmul)]
     return settings
 
@@ -88,10 +87,8 @@ def _present(settings: list[_Setting]) -> Iterator[_Setting]:
     for owner, name, _ in settings:
         try:
             yield owner, name, getattr(owner, name)
-        except (
-            RuntimeError
-        ):  # torch reads no old switch once a new one differs from it; the new ones are restored
-            continue
+        except RuntimeError:
+            continue  # torch reads no old switch once a new one differs from it; the new ones are restored
 
 
 def _apply(settings: list[_Setting]) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class TensorFeatures(FeatureArray):
     """Features in one tensor of a file; bfloat16 is returned as float32, which holds it exactly.
 
+    Raises InputError if the file does not exist, cannot be read without executing code, or holds no such tensor of
+    features.
+
     Parameters
     ----------
     path
@@ -31,11 +34,6 @@ class TensorFeatures(FeatureArray):
         See `interpret`.
     layer
         The tensor to take if there are several and the path names none.
-
-    Raises
-    ------
-    InputError
-        The file does not exist, cannot be read without executing code, or holds no such tensor of features.
     """
 
     def __init__(self, path: Path, layout: str = "auto", layer: str | None = None) -> None:
@@ -81,9 +79,8 @@ class SafetensorsFeatures(TensorFeatures):
                     f"{self._file}: tensor {self._name!r} is of type {name}, which is not taken for features; store "
                     "them as float16 or float32, for instance with tensor.half()"
                 )
-            is_plain = (
-                0 not in shape and shape and not self._is_bfloat16
-            )  # an empty one is refused by its shape
+            # An empty one is refused by its shape.
+            is_plain = 0 not in shape and shape and not self._is_bfloat16
             return shape, tensor[:0].dtype if is_plain else np.dtype(np.float32)
 
     def _read_images(self, start: int, stop: int) -> NDArray[Any]:

@@ -99,6 +99,8 @@ def median_width(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike) -> float:
 def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None = None) -> Matrix:
     """Return ``exp(-d2 / (2 sigma^2))``, (n, m) float64 in [0, 1].
 
+    Raises ConfigError if `sigma` is not a positive number.
+
     Parameters
     ----------
     matched : array_like, (n, m)
@@ -108,11 +110,6 @@ def rbf(matched: ArrayLike, n_i: ArrayLike, n_j: ArrayLike, sigma: float | None 
     sigma : float, optional
         Width, positive. By default `median_width` of this matrix; give it when a matrix is derived block by
         block.
-
-    Raises
-    ------
-    ConfigError
-        `sigma` is not a positive number.
     """
     sigma = median_width(matched, n_i, n_j) if sigma is None else argument("sigma", sigma, Positive)
     return _rbf_of_distances(squared_distances(matched, n_i, n_j), sigma)

@@ -136,18 +136,15 @@ class PackedPanel(Panel):
 def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     """Check representations (T, S, C) and return them as a panel.
 
+    Raises InputError if the array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares
+    overflow or underflow float64, or the counts do not go with it.
+
     Parameters
     ----------
     z
         The representations.
     token_counts
         (T,) tokens of each image, at most S: what `z` holds beyond them is ignored. By default, S for all.
-
-    Raises
-    ------
-    InputError
-        The array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares overflow
-        or underflow float64, or the counts do not go with it.
     """
     raw, counts = checked_representations(z, token_counts)
     n_images, n_tokens, n_channels = raw.shape

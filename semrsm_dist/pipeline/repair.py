@@ -48,6 +48,8 @@ def verify_and_repair(
 ) -> Report:
     """Verify a run, remove what is broken, compute it again, and verify again.
 
+    The report is of the last verification, with what it found no longer marked as repaired.
+
     Parameters
     ----------
     path
@@ -58,11 +60,6 @@ def verify_and_repair(
         Values that replace those of the recorded configuration: `engine`, `address`, `workers`.
     **options
         As `semrsm_dist.results.run.Run.verify` takes them.
-
-    Returns
-    -------
-    Report
-        Of the last verification, with what it found no longer marked as repaired.
 
     Raises
     ------

@@ -108,7 +108,8 @@ def choose_sizes(
 ) -> tuple[dict[str, LayerRecord], int]:
     """Choose the sizes of tiles and feature chunks; layers that an earlier session has sized keep their tiles.
 
-    There are so many `workers` of matching, which are `allowed` so many bytes of memory each.
+    There are so many `workers` of matching, which are `allowed` so many bytes of memory each. Raises ConfigError if the
+    tiles do not fit into a worker's memory, or differ from those of the run.
 
     Returns
     -------
@@ -116,11 +117,6 @@ def choose_sizes(
         The record of each requested layer.
     chunk_size
         Images of a feature chunk.
-
-    Raises
-    ------
-    ConfigError
-        If the tiles do not fit into a worker's memory, or differ from those of the run.
     """
     layers, fitting, memory = {}, [], WorkerMemory(config, matcher, inputs.counts(), allowed)
     for layer, sizes in inputs.layers.items():

@@ -185,6 +185,8 @@ def choose_tile_size(
 ) -> int:
     """Choose the images along an edge of a tile: a power of two that fits time and leaves enough tiles to share.
 
+    It is at most `largest` and `limit`, or the first power of two from `smallest` on.
+
     Parameters
     ----------
     n_images
@@ -197,11 +199,6 @@ def choose_tile_size(
         Estimated seconds of one pair, and the longest that one tile should take.
     limit
         Maximum size, so that progress and resuming are not too coarse.
-
-    Returns
-    -------
-    int
-        At most `largest` and `limit`, or the first power of two from `smallest` on.
     """
     most = min(largest, limit, max(n_images // FEWEST_PANELS, SMALLEST_TILE))
     size = 1

@@ -38,24 +38,9 @@ CONTENT = "semrsm-content"
 
 
 def draw_overview(run: Run) -> RunPath:
-    """Draw the run's overview into its folder of figures, unless it is there already.
+    """Draw a complete run's overview into its folder of figures, unless it is there already; return the PNG file.
 
-    Parameters
-    ----------
-    run
-        A complete run.
-
-    Returns
-    -------
-    Path or ObjectPath
-        The PNG file.
-
-    Raises
-    ------
-    IncompleteError
-        If the run is not complete.
-    StorageError
-        If it cannot be written.
+    Raises IncompleteError if the run is not complete, StorageError if it cannot be written.
     """
     summary = run.summary()
     path = run.directory.figures / "overview.png"

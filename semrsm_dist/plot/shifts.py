@@ -79,7 +79,6 @@ def translation(
     axes.grid(alpha=0.3)
     if legend:
         axes.set(xlabel="shift (pixels of the input)", ylabel=f"similarity ({kernel}),\nmedian and quartiles")
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7, frameon=False
-        )  # where it hides nothing
+        # Where it hides nothing.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7, frameon=False)
     return axes

@@ -31,7 +31,7 @@ SITE_POLICY = (
 
 
 def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | None = None) -> Path:
-    """Write the report of a run: one HTML file that needs nothing else.
+    """Write the report of a run, one HTML file that needs nothing else, and return its path.
 
     Parameters
     ----------
@@ -41,11 +41,6 @@ def write_report(run: Run, path: Path | None = None, *, reporter: Reporter | Non
         The file, whose folder is created if missing; `report.html` in the run directory by default.
     reporter
         Where progress is reported; None shows a bar in a notebook, and nothing elsewhere.
-
-    Returns
-    -------
-    Path
-        The file.
 
     Raises
     ------

@@ -92,6 +92,8 @@ class LayerMatrices:
     ) -> NDArray[Any]:
         """Return a part of the matrices of some quantities, (Q, R, C).
 
+        Raises StorageError if a tile is damaged or missing; the message names its file.
+
         Parameters
         ----------
         quantities
@@ -100,11 +102,6 @@ class LayerMatrices:
             A slice or indices of rows, and of columns.
         dtype
             Of the result: float32 loses the last digits of the diagonal, and of what is stored in float64.
-
-        Raises
-        ------
-        StorageError
-            If a tile is damaged or missing; the message names its file.
         """
         layout = self.layout
         rows, columns = (

@@ -21,28 +21,14 @@ WATCH_SECONDS, WATCH_FACTOR = 2.0, 10.0
 
 
 def read_status(path: str | RunPath) -> dict[str, Any]:
-    """Return the progress of a run.
+    """Return the progress of a run, as JSON values; raises ConfigError if there is no run at `path`.
 
-    Parameters
-    ----------
-    path
-        The run directory.
-
-    Returns
-    -------
-    dict
-        JSON values: `working`, whether a driver holds the run, and `complete`, whether all layers are that its last
-        session requested; `layers`, of each whether it was requested, and how many feature chunks, tiles and pairs are
-        done; `driver`, the last one, and `stage`, what it is at or was, as in `semrsm_dist.store.heartbeat`, both None
-        if it said nothing; `pairs_per_second` in the last minutes, `seconds_left` of the stage and
-        `last_tile_seconds` since the last tile, None if not known; `failed`, the units set aside by the last session.
-        The driver's `state` is "working", "silent" if it should have been heard of, "finished", "interrupted",
-        "failed", or "lost" if it ended without saying so.
-
-    Raises
-    ------
-    ConfigError
-        If there is no run at `path`.
+    `working` is whether a driver holds the run, and `complete`, whether all layers are that its last session requested;
+    `layers`, of each whether it was requested, and how many feature chunks, tiles and pairs are done; `driver`, the
+    last one, and `stage`, what it is at or was, as in `semrsm_dist.store.heartbeat`, both None if it said nothing;
+    `pairs_per_second` in the last minutes, `seconds_left` of the stage and `last_tile_seconds` since the last tile,
+    None if not known; `failed`, the units set aside by the last session. The driver's `state` is "working", "silent" if
+    it should have been heard of, "finished", "interrupted", "failed", or "lost" if it ended without saying so.
     """
     directory = RunDirectory(path)
     is_working, beat, now = directory.is_locked(), directory.read_heartbeat(), time.time()

@@ -54,7 +54,8 @@ def create_array(
 ) -> zarr.Array[Any]:
     """Create an array, or open it where it exists with the same description.
 
-    A damaged description is written anew; the chunks are kept.
+    A damaged description is written anew; the chunks are kept. Raises StorageError if it cannot be created, or one of
+    another shape is there.
 
     Parameters
     ----------
@@ -62,11 +63,6 @@ def create_array(
         The length of each dimension, and that of a chunk, by its name.
     origin
         What the chunks' labels name; see `semrsm_dist.store.chunk_labels.origin`.
-
-    Raises
-    ------
-    StorageError
-        If it cannot be created, or one of another shape is there.
     """
     shape, chunk_shape = (tuple(each) for each in zip(*dimensions.values(), strict=True))
     store = MemoryStore()

@@ -165,19 +165,10 @@ def _tile_of(name: str, layout: Layout) -> tuple[int, int] | None:
 
 
 def choose_dtype(exact: bool, norms_i: NDArray[np.float64], norms_j: NDArray[np.float64]) -> str:
-    """Return the type to store a layer's tiles in.
+    """Return the type to store a layer's tiles in, by the squared norms of the images of rows and columns.
 
-    Parameters
-    ----------
-    exact
-        Whether the matcher certifies more closely than float32 resolves.
-    norms_i, norms_j
-        Squared norms of the images of rows and columns.
-
-    Returns
-    -------
-    str
-        `float32`, or `float64` for an exact matcher and for norms whose products float32 does not hold well.
+    `float32`, or `float64` if the matcher is `exact`, so that it certifies more closely than float32 resolves, and for
+    norms whose products float32 does not hold well.
     """
     lengths = [np.sqrt(norms[norms > 0]) for norms in (norms_i, norms_j)]
     if exact or not all(each.size for each in lengths):

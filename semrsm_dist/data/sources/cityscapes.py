@@ -44,8 +44,9 @@ class CityscapesImages(FileSource):
     """Left images of Cityscapes, sorted by name; the label set is what the fine annotations mark in them.
 
     The group of an image is its city and sequence. Deleted polygons count for nothing; a label such as `cargroup` is
-    that of the things in the group. Images without a file of polygons are kept, without labels, and a
-    warning names them; polygons without their image make an unreadable image.
+    that of the things in the group. Images without a file of polygons are kept, without labels, and a warning names
+    them; polygons without their image make an unreadable image. `entries` raises InputError if a folder is missing
+    or empty, or a file of polygons is not of this format.
 
     Parameters
     ----------
@@ -57,11 +58,6 @@ class CityscapesImages(FileSource):
         Labels to leave out.
     sample, seed
         Size and seed of a random sample, see `draw_sample`; None takes all.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a folder is missing or empty, or a file of polygons is not of this format.
     """
 
     source: Literal["cityscapes"] = "cityscapes"

@@ -19,8 +19,9 @@ class CocoImages(CocoFormatSource):
     """The images that an annotation file of COCO lists, sorted by id; the labels are the categories of their objects.
 
     The area of an object is that of its outline or, where the file does not say it, of its box. Images of which nothing
-    is annotated stay, without labels. Images that are listed but not there are unreadable. Outlines and masks are
-    not kept: reading `instances_train2017.json` (450 MB) takes about 1.2 GB of memory.
+    is annotated stay, without labels. Images that are listed but not there are unreadable. Outlines and masks are not
+    kept: reading `instances_train2017.json` (450 MB) takes about 1.2 GB of memory. `entries` raises InputError if a
+    file is missing or is not of this format, ids are repeated, or annotations are of images that it does not list.
 
     Parameters
     ----------
@@ -32,12 +33,6 @@ class CocoImages(CocoFormatSource):
         Whether the annotation of a crowd, which stands for an unknown number of objects, counts, as one object.
     annotations, images, sample, seed, allow_outside
         See `AnnotatedSource`.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a file is missing or is not of this format, ids are repeated, or annotations are of images
-        that it does not list.
     """
 
     source: Literal["coco"] = "coco"

@@ -28,9 +28,10 @@ SPLITS: dict[str, tuple[str, str | None]] = {
 class EgoObjectsImages(CocoFormatSource):
     """The images that an annotation file of EgoObjects lists, sorted by id; the label set is the categories present.
 
-    Images of which nothing is annotated stay, without labels. Objects without a category, of which there are
-    some, add no label; nor do those of a category without a name, which a warning names. Images that are listed but
-    not there are unreadable.
+    Images of which nothing is annotated stay, without labels. Objects without a category, of which there are some, add
+    no label; nor do those of a category without a name, which a warning names. Images that are listed but not there are
+    unreadable. `entries` raises InputError if a file is missing or is not of this format, or annotations are of
+    images it does not list.
 
     Parameters
     ----------
@@ -42,11 +43,6 @@ class EgoObjectsImages(CocoFormatSource):
         The file with the categories' names, if it is elsewhere.
     annotations, images, sample, seed, allow_outside
         See `AnnotatedSource`.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a file is missing or is not of this format, or annotations are of images it does not list.
     """
 
     source: Literal["egoobjects"] = "egoobjects"

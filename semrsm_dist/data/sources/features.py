@@ -50,15 +50,12 @@ class FeaturesData(DataSource):
     def find_table(self, known: object = None) -> Location | None:
         """Return the table of images or, without one, the list that thingsvision writes beside features.
 
+        Raises InputError if the lists of two layers differ.
+
         Parameters
         ----------
         known
             What was found before: it is found again where nothing is left of any list.
-
-        Raises
-        ------
-        InputError
-            If the lists of two layers differ.
         """
         if self.table is not None:
             return self.table

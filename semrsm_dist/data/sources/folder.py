@@ -15,20 +15,16 @@ from semrsm_dist.errors import InputError, MissingInputError
 class FolderImages(FileSource):
     """All images below a folder, sorted by their path.
 
-    The label of an image is the sub-folder directly below `path` that holds it, at any depth; images
-    directly in `path` have none. The image id is the path below the folder, with forward slashes. Files
-    are taken by their ending, if Pillow decodes such images, and by their content if they have no ending; a warning
-    counts the others. Names that start with a dot are skipped. Symbolic links are followed.
+    The label of an image is the sub-folder directly below `path` that holds it, at any depth; images directly in `path`
+    have none. The image id is the path below the folder, with forward slashes. Files are taken by their ending, if
+    Pillow decodes such images, and by their content if they have no ending; a warning counts the others. Names that
+    start with a dot are skipped. Symbolic links are followed. `entries` raises InputError if there is no such
+    folder or no image in it.
 
     Parameters
     ----------
     path : str or Path
         A folder, or the URI of one (``s3://bucket/prefix``).
-
-    Raises
-    ------
-    InputError
-        From `entries`, if there is no such folder or no image in it.
     """
 
     source: Literal["folder"] = "folder"

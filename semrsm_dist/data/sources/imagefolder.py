@@ -25,7 +25,9 @@ class ImageFolder(ListedSource):
     A table lies in the folder of its images or above it, and names them in a column `file_name`, relative to itself.
     Images are sorted by their path, which is their id. Those that no table names stay, without labels, and a warning
     names them; those that are named but not there are unreadable. A folder without such a table is one for the source
-    `folder`, which takes the labels from the names of folders.
+    `folder`, which takes the labels from the names of folders. `entries` raises InputError if there is no folder or
+    no table, a table cannot be read or lacks a column, names an image twice or one out of its folder, or holds
+    something else than labels.
 
     Parameters
     ----------
@@ -35,12 +37,6 @@ class ImageFolder(ListedSource):
         Name of the column with labels, or of a field in it ("objects.categories"); if not given, "label" or "labels".
     allow_outside
         Take images that are links out of the folder.
-
-    Raises
-    ------
-    InputError
-        From `entries`: there is no folder or no table, a table cannot be read or lacks a column, names an image twice
-        or one out of its folder, or holds something else than labels.
     """
 
     source: Literal["imagefolder"] = "imagefolder"

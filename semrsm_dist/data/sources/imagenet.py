@@ -24,8 +24,9 @@ _NAME = "ILSVRC2012_val_{:08d}.JPEG"
 class ImageNetImages(FileSource):
     """Validation images of ImageNet, sorted by file name, labelled with the WordNet id of their class.
 
-    Models number the classes by the rank of the sorted WordNet ids. Both layouts give the same image ids and labels.
-    In the flat layout the ground truth lists the images: those that are missing are unreadable.
+    Models number the classes by the rank of the sorted WordNet ids. Both layouts give the same image ids and labels. In
+    the flat layout the ground truth lists the images: those that are missing are unreadable. `entries` raises
+    InputError if a folder or file is missing, or something in it does not belong there.
 
     Parameters
     ----------
@@ -36,11 +37,6 @@ class ImageNetImages(FileSource):
         ``ILSVRC2012_devkit_t12/data`` below `path` if not given.
     sample, seed
         Size and seed of a random sample, see `draw_sample`; None takes all.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a folder or file is missing, or something in it does not belong there.
     """
 
     source: Literal["imagenet"] = "imagenet"

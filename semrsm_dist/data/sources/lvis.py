@@ -27,6 +27,8 @@ class LvisImages(CocoFormatSource):
 
     Of each image, LVIS annotates only some categories, so a missing label does not say that there is no such object.
     Images of which nothing is annotated stay, without labels. Images that are listed but not there are unreadable.
+    `entries` raises InputError if a file is missing or is not of this format, ids are repeated, or annotations are
+    of images that it does not list.
 
     Parameters
     ----------
@@ -40,12 +42,6 @@ class LvisImages(CocoFormatSource):
         (common, at most 100) or "f" (frequent).
     annotations, images, sample, seed, allow_outside
         See `AnnotatedSource`; `images` is the folder with COCO's folders.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a file is missing or is not of this format, ids are repeated, or annotations are of images
-        that it does not list.
     """
 
     source: Literal["lvis"] = "lvis"

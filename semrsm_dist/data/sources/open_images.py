@@ -45,7 +45,8 @@ class OpenImages(AnnotatedSource):
     """The images of a split of Open Images that are there, sorted by id; the labels are the classes of their boxes.
 
     Few have all images of Open Images, so the folder of images says which there are. Those without boxes stay, without
-    labels, and a warning names them. The file of boxes is read piece by piece.
+    labels, and a warning names them. The file of boxes is read piece by piece. `entries` raises InputError if a file
+    is missing or is not of this format, or no image has a box.
 
     Parameters
     ----------
@@ -58,11 +59,6 @@ class OpenImages(AnnotatedSource):
         The names of the classes, if they are elsewhere.
     annotations, images, sample, seed, allow_outside
         See `AnnotatedSource`.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a file is missing or is not of this format, or no image has a box.
     """
 
     source: Literal["open-images"] = "open-images"

@@ -31,8 +31,9 @@ class ParquetImages(PackedSource):
     """The images in a column of Parquet files, in the order of the files' names and of their rows.
 
     The column holds the content of image files, or structs with a field ``bytes``, as the library `datasets` writes
-    them. Row groups are read piece by piece, and images that follow each other in one pass. Class numbers that the
-    file names, as `datasets` does, become these names.
+    them. Row groups are read piece by piece, and images that follow each other in one pass. Class numbers that the file
+    names, as `datasets` does, become these names. `entries` raises InputError if there is no Parquet file, one is
+    damaged, or a column is missing or of another type.
 
     Parameters
     ----------
@@ -46,11 +47,6 @@ class ParquetImages(PackedSource):
     id
         Name of a column with unique ids; if not given, ids are the file's path below the folder, without ``.parquet``,
         and the number of the row.
-
-    Raises
-    ------
-    InputError
-        From `entries`: there is no Parquet file, one is damaged, or a column is missing or of another type.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".parquet",)

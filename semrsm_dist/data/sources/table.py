@@ -17,10 +17,11 @@ class TableImages(ListedSource):
     (``.csv``, ``.tsv``), or one JSON object per line (``.jsonl``); text is UTF-8. A ``.txt`` file has one path per
     line, which is also the image's id, and no labels.
 
-    Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones
-    being relative to the table's folder; and, optionally, `labels`, a list column, a list written as JSON, or text
-    with ``|`` between the labels, empty for none; and `group`. Blanks around their names do not count. Further
-    columns are reported and not used, unless they look like a misspelt name of one of these.
+    Columns: `image_id`, unique; `uri`, a path or any URI that pyarrow's file systems open, relative ones being relative
+    to the table's folder; and, optionally, `labels`, a list column, a list written as JSON, or text with ``|`` between
+    the labels, empty for none; and `group`. Blanks around their names do not count. Further columns are reported and
+    not used, unless they look like a misspelt name of one of these. `entries` raises InputError if the table
+    cannot be read, lacks a column, is empty, repeats an id, or names a path outside its folder that is not allowed.
 
     Parameters
     ----------
@@ -29,12 +30,6 @@ class TableImages(ListedSource):
     allow_outside : bool
         Take images that lie outside the table's folder, by their path or by a link. URIs of other file systems are
         taken in any case.
-
-    Raises
-    ------
-    InputError
-        From `entries`, if the table cannot be read, lacks a column, is empty, repeats an id, or names a path outside
-        its folder that is not allowed.
     """
 
     source: Literal["table"] = "table"

@@ -19,7 +19,8 @@ class TinyImageNetImages(ListedSource):
     """Images of TinyImageNet, sorted by name, labelled with the WordNet id of their class.
 
     Validation images that ``val_annotations.txt`` does not list are kept, without labels, and a warning names them;
-    those that it lists and that are not there are unreadable.
+    those that it lists and that are not there are unreadable. `entries` raises InputError if a file or folder is
+    missing, or names a class that ``wnids.txt`` does not list.
 
     Parameters
     ----------
@@ -32,11 +33,6 @@ class TinyImageNetImages(ListedSource):
         Size and seed of a random sample, see `draw_sample`; None takes all.
     allow_outside
         Take images that are links out of the split's folder.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a file or folder is missing, or names a class that ``wnids.txt`` does not list.
     """
 
     source: Literal["tiny-imagenet"] = "tiny-imagenet"

@@ -43,8 +43,9 @@ class VocImages(ListedSource):
     """The images of a split of Pascal VOC, sorted by name; the labels are the classes of their objects.
 
     The area of an object is that of its box. Parts of objects (head, hand, foot) are not objects. Images without an
-    annotation file, such as the test images from 2008 on, stay, without labels, and a warning names them. So do
-    those of which nothing is annotated. Images that are listed but not there are unreadable.
+    annotation file, such as the test images from 2008 on, stay, without labels, and a warning names them. So do those
+    of which nothing is annotated. Images that are listed but not there are unreadable. `entries` raises
+    InputError if a folder or list is missing, or an annotation is not of this format.
 
     Parameters
     ----------
@@ -59,11 +60,6 @@ class VocImages(ListedSource):
         Size and seed of a random sample, see `draw_sample`; None takes all.
     allow_outside
         Take images that are links out of ``JPEGImages``.
-
-    Raises
-    ------
-    InputError
-        From `entries`: a folder or list is missing, or an annotation is not of this format.
     """
 
     source: Literal["voc"] = "voc"

@@ -44,7 +44,8 @@ class WebDatasetImages(PackedSource):
     ``0001.json``. The id of its image is ``FILE/0001``, with the tar file's path below the folder without ``.tar``.
     Nothing is unpacked: a worker reads an image from its place in the file. Listing reads the header of each member, on
     an object store with one request for each. Compressed tar files cannot be read like that and are refused. Samples
-    without an image are skipped, and a warning counts them.
+    without an image are skipped, and a warning counts them. `entries` raises InputError if there is no tar file, one
+    is damaged, not complete or not of samples, or labels are missing.
 
     Parameters
     ----------
@@ -56,11 +57,6 @@ class WebDatasetImages(PackedSource):
         Where labels are: in members of an ending ("cls": text, such as the number of a class, or several with ``|``
         between them; or a number as the eight bytes of an int64), or at a key of JSON in them ("json.label",
         "json.objects.name": text, a number, or a list). If not given, in "cls", if there is one.
-
-    Raises
-    ------
-    InputError
-        From `entries`: there is no tar file, one is damaged, not complete or not of samples, or labels are missing.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".tar",)

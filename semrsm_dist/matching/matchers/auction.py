@@ -156,9 +156,8 @@ class Auction(Matcher):
 class _DeviceAuction(Auction):
     """The auction on a GPU: what it leaves open, the CPU's auction finishes. See `semrsm_dist.matching.device`."""
 
-    version: ClassVar[int] = (
-        100 * Auction.version + 2
-    )  # what is left to the CPU has the numbers of its auction
+    # What is left to the CPU has the numbers of its auction.
+    version: ClassVar[int] = 100 * Auction.version + 2
     gpus: ClassVar[float] = 0.25  # while one worker reads, prepares or writes, others keep the GPU busy
 
     @override

@@ -107,9 +107,8 @@ class Hits(NamedTuple):
     best: NDArray[np.float64]  # (R, k) similarities of the best hits of each row so far
     indices: NDArray[np.int64]
     solved: NDArray[np.float64]  # (R, W) the similarity of each candidate that was solved
-    numbers: NDArray[
-        np.float64
-    ]  # (3, R, W) its value, that of the identity and its upper bound; or (3, 0, 0)
+    # (3, R, W) its value, that of the identity and its upper bound; or (3, 0, 0)
+    numbers: NDArray[np.float64]
     counts: NDArray[np.int64]  # pairs by how they were decided
 
 

@@ -82,6 +82,8 @@ def calibrate(
 ) -> Calibration:
     """Measure trials of a run.
 
+    Raises InputError, ConfigError, StorageError or WorkError as `run`.
+
     Parameters
     ----------
     config, matcher
@@ -92,11 +94,6 @@ def calibrate(
         Where trials are written, and removed again.
     reporter
         Where progress is reported, trial by trial.
-
-    Raises
-    ------
-    InputError, ConfigError, StorageError, WorkError
-        As `run`.
     """
     config = config.model_copy(update={"engine": "local", "address": None, "workers": workers})
     searched = config.output.neighbours is not None

@@ -162,9 +162,8 @@ class _Processes:
 
 def _serve() -> None:
     """Answer requests until there are no more."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a user's interrupt is for the worker, which then closes the input
+    # A user's interrupt is for the worker, which then closes the input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get among the answers
     read = _attempt(partial(pickle.load, requests))

@@ -84,9 +84,8 @@ class SearchWorker(MatchingWorker):
         kept = search.select(Pairs.join(found), floors)
         solved = time.perf_counter()
         for panel, best in self._rank(known, tile, kept).items():
-            if not np.array_equal(
-                best, known[panel]
-            ):  # what others have written meanwhile is lost, and found again
+            # What others have written meanwhile is lost, and found again.
+            if not np.array_equal(best, known[panel]):
                 store.write_known(panel, best)
         numbers = encode(kept.matched, kept.identity, kept.upper_bound, store.dtype)
         candidates = np.stack([kept.rows, kept.columns, *numbers])

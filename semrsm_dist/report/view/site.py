@@ -24,7 +24,7 @@ MOST_CELLS = 4096
 
 
 def write_site(run: Run, folder: Path, reporter: Reporter) -> Path:
-    """Write the page of a run and the tiles of its maps.
+    """Write the page of a run and the tiles of its maps; return the path of the page.
 
     Parameters
     ----------
@@ -34,11 +34,6 @@ def write_site(run: Run, folder: Path, reporter: Reporter) -> Path:
         A new or empty folder. The page is written last: without one, a site is not complete.
     reporter
         Where progress is reported.
-
-    Returns
-    -------
-    Path
-        The page.
 
     Raises
     ------

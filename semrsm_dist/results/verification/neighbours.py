@@ -58,9 +58,8 @@ class NeighbourInspection(LayerInspection):
         self._readers = tuple(side.reader() for side in self.features)
         self._sound = np.zeros(layout.row_panels, bool)
         self._worst = np.full(layout.n_rows, np.nan)  # the similarity of each image's k-th neighbour
-        self._solvable = np.zeros(
-            layout.n_rows, np.int64
-        )  # neighbours of each image that can be solved again
+        # Neighbours of each image that can be solved again.
+        self._solvable = np.zeros(layout.n_rows, np.int64)
 
     def inspect(self) -> None:
         """Check everything that is there, a sample of neighbours, and a sample of images by brute force."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from semrsm_dist.errors import ConfigError, did_you_mean
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.fields import explain_problem
 
 _adapter = functools.cache(TypeAdapter)
@@ -26,11 +25,3 @@ def argument(name: str, value: Any, kind: Any, hint: str = "") -> Any:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         raise ConfigError(explain_problem(error.errors()[0], name) + (hint and f"; {hint}")) from None
-
-
-def one_of(what: str, value: object, known: Collection[str]) -> None:
-    """Raise ConfigError unless a value is one of some names."""
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(
-            f"unknown {what} {value!r}: known are {', '.join(known)}{did_you_mean(value, known)}"
-        )

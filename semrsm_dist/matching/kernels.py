@@ -20,9 +20,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semrsm_dist.errors import InputError
+from semrsm_dist.errors import InputError, require_known
 from semrsm_dist.fields import Positive
-from semrsm_dist.matching.arguments import argument, one_of
+from semrsm_dist.matching.arguments import argument
 
 Matrix = NDArray[np.float64]
 
@@ -153,7 +153,7 @@ def derive(
     InputError
         Shapes that do not fit together.
     """
-    one_of("kernel", kernel, KERNELS)
+    require_known("kernel", kernel, KERNELS)
     return rbf(matched, n_i, n_j, sigma) if kernel == "rbf" else KERNELS[kernel](matched, n_i, n_j)
 
 
@@ -161,7 +161,7 @@ def derive_pairs(
     kernel: str, matched: Matrix, n_i: Matrix, n_j: Matrix, sigma: float | None = None
 ) -> Matrix:
     """Return `derive` of any pairs: of arrays that broadcast to the shape of `matched`; ``rbf`` needs its width."""
-    one_of("kernel", kernel, KERNELS)
+    require_known("kernel", kernel, KERNELS)
     if kernel == "rbf":
         width = argument("sigma", sigma, Positive)
         return _rbf_of_distances(_distances_of_pairs(matched, n_i, n_j), width)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, require_known
 from semrsm_dist.fields import Count
 from semrsm_dist.machine import available_cpus, available_gpus, set_own_gpu
-from semrsm_dist.matching.arguments import argument, one_of
+from semrsm_dist.matching.arguments import argument
 from semrsm_dist.matching.kernels import KERNELS, derive
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.matching.matchers import make_matcher
@@ -137,8 +137,8 @@ def similarity_matrix(
     Wald et al., Decoupling Semantic Similarity from Spatial Alignment for Neural Networks,
     NeurIPS 2024, arXiv:2410.23107.
     """
-    one_of("kernel", kernel, KERNELS)
-    one_of("kind", kind, KINDS)
+    require_known("kernel", kernel, KERNELS)
+    require_known("kind", kind, KINDS)
     if sigma is not None and kernel != "rbf":
         raise ConfigError(
             f"sigma is the width of the kernel 'rbf' and has no meaning for {kernel!r}: leave it out"

@@ -165,17 +165,18 @@ def test_controls_that_were_added_are_no_facts_until_they_are_used():
 
 
 def test_only_parameters_that_were_given_reach_the_matcher():
-    assert MatchingConfig().parameters == {}
-    assert MatchingConfig(matcher="greedy", tolerance=None).parameters == {}
-    assert MatchingConfig(tolerance=0.0).parameters == {"tolerance": 0.0}
-    assert MatchingConfig(matcher="batch-optimal", window=8).parameters == {"window": 8}
+    assert MatchingConfig().model_extra == {}
+    assert MatchingConfig(matcher="greedy", tolerance=None).model_extra == {}
+    assert MatchingConfig(tolerance=0.0).model_extra == {"tolerance": 0.0}
+    assert MatchingConfig(matcher="batch-optimal", window=8).model_extra == {"window": 8}
     for matcher, name, value in (
         ("topk-greedy", "k", 3),
         ("subsample", "seed", 0),
         ("projection", "channels", 2),
     ):
         section = MatchingConfig.model_validate({"matcher": matcher, name: value})
-        assert section.parameters == {name: value}
+        assert section.model_extra == {name: value}
+        assert getattr(section.make_matcher(), name) == value
 
 
 def test_no_number_in_a_valid_configuration_is_infinite():

@@ -15,7 +15,6 @@ from semrsm_dist.errors import InputError
 from semrsm_dist.features import registry
 from semrsm_dist.features.layers import LayerReader, resolve_layers
 from semrsm_dist.features.models import ModelSpec, load_model
-from semrsm_dist.matching.matchers import make_matcher
 from semrsm_dist.pipeline.inputs import model_spec
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "paper"
@@ -101,7 +100,7 @@ def test_random_weights_give_these_channels_for_a_small_image_too(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_worker_has_room_for_its_tiles(name):
     matching = preset(name).matching
-    matcher = make_matcher(matching.matcher, **matching.parameters)
+    matcher = matching.make_matcher()
     for n_tokens, n_channels in SIZES[name].values():
         workspace = matcher.workspace_bytes(n_tokens, n_channels)
         panels = 2 * matcher.panel_bytes(8, n_tokens, n_channels)

@@ -24,33 +24,21 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for name, (text, add_options) in _COMMANDS.items():
+    for name, (text, *options) in _COMMANDS.items():
         # The experiments are loaded for the help of `evaluate` alone, so it brings its own.
         sub = commands.add_parser(name, help=text, description=text, add_help=name != "evaluate")
-        add_options(sub)
+        for add in options:
+            add(sub)
     return parser
 
 
 def _add_run(parser: Parser) -> None:
-    _add_config(parser)
-    _add_engine(parser)
     parser.add_argument(
         "--max-core-hours",
         type=float,
         metavar="HOURS",
         help="calibrate first, and compute nothing if the run is estimated to take more",
     )
-
-
-def _add_plan(parser: Parser) -> None:
-    _add_config(parser)
-    _add_engine(parser)
-    _add_json(parser)
-
-
-def _add_validate(parser: Parser) -> None:
-    _add_config(parser)
-    _add_json(parser)
 
 
 def _add_evaluate(parser: Parser) -> None:
@@ -83,7 +71,6 @@ def _add_evaluate(parser: Parser) -> None:
         metavar="FOLDER",
         help="folder for the table and the figure; RUN/evaluation by default",
     )
-    _add_engine(parser)
 
 
 def _add_status(parser: Parser) -> None:
@@ -123,7 +110,6 @@ def _add_view(parser: Parser) -> None:
 
 
 def _add_verify(parser: Parser) -> None:
-    _add_directory(parser)
     parser.add_argument(
         "--fast", action="store_true", help="list and decode all chunks, and check nothing else"
     )
@@ -145,8 +131,6 @@ def _add_verify(parser: Parser) -> None:
         action="store_true",
         help="remove what is broken, and compute it again with the configuration of the last session",
     )
-    _add_json(parser)
-    _add_engine(parser)
 
 
 def _add_models(parser: Parser) -> None:
@@ -179,7 +163,6 @@ def _add_layers(parser: Parser) -> None:
 
 
 def _add_export(parser: Parser) -> None:
-    _add_directory(parser)
     parser.add_argument(
         "--to",
         choices=(*OF_MATRICES, *OF_NEIGHBOURS),
@@ -204,22 +187,6 @@ def _add_export(parser: Parser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER", help="output folder; RUN/export by default"
     )
-
-
-_COMMANDS = {
-    "run": ("compute a run, or what is missing of it", _add_run),
-    "plan": ("estimate the cost of a run, from a calibration on its own images", _add_plan),
-    "validate": ("print the configuration with all defaults, or list its mistakes", _add_validate),
-    "evaluate": ("run an experiment: what are the matrices worth?", _add_evaluate),
-    "status": ("show progress, rate, time left and failed tiles of a run", _add_status),
-    "report": ("write a page that shows the results of a run in any browser", _add_report),
-    "view": ("show the results of a run of any size in a browser", _add_view),
-    "verify": ("check everything that is stored of a run, and repair what is broken", _add_verify),
-    "models": ("list models by name, with their available weights", _add_models),
-    "layers": ("list the layers of a model, with their tokens (S) and channels (C)", _add_layers),
-    "export": ("write similarity matrices, or neighbours, in another format", _add_export),
-}
-"""What each subcommand is for, and what adds its options; in the order in which help lists them."""
 
 
 # --- options that several subcommands have ---------------------------------------------------------------
@@ -266,6 +233,33 @@ def _add_engine(parser: Parser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="use at most this many CPU slots; by default, all"
     )
+
+
+_COMMANDS: dict[str, tuple[Any, ...]] = {
+    "run": ("compute a run, or what is missing of it", _add_config, _add_engine, _add_run),
+    "plan": (
+        "estimate the cost of a run, from a calibration on its own images",
+        _add_config,
+        _add_engine,
+        _add_json,
+    ),
+    "validate": ("print the configuration with all defaults, or list its mistakes", _add_config, _add_json),
+    "evaluate": ("run an experiment: what are the matrices worth?", _add_evaluate, _add_engine),
+    "status": ("show progress, rate, time left and failed tiles of a run", _add_status),
+    "report": ("write a page that shows the results of a run in any browser", _add_report),
+    "view": ("show the results of a run of any size in a browser", _add_view),
+    "verify": (
+        "check everything that is stored of a run, and repair what is broken",
+        _add_directory,
+        _add_verify,
+        _add_json,
+        _add_engine,
+    ),
+    "models": ("list models by name, with their available weights", _add_models),
+    "layers": ("list the layers of a model, with their tokens (S) and channels (C)", _add_layers),
+    "export": ("write similarity matrices, or neighbours, in another format", _add_directory, _add_export),
+}
+"""What each subcommand is for, and what adds its options; in the order in which help lists them."""
 
 
 # --- what argparse lacks -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,7 +199,8 @@ def make_maps(run: Run, layer: str, labels: Labels, n_layers: int, reporter: Rep
     sums = {kernel: {name: _Cells(orders[name], sizes) for name in names} for kernel in read}
     seen = Seen()
     with reporter.stage(f"maps of {layer}", rows.size, "rows") as stage:
-        for part in _blocks(rows.size, columns.size):
+        # Six matrices of float64 are read together.
+        for part in row_slices(rows.size, max(1, BLOCK_BYTES // (48 * max(1, columns.size)))):
             for kernel, by_order in sums.items():
                 values = read_values(matrices, rows[part], columns, kernel)
                 if kernel == "cosine":
@@ -267,11 +268,6 @@ def choose_images(length: int, layout: Layout) -> Indices:
     chosen = np.linspace(0, panels - 1, max(1, MOST_IMAGES // layout.tile_size)).round().astype(np.intp)
     images = (np.unique(chosen)[:, None] * layout.tile_size + np.arange(layout.tile_size)).ravel()
     return images[images < length]
-
-
-def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Yield rows that are read together: their six matrices of float64 take `BLOCK_BYTES`."""
-    yield from row_slices(n_rows, max(1, BLOCK_BYTES // (48 * max(1, n_columns))))
 
 
 def order_images(labels: Labels, rows: Indices, columns: Indices, row_side: str) -> Orders:

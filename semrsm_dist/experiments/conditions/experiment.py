@@ -19,7 +19,7 @@ import pandas as pd
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.sources.digits import DigitScenes
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, first_line
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SPATIAL
 from semrsm_dist.experiments.conditions import ConditionsParameters
@@ -47,7 +47,7 @@ def evaluate(config: RunConfig, parameters: ConditionsParameters, reporter: Repo
         try:
             run = complete_run(derived, reporter)
         except ConfigError as error:  # such as an input size that the network cannot take; the base ran
-            left_out.append(f"{condition.factor} {condition.level:.4g}: {str(error).splitlines()[0]}")
+            left_out.append(f"{condition.factor} {condition.level:.4g}: {first_line(error)}")
             continue
         rows += _measure(run, condition, kernel=kernel, resamples=resamples, seed=seed)
     if not rows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semrsm_dist.data.sources.digits import DigitScenes
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, first_line
 from semrsm_dist.experiments.conditions import Factor
 
 Size = tuple[int, int]
@@ -65,7 +65,7 @@ def list_conditions(
         try:
             data = DigitScenes(**{**base.model_dump(), **changes})
         except ConfigError as error:
-            left_out.append(f"{factor} {level:.4g}: {str(error).splitlines()[0]}")
+            left_out.append(f"{factor} {level:.4g}: {first_line(error)}")
         else:
             conditions.append(Condition(factor, level, data, size))
     return conditions, left_out

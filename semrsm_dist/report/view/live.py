@@ -223,11 +223,6 @@ class LiveRun:
     def _require(self, layer: str) -> None:
         require_known("layer", layer, self.finished)
 
-    def _require_maps(self, layer: str) -> None:
-        self._require(layer)
-        if self.run.record.neighbours is not None:
-            raise ConfigError("a run that keeps neighbours has no maps")
-
     @cached_property
     def _quick_orders(self) -> Orders:
         """The orders that need no similarities: the same in every layer."""
@@ -236,7 +231,9 @@ class LiveRun:
         return order_images(self._labels, rows, columns, self.run.record.row_side)
 
     def _find_order(self, layer: str, order: Order) -> tuple[tuple[Indices, Indices] | None, float]:
-        self._require_maps(layer)
+        self._require(layer)
+        if self.run.record.neighbours is not None:
+            raise ConfigError("a run that keeps neighbours has no maps")
         if order in self._quick_orders:
             return self._quick_orders[order], 1.0
         if order != "cluster":

@@ -42,15 +42,9 @@ _Loader.add_implicit_resolver(
 def read_document(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
     """Read a YAML file of keys and values, and apply settings to it.
 
-    Returns the nested mapping, and the place of each key by its path: `file:line` or `--set key=value`. Raises
-    ConfigError if the file cannot be read, is not YAML, repeats a key, or a setting cannot be applied.
-
-    Parameters
-    ----------
-    path
-        The file.
-    overrides
-        `dotted.key=value` settings; the value is YAML. One that begins with `--` is an option of its own.
+    Settings are `dotted.key=value`, the value in YAML; one that begins with `--` is an option of its own. Returns the
+    nested mapping, and the place of each key by its path: `file:line` or `--set key=value`. Raises ConfigError if the
+    file cannot be read, is not YAML, repeats a key, or a setting cannot be applied.
     """
     document, node = _parse(_read_text(path), str(path), has_lines=True)
     if not isinstance(document, dict):

@@ -80,18 +80,10 @@ def read_json(location: str, remedy: str) -> Mapping[str, Any]:
 def parse_json(
     content: bytes, location: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], object] | None = None
 ) -> Mapping[str, Any]:
-    """Return the object that the content of a JSON file holds.
+    """Return the object that the content of a JSON file holds; `location` is the file, for messages.
 
-    Raises InputError if it is not JSON, or holds anything but an object.
-
-    Parameters
-    ----------
-    content
-        Of the file.
-    location
-        Of the file, for messages.
-    pairs_hook
-        Returns what to keep of an object, from its keys and values, as soon as it has been read.
+    `pairs_hook` returns what to keep of an object, from its keys and values, as soon as it has been read. Raises
+    InputError if the content is not JSON, or holds anything but an object.
     """
     try:
         document = json.loads(content, object_pairs_hook=pairs_hook)

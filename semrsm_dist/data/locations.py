@@ -105,14 +105,7 @@ def look_up(location: str) -> fs.FileInfo:
 
 
 def read_bytes(location: str, most: int | None = None) -> bytes:
-    """Return the content of a file.
-
-    Parameters
-    ----------
-    location
-        Of the file.
-    most
-        Read little more than this many bytes: a longer result says that the file is larger.
+    """Return the content of a file, or little more than `most` bytes: a longer result says that the file is larger.
 
     Raises
     ------

@@ -55,27 +55,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image of a run: its entry and what was found when reading it.
-
-    Attributes
-    ----------
-    image_id, uri, labels, group, label_counts, label_areas
-        As in `ImageEntry`.
-    sha256 : str or None
-        Hash of the content; None for unreadable images and for features without images.
-    n_bytes, mtime_ns : int or None
-        Size and modification time of the file that the image is, or is a part of; without one, the size of the content.
-    width, height : int or None
-        In pixels.
-    mode : str or None
-        Pillow's mode before the conversion to RGB.
-    status : str
-        ``"ok"`` or ``"unreadable"``.
-    error : str or None
-        What is wrong with an unreadable image.
-    remark : str or None
-        What the user should know about a readable one.
-    """
+    """One image of a run: its entry, as in `ImageEntry`, and what was found when reading it."""
 
     image_id: str
     uri: str = ""
@@ -84,14 +64,21 @@ class ManifestRow:
     label_counts: tuple[int, ...] | None = None
     label_areas: tuple[float, ...] | None = None
     sha256: str | None = None
+    """Hash of the content; None for unreadable images and for features without images."""
     n_bytes: int | None = None
     mtime_ns: int | None = None
+    """Size and modification time of the file that the image is, or is a part of; without one, the content's size."""
     width: int | None = None
     height: int | None = None
+    """Width and height in pixels."""
     mode: str | None = None
+    """Pillow's mode before the conversion to RGB."""
     status: str = OK
+    """``"ok"`` or ``"unreadable"``."""
     error: str | None = None
+    """What is wrong with an unreadable image."""
     remark: str | None = None
+    """What the user should know about a readable one."""
 
     @property
     def entry(self) -> ImageEntry:

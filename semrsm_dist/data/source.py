@@ -85,12 +85,7 @@ class ImageSource(DataSource):
     def load_draft(self, entry: ImageEntry, least: Least) -> LoadedImage:
         """Return the same as `load`, but perhaps the image at a part of its size, if that takes less time.
 
-        Parameters
-        ----------
-        entry
-            The image.
-        least
-            Returns the least width and height for those of the whole image.
+        `least` returns the least width and height for those of the whole image.
         """
         return self.load(entry)
 

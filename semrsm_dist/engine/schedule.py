@@ -269,14 +269,8 @@ class Schedule:
     def find_overdue(self, now: float, *, idle: bool) -> list[tuple[Flight, float]]:
         """Return the tasks that have become overdue, with the seconds that each should take.
 
-        Each is handed out again when nothing else is left.
-
-        Parameters
-        ----------
-        now
-            The time.
-        idle
-            Whether workers wait for work, so that a task which is not known to have begun should have.
+        Each is handed out again when nothing else is left. If workers are `idle`, they wait for work, so that a task
+        which is not known to have begun should have.
         """
         if self._cost <= 0:
             return []

@@ -68,14 +68,9 @@ def max_similarities(
 def affinity_blocks(
     left: NDArray[np.float32], right: NDArray[np.float32], product_bytes: int = PRODUCT_BYTES
 ) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32]]]:
-    """Yield which images of both sets, and the inner products (A, S, B, T) of their tokens.
+    """Yield which images of both sets, and the inner products (A, S, B, T) of their tokens, given contiguous.
 
-    Parameters
-    ----------
-    left, right : (A, S, C) and (B, T, C)
-        Tokens, contiguous.
-    product_bytes
-        Memory for affinities; at least one pair of images is always yielded.
+    They take at most `product_bytes`, but at least one pair of images is always yielded.
     """
     (n_left, n_tokens, n_channels), (n_right, n_others, _) = left.shape, right.shape
     pair_bytes = n_tokens * n_others * left.itemsize

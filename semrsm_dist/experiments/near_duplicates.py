@@ -38,13 +38,8 @@ class Groups:
 def find_groups(run: Run, threshold: float | None) -> Groups:
     """Return the groups that the data name, joined with those of images that are nearly the same.
 
-    Parameters
-    ----------
-    run
-        Finished in its first layer.
-    threshold
-        Semantic cosine in the run's first requested layer from which two images are nearly the same, wherever in the
-        picture their content lies; None for the groups of the data alone.
+    Those have a semantic cosine from `threshold` on in the run's first requested layer, which must be finished,
+    wherever in the picture their content lies. None is for the groups of the data alone.
     """
     given = {side: run.manifest(side).groups() for side in run.record.sides}
     if threshold is None:

@@ -50,43 +50,29 @@ NETWORK_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeErro
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on the CPU, with its preprocessing and its identity.
-
-    Attributes
-    ----------
-    module
-        The timm model; no gradients.
-    spec
-        The requested model.
-    data_config
-        timm's resolved preprocessing: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode.
-    transform
-        PIL image -> float32 tensor (3, H, W).
-    weights_sha256
-        Hash of the weights, the same for the same numbers from any file format.
-    n_prefix_tokens
-        Tokens without a position (class token, registers) before the patch tokens.
-    classes
-        Names of the classifier's outputs, where known.
-    outputs
-        What the head's outputs mean: "classes" if it names one of them (softmax), "labels" if it says yes or no to each
-        (sigmoid), None if there is no head or nothing says that they are classes.
-    prompt_tokens
-        The prompt as the network reads it; empty without one.
-    build_options
-        How the network differs from timm's of this name, if a weight file describes it.
-    """
+    """A model in evaluation mode on the CPU, with its preprocessing and its identity."""
 
     module: nn.Module
+    """The timm model; no gradients."""
     spec: ModelSpec
+    """The requested model."""
     data_config: dict[str, Any]
+    """timm's resolved preprocessing: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode."""
     transform: Transform
+    """PIL image -> float32 tensor (3, H, W)."""
     weights_sha256: str
+    """Hash of the weights, the same for the same numbers from any file format."""
     n_prefix_tokens: int
+    """Tokens without a position (class token, registers) before the patch tokens."""
     classes: tuple[str, ...] | None
+    """Names of the classifier's outputs, where known."""
     outputs: str | None = None
+    """What the head's outputs mean: "classes" if it names one of them (softmax), "labels" if it says yes or no to each
+    (sigmoid), None if there is no head or nothing says that they are classes."""
     prompt_tokens: tuple[int, ...] = ()
+    """The prompt as the network reads it; empty without one."""
     build_options: Mapping[str, Any] = field(default_factory=dict)
+    """How the network differs from timm's of this name, if a weight file describes it."""
 
     @property
     def architecture(self) -> str:

@@ -34,15 +34,8 @@ def describe_outputs(model: LoadedModel) -> LayerInfo:
 def find_meaning(model: LoadedModel, given: str | None = None) -> str:
     """Return what the outputs of a model mean: `classes` (exactly one applies) or `labels` (each applies or not).
 
-    Raises ConfigError if the model has no head, `given` is neither of the two, or the meaning of the outputs is
-    unknown.
-
-    Parameters
-    ----------
-    model
-        The model.
-    given
-        User override for the outputs' meaning; by default that stated by the weights.
+    What users have `given` comes before what the weights state. Raises ConfigError if the model has no head, `given`
+    is neither of the two, or the meaning of the outputs is unknown.
     """
     describe_outputs(model)
     if given is not None and given not in MEANINGS:

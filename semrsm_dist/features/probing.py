@@ -34,35 +34,24 @@ CLASS_TOKEN = "@class"
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One layer that can be read.
-
-    Attributes
-    ----------
-    name
-        Name of the stage or module in the network.
-    n_tokens
-        S, the number of positions, without prefix tokens.
-    n_channels
-        C.
-    grid
-        (H, W) with H * W = S. The positions are in row-major order, except in modules (not stages) of networks
-        that reorder their tokens inside, such as Hiera: there the order is the network's, the same for all images.
-    kind
-        "stage" for timm's own feature stages, "module" for any other module of the network.
-    layout
-        How the network returns the layer: "intermediate" through timm's `forward_intermediates`,
-        otherwise the axes of the module's output; "class" for the first of its tokens alone.
-    n_prefix
-        Tokens in front of the positions, to be dropped ("tokens" only).
-    """
+    """One layer that can be read."""
 
     name: str
+    """Name of the stage or module in the network."""
     n_tokens: int
+    """S, the number of positions, without prefix tokens."""
     n_channels: int
+    """C."""
     grid: Grid | None
+    """(H, W) with H * W = S. The positions are in row-major order, except in modules (not stages) of networks that
+    reorder their tokens inside, such as Hiera: there the order is the network's, the same for all images."""
     kind: Literal["stage", "module"]
+    """Either "stage" for timm's own feature stages, "module" for any other module of the network."""
     layout: Layout = "intermediate"
+    """How the network returns the layer: "intermediate" through timm's `forward_intermediates`, otherwise the axes of
+    the module's output; "class" for the first of its tokens alone."""
     n_prefix: int = 0
+    """Tokens in front of the positions, to be dropped ("tokens" only)."""
 
     @property
     def module(self) -> str:

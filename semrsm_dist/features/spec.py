@@ -20,32 +20,22 @@ _SHIPPED_SUFFIX = ".digits.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model, before anything is loaded. Small and picklable.
-
-    Attributes
-    ----------
-    name
-        timm's ``arch.tag``, ``arch`` if no pretrained weights are wanted, or ``hf-hub:owner/name``.
-    weights
-        "pretrained" (downloaded by timm), "random", "digits" (shipped with this package), "package" (in a package that
-        is installed for them), or the path of a file.
-    input_size
-        Height and width in pixels, one number for a square; None takes the model's own.
-    seed
-        For random weights.
-    prompt
-        For CLIPSeg: adds the decoder, which sees the image in the light of this text.
-    preprocessing
-        How an image becomes one of the input size: "crop" (its centre), "squash" (all of it, its aspect ratio changed),
-        "pad" (all of it, with borders of the mean colour); None takes the model's own, mostly "crop".
-    """
+    """Which model, before anything is loaded. Small and picklable."""
 
     name: str
+    """timm's ``arch.tag``, ``arch`` if no pretrained weights are wanted, or ``hf-hub:owner/name``."""
     weights: str = "pretrained"
+    """Either "pretrained" (downloaded by timm), "random", "digits" (shipped with this package), "package" (in a package
+    that is installed for them), or the path of a file."""
     input_size: int | tuple[int, int] | None = None
+    """Height and width in pixels, one number for a square; None takes the model's own."""
     seed: int = 0
+    """For random weights."""
     prompt: str | None = None
+    """For CLIPSeg: adds the decoder, which sees the image in the light of this text."""
     preprocessing: str | None = None
+    """How an image becomes one of the input size: "crop" (its centre), "squash" (all of it, its aspect ratio changed),
+    "pad" (all of it, with borders of the mean colour); None takes the model's own, mostly "crop"."""
 
     def weights_file(self) -> Path | None:
         """Return the file that holds the weights; None for downloaded and for random ones.

@@ -37,14 +37,8 @@ LIMIT, IDENTITY = 6, 7
 def find_fault(tile: TileResult, rows: Panel, columns: Panel, tolerance: float | None) -> str | None:
     """Return in words what is wrong with pairs of a tile, and with how many; None if nothing is.
 
-    Parameters
-    ----------
-    tile
-        The result.
-    rows, columns
-        The panels that were matched.
-    tolerance
-        What the matcher certifies, relative to the product of the norms; None if only that product bounds it.
+    `tolerance` is what the matcher certifies, relative to the product of the norms; None if only that product bounds
+    it.
     """
     counts, places = np.zeros(len(FAULTS), np.int64), np.zeros((len(FAULTS), 2), np.int64)
     norms = np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms)

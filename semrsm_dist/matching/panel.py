@@ -43,27 +43,18 @@ Extended = TypeVar("Extended", bound="Panel")
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Panel:
-    """T representations as given, with what bounds need. Arrays are read-only.
-
-    Attributes
-    ----------
-    raw : ndarray of float32 or float64, (T, S, C)
-        The representations; float16 is widened. Images with fewer than S tokens end in zeros.
-    token_counts : ndarray of int64, (T,)
-        Tokens that each image has, 1 to S.
-    squared_norms : ndarray of float64, (T,)
-        ``||Z||^2``.
-    means : ndarray of float64, (T, C)
-        The mean token.
-    token_norms : ndarray of float64, (T, S)
-        Norms of the tokens after subtracting the mean, in descending order; 0 beyond an image's tokens.
-    """
+    """T representations as given, with what bounds need. Arrays are read-only."""
 
     raw: NDArray[Any]
+    """(T, S, C) in float32 or float64; float16 is widened. Images with fewer than S tokens end in zeros."""
     token_counts: NDArray[np.int64]
+    """(T,) tokens that each image has, 1 to S."""
     squared_norms: NDArray[np.float64]
+    """(T,) ``||Z||^2``."""
     means: NDArray[np.float64]
+    """(T, C) the mean token."""
     token_norms: NDArray[np.float64]
+    """(T, S) norms of the tokens after subtracting the mean, in descending order; 0 beyond an image's tokens."""
 
     @property
     def n_images(self) -> int:
@@ -109,42 +100,28 @@ class PackedPanel(Panel):
 
     Zero tokens that fill an image up to S are centred like all others, which makes them the negative mean: matching
     an image with a larger one is then matching two images of equal size (see `semrsm_dist.matching.matchers.auction`).
-
-    Attributes
-    ----------
-    packed : ndarray of float32, (T, padded(S) * C)
-        Centred and scaled tokens, see `semrsm_dist.matching.compiled.product`.
-    scales : ndarray of float64, (T,)
-        The powers of two.
-    centred_norms, rounding_norms : ndarray of float64, (T,)
-        Norms of the scaled centred representation (without filling) and of what rounding it to float32 took away.
-    filling_norms, filling_rounding_norms : ndarray of float64, (T,)
-        The same of one token that fills the image up.
-    lengths : ndarray of float64, (T, S)
-        Norms of the scaled centred tokens, in their order.
     """
 
     packed: NDArray[np.float32]
+    """(T, padded(S) * C) centred and scaled tokens, see `semrsm_dist.matching.compiled.product`."""
     scales: NDArray[np.float64]
+    """(T,) the powers of two."""
     centred_norms: NDArray[np.float64]
     rounding_norms: NDArray[np.float64]
+    """(T,) norms of the scaled centred representation (without filling) and of what rounding it to float32 takes."""
     filling_norms: NDArray[np.float64]
     filling_rounding_norms: NDArray[np.float64]
+    """(T,) the same of one token that fills the image up."""
     lengths: NDArray[np.float64]
+    """(T, S) norms of the scaled centred tokens, in their order."""
 
 
 def prepare_panel(z: ArrayLike, token_counts: ArrayLike | None = None) -> Panel:
     """Check representations (T, S, C) and return them as a panel.
 
-    Raises InputError if the array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares
-    overflow or underflow float64, or the counts do not go with it.
-
-    Parameters
-    ----------
-    z
-        The representations.
-    token_counts
-        (T,) tokens of each image, at most S: what `z` holds beyond them is ignored. By default, S for all.
+    What `z` holds beyond the tokens of an image, at most S, is ignored: (T,) counts, by default S for all. Raises
+    InputError if the array is not (T, S, C) of a floating type, is empty, holds NaN or infinity, its squares overflow
+    or underflow float64, or the counts do not go with it.
     """
     raw, counts = checked_representations(z, token_counts)
     n_images, n_tokens, n_channels = raw.shape

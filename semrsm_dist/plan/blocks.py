@@ -36,25 +36,16 @@ LARGEST_BLOCK = 1024
 
 @dataclass(frozen=True, eq=False)
 class LayerWork:
-    """The missing tiles of one layer.
-
-    Parameters
-    ----------
-    layer, layout
-        The layer and its layout.
-    missing
-        Which tiles are missing: (row panels, column panels), True only for tiles of the layout.
-    pair_seconds
-        Estimated seconds of one pair.
-    panel_bytes
-        Memory of the prepared images along one edge of a tile.
-    """
+    """The missing tiles of one layer."""
 
     layer: str
     layout: Layout
     missing: NDArray[np.bool_]
+    """Which tiles are missing: (row panels, column panels), True only for tiles of the layout."""
     pair_seconds: float
+    """Estimated seconds of one pair."""
     panel_bytes: int
+    """Memory of the prepared images along one edge of a tile."""
 
     @property
     def n_missing(self) -> int:

@@ -41,12 +41,7 @@ def fit_line(sizes: Sequence[float], costs: Sequence[float]) -> Line:
 def fit_parts(amounts: ArrayLike, costs: ArrayLike) -> NDArray[np.float64]:
     """Return what one unit of each amount costs, at least 0, by least squares.
 
-    Parameters
-    ----------
-    amounts
-        (R, P): the amounts of each of R measurements.
-    costs
-        (R,) what they cost together.
+    R measurements have the amounts (R, P), which cost (R,) together.
     """
     table = np.asarray(amounts, dtype=np.float64)
     scale = np.abs(table).max(axis=0)
@@ -75,13 +70,8 @@ class TileCost:
 def interval_factor(ratios: Sequence[float], confidence: float = CONFIDENCE) -> float:
     """Return f such that a run's time lies between prediction / f and prediction * f with this confidence.
 
-    Parameters
-    ----------
-    ratios
-        Measured times of repeated trials relative to what was predicted for them: at least two. Their logarithms are
-        taken as normal, and the run as one trial more (a prediction interval).
-    confidence
-        Probability of the interval.
+    The ratios are measured times of repeated trials relative to what was predicted for them: at least two. Their
+    logarithms are taken as normal, and the run as one trial more (a prediction interval).
     """
     logs = np.log(ratios)
     spread = max(float(np.std(logs, ddof=1)), LEAST_SPREAD)

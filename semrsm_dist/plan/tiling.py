@@ -49,22 +49,15 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How an N x M matrix is cut into tiles.
-
-    Parameters
-    ----------
-    n_rows, n_columns
-        Number of images along the rows and the columns.
-    tile_size
-        Images of a row panel or column panel; the last panel may have fewer.
-    symmetric
-        Rows and columns are the same images: only tiles with `row <= column` are solved.
-    """
+    """How an N x M matrix is cut into tiles."""
 
     n_rows: int
     n_columns: int
+    """Number of images along the rows and the columns."""
     tile_size: int
+    """Images of a row panel or column panel; the last panel may have fewer."""
     symmetric: bool
+    """Rows and columns are the same images: only tiles with `row <= column` are solved."""
 
     @classmethod
     def of_sides(cls, counts: Mapping[str, int], tile_size: int) -> Layout:

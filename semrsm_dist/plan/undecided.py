@@ -76,12 +76,7 @@ def _log_order(rank: int, growth: float) -> float:
 class BoundShares:
     """The share of pairs whose bound reaches the lower floor, by what rows and columns have seen.
 
-    Parameters
-    ----------
-    seen
-        (L,) images seen, ascending.
-    shares
-        (L, L) by what rows and columns have seen; more than 0.
+    For (L,) numbers of images seen, ascending, the shares are (L, L), more than 0.
     """
 
     seen: Numbers
@@ -151,20 +146,14 @@ class MatchedShares:
     """The share of pairs that must be matched: those whose similarity itself reaches the lower floor.
 
     Which images these are does not matter: k of m reach the floor of an image that has seen m.
-
-    Parameters
-    ----------
-    k
-        Neighbours of an image.
-    reaching
-        (R,) for each sampled image, the share of others that reach the threshold of neighbours; inf if at least k do.
-    mutual
-        The share of an image's neighbours that have it as their neighbour; None if columns have no neighbours.
     """
 
     k: int
+    """Neighbours of an image."""
     reaching: Numbers
+    """(R,) for each sampled image, the share of others that reach the threshold of neighbours; inf if at least k do."""
     mutual: float | None
+    """The share of an image's neighbours that have it as their neighbour; None if columns have no neighbours."""
 
     def __call__(self, rows: Numbers, columns: Numbers) -> Numbers:
         """Return the share where rows and columns have seen this many images, (T,) each."""

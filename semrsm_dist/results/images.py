@@ -109,12 +109,8 @@ def seen_box(
 ) -> tuple[float, float, float, float]:
     """Return the part of an image that a model sees: left, top, right, bottom, in pixels.
 
-    Parameters
-    ----------
-    image, model
-        Width and height of the image, and of the model's input.
-    crop_pct, crop_mode
-        As timm's `create_transform` takes them.
+    `image` and `model` are width and height of the image and of the model's input, and the crop is as timm's
+    `create_transform` takes it.
     """
     ratios = [length / crop_pct / whole for length, whole in zip(model, image, strict=True)]
     # `squash` has a scale for each direction; `border` shows all of the image, `center` fills the model's input.

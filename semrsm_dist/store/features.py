@@ -233,15 +233,7 @@ class FeatureStore:
 
 
 class FeatureReader:
-    """Reads the features of single images, each with its own number of tokens.
-
-    Parameters
-    ----------
-    store
-        Where they are.
-    held
-        How many of the chunks that were read last are kept.
-    """
+    """Reads the features of single images, each with its own number of tokens; keeps the `held` chunks read last."""
 
     def __init__(self, store: FeatureStore, held: int = 4) -> None:
         self._store = store

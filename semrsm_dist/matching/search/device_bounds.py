@@ -47,18 +47,9 @@ def divide_work(matcher: Auction) -> tuple[Auction, Auction | None]:
 def prove(
     tile: TileResult, rows: PackedPanel, columns: PackedPanel, tolerance: float, *, single: bool = False
 ) -> Proven:
-    """Return what a GPU's matches of two panels prove.
+    """Return what a GPU's matches of two panels, of any tolerance, prove of the CPU's of this tolerance.
 
-    Parameters
-    ----------
-    tile
-        The matches, of any tolerance.
-    rows, columns
-        The panels.
-    tolerance
-        Of the CPU's matches.
-    single
-        Whether similarities are those of inner products rounded to float32.
+    If `single`, similarities are those of inner products rounded to float32.
     """
     norms = np.outer(np.sqrt(rows.squared_norms), np.sqrt(columns.squared_norms))
     rounding = _ROUNDING + 2 * float64_rounding(rows.n_tokens, rows.n_channels)

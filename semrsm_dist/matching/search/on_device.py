@@ -22,15 +22,7 @@ _MEMORY_SHARE = 4  # candidates take at most 1/4
 
 
 class DeviceSearch(Search):
-    """A search of which GPUs do the most; see `semrsm_dist.matching.search.search.Search`.
-
-    Parameters
-    ----------
-    device
-        Matches all pairs.
-    matcher, rows, columns, k, groups
-        Of the search that decides what is left.
-    """
+    """A search of which GPUs do the most: `device` matches all pairs, and `matcher` those that are undecided then."""
 
     _on_device = True
 

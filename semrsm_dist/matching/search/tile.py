@@ -59,21 +59,14 @@ class Pairs(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """What was found in two panels.
-
-    Attributes
-    ----------
-    pairs
-        That can be neighbours, with indices in the panels.
-    counts
-        Pairs by what decided them, in the order of `semrsm_dist.matching.search.progressive`.
-    bound_seconds
-        What the bounds of all pairs took.
-    """
+    """What was found in two panels."""
 
     pairs: Pairs
+    """Those that can be neighbours, with indices in the panels."""
     counts: NDArray[np.int64]
+    """Pairs by what decided them, in the order of `semrsm_dist.matching.search.progressive`."""
     bound_seconds: float
+    """What the bounds of all pairs took."""
 
 
 class Criterion(NamedTuple):

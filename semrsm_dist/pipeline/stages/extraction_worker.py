@@ -40,20 +40,13 @@ FEW_IMAGES = 4096
 
 @dataclass(frozen=True)
 class FeatureChunk:
-    """Images of one side whose features are written together: the unit of this stage.
-
-    Attributes
-    ----------
-    side, number
-        Which chunk it is; two chunks are equal if these are.
-    rows
-        Its readable images, with the expected hashes of their content. Only they travel with the chunk, so the memory
-        of a worker does not depend on the number of images of the run.
-    """
+    """Images of one side whose features are written together: the unit of this stage, identified by side and number."""
 
     side: Side
     number: int
     rows: tuple[ManifestRow, ...] = field(default=(), compare=False, repr=False)
+    """Its readable images, with the expected hashes of their content. Only they travel with the chunk, so the memory of
+    a worker does not depend on the number of images of the run."""
 
     def __str__(self) -> str:
         return f"{self.side}/{self.number}"
@@ -64,36 +57,24 @@ class ExtractorFactory:
     """Creates an extraction worker where it is called: the model is loaded in the actor, not sent to it.
 
     One worker serves all sides, so that the model is loaded once for queries and database together.
-
-    Parameters
-    ----------
-    run, record
-        The run directory and its record.
-    sources
-        Where the images of each side are read.
-    layers
-        The layers to extract and their sizes.
-    spec
-        The model; it must match the record.
-    gpus
-        GPUs of a worker; with 0 the model runs on the CPU.
-    compiled
-        Whether the network is compiled.
-    jpeg_draft
-        Whether large JPEGs are decoded at a part of their size.
-    n_images
-        Images that a worker can expect.
     """
 
     run: RunPath
     record: RunRecord
     sources: Mapping[Side, ImageSource]
+    """Where the images of each side are read."""
     layers: Mapping[str, LayerSizes]
+    """The layers to extract and their sizes."""
     spec: ModelSpec
+    """The model; it must match the record."""
     gpus: int
+    """GPUs of a worker; with 0 the model runs on the CPU."""
     compiled: bool = False
+    """Whether the network is compiled."""
     jpeg_draft: bool = False
+    """Whether large JPEGs are decoded at a part of their size."""
     n_images: int = 0
+    """Images that a worker can expect."""
 
     def __call__(self) -> Worker:
         """Load the model and return the worker.
@@ -153,18 +134,12 @@ def choose_device(gpus: int) -> str:
 
 @dataclass(frozen=True)
 class ChunkNews:
-    """What a receipt of a chunk reports besides its success.
-
-    Attributes
-    ----------
-    refused
-        Layers and images whose features are not finite or do not fit the stored type; the chunk was not written.
-    smaller_batch
-        Size of the batches from now on in this worker, if the GPU's memory did not suffice for more.
-    """
+    """What a receipt of a chunk reports besides its success."""
 
     refused: tuple[tuple[str, str], ...] = ()
+    """Layers and images whose features are not finite or do not fit the stored type; the chunk was not written."""
     smaller_batch: int | None = None
+    """Size of the batches from now on in this worker, if the GPU's memory did not suffice for more."""
 
 
 class _ExtractionWorker:

@@ -35,21 +35,14 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images of a run, and brings them to the network's size.
-
-    Parameters
-    ----------
-    sources
-        Where the images of each side are read.
-    preprocessing
-        What is done to them.
-    jpeg_draft
-        Whether large JPEGs are decoded at a part of their size.
-    """
+    """Reads images of a run, and brings them to the network's size."""
 
     sources: Mapping[Side, ImageSource]
+    """Where the images of each side are read."""
     preprocessing: Preprocessing
+    """What is done to them."""
     jpeg_draft: bool = False
+    """Whether large JPEGs are decoded at a part of their size."""
 
     def __call__(self, side: Side, rows: Sequence[ManifestRow]) -> list[Prepared]:
         """Return some images.

@@ -160,16 +160,10 @@ class Sums:
     def total(
         self, rows: Indices, columns: Indices, derive: Callable[[Places, Places], Values], weight: float = 1.0
     ) -> Totals | None:
-        """Return what the pairs of some images add; None if none is in the window. It changes nothing.
+        """Return what the pairs of some images, each of this weight, add; None if none is in the window.
 
-        Parameters
-        ----------
-        rows, columns
-            The images, (R,) and (C,).
-        derive
-            Returns the values of some of the pairs, by the places of their images among `rows` and `columns`.
-        weight
-            Of each pair.
+        `derive` returns the values of some of the pairs, by the places of their images among `rows` and `columns`. The
+        sums stay as they are.
         """
         groups = [self._group(axis, images) for axis, images in enumerate((rows, columns))]
         if not all(group.cells.size for group in groups):

@@ -36,14 +36,8 @@ def describe_tiles(run: Run, layer: str, orders: Orders | list[Order], finest: i
 class MapTiles:
     """The tiles of a layer's maps, in one kernel and one order.
 
-    In a symmetric run, the tiles below the diagonal are the mirror images of those above it, and are not made.
-
-    Parameters
-    ----------
-    source
-        The matrices in the kernel.
-    order
-        The images of rows and of columns in the order of the maps.
+    In a symmetric run, the tiles below the diagonal are the mirror images of those above it, and are not made. `order`
+    holds the images of rows and of columns.
     """
 
     def __init__(self, source: Source, order: tuple[Indices, Indices]) -> None:

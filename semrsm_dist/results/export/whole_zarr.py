@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -9,22 +10,32 @@ from pathlib import Path
 from semrsm_dist.results.export.selection import Selection, group_by
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
 from semrsm_dist.store.matrices import MatrixStore
-from semrsm_dist.store.paths import writing
+from semrsm_dist.store.paths import remove_folder, writing
 from semrsm_dist.store.tiles import QUANTITIES
 
 
 def write_zarr(selection: Selection, folder: Path) -> list[Path]:
-    """Write groups `rsm.zarr/<layer>` of `matched`, `identity`, `gap`, `<kind>_<kernel>`, in the type of the tiles."""
+    """Write groups `rsm.zarr/<layer>` of `matched`, `identity`, `gap`, `<kind>_<kernel>`, in the type of the tiles.
+
+    A group gets its place when it is whole: readers of Zarr would take chunks that are not there yet for NaN.
+    """
     record = selection.run.record
     together = group_by(selection.matrices(), attrgetter("layer"))
+    folder.mkdir(parents=True, exist_ok=True)
     for layer, derived in together.items():
-        matrices, store = derived[0].matrix.layer, MatrixStore(folder / "rsm.zarr", layer)
-        every = [*map(matrices.matrix, QUANTITIES), *(chosen.matrix for chosen in derived)]
-        make_matrices(store, matrices, every, record.id_of(layer))
-        with writing(store.group):
-            for chunk in matrices.chunks.tiles():
-                write_chunks(store, matrices, every, chunk)
-        store.finish(matrices.store.coordinates(), {"layer": layer}, record.id_of(layer))
+        with tempfile.TemporaryDirectory(prefix="rsm.zarr.", suffix=".partial", dir=folder) as partial:
+            matrices, store = derived[0].matrix.layer, MatrixStore(Path(partial) / "rsm.zarr", layer)
+            every = [*map(matrices.matrix, QUANTITIES), *(chosen.matrix for chosen in derived)]
+            make_matrices(store, matrices, every, record.id_of(layer))
+            with writing(store.group):
+                for chunk in matrices.chunks.tiles():
+                    write_chunks(store, matrices, every, chunk)
+            store.finish(matrices.store.coordinates(), {"layer": layer}, record.id_of(layer))
+            placed = folder / "rsm.zarr" / layer
+            MatrixStore(placed.parent, layer).begin()  # what was there counts as incomplete until it is gone
+            with writing(placed):
+                remove_folder(placed)
+                Path(partial, "rsm.zarr", layer).rename(placed)
     return [folder / "rsm.zarr" / layer for layer in together]
 
 

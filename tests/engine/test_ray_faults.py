@@ -367,13 +367,13 @@ def test_gpus_of_a_broken_node_are_done_without_while_there_are_others(cluster, 
     pool = engine.start_actors(factory_failing_on({bad}), 2, Resources(gpus=1))
     failures = run_tasks(pool, batches(8, 1), on_receipt=lambda receipt: done.extend(receipt.units))
     for _ in range(600):  # the good one may be through with all before the others have failed for good
-        if any("one worker fewer goes on" in said for said in caplog.messages):
+        if any("goes on with one worker fewer" in said for said in caplog.messages):
             break
         pool.collect(0.1)
     pool.close()
     assert failures == []
     assert sorted(done) == list(range(8))
-    assert "one worker fewer goes on (1 are left), as its actor failed at 3 starts in a row" in caplog.text
+    assert "goes on with one worker fewer (left: 1), whose actor failed at 3 starts in a row" in caplog.text
     assert "look at nvidia-smi" in caplog.text
 
     def fails_where_it_is_first():

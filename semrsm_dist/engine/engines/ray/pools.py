@@ -237,7 +237,7 @@ class ActorPool:
         ray.kill(member.actor)
         self._members.remove(member)
         log.warning(
-            "one worker fewer goes on (%d are left), as its actor failed at %d starts in a row: %s",
+            "the work goes on with one worker fewer (left: %d), whose actor failed at %d starts in a row: %s",
             len(self._members),
             START_ATTEMPTS,
             first_line(error),

@@ -40,7 +40,7 @@ def evaluate(
     Parameters
     ----------
     name
-        Which; `semrsm evaluate --help` lists them with their parameters.
+        Name of the experiment; `semrsm evaluate --help` lists them with their parameters.
     config
         The run that it judges, as in `semrsm_dist.run`, computed as far as it is missing; by default one on data that
         ships.
@@ -49,7 +49,7 @@ def evaluate(
     folder
         Where the table and the figure go; by default the folder `evaluation` of the run.
     **parameters
-        Of the experiment itself, such as `seed`.
+        Parameters of the experiment itself, such as `seed`.
 
     Returns
     -------

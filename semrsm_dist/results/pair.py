@@ -127,8 +127,8 @@ class Pair:
     indices, ids, labels : tuple
         Of both images: their places in the run, ids and labels.
     similarity, upper_bound, identity : float
-        The kernel's similarity after matching; what that of no permutation exceeds; and position by position, NaN where
-        the numbers of tokens differ. As the run has them.
+        The kernel's similarity after matching; a bound that it exceeds with no permutation; and the similarity
+        position by position, NaN where the numbers of tokens differ. As the run has them.
     permutation : ndarray of intp, (S_i,)
         Token s of image i goes with token ``permutation[s]`` of image j; -1 where it goes with none.
     contributions, identity_contributions : ndarray of float64, (S_i,)

@@ -134,8 +134,8 @@ class Run(RunReader):
         Parameters
         ----------
         to
-            Of matrices ``npy``, ``csv``, ``mat``, ``parquet``, ``zarr``, ``rsatoolbox`` or ``mne-rsa``; of neighbours
-            ``edges``, ``csr`` or ``atlas``. The page on results has what each of them holds.
+            Format: of matrices ``npy``, ``csv``, ``mat``, ``parquet``, ``zarr``, ``rsatoolbox`` or ``mne-rsa``; of
+            neighbours ``edges``, ``csr`` or ``atlas``. The page on results says what each of them holds.
         folder
             Output folder, created if missing; by default `export` in the run directory. Files of the same name are
             replaced.

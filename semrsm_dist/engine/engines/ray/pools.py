@@ -239,7 +239,7 @@ class ActorPool:
         log.warning(
             "the work goes on with one worker fewer (left: %d), whose actor failed at %d starts in a row: %s",
             len(self._members),
-            START_ATTEMPTS,
+            member.failed_starts,
             first_line(error),
         )
 

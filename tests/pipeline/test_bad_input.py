@@ -405,41 +405,12 @@ def test_workers_whose_memory_takes_no_pair_are_refused(shop):
     )
 
 
-def test_a_missing_tile_of_a_finished_run_comes_back(shop):
-    document = shop.of_features("run", shop.features(), matching={"tile": 5})
-    shop.run(document)
-    before = shop.tree(shop.path / "run" / "tiles.zarr")
-    shop.tiles(shop.path / "run")[3].unlink()
-    assert shop.run(document)["work"]["matching"] == {"found": 9, "computed": 1}
-    assert shop.tree(shop.path / "run" / "tiles.zarr") == before
-
-
 def test_a_matrix_that_was_deleted_is_assembled_again(shop):
     document = shop.of_features("run", shop.features(), output={"matrices": "stored"})
     shop.run(document)
     before = shop.tree(shop.path / "run" / "rsm.zarr")
     shutil.rmtree(shop.path / "run" / "rsm.zarr")
     assert shop.run(document)["work"]["assembly"] == {"found": 0, "computed": 1}
-    assert shop.tree(shop.path / "run" / "rsm.zarr") == before
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        "features.zarr",
-        "features.zarr/images/last",
-        "tiles.zarr/last",
-        "tiles.zarr/last/tiles",
-        "rsm.zarr/last",
-    ],
-)
-def test_a_description_that_was_cut_short_is_made_anew(shop, group):
-    document = shop.of_features("run", shop.features(), output={"matrices": "stored"})
-    shop.run(document)
-    before = shop.tree(shop.path / "run" / "rsm.zarr")
-    file = shop.path / "run" / group / "zarr.json"
-    file.write_bytes(file.read_bytes()[:-40])
-    shop.run(document)
     assert shop.tree(shop.path / "run" / "rsm.zarr") == before
 
 

@@ -56,7 +56,12 @@ FINISHED_SETS = [
         "rsm.zarr/zarr.json",
         "rsm.zarr/a/matched/c/0/0",
     ],
-    ["inventory.parquet", "tiles.zarr/a/squared_norm_j/zarr.json", "rsm.zarr/a/matched/zarr.json"],
+    [
+        "inventory.parquet",
+        "tiles.zarr/a/squared_norm_j/zarr.json",
+        "rsm.zarr/a/zarr.json",
+        "rsm.zarr/a/matched/zarr.json",
+    ],
 ]
 """Of files that an unfinished run does not have."""
 

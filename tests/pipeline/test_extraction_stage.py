@@ -309,15 +309,6 @@ def test_damaged_features_of_an_unfinished_run_are_extracted_again(shop, name):
     assert any("damaged features of images were removed (chunks: 1)" in line for line in summary["warnings"])
 
 
-def test_damaged_ready_made_features_of_an_unfinished_run_are_imported_again(shop):
-    document = shop.of_features("run", shop.features())
-    shop.run(document)
-    before = shop.tree(shop.path / "run" / "features.zarr")
-    damage_a_chunk_of_an_unfinished_run(shop, "features")
-    assert any("damaged features" in line for line in shop.run(document)["warnings"])
-    assert shop.tree(shop.path / "run" / "features.zarr") == before
-
-
 def test_tensors_of_one_file_give_the_same_features_as_arrays(shop):
     array = shop.features(shape=(5, 6, 4))
     shop.run(shop.of_features("of-array", array))

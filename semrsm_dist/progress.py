@@ -29,7 +29,10 @@ class Stage(Protocol):
     """A stage in progress."""
 
     def advance(self, amount: int, effort: float | None = None) -> None:
-        """Report that `amount` more units are done, and how much of the stage's effort they were."""
+        """Report that `amount` more units are done, and how much of the stage's effort they were.
+
+        An effort of 0 is for what is found done: where no other comes, and some is left, another stage goes on with it.
+        """
         ...
 
     def tick(self) -> None:
@@ -118,7 +121,8 @@ class ConsoleReporter:
         try:
             yield shown
         finally:
-            if pace.is_idle and done < total:  # it failed before anything was done, or all of it failed
+            # It failed before anything was done, or all of it failed; or what took no effort was only looked up.
+            if pace.is_idle and not shown.is_complete:
                 shown.discard()
             shown.close()
 
@@ -244,6 +248,10 @@ class _Bar:
     def tick(self) -> None:
         self._bar.set_postfix_str(str(self._pace))
 
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._bar.n >= self._bar.total)
+
     def discard(self) -> None:
         self._bar.leave = False
 
@@ -303,6 +311,10 @@ class _Lines:
         if now - self._reported >= LINE_SECONDS:
             self._reported = now
             self._write(str(self._pace) if self._done < self._total else "finishing")
+
+    @property
+    def is_complete(self) -> bool:
+        return self._done >= self._total
 
     def discard(self) -> None:
         self._is_discarded = True

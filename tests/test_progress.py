@@ -106,6 +106,25 @@ def test_what_an_earlier_session_did_counts_as_done_but_not_for_the_rate(clock):
     ]
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_what_is_found_done_without_effort_is_said_only_where_nothing_is_left(clock, kind):
+    stream = kind()
+    reporter = ConsoleReporter(stream)
+    with reporter.stage("scan", 32, "images") as stage:
+        stage.advance(30, 0.0)  # another stage scans the other two
+    shown = stream.rows()[-1] if stream.isatty() else stream.getvalue()
+    assert shown == ""
+    with reporter.stage("scan", 32, "images") as stage:
+        stage.advance(20, 0.0)
+        stage.advance(12, 0.0)
+    assert "32/32 images" in stream.getvalue().splitlines()[-1]
+    with reporter.stage("scan", 32, "images") as stage:
+        clock.now += 20
+        stage.advance(30, 0.0)
+        stage.tick()
+        assert "unknown time left" in stream.getvalue()  # how long the others take does not follow from these
+
+
 def test_nothing_to_do_and_no_time_at_all_do_not_break_it(clock):
     stream = io.StringIO()
     with ConsoleReporter(stream).stage("import", 0, "panels"):

@@ -73,7 +73,7 @@ class LogReporter:
         try:
             yield stage
         finally:
-            stage.log("ended")
+            stage.log("goes on" if stage.is_looked_up else "ended")
 
     def note(self, message: str) -> None:
         """Log one line."""
@@ -84,10 +84,18 @@ class _LoggedStage:
     def __init__(self, name: str, total: int, unit: str, done: int) -> None:
         self._name, self._total, self._unit, self._done = name, total, unit, done
         self._started = time.monotonic()
+        self._found = 0  # without effort
+        self._before = done
         self.log("began")
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether part of it was found done, and another stage goes on with the rest."""
+        return 0 < self._found == self._done - self._before and self._done < self._total
 
     def advance(self, amount: int, effort: float | None = None) -> None:
         self._done += amount
+        self._found += amount if effort == 0 else 0
         self.tick()
 
     def tick(self) -> None:

@@ -59,13 +59,16 @@ def test_what_is_logged_cannot_drive_a_terminal_and_tells_no_secret():
         reporter = require_reporter(LogReporter())
         with reporter.stage("scan", 3, "images", 1) as stage:
             stage.advance(2)
+        with reporter.stage("scan", 3, "images") as stage:
+            stage.advance(2, 0.0)  # found done: another stage does the rest
         reporter.note("hello")
     finally:
         logging.getLogger().removeHandler(handler)
-    first, began, ended, note = map(json.loads, stream.getvalue().splitlines())
+    first, began, ended, _, found, note = map(json.loads, stream.getvalue().splitlines())
     assert first["message"] == r"a" "\n" r"b \u202e s3://***@bucket"
     assert "ValueError" in first["traceback"]
     assert not {"\x1b", "\u202e"} & set(stream.getvalue() + first["traceback"])
     assert "sesame" not in stream.getvalue()
     assert (began["done"], ended["done"], ended["stage"]) == (1, 3, "scan")
+    assert (ended["message"], found["message"]) == ("scan ended: 3/3 images", "scan goes on: 2/3 images")
     assert note["message"] == "hello"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from semrsm_dist.engine.engines.local import LocalEngine
 from semrsm_dist.errors import InputError, StorageError
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.scan import ScanBatch, ScanWorker, list_images, scan_images
-from semrsm_dist.progress import SilentReporter
+from semrsm_dist.progress import ConsoleReporter, SilentReporter
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.record import ModelAnswer
 
@@ -55,12 +57,12 @@ def engine():
     return Watched()
 
 
-def scan_again(shop, folder: Path, engine, **sections):
+def scan_again(shop, folder: Path, engine, *, reporter=None, **sections):
     """Scan as a session does, and keep the manifest."""
     config = parse_config(shop.of_images("run", folder, **sections))
     directory = RunDirectory(config.run)
     directory.create()
-    session = Session(config, directory, engine, SilentReporter())
+    session = Session(config, directory, engine, reporter or SilentReporter())
     manifest = scan_images(session, "images", config.data, list_images(session, config.data), MODEL)
     directory.write_manifest("images", manifest)
     return manifest
@@ -86,6 +88,17 @@ def test_only_new_and_changed_images_are_handed_to_workers(shop, engine):
     assert handed_out(engine) == [names[2], "class9/new.png"]
     assert second.image_ids() == [*names, "class9/new.png"]
     assert [row.sha256 for row in second.rows[:6]] == [row.sha256 for row in first.rows]
+
+
+def test_a_scan_says_once_what_it_has_done(shop, engine):
+    folder = shop.images(n=4)
+    for n_changed in (4, 1, 0):
+        for path in sorted(folder.rglob("*.png"))[:n_changed]:
+            os.utime(path, ns=(n_changed, n_changed))
+        said = io.StringIO()
+        scan_again(shop, folder, engine, reporter=ConsoleReporter(said))
+        [line] = said.getvalue().splitlines()
+        assert re.fullmatch(r"scan: 4/4 images \(100 %\), .* images/s, took .* s", line)
 
 
 def test_an_unreadable_image_gets_another_chance_without_workers(shop, engine):

@@ -115,7 +115,8 @@ def _rows_without_workers(
     with session.reporter.stage("scan", len(entries), "images") as shown:
         for part in parts:
             rows += part
-            shown.advance(sum(row is not None for row in part))
+            # Looking up what is known is no scan: if images are left, the scan of these counts them, too.
+            shown.advance(sum(row is not None for row in part), None if source.generated else 0.0)
             if session.stop.is_set():
                 raise KeyboardInterrupt
     return rows

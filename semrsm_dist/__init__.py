@@ -94,7 +94,11 @@ def __getattr__(name: str) -> _typing.Any:
         return _importlib.import_module(f"{__name__}.plot")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    except FileNotFoundError:
+        _importlib.import_module(f"{__name__}.machine").require_temporary_folder()
+        raise
     globals()[name] = value
     return value
 

@@ -6,10 +6,12 @@ its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 
 class SemrsmError(Exception):
@@ -96,6 +98,46 @@ class IncompleteError(SemrsmError):
     exit_code = 3
 
 
+_watched: list[list[str]] = []
+"""The names of the signals that came, for each block that watches."""
+
+
+@contextlib.contextmanager
+def watching_signals() -> Iterator[list[str]]:
+    """Yield a list, to which the caller's handlers of signals add the name of each that comes in this block."""
+    came: list[str] = []
+    _watched.append(came)
+    try:
+        yield came
+    finally:
+        _watched.pop()
+
+
+def find_cause(error: BaseException) -> BaseException:
+    """Return what an error really is: a KeyboardInterrupt with the signal's name if one came, or no interrupt at all.
+
+    A library may raise KeyboardInterrupt by itself, and make another error of one that a signal caused. What is meant
+    for the user stays what it is, as does everything where nobody watches, as in a notebook.
+    """
+    if (
+        not _watched
+        or isinstance(error, SemrsmError)
+        or not isinstance(error, (Exception, KeyboardInterrupt))
+    ):
+        return error
+    if came := _watched[-1]:
+        return KeyboardInterrupt(came[0])
+    return _without_signal(error) if isinstance(error, KeyboardInterrupt) else error
+
+
+def _without_signal(error: KeyboardInterrupt) -> WorkError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkError(
+        f"the command ended by a KeyboardInterrupt, but no signal came: a library raised it, at {place.filename}:"
+        f"{place.lineno} ({place.name}); what was finished is kept: start the same command"
+    )
+
+
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -128,13 +170,13 @@ def printable_name(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun, in the plural but for one.
 
-    >>> counted(1, "image"), counted(0, "image")
-    ('1 image', '0 images')
+    >>> counted(1, "image"), counted(0, "image"), counted(2, "query", "queries")
+    ('1 image', '0 images', '2 queries')
     """
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def shorten(names: Iterable[object], n: int = 5, *, counts: bool = False) -> str:

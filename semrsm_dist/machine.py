@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from threadpoolctl import threadpool_limits
+
+from semrsm_dist.errors import StorageError
 
 DEVICES = Path("/dev")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -27,6 +30,24 @@ def user_cache_folder() -> Path:
     Raises RuntimeError if the user has none.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "semrsm-dist"
+
+
+def require_temporary_folder() -> None:
+    """Refuse a machine without a folder for temporary files: Python and PyTorch need one to load.
+
+    Raises StorageError.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        named = "".join(
+            f"{name} is {os.environ[name]}; " for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ
+        )
+        raise StorageError(
+            f"no folder for temporary files can be written ({named}/tmp, /var/tmp, /usr/tmp and the working directory "
+            "were tried), and nothing can be computed without one; what was finished is kept: let TMPDIR name a "
+            "folder of yours on a disk with room, then start the same command"
+        ) from error
 
 
 def available_cpus() -> int:

@@ -1,11 +1,17 @@
 """What a container allows, read from the files that cgroups (v2 and v1) show."""
 
 import os
+import re
+import tempfile
+from importlib import import_module
 
 import psutil
 import pytest
 
+import semrsm_dist
 from semrsm_dist import machine
+from semrsm_dist.cli import commands
+from semrsm_dist.errors import StorageError
 
 N_CPUS = len(os.sched_getaffinity(0))
 
@@ -90,3 +96,28 @@ def test_visible_gpus_are_counted_without_a_gpu_library(tmp_path, monkeypatch):
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.available_gpus() == count
+
+
+def test_without_a_folder_for_temporary_files_commands_and_names_say_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+
+    def load(name):
+        return tempfile.gettempdir() if name == "semrsm_dist.features.extract" else import_module(name)
+
+    said = r"no folder for temporary files can be written \(TMPDIR is /nowhere; .*let TMPDIR name a folder"
+    with monkeypatch.context() as patch:
+        patch.delitem(vars(semrsm_dist), "extract", raising=False)
+        patch.setattr(semrsm_dist._importlib, "import_module", load)
+        with pytest.raises(StorageError, match=said):
+            semrsm_dist.extract  # noqa: B018
+    monkeypatch.setitem(commands._COMMANDS, "models", lambda options: tempfile.gettempdir())
+    assert commands.main(["models"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_another_file_that_is_not_there_stays_a_defect(monkeypatch):
+    monkeypatch.setitem(commands._COMMANDS, "models", lambda options: open("/nowhere/at/all"))  # noqa: PTH123, SIM115
+    with pytest.raises(FileNotFoundError):
+        commands.main(["models"])

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     with _reporting(options) as report_error:
         try:
-            return _COMMANDS[options.command](options)
+            return _execute(options)
         except SemrsmError as error:
             report_error(str(error))
             return error.exit_code
@@ -60,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = f"; what was finished is kept, {command} command continues"
             report_error(f"interrupted{by}{kept if repairs or options.command in _RESUMABLE else ''}")
             return INTERRUPTED
+
+
+def _execute(options: argparse.Namespace) -> int:
+    """Run a subcommand and return its exit status; where it ends for lack of a temporary folder, say so."""
+    try:
+        return _COMMANDS[options.command](options)
+    except FileNotFoundError:
+        from semrsm_dist.machine import require_temporary_folder
+
+        require_temporary_folder()
+        raise
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

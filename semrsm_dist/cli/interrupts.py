@@ -10,12 +10,11 @@ import contextlib
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
-from semrsm_dist.errors import SemrsmError, WorkError
+from semrsm_dist.errors import find_cause, watching_signals
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,35 +47,24 @@ def stopping_in_order() -> Iterator[threading.Event]:
         If a library raised KeyboardInterrupt although no signal came.
     """
     stop = threading.Event()
-    came: list[str] = []
+    with watching_signals() as came:
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number).name)
-        stop.set()
-        raise KeyboardInterrupt
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            came.append(signal.Signals(number).name)
+            stop.set()
+            raise KeyboardInterrupt
 
-    before = _install(interrupt)
-    try:
-        yield stop
-    except SemrsmError:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        if came:
-            raise KeyboardInterrupt(came[0]) from error
-        if isinstance(error, KeyboardInterrupt):
-            raise _without_signal(error) from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _without_signal(error: KeyboardInterrupt) -> WorkError:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return WorkError(
-        f"the command ended by a KeyboardInterrupt, but no signal came: a library raised it, at {place.filename}:"
-        f"{place.lineno} ({place.name}); what was finished is kept: start the same command"
-    )
+        before = _install(interrupt)
+        try:
+            yield stop
+        except BaseException as error:
+            cause = find_cause(error)
+            if cause is error:
+                raise
+            raise cause from error
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -69,8 +69,18 @@ def _hint_for_key(location: KeyPath, document: Any, keys: Keys) -> str:
     known = keys[_section_of(tuple(above), document)]
     homes = [section or "the top level" for section, names in keys.items() if name in names]
     if homes:
-        return f"; it belongs to {' or '.join(_join_choices(homes))}; known here: {', '.join(known)}"
+        joined = " or ".join(_join_choices(homes))
+        return f"; it belongs to {joined}: {_remedy(location, homes)}; known here: {', '.join(known)}"
     return did_you_mean(name, known) or f"; known here: {', '.join(known)}"
+
+
+def _remedy(location: KeyPath, homes: Sequence[str]) -> str:
+    """Return what to do about a key that belongs to another section, or to another choice of its own."""
+    if not any(home.startswith(f"{location[0]} (") for home in homes) or len(location) == 1:
+        return "move it there, or remove it"
+    # Keys of matchers that are set to nothing count as not given.
+    unset = f", which --set {'.'.join(location)}=null does" if location[0] == "matching" else ""
+    return f"choose one of these, or remove the key{unset}"
 
 
 def _join_choices(homes: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, as_config
 from semrsm_dist.engine import Engine, Resources, make_engine, require_engine
-from semrsm_dist.errors import ConfigError, WorkError
+from semrsm_dist.errors import ConfigError, WorkError, find_cause
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
@@ -133,9 +133,10 @@ def open_session(
         try:
             yield session, record
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            cause = find_cause(error)
+            if isinstance(cause, KeyboardInterrupt):
                 directory.append_event("interrupted")
-            session.pulse.end(error)
+            session.pulse.end(cause)
             raise
         else:
             session.pulse.end(None)

@@ -10,8 +10,10 @@ from semrsm_dist.results.run import Run
 from semrsm_dist.store.directory import RunDirectory
 from semrsm_dist.store.features import FeatureStore
 from semrsm_dist.store.heartbeat import Heartbeat
+from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.paths import RunPath
 from semrsm_dist.store.results import result_store, tile_files
+from semrsm_dist.store.tiles import TileStore
 
 SILENT_SECONDS = 60.0
 """A driver that has given out work looks about once a second; one that has not for so long is stopped or hangs."""
@@ -24,11 +26,12 @@ def read_status(path: str | RunPath) -> dict[str, Any]:
     """Return the progress of a run, as JSON values; raises ConfigError if there is no run at `path`.
 
     `working` is whether a driver holds the run, and `complete`, whether all layers are that its last session requested;
-    `layers`, of each whether it was requested, and how many feature chunks, tiles and pairs are done; `driver`, the
-    last one, and `stage`, what it is at or was, as in `semrsm_dist.store.heartbeat`, both None if it said nothing;
-    `pairs_per_second` in the last minutes, `seconds_left` of the stage and `last_tile_seconds` since the last tile,
-    None if not known; `failed`, the units set aside by the last session. The driver's `state` is "working", "silent" if
-    it should have been heard of, "finished", "interrupted", "failed", or "lost" if it ended without saying so.
+    `layers`, of each whether it was requested, how many feature chunks, tiles and pairs are done, and whether its
+    matrices are stored, None if they are not to be; `driver`, the last one, and `stage`, what it is at or was, as in
+    `semrsm_dist.store.heartbeat`, both None if it said nothing; `pairs_per_second` in the last minutes, `seconds_left`
+    of the stage and `last_tile_seconds` since the last tile, None if not known; `failed`, the units set aside by the
+    last session. The driver's `state` is "working", "silent" if it should have been heard of, "finished",
+    "interrupted", "failed", or "lost" if it ended without saying so.
     """
     directory = RunDirectory(path)
     is_working, beat, now = directory.is_locked(), directory.read_heartbeat(), time.time()
@@ -70,6 +73,7 @@ def _layer(run: Run, layer: str) -> dict[str, Any]:
     sizes, layout = run.record.layers[layer], run.layout(layer)
     present = tile_files(run.directory, run.record, layer).present(layout)
     counts, chunk_size = run.record.counts, run.record.chunk_size
+    stored = _is_stored(run, layer)
     there = sum(len(FeatureStore(run.directory.features, side, layer).present()) for side in counts)
     return {
         "n_tokens": sizes.n_tokens,
@@ -77,9 +81,19 @@ def _layer(run: Run, layer: str) -> dict[str, Any]:
         "chunks": [there, sum(-(-count // chunk_size) for count in counts.values())],
         "tiles": [int(present.sum()), layout.n_tiles],
         "pairs": [int(layout.pairs()[present].sum()), layout.total_pairs],
-        "complete": result_store(run.directory, run.record, layer).is_done(layout),
+        "complete": result_store(run.directory, run.record, layer).is_done(layout) and stored is not False,
+        "stored": stored,
         "requested": layer in run.requested_layers,
     }
+
+
+def _is_stored(run: Run, layer: str) -> bool | None:
+    """Return whether the matrices of a layer are written out; None if they need not be."""
+    if layer not in run.requested_layers or run.record.config["output"]["matrices"] != "stored":
+        return None
+    store, tiles = MatrixStore(run.directory.matrices, layer), TileStore(run.directory.tiles, layer)
+    recipe = store.read_attributes().get("recipe")
+    return recipe == tiles.read_attributes().get("recipe") and store.is_complete()
 
 
 def _driver(beat: Heartbeat, now: float, *, is_working: bool) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def _layer(layer: str, facts: dict[str, Any]) -> str:
     return (
         f"{layer}: features {chunks[0]}/{chunks[1]} chunks, {tiles[0]}/{tiles[1]} tiles, "
         f"{pairs[0]}/{pairs[1]} pairs ({100 * pairs[0] / pairs[1]:.0f} %){', complete' if facts['complete'] else ''}"
+        f"{', matrices not stored yet' if facts['stored'] is False else ''}"
         f"{'' if facts['requested'] else ' (of an earlier session; no longer requested)'}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import pytest
 
 from semrsm_dist.cli.interrupts import SIGNALS, end_while_loading, stopping_in_order
-from semrsm_dist.errors import StorageError, WorkError
+from semrsm_dist.errors import StorageError, WorkError, find_cause
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,18 @@ def test_another_error_made_of_one_is_an_interrupt():
         except KeyboardInterrupt as error:
             raise ValueError("a library's own") from error
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_before_the_block_ends_it_is_known_what_an_error_really_is():
+    library, ours = ValueError("a library's own"), StorageError("the disk is full")
+    assert find_cause(KeyboardInterrupt()).args == ()  # nobody watches
+    with stopping_in_order():
+        assert find_cause(library) is library
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(find_cause(library), KeyboardInterrupt)
+        assert find_cause(library).args == ("SIGTERM",)
+        assert find_cause(ours) is ours
 
 
 def test_what_the_user_has_to_know_is_reported_even_so():

@@ -99,11 +99,11 @@ def test_an_alias_of_itself_ends(refused):
         ),
         (
             IMAGES + "tolerance: 1e-3\n",
-            "job.yaml:8: unknown key 'tolerance'; it belongs to matching; known here: run",
+            "job.yaml:8: unknown key 'tolerance'; it belongs to matching: move it there, or remove it; known here: run",
         ),
         (
             FEATURES + "  n_images: 3\n",
-            "job.yaml:6: unknown key 'data.n_images'; it belongs to data (source: digits); known here",
+            "job.yaml:6: unknown key 'data.n_images'; it belongs to data (source: digits): choose one",
         ),
         (IMAGES + "größe: 3\n", "job.yaml:8: unknown key 'größe'; known here: run, data, queries"),
         (IMAGES + "7: 3\n", "job.yaml:8: unknown key '7'; known here: run, data"),

@@ -88,6 +88,11 @@ from tests.config.conftest import FEATURES, IMAGES, with_data
             "matching: {window: 3}",
             "unknown key 'matching.window'; it belongs to matching (matcher: batch-optimal, ",
         ),
+        (
+            "matching: {matcher: hungarian, tolerance: 0.1}",
+            "unknown key 'matching.tolerance'; it belongs to matching (matcher: auction, batch-optimal, median-split, "
+            "projection, subsample): choose one of these, or remove the key, which --set matching.tolerance=null does;",
+        ),
         ("retrieval: {k: 5}", "retrieval.k: 5: expected a list in brackets, such as [a, b]"),
         ("retrieval: {k: [1, 0]}", "retrieval.k.1: 0: must be greater than or equal to 1"),
     ],

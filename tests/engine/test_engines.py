@@ -486,6 +486,21 @@ def test_local_memory_bounds_the_actors_too(tmp_path, share, fitting):
     assert len(made) == fitting
 
 
+def test_fewer_workers_than_requested_are_warned_of_once(monkeypatch, caplog):
+    monkeypatch.setattr(local, "available_memory", lambda: 2 * 2**30)
+    for workers, expected in (
+        (None, []),
+        (2, []),
+        (5, ["workers: 5: 2 run at once, as the memory of 2.0 GiB has"]),
+    ):
+        caplog.clear()
+        engine = local.LocalEngine(workers)
+        for _ in range(2):
+            engine.start_tasks(lambda units: (), Resources(memory=2**30)).close()
+        said = [text for text in caplog.messages if "run at once" in text]
+        assert [text[: len(start)] for text, start in zip(said, expected, strict=True)] == expected
+
+
 def test_more_memory_than_there_is_is_warned_of_once(tmp_path, caplog):
     engine = make_engine("local", workers=4)
     caplog.clear()

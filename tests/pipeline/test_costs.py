@@ -1,5 +1,6 @@
 """What trials say about a larger run."""
 
+import re
 from dataclasses import astuple
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from semrsm_dist.pipeline.forecast.calibration import Calibration
 from semrsm_dist.pipeline.forecast.costs import Costs
+from semrsm_dist.pipeline.forecast.plan import explain_fewer_workers
 from semrsm_dist.pipeline.forecast.trials import SearchTime, TileTime, Trial
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.store.record import LayerSizes
@@ -82,3 +84,28 @@ def test_more_images_leave_to_products_and_matching_what_a_sample_says():
 def test_what_trials_took_is_predicted_by_what_they_did(searched):
     # The least that is assumed, of trials that agree.
     assert costs(searched, planned=100_000).factor < 1.2
+
+
+@pytest.mark.parametrize(
+    ("cpus", "needs", "workers", "reason"),
+    [
+        (8, {}, 8, None),
+        (
+            1000,
+            {},
+            23,
+            "the memory of 23.5 GiB has room for no more of 1 GiB each; lower matching.worker_memory",
+        ),
+        (8, {"cpus": 2}, 4, "a worker takes 2 of them$"),
+        (8, {"gpus": 1}, 1, "a worker takes 1 of 1 GPU$"),
+        (1000, {"cpus": 2}, 23, "a worker takes 2 of them and the memory of"),
+    ],
+)
+def test_a_plan_with_fewer_workers_than_slots_says_why(cpus, needs, workers, reason):
+    matcher = SimpleNamespace(**({"cpus": 1, "gpus": 0} | needs))
+    machine = {"cpus": cpus, "gpus": 1, "memory": int(23.5 * 2**30)}
+    said = explain_fewer_workers(workers, matcher, machine, 2**30)
+    if reason is None:
+        assert said == ""
+    else:
+        assert re.search(rf"^workers: {workers} at once, fewer .* \({cpus}\): {reason}", said)

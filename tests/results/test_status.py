@@ -1,9 +1,11 @@
 """The status of a run: while a driver is at work, after it has ended in any way, and followed from another shell."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,13 @@ import yaml
 
 import semrsm_dist as srs
 from semrsm_dist.cli.commands import main
+from semrsm_dist.cli.interrupts import stopping_in_order
 from semrsm_dist.cli.watching import follow
 from semrsm_dist.engine.protocol import Receipt, Task
 from semrsm_dist.engine.schedule import Schedule
+from semrsm_dist.errors import WorkError
 from semrsm_dist.pipeline.pulse import Pulse
+from semrsm_dist.progress import SilentReporter
 from semrsm_dist.results.status import read_status, watch_status
 from semrsm_dist.results.status_text import format_line, format_status
 from semrsm_dist.store.directory import RunDirectory
@@ -113,6 +118,50 @@ def test_a_driver_that_has_ended_is_reported_with_the_time_and_what_to_do(run, s
     assert re.search(text, shown)
     assert "3 min 20 s ago" in shown
     assert "start the run's command again to continue" in shown
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_a_run_is_interrupted_by_signals_alone(tmp_path, state):
+    class Raising(SilentReporter):
+        def stage(self, name, *arguments, **options):
+            if state == "failed":
+                raise KeyboardInterrupt  # a library's own
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("made of it by a library")
+
+    expected = {"failed": WorkError, "interrupted": KeyboardInterrupt}[state]
+    with pytest.raises(expected), stopping_in_order():
+        srs.run(write_config(tmp_path), reporter=Raising())
+    directory = RunDirectory(tmp_path / "run")
+    beat = directory.read_heartbeat()
+    assert (beat.state, "no signal came" in beat.reason) == (state, state == "failed")
+    assert ("interrupted" in [event["event"] for event in directory.read_events()]) == (
+        state == "interrupted"
+    )
+
+
+def test_matrices_that_are_to_be_stored_and_are_not_yet_are_not_complete_and_no_fault(tmp_path):
+    class Interrupting(SilentReporter):
+        def stage(self, name, *arguments, **options):
+            if name == "assembly":
+                raise KeyboardInterrupt
+            return super().stage(name, *arguments, **options)
+
+    config = write_config(tmp_path, output={"matrices": "stored"})
+    with pytest.raises(KeyboardInterrupt):
+        srs.run(config, reporter=Interrupting())
+    status = read_status(tmp_path / "run")
+    assert (status["complete"], status["layers"]["last"]["stored"]) == (False, False)
+    assert "66/66 pairs (100 %), matrices not stored yet" in format_status(status)
+    report = srs.open_run(tmp_path / "run").verify(fast=True)
+    assert (report.faults, report.exit_code) == ((), 3)
+    assert "its matrices are to be stored" in report.incomplete[0]
+    directory = srs.run(config).directory
+    assert read_status(directory.path)["complete"]
+    shutil.rmtree(directory.matrices / "last")
+    assert not read_status(directory.path)["complete"]
+    assert srs.open_run(directory.path).verify(fast=True).exit_code == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe", None])

@@ -22,7 +22,7 @@ from semrsm_dist.engine.protocol import (
     run_worker,
     stack_of,
 )
-from semrsm_dist.errors import UnusableGpuError, WorkerLostError, WorkError
+from semrsm_dist.errors import UnusableGpuError, WorkerLostError, WorkError, counted
 from semrsm_dist.machine import (
     available_cpus,
     available_gpus,
@@ -50,13 +50,13 @@ class LocalEngine(Engine):
         self._slots = workers or available_cpus()
         if self._slots > available_cpus():
             log.warning(
-                "workers: %d: this machine has only %d CPUs; more workers take more memory and are no faster",
+                "workers: %d: this machine has only %s; more workers take more memory and are no faster",
                 self._slots,
-                available_cpus(),
+                counted(available_cpus(), "CPU"),
             )
         self._memory = available_memory()
         self._gpus = available_gpus()
-        self._warned = False
+        self._warned = self._warned_of_fewer = False
 
     @property
     def slots(self) -> int:
@@ -73,6 +73,8 @@ class LocalEngine(Engine):
         count = int(self._slots / resources.cpus) if resources.cpus > 0 else self._slots
         if resources.gpus:
             count = min(count, int(self.gpus / resources.gpus))
+        if self.workers is not None:
+            self._warn_of_fewer(count, resources)
         return self._start(lambda: worker, count, resources)
 
     def start_actors(self, factory: Callable[[], Worker], count: int, resources: Resources) -> LocalPool:
@@ -88,6 +90,19 @@ class LocalEngine(Engine):
             count = min(count, self._memory // resources.memory)
             self._warn_of_memory(resources.memory)
         return LocalPool(factory, max(1, count), resources, gpus=self.gpus)
+
+    def _warn_of_fewer(self, count: int, resources: Resources) -> None:
+        fitting = self._memory // resources.memory if resources.memory else count
+        if 0 < fitting < count and not self._warned_of_fewer:
+            self._warned_of_fewer = True
+            log.warning(
+                "workers: %d: %d run at once, as the memory of %.1f GiB has room for no more of %.2g GiB each; lower "
+                "matching.worker_memory for more",
+                self.workers,
+                fitting,
+                self._memory / 2**30,
+                (resources.memory or 0) / 2**30,
+            )
 
     def _warn_of_memory(self, wanted: int) -> None:
         if wanted > self._memory and not self._warned:

@@ -16,7 +16,7 @@ import psutil
 from semrsm_dist.config.schema import RunConfig, check_sources
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.engine import make_engine
-from semrsm_dist.errors import LimitError
+from semrsm_dist.errors import LimitError, counted
 from semrsm_dist.features.spec import resolve_precision
 from semrsm_dist.fields import Positive
 from semrsm_dist.machine import available_cpus
@@ -113,6 +113,24 @@ def _at_once(config: RunConfig, matcher: Matcher, machine: Mapping[str, Any]) ->
     return max(1, min(limits))
 
 
+def explain_fewer_workers(workers: int, matcher: Matcher, machine: Mapping[str, Any], allowed: int) -> str:
+    """Return why fewer workers than CPU slots run at once, with so much memory each; empty if no fewer do."""
+    slots, memory, gpus = (int(machine[name]) for name in ("cpus", "memory", "gpus"))
+    if workers >= slots:
+        return ""
+    reasons = []
+    if matcher.cpus > 1:
+        reasons.append(f"a worker takes {matcher.cpus:g} of them")
+    if matcher.gpus:
+        reasons.append(f"a worker takes {matcher.gpus:g} of {counted(gpus, 'GPU')}")
+    if memory // allowed <= workers:
+        reasons.append(
+            f"the memory of {memory / 2**30:.1f} GiB has room for no more of {allowed / 2**30:.2g} GiB each; lower "
+            "matching.worker_memory for more"
+        )
+    return f"workers: {workers} at once, fewer than there are CPU slots ({slots}): {' and '.join(reasons)}"
+
+
 def _record(
     config: RunConfig, matcher: Matcher, calibration: Calibration, slots: int, allowed: int
 ) -> RunRecord:
@@ -172,6 +190,12 @@ class _Plan:
         return self.simulated[self.workers]
 
     @property
+    def workers_limit(self) -> str:
+        """Why fewer workers of matching run at once than the engine has CPU slots for; empty if they do not."""
+        allowed = allowed_memory(self.config, self.matcher, self.machine)
+        return explain_fewer_workers(self.workers, self.matcher, self.machine, allowed)
+
+    @property
     def gpus(self) -> int:
         """GPUs of the engine."""
         return int(self.machine["gpus"])
@@ -198,6 +222,7 @@ class _Plan:
             "tiles": self.total("tiles"),
             "tasks": self.here.tasks,
             "workers": self.workers,
+            "workers_limit": self.workers_limit,
             "engine": dict(self.machine),
             **self.hours,
             **self._describe_time(outside),

@@ -42,19 +42,19 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     lines += [
         f"work: {counted(plan['pairs'], 'pair')}, {counted(plan['tiles'], 'tile')}, about "
         f"{counted(plan['tasks'], 'task')}; {plan['core_hours']:.2f} core-hours{gpus}",
-        f"disk: about {_size(plan['disk_bytes'])} in {sum(files.values())} files, uncompressed up to "
+        f"disk: about {_size(plan['disk_bytes'])} in {counted(sum(files.values()), 'file')}, uncompressed up to "
         f"{_size(plan['disk_bytes_at_most'])}; {free}",
         f"features read by workers: {_size(plan['read_bytes'])}",
         f"memory: about {_size(plan['peak_memory_bytes'])} at the peak, with up to "
-        f"{_size(plan['worker_memory_bytes'])} for each of {plan['workers']} workers in matching; "
+        f"{_size(plan['worker_memory_bytes'])} for each of {counted(plan['workers'], 'worker')} in matching; "
         f"{_size(plan['memory_limit_bytes'])} allowed here",
-        f"time: about {format_seconds(plan['seconds'])} on {plan['workers']} workers "
+        f"time: about {format_seconds(plan['seconds'])} on {counted(plan['workers'], 'worker')} "
         f"({plan['engine']['engine']} engine), of which {format_seconds(plan['start_seconds'])} to start; with "
         f"{100 * plan['confidence']:.0f} % confidence between {format_seconds(low)} and {format_seconds(high)}; "
         f"limited by {LIMITS[plan['limit']]}",
         *_scaling_lines(plan["scaling"]),
     ]
-    return "\n".join([*lines, *plan["problems"]])
+    return "\n".join([*lines, *filter(None, [plan["workers_limit"]]), *plan["problems"]])
 
 
 def _model_lines(model: Mapping[str, Any] | None) -> list[str]:

@@ -30,6 +30,7 @@ from semrsm_dist.results.verification.recorded import recorded_config
 from semrsm_dist.results.verification.report import DESCRIPTION, SAMPLE, Kind, Report
 from semrsm_dist.results.verification.tiles import TileInspection
 from semrsm_dist.store.directory import RunDirectory
+from semrsm_dist.store.inventory import Inventory
 from semrsm_dist.store.labelled import COMPLETE, LabelledGroup
 from semrsm_dist.store.matrices import MatrixStore
 from semrsm_dist.store.record import RunRecord, Side
@@ -162,6 +163,12 @@ def _find_alteration(store: LabelledGroup) -> Problem | None:
     )
 
 
+def _was_stored(inspection: Inspection, store: MatrixStore) -> bool:
+    """Return whether a session that ended in order has left matrices of a layer."""
+    place = f"{store.root.name}/{store.layer}/"
+    return any(file.startswith(place) for file in Inventory.read(inspection.directory).files)
+
+
 def _inspect_stored(
     inspection: Inspection,
     layer: str,
@@ -175,9 +182,13 @@ def _inspect_stored(
     recipe = store.read_attributes().get("recipe")
     if recipe is None or not store.is_finished() or recipe != tiles.read_attributes().get("recipe"):
         if record.config["output"]["matrices"] == "stored" and layer in record.requested:
-            text = "matrices are to be stored, but those of the layer are not there or not finished"
-            problem = _find_alteration(store) or Problem(Kind.MISSING, text)
-            inspection.add(store.group, layer, DESCRIPTION, problem)
+            problem = _find_alteration(store) if _was_stored(inspection, store) else None
+            if problem:
+                inspection.add(store.group, layer, DESCRIPTION, problem)
+            else:
+                inspection.incomplete.append(
+                    f"layer {layer}: its matrices are to be stored, and are not yet: start the run's command again"
+                )
         return
     if len(manifests) == len(record.sides):
         inspect_coordinates(inspection, store, manifests, features)

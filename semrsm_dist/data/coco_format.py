@@ -239,7 +239,8 @@ def _require_listed(found: Iterable[Annotation], images: Collection[str], where:
     strays = [str(one.image_id) for one in found if str(one.image_id) not in images]
     if strays:
         raise InputError(
-            f"{where}: {len(strays)} annotations are of {len(set(strays))} images that it does not list "
+            f"{where}: {counted(len(strays), 'annotation')} {'is' if len(strays) == 1 else 'are'} of "
+            f"{counted(len(set(strays)), 'image')} that it does not list "
             f"({shorten(dict.fromkeys(strays))}), so it is not complete; get the file again, or remove them"
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
-from semrsm_dist.errors import ConfigError, WorkerLostError
+from semrsm_dist.errors import ConfigError, WorkerLostError, counted
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,9 @@ class Engine(ABC):
         if resources.cpus > self.slots or resources.gpus > self.gpus:
             limit = f" (workers: {self.workers})" if self.workers is not None else ""
             raise ConfigError(
-                f"a worker needs {resources}, but the engine {self.name!r} has {self.slots} CPU slots{limit} and "
-                f"{self.gpus} GPUs; nothing was started: request less, or check workers and CUDA_VISIBLE_DEVICES"
+                f"a worker needs {resources}, but the engine {self.name!r} has "
+                f"{counted(self.slots, 'CPU slot')}{limit} and {counted(self.gpus, 'GPU')}; nothing was started: "
+                "request less, or check workers and CUDA_VISIBLE_DEVICES"
             )
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from semrsm_dist.engine.protocol import Receipt, Task
+from semrsm_dist.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -345,6 +346,6 @@ class Schedule:
         self.failures.append(Failure(unit, error, tried))
         count = len(self.failures)
         level = logging.WARNING if count <= MOST_NAMED else logging.INFO
-        log.log(level, "%s is set aside after %d attempts: %s", unit, tried, reason)
+        log.log(level, "%s is set aside after %s: %s", unit, counted(tried, "attempt"), reason)
         if count == 10 ** (len(str(count)) - 1) and count > MOST_NAMED:
             log.warning("%d units have been set aside by now", count)

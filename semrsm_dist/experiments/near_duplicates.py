@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.errors import counted
 from semrsm_dist.evaluation.entries import row_slices
 from semrsm_dist.evaluation.retrieval import SEMANTIC, Names, RetrievalImages, RetrievalTask
 from semrsm_dist.experiments.labels import require_labels
@@ -60,8 +61,9 @@ def find_groups(run: Run, threshold: float | None) -> Groups:
         names[side], shared = shared[: len(own)], shared[len(own) :]
     return Groups(
         names,
-        f"near-duplicates: {len(found)} pairs of images with a semantic cosine of at least {threshold:g} in "
-        f"{layer}; {np.count_nonzero(sizes > 1)} groups of {sizes[sizes > 1].sum()} images, those of the data included",
+        f"near-duplicates: {counted(len(found), 'pair')} of images with a semantic cosine of at least {threshold:g} in "
+        f"{layer}; {counted(int(np.count_nonzero(sizes > 1)), 'group')} of {sizes[sizes > 1].sum()} images, those of "
+        "the data included",
     )
 
 

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from semrsm_dist.errors import ConfigError, InputError, UnusableGpuError, WorkerLostError, WorkError, shorten
+from semrsm_dist.errors import (
+    ConfigError,
+    InputError,
+    UnusableGpuError,
+    WorkerLostError,
+    WorkError,
+    counted,
+    shorten,
+)
 from semrsm_dist.features.compiling import compile_network, explain_failure
 from semrsm_dist.features.gpu_faults import is_out_of_memory, noticing_faults
 from semrsm_dist.features.layers import LayerReader, resolve_layers
@@ -311,7 +319,9 @@ class Extractor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.batch_size = len(batch) // 2
-        _logger.warning("GPU memory exhausted: continuing with batches of %d images", self.batch_size)
+        _logger.warning(
+            "GPU memory exhausted: continuing with batches of %s", counted(self.batch_size, "image")
+        )
         return None
 
     def _forward(self, batch: Tensor) -> _Part:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.errors import ConfigError, require_known
+from semrsm_dist.errors import ConfigError, counted, require_known
 from semrsm_dist.fields import Count
 from semrsm_dist.machine import available_cpus, available_gpus, set_own_gpu
 from semrsm_dist.matching.arguments import argument
@@ -166,8 +166,8 @@ def most_threads(matcher: Matcher) -> int:
         gpus = available_gpus()
         if gpus < matcher.gpus:
             raise ConfigError(
-                f"matcher {matcher.name!r} needs {math.ceil(matcher.gpus)} GPUs, but this machine has {gpus}: use "
-                "another matcher, or device: cpu where it has a device, or a machine with GPUs"
+                f"matcher {matcher.name!r} needs {counted(math.ceil(matcher.gpus), 'GPU')}, but this machine has "
+                f"{gpus}: use another matcher, or device: cpu where it has a device, or a machine with GPUs"
             )
         most = min(most, gpus / matcher.gpus)
     return max(1, int(most))

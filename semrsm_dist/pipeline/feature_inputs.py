@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.sources.features import FeaturesData
 from semrsm_dist.data.table import read_entries
-from semrsm_dist.errors import ConfigError, InputError, MissingInputError
+from semrsm_dist.errors import ConfigError, InputError, MissingInputError, counted
 from semrsm_dist.features.arrays import FeatureArray, hash_token_counts, is_read_as, load_token_counts
 from semrsm_dist.matching.matcher import Matcher, matchers_of_unequal
 from semrsm_dist.pipeline.gone_inputs import continue_without, read_copy, with_absolute_paths
@@ -119,8 +119,8 @@ def _list_images(side: str, data: FeaturesData, n_images: int, known: object = N
     entries = read_entries(table, needs_uri=False)
     if len(entries) != n_images:
         raise InputError(
-            f"{table}: {len(entries)} rows, but the features of {side} hold {n_images} images; give one row for "
-            "each image, in the order of the features"
+            f"{table}: {counted(len(entries), 'row')}, but the features of {side} hold {counted(n_images, 'image')}"
+            "; give one row for each image, in the order of the features"
         )
     return Manifest.from_entries(entries)
 

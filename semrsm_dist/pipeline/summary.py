@@ -120,8 +120,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     lines.append(_format_times(summary["seconds"]))
     if summary["pairs_per_second"]:
         lines.append(
-            f"matching: {summary['pairs_computed']} pairs, {summary['pairs_per_second']:.0f} pairs/s on "
-            f"{summary['engine']['cpus']} CPUs"
+            f"matching: {counted(summary['pairs_computed'], 'pair')}, {summary['pairs_per_second']:.0f} pairs/s on "
+            f"{counted(summary['engine']['cpus'], 'CPU')}"
         )
     decided = summary["decided"]
     if decided:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import StorageError, first_line
+from semrsm_dist.errors import StorageError, counted, first_line
 from semrsm_dist.progress import Reporter
 from semrsm_dist.report.page_data import Array, Matches
 from semrsm_dist.results.neighbours import Similarities
@@ -96,8 +96,8 @@ def match_pairs(
                 kept.append((pair, pairs[pair], found))
     left_out = len(pairs) - len(kept)
     note = (
-        f"{layer}: matched patches of {left_out} pairs are left out, because matching them again gave another value "
-        "than the run has: its features or the matcher have changed, or their similarity is undefined."
+        f"{layer}: matched patches of {counted(left_out, 'pair')} are left out, because matching them again gave "
+        "another value than the run has: its features or the matcher have changed, or their similarity is undefined."
         if left_out
         else ""
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, counted
 from semrsm_dist.results.reader import RunReader
 from semrsm_dist.store.neighbours import NOBODY
 from semrsm_dist.store.record import Side
@@ -79,8 +79,8 @@ def _among_neighbours(
         )
     if kept is not None and k > kept.k:
         raise ConfigError(
-            f"{path}: k: this run keeps {kept.k} neighbours of each image, not {k}; ask for at most {kept.k}, or "
-            f"start another run directory with output.neighbours.k={k}"
+            f"{path}: k: this run keeps {counted(kept.k, 'neighbour')} of each image, not {k}; ask for at most "
+            f"{kept.k}, or start another run directory with output.neighbours.k={k}"
         )
     neighbours = run.layer_neighbours(layer)
     row = find_image(image, neighbours.store.coordinate("image_i"), run.record.row_side)

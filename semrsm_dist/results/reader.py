@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import ConfigError, IncompleteError, require_known
+from semrsm_dist.errors import ConfigError, IncompleteError, counted, require_known
 from semrsm_dist.matching.kernels import KERNELS
 from semrsm_dist.plan.tiling import Layout
 from semrsm_dist.results.matrices import DerivedMatrix, LayerMatrices
@@ -119,8 +119,9 @@ class RunReader:
         """
         if self.record.neighbours is not None:
             raise ConfigError(
-                f"{self.directory.path}: this run keeps {self.record.neighbours.k} neighbours of each image and no "
-                "matrices: read them with Run.neighbours, or start another run directory without output.neighbours"
+                f"{self.directory.path}: this run keeps {counted(self.record.neighbours.k, 'neighbour')} of each "
+                "image and no matrices: read them with Run.neighbours, or start another run directory without "
+                "output.neighbours"
             )
         return LayerMatrices.open(TileStore(self.directory.tiles, self._known(layer)), self.layout(layer))
 

@@ -114,7 +114,7 @@ class NeighbourSettings(NamedTuple):
         of_queries = "queries" in counts
         may_be_fewer = self.threshold is not None or self.k > counts["images"] - (not of_queries)
         row = "query" if of_queries else "image"
-        return f"{'up to ' if may_be_fewer else ''}{self.k:,} neighbours of each {row}"
+        return f"{'up to ' if may_be_fewer else ''}{self.k:,} neighbour{'s' * (self.k != 1)} of each {row}"
 
 
 class RunRecord(_Part):

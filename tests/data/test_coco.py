@@ -66,7 +66,7 @@ def test_coco_files_can_lie_elsewhere(tmp_path):
         (lambda d: d["images"][1].update(file_name="../x.jpg"), "leads out of the folder of images"),
         (lambda d: d["images"][1].update(file_name="/etc/x.jpg"), "leads out of the folder of images"),
         (lambda d: d["images"][1].update(file_name="x\0.jpg"), "no name that a file can have"),
-        (lambda d: d["annotations"][0].update(image_id=4), r"1 annotations are of 1 images .* \(4\)"),
+        (lambda d: d["annotations"][0].update(image_id=4), r"1 annotation is of 1 image .* \(4\)"),
         (lambda d: d["annotations"][0].pop("image_id"), r"annotations\[0\] lacks image_id"),
         (lambda d: d["annotations"].insert(1, 3), r"annotations\[1\] lacks image_id"),
         (

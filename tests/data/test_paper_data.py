@@ -131,7 +131,7 @@ def change(document: dict, key: str, index: int, name: str, value: object) -> No
         ("images", 1, "url", None, r"images\[1\] lacks url"),
         ("images", 0, "id", 2, r"1 image ids? occurs? more than once \('2'\)"),
         ("annotations", 0, "image_id", None, r"annotations\[0\] lacks image_id"),
-        ("annotations", 3, "image_id", 99, r"1 annotations are of 1 images that it does not list \(99\)"),
+        ("annotations", 3, "image_id", 99, r"1 annotation is of 1 image that it does not list \(99\)"),
     ],
 )
 def test_a_damaged_annotation_file_of_egoobjects_is_refused(tmp_path, key, index, name, value, message):
@@ -383,10 +383,10 @@ def test_images_of_the_ground_truth_that_are_gone_are_unreadable_and_not_forgott
 def test_what_does_not_belong_to_imagenet_is_refused(tmp_path):
     root = write_flat(tmp_path / "a")
     write_image(root / "val" / "holiday.jpg")
-    with pytest.raises(InputError, match=r"1 images are none of the 4 of the ground truth.*\(holiday\.jpg\)"):
+    with pytest.raises(InputError, match=r"1 image is none of the 4 of the ground truth.*\(holiday\.jpg\)"):
         ImageNetImages(path=root).entries()
     write_image(root / "val" / "n01440764" / val_name(1))
-    with pytest.raises(InputError, match="5 images lie beside 1 in class folders"):
+    with pytest.raises(InputError, match=r"both in class folders \(1\) and beside these \(5\)"):
         ImageNetImages(path=root).entries()
     other = tmp_path / "b" / "val"
     write_image(other / "dogs" / "a.jpg")

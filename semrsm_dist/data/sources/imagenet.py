@@ -13,7 +13,7 @@ from semrsm_dist.data.entries import ImageEntry, check_unique_ids
 from semrsm_dist.data.files import FileSource
 from semrsm_dist.data.listing import is_image
 from semrsm_dist.data.locations import below, is_folder, join
-from semrsm_dist.errors import InputError, MissingInputError, shorten
+from semrsm_dist.errors import InputError, MissingInputError, counted, shorten
 from semrsm_dist.fields import Count, Location, Seed
 
 TRUTH, CLASSES = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -54,7 +54,8 @@ class ImageNetImages(FileSource):
         flat = [path for path in paths if len(path.parts) == 1]
         if flat and len(flat) < len(paths):
             raise InputError(
-                f"{folder}: {len(flat)} images lie beside {len(paths) - len(flat)} in class folders; keep one layout"
+                f"{folder}: images lie both in class folders ({len(paths) - len(flat)}) and beside these "
+                f"({len(flat)}); keep one layout"
             )
         labels = self._flat_labels(flat, folder) if flat else _nested_labels(paths, folder)
         by_name = {path.name: path for path in labels}
@@ -81,7 +82,8 @@ class ImageNetImages(FileSource):
         strange = [path for path in paths if path not in labels]
         if strange:
             raise InputError(
-                f"{folder}: {len(strange)} images are none of the {len(labels)} of the ground truth, "
+                f"{folder}: {counted(len(strange), 'image')} {'is' if len(strange) == 1 else 'are'} none of the "
+                f"{len(labels)} of the ground truth, "
                 f"{_NAME.format(1)} to {_NAME.format(len(labels))} ({shorten(strange)}); move them away"
             )
         return labels

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from semrsm_dist.errors import counted
 from semrsm_dist.experiments.approximation.table import (
     BEATEN,
     BEST,
@@ -110,7 +111,7 @@ def _undefined(part: pd.DataFrame) -> str:
         what: int(part.loc[part["quantity"] == quantity, "n_undefined"].max())
         for quantity, what in ((SHARE, "nothing to gain"), (RATIO, "no positive optimum"))
     }
-    left_out = [f"{count} pairs with {what}" for what, count in counts.items() if count]
+    left_out = [f"{counted(count, 'pair')} with {what}" for what, count in counts.items() if count]
     return f"\nleft out: {', '.join(left_out)}" if left_out else ""
 
 

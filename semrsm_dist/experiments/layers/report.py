@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from semrsm_dist.errors import counted
 from semrsm_dist.evaluation.agreement import Estimate
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
 from semrsm_dist.experiments.evidence import note_sample
@@ -99,7 +100,7 @@ def write_text(table: pd.DataFrame, changed: Mapping[str, MostChanged | None]) -
         ]
     left_out = int(table.n_left_out.max())
     if left_out:
-        lines += ["", f"left out: up to {left_out} pairs without a similarity"]
+        lines += ["", f"left out: up to {counted(left_out, 'pair')} without a similarity"]
     return "\n".join(lines + note_sample(table))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.opening import require_input
-from semrsm_dist.errors import InputError, reason_of
+from semrsm_dist.errors import InputError, counted, reason_of
 from semrsm_dist.evaluation.agreement import Estimate, agreement
 from semrsm_dist.evaluation.divergence import (
     Outputs,
@@ -61,8 +61,8 @@ def evaluate(config: RunConfig, parameters: OutputSimilarityParameters, reporter
     n_images = len(run.manifest().image_ids())
     if len(said.probabilities) != n_images:
         raise InputError(
-            f"{probabilities}: probabilities of {len(said.probabilities)} images, but the run has {n_images}; give "
-            "one row for each image that could be read, in the order of the run's images.parquet"
+            f"{probabilities}: probabilities of {counted(len(said.probabilities), 'image')}, but the run has "
+            f"{n_images}; give one row for each image that could be read, in the order of the run's images.parquet"
         )
     rows = _correlate(run, said, evaluation_folder(config), reporter, resamples=resamples, seed=seed)
     table = pd.DataFrame(rows).assign(n_images=n_images, outputs=meaning, resamples=resamples, seed=seed)

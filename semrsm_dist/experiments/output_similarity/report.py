@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from semrsm_dist.errors import counted
 from semrsm_dist.experiments.evidence import note_sample
 from semrsm_dist.experiments.tables import count_verdicts, write_grid
 from semrsm_dist.plot.looks import DIFFERENCE, draw_kinds, make_panels, share_legend
@@ -55,7 +56,9 @@ def _caveats(table: pd.DataFrame) -> list[str]:
         )
     left_out = kept.groupby(["layer", "kernel"], sort=False).n_left_out.max()
     for (layer, kernel), count in left_out[left_out > 0].items():
-        lines.append(f"left out: {count} pairs of {layer}, {kernel}, whose similarity is undefined")
+        lines.append(
+            f"left out: {counted(count, 'pair')} of {layer}, {kernel}, whose similarity is undefined"
+        )
     if (kept.n_resampled < kept.n_images).any() and (kept.resamples > 0).all():
         lines.append(f"intervals: from {kept.n_resampled.max()} of the images, scaled to all of them")
     return lines + note_sample(kept)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.matching import MatchingConfig
 from semrsm_dist.config.schema import KernelConfig, RunConfig
-from semrsm_dist.errors import ConfigError
+from semrsm_dist.errors import ConfigError, counted
 from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import (
     CHANCE,
@@ -165,8 +165,8 @@ def _warn(tasks: dict[str, RetrievalTask], class_tokens: dict[str, Method]) -> l
     foreign = task.count_hopeless()
     if foreign:
         warnings.append(
-            f"{foreign} queries have only labels that no other image of the database has; their F1 is 0 whatever is "
-            "found"
+            f"{counted(foreign, 'query', 'queries')} {'has' if foreign == 1 else 'have'} only labels that no other "
+            "image of the database has; F1 is 0 then, whatever is found"
         )
     if not class_tokens:
         warnings.append("no layer has a class token")

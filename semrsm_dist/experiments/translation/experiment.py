@@ -21,7 +21,7 @@ from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.data.sources.crops import ShiftedCrops, crop_id
 from semrsm_dist.data.sources.digits import DigitScenes
 from semrsm_dist.data.sources.features import FeaturesData
-from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.errors import ConfigError, InputError, counted
 from semrsm_dist.evaluation.bootstrap import draw_counts
 from semrsm_dist.evaluation.contrast import contrast_pairs
 from semrsm_dist.experiments.evidence import Findings
@@ -114,8 +114,8 @@ def _find_crops(run: Run, shifts: Sequence[float]) -> tuple[NDArray[np.intp], li
     ]
     if len(columns) < 2:
         raise InputError(
-            f"{len(columns)} images could be read, but the experiment compares different images; give a run with at "
-            "least two readable ones"
+            f"{counted(len(columns), 'image')} could be read, but the experiment compares different images; give a run "
+            "with at least two readable ones"
         )
     rows = [np.array([places[crop_id(names[column], shift)] for column in columns]) for shift in shifts]
     return np.array(columns), rows

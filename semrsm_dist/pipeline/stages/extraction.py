@@ -9,7 +9,7 @@ from typing import cast
 from semrsm_dist.data.manifest import Manifest
 from semrsm_dist.data.source import ImageSource
 from semrsm_dist.engine.protocol import Receipt, Resources, Task
-from semrsm_dist.errors import InputError, WorkError, shorten
+from semrsm_dist.errors import InputError, WorkError, counted, shorten
 from semrsm_dist.pipeline.faults import first_cause
 from semrsm_dist.pipeline.inputs import model_spec
 from semrsm_dist.pipeline.session import Session
@@ -112,7 +112,7 @@ def _warn_of_other_batches(session: Session, requested: int, record: RunRecord) 
     if requested == record.batch_size:
         return
     reason = (
-        f"chunks of {record.chunk_size} images are the largest batches"
+        f"chunks of {counted(record.chunk_size, 'image')} are the largest batches"
         if requested > record.chunk_size and record.batch_size == record.chunk_size
         else "the run began with them"
     )
@@ -125,8 +125,8 @@ def _warn_of_smaller_batches(session: Session, batch_size: int, news: Sequence[C
     halved = [item.smaller_batch for item in news if item.smaller_batch is not None]
     if halved:
         session.warn(
-            f"a GPU's memory was too small for batches of {batch_size} images; batches of down to {min(halved)} "
-            "were used, which changes the last bits of the features"
+            f"a GPU's memory was too small for batches of {counted(batch_size, 'image')}; batches of down to "
+            f"{min(halved)} were used, which changes the last bits of the features"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semrsm_dist.data.manifest import Manifest
-from semrsm_dist.errors import WorkError
+from semrsm_dist.errors import WorkError, counted
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.session import Session
 from semrsm_dist.pipeline.stages.assembly import finish_layer
@@ -28,8 +28,9 @@ def warn_of_few_candidates(session: Session, record: RunRecord) -> None:
     others = record.counts["images"] - (record.row_side == "images")
     if record.neighbours is not None and record.neighbours.k >= others:
         session.warn(
-            f"output.neighbours.k: {record.neighbours.k}, but there are only {others} images to choose from, so k "
-            "leaves none out; lower k, or remove output.neighbours to keep the matrix"
+            f"output.neighbours.k: {record.neighbours.k}, but there {'is' if others == 1 else 'are'} only "
+            f"{counted(others, 'image')} to choose from, so k leaves none out; lower k, or remove "
+            "output.neighbours to keep the matrix"
         )
 
 

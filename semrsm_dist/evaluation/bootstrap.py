@@ -51,32 +51,48 @@ def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> 
 def percentile_interval(estimate: float, replicates: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval that holds the middle `confidence` of the replicates.
 
-    Replicates that are NaN (a resample in which the quantity is undefined) are left out. Raises ConfigError if
-    `confidence` is not between 0 and 1.
+    Replicates that are NaN (a resample in which the quantity is undefined) are left out. If they are more than half,
+    the interval is NaN: the others are alike because few images allow few of them, as with three images a correlation
+    has one value or none. Raises ConfigError if `confidence` is not between 0 and 1.
     """
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must lie between 0 and 1, found {confidence}")
-    defined = np.asarray(replicates, dtype=np.float64)
-    defined = defined[~np.isnan(defined)]
-    if not defined.size:
+    values = np.asarray(replicates, dtype=np.float64)
+    defined = values[~np.isnan(values)]
+    if 2 * defined.size < max(values.size, 1):
         return Interval(float(estimate), np.nan, np.nan, confidence)
     low, high = np.quantile(defined, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Interval(float(estimate), float(low), float(high), confidence)
 
 
 def mean_interval(
-    values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    values: ArrayLike,
+    *,
+    clusters: NDArray[np.intp] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """Return the mean of one value per image, (n_images,), and its interval.
 
-    NaN, for images without a value, is left out. With none left, everything is NaN.
+    NaN, for images without a value, is left out. With none left, everything is NaN. `clusters` (n_images,) are codes of
+    which images are resampled together; by default each is on its own. One image or cluster has no interval: it says
+    nothing of how others would differ.
     """
-    defined = np.asarray(values, dtype=np.float64)
-    defined = defined[~np.isnan(defined)]
+    given = np.asarray(values, dtype=np.float64)
+    defined = given[~np.isnan(given)]
     if not defined.size:
         return Interval(np.nan, np.nan, np.nan, confidence)
+    sums, sizes = defined, np.ones(defined.size)
+    if clusters is not None:
+        codes = np.unique(clusters[~np.isnan(given)], return_inverse=True)[1]
+        if codes.max() + 1 < defined.size:
+            sums, sizes = (np.bincount(codes, each).astype(np.float64) for each in (defined, sizes))
+    if sums.size == 1:
+        return Interval(float(defined.mean()), np.nan, np.nan, confidence)
     replicates = np.empty(resamples)
     generator = np.random.default_rng(seed)
     for index in range(resamples):  # one at a time: with many images, all counts would not fit in memory
-        replicates[index] = defined[generator.integers(defined.size, size=defined.size)].mean()
+        drawn = generator.integers(sums.size, size=sums.size)
+        replicates[index] = sums[drawn].mean() / sizes[drawn].mean()
     return percentile_interval(float(defined.mean()), replicates, confidence)

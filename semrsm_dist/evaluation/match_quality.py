@@ -54,12 +54,15 @@ def judge_matches(
 def mean_over_pairs(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Return the mean over the pairs of two disjoint sets of images, with an interval from resampling both sets.
 
-    `values` (R, K) are one per pair of a row image and a column image; NaN, for pairs without a value, is left out.
+    `values` (R, K) are one per pair of a row image and a column image; NaN, for pairs without a value, is left out. A
+    single pair has no interval.
     """
     table = np.asarray(values, np.float64)
     defined = ~np.isnan(table)
     if not defined.any():
         return Interval(np.nan, np.nan, np.nan, CONFIDENCE)
+    if np.count_nonzero(defined) == 1:
+        return Interval(float(table[defined].mean()), np.nan, np.nan, CONFIDENCE)
     rows = draw_counts(table.shape[0], resamples=resamples, seed=seed)
     columns = draw_counts(table.shape[1], resamples=resamples, seed=seed + 1)
     total = np.einsum("bk,bk->b", rows @ np.where(defined, table, 0.0), columns)

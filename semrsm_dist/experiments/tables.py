@@ -16,9 +16,19 @@ def write_number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def write_interval(row: Mapping[Hashable, Any] | pd.Series, value: str = "value", form: str = "+.3f") -> str:
-    """Return the value of a row with its interval, from the columns `low` and `high`."""
-    return f"{row[value]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+def write_interval(
+    row: Mapping[Hashable, Any] | pd.Series, value: str = "value", form: str = "+.3f", ends: str | None = None
+) -> str:
+    """Return the value of a row with its interval, from the columns `low` and `high`; `-` for what is NaN."""
+    forms = {value: form, "low": ends or form, "high": ends or form}
+    mean, low, high = ("-" if np.isnan(row[name]) else f"{row[name]:{each}}" for name, each in forms.items())
+    return mean if mean == "-" else f"{mean} [{low}, {high}]"
+
+
+def write_range(values: pd.Series, form: str = "") -> str:
+    """Return a number that all share, or the smallest and the largest."""
+    least, most = (f"{value:{form}}" for value in (values.min(), values.max()))
+    return most if least == most else f"{least} to {most}"
 
 
 def mark_interval(row: Mapping[Hashable, Any] | pd.Series) -> str:

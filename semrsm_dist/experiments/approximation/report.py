@@ -90,6 +90,8 @@ def _interval(part: pd.DataFrame, chosen: pd.Series) -> str:
 
 def _answer(part: pd.DataFrame, keep: float) -> str:
     """Return which window is best, matcher by matcher."""
+    if part.loc[part["quantity"] == SHARE, "value"].isna().all():
+        return "best window: undefined, since matching gains nothing in any pair"
     sentences = []
     beaten = part[part["quantity"] == BEATEN].set_index(["matcher", "tolerance"])["value"]
     for _, row in part[part["quantity"] == BEST].iterrows():

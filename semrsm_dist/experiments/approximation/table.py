@@ -123,7 +123,12 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 def _ratio_of_means(
     values: NDArray[np.float64], others: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> Interval:
-    """Return the mean of `values` over that of `others`, both one per row image; the images are resampled together."""
+    """Return the mean of `values` over that of `others`, both one per row image; the images are resampled together.
+
+    There is no interval with one image.
+    """
+    if values.size == 1:
+        return Interval(float(values[0] / others[0]), np.nan, np.nan, CONFIDENCE)
     return percentile_interval(float(values.mean() / others.mean()), (counts @ values) / (counts @ others))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.retrieval import CHANCE, POOLED, SEMANTIC, SPATIAL
 from semrsm_dist.experiments.retrieval.search import EFFORT
-from semrsm_dist.experiments.tables import write_grid, write_interval
+from semrsm_dist.experiments.tables import write_grid, write_interval, write_range
 from semrsm_dist.plot.looks import share_legend, style_names
 from semrsm_dist.plot.scores import retrieval, select_scores
 
@@ -84,7 +84,7 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
         weights = table["weights"].iloc[0]
         handling += "" if weights == "none" else f", labels weighed by {weights}"
         scores = part[part["against"].isna()]
-        count, left_out = (_range(scores[name]) for name in ("n_queries", "n_left_out"))
+        count, left_out = (write_range(scores[name]) for name in ("n_queries", "n_left_out"))
         differs = " depending on the method" if "to" in left_out else ""
         parts.append(
             f"F1@{k}{handling} ({count} queries, {left_out} left out{differs}; "
@@ -93,12 +93,6 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
         )
         parts.append("\n".join(_compare(part[part["kernel"] == "cosine"], k)))
     return "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
-
-
-def _range(counts: pd.Series[int]) -> str:
-    """Return a number that all methods share, or the smallest and the largest."""
-    least, most = counts.min(), counts.max()
-    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _named(scores: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from semrsm_dist.evaluation.contrast import Contrast
-from semrsm_dist.experiments.tables import write_grid
+from semrsm_dist.experiments.tables import write_grid, write_interval
 from semrsm_dist.plot.looks import LOOKS, count_rows, draw_intervals, make_panels, name_layers, share_legend
 from semrsm_dist.plot.shifts import DIFFERENT, MEDIAN, SAME, STYLES, translation
 
@@ -63,10 +63,7 @@ def write_text(table: pd.DataFrame, *, n_requested: int) -> str:
             f"median similarity, {kernel}:\n{write_grid(medians, 'value', 'layer', ['kind', 'pair'])}"
         )
     areas = far[far["quantity"] == AUC]
-    intervals = [
-        f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]" for row in areas.to_dict("records")
-    ]
-    shown = areas.assign(value=intervals)
+    shown = areas.assign(value=[write_interval(row, form=".3f", ends=".2f") for _, row in areas.iterrows()])
     confidence = far["confidence"].iloc[0]
     parts.append(
         "probability that two crops of one image are more similar than two of different images (AUC; "

@@ -71,8 +71,8 @@ def fit_slopes(
     design = np.column_stack(
         [np.ones(n), np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 0)]
     )
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return Slopes(nothing, np.full((resamples, n_predictors), np.nan), n)
+    rank = int(np.linalg.matrix_rank(design))
+    undetermined = _undetermined(design, rank)
     products = (design[:, :, None] * design[:, None, :]).reshape(n, -1)
     counts = draw_counts(int(codes.max()) + 1, resamples=resamples, seed=seed)
     replicates = np.empty((resamples, n_predictors))
@@ -80,28 +80,37 @@ def fit_slopes(
         part = slice(start, start + RESAMPLES_AT_ONCE)
         weights = counts[part][:, codes].astype(np.float64)
         squares = (weights @ products).reshape(len(weights), *2 * (design.shape[1],))
-        replicates[part] = _solve(squares, weights @ (design * y[:, None]))
-    values = _solve(products.sum(axis=0).reshape(1, *2 * (design.shape[1],)), (y @ design)[None])[0]
+        replicates[part] = _solve(squares, weights @ (design * y[:, None]), rank)
+    values = _solve(products.sum(axis=0).reshape(1, *2 * (design.shape[1],)), (y @ design)[None], rank)[0]
+    values[undetermined], replicates[:, undetermined] = np.nan, np.nan
     return Slopes(values, replicates, n)
 
 
-def _solve(squares: Values, moments: Values) -> Values:
-    """Return the slopes (R, P) without the intercept, NaN where a resample leaves them undetermined."""
+def _undetermined(design: Values, rank: int) -> NDArray[np.bool_]:
+    """Return which predictors (P,), after the intercept, take part in what the rows of a design do not determine."""
+    null = np.linalg.svd(design)[2][rank:]
+    found: NDArray[np.bool_] = (np.abs(null) > np.sqrt(np.finfo(np.float64).eps)).any(axis=0)[1:]
+    return found
+
+
+def _solve(squares: Values, moments: Values, rank: int) -> Values:
+    """Return the slopes (R, P) without the intercept, NaN where a resample determines fewer than all images do."""
     solved = (np.linalg.pinv(squares, hermitian=True) @ moments[..., None])[..., 0]
-    solved[np.linalg.matrix_rank(squares, hermitian=True) < squares.shape[1]] = np.nan
+    solved[np.linalg.matrix_rank(squares, hermitian=True) < rank] = np.nan
     slopes: Values = solved[:, 1:]
     return slopes
 
 
 def bootstrap_p_values(replicates: Values) -> Values:
-    """Return two-sided p-values (P,) against zero of quantities with replicates (R, P); NaN without any.
+    """Return two-sided p-values (P,) against zero of quantities with replicates (R, P).
 
-    A p-value is twice the share of replicates on the rarer side of zero. It is at least 2 / (R + 1).
+    A p-value is twice the share of replicates on the rarer side of zero. It is at least 2 / (R + 1), and NaN where more
+    than half of the replicates are NaN, as an interval is.
     """
     defined = np.count_nonzero(~np.isnan(replicates), axis=0)
     rarer = np.minimum(np.count_nonzero(replicates <= 0, axis=0), np.count_nonzero(replicates >= 0, axis=0))
     p_values = np.minimum(1.0, 2.0 * (1 + rarer) / (1 + defined))
-    result: Values = np.where(defined > 0, p_values, np.nan)
+    result: Values = np.where(2 * defined >= max(len(replicates), 1), p_values, np.nan)
     return result
 
 

@@ -56,8 +56,21 @@ def test_images_without_a_value_are_left_out_and_what_is_undetermined_is_nan():
     assert found.n == 18
     np.testing.assert_allclose(found.values, fit_slopes(x[kept], y[kept], resamples=5).values)
     x[:, 1] = 7.0
-    assert np.isnan(fit_slopes(x, y, resamples=5).values).all()
+    constant, alone = fit_slopes(x, y, resamples=5), fit_slopes(x[:, :1], y, resamples=5)
+    for found, expected in ((constant.values, alone.values), (constant.replicates, alone.replicates)):
+        np.testing.assert_allclose(found[..., 0], expected[..., 0])
+        assert np.isnan(found[..., 1]).all()
     assert np.isnan(fit_slopes(x[:3], y[:3], resamples=5).p_values()).all()
+
+
+def test_of_predictors_that_follow_from_each_other_none_has_a_slope_and_the_others_keep_theirs():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(30, 2)), rng.normal(size=30)
+    doubled = np.column_stack([x, 3 - 2 * x[:, 1]])
+    found, expected = fit_slopes(doubled, y, resamples=5), fit_slopes(x, y, resamples=5)
+    np.testing.assert_allclose(found.values, [expected.values[0], np.nan, np.nan])
+    np.testing.assert_allclose(found.replicates[:, 0], expected.replicates[:, 0])
+    assert np.isnan(found.p_values()[1:]).all()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

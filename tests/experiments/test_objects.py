@@ -10,9 +10,11 @@ from PIL import Image
 
 from semrsm_dist.config.schema import parse_config
 from semrsm_dist.errors import ConfigError, InputError
+from semrsm_dist.evaluation.bootstrap import mean_interval
 from semrsm_dist.evaluation.regression import fit_slopes, holm
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.objects.boxes import PREDICTORS, describe_objects, find_boxes, read_boxes
+from semrsm_dist.experiments.objects.report import write_text
 
 evaluate = partial(compute, "objects", resamples=200)
 
@@ -106,6 +108,50 @@ def test_slopes_are_those_of_the_gains(small, judged):
         np.testing.assert_allclose(rows["p"], expected.p_values())
         assert list(rows["predictor"]) == list(PREDICTORS) and set(rows["n"]) == {23}
     np.testing.assert_allclose(slopes["p_holm"], holm(slopes["p"]))
+
+
+def test_means_are_resampled_with_their_near_duplicates(small, judged):
+    config, _, evidence = judged
+    clusters = np.array([index // 2 if index < 22 else index for index in range(24)])
+    for against, gain in gains(small, config).items():
+        gain[23] = np.nan  # without boxes
+        rows = evidence.table[evidence.table["against"] == against]
+        mean = rows[rows["quantity"] == "mean gain"].iloc[0]
+        expected = mean_interval(gain, clusters=clusters, resamples=200, seed=1)
+        np.testing.assert_allclose(
+            mean[["value", "low", "high"]].astype(float), (expected.estimate, expected.low, expected.high)
+        )
+
+
+def test_no_query_that_can_be_judged_is_refused(small, judged, tmp_path):
+    config, boxes, _ = judged
+    alike = pd.read_parquet(config.data.table).assign(group="all")
+    alike.to_parquet(tmp_path / "alike.parquet")
+    changed = config.model_copy(
+        update={
+            "run": tmp_path / "run",
+            "data": config.data.model_copy(update={"table": tmp_path / "alike.parquet"}),
+        }
+    )
+    with pytest.raises(InputError, match="no query with boxes can be judged"):
+        evaluate(changed, boxes=boxes)
+
+
+def test_queries_that_differ_between_layers_are_told_and_thirds_stay_three():
+    kinds = {"quantity": "mean gain", "against": "average pooling", "value": 0.1, "low": 0.0, "high": 0.2}
+    rows = []
+    for layer, n, size in (("a", 22, 0.2), ("b", 23, 0.3)):
+        place = {**kinds, "layer": layer, "n": n, "n_left_out": 24 - n, "confidence": 0.95}
+        rows += [
+            place,
+            {**place, "quantity": "slope", "predictor": "size", "value": np.nan, "p_holm": np.nan},
+        ]
+        level = {"predictor": "size", "level": "lowest third", "predictor_mean": size}
+        rows.append({**place, **level, "quantity": "mean gain of a third"})
+    text = write_text(pd.DataFrame(rows), pd.DataFrame(), [])
+    assert "over 22 to 23 queries with boxes (1 to 2 left out)" in text
+    assert text.count("lowest third") == 1 and "lowest third (0.20 to 0.30)" in text
+    assert "nan" not in text and "no slope of size" in text
 
 
 def test_thirds_hold_all_queries_with_boxes_and_average_to_the_mean(judged):

@@ -55,6 +55,11 @@ def evaluate(config: RunConfig, parameters: ObjectsParameters, reporter: Reporte
             place = {"layer": layer, "against": against, "kernel": parameters.kernel}
             rows += ({**place, **row} for row in _judge(predictors, gain, clusters, parameters))
     table = pd.DataFrame(rows).assign(resamples=parameters.resamples, seed=parameters.seed)
+    if not (table["n"] > 0).any():
+        raise InputError(
+            f"{config.run}: no query with boxes can be judged, so there is no gain to explain: all lack labels, other "
+            "images outside their group of near-duplicates, or a defined similarity; give more images"
+        )
     slopes = table["quantity"] == SLOPE
     table.loc[slopes, "p_holm"] = holm(table.loc[slopes, "p"])
     notes = [groups.note] if groups.note else []
@@ -73,12 +78,12 @@ def _judge(
     parameters: ObjectsParameters,
 ) -> Iterator[dict[str, Any]]:
     """Yield the mean gain, its slope on each predictor, and its mean in each third of the predictor's values."""
-    settings = {"resamples": parameters.resamples, "seed": parameters.seed}
+    settings: dict[str, Any] = {"resamples": parameters.resamples, "seed": parameters.seed}
     has_boxes = predictors.notna().all(axis=1).to_numpy()
     judged = np.where(has_boxes, gain, np.nan)
     n = int(np.count_nonzero(~np.isnan(judged)))
     counts = {"n": n, "n_left_out": len(gain) - n}
-    yield {"quantity": GAIN, **mean_interval(judged, **settings).columns(), **counts}
+    yield {"quantity": GAIN, **mean_interval(judged, clusters=clusters, **settings).columns(), **counts}
     slopes = fit_slopes(predictors.to_numpy(float), gain, clusters=clusters, **settings)
     for place, (name, p_value) in enumerate(zip(predictors, slopes.p_values(), strict=True)):
         found = slopes.interval(place).columns()
@@ -95,7 +100,7 @@ def _judge(
                 "predictor": name,
                 "level": label,
                 "predictor_mean": float(values[third == level].mean()),
-                **mean_interval(inside, **settings).columns(),
+                **mean_interval(inside, clusters=clusters, **settings).columns(),
                 "n": int(np.count_nonzero(~np.isnan(inside))),
                 "n_left_out": 0,
             }

@@ -9,7 +9,7 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.objects.boxes import PREDICTORS
-from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid, write_interval
+from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid, write_interval, write_range
 from semrsm_dist.plot.looks import draw_beside, make_panels, share_legend, style_names
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ GAIN, SLOPE, LEVEL = "mean gain", "slope", "mean gain of a third"
 
 def write_text(table: pd.DataFrame, correlations: pd.DataFrame, notes: Sequence[str]) -> str:
     """Return slopes and mean gains, which slopes are not chance, and how the predictors go together."""
-    first = table.iloc[0]
     slopes = table[table["quantity"] == SLOPE]
     shown = slopes.assign(value=[mark_interval(row) for _, row in slopes.iterrows()])
     gains = table[table["quantity"] == GAIN]
-    levels = table[table["quantity"] == LEVEL].assign(
-        level=lambda rows: rows["level"] + " (" + rows["predictor_mean"].map("{:.2f}".format) + ")"
-    )
+    levels = table[table["quantity"] == LEVEL]
+    means = levels.groupby(["predictor", "level"])["predictor_mean"].transform(write_range, form=".2f")
+    levels = levels.assign(level=levels["level"] + " (" + means + ")")
+    constant = slopes.groupby("predictor", sort=False)["value"].agg(lambda values: values.isna().all())
     parts = [
-        f"gain of a query in F1@1, {SEMANTIC} less the other, over {first['n']} queries with boxes "
-        f"({first['n_left_out']} left out), mean [{first['confidence']:.0%} interval]:\n"
+        f"gain of a query in F1@1, {SEMANTIC} less the other, over {write_range(gains['n'])} queries with "
+        f"boxes ({write_range(gains['n_left_out'])} left out), mean [{gains['confidence'].iloc[0]:.0%} interval]:\n"
         + write_grid(
             gains.assign(value=[write_interval(row) for _, row in gains.iterrows()]),
             "value",
@@ -49,6 +49,11 @@ def write_text(table: pd.DataFrame, correlations: pd.DataFrame, notes: Sequence[
         + "\ncorrelations:\n"
         + correlations.to_string(float_format=lambda value: f"{value:.2f}")
     )
+    if constant.any():
+        parts.append(
+            f"note: no slope of {', '.join(constant.index[constant])}: the same in all queries, following from the "
+            "other predictors, or too few queries"
+        )
     return "\n\n".join([*parts, *(f"note: {note}" for note in notes)])
 
 

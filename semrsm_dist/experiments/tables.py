@@ -25,15 +25,15 @@ def write_interval(
     return mean if mean == "-" else f"{mean} [{low}, {high}]"
 
 
+def mark_interval(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Return the same, with * if the p-value in the column `p_holm` is below `SIGNIFICANT`."""
+    return write_interval(row) + ("*" if row["p_holm"] < SIGNIFICANT else "")
+
+
 def write_range(values: pd.Series, form: str = "") -> str:
     """Return a number that all share, or the smallest and the largest."""
     least, most = (f"{value:{form}}" for value in (values.min(), values.max()))
     return most if least == most else f"{least} to {most}"
-
-
-def mark_interval(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    """Return the same, with * if the p-value in the column `p_holm` is below `SIGNIFICANT`."""
-    return write_interval(row) + ("*" if row["p_holm"] < SIGNIFICANT else "")
 
 
 def write_grid(table: pd.DataFrame, value: str, rows: str | list[str], columns: str | list[str]) -> str:

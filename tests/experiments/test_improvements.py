@@ -1,6 +1,7 @@
 """Changes to matching against their definitions, and that nothing is tuned on what is reported."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,15 @@ from semrsm_dist.evaluation.pooling import Whitening
 from semrsm_dist.evaluation.regression import holm
 from semrsm_dist.experiments.evaluating import compute
 from semrsm_dist.experiments.improvements import ImprovementsParameters
-from semrsm_dist.experiments.improvements.experiment import choose_half
+from semrsm_dist.experiments.improvements.experiment import _difference, choose_half
 from semrsm_dist.experiments.improvements.partial import score_partially
 from semrsm_dist.experiments.improvements.treatments import (
     Treatment,
     add_places,
     centre,
+    grid_of,
     match_treated,
+    note_grid,
     weigh,
     whiten_tokens,
 )
@@ -67,15 +70,18 @@ def test_whitened_tokens_are_those_of_the_fit_and_zeros_stay():
     assert not found[3, 2].any()
 
 
-@pytest.mark.parametrize("penalty", [0.1, 1.0, 1e4])
-def test_a_spatial_prior_is_the_cosine_less_a_penalty_for_displacement(penalty):
+@pytest.mark.parametrize(("penalty", "grid"), [(0.1, (3, 3)), (1.0, (3, 3)), (1e4, (3, 3)), (1.0, (1, 9))])
+def test_a_spatial_prior_is_the_cosine_less_a_penalty_for_displacement(penalty, grid):
     left, right = (make_tokens(1, seed=seed).z[0].astype(float) for seed in (0, 1))
     cosine = left @ right.T / np.linalg.norm(left) / np.linalg.norm(right)
-    places = np.array([(y, x) for y in range(3) for x in range(3)]) - 1.0
+    places = np.array([(y, x) for y in range(grid[0]) for x in range(grid[1])], float)
+    places -= places.mean(axis=0)
     places /= np.linalg.norm(places)
     displacement = np.sum((places[:, None] - places) ** 2, axis=2)
     columns, expected = best(cosine - penalty / 2 * displacement)
-    augmented = [add_places(z[None].astype(np.float32), penalty)[0].astype(float) for z in (left, right)]
+    augmented = [
+        add_places(z[None].astype(np.float32), penalty, grid)[0].astype(float) for z in (left, right)
+    ]
     found, value = best(augmented[0] @ augmented[1].T)
     assert value - penalty == pytest.approx(expected, abs=1e-6 * (1 + penalty))
     if penalty > 100:
@@ -83,10 +89,35 @@ def test_a_spatial_prior_is_the_cosine_less_a_penalty_for_displacement(penalty):
         assert cosine[np.arange(9), columns].sum() == pytest.approx(np.trace(cosine))
 
 
+@pytest.mark.parametrize(
+    ("size", "n_tokens", "grid"),
+    [
+        ((224, 224), 49, (7, 7)),
+        ((112, 448), 196, (7, 28)),
+        ((224, 224), 10, None),
+        (None, 9, (3, 3)),
+        (None, 8, None),
+    ],
+)
+def test_places_are_those_on_the_grid_of_the_input(size, n_tokens, grid):
+    model = None if size is None else SimpleNamespace(facts={"preprocessing": {"input_size": [3, *size]}})
+    run = SimpleNamespace(record=SimpleNamespace(cached=SimpleNamespace(model=model)))
+    features = SimpleNamespace(run=run, n_tokens=n_tokens, layer="a", has_unequal_tokens=lambda: False)
+    assert grid_of(features) == grid
+    assert ("not known" in note_grid(features)) == (grid is None)
+    assert ("3 x 3" in note_grid(features)) == (size is None and grid is not None)
+
+
+def test_one_query_decides_nothing():
+    found = _difference(np.array([np.nan, 0.5]), resamples=50, seed=0)
+    assert (found["value"], found["n"]) == (0.5, 1)
+    assert np.isnan([found["low"], found["high"], found["p"]]).all()
+
+
 def test_an_image_of_zeros_has_no_similarity_with_a_prior_either():
     z = make_tokens(2).z
     z[1] = 0
-    solve = match_treated(Treatment("", "", lambda z: add_places(z, 1.0)), HUNGARIAN)
+    solve = match_treated(Treatment("", "", lambda z: add_places(z, 1.0, (3, 3))), HUNGARIAN)
     cosine = solve(Tokens(z, np.full(2, 9)), Tokens(z, np.full(2, 9)))["cosine"].forward
     assert np.isnan(cosine).tolist() == [[False, True], [True, True]]
 

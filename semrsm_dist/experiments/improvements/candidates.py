@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semrsm_dist.config.schema import RunConfig
 from semrsm_dist.evaluation.entries import RowReader, row_slices
-from semrsm_dist.evaluation.pooling import Whitening, cosine_rows
+from semrsm_dist.evaluation.pooling import cosine_rows
 from semrsm_dist.evaluation.retrieval import SEMANTIC, SPATIAL
 from semrsm_dist.evaluation.tokens import unit_tokens
 from semrsm_dist.evaluation.transport import Transport, token_masses
@@ -21,6 +21,7 @@ from semrsm_dist.experiments.improvements.treatments import (
     COSINE,
     GAP,
     centre,
+    fit_whitening,
     list_treatments,
     match_treated,
 )
@@ -112,7 +113,7 @@ def _list_pooling(features: LayerFeatures, parameters: ImprovementsParameters) -
         name = "max" if np.isinf(power) else f"GeM {power:g}"
         yield Candidate(features.layer, POOLING, name, cosine_rows(*pooled))
     for variance in parameters.whitening:
-        whiten = Whitening(database, variance=variance)
+        whiten = fit_whitening(database, variance, features.layer)
         read = cosine_rows(whiten(queries), whiten(database))
         yield Candidate(features.layer, POOLING, f"whitened {variance:g}", read)
 
@@ -120,7 +121,7 @@ def _list_pooling(features: LayerFeatures, parameters: ImprovementsParameters) -
 def _list_treated(features: LayerFeatures, bench: Bench) -> Iterator[Candidate]:
     matcher = bench.config.matching.make_matcher()
     for treatment in list_treatments(features, bench.parameters):
-        root = bench.folder / f"{treatment.family} {treatment.setting}.zarr"
+        root = bench.folder / f"{treatment.folder}.zarr"
         scores = PairScores(features, root, (COSINE, GAP), match_treated(treatment, matcher))
         scores.fill(bench.reporter, bench.workers, f"{treatment.family} {treatment.setting}")
         gap = _largest(features, scores.reader(GAP)) if matcher.certified else np.nan

@@ -35,6 +35,8 @@ from semrsm_dist.experiments.improvements.report import (
     draw_improvements,
     write_text,
 )
+from semrsm_dist.experiments.improvements.treatments import note_grid
+from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.near_duplicates import find_groups, make_task
 from semrsm_dist.experiments.query_scores import Scores, score_rows
 from semrsm_dist.experiments.runs import complete_run, evaluation_folder
@@ -65,16 +67,20 @@ def evaluate(config: RunConfig, parameters: ImprovementsParameters, reporter: Re
         at_once = run.chunk_size(run.requested_layers[0])
         for candidate in combine_layers([one for one, _ in tried], len(run.requested_layers)):
             tried.append((candidate, score_rows(candidate.read_rows, task, at_once)))
-    judged = ~np.isnan(tried[0][1])
+    judged = ~np.all([np.isnan(scores) for _, scores in tried], axis=0)
     if not (judged & chooses).any() or not (judged & ~chooses).any():
         raise InputError(
-            f"{config.run}: of {len(names)} queries, one half has none that can be judged; give more images with labels"
+            f"{config.run}: of {len(names)} queries, one half has none that can be judged; give more images with "
+            "labels, outside one group of near-duplicates"
         )
     table = _tabulate(tried, chooses, parameters)
+    notes = [groups.note]
+    if parameters.prior:
+        notes += [note_grid(LayerFeatures(run, layer)) for layer in run.requested_layers]
     return Findings(
         table,
         lambda figure: draw_improvements(figure, table),
-        write_text(table, [groups.note] * bool(groups.note)),
+        write_text(table, [note for note in notes if note]),
     )
 
 
@@ -94,13 +100,13 @@ def _tabulate(
             "family": one.family,
             "setting": one.setting,
             "gap": one.gap,
-            "value": float(np.nanmean(scores[chooses])),
+            "value": _mean(scores[chooses]),
             "n": int(np.count_nonzero(~np.isnan(scores[chooses]))),
         }
         for one, scores in tried
     ]
     best = _choose(tried, chooses)
-    settings = {"resamples": parameters.resamples, "seed": parameters.seed}
+    settings: dict[str, Any] = {"resamples": parameters.resamples, "seed": parameters.seed}
     for (layer, family), (one, scores) in best.items():
         reported = scores[~chooses]
         place = {"layer": layer, "family": family, "setting": one.setting, "gap": one.gap}
@@ -133,14 +139,23 @@ def _choose(
     for one, scores in tried:
         key = one.layer, one.family
         known = best.get(key)
-        if known is None or np.nanmean(scores[chooses]) > np.nanmean(known[1][chooses]):
+        least = -np.inf if known is None else np.nan_to_num(_mean(known[1][chooses]), nan=-np.inf)
+        if known is None or _mean(scores[chooses]) > least:
             best[key] = one, scores
     return best
 
 
+def _mean(scores: Scores) -> float:
+    """Return the mean over the queries that have a score; NaN without any."""
+    return float(np.nanmean(scores)) if (~np.isnan(scores)).any() else np.nan
+
+
 def _difference(gain: Scores, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Return the mean difference over queries with its interval and p-value."""
+    """Return the mean difference over queries with its interval and p-value; one query has neither."""
     defined = gain[~np.isnan(gain)]
+    if defined.size < 2:
+        found = mean_interval(gain, resamples=resamples, seed=seed)
+        return {**found.columns(), "p": np.nan, "n": defined.size}
     replicates = draw_counts(defined.size, resamples=resamples, seed=seed) @ defined / defined.size
     interval = percentile_interval(float(defined.mean()), replicates)
     p_value = float(bootstrap_p_values(replicates[:, None])[0])

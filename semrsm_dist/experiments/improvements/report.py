@@ -10,7 +10,7 @@ import pandas as pd
 
 from semrsm_dist.evaluation.retrieval import SEMANTIC
 from semrsm_dist.experiments.improvements.candidates import POOLING
-from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid
+from semrsm_dist.experiments.tables import SIGNIFICANT, mark_interval, write_grid, write_number, write_range
 from semrsm_dist.plot.looks import draw_beside, name_layers, share_legend, style_names
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ CHOOSING, REPORTED = "F1@1 of the half that chooses", "F1@1 of the other half"
 
 def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
     """Return F1 of each family with its chosen setting, and what is better than matching and than pooling."""
-    first = table[table["quantity"] == CHOOSING].iloc[0]
+    chose = table[table["quantity"] == CHOOSING]
     reported = table[table["quantity"] == REPORTED]
     scores = reported[reported["against"].isna()]
     named = scores.assign(
         cell=[
-            f"{row['value']:.3f}" + (f" ({row['setting']})" if row["setting"] else "")
+            write_number(row["value"]) + (f" ({row['setting']})" if row["setting"] else "")
             for _, row in scores.iterrows()
         ]
     )
     parts = [
-        f"F1@1 over {scores['n'].max()} queries (setting, chosen by {first['n']} other queries):\n"
+        f"F1@1 over {write_range(scores['n'])} queries (setting, chosen by {write_range(chose['n'])} other queries):\n"
         + write_grid(named, "cell", "family", "layer")
     ]
     for against in (SEMANTIC, POOLING):

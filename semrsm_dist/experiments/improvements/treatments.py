@@ -19,12 +19,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.errors import InputError
 from semrsm_dist.evaluation.pooling import Whitening
 from semrsm_dist.evaluation.tokens import centred_tokens, unit_tokens, unit_vectors
 from semrsm_dist.experiments.improvements import ImprovementsParameters
 from semrsm_dist.experiments.layer_features import LayerFeatures
 from semrsm_dist.experiments.pair_scores import Both, Solve, Tokens, symmetric
 from semrsm_dist.matching.matcher import Matcher
+from semrsm_dist.results.pair import find_grid
 
 NORMS, CENTRED, SALIENCY, WHITENED, PRIOR = (
     "norm weights",
@@ -39,6 +41,7 @@ SAMPLE = 10_000
 """Tokens of the database that whitening is fitted to."""
 
 Array = NDArray[np.float32]
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ class Treatment:
     setting: str
     transform: Callable[[Array], Array]
     mean: NDArray[np.float64] | None = None
+    grid: str = ""
+    """What else its similarities depend on: the grid of the tokens where it is not square."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that keeps its similarities."""
+        return " ".join(filter(None, (self.family, self.setting, self.grid)))
 
     def __call__(self, tokens: Tokens) -> Array:
         """Return the treated tokens."""
@@ -69,11 +79,39 @@ def list_treatments(features: LayerFeatures, parameters: ImprovementsParameters)
     if parameters.whitening:
         sample = features.sample_tokens(SAMPLE, parameters.seed)
         for variance in parameters.whitening:
-            whiten = Whitening(sample, variance=variance)
+            whiten = fit_whitening(sample, variance, features.layer)
             yield Treatment(WHITENED, f"{variance:g}", partial(whiten_tokens, whiten=whiten))
-    if math.isqrt(features.n_tokens) ** 2 == features.n_tokens and not features.has_unequal_tokens():
+    grid = grid_of(features)
+    if grid is not None:
+        shape = "" if grid[0] == grid[1] else f"{grid[0]} x {grid[1]}"
         for penalty in parameters.prior:
-            yield Treatment(PRIOR, f"{penalty:g}", partial(add_places, penalty=penalty))
+            transform = partial(add_places, penalty=penalty, grid=grid)
+            yield Treatment(PRIOR, f"{penalty:g}", transform, grid=shape)
+
+
+def grid_of(features: LayerFeatures) -> Grid | None:
+    """Return rows and columns of the tokens of each image of a layer; None where they are not known."""
+    rows, columns = find_grid(features.run, features.n_tokens)
+    return None if features.has_unequal_tokens() or (rows == 1 < columns) else (rows, columns)
+
+
+def note_grid(features: LayerFeatures) -> str:
+    """Return what to know about the grid of a layer's tokens; empty where that of the model's input is known."""
+    grid = grid_of(features)
+    if grid is None:
+        return f"{features.layer}: no spatial prior, as the grid of its tokens (S = {features.n_tokens}) is not known"
+    if features.run.record.cached.model is None:
+        rows, columns = grid
+        return f"{features.layer}: spatial prior with the tokens row by row on a grid of {rows} x {columns}"
+    return ""
+
+
+def fit_whitening(vectors: Array, variance: float, layer: str) -> Whitening:
+    """Return a whitening of what a layer has; raise InputError, which says how to do without, where it has none."""
+    try:
+        return Whitening(vectors, variance=variance)
+    except InputError as error:
+        raise InputError(f"layer {layer!r}: {error}, or leave whitening out with whitening=[]") from error
 
 
 def weigh(z: Array, power: float) -> Array:
@@ -95,11 +133,10 @@ def whiten_tokens(z: Array, whiten: Whitening) -> Array:
     return flat.reshape(*z.shape[:2], -1).astype(np.float32)
 
 
-def add_places(z: Array, penalty: float) -> Array:
-    """Return images (T, S, C) of norm 1 on a square grid with coordinates as two more channels; see the module."""
+def add_places(z: Array, penalty: float, grid: Grid) -> Array:
+    """Return images (T, S, C) of norm 1, tokens row by row on a grid, with coordinates as two more channels."""
     n_images, n_tokens, _ = z.shape
-    width = math.isqrt(n_tokens)
-    places = np.stack(np.divmod(np.arange(n_tokens), width), axis=1) - (width - 1) / 2
+    places = np.stack(np.divmod(np.arange(n_tokens), grid[1]), axis=1) - (np.array(grid) - 1) / 2
     length = np.linalg.norm(places)
     places = math.sqrt(penalty) * places / length if length else places
     images = unit_vectors(z.reshape(n_images, -1), zero=0.0).reshape(z.shape)

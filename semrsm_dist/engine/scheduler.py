@@ -91,9 +91,9 @@ def run_schedule(
     schedule: Schedule,
     *,
     on_receipt: Callable[[Receipt], None],
-    on_idle: Callable[[], None] = lambda: None,
-    recover: Callable[[Hashable], Receipt | None] = lambda unit: None,
-    stop: threading.Event | None = None,
+    on_idle: Callable[[], None],
+    recover: Callable[[Hashable], Receipt | None],
+    stop: threading.Event | None,
 ) -> list[Failure]:
     """Do `run_tasks` by a schedule that was just made, which the caller may look at meanwhile."""
     looked = time.monotonic()

@@ -29,10 +29,9 @@ class Interval:
     high: float
     confidence: float
 
-    def columns(self, value: str = "value", prefix: str = "") -> dict[str, float]:
+    def columns(self, value: str = "value") -> dict[str, float]:
         """Return the estimate and the interval as columns of a table."""
-        ends = {f"{prefix}low": self.low, f"{prefix}high": self.high}
-        return {value: self.estimate, **ends, "confidence": self.confidence}
+        return {value: self.estimate, "low": self.low, "high": self.high, "confidence": self.confidence}
 
 
 def draw_counts(n_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:

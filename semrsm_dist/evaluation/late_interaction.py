@@ -66,7 +66,7 @@ def max_similarities(
 
 
 def affinity_blocks(
-    left: NDArray[np.float32], right: NDArray[np.float32], product_bytes: int = PRODUCT_BYTES
+    left: NDArray[np.float32], right: NDArray[np.float32], product_bytes: int
 ) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32]]]:
     """Yield which images of both sets, and the inner products (A, S, B, T) of their tokens, given contiguous.
 

@@ -91,10 +91,9 @@ class Session:
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
-    def start_tasks(self, worker: Worker, *, cpus: float = 1, gpus: float = 0) -> Pool:
+    def start_tasks(self, worker: Worker, *, cpus: float = 1) -> Pool:
         """Return a pool of workers, each with the configured memory."""
-        memory = self.config.matching.cpu_memory
-        return self.engine.start_tasks(worker, Resources(cpus=cpus, gpus=gpus, memory=memory))
+        return self.engine.start_tasks(worker, Resources(cpus, memory=self.config.matching.cpu_memory))
 
     def work_on_each(
         self, stage: str, worker: Worker, units: Sequence[Hashable], *, unit: str

@@ -45,13 +45,11 @@ class MostChanged:
     apart: float
 
 
-def find_most_changed(
-    found: Mapping[Places, Mapping[str, Estimate]], measure: str = "cka"
-) -> MostChanged | None:
-    """Return which layer changed most by each kind of RSM; None where no layers of one name are compared."""
+def find_most_changed(found: Mapping[Places, Mapping[str, Estimate]]) -> MostChanged | None:
+    """Return which layer changed most by CKA of each kind of RSM; None where no layers of one name are compared."""
     layers = [a for (a, kind), (b, other) in found if a == b and kind == other == KINDS[0]]
     estimates = {
-        kind: [found[(layer, kind), (layer, kind)][measure] for layer in layers] for kind in KINDS if layers
+        kind: [found[(layer, kind), (layer, kind)]["cka"] for layer in layers] for kind in KINDS if layers
     }
     if len(layers) < 2 or any(np.isnan(each.value) for some in estimates.values() for each in some):
         return None

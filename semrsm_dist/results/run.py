@@ -155,7 +155,7 @@ class Run(RunReader):
         Raises
         ------
         ConfigError
-            If the run, or a kernel, cannot be exported in this format, or a name is unknown.
+            If the run, or a kernel, cannot be exported in this format, a name is unknown, or a list is empty.
         IncompleteError
             If a layer has not been finished yet; nothing is written then.
         LimitError

@@ -205,6 +205,30 @@ def test_kernels_without_dissimilarities_are_left_out_of_those_of_the_run(symmet
     assert not (tmp_path / "linear").exists()
 
 
+def test_a_choice_of_nothing_is_refused_and_of_the_same_twice_is_one(
+    symmetric, neighbours, tmp_path, monkeypatch
+):
+    for name in ("layers", "kernels", "kinds"):
+        for to in OF_MATRICES:
+            with pytest.raises(srs.ConfigError, match=f"{name}: an empty list leaves nothing to export"):
+                symmetric.export(to, tmp_path / "out", **{name: []})
+    with pytest.raises(srs.ConfigError, match="kernels: an empty list"):
+        neighbours.export("csr", tmp_path / "out", kernels=[])
+    with pytest.raises(srs.ConfigError, match="layers: an empty list"):
+        symmetric.to_rsatoolbox(layers=[])
+    assert not (tmp_path / "out").exists()
+    twice = {"layers": ["late"] * 2, "kernels": ["cosine"] * 2, "kinds": ["semantic"] * 2}
+    once = {name: names[:1] for name, names in twice.items()}
+    for to in ("npy", "parquet"):
+        written = [path.name for path in symmetric.export(to, tmp_path / "twice", **twice)]
+        assert written == [path.name for path in symmetric.export(to, tmp_path / "once", **once)]
+    monkeypatch.setattr(type(symmetric), "kernels", [])
+    for to in OF_MATRICES:
+        with pytest.raises(srs.ConfigError, match="names no kernels: choose one, as in --kernel cosine"):
+            symmetric.export(to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_formats_of_neighbours_and_of_matrices_exclude_each_other(symmetric, neighbours, tmp_path):
     for run, formats in ((symmetric, OF_NEIGHBOURS), (neighbours, OF_MATRICES)):
         for to in formats:

@@ -121,8 +121,9 @@ def _open(selection: Selection) -> list[ChosenMatrix]:
             "with each other: export npy, csv, mat, parquet or zarr"
         )
     if kernels is None:
-        kernels = [kernel for kernel in run.kernels if kernel != "linear"] or run.kernels
-        if len(kernels) < len(run.kernels):
+        of_run = selection.run_kernels
+        kernels = [kernel for kernel in of_run if kernel != "linear"] or of_run
+        if len(kernels) < len(of_run):
             log.warning("%s: kernel linear is left out: %s", run.directory.path, NOT_LINEAR)
     if "linear" in kernels:
         raise ConfigError(f"kernel linear: {NOT_LINEAR}: choose the kernel cosine or rbf")

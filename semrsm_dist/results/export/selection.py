@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.data.entries import format_labels
+from semrsm_dist.errors import ConfigError
 from semrsm_dist.results.matrices import DerivedMatrix
 from semrsm_dist.results.neighbours import LayerNeighbours
 from semrsm_dist.results.reader import RunReader
@@ -108,18 +109,25 @@ class Selection:
     """None means both."""
 
     def __post_init__(self) -> None:
-        """Take a single name for a list of one."""
+        """Take a single name for a list of one, and a repeated one once; raises ConfigError for an empty list."""
         for name in ("layers", "kernels", "kinds"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, [getattr(self, name)])
+            given = getattr(self, name)
+            if given is None:
+                continue
+            names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+            if not names:
+                raise ConfigError(
+                    f"{name}: an empty list leaves nothing to export: name some, or leave it out"
+                )
+            object.__setattr__(self, name, names)
 
     def matrices(self) -> list[ChosenMatrix]:
         """Open all matrices; raises ConfigError or IncompleteError as `Run.similarity` does."""
         return [
             ChosenMatrix(self.run, layer, kind, kernel, self.run.kernel_matrix(layer, kernel, kind))
             for layer in self._layers
-            for kind in self.kinds or KINDS
-            for kernel in (self.run.kernels if self.kernels is None else self.kernels)
+            for kind in (KINDS if self.kinds is None else self.kinds)
+            for kernel in (self.run_kernels if self.kernels is None else self.kernels)
         ]
 
     def neighbours(self) -> dict[str, LayerNeighbours]:
@@ -130,8 +138,18 @@ class Selection:
         return {
             f"{layer}.{kernel}": self.run.layer_neighbours(layer, kernel)
             for layer in self._layers
-            for kernel in self.kernels or ["cosine"]
+            for kernel in (["cosine"] if self.kernels is None else self.kernels)
         }
+
+    @property
+    def run_kernels(self) -> Sequence[str]:
+        """The kernels of the run's configuration; raises ConfigError if it has none."""
+        if not self.run.kernels:
+            raise ConfigError(
+                f"{self.run.directory.path}: the configuration of this run names no kernels: choose one, as in "
+                "--kernel cosine"
+            )
+        return self.run.kernels
 
     @property
     def _layers(self) -> Sequence[str]:

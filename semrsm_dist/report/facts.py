@@ -233,7 +233,7 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
     drawn = "".join(
         f'<rect x="{at * step + 1:.1f}" y="{height - height * n / bars.max():.1f}" width="{step - 2:.1f}" '
         f'height="{height * n / bars.max():.1f}"><title>{_gap_range(at, first)}: '
-        f"{n:,} pair{'s' * (n != 1)}</title></rect>"
+        f"{n:,} pair{'' if n == 1 else 's'}</title></rect>"
         for at, n in enumerate(bars)
     )
     decades = (place for place in range(first, last + 2) if place % PER_DECADE == 0)
@@ -257,7 +257,8 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
         f"<figure class='gaps'><svg viewBox='0 -4 {width} {height + 24}' role='img' "
         f"aria-label='Distribution of the gaps of {escape(layer, quote=True)}: {exact}'>{drawn}{mark}"
         f"<text x='{step / 2:.1f}' y='{height + 14}'>0</text>{ticks}</svg>"
-        f"<figcaption>{escape(layer)}: {gaps.sum():,} pair{'s' * (gaps.sum() != 1)}; {exact}</figcaption></figure>"
+        f"<figcaption>{escape(layer)}: {gaps.sum():,} pair{'' if gaps.sum() == 1 else 's'}; {exact}"
+        "</figcaption></figure>"
     )
 
 

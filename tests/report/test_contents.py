@@ -13,6 +13,7 @@ from semrsm_dist.pipeline.stages.evaluation import retrieval_task
 from semrsm_dist.progress import SilentReporter
 from semrsm_dist.report import gathering as report_data
 from semrsm_dist.report import matches as report_matches
+from semrsm_dist.report.facts import gap_histogram
 from semrsm_dist.report.gathering import gather
 from semrsm_dist.report.pictures import read_picture
 from semrsm_dist.results.images import CHANGED, ImageReader, see, seen_box
@@ -242,3 +243,12 @@ def test_the_picture_is_what_the_model_sees(image, mode, crop_pct, size):
 def test_the_whole_image_is_seen_without_a_model():
     assert see(Image.new("RGB", (300, 100)), {}, 150).size == (150, 50)
     assert seen_box((100, 50), (50, 50), 1.0, "center") == (25, 0, 75, 50)
+
+
+def test_a_histogram_of_gaps_counts_its_pairs():
+    gaps = np.zeros(400, np.int64)
+    gaps[[0, 5]] = 1, 2000
+    shown = gap_histogram("late", gaps, 1e-3)
+    assert ": 1 pair</title>" in shown
+    assert ": 2,000 pairs</title>" in shown
+    assert "late: 2,001 pairs;" in shown

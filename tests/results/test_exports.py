@@ -8,12 +8,20 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import xarray as xr
 from scipy.io import loadmat
 from scipy.spatial.distance import squareform
 from scipy.stats import spearmanr
 
 import semrsm_dist as srs
-from semrsm_dist.results.export import OF_MATRICES, OF_NEIGHBOURS, dissimilarities, selection, tables
+from semrsm_dist.results.export import (
+    OF_MATRICES,
+    OF_NEIGHBOURS,
+    dissimilarities,
+    selection,
+    tables,
+    whole_zarr,
+)
 from semrsm_dist.results.export.exporting import WRITERS
 
 IDS = [f"größe data {index}" for index in range(14)]
@@ -27,6 +35,26 @@ def above(matrix):
 
 def test_every_format_has_a_writer():
     assert set(WRITERS) == {*OF_MATRICES, *OF_NEIGHBOURS}
+
+
+def test_an_export_to_zarr_that_is_cut_off_leaves_no_group_that_lacks_chunks(
+    symmetric, tmp_path, monkeypatch
+):
+    def remove_some(folder):
+        for path in sorted(folder.rglob("c/*/*"))[:1]:
+            path.unlink()
+        raise KeyboardInterrupt
+
+    [placed] = symmetric.export("zarr", tmp_path, layers=["late"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(whole_zarr, "remove_folder", remove_some)
+        symmetric.export("zarr", tmp_path, layers=["late"])
+    assert not list(placed.rglob("c/*"))  # readers would take those that are not there for NaN
+    assert list(tmp_path.iterdir()) == [tmp_path / "rsm.zarr"]
+    symmetric.export("zarr", tmp_path, layers=["late"])
+    np.testing.assert_array_equal(
+        xr.open_zarr(placed)["semantic_cosine"], symmetric.similarity("late").values.astype(np.float32)
+    )
 
 
 @pytest.fixture(params=["symmetric", "rectangular"])

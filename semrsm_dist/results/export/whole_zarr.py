@@ -32,8 +32,10 @@ def write_zarr(selection: Selection, folder: Path) -> list[Path]:
                     write_chunks(store, matrices, every, chunk)
             store.finish(matrices.store.coordinates(), {"layer": layer}, record.id_of(layer))
             placed = folder / "rsm.zarr" / layer
-            MatrixStore(placed.parent, layer).begin()  # what was there counts as incomplete until it is gone
             with writing(placed):
+                if placed.is_dir():  # as a whole: half of it would read as NaN, too
+                    placed.rename(Path(partial, "before"))
+                MatrixStore(placed.parent, layer).begin()  # makes the group above, too
                 remove_folder(placed)
                 Path(partial, "rsm.zarr", layer).rename(placed)
     return [folder / "rsm.zarr" / layer for layer in together]

@@ -46,7 +46,7 @@ def lacking(session: Session, features: Iterable[tuple[Side, str]]) -> list[str]
     return [
         f"{store.side}/{store.layer}"
         for store in stores
-        if (store.side, store.layer) in session.discarded
+        if (store.side, store.layer) in session.discarded_features
         or not store.is_complete()
         or (is_copied and not store.is_verified())
     ]
@@ -57,7 +57,7 @@ def read_copy(session: Session, side: Side) -> Manifest | None:
 
     Raises UnreadableFileError if the file system cannot read it.
     """
-    if side in session.distrusted or not paths.exists(session.directory.manifest(side)):
+    if side in session.discarded_manifests or not paths.exists(session.directory.manifest(side)):
         return None
     try:
         return session.directory.read_manifest(side)

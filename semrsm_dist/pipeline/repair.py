@@ -108,7 +108,8 @@ def _run(
     """Let a session compute what is broken, once it has been removed."""
     matcher = config.matching.make_matcher()
     with open_session(config, engine, reporter, stop) as (session, record):
-        session.discarded, session.distrusted = frozenset(broken.features), frozenset(broken.manifests)
+        session.discarded_features = frozenset(broken.features)
+        session.discarded_manifests = frozenset(broken.manifests)
 
         def discard() -> None:
             reporter.note(f"repair: {broken.describe()}")

@@ -56,15 +56,18 @@ class Session:
     """Where progress is reported."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set to end the session between two units of work."""
-    discarded: frozenset[tuple[Side, str]] = frozenset()
+    discarded_features: frozenset[tuple[Side, str]] = frozenset()
     """Side and layer of features that are there, but will be made again."""
-    distrusted: frozenset[Side] = frozenset()
+    discarded_manifests: frozenset[Side] = frozenset()
     """Sides whose manifest is there, but will be made again."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """How long each stage took."""
     counts: dict[str, dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))
     )
+    """For each stage the sums of its receipts' counts, and how many units were `found` and `computed`."""
     warnings: list[str] = field(default_factory=list)
+    """All warnings of the session, for its summary."""
 
     def __post_init__(self) -> None:
         self.pulse = Pulse(self.directory)

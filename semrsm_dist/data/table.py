@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from semrsm_dist.data.entries import ImageEntry, check_unique_ids, clean_labels, parse_labels
+from semrsm_dist.data.entries import ImageEntry, check_unique_ids, clean_labels, is_nan, parse_labels
 from semrsm_dist.data.locations import (
     REMOTE,
     absolute,
@@ -34,6 +34,9 @@ _logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_id", "uri", "labels", "group", "label_counts", "label_areas")
 _LISTS = ("labels", "label_counts", "label_areas")
+_MISSING = ("nan", "<na>", "nat", "null", "none")
+"""What Python's libraries write for a missing value where they write text, in any case."""
+
 _ALIKE = 0.75
 """How alike an unknown column's name and a column's that is not there must be for the one to be a misspelt other."""
 
@@ -86,6 +89,8 @@ def read_entries(
         for row, place in zip(given, found, strict=True):
             places[row] = place
     labels = _labels(table, location)
+    _warn_of_missing(location, "labels", {label for some in labels for label in some})
+    _warn_of_missing(location, "group", set(groups))
     counts = _numbers(table, "label_counts", labels, location)
     areas = _numbers(table, "label_areas", labels, location)
     columns = zip(ids, places, labels, (group or None for group in groups), counts, areas, strict=True)
@@ -225,7 +230,8 @@ def _read_json_lines(content: bytes) -> pa.Table:
             raise ValueError(
                 f"line {number} has a key twice (blanks around keys do not count): {line[:80]!r}"
             )
-        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in row.values()]
+        values = (None if is_nan(value) else value for value in row.values())
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
         rows.append(dict(zip(names, texts, strict=True)))
     columns = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in columns})
@@ -284,10 +290,14 @@ def _report_further(location: str, names: Iterable[str]) -> None:
 
 
 def _texts(table: pa.Table, name: str, location: str) -> list[str]:
-    """Return the cells of a column as text, empty where one has no value or there is no such column."""
+    """Return the cells of a column as text, empty where one has no value (NaN is none) or there is no such column."""
     if name not in table.column_names:
         return [""] * table.num_rows
     column = table.column(name)
+    if pa.types.is_floating(column.type):
+        column = pa.chunked_array(
+            [pa.array(part.to_pylist(), part.type, from_pandas=True) for part in column.chunks], column.type
+        )
     try:
         return [value or "" for value in column.cast(pa.string()).to_pylist()]
     except pa.ArrowException as error:
@@ -351,6 +361,25 @@ def _labels(table: pa.Table, location: str) -> Sequence[tuple[str, ...]]:
             ) from error
     _warn_of_commas(labels, location)
     return labels
+
+
+def _warn_of_missing(location: str, column: str, names: set[str]) -> None:
+    """Warn of text that other programs write for a missing value: here, all images that have it share a name."""
+    found = sorted(name for name in names if name.lower() in _MISSING)
+    if found:
+        _report_missing(location, column, tuple(found))
+
+
+@lru_cache(maxsize=64)  # once for a table
+def _report_missing(location: str, column: str, names: tuple[str, ...]) -> None:
+    _logger.warning(
+        "%s: %s in the column %s counts as a name, so images with it %s: if it means that the value is missing, leave "
+        "the cell empty",
+        location,
+        ", ".join(map(repr, names)),
+        column,
+        "share a label" if column == "labels" else "are near-duplicates of each other, and no hits",
+    )
 
 
 def _warn_of_commas(labels: Sequence[tuple[str, ...]], location: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -320,6 +321,34 @@ def test_blanks_around_column_names_do_not_count(tmp_path, kind):
     (tmp_path / "t.csv").write_text("image_id,uri,labels,labels \na,a.png,cat,dog\n")
     with pytest.raises(InputError, match="more than one column 'labels'"):
         TableImages(path=tmp_path / "t.csv").entries()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_number_nan_is_a_missing_value(tmp_path, kind):
+    path = tmp_path / f"t.{kind}"
+    cells = [["cat"], math.nan, ["dog"]]
+    if kind == "jsonl":
+        rows = [{"image_id": str(i), "uri": "a.png", "labels": each} for i, each in enumerate(cells)]
+        path.write_text("\n".join(json.dumps({**row, "group": math.nan}) for row in rows))
+    else:
+        columns = {"image_id": ["0", "1", "2"], "uri": ["a.png"] * 3, "labels": [["cat"], None, ["dog"]]}
+        groups = pa.array([math.nan, math.nan, math.nan], pa.float64())  # not null, as pandas would make it
+        pa.parquet.write_table(pa.table({**columns, "group": groups}), path)
+    entries = TableImages(path=path).entries()
+    assert [(entry.labels, entry.group) for entry in entries] == [
+        (("cat",), None),
+        ((), None),
+        (("dog",), None),
+    ]
+
+
+def test_text_that_may_mean_a_missing_value_is_reported(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("image_id,uri,labels,group\na,a.png,nan,nan\nb,b.png,None|cat,nan\n")
+    entries = TableImages(path=tmp_path / "t.csv").entries()
+    assert [(entry.labels, entry.group) for entry in entries] == [(("nan",), "nan"), (("None", "cat"), "nan")]
+    told = [record.getMessage() for record in caplog.records]
+    assert "'None', 'nan' in the column labels counts as a name, so images with it share a label" in told[0]
+    assert "'nan' in the column group" in told[1] and "near-duplicates of each other" in told[1]
 
 
 def test_further_columns_are_reported_once(tmp_path, caplog):

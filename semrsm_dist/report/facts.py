@@ -265,8 +265,9 @@ def gap_histogram(layer: str, gaps: NDArray[np.int64], tolerance: float | None) 
 def _gap_range(bar: int, first: int) -> str:
     if bar == 0:
         return "no gap"
-    low = DECADES[0] + (first + bar - 1) / PER_DECADE
-    return f"{10**low:.1e} to {10 ** (low + 1 / PER_DECADE):.1e}"
+    place = first + bar - 1
+    low, high = (f"{10 ** (DECADES[0] + each / PER_DECADE):.1e}" for each in (place, place + 1))
+    return f"{low} to {high}" if place else f"up to {high}"  # the first holds all that are smaller
 
 
 def evaluations(found: Iterable[Evaluation]) -> str:

@@ -151,7 +151,7 @@ def test_queries_that_differ_between_layers_are_told_and_thirds_stay_three():
     text = write_text(pd.DataFrame(rows), pd.DataFrame(), [])
     assert "over 22 to 23 queries with boxes (1 to 2 left out)" in text
     assert text.count("lowest third") == 1 and "lowest third (0.20 to 0.30)" in text
-    assert "nan" not in text and "no slope of size" in text
+    assert "nan" not in text and "no slope of size" in text and "adjustment for 0 slopes" in text
 
 
 def test_thirds_hold_all_queries_with_boxes_and_average_to_the_mean(judged):

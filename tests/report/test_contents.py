@@ -252,3 +252,6 @@ def test_a_histogram_of_gaps_counts_its_pairs():
     assert ": 1 pair</title>" in shown
     assert ": 2,000 pairs</title>" in shown
     assert "late: 2,001 pairs;" in shown
+    gaps[1] = 7  # those of exact matchers are smaller than any bar
+    shown = gap_histogram("late", gaps, None)
+    assert "up to 1.5e-12: 7 pairs" in shown and "4.6e-12 to 6.8e-12: 2,000 pairs" in shown

@@ -40,7 +40,7 @@ def write_text(table: pd.DataFrame, notes: Sequence[str]) -> str:
         shown = compared.assign(cell=[mark_interval(row) for _, row in compared.iterrows()])
         parts.append(
             f"less {against}, mean over queries [{compared['confidence'].iloc[0]:.0%} interval]; *: p < {SIGNIFICANT} "
-            f"after Holm's adjustment for {len(compared)} comparisons:\n"
+            f"after Holm's adjustment for {compared['p_holm'].count()} comparisons:\n"
             + write_grid(shown, "cell", "family", "layer")
         )
     parts.append("\n".join(_conclude(reported)))

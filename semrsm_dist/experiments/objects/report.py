@@ -38,7 +38,7 @@ def write_text(table: pd.DataFrame, correlations: pd.DataFrame, notes: Sequence[
             "layer",
         ),
         "change of the gain with one standard deviation more of each predictor, the others held fixed [interval]; "
-        f"*: p < {SIGNIFICANT} after Holm's adjustment for {len(slopes)} slopes:\n"
+        f"*: p < {SIGNIFICANT} after Holm's adjustment for {slopes['p_holm'].count()} slopes:\n"
         + write_grid(shown, "value", ["against", "layer"], "predictor"),
     ]
     for predictor, rows in levels.groupby("predictor", sort=False):

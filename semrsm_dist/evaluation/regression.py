@@ -30,6 +30,8 @@ class Slopes:
     """(R, P) values of the resamples."""
     n: int
     """Images that were used."""
+    n_resampled: int
+    """Images, or clusters of them, that were resampled."""
 
     def interval(self, predictor: int, confidence: float = CONFIDENCE) -> Interval:
         """Return the bootstrap percentile interval of one slope."""
@@ -37,7 +39,7 @@ class Slopes:
 
     def p_values(self) -> Values:
         """Return the two-sided bootstrap p-value (P,) of each slope against zero."""
-        return bootstrap_p_values(self.replicates)
+        return bootstrap_p_values(self.replicates, self.n_resampled)
 
 
 def fit_slopes(
@@ -66,7 +68,7 @@ def fit_slopes(
     codes = np.arange(n) if clusters is None else np.unique(clusters[kept], return_inverse=True)[1]
     nothing = np.full(n_predictors, np.nan)
     if n <= n_predictors + 1:
-        return Slopes(nothing, np.full((resamples, n_predictors), np.nan), n)
+        return Slopes(nothing, np.full((resamples, n_predictors), np.nan), n, 0)
     spread = x.std(axis=0)
     design = np.column_stack(
         [np.ones(n), np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 0)]
@@ -83,7 +85,7 @@ def fit_slopes(
         replicates[part] = _solve(squares, weights @ (design * y[:, None]), rank)
     values = _solve(products.sum(axis=0).reshape(1, *2 * (design.shape[1],)), (y @ design)[None], rank)[0]
     values[undetermined], replicates[:, undetermined] = np.nan, np.nan
-    return Slopes(values, replicates, n)
+    return Slopes(values, replicates, n, counts.shape[1])
 
 
 def _undetermined(design: Values, rank: int) -> NDArray[np.bool_]:
@@ -101,15 +103,16 @@ def _solve(squares: Values, moments: Values, rank: int) -> Values:
     return slopes
 
 
-def bootstrap_p_values(replicates: Values) -> Values:
-    """Return two-sided p-values (P,) against zero of quantities with replicates (R, P).
+def bootstrap_p_values(replicates: Values, n: int) -> Values:
+    """Return two-sided p-values (P,) against zero of quantities with replicates (R, P), of n that were resampled.
 
-    A p-value is twice the share of replicates on the rarer side of zero. It is at least 2 / (R + 1), and NaN where more
+    A p-value is twice the share of replicates on the rarer side of zero. It is at least 2 / (R + 1), and 2^(1 - n), the
+    chance that n signs are alike: replicates of few images that are all on one side show no more. It is NaN where more
     than half of the replicates are NaN, as an interval is.
     """
     defined = np.count_nonzero(~np.isnan(replicates), axis=0)
     rarer = np.minimum(np.count_nonzero(replicates <= 0, axis=0), np.count_nonzero(replicates >= 0, axis=0))
-    p_values = np.minimum(1.0, 2.0 * (1 + rarer) / (1 + defined))
+    p_values = np.clip(2.0 * (1 + rarer) / (1 + defined), 2.0 ** (1 - n), 1.0)
     result: Values = np.where(2 * defined >= max(len(replicates), 1), p_values, np.nan)
     return result
 

@@ -1,5 +1,7 @@
 """Regression with a bootstrap against least squares in a loop, and what Holm's method promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,4 +93,13 @@ def test_holm_counts_only_what_was_tested():
 
 def test_a_p_value_is_no_smaller_than_the_resamples_can_show():
     replicates = np.column_stack([np.ones(99), np.full(99, np.nan), np.linspace(-1, 1, 99)])
-    np.testing.assert_allclose(bootstrap_p_values(replicates), [0.02, np.nan, 1.0])
+    np.testing.assert_allclose(bootstrap_p_values(replicates, 50), [0.02, np.nan, 1.0])
+
+
+def test_a_p_value_is_no_smaller_than_the_chance_that_all_signs_are_alike():
+    replicates = np.ones((3999, 1))
+    for n in (2, 3, 5):
+        signs = np.array(list(itertools.product([-1, 1], repeat=n)))
+        alike = np.mean(np.abs(signs.sum(axis=1)) == n)
+        np.testing.assert_allclose(bootstrap_p_values(replicates, n), alike)
+    assert bootstrap_p_values(replicates, 20) == pytest.approx(2 / 4000)

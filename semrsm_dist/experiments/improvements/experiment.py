@@ -158,5 +158,5 @@ def _difference(gain: Scores, *, resamples: int, seed: int) -> dict[str, Any]:
         return {**found.columns(), "p": np.nan, "n": defined.size}
     replicates = draw_counts(defined.size, resamples=resamples, seed=seed) @ defined / defined.size
     interval = percentile_interval(float(defined.mean()), replicates)
-    p_value = float(bootstrap_p_values(replicates[:, None])[0])
+    p_value = float(bootstrap_p_values(replicates[:, None], defined.size)[0])
     return {**interval.columns(), "p": p_value, "n": defined.size}

@@ -172,7 +172,7 @@ def test_help_lists_every_experiment_with_its_parameters_and_their_defaults(caps
         experiment = EXPERIMENTS.load(name)
         assert f"{name}: {experiment.summary}" in shown
         assert all(f"    {parameter} " in shown for parameter in experiment.parameters.model_fields)
-    assert "hits per query, one score each (default: [1, 3, 5, 10])" in shown
+    assert "hits per query, with one score for each (default: [1, 3, 5, 10])" in shown
 
 
 @pytest.mark.parametrize("more", [["--help"], ["my.yaml", "-h"], ["--with", "k=[1]", "--help"]])

@@ -170,13 +170,13 @@ def printable_name(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def counted(n: int, noun: str, plural: str = "") -> str:
+def counted(n: float, noun: str, plural: str = "") -> str:
     """Return a number with its noun, in the plural but for one.
 
     >>> counted(1, "image"), counted(0, "image"), counted(2, "query", "queries")
     ('1 image', '0 images', '2 queries')
     """
-    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
+    return f"{format(n, 'g') if isinstance(n, float) else n} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def shorten(names: Iterable[object], n: int = 5, *, counts: bool = False) -> str:

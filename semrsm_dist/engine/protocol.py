@@ -38,9 +38,9 @@ class Resources:
     memory: int | None = None
 
     def __str__(self) -> str:
-        words = [f"{self.cpus:g} CPU"]
+        words = [counted(self.cpus, "CPU")]
         if self.gpus:
-            words.append(f"{self.gpus:g} GPU")
+            words.append(counted(self.gpus, "GPU"))
         if self.memory:
             is_small = self.memory < 2**30
             words.append(

@@ -602,5 +602,5 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setattr(local, "available_gpus", lambda: 1)
     engine = make_engine("local", workers=2)
     for start in (engine.start_tasks, lambda worker, needs: engine.start_actors(worker, 1, needs)):
-        with pytest.raises(ConfigError, match=r"2 GPU, but .* 1 GPUs.*CUDA_VISIBLE_DEVICES"):
+        with pytest.raises(ConfigError, match=r"2 GPUs, but .* 1 GPU;.*CUDA_VISIBLE_DEVICES"):
             start(print, Resources(gpus=2))

@@ -228,7 +228,7 @@ def test_a_matcher_runs_in_memory_only_where_its_gpus_are(install, monkeypatch):
         lambda: match(Z[0], Z[1], "reversing"),
         lambda: similarity_matrix(Z, matcher="reversing"),
     ):
-        with pytest.raises(ConfigError, match="matcher 'reversing' needs 1 GPUs, but this machine has 0"):
+        with pytest.raises(ConfigError, match="matcher 'reversing' needs 1 GPU, but this machine has 0"):
             compute()
     monkeypatch.setattr("semrsm_dist.matching.similarity.available_gpus", lambda: 1)
     assert match(Z[0], Z[1], "reversing").matcher == "reversing"

@@ -80,7 +80,7 @@ def test_cuda_without_the_package_is_refused(no_package):
 )
 def test_cuda_without_a_gpu_is_refused(no_gpu, call):
     pytest.importorskip("cuda.bindings", reason="needs the extra cuda")
-    with pytest.raises(ConfigError, match="needs 1 GPUs, but this machine has 0"):
+    with pytest.raises(ConfigError, match="needs 1 GPU, but this machine has 0"):
         call()
 
 

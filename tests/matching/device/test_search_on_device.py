@@ -67,5 +67,5 @@ def test_bad_input_is_refused_before_the_gpu_is_used(device, monkeypatch):
     with pytest.raises(InputError, match="image 2 holds 1 NaN"):
         srs.top_k(z, device="cuda")
     monkeypatch.setattr(similarity, "available_gpus", lambda: 0)
-    with pytest.raises(ConfigError, match="needs 1 GPUs, but this machine has 0"):
+    with pytest.raises(ConfigError, match="needs 1 GPU, but this machine has 0"):
         srs.top_k(images(0, 6), device="cuda")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
-from semrsm_dist.errors import find_cause, watching_signals
+from semrsm_dist.pipeline.signals import find_cause, watching_signals
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

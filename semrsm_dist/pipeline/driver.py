@@ -12,12 +12,13 @@ from typing import Any
 
 from semrsm_dist.config.schema import RunConfig, as_config
 from semrsm_dist.engine import Engine, Resources, make_engine, require_engine
-from semrsm_dist.errors import ConfigError, WorkError, find_cause
+from semrsm_dist.errors import ConfigError, WorkError
 from semrsm_dist.matching.matcher import Matcher
 from semrsm_dist.pipeline.faults import list_failures
 from semrsm_dist.pipeline.inputs import RunInputs, compare, resolve_inputs
 from semrsm_dist.pipeline.rebuilding import adopt_sizes
 from semrsm_dist.pipeline.session import Session
+from semrsm_dist.pipeline.signals import find_cause
 from semrsm_dist.pipeline.sizing import make_record, require_disk, require_memory
 from semrsm_dist.pipeline.stages.assembly import assemble_layers
 from semrsm_dist.pipeline.stages.features import provide_features, warn_of_damaged

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from semrsm_dist.cli.interrupts import SIGNALS, end_while_loading, stopping_in_order
-from semrsm_dist.errors import StorageError, WorkError, find_cause
+from semrsm_dist.errors import StorageError, WorkError
+from semrsm_dist.pipeline.signals import find_cause
 
 
 @pytest.fixture(autouse=True)

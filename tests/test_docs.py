@@ -1,5 +1,7 @@
 """What the documentation says can be followed: links lead somewhere, commands parse, code compiles."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +27,12 @@ PAGES = [
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(semrsm [^`]+)`")
+
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "semrsm_dist").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -121,3 +129,11 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_the_architecture_takes_two_screens():
     assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_of_docstrings_have_the_results_they_show(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, attempted = doctest.testmod(importlib.import_module(module))
+    assert attempted > 0
+    assert failed == 0

@@ -1,6 +1,5 @@
 """The public face: what `import semrsm_dist` offers, its documentation, and that it changes nothing."""
 
-import doctest
 import json
 import pydoc
 import subprocess
@@ -36,20 +35,6 @@ def test_its_help_fits_a_screen_and_names_everything():
     assert len(text.splitlines()) <= 60
     errors = {name for name in dir(srs) if name.endswith("Error")} - {"SemrsmError"}
     assert all(name in text for name in set(dir(srs)) - errors - {"__doc__", "__version__"})
-
-
-def test_its_examples_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(srs) == (0, 9)
-
-
-def test_functions_examples_run():
-    for name in ("match", "extract"):
-        finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
-        function = getattr(srs, name)
-        (test,) = finder.find(function, name, globs={name: function})
-        assert runner.run(test).failed == 0
-        assert runner.tries > 0
 
 
 def test_a_run_is_what_a_mapping_or_a_file_says(tmp_path):

@@ -381,7 +381,7 @@ def _rounded(n_bytes: int) -> int:
     """Return a size of memory that holds so many bytes: one of few sizes, so that memory can be used again.
 
     >>> [_rounded(n) for n in (0, 1, 512, 1025, 9000)]
-    [512, 512, 512, 1280, 10240]
+    [512, 512, 512, 1536, 10240]
     """
     step = max(512, 1 << (max(n_bytes - 1, 0).bit_length() - 3)) if n_bytes > 4096 else 512
     return max(1, -(-n_bytes // step)) * step

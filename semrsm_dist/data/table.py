@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -281,12 +281,13 @@ def _check_columns(names: Sequence[str], needed: Sequence[str], location: str) -
             f"{', '.join(names) or 'none'}. Needed: {', '.join(needed)}; the others may be left out"
         )
     if further:
-        _report_further(location, tuple(further))
+        _warn_once(f"{location}: the columns {', '.join(map(repr, further))} are not used")
 
 
-@lru_cache(maxsize=64)  # once for a table
-def _report_further(location: str, names: Iterable[str]) -> None:
-    _logger.warning("%s: the columns %s are not used", location, ", ".join(map(repr, names)))
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """Warn of something in a table, which is read several times in a run."""
+    _logger.warning("%s", message)
 
 
 def _texts(table: pa.Table, name: str, location: str) -> list[str]:
@@ -367,19 +368,11 @@ def _warn_of_missing(location: str, column: str, names: set[str]) -> None:
     """Warn of text that other programs write for a missing value: here, all images that have it share a name."""
     found = sorted(name for name in names if name.lower() in _MISSING)
     if found:
-        _report_missing(location, column, tuple(found))
-
-
-@lru_cache(maxsize=64)  # once for a table
-def _report_missing(location: str, column: str, names: tuple[str, ...]) -> None:
-    _logger.warning(
-        "%s: %s in the column %s counts as a name, so images with it %s: if it means that the value is missing, leave "
-        "the cell empty",
-        location,
-        ", ".join(map(repr, names)),
-        column,
-        "share a label" if column == "labels" else "are near-duplicates of each other, and no hits",
-    )
+        what = "share a label" if column == "labels" else "are near-duplicates of each other, and no hits"
+        _warn_once(
+            f"{location}: {', '.join(map(repr, found))} in the column {column} counts as a name, so images with it "
+            f"{what}: if it means that the value is missing, leave the cell empty"
+        )
 
 
 def _warn_of_commas(labels: Sequence[tuple[str, ...]], location: str) -> None:
@@ -391,15 +384,8 @@ def _warn_of_commas(labels: Sequence[tuple[str, ...]], location: str) -> None:
         if "," in label and known.issuperset(part.strip() for part in label.split(","))
     )
     if joined:
-        _report_joined(location, tuple(joined))
-
-
-@lru_cache(maxsize=64)  # once for a table
-def _report_joined(location: str, labels: tuple[str, ...]) -> None:
-    _logger.warning(
-        "%s: a comma does not separate labels, so each of %s is one label of its own, although its parts are labels, "
-        "too: if several are meant, write them as %r",
-        location,
-        ", ".join(map(repr, labels)),
-        "|".join(part.strip() for part in labels[0].split(",")),
-    )
+        several = "|".join(part.strip() for part in joined[0].split(","))
+        _warn_once(
+            f"{location}: a comma does not separate labels, so each of {', '.join(map(repr, joined))} is one label of "
+            f"its own, although its parts are labels, too: if several are meant, write them as {several!r}"
+        )
